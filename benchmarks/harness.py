@@ -1,0 +1,217 @@
+"""Fair timing of several runtimes in one process, and the record of it.
+
+Calling runtimes in turn is unfair: their thread pools spin on for a while after a call and take the cores
+from the next one. So each runtime is called in blocks. Before a block there is a pause in which the other
+pools go to sleep, the first calls of a block warm caches and wake the threads and are dropped, and the order
+of the blocks rotates from round to round, so that slow drifts of the machine hit all alike.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from benchmarks.peers import Arrays, Runner
+
+PACKAGES = ("tersor", "torch", "apache-tvm", "onnxruntime", "openvino", "transformers", "pytorchcv", "numpy")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and in which portions to measure.
+
+    Parameters
+    ----------
+    rounds : int
+        Blocks per runner.
+    block_seconds : float
+        Time that the counted calls of a block should take.
+    minimum_calls, maximum_calls : int
+        Bounds on the counted calls of a block.
+    dropped_calls : int
+        Calls at the start of each block that are not counted.
+    pause_seconds : float
+        Sleep before each block.
+    """
+
+    rounds: int = 7
+    block_seconds: float = 0.5
+    minimum_calls: int = 5
+    maximum_calls: int = 200
+    dropped_calls: int = 3
+    pause_seconds: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.dropped_calls < 1:
+            raise ValueError("a schedule needs at least one round and one dropped call per block")
+        if not 1 <= self.minimum_calls <= self.maximum_calls:
+            raise ValueError("a schedule needs 1 <= minimum_calls <= maximum_calls")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Order statistics of one runner's counted calls, in seconds."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    minimum: float
+    block_medians: tuple[float, ...]
+    calls: int
+
+    @classmethod
+    def from_blocks(cls, blocks: Sequence[Sequence[float]]) -> Latency:
+        """Summarize the call times (seconds) of all blocks."""
+        samples = np.concatenate([np.asarray(block) for block in blocks])
+        lower, median, upper = (float(value) for value in np.percentile(samples, (25, 50, 75)))
+        medians = tuple(float(np.median(block)) for block in blocks)
+        return cls(median, lower, upper, float(samples.min()), medians, samples.size)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One runner's result on one model."""
+
+    runner: str
+    latency: Latency
+    build_seconds: float
+    difference: float  # largest absolute difference to the first runner over its largest absolute output
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All runners' results on one model; the first row is the reference for the outputs."""
+
+    model: str
+    threads: int
+    rows: tuple[Row, ...]
+
+    def median(self, runner: str) -> float:
+        """Return the median latency of `runner` in seconds; KeyError if it did not take part."""
+        return {row.runner: row.latency.median for row in self.rows}[runner]
+
+    def ratio(self, runner: str, against: Sequence[str]) -> float | None:
+        """Return `runner`'s median over the smallest median of those in `against` that took part."""
+        medians = {row.runner: row.latency.median for row in self.rows}
+        others = [medians[name] for name in against if name in medians]
+        if runner not in medians or not others:
+            return None
+        return medians[runner] / min(others)
+
+
+def measure(
+    runners: Sequence[Runner],
+    inputs: Arrays,
+    schedule: Schedule | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Latency]:
+    """Time `runners` on the same inputs, block by block.
+
+    Parameters
+    ----------
+    runners : sequence of Runner
+        Runners with distinct names.
+    inputs : sequence of np.ndarray
+        Arguments of each call.
+    schedule : Schedule, optional
+        Portions; the default takes about 6 s per runner.
+    progress : callable, optional
+        Told the runner's name when each of its blocks starts.
+
+    Returns
+    -------
+    dict of str to Latency
+        In the order of `runners`.
+    """
+    names = [runner.name for runner in runners]
+    if len(set(names)) != len(names):
+        raise ValueError(f"runner names must be distinct, got {names}")
+    schedule = schedule or Schedule()
+    blocks: dict[str, list[list[float]]] = {name: [] for name in names}
+    collecting = gc.isenabled()
+    gc.disable()  # a collection within a call would be charged to the runner
+    try:
+        for index in range(schedule.rounds):
+            start = index % len(runners)
+            for runner in (*runners[start:], *runners[:start]):
+                progress(runner.name)
+                gc.collect()
+                blocks[runner.name].append(_block(runner, inputs, schedule))
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Latency.from_blocks(times) for name, times in blocks.items()}
+
+
+def _block(runner: Runner, inputs: Arrays, schedule: Schedule) -> list[float]:
+    """Return the seconds of each counted call of one block."""
+    time.sleep(schedule.pause_seconds)
+    dropped = [_call(runner, inputs) for _ in range(schedule.dropped_calls)]
+    wanted = round(schedule.block_seconds / min(dropped))
+    calls = min(max(wanted, schedule.minimum_calls), schedule.maximum_calls)
+    return [_call(runner, inputs) for _ in range(calls)]
+
+
+def _call(runner: Runner, inputs: Arrays) -> float:
+    begin = time.perf_counter()
+    runner.run(inputs)
+    return time.perf_counter() - begin
+
+
+def difference(reference: Arrays, outputs: Arrays) -> float:
+    """Return the largest absolute difference, relative to the reference's largest absolute value.
+
+    With several outputs, that of the worst.
+
+    Raises
+    ------
+    ValueError
+        If the number of outputs or a shape differs.
+    """
+    if len(reference) != len(outputs):
+        raise ValueError(f"{len(outputs)} outputs where the reference has {len(reference)}")
+    worst = 0.0
+    for index, (expected, actual) in enumerate(zip(reference, outputs, strict=True)):
+        if expected.shape != actual.shape:
+            raise ValueError(f"output {index} has shape {actual.shape}, the reference {expected.shape}")
+        scale = float(np.abs(expected).max()) or 1.0
+        gap = float(np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max()) / scale
+        worst = gap if np.isnan(gap) else max(worst, gap)
+    return worst
+
+
+def machine() -> dict[str, str | int | float]:
+    """Describe this machine: processor, cores, memory, operating system, interpreter."""
+    return {
+        "processor": _processor_name(),
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
+        "logical_cores": psutil.cpu_count() or 1,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return the installed version of each package, leaving out those that are not installed."""
+    installed = {
+        distribution.name: distribution.version for distribution in importlib.metadata.distributions()
+    }
+    return {name: installed[name] for name in packages if name in installed}

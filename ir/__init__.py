@@ -1,0 +1,58 @@
+"""The typed graph IR: types, values and ops, graphs, text, verifier, reference interpreter, rewriter.
+
+Nothing in here knows a frontend, a pass or a target.
+"""
+
+from . import ops
+from .analysis import dataflow, is_constant, live_ops, post_dominators
+from .compare import fingerprint, structurally_equal
+from .core import Attrs, Op, Operand, Use, Value
+from .errors import IRError, TersorError
+from .graph import Graph, clone_op
+from .interpreter import check_inputs, evaluate
+from .names import suggest
+from .parser import IR_VERSION, load_ir, parse, save_ir
+from .printer import print_attrs, print_graph
+from .rewriter import Refusal, RewriteLog, Rewriter, apply_rules
+from .traits import ChannelFlow, Cost
+from .types import DType, TensorType
+from .verifier import verify
+from .weights import WeightStore
+
+__all__ = [
+    "IR_VERSION",
+    "Attrs",
+    "ChannelFlow",
+    "Cost",
+    "DType",
+    "Graph",
+    "IRError",
+    "Op",
+    "Operand",
+    "Refusal",
+    "RewriteLog",
+    "Rewriter",
+    "TensorType",
+    "TersorError",
+    "Use",
+    "Value",
+    "WeightStore",
+    "apply_rules",
+    "check_inputs",
+    "clone_op",
+    "dataflow",
+    "evaluate",
+    "fingerprint",
+    "is_constant",
+    "live_ops",
+    "load_ir",
+    "ops",
+    "parse",
+    "post_dominators",
+    "print_attrs",
+    "print_graph",
+    "save_ir",
+    "structurally_equal",
+    "suggest",
+    "verify",
+]

@@ -1,0 +1,161 @@
+"""A graph: inputs, ops in topological order, outputs, and the weights that its ops name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from .core import Op, Value
+from .errors import IRError
+from .traits import Cost
+from .types import TensorType
+from .weights import WeightStore
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Graph:
+    """A typed SSA graph.
+
+    Parameters
+    ----------
+    name
+        Shown in text; by convention the class of the model in lower case.
+    inputs
+        Pairs of name and type, one per input.
+    weights
+        Tensors that the graph's `WeightOp`s name; a fresh store if omitted.
+    """
+
+    def __init__(
+        self,
+        name: str = "graph",
+        inputs: Sequence[tuple[str, TensorType]] = (),
+        weights: WeightStore | None = None,
+    ) -> None:
+        self.name = name
+        self.inputs: tuple[Value, ...] = tuple(
+            Value(type, None, index, name) for index, (name, type) in enumerate(inputs)
+        )
+        self.weights = weights if weights is not None else WeightStore()
+        self._ops: list[Op] = []
+        self._outputs: tuple[Value, ...] = ()
+
+    # Ops ------------------------------------------------------------------------------------------------------
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """All ops in execution order; a snapshot, safe to iterate while the graph changes."""
+        return tuple(self._ops)
+
+    def __iter__(self) -> Iterator[Op]:
+        return iter(self.ops)
+
+    def __len__(self) -> int:
+        return len(self._ops)
+
+    def append(self, op: Op) -> Op:
+        """Add ``op`` at the end and return it."""
+        return self.insert(len(self._ops), op)
+
+    def insert_before(self, anchor: Op, op: Op) -> Op:
+        """Add ``op`` right before ``anchor`` and return it."""
+        return self.insert(self._ops.index(anchor), op)
+
+    def insert(self, position: int, op: Op) -> Op:
+        """Add ``op`` at a position in execution order and return it."""
+        if op.graph is not None:
+            raise IRError(f"{op.describe()} is already in graph {op.graph.name!r}")
+        self._ops.insert(position, op)
+        op.graph = self
+        return op
+
+    def remove(self, op: Op) -> None:
+        """Take ``op`` out; raises IRError when a result is still read."""
+        if any(result.uses for result in op.results):
+            raise IRError(f"{op.describe()} cannot be removed: its result is still read")
+        self._ops.remove(op)
+        op.operands = ()
+        op.graph = None
+
+    def reorder(self, ops: Sequence[Op]) -> None:
+        """Set the execution order; ``ops`` must be a permutation of the graph's ops."""
+        if set(ops) != set(self._ops) or len(ops) != len(self._ops):
+            raise IRError("reorder needs a permutation of the graph's ops")
+        self._ops = list(ops)
+
+    # Outputs --------------------------------------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """The values returned; assign a new tuple to change them."""
+        return self._outputs
+
+    @outputs.setter
+    def outputs(self, outputs: Sequence[Value]) -> None:
+        for index, value in enumerate(self._outputs):
+            value._drop_use(self, index)
+        self._outputs = tuple(outputs)
+        for index, value in enumerate(self._outputs):
+            value._add_use(self, index)
+
+    def set_operand(self, index: int, value: Value) -> None:
+        """Replace output ``index``; named as in `Op`, so that a `Use` need not know who its user is."""
+        self.outputs = (*self._outputs[:index], value, *self._outputs[index + 1 :])
+
+    # Whole graph ----------------------------------------------------------------------------------------------
+
+    def cost(self) -> Cost:
+        """Sum of the costs of all ops."""
+        return sum((op.cost() for op in self._ops), Cost())
+
+    def clone(self) -> Graph:
+        """A copy with ops of its own; weights are shared."""
+        copy, _ = self.clone_with_map()
+        return copy
+
+    def clone_with_map(self) -> tuple[Graph, dict[Value, Value]]:
+        """`clone`, together with the map from this graph's values to the copy's."""
+        copy = Graph(self.name, [(value.name, value.type) for value in self.inputs], self.weights.copy())
+        mapping: dict[Value, Value] = dict(zip(self.inputs, copy.inputs, strict=True))
+        for op in self._ops:
+            copy.append(clone_op(op, mapping))
+        copy.outputs = tuple(mapping[value] for value in self._outputs)
+        return copy, mapping
+
+    def evaluate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the reference interpreter on CPU tensors; returns one tensor per output."""
+        from .interpreter import evaluate
+
+        return evaluate(self, inputs)
+
+    def to_torch(self) -> torch.nn.Module:
+        """A trainable module with the same numbers (see `tersor.frontend.to_torch`)."""
+        from ..frontend import to_torch
+
+        return to_torch(self)
+
+    def __str__(self) -> str:
+        from .printer import print_graph
+
+        return print_graph(self)
+
+    def __repr__(self) -> str:
+        return f"<Graph {self.name!r}: {len(self.inputs)} inputs, {len(self._ops)} ops, {len(self._outputs)} outputs>"
+
+
+def clone_op(op: Op, mapping: dict[Value, Value]) -> Op:
+    """Copy one op with its operands taken from ``mapping``, and add its results to ``mapping``."""
+    copy = type(op)(
+        tuple(None if value is None else mapping[value] for value in op.operands),
+        op.attrs,
+        body=op.body.clone() if op.body is not None else None,
+        location=op.location,
+        rule=op.rule,
+    )
+    for old, new in zip(op.results, copy.results, strict=True):
+        new.name = old.name
+        new.type = old.type
+        mapping[old] = new
+    return copy

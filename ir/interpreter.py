@@ -1,0 +1,73 @@
+"""The reference interpreter: every op by its own `evaluate`, one after another, on the CPU.
+
+It is the meaning of a graph: passes and compiled programs are checked against it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .core import Op, Value
+from .errors import IRError
+from .graph import Graph
+from .types import DType
+
+
+def evaluate(
+    graph: Graph,
+    inputs: Sequence[torch.Tensor],
+    observe: Callable[[Op, tuple[torch.Tensor, ...]], None] | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Run ``graph`` on CPU tensors.
+
+    Parameters
+    ----------
+    inputs
+        One tensor per graph input, of the input's logical shape and element type.
+    observe
+        Called after each op with its results; calibration and debugging hook in here.
+
+    Returns
+    -------
+    One tensor per graph output.
+
+    Raises
+    ------
+    IRError
+        When the number, shape or element type of the inputs is wrong, or a weight is missing.
+    """
+    check_inputs(graph, inputs)
+    environment: dict[Value, torch.Tensor] = dict(zip(graph.inputs, inputs, strict=True))
+    remaining = Counter(use_value for op in graph.ops for use_value in op.inputs)
+    remaining.update(graph.outputs)
+    with torch.no_grad():
+        for op in graph.ops:
+            operands = [None if value is None else environment[value] for value in op.operands]
+            try:
+                results = op.evaluate(*operands)
+            except KeyError as error:
+                raise op.error(f"weight {error} is not in the graph's weight store") from error
+            tensors = results if isinstance(results, tuple) else (results,)
+            environment.update(zip(op.results, tensors, strict=True))
+            if observe is not None:
+                observe(op, tensors)
+            for value in op.inputs:
+                remaining[value] -= 1
+                if not remaining[value]:
+                    del environment[value]
+    return tuple(environment[value] for value in graph.outputs)
+
+
+def check_inputs(graph: Graph, inputs: Sequence[torch.Tensor]) -> None:
+    """Raise IRError, naming the input, unless ``inputs`` fit the graph."""
+    if len(inputs) != len(graph.inputs):
+        names = ", ".join(f"{value.name}: {value.type}" for value in graph.inputs)
+        raise IRError(f"{graph.name} takes {len(graph.inputs)} inputs ({names}), got {len(inputs)}")
+    for value, tensor in zip(graph.inputs, inputs, strict=True):
+        if tuple(tensor.shape) != value.shape:
+            raise IRError(f"input {value.name!r} must have shape {list(value.shape)}, got {list(tensor.shape)}")
+        if DType.from_torch(tensor.dtype) is not value.type.dtype:
+            raise IRError(f"input {value.name!r} must be {value.type.dtype.value}, got {tensor.dtype}; cast it first")

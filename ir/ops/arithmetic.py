@@ -1,0 +1,176 @@
+"""Elementwise ops of two or three operands, with broadcasting as in NumPy and PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+
+from ..core import Op, Operand
+from ..traits import ChannelFlow
+from ..types import DType, TensorType
+
+
+class BinaryOp(Op):
+    """Base of the elementwise ops of two operands of one element type; shapes are broadcast."""
+
+    lhs = Operand()
+    rhs = Operand()
+    elementwise = True
+    channels = ChannelFlow.IDENTITY
+    function: ClassVar[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
+    compares: ClassVar[bool] = False  # the result is boolean
+    commutative: ClassVar[bool] = False
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        if self.lhs.type.dtype is not self.rhs.type.dtype:
+            raise self.error(
+                f"operands must have one element type, got {self.lhs.type} and {self.rhs.type}; insert a cast"
+            )
+        shape = _broadcast(self, self.lhs.shape, self.rhs.shape)
+        return (TensorType(shape, DType.BOOL if self.compares else self.lhs.type.dtype),)
+
+    def evaluate(self, lhs: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
+        return type(self).function(lhs, rhs)
+
+
+def _broadcast(op: Op, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        return tuple(torch.broadcast_shapes(*shapes))
+    except RuntimeError as error:
+        raise op.error(f"shapes {' and '.join(str(list(shape)) for shape in shapes)} do not broadcast") from error
+
+
+class AddOp(BinaryOp, name="add"):
+    """lhs + rhs."""
+
+    function = torch.add
+    commutative = True
+
+
+class SubOp(BinaryOp, name="sub"):
+    """lhs - rhs."""
+
+    function = torch.sub
+
+
+class MulOp(BinaryOp, name="mul"):
+    """lhs * rhs."""
+
+    function = torch.mul
+    commutative = True
+
+
+class DivOp(BinaryOp, name="div"):
+    """lhs / rhs, floating point only (a frontend casts integers first)."""
+
+    function = torch.div
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        if not self.lhs.type.dtype.is_floating:
+            raise self.error(f"needs floating-point operands, got {self.lhs.type}; insert a cast")
+        return super().infer_types()
+
+
+class MaximumOp(BinaryOp, name="maximum"):
+    """The larger of the two; NaN if either is."""
+
+    function = torch.maximum
+    commutative = True
+
+
+class MinimumOp(BinaryOp, name="minimum"):
+    """The smaller of the two; NaN if either is."""
+
+    function = torch.minimum
+    commutative = True
+
+
+class PowOp(BinaryOp, name="pow"):
+    """lhs raised to rhs."""
+
+    function = torch.pow
+
+
+class EqOp(BinaryOp, name="eq"):
+    """lhs == rhs."""
+
+    function = torch.eq
+    compares = True
+    commutative = True
+
+
+class NeOp(BinaryOp, name="ne"):
+    """lhs != rhs."""
+
+    function = torch.ne
+    compares = True
+    commutative = True
+
+
+class LtOp(BinaryOp, name="lt"):
+    """lhs < rhs."""
+
+    function = torch.lt
+    compares = True
+
+
+class LeOp(BinaryOp, name="le"):
+    """lhs <= rhs."""
+
+    function = torch.le
+    compares = True
+
+
+class GtOp(BinaryOp, name="gt"):
+    """lhs > rhs."""
+
+    function = torch.gt
+    compares = True
+
+
+class GeOp(BinaryOp, name="ge"):
+    """lhs >= rhs."""
+
+    function = torch.ge
+    compares = True
+
+
+class LogicalAndOp(BinaryOp, name="logical_and"):
+    """Both are true (non-zero)."""
+
+    function = torch.logical_and
+    compares = True
+    commutative = True
+
+
+class LogicalOrOp(BinaryOp, name="logical_or"):
+    """At least one is true (non-zero)."""
+
+    function = torch.logical_or
+    compares = True
+    commutative = True
+
+
+class WhereOp(Op, name="where"):
+    """x where the condition holds, else y."""
+
+    condition = Operand()
+    x = Operand()
+    y = Operand()
+    elementwise = True
+    channels = ChannelFlow.IDENTITY
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        if self.condition.type.dtype is not DType.BOOL:
+            raise self.error(f"the condition must be bool, got {self.condition.type}; insert a cast")
+        if self.x.type.dtype is not self.y.type.dtype:
+            raise self.error(
+                f"both values must have one element type, got {self.x.type} and {self.y.type}; insert a cast"
+            )
+        shape = _broadcast(self, self.condition.shape, self.x.shape, self.y.shape)
+        return (TensorType(shape, self.x.type.dtype),)
+
+    def evaluate(self, condition: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.where(condition, x, y)

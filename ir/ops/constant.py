@@ -1,0 +1,49 @@
+"""Constants: a weight from the graph's store, and a tensor filled with one number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..core import Attrs, Op
+from ..types import DType, TensorType
+
+
+@dataclass(frozen=True)
+class WeightAttrs(Attrs):
+    """``id`` names the tensor in the graph's `WeightStore`; ``type`` is its type."""
+
+    id: str
+    type: TensorType
+
+
+class WeightOp(Op, name="weight", attrs=WeightAttrs):
+    """A tensor of the weight store; several ops may name one id (shared weights)."""
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        return (self.attrs.type,)
+
+    def evaluate(self) -> torch.Tensor:
+        if self.graph is None:
+            raise self.error("is in no graph, so its weight cannot be looked up")
+        return self.graph.weights[self.attrs.id]
+
+
+@dataclass(frozen=True)
+class FullAttrs(Attrs):
+    """A tensor of ``shape`` (``()`` for a scalar) filled with ``value``."""
+
+    value: float | int | bool
+    shape: tuple[int, ...] = ()
+    dtype: DType = DType.F32
+
+
+class FullOp(Op, name="full", attrs=FullAttrs):
+    """A tensor filled with one number; rank 0 is how scalars of the model enter the graph."""
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        return (TensorType(self.attrs.shape, self.attrs.dtype),)
+
+    def evaluate(self) -> torch.Tensor:
+        return torch.full(self.attrs.shape, self.attrs.value, dtype=self.attrs.dtype.torch)

@@ -1,0 +1,83 @@
+"""Convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ..core import Attrs, Op, Operand
+from ..traits import ChannelFlow
+from ..types import TensorType
+
+
+def window_extent(
+    size: int, kernel: int, stride: int, before: int, after: int, dilation: int, ceil: bool = False
+) -> int:
+    """Number of positions of a sliding window along one dimension (PyTorch's rule, its ceil mode included).
+
+    In ceil mode a last window that would start in the padding after the data is dropped.
+    """
+    span = size + before + after - dilation * (kernel - 1) - 1
+    extent = (-(-span // stride) if ceil else span // stride) + 1
+    if ceil and (extent - 1) * stride >= size + before:
+        extent -= 1
+    return extent
+
+
+@dataclass(frozen=True)
+class Conv2dAttrs(Attrs):
+    """``padding`` is (top, left, bottom, right) zeros; the other pairs are (height, width)."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if min(*self.stride, *self.dilation, self.groups) < 1 or min(self.padding) < 0:
+            raise ValueError(f"stride, dilation and groups must be positive and padding not negative: {self}")
+
+
+class Conv2dOp(Op, name="conv2d", attrs=Conv2dAttrs):
+    """2-d convolution: x [N,C,H,W], weight [O,C/groups,KH,KW], bias [O] -> [N,O,OH,OW]."""
+
+    x = Operand()
+    weight = Operand()
+    bias = Operand(optional=True)
+    linear = True
+    channels = ChannelFlow.PRODUCES
+
+    @property
+    def is_depthwise(self) -> bool:
+        """One filter per channel."""
+        return self.attrs.groups == self.x.shape[1] == self.weight.shape[0] and self.attrs.groups > 1
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        x, weight, attrs = self.x.type, self.weight.type, self.attrs
+        if x.rank != 4 or weight.rank != 4:
+            raise self.error(f"needs a 4-d operand and a 4-d weight, got {x} and {weight}")
+        if x.shape[1] != weight.shape[1] * attrs.groups or weight.shape[0] % attrs.groups:
+            raise self.error(f"weight {weight} does not fit {x} with groups={attrs.groups}")
+        if self.bias is not None and self.bias.shape != (weight.shape[0],):
+            raise self.error(f"bias {self.bias.type} must have the weight's {weight.shape[0]} output channels")
+        if len({value.type.dtype for value in self.inputs}) != 1:
+            raise self.error(f"operands must have one element type, got {', '.join(str(v.type) for v in self.inputs)}")
+        top, left, bottom, right = attrs.padding
+        height = window_extent(x.shape[2], weight.shape[2], attrs.stride[0], top, bottom, attrs.dilation[0])
+        width = window_extent(x.shape[3], weight.shape[3], attrs.stride[1], left, right, attrs.dilation[1])
+        if height < 1 or width < 1:
+            raise self.error(f"the {weight.shape[2]}x{weight.shape[3]} window is larger than the padded operand {x}")
+        return (x.with_shape((x.shape[0], weight.shape[0], height, width)),)
+
+    def evaluate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        attrs = self.attrs
+        top, left, bottom, right = attrs.padding
+        padding = (top, left)
+        if (top, left) != (bottom, right):
+            x, padding = functional.pad(x, (left, right, top, bottom)), (0, 0)
+        return functional.conv2d(x, weight, bias, attrs.stride, padding, attrs.dilation, attrs.groups)
+
+    def macs(self) -> int:
+        return self.result.type.size * self.weight.type.size // self.weight.shape[0]

@@ -1,0 +1,203 @@
+"""Ops that move elements without computing: reshape, permute, slice, concatenate, pad, gather."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ..core import Attrs, Op, Operand
+from ..traits import ChannelFlow
+from ..types import DType, TensorType
+
+
+@dataclass(frozen=True)
+class ShapeAttrs(Attrs):
+    """Shape of the result."""
+
+    shape: tuple[int, ...]
+
+
+class ReshapeOp(Op, name="reshape", attrs=ShapeAttrs):
+    """The same elements in row-major order under another shape."""
+
+    x = Operand()
+    linear = True
+    view = True
+    channels = ChannelFlow.RESHAPE
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        if math.prod(self.attrs.shape) != self.x.type.size:
+            raise self.error(f"{self.x.type} has {self.x.type.size} elements, not those of {list(self.attrs.shape)}")
+        return (self.x.type.with_shape(self.attrs.shape),)
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(self.attrs.shape)
+
+
+@dataclass(frozen=True)
+class PermuteAttrs(Attrs):
+    """Dimension ``i`` of the result is dimension ``dims[i]`` of the operand."""
+
+    dims: tuple[int, ...]
+
+
+class PermuteOp(Op, name="permute", attrs=PermuteAttrs):
+    """Reorder dimensions."""
+
+    x = Operand()
+    linear = True
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        if sorted(self.attrs.dims) != list(range(self.x.type.rank)):
+            raise self.error(f"{list(self.attrs.dims)} is not a permutation of the dimensions of {self.x.type}")
+        return (self.x.type.with_shape(tuple(self.x.shape[dim] for dim in self.attrs.dims)),)
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(self.attrs.dims).contiguous()
+
+
+class ExpandOp(Op, name="expand", attrs=ShapeAttrs):
+    """Broadcast to a larger shape."""
+
+    x = Operand()
+    linear = True
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        try:
+            fits = tuple(torch.broadcast_shapes(self.x.shape, self.attrs.shape)) == self.attrs.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise self.error(f"{self.x.type} does not broadcast to {list(self.attrs.shape)}")
+        return (self.x.type.with_shape(self.attrs.shape),)
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        return x.expand(self.attrs.shape).contiguous()
+
+
+@dataclass(frozen=True)
+class SliceAttrs(Attrs):
+    """Elements ``start``, ``start + step``, … below ``stop`` along ``axis``; all within the operand."""
+
+    axis: int
+    start: int
+    stop: int
+    step: int = 1
+
+
+class SliceOp(Op, name="slice", attrs=SliceAttrs):
+    """A strided range along one axis."""
+
+    x = Operand()
+    linear = True
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        x, attrs = self.x.type, self.attrs
+        if not 0 <= attrs.axis < x.rank or not 0 <= attrs.start <= attrs.stop <= x.shape[attrs.axis] or attrs.step < 1:
+            raise self.error(f"{attrs} is outside of {x}")
+        shape = list(x.shape)
+        shape[attrs.axis] = len(range(attrs.start, attrs.stop, attrs.step))
+        return (x.with_shape(tuple(shape)),)
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        index = [slice(None)] * x.ndim
+        index[self.attrs.axis] = slice(self.attrs.start, self.attrs.stop, self.attrs.step)
+        return x[tuple(index)].contiguous()
+
+
+@dataclass(frozen=True)
+class AxisAttrs(Attrs):
+    """The dimension that the op works along."""
+
+    axis: int
+
+
+class ConcatOp(Op, name="concat", attrs=AxisAttrs):
+    """Join tensors along one axis."""
+
+    parts = Operand(variadic=True)
+    linear = True
+    channels = ChannelFlow.CONCAT
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        types, axis = [part.type for part in self.parts], self.attrs.axis
+        if not types or not 0 <= axis < types[0].rank:
+            raise self.error(f"nothing to join along axis {axis}")
+        rest = {(t.dtype, t.shape[:axis], t.shape[axis + 1 :]) for t in types}
+        if len(rest) != 1:
+            raise self.error(f"{', '.join(map(str, types))} differ outside of axis {axis}")
+        shape = list(types[0].shape)
+        shape[axis] = sum(t.shape[axis] for t in types)
+        return (types[0].with_shape(tuple(shape)),)
+
+    def evaluate(self, *parts: torch.Tensor) -> torch.Tensor:
+        return torch.cat(parts, self.attrs.axis)
+
+
+@dataclass(frozen=True)
+class PadAttrs(Attrs):
+    """``before`` and ``after`` count the elements added, one number per dimension; ``value`` fills them."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    value: float = 0.0
+
+
+class PadOp(Op, name="pad", attrs=PadAttrs):
+    """Surround with a constant."""
+
+    x = Operand()
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        x, attrs = self.x.type, self.attrs
+        if len(attrs.before) != x.rank or len(attrs.after) != x.rank or min((0, *attrs.before, *attrs.after)) < 0:
+            raise self.error(f"{attrs} does not fit {x}; padding must not be negative")
+        extents = zip(attrs.before, x.shape, attrs.after, strict=True)
+        return (x.with_shape(tuple(before + extent + after for before, extent, after in extents)),)
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        amounts = [
+            n for pair in zip(reversed(self.attrs.before), reversed(self.attrs.after), strict=True) for n in pair
+        ]
+        return functional.pad(x, amounts, value=self.attrs.value)
+
+
+class EmbeddingOp(Op, name="embedding"):
+    """Rows of a table [V, D] picked by an integer tensor [...] -> [..., D]."""
+
+    table = Operand()
+    indices = Operand()
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        table, indices = self.table.type, self.indices.type
+        if table.rank != 2 or indices.dtype not in (DType.I64, DType.I32):
+            raise self.error(f"needs a 2-d table and integer indices, got {table} and {indices}")
+        return (table.with_shape((*indices.shape, table.shape[1])),)
+
+    def evaluate(self, table: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        return functional.embedding(indices, table)
+
+
+@dataclass(frozen=True)
+class RelayoutAttrs(Attrs):
+    """``channel_block`` of the result; 0 for plain storage."""
+
+    channel_block: int
+
+
+class RelayoutOp(Op, name="relayout", attrs=RelayoutAttrs):
+    """The same tensor stored in another physical layout; the identity for every logical purpose."""
+
+    x = Operand()
+    elementwise = True
+    linear = True
+    channels = ChannelFlow.IDENTITY
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        return (self.x.type.with_layout(self.attrs.channel_block),)
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        return x

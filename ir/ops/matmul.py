@@ -1,0 +1,126 @@
+"""Matrix products: linear layers, batched matmul and attention."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ..core import Attrs, Op, Operand
+from ..traits import ChannelFlow
+from ..types import TensorType
+
+
+class LinearOp(Op, name="linear"):
+    """x [..., K] times weight [N, K] transposed, plus bias [N] -> [..., N]."""
+
+    x = Operand()
+    weight = Operand()
+    bias = Operand(optional=True)
+    linear = True
+    channels = ChannelFlow.PRODUCES
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        x, weight = self.x.type, self.weight.type
+        if x.rank < 1 or weight.rank != 2 or x.shape[-1] != weight.shape[1] or x.dtype is not weight.dtype:
+            raise self.error(f"weight {weight} does not fit {x}")
+        if self.bias is not None and (self.bias.shape != (weight.shape[0],) or self.bias.type.dtype is not x.dtype):
+            raise self.error(f"bias {self.bias.type} does not fit weight {weight}")
+        return (x.with_shape((*x.shape[:-1], weight.shape[0])),)
+
+    def evaluate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return functional.linear(x, weight, bias)
+
+    def macs(self) -> int:
+        return self.result.type.size * self.weight.shape[1]
+
+
+@dataclass(frozen=True)
+class MatmulAttrs(Attrs):
+    """``transpose_rhs`` multiplies by the transpose of the last two dimensions of rhs."""
+
+    transpose_rhs: bool = False
+
+
+class MatmulOp(Op, name="matmul", attrs=MatmulAttrs):
+    """lhs [..., M, K] times rhs [..., K, N] -> [..., M, N]; leading dimensions are broadcast."""
+
+    lhs = Operand()
+    rhs = Operand()
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        lhs, rhs = self.lhs.type, self.rhs.type
+        if lhs.rank < 2 or rhs.rank < 2 or lhs.dtype is not rhs.dtype:
+            raise self.error(f"needs two matrices of one element type, got {lhs} and {rhs}")
+        inner, columns = rhs.shape[-2:] if not self.attrs.transpose_rhs else (rhs.shape[-1], rhs.shape[-2])
+        if lhs.shape[-1] != inner:
+            raise self.error(f"{lhs} and {rhs} do not agree on the inner dimension")
+        try:
+            batch = tuple(torch.broadcast_shapes(lhs.shape[:-2], rhs.shape[:-2]))
+        except RuntimeError as error:
+            raise self.error(f"leading dimensions of {lhs} and {rhs} do not broadcast") from error
+        return (lhs.with_shape((*batch, lhs.shape[-2], columns)),)
+
+    def evaluate(self, lhs: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
+        return torch.matmul(lhs, rhs.transpose(-1, -2) if self.attrs.transpose_rhs else rhs)
+
+    def macs(self) -> int:
+        return self.result.type.size * self.lhs.shape[-1]
+
+
+@dataclass(frozen=True)
+class AttentionAttrs(Attrs):
+    """``scale`` multiplies the products of queries and keys; 0 stands for 1 / sqrt(head size)."""
+
+    scale: float = 0.0
+    causal: bool = False
+
+
+class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
+    """Scaled dot-product attention (Vaswani et al. 2017): softmax(scale * query key^T + mask) value.
+
+    query [..., M, D], key [..., K, D], value [..., K, E], mask broadcastable to [..., M, K], either boolean (true: attend) or
+    additive -> [..., M, E].
+    """
+
+    query = Operand()
+    key = Operand()
+    value = Operand()
+    mask = Operand(optional=True)
+
+    @property
+    def scale(self) -> float:
+        """The factor in effect."""
+        return self.attrs.scale or 1.0 / math.sqrt(self.query.shape[-1])
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        query, key, value = self.query.type, self.key.type, self.value.type
+        if min(query.rank, key.rank, value.rank) < 2 or len({query.dtype, key.dtype, value.dtype}) != 1:
+            raise self.error(f"needs matrices of one element type, got {query}, {key}, {value}")
+        batch = query.shape[:-2]
+        if key.shape[:-2] != batch or value.shape[:-2] != batch or key.shape[-2] != value.shape[-2]:
+            raise self.error(f"{query}, {key} and {value} do not agree on batch, heads or sequence")
+        if query.shape[-1] != key.shape[-1]:
+            raise self.error(f"{query} and {key} do not agree on the head size")
+        if self.mask is not None:
+            scores = (*batch, query.shape[-2], key.shape[-2])
+            try:
+                fits = tuple(torch.broadcast_shapes(scores, self.mask.shape)) == scores
+            except RuntimeError:
+                fits = False
+            if not fits:
+                raise self.error(f"mask {self.mask.type} does not broadcast to {list(scores)}")
+        return (query.with_shape((*batch, query.shape[-2], value.shape[-1])),)
+
+    def evaluate(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=self.attrs.causal, scale=self.scale
+        )
+
+    def macs(self) -> int:
+        scores = self.query.type.size // self.query.shape[-1] * self.key.shape[-2]
+        return scores * (self.query.shape[-1] + self.value.shape[-1])

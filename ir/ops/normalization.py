@@ -1,0 +1,106 @@
+"""Normalisations: batch norm (inference form), layer norm, softmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ..core import Attrs, Op, Operand
+from ..traits import ChannelFlow
+from ..types import TensorType
+
+
+@dataclass(frozen=True)
+class EpsilonAttrs(Attrs):
+    """Added to the variance."""
+
+    eps: float = 1e-5
+
+
+class BatchNormOp(Op, name="batch_norm", attrs=EpsilonAttrs):
+    """(x - mean) / sqrt(variance + eps) * gamma + beta per channel (dimension 1), with stored statistics."""
+
+    x = Operand()
+    mean = Operand()
+    variance = Operand()
+    gamma = Operand(optional=True)
+    beta = Operand(optional=True)
+    linear = True
+    channels = ChannelFlow.IDENTITY
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        x = self.x.type
+        if x.rank < 2 or not x.dtype.is_floating:
+            raise self.error(f"needs a floating-point operand with a channel dimension, got {x}")
+        for parameter in self.inputs[1:]:
+            if parameter.shape != (x.shape[1],):
+                raise self.error(f"parameter {parameter.type} does not fit the {x.shape[1]} channels of {x}")
+        return (x.logical,)
+
+    def evaluate(
+        self,
+        x: torch.Tensor,
+        mean: torch.Tensor,
+        variance: torch.Tensor,
+        gamma: torch.Tensor | None = None,
+        beta: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return functional.batch_norm(x, mean, variance, gamma, beta, training=False, eps=self.attrs.eps)
+
+
+@dataclass(frozen=True)
+class LayerNormAttrs(Attrs):
+    """``dims`` is the number of trailing dimensions normalised together."""
+
+    dims: int = 1
+    eps: float = 1e-5
+
+
+class LayerNormOp(Op, name="layer_norm", attrs=LayerNormAttrs):
+    """Normalise over the trailing dimensions, then scale by gamma and shift by beta (Ba et al. 2016)."""
+
+    x = Operand()
+    gamma = Operand(optional=True)
+    beta = Operand(optional=True)
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        x, dims = self.x.type, self.attrs.dims
+        if not 1 <= dims <= x.rank or not x.dtype.is_floating:
+            raise self.error(f"cannot normalise {dims} trailing dimensions of {x}")
+        for parameter in self.inputs[1:]:
+            if parameter.shape != x.shape[-dims:]:
+                raise self.error(
+                    f"parameter {parameter.type} does not fit the normalised shape {list(x.shape[-dims:])}"
+                )
+        return (x.logical,)
+
+    def evaluate(
+        self, x: torch.Tensor, gamma: torch.Tensor | None = None, beta: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return functional.layer_norm(x, x.shape[-self.attrs.dims :], gamma, beta, self.attrs.eps)
+
+
+@dataclass(frozen=True)
+class SoftmaxAttrs(Attrs):
+    """``axis`` counts from the front; ``log`` returns the logarithm."""
+
+    axis: int
+    log: bool = False
+
+
+class SoftmaxOp(Op, name="softmax", attrs=SoftmaxAttrs):
+    """exp(x) divided by its sum along one axis."""
+
+    x = Operand()
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        x = self.x.type
+        if not 0 <= self.attrs.axis < x.rank or not x.dtype.is_floating:
+            raise self.error(f"axis {self.attrs.axis} does not fit {x}")
+        return (x.logical,)
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        function = torch.log_softmax if self.attrs.log else torch.softmax
+        return function(x, self.attrs.axis)

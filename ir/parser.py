@@ -1,0 +1,273 @@
+"""Text to graph: the inverse of `tersor.ir.printer`, and the two files that a graph is kept in."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from . import ops as _ops  # noqa: F401  (defines the kinds of op)
+from .core import Op, Value
+from .errors import IRError
+from .graph import Graph
+from .names import suggest
+from .printer import print_graph
+from .types import DType, TensorType
+from .weights import WeightStore
+
+IR_VERSION = 1
+_HEADER = "# tersor ir "
+
+_TOKEN = re.compile(
+    r"""(?P<space>[ \t\r]+)|(?P<newline>\n)|(?P<comment>\#[^\n]*)
+      |(?P<string>"(?:[^"\\\n]|\\.)*")
+      |(?P<value>%[A-Za-z0-9_.]+)
+      |(?P<symbol>@[A-Za-z0-9_.\-]+)
+      |(?P<type>[a-z]+[0-9]*\[[0-9,]*\](?:@c[0-9]+)?)
+      |(?P<number>-?(?:[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?|inf\b|nan\b))
+      |(?P<word>[A-Za-z_][A-Za-z0-9_]*)
+      |(?P<punctuation>[(){}\[\],:=])""",
+    re.VERBOSE,
+)
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    line: int
+    column: int
+
+
+def parse(text: str, weights: WeightStore | dict[str, Any] | None = None) -> Graph:
+    """Read a graph from IR text.
+
+    Parameters
+    ----------
+    text
+        What ``str(graph)`` gives.
+    weights
+        The tensors that the text's weights name. If omitted, the graph has none and cannot be evaluated.
+
+    Raises
+    ------
+    IRError
+        With line and column when the text is malformed, an op is unknown, or types do not fit.
+    """
+    store = weights if isinstance(weights, WeightStore) else WeightStore(weights)
+    return _Parser(text, store).parse_file()
+
+
+def save_ir(graph: Graph, path: str | Path) -> None:
+    """Write ``path`` (IR text) and, beside it, the weights with the suffix ``.safetensors``."""
+    path = Path(path)
+    graph.weights.save(path.with_suffix(".safetensors"))
+    path.write_text(f"{_HEADER}{IR_VERSION}\n{print_graph(graph)}", encoding="utf-8")
+
+
+def load_ir(path: str | Path) -> Graph:
+    """Read a graph that `save_ir` wrote; raises IRError when a file is missing, damaged or newer than this version."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise IRError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise IRError(f"{path}: not readable as IR text ({error})") from error
+    try:
+        graph = parse(text)
+        if any(op.name == "weight" for op in graph.ops):
+            graph.weights = WeightStore.load(path.with_suffix(".safetensors"))
+    except IRError as error:
+        raise IRError(f"{path}: {error}") from error
+    return graph
+
+
+class _Parser:
+    def __init__(self, text: str, weights: WeightStore) -> None:
+        self.tokens = _tokenize(text)
+        self.position = 0
+        self.weights = weights
+        first = text.split("\n", 1)[0]
+        if first.startswith(_HEADER) and first.removeprefix(_HEADER).strip() != str(IR_VERSION):
+            version = first.removeprefix(_HEADER).strip()
+            raise IRError(f"IR version {version} is not readable here (version {IR_VERSION} is); use a newer tersor")
+
+    # Tokens ---------------------------------------------------------------------------------------------------
+
+    @property
+    def next(self) -> _Token:
+        return self.tokens[self.position]
+
+    def fail(self, message: str, token: _Token | None = None) -> NoReturn:
+        token = token or self.next
+        raise IRError(f"line {token.line}, column {token.column}: {message}")
+
+    def take(self, kind: str, text: str | None = None) -> _Token:
+        token = self.next
+        if token.kind != kind or (text is not None and token.text != text):
+            self.fail(f"expected {text or kind!r}, found {token.text or 'the end of the text'!r}")
+        self.position += 1
+        return token
+
+    def accept(self, text: str) -> bool:
+        if self.next.kind in ("punctuation", "word") and self.next.text == text:
+            self.position += 1
+            return True
+        return False
+
+    # Grammar --------------------------------------------------------------------------------------------------
+
+    def parse_file(self) -> Graph:
+        graph = self.parse_graph("graph")
+        if self.next.kind != "end":
+            self.fail(f"unexpected {self.next.text!r} after the graph")
+        return graph
+
+    def parse_graph(self, keyword: str) -> Graph:
+        self.take("word", keyword)
+        name = self.take("symbol").text[1:]
+        self.take("punctuation", "(")
+        inputs: list[tuple[str, TensorType]] = []
+        while not self.accept(")"):
+            if inputs:
+                self.take("punctuation", ",")
+            value = self.take("value").text[1:]
+            self.take("punctuation", ":")
+            inputs.append((value, self.parse_type()))
+        graph = Graph(name, inputs, self.weights if keyword == "graph" else None)
+        values = {value.name: value for value in graph.inputs}
+        if len(values) != len(inputs):
+            self.fail("two inputs have one name")
+        self.take("punctuation", "{")
+        while not self.accept("return"):
+            self.parse_op(graph, values)
+        outputs: list[Value] = []
+        while self.next.kind == "value":
+            outputs.append(self.parse_operand(values))
+            if not self.accept(","):
+                break
+        graph.outputs = tuple(outputs)
+        self.take("punctuation", "}")
+        return graph
+
+    def parse_op(self, graph: Graph, values: dict[str, Value]) -> None:
+        results = [self.take("value")]
+        while self.accept(","):
+            results.append(self.take("value"))
+        self.take("punctuation", "=")
+        name = self.take("word")
+        kind = Op.kinds.get(name.text)
+        if kind is None:
+            self.fail(f"unknown op {name.text!r}{suggest(name.text, Op.kinds)}", name)
+        operands: list[Value | None] = []
+        if self.accept("("):
+            while not self.accept(")"):
+                if operands:
+                    self.take("punctuation", ",")
+                operands.append(None if self.accept("_") else self.parse_operand(values))
+        attrs = self.parse_attrs(kind, name)
+        self.take("punctuation", ":")
+        types = [self.parse_type()]
+        while self.accept(","):
+            types.append(self.parse_type())
+        location = self.parse_note("loc")
+        rule = self.parse_note("rule")
+        body = self.parse_graph("body") if self.next.text == "body" else None
+        try:
+            op = kind(tuple(operands), attrs, body=body, location=location, rule=rule)
+        except IRError as error:
+            self.fail(str(error), name)
+        if [value.type.logical for value in op.results] != [type.logical for type in types] or len(results) != len(
+            types
+        ):
+            self.fail(
+                f"{name.text} gives {', '.join(str(v.type) for v in op.results)}, not {', '.join(map(str, types))}",
+                name,
+            )
+        for token, value, type in zip(results, op.results, types, strict=True):
+            if token.text[1:] in values:
+                self.fail(f"{token.text} is defined twice", token)
+            value.type = type
+            values[token.text[1:]] = value
+        graph.append(op)
+
+    def parse_operand(self, values: dict[str, Value]) -> Value:
+        token = self.take("value")
+        if token.text[1:] not in values:
+            self.fail(f"{token.text} is not defined before this line", token)
+        return values[token.text[1:]]
+
+    def parse_type(self) -> TensorType:
+        return TensorType.parse(self.take("type").text)
+
+    def parse_note(self, keyword: str) -> str:
+        if not self.accept(keyword):
+            return ""
+        self.take("punctuation", "(")
+        text = json.loads(self.take("string").text)
+        self.take("punctuation", ")")
+        return text
+
+    def parse_attrs(self, kind: type[Op], at: _Token) -> Any:
+        given: dict[str, Any] = {}
+        known = {entry.name: entry.type for entry in fields(kind.attrs_type)}
+        if self.accept("{"):
+            while not self.accept("}"):
+                if given:
+                    self.take("punctuation", ",")
+                token = self.take("word")
+                if token.text not in known:
+                    self.fail(f"{kind.name} has no attribute {token.text!r}{suggest(token.text, known)}", token)
+                self.take("punctuation", "=")
+                given[token.text] = self.parse_attr()
+        try:
+            return kind.attrs_type(**given)
+        except (TypeError, ValueError) as error:
+            self.fail(f"attributes of {kind.name}: {error}", at)
+
+    def parse_attr(self) -> Any:
+        if self.accept("["):
+            items: list[Any] = []
+            while not self.accept("]"):
+                if items:
+                    self.take("punctuation", ",")
+                items.append(self.parse_attr())
+            return tuple(items)
+        token = self.next
+        self.position += 1
+        if token.kind == "string":
+            return json.loads(token.text)
+        if token.kind == "type":
+            return TensorType.parse(token.text)
+        if token.kind == "number":
+            return int(token.text) if re.fullmatch(r"-?[0-9]+", token.text) else _float(token.text)
+        if token.text in ("true", "false"):
+            return token.text == "true"
+        if token.text in DType._value2member_map_:
+            return DType(token.text)
+        self.position -= 1
+        self.fail(f"{token.text!r} is not an attribute value")
+
+
+def _float(text: str) -> float:
+    return math.nan if text.endswith("nan") else float(text)
+
+
+def _tokenize(text: str) -> list[_Token]:
+    tokens: list[_Token] = []
+    line, start, position = 1, 0, 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise IRError(f"line {line}, column {position - start + 1}: unexpected character {text[position]!r}")
+        kind = str(match.lastgroup)
+        if kind == "newline":
+            line, start = line + 1, match.end()
+        elif kind not in ("space", "comment"):
+            tokens.append(_Token(kind, match.group(), line, position - start + 1))
+        position = match.end()
+    tokens.append(_Token("end", "", line, position - start + 1))
+    return tokens

@@ -1,0 +1,99 @@
+"""Graph to text. `tersor.ir.parser` reads it back.
+
+One op a line, defaults of attributes left out, values numbered in execution order::
+
+    graph @net(%x: f32[1,3,8,8]) {
+      %0 = weight {id="conv.weight", type=f32[4,3,3,3]} : f32[4,3,3,3] loc("conv")
+      %1 = conv2d(%x, %0) {padding=[1,1,1,1]} : f32[1,4,8,8] loc("conv")
+      return %1
+    }
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from typing import Any
+
+from .core import Attrs, Op, Value
+from .graph import Graph
+from .types import DType, TensorType
+
+
+def print_graph(graph: Graph) -> str:
+    """The text of ``graph``, without its weights; ends with a newline."""
+    return "\n".join(_graph_lines(graph, "graph ", "")) + "\n"
+
+
+def value_names(graph: Graph) -> dict[Value, str]:
+    """The names that the text uses: inputs keep theirs (made unique), results are numbered."""
+    names: dict[Value, str] = {}
+    taken: set[str] = set()
+    for value in graph.inputs:
+        base = value.name if value.name and not value.name.isdigit() else f"arg{value.index}"
+        name, suffix = base, 1
+        while name in taken:
+            name, suffix = f"{base}.{suffix}", suffix + 1
+        taken.add(name)
+        names[value] = name
+    for number, value in enumerate(result for op in graph.ops for result in op.results):
+        names[value] = str(number)
+    return names
+
+
+def print_attrs(attrs: Attrs) -> str:
+    """Attributes that differ from their defaults, in braces; empty when there is none."""
+    shown = [
+        f"{entry.name}={print_attr(getattr(attrs, entry.name))}"
+        for entry in fields(attrs)
+        if entry.default is MISSING or getattr(attrs, entry.name) != entry.default
+    ]
+    return f"{{{', '.join(shown)}}}" if shown else ""
+
+
+def print_attr(value: Any) -> str:
+    """One attribute value: number, string, dtype, type, or a list of these."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(print_attr, value))}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, DType):
+        return value.value
+    if isinstance(value, TensorType | int):
+        return str(value)
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else {math.inf: "inf", -math.inf: "-inf"}.get(value, "nan")
+    if isinstance(value, str):
+        return json.dumps(value)
+    raise TypeError(f"attribute value {value!r} has no text form")
+
+
+def _graph_lines(graph: Graph, keyword: str, indent: str) -> Iterator[str]:
+    names = value_names(graph)
+    inputs = ", ".join(f"%{names[value]}: {value.type}" for value in graph.inputs)
+    yield f"{indent}{keyword}@{graph.name}({inputs}) {{"
+    for op in graph.ops:
+        yield from _op_lines(op, names, indent + "  ")
+    returned = ", ".join(f"%{names[value]}" for value in graph.outputs)
+    yield f"{indent}  return {returned}".rstrip()
+    yield f"{indent}}}"
+
+
+def _op_lines(op: Op, names: dict[Value, str], indent: str) -> Iterator[str]:
+    results = ", ".join(f"%{names[value]}" for value in op.results)
+    operands = ", ".join("_" if value is None else f"%{names[value]}" for value in op.operands)
+    types = ", ".join(str(value.type) for value in op.results)
+    parts = [f"{indent}{results} = {op.name}" + (f"({operands})" if op.operands else "")]
+    parts.append(print_attrs(op.attrs))
+    parts.append(f": {types}")
+    parts.append(f"loc({json.dumps(op.location)})" if op.location else "")
+    parts.append(f"rule({json.dumps(op.rule)})" if op.rule else "")
+    line = " ".join(part for part in parts if part)
+    if op.body is None:
+        yield line
+        return
+    head, *rest = _graph_lines(op.body, "body ", indent)
+    yield f"{line} {head.strip()}"
+    yield from rest

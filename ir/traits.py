@@ -1,0 +1,35 @@
+"""What passes may ask of an op beyond its name: cost, and how channels flow through it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class ChannelFlow(Enum):
+    """How the channels (dimension 1 of activations, the last dimension after a linear layer) of operands reach the result."""
+
+    IDENTITY = "identity"  # channel i of every non-broadcast operand becomes channel i of the result
+    PRODUCES = "produces"  # a weight's dimension 0 makes new channels; its dimension 1 consumes those of the operand
+    CONCAT = "concat"  # the operands' channels follow one another
+    RESHAPE = "reshape"  # channels are regrouped: flatten, split into heads, shuffle
+    OTHER = "other"  # nothing is known: channels must not be changed across this op
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one execution of an op or a graph.
+
+    Attributes
+    ----------
+    macs
+        Multiply-adds.
+    bytes
+        Bytes read and written, each operand and result once.
+    """
+
+    macs: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.macs + other.macs, self.bytes + other.bytes)

@@ -1,0 +1,82 @@
+"""Weights of a graph: tensors by id, shared, never overwritten in place.
+
+Folding and compression make fresh ids; an id keeps its tensor for the life of the graph. Stores are cheap to copy, since
+copies share the tensors. On disk a store is one safetensors file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .errors import IRError
+
+
+class WeightStore(Mapping[str, torch.Tensor]):
+    """Read-only mapping from weight id to tensor; `add` is the only way to extend it."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+        self._tensors: dict[str, torch.Tensor] = dict(tensors or {})
+        self._digests: dict[str, str] = {}
+
+    def __getitem__(self, id: str) -> torch.Tensor:
+        return self._tensors[id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def add(self, tensor: torch.Tensor, hint: str) -> str:
+        """Store ``tensor`` (detached, on the CPU, contiguous) under a fresh id that starts with ``hint``, and return the id."""
+        id, suffix = hint, 1
+        while id in self._tensors:
+            id, suffix = f"{hint}.{suffix}", suffix + 1
+        self._tensors[id] = tensor.detach().cpu().contiguous()
+        return id
+
+    def digest(self, id: str) -> str:
+        """SHA-256 of a tensor's dtype, shape and bytes."""
+        if id not in self._digests:
+            tensor = self._tensors[id]
+            digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+            self._digests[id] = digest.hexdigest()
+        return self._digests[id]
+
+    def keep(self, ids: Iterable[str]) -> None:
+        """Forget every weight that is not among ``ids``."""
+        wanted = set(ids)
+        self._tensors = {id: tensor for id, tensor in self._tensors.items() if id in wanted}
+        self._digests = {id: digest for id, digest in self._digests.items() if id in wanted}
+
+    def copy(self) -> WeightStore:
+        """A store of its own that shares the tensors."""
+        other = WeightStore(self._tensors)
+        other._digests = dict(self._digests)
+        return other
+
+    def save(self, path: str | Path) -> None:
+        """Write all weights to a safetensors file."""
+        distinct: dict[int, str] = {}
+        tensors = {}
+        for id, tensor in self._tensors.items():
+            shared = tensor.data_ptr() in distinct and tensor.numel() > 0
+            distinct.setdefault(tensor.data_ptr(), id)
+            tensors[id] = tensor.clone() if shared else tensor
+        save_file(tensors, str(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> WeightStore:
+        """Read a safetensors file; raises IRError when there is none or it is damaged."""
+        if not Path(path).is_file():
+            raise IRError(f"{path}: no such weights file; IR text needs its .safetensors file beside it")
+        try:
+            return cls(load_file(str(path)))
+        except Exception as error:  # safetensors raises its own SafetensorError, OSError and ValueError
+            raise IRError(f"{path}: not a readable safetensors file ({error})") from error

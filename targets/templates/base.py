@@ -1,0 +1,68 @@
+"""What every kernel template shares: where a vector of results lies, and what a fused epilogue does to it.
+
+A template writes one PrimFunc with TVM's IR builder. All its buffers are flat (one dimension, physical element count),
+because a Relax value of ours is a flat buffer: reshapes cost nothing and shapes are checked once, at the program's boundary.
+The arguments of a PrimFunc come in this order: activations, packed weights, the epilogue's buffers, the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Expr = Any  # tvm.tirx.Expr; tvm is imported only when a kernel is built
+
+
+@dataclass(frozen=True)
+class VectorAt:
+    """Where one vector of a kernel's result lies in its output tensor.
+
+    Attributes
+    ----------
+    coords
+        Logical coordinates of the first lane, one expression per dimension of the output's logical shape.
+    axis
+        The logical dimension that the lanes run along; lane ``i`` has coordinate ``coords[axis] + i``.
+    lanes
+        Number of lanes; 1 means a scalar.
+    flat
+        Element offset of the first lane in the output's physical buffer; the lanes are contiguous there.
+    """
+
+    coords: tuple[Expr, ...]
+    axis: int
+    lanes: int
+    flat: Expr
+
+
+@dataclass(frozen=True)
+class BufferSpec:
+    """A flat buffer that a PrimFunc takes: its name in the code, element count, and element type."""
+
+    name: str
+    size: int
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to each vector of the main op's result before it is stored.
+
+    Attributes
+    ----------
+    buffers
+        The further operands that it reads (bias, residual, …), in argument order.
+    apply
+        ``apply(value, at, buffers)`` returns the expression to store; ``value`` has ``at.lanes`` lanes and ``buffers`` are the
+        TIR buffers made for ``self.buffers``.
+    dtype
+        Element type of what is stored.
+    """
+
+    buffers: tuple[BufferSpec, ...] = ()
+    apply: Callable[[Expr, VectorAt, Sequence[Any]], Expr] = field(default=lambda value, at, buffers: value)
+    dtype: str = "float32"
+
+
+NO_EPILOGUE = Epilogue()

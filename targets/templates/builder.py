@@ -1,0 +1,161 @@
+"""A thin layer over TVM's IR builder: whole functions, loops, vector access, register tiles, epilogues.
+
+Everything here only *writes* TIR; it makes no choices. Buffers are flat; a vector is ``lanes`` contiguous
+elements (``lanes == 1`` is a scalar), so the same template code serves AVX-512, AVX2 and NEON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from .base import BufferSpec, Epilogue, VectorAt
+
+Expr = Any
+Buffer = Any
+Index = Any  # a Python int where the value is known, else a tvm expression
+
+
+def make_prim_func(
+    name: str,
+    inputs: Sequence[BufferSpec],
+    output: BufferSpec,
+    body: Callable[[Sequence[Buffer], Sequence[Buffer], Buffer], None],
+    epilogue: Epilogue,
+) -> tirx.PrimFunc:
+    """Write one PrimFunc over flat buffers: ``inputs``, the epilogue's buffers, then ``output``.
+
+    Parameters
+    ----------
+    name
+        Global symbol of the function.
+    inputs, output
+        The main op's own buffers.
+    body
+        ``body(input_buffers, epilogue_buffers, output_buffer)`` writes the statements.
+    epilogue
+        Supplies the extra buffers; calling its ``apply`` is up to ``body`` (see :func:`store_result`).
+    """
+    with IRBuilder() as ib, T.prim_func(is_private=False, s_tir=False):
+        T.func_name(name)
+        arguments = [_argument(spec) for spec in (*inputs, *epilogue.buffers, output)]
+        T.func_attr({"tirx.noalias": True})
+        body(arguments[: len(inputs)], arguments[len(inputs) : -1], arguments[-1])
+    return ib.get()
+
+
+def _argument(spec: BufferSpec) -> Buffer:
+    return T.arg(spec.name, T.buffer((spec.size,), spec.dtype))
+
+
+def load(buffer: Buffer, offset: Index, lanes: int) -> Expr:
+    """``lanes`` contiguous elements of ``buffer`` from ``offset``."""
+    return buffer[offset] if lanes == 1 else buffer[T.Ramp(offset, 1, lanes)]
+
+
+def store(buffer: Buffer, offset: Index, value: Expr, lanes: int) -> None:
+    """Store ``lanes`` contiguous elements to ``buffer`` from ``offset``."""
+    T.buffer_store(buffer, value, [offset if lanes == 1 else T.Ramp(offset, 1, lanes)])
+
+
+def bind(value: Expr | int) -> Expr | int:
+    """Name an expression so that it is computed once; Python numbers pass through."""
+    return value if isinstance(value, int) else T.Bind(value)
+
+
+def broadcast(value: Expr, lanes: int) -> Expr:
+    """A vector whose lanes all hold the scalar ``value``."""
+    return value if lanes == 1 else T.Broadcast(value, lanes)
+
+
+def constant(value: float, lanes: int, dtype: str = "float32") -> Expr:
+    """A vector of one constant."""
+    return broadcast(tirx.const(value, dtype), lanes)
+
+
+def store_result(output: Buffer, value: Expr, at: VectorAt, epilogue: Epilogue, buffers: Sequence[Buffer]) -> None:
+    """Apply the epilogue to one vector of results and store it where it belongs."""
+    store(output, at.flat, epilogue.apply(value, at, buffers), at.lanes)
+
+
+class RegisterTile:
+    """A fixed set of vectors that LLVM keeps in registers.
+
+    Every access is at a constant index, so LLVM's optimizer turns the array into SSA values. Make the tile inside
+    the innermost loop that uses it. A call that may touch memory (a prefetch, say) beside the accesses defeats this.
+    """
+
+    def __init__(self, count: int, lanes: int, dtype: str = "float32") -> None:
+        self.count = count
+        self.lanes = lanes
+        self.dtype = dtype
+        self._array = T.alloc_buffer((count * lanes,), dtype, scope="local")
+
+    def __getitem__(self, index: int) -> Expr:
+        return load(self._array, index * self.lanes, self.lanes)
+
+    def __setitem__(self, index: int, value: Expr) -> None:
+        store(self._array, index * self.lanes, value, self.lanes)
+
+    def fill(self, value: float) -> None:
+        """Set every vector to a constant."""
+        for index in range(self.count):
+            self[index] = constant(value, self.lanes, self.dtype)
+
+    def multiply_add(self, index: int, a: Expr, b: Expr) -> None:
+        """``tile[index] += a * b``; LLVM contracts it into a fused multiply-add."""
+        self[index] = self[index] + a * b
+
+
+@contextlib.contextmanager
+def loop(stop: Index, start: Index = 0) -> Iterator[Index]:
+    """A serial loop over ``[start, stop)``; no loop at all when it is known to run exactly once."""
+    if isinstance(start, int) and isinstance(stop, int) and stop - start == 1:
+        yield start
+        return
+    with T.serial(start, stop) as index:
+        yield index
+
+
+@contextlib.contextmanager
+def parallel(*extents: int) -> Iterator[tuple[Index, ...]]:
+    """One parallel loop over the product of ``extents``, the last one running fastest.
+
+    Each thread gets one contiguous range of the product, of at most ``ceil(product / threads)`` iterations.
+    """
+    total = 1
+    for extent in extents:
+        total *= extent
+    with T.parallel(0, total) as flat:
+        yield split_index(flat, extents)
+
+
+def split_index(flat: Index, extents: Sequence[int]) -> tuple[Index, ...]:
+    """The row-major coordinates of ``flat`` in a box of ``extents``; extents of 1 give the constant 0."""
+    coordinates: list[Index] = []
+    for position, extent in reversed(list(enumerate(extents))):
+        outermost = all(other == 1 for other in extents[:position])
+        coordinates.append(0 if extent == 1 else flat if outermost else flat % extent)
+        flat = flat if extent == 1 else flat // extent
+    return tuple(reversed(coordinates))
+
+
+def when(condition: Expr | bool, then: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
+    """An ``if`` statement; a condition that is a Python bool is decided now and leaves no branch."""
+    if isinstance(condition, bool):
+        if condition:
+            then()
+        elif otherwise is not None:
+            otherwise()
+        return
+    with T.If(condition):
+        with T.Then():
+            then()
+        if otherwise is not None:
+            with T.Else():
+                otherwise()

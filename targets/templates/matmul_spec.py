@@ -1,0 +1,203 @@
+"""What a matrix product is (:class:`MatmulSpec`) and how it may be tiled (:class:`MatmulKnobs`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..record import Target
+from .parallelism import balance
+
+PACKED = "packed"
+ACTIVATION = "activation"
+
+
+@dataclass(frozen=True)
+class MatmulSpec:
+    """``out[b, m, n] = sum_k a[b, m, k] * rhs[b, k, n]``, every operand read and written in place through strides.
+
+    Attributes
+    ----------
+    m, n, k
+        Rows and columns of one result, and the length of the sums.
+    rhs
+        ``"packed"``: a constant weight ``[n, k]`` (as ``torch.nn.Linear`` keeps it), packed at compile time, shared by the batch.
+        ``"activation"``: computed at run time.
+    batch
+        Extents of the batch dimensions, ``()`` for none.
+    a_strides, rhs_strides, out_strides
+        Elements between neighbours: ``(*batch, m, k)``, ``(*batch, k, n)`` and ``(*batch, m, n)``; by default those of plain
+        row-major tensors. ``rhs_strides`` is for activations only. The last of ``out_strides`` must be 1.
+    a_offset, rhs_offset, out_offset
+        Where the first element lies in its buffer: operands may be slices of a larger one (fused query, key and value).
+    a_size, rhs_size, out_size
+        Element counts of the buffers; by default just large enough.
+    dtype
+        Element type of operands and result.
+    """
+
+    m: int
+    n: int
+    k: int
+    rhs: str = PACKED
+    batch: tuple[int, ...] = ()
+    a_strides: tuple[int, ...] = ()
+    rhs_strides: tuple[int, ...] = ()
+    out_strides: tuple[int, ...] = ()
+    a_offset: int = 0
+    rhs_offset: int = 0
+    out_offset: int = 0
+    a_size: int = 0
+    rhs_size: int = 0
+    out_size: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.rhs not in (PACKED, ACTIVATION):
+            raise ValueError(f"rhs must be {PACKED!r} or {ACTIVATION!r}, not {self.rhs!r}")
+        if min(self.m, self.n, self.k, *self.batch) < 1:
+            raise ValueError(f"every extent must be positive: {self}")
+        if self.dtype != "float32":
+            raise ValueError(f"dtype {self.dtype} is not supported; float32 is")
+        if self.rhs == PACKED and (self.rhs_strides or self.rhs_offset or self.rhs_size):
+            raise ValueError("a packed right-hand side has no strides, offset or size of its own")
+        self._fill("a", (*self.batch, self.m, self.k))
+        self._fill("out", (*self.batch, self.m, self.n))
+        if self.rhs == ACTIVATION:
+            self._fill("rhs", (*self.batch, self.k, self.n))
+        if self.out_strides[-1] != 1 and self.n > 1:
+            raise ValueError("columns of the result must be contiguous: the last of out_strides is not 1")
+
+    def _fill(self, operand: str, shape: tuple[int, ...]) -> None:
+        """Set the default strides and size of an operand, and check those that were given."""
+        strides = getattr(self, f"{operand}_strides") or row_major_strides(shape)
+        if len(strides) != len(shape):
+            raise ValueError(f"{operand}_strides {strides} must have one entry for each extent of {shape}")
+        extents = zip(shape, strides, strict=True)
+        last = getattr(self, f"{operand}_offset") + sum((extent - 1) * stride for extent, stride in extents)
+        size = getattr(self, f"{operand}_size") or last + 1
+        if last >= size:
+            raise ValueError(f"{operand} has {size} elements but element {last} is accessed")
+        object.__setattr__(self, f"{operand}_strides", strides)
+        object.__setattr__(self, f"{operand}_size", size)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of matrix products."""
+        return math.prod(self.batch)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of all products."""
+        return self.batch_size * self.m * self.n * self.k
+
+
+@dataclass(frozen=True)
+class MatmulKnobs:
+    """How a product is cut up.
+
+    Attributes
+    ----------
+    rows, vectors
+        Register tile: ``rows`` rows of ``a`` times ``vectors`` vectors of columns. The rows are cut into tiles of ``rows`` or
+        one fewer, so that no small rest remains.
+    column_chunks, row_chunks
+        Pieces that the columns and the rows of one product are cut into; pieces times batch is what threads share.
+    pack_rhs
+        Whether a piece first copies its columns of an activation into panels (contiguous, in L1/L2).
+    unroll
+        Steps of ``k`` written out in the inner loop.
+    chains
+        Independent sums for each result when a tile has few accumulators: hides the latency of fused multiply-add.
+    prefetch_bytes
+        How far ahead of its use a packed weight is prefetched; 0 for not at all.
+    """
+
+    rows: int
+    vectors: int
+    column_chunks: int = 1
+    row_chunks: int = 1
+    pack_rhs: bool = False
+    unroll: int = 1
+    chains: int = 1
+    prefetch_bytes: int = 0
+
+    def panel_columns(self, target: Target) -> int:
+        """Columns of one packed panel."""
+        return self.vectors * target.lanes()
+
+    def panels(self, spec: MatmulSpec, target: Target) -> int:
+        """Number of panels; the last one may be partly padding."""
+        return -(-spec.n // self.panel_columns(target))
+
+    def packed_size(self, spec: MatmulSpec, target: Target) -> int:
+        """Elements of the packed weight, padding included."""
+        return self.panels(spec, target) * spec.k * self.panel_columns(target)
+
+    def row_tiles(self, spec: MatmulSpec) -> int:
+        """Number of register tiles down the rows."""
+        return -(-spec.m // self.rows)
+
+
+def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Element strides of a plain tensor."""
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return tuple(strides)
+
+
+def candidates(spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:
+    """Feasible knobs, best analytic guess first.
+
+    Every register tile leaves room for the vectors of one step of the right-hand side and one broadcast element of ``a``.
+    """
+    tiles = [
+        (rows, vectors)
+        for vectors in range(1, 9)
+        for rows in range(1, target.vector_registers)
+        if rows * vectors + vectors + 1 <= target.vector_registers
+    ]
+    ranked = sorted({_fit(tile, spec, target): None for tile in tiles}, key=lambda t: _cost(t, spec, target))
+    return [knobs for tile in ranked[:8] for knobs in _variants(tile, spec, target)]
+
+
+def _fit(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> tuple[int, int]:
+    """The smallest tile that needs as many steps as ``tile`` does."""
+    rows, vectors = tile
+    all_vectors = -(-spec.n // target.lanes())
+    rows = -(-spec.m // -(-spec.m // rows))
+    vectors = min(vectors, all_vectors)
+    return rows, vectors
+
+
+def _cost(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> float:
+    """Estimated cycles for one step of ``k`` over the whole result: arithmetic or loads, whichever takes longer."""
+    rows, vectors = tile
+    panels = -(-spec.n // (vectors * target.lanes()))
+    row_tiles = -(-spec.m // rows)
+    arithmetic = spec.m * vectors / 2  # two fused multiply-adds a cycle
+    latency = row_tiles * 4  # … each ready four cycles later
+    loads = (spec.m + row_tiles * vectors) / 2
+    return panels * (max(arithmetic, loads, latency) + 0.1 * loads)
+
+
+def _variants(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:
+    rows, vectors = tile
+    row_tiles = -(-spec.m // rows)
+    panels = -(-spec.n // (vectors * target.lanes()))
+    if spec.rhs == ACTIVATION:
+        column_chunks, row_chunks = balance(spec.batch_size, (panels, row_tiles), target.cores)
+        in_place = spec.rhs_strides[-1] == 1 and spec.n % target.lanes() == 0
+        packing = (row_tiles > 4, row_tiles <= 4) if in_place else (True,)
+        return [MatmulKnobs(rows, vectors, column_chunks, row_chunks, pack_rhs=pack, unroll=2) for pack in packing]
+    if row_tiles == 1:
+        return [
+            MatmulKnobs(rows, vectors, panels, 1, unroll=unroll, chains=chains, prefetch_bytes=ahead)
+            for unroll, chains in ((4, max(1, 8 // (rows * vectors))),)
+            for ahead in (2048, 0)
+        ]
+    weight_bytes = 4 * spec.k * panels * vectors * target.lanes()
+    fit_l2 = -(-weight_bytes // (target.l2_bytes // 2))
+    column_chunks = min(panels, -(-fit_l2 // target.cores) * target.cores)
+    return [MatmulKnobs(rows, vectors, column_chunks, row_tiles, unroll=2)]

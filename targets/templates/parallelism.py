@@ -1,0 +1,85 @@
+"""When and how a kernel's outer loop is shared by threads."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from .builder import parallel, split_index
+
+Index = Any
+
+# Waking the threads costs about 1.5 microseconds. A core does some 100,000 multiply-adds, or moves some 30 KB, in one microsecond.
+# Below these amounts one thread is done before two are.
+PARALLEL_MIN_MACS = 400_000
+PARALLEL_MIN_BYTES = 128 * 1024
+
+
+@contextlib.contextmanager
+def shared_loop(extents: Sequence[int], *, macs: int = 0, bytes_moved: int = 0) -> Iterator[tuple[Index, ...]]:
+    """One loop over the product of ``extents``, the last running fastest; parallel when there is enough work.
+
+    Parameters
+    ----------
+    extents
+        Number of pieces along each dimension.
+    macs, bytes_moved
+        Multiply-adds and bytes of the whole loop.
+    """
+    if math.prod(extents) == 1:
+        yield (0,) * len(extents)
+        return
+    if macs >= PARALLEL_MIN_MACS or bytes_moved >= PARALLEL_MIN_BYTES:
+        with parallel(*extents) as indices:
+            yield indices
+        return
+    with T.serial(0, math.prod(extents)) as flat:
+        yield split_index(flat, extents)
+
+
+def imbalance(pieces: int, cores: int) -> float:
+    """Time of the busiest core relative to an even split: 1 is perfect."""
+    return -(-pieces // cores) * cores / pieces
+
+
+def balance(fixed: int, divisible: Sequence[int], cores: int, tolerance: float = 1.1) -> tuple[int, ...]:
+    """Into how many pieces to cut each dimension so that ``cores`` are evenly loaded, cutting as little as possible.
+
+    Parameters
+    ----------
+    fixed
+        Number of pieces there are anyhow (the batch).
+    divisible
+        Units that each further dimension can be cut into, cheapest to cut first.
+    tolerance
+        Accepted :func:`imbalance`.
+    """
+    chunks = [1] * len(divisible)
+    for position, units in enumerate(divisible):
+        done = fixed * math.prod(chunks)
+        options = [count for count in range(1, min(units, 4 * cores) + 1)]
+        costs = {count: imbalance(done * count, cores) * chunk_imbalance(units, count) for count in options}
+        good = [count for count in options if costs[count] <= tolerance]
+        if good:
+            chunks[position] = good[0]
+            return tuple(chunks)
+        chunks[position] = min(options, key=lambda count: costs[count])
+    return tuple(chunks)
+
+
+def chunk_imbalance(units: int, chunks: int) -> float:
+    """Size of the largest of ``chunks`` contiguous runs of ``units``, relative to the mean."""
+    return -(-units // chunks) * chunks / units
+
+
+def chunk_range(index: Index, chunks: int, units: int) -> tuple[Index, Index]:
+    """Begin and end of run ``index`` when ``units`` are cut into ``chunks`` contiguous runs of nearly the same length."""
+    if chunks == 1:
+        return 0, units
+    if chunks == units:
+        return index, index + 1
+    return index * units // chunks, (index + 1) * units // chunks

@@ -1,0 +1,104 @@
+"""How a window (convolution, pooling) tiles one spatial axis, and which taps of each tile fall inside the input.
+
+Padding never costs a copy: a tile at the border simply leaves out the (position, tap) pairs that would read padding. Tiles
+of one width and one such pattern form a *run*, which a template writes once, inside a loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window sliding along one axis.
+
+    Attributes
+    ----------
+    size, out
+        Input and output positions.
+    kernel, stride, dilation
+        Taps, step between outputs, step between taps; in input positions.
+    pad
+        Padded positions before the input.
+    """
+
+    size: int
+    out: int
+    kernel: int
+    stride: int
+    pad: int
+    dilation: int
+
+    @property
+    def dense(self) -> bool:
+        """Whether output position ``i`` reads exactly input position ``i``."""
+        return self.kernel == 1 and self.stride == 1 and self.pad == 0 and self.out == self.size
+
+    def reads(self, position: int, tap: int) -> bool:
+        """Whether ``tap`` of the output at ``position`` lies inside the input."""
+        return 0 <= position * self.stride + tap * self.dilation - self.pad < self.size
+
+
+@dataclass(frozen=True)
+class TapRange:
+    """Consecutive taps ``[begin, end)`` that the same ``positions`` of a tile (offsets from its start) read."""
+
+    begin: int
+    end: int
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TileRun:
+    """``count`` tiles of ``width`` output positions, the first at ``start``, which all have the same ``taps``."""
+
+    start: int
+    width: int
+    count: int
+    taps: tuple[TapRange, ...]
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether no tap of any position falls on padding."""
+        return len(self.taps) == 1 and len(self.taps[0].positions) == self.width
+
+
+def balanced_split(total: int, limit: int) -> list[int]:
+    """Split ``total`` into the fewest parts of at most ``limit``, as equal as possible, larger ones first.
+
+    >>> balanced_split(49, 14)
+    [13, 12, 12, 12]
+    """
+    parts = -(-total // limit)
+    small, larger = divmod(total, parts)
+    return [small + 1] * larger + [small] * (parts - larger)
+
+
+def tap_ranges(window: Window, start: int, width: int) -> tuple[TapRange, ...]:
+    """The taps that the tile ``[start, start + width)`` reads, grouped by who reads them."""
+    ranges: list[TapRange] = []
+    for tap in range(window.kernel):
+        positions = tuple(offset for offset in range(width) if window.reads(start + offset, tap))
+        if not positions:
+            continue
+        if ranges and ranges[-1].end == tap and ranges[-1].positions == positions:
+            ranges[-1] = replace(ranges[-1], end=tap + 1)
+        else:
+            ranges.append(TapRange(tap, tap + 1, positions))
+    return tuple(ranges)
+
+
+def tile_runs(window: Window, limit: int) -> list[TileRun]:
+    """Tile an axis with tiles of at most ``limit`` positions and group equal neighbours into runs."""
+    runs: list[TileRun] = []
+    start = 0
+    for width in balanced_split(window.out, limit):
+        taps = tap_ranges(window, start, width)
+        if runs and runs[-1].width == width and runs[-1].taps == taps:
+            runs[-1] = replace(runs[-1], count=runs[-1].count + 1)
+        else:
+            runs.append(TileRun(start, width, 1, taps))
+        start += width
+    return runs

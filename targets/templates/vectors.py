@@ -1,0 +1,121 @@
+"""Vector helpers beyond plain loads and stores: lane slices, tails, horizontal reductions, strided loads, transposes.
+
+Vectors are TIR expressions of any number of lanes, so the same code serves AVX-512, AVX2 and NEON. Everything here is called
+while a PrimFunc is being written: :func:`bind` emits a statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from .builder import broadcast, load
+
+Expr = Any
+Buffer = Any
+Index = Any
+
+
+def lanes_of(value: Expr) -> int:
+    """Number of lanes of an expression; 1 for a scalar."""
+    return value.ty.dtype.lanes
+
+
+def dtype_of(value: Expr, lanes: int | None = None) -> str:
+    """The element type of an expression with ``lanes`` lanes (its own number by default), for example ``"float32x16"``."""
+    dtype = value.ty.dtype
+    lanes = dtype.lanes if lanes is None else lanes
+    element = str(dtype).split("x")[0]
+    return element if lanes == 1 else f"{element}x{lanes}"
+
+
+def bind(value: Expr) -> Expr:
+    """Give a value a name, so that using it twice computes it once.
+
+    TIR expressions are trees: without this, each use of a shared Python expression is generated anew.
+    """
+    return T.bind(value)
+
+
+def lane_slice(value: Expr, start: int, lanes: int) -> Expr:
+    """Lanes ``[start, start + lanes)`` of a vector."""
+    if start == 0 and lanes == lanes_of(value):
+        return value
+    return tirx.Shuffle([value], [tirx.IntImm("int32", start + lane) for lane in range(lanes)])
+
+
+def pieces(count: int, widest: int) -> list[tuple[int, int]]:
+    """Cut ``count`` elements into runs ``(start, lanes)`` of powers of two, none wider than ``widest``.
+
+    Power-of-two vectors are what LLVM has instructions for; an odd vector such as 13 lanes becomes scalar code.
+    ``widest`` itself need not be a power of two.
+    """
+    runs = []
+    start = 0
+    lanes = widest
+    while start < count:
+        while lanes > count - start:
+            lanes = 1 << ((count - start).bit_length() - 1)
+        runs.append((start, lanes))
+        start += lanes
+    return runs
+
+
+def horizontal(value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Reduce all lanes to one scalar with an associative ``combine``, by halving: ``log2(lanes)`` steps."""
+    lanes = lanes_of(value)
+    while lanes > 1:
+        half = lanes // 2
+        value = bind(value)
+        value = combine(lane_slice(value, 0, half), lane_slice(value, half, half))
+        lanes = half
+    return value
+
+
+def load_strided(buffer: Buffer, offset: Index, stride: Index, lanes: int) -> Expr:
+    """``lanes`` elements at ``offset``, ``offset + stride``, …: one load, one broadcast, or element loads."""
+    if lanes == 1:
+        return buffer[offset]
+    if isinstance(stride, int) and stride == 0:
+        return broadcast(buffer[offset], lanes)
+    if isinstance(stride, int) and stride == 1:
+        return load(buffer, offset, lanes)
+    return buffer[T.Ramp(offset, stride, lanes)]
+
+
+def transpose(rows: Sequence[Expr]) -> list[Expr]:
+    """Transpose a square of ``n`` vectors with ``n`` lanes each in registers; ``n`` is a power of two.
+
+    ``log2(n)`` rounds of two-operand shuffles: round ``distance`` swaps the off-diagonal blocks of each square of
+    ``2 * distance`` rows (Eklundh's method).
+    """
+    count = len(rows)
+    if count & (count - 1) or any(lanes_of(row) != count for row in rows):
+        raise ValueError(f"a square with a power of two of rows is needed, not {count} rows")
+    values = list(rows)
+    distance = count // 2
+    while distance:
+        values = _swap_blocks(values, distance)
+        distance //= 2
+    return values
+
+
+def _swap_blocks(values: Sequence[Expr], distance: int) -> list[Expr]:
+    count = len(values)
+    keep_low = [lane if not lane & distance else lane - distance + count for lane in range(count)]
+    keep_high = [lane + distance if not lane & distance else lane + count for lane in range(count)]
+    result = list(values)
+    for row in range(count):
+        if row & distance:
+            continue
+        pair = [values[row], values[row + distance]]
+        result[row] = bind(_shuffle(pair, keep_low))
+        result[row + distance] = bind(_shuffle(pair, keep_high))
+    return result
+
+
+def _shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    return tirx.Shuffle(list(vectors), [tirx.IntImm("int32", lane) for lane in lanes])
