@@ -1,0 +1,60 @@
+"""Tersor: compiler-style graph optimization for PyTorch models, with every speedup measured.
+
+Names are imported when they are first used, so that ``import tersor`` is quick and needs neither torch nor tvm.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import ir
+    from .compiler import compile
+    from .frontend import from_torch
+    from .ir import TersorError
+    from .passes import list_passes, register_pass, run_passes
+    from .targets import load
+
+    __version__: str
+
+_MODULES = {
+    "TersorError": ".ir",
+    "compile": ".compiler",
+    "from_torch": ".frontend",
+    "list_passes": ".passes",
+    "load": ".targets",
+    "register_pass": ".passes",
+    "run_passes": ".passes",
+}
+
+__all__ = [
+    "TersorError",
+    "__version__",
+    "compile",
+    "from_torch",
+    "ir",
+    "list_passes",
+    "load",
+    "register_pass",
+    "run_passes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("tersor")
+    elif name == "ir":
+        value = import_module(".ir", __name__)
+    elif name in _MODULES:
+        value = getattr(import_module(_MODULES[name], __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

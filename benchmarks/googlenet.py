@@ -36,12 +36,8 @@ class Inception(nn.Module):
         super().__init__()
         single, reduce_three, three, reduce_five, five, projection = widths
         self.single = _convolution(in_channels, single, 1)
-        self.three = nn.Sequential(
-            _convolution(in_channels, reduce_three, 1), _convolution(reduce_three, three, 3)
-        )
-        self.five = nn.Sequential(
-            _convolution(in_channels, reduce_five, 1), _convolution(reduce_five, five, 3)
-        )
+        self.three = nn.Sequential(_convolution(in_channels, reduce_three, 1), _convolution(reduce_three, three, 3))
+        self.five = nn.Sequential(_convolution(in_channels, reduce_five, 1), _convolution(reduce_five, five, 3))
         self.pool = nn.Sequential(
             nn.MaxPool2d(kernel_size=3, stride=1, padding=1, ceil_mode=True),
             _convolution(in_channels, projection, 1),

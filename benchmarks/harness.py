@@ -211,7 +211,5 @@ def _processor_name() -> str:
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Return the installed version of each package, leaving out those that are not installed."""
-    installed = {
-        distribution.name: distribution.version for distribution in importlib.metadata.distributions()
-    }
+    installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
     return {name: installed[name] for name in packages if name in installed}

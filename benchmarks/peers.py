@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sysconfig
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -78,9 +79,7 @@ class Network:
         # The TorchScript-based exporter, deprecated as it is, needs no package beyond torch.
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                self.module, self.inputs, path, dynamo=False, opset_version=ONNX_OPSET, input_names=names
-            )
+            torch.onnx.export(self.module, self.inputs, path, dynamo=False, opset_version=ONNX_OPSET, input_names=names)
         return path
 
 
@@ -88,7 +87,6 @@ class TorchEager:
     """PyTorch as it comes, in inference mode."""
 
     name: ClassVar[str] = "torch"
-    package: ClassVar[str] = "torch"
 
     def __init__(self, network: Network, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -113,20 +111,29 @@ class TorchCompile(TorchEager):
 
     def __init__(self, network: Network, threads: int) -> None:
         super().__init__(network, threads)
-        self.call = torch.compile(network.module, options={"freezing": True})
-        self.run(network.arrays)  # compiles
+        import torch._inductor.config
+
+        torch.compiler.reset()  # a cached graph of the same module would hide the setting below
+        self.call = torch.compile(network.module)
+        # torch.compile(options={"freezing": True}) is accepted without effect in torch 2.13.
+        # One compile thread: a pool of workers would still be busy when the timing starts.
+        with torch._inductor.config.patch(freezing=True, compile_threads=1):
+            self.run(network.arrays)  # compiles
 
     @staticmethod
     def available() -> str | None:
         """Return None, or the reason why this peer cannot run here."""
-        return None if shutil.which("g++") else "torch.compile needs g++"
+        if shutil.which("g++") is None:
+            return "torch.compile needs g++"
+        if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+            return "torch.compile needs Python's headers (on Debian: python3-dev)"
+        return None
 
 
 class OnnxRuntime:
     """ONNX Runtime on its CPU execution provider with every graph optimization."""
 
     name: ClassVar[str] = "onnxruntime"
-    package: ClassVar[str] = "onnxruntime"
 
     def __init__(self, network: Network, threads: int) -> None:
         import onnxruntime
@@ -136,9 +143,7 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3  # errors only
-        self.session = onnxruntime.InferenceSession(
-            network.onnx_path, options, providers=["CPUExecutionProvider"]
-        )
+        self.session = onnxruntime.InferenceSession(network.onnx_path, options, providers=["CPUExecutionProvider"])
         self.names = [value.name for value in self.session.get_inputs()]
 
     @staticmethod
@@ -154,7 +159,6 @@ class OpenVino:
     """OpenVINO's CPU plugin, tuned for latency, held to float32."""
 
     name: ClassVar[str] = "openvino"
-    package: ClassVar[str] = "openvino"
 
     def __init__(self, network: Network, threads: int) -> None:
         import openvino

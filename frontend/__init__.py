@@ -1,0 +1,8 @@
+"""PyTorch models in, trainable modules out: `from_torch`, `to_torch`, and `load_model` for the command line."""
+
+from .errors import Operator, UnsupportedError
+from .from_torch import from_torch
+from .load import LoadedModel, load_model
+from .to_torch import GraphModule, to_torch
+
+__all__ = ["GraphModule", "LoadedModel", "Operator", "UnsupportedError", "from_torch", "load_model", "to_torch"]

@@ -7,14 +7,14 @@ from . import ops
 from .analysis import dataflow, is_constant, live_ops, post_dominators
 from .compare import fingerprint, structurally_equal
 from .core import Attrs, Op, Operand, Use, Value
-from .errors import IRError, TersorError
+from .errors import IRError, TersorError, TersorWarning
 from .graph import Graph, clone_op
 from .interpreter import check_inputs, evaluate
 from .names import suggest
 from .parser import IR_VERSION, load_ir, parse, save_ir
 from .printer import print_attrs, print_graph
 from .rewriter import Refusal, RewriteLog, Rewriter, apply_rules
-from .traits import ChannelFlow, Cost
+from .traits import ChannelFlow, Cost, Storage
 from .types import DType, TensorType
 from .verifier import verify
 from .weights import WeightStore
@@ -32,8 +32,10 @@ __all__ = [
     "Refusal",
     "RewriteLog",
     "Rewriter",
+    "Storage",
     "TensorType",
     "TersorError",
+    "TersorWarning",
     "Use",
     "Value",
     "WeightStore",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .errors import IRError
-from .traits import ChannelFlow, Cost
+from .traits import ChannelFlow, Cost, Storage
 from .types import TensorType
 
 if TYPE_CHECKING:
@@ -136,6 +136,9 @@ class Op:
     linear: ClassVar[bool] = False  # linear in the first operand, the others being fixed
     view: ClassVar[bool] = False  # plain row-major result has the operand's elements in the same order
     channels: ClassVar[ChannelFlow] = ChannelFlow.OTHER
+    default_storage: ClassVar[Storage] = Storage.PLAIN  # layout that its kernels work on; see `storage`
+
+    reads_narrow_plain: ClassVar[bool] = False  # a blocked op that reads operand 0 row-major if narrower than a block
 
     kinds: ClassVar[dict[str, type[Op]]] = {}  # every kind of op by name
 
@@ -230,6 +233,11 @@ class Op:
     def evaluate(self, *operands: torch.Tensor | None) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Reference semantics on CPU tensors, one argument per operand (``None`` where missing)."""
         raise NotImplementedError
+
+    @property
+    def storage(self) -> Storage:
+        """Layout that this op's kernels work on; overridden where it depends on attributes or shapes."""
+        return self.default_storage
 
     def macs(self) -> int:
         """Multiply-adds of one execution."""

@@ -9,3 +9,7 @@ class TersorError(Exception):
 
 class IRError(TersorError):
     """An op, a graph or IR text that breaks a rule of the IR."""
+
+
+class TersorWarning(UserWarning):
+    """Something that the user gave us is suspicious, but is kept as it is."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from types import UnionType
+from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
 from . import ops as _ops  # noqa: F401  (defines the kinds of op)
 from .core import Op, Value
 from .errors import IRError
 from .graph import Graph
 from .names import suggest
-from .printer import print_graph
+from .printer import print_attr, print_graph
 from .types import DType, TensorType
 from .weights import WeightStore
 
@@ -67,9 +67,18 @@ def save_ir(graph: Graph, path: str | Path) -> None:
     path.write_text(f"{_HEADER}{IR_VERSION}\n{print_graph(graph)}", encoding="utf-8")
 
 
-def load_ir(path: str | Path) -> Graph:
-    """Read a graph that `save_ir` wrote; raises IRError when a file is missing, damaged or newer than this version."""
+def load_ir(path: str | Path, *, require_weights: bool = True) -> Graph:
+    """Read a graph that `save_ir` wrote; raises IRError when a file is missing, damaged or newer than this version.
+
+    Parameters
+    ----------
+    path
+        The IR text; its weights have the suffix ``.safetensors``.
+    require_weights
+        Whether a missing weights file is an error. A graph without its weights cannot be evaluated.
+    """
     path = Path(path)
+    weights = path.with_suffix(".safetensors")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -78,8 +87,8 @@ def load_ir(path: str | Path) -> Graph:
         raise IRError(f"{path}: not readable as IR text ({error})") from error
     try:
         graph = parse(text)
-        if any(op.name == "weight" for op in graph.ops):
-            graph.weights = WeightStore.load(path.with_suffix(".safetensors"))
+        if any(op.name == "weight" for op in graph.ops) and (require_weights or weights.exists()):
+            graph.weights = WeightStore.load(weights)
     except IRError as error:
         raise IRError(f"{path}: {error}") from error
     return graph
@@ -201,19 +210,30 @@ class _Parser:
         return values[token.text[1:]]
 
     def parse_type(self) -> TensorType:
-        return TensorType.parse(self.take("type").text)
+        token = self.take("type")
+        try:
+            return TensorType.parse(token.text)
+        except IRError as error:
+            self.fail(str(error), token)
+
+    def parse_string(self) -> str:
+        token = self.take("string")
+        try:
+            return json.loads(token.text)
+        except json.JSONDecodeError as error:
+            self.fail(f"malformed string ({error.msg})", token)
 
     def parse_note(self, keyword: str) -> str:
         if not self.accept(keyword):
             return ""
         self.take("punctuation", "(")
-        text = json.loads(self.take("string").text)
+        text = self.parse_string()
         self.take("punctuation", ")")
         return text
 
     def parse_attrs(self, kind: type[Op], at: _Token) -> Any:
         given: dict[str, Any] = {}
-        known = {entry.name: entry.type for entry in fields(kind.attrs_type)}
+        known = get_type_hints(kind.attrs_type)
         if self.accept("{"):
             while not self.accept("}"):
                 if given:
@@ -222,7 +242,10 @@ class _Parser:
                 if token.text not in known:
                     self.fail(f"{kind.name} has no attribute {token.text!r}{suggest(token.text, known)}", token)
                 self.take("punctuation", "=")
-                given[token.text] = self.parse_attr()
+                value = self.parse_attr()
+                if not _fits(value, known[token.text]):
+                    self.fail(f"attribute {token.text!r} of {kind.name} cannot be {print_attr(value)}", token)
+                given[token.text] = value
         try:
             return kind.attrs_type(**given)
         except (TypeError, ValueError) as error:
@@ -237,11 +260,11 @@ class _Parser:
                 items.append(self.parse_attr())
             return tuple(items)
         token = self.next
-        self.position += 1
         if token.kind == "string":
-            return json.loads(token.text)
+            return self.parse_string()
         if token.kind == "type":
-            return TensorType.parse(token.text)
+            return self.parse_type()
+        self.position += 1
         if token.kind == "number":
             return int(token.text) if re.fullmatch(r"-?[0-9]+", token.text) else _float(token.text)
         if token.text in ("true", "false"):
@@ -250,6 +273,22 @@ class _Parser:
             return DType(token.text)
         self.position -= 1
         self.fail(f"{token.text!r} is not an attribute value")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether an attribute value is of the type that the attribute record declares."""
+    if isinstance(hint, UnionType):
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        items = get_args(hint)
+        if not isinstance(value, tuple) or (items[-1] is not Ellipsis and len(value) != len(items)):
+            return False
+        return all(_fits(item, items[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 def _float(text: str) -> float:

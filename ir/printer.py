@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
@@ -20,6 +21,9 @@ from typing import Any
 from .core import Attrs, Op, Value
 from .graph import Graph
 from .types import DType, TensorType
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.]")  # what names of values must not have in text
+_UNSAFE_SYMBOL = re.compile(r"[^A-Za-z0-9_.\-]")
 
 
 def print_graph(graph: Graph) -> str:
@@ -32,7 +36,9 @@ def value_names(graph: Graph) -> dict[Value, str]:
     names: dict[Value, str] = {}
     taken: set[str] = set()
     for value in graph.inputs:
-        base = value.name if value.name and not value.name.isdigit() else f"arg{value.index}"
+        base = _UNSAFE.sub("_", value.name)
+        if not base or base.isdigit():
+            base = f"arg{value.index}"
         name, suffix = base, 1
         while name in taken:
             name, suffix = f"{base}.{suffix}", suffix + 1
@@ -73,7 +79,7 @@ def print_attr(value: Any) -> str:
 def _graph_lines(graph: Graph, keyword: str, indent: str) -> Iterator[str]:
     names = value_names(graph)
     inputs = ", ".join(f"%{names[value]}: {value.type}" for value in graph.inputs)
-    yield f"{indent}{keyword}@{graph.name}({inputs}) {{"
+    yield f"{indent}{keyword}@{_UNSAFE_SYMBOL.sub('_', graph.name) or 'graph'}({inputs}) {{"
     for op in graph.ops:
         yield from _op_lines(op, names, indent + "  ")
     returned = ", ".join(f"%{names[value]}" for value in graph.outputs)

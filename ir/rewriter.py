@@ -95,11 +95,14 @@ class Rewriter:
         attrs: Attrs | None = None,
         *,
         body: Graph | None = None,
+        location: str | None = None,
+        after: bool = False,
     ) -> OpT:
-        """Make an op before the committed one and return it."""
+        """Make an op right before the committed one (or right ``after`` it), with its location unless another is given."""
         anchor = self._committed()
-        op = kind(tuple(operands), attrs, body=body, location=anchor.location, rule=self._rule)
-        self.graph.insert_before(anchor, op)
+        location = anchor.location if location is None else location
+        op = kind(tuple(operands), attrs, body=body, location=location, rule=self._rule)
+        self.graph.insert(self.graph.ops.index(anchor) + after, op)
         return op
 
     def weight(self, tensor: torch.Tensor, hint: str) -> Value:
@@ -133,6 +136,11 @@ class Rewriter:
         """Replace one operand of ``op``."""
         self._committed()
         op.set_operand(index, value)
+
+    def set_output(self, index: int, value: Value) -> None:
+        """Replace one output of the graph."""
+        self._committed()
+        self.graph.set_operand(index, value)
 
     def set_layout(self, value: Value, channel_block: int) -> None:
         """Store ``value`` in another physical layout."""

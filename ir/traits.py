@@ -16,6 +16,14 @@ class ChannelFlow(Enum):
     OTHER = "other"  # nothing is known: channels must not be changed across this op
 
 
+class Storage(Enum):
+    """Which physical layout an op's kernels work on; see `tersor.passes.layout`."""
+
+    PLAIN = "plain"  # row-major only
+    FOLLOWS = "follows"  # whichever layout its operands have, the result in the same one
+    BLOCKED = "blocked"  # channel blocks for the result, and for operands that have enough channels
+
+
 @dataclass(frozen=True)
 class Cost:
     """Work of one execution of an op or a graph.

@@ -36,7 +36,7 @@ class WeightStore(Mapping[str, torch.Tensor]):
         """Store ``tensor`` (detached, on the CPU, contiguous) under a fresh id that starts with ``hint``, and return the id."""
         id, suffix = hint, 1
         while id in self._tensors:
-            id, suffix = f"{hint}.{suffix}", suffix + 1
+            id, suffix = f"{hint}_{suffix}", suffix + 1  # no dot: an id must not look like the child of another
         self._tensors[id] = tensor.detach().cpu().contiguous()
         return id
 

@@ -1,0 +1,41 @@
+"""Passes over the graph IR: what a pass is, how passes are named, put into pipelines, run, checked and bisected.
+
+One pass a file. Importing this package registers all of them.
+"""
+
+from . import canonicalize, cse, dce, fold_batchnorm, fold_constants, fuse, instruments, layout  # noqa: F401 (registers passes)
+from .base import Exactness, Latency, Pass, PassContext, PassError, Result
+from .bisect import Culprit, bisect
+from .manager import Outcome, PassManager, run_passes
+from .pipeline import PRESETS, Pipeline, PipelineError, Preset, as_pipeline, parse_pipeline, print_pass
+from .registry import Option, PassInfo, find_pass, list_passes, register_pass
+from .report import PassRecord, Report
+
+__all__ = [
+    "PRESETS",
+    "Culprit",
+    "Exactness",
+    "Latency",
+    "Option",
+    "Outcome",
+    "Pass",
+    "PassContext",
+    "PassError",
+    "PassInfo",
+    "PassManager",
+    "PassRecord",
+    "Pipeline",
+    "PipelineError",
+    "Preset",
+    "Report",
+    "Result",
+    "as_pipeline",
+    "bisect",
+    "find_pass",
+    "instruments",
+    "list_passes",
+    "parse_pipeline",
+    "print_pass",
+    "register_pass",
+    "run_passes",
+]

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow
+from ..traits import ChannelFlow, Storage
 from ..types import DType, TensorType
 
 
@@ -19,6 +19,7 @@ class UnaryOp(Op):
     x = Operand()
     elementwise = True
     channels = ChannelFlow.IDENTITY
+    default_storage = Storage.FOLLOWS
 
     def infer_types(self) -> tuple[TensorType, ...]:
         return (self.x.type.logical,)

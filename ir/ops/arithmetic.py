@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from ..core import Op, Operand
-from ..traits import ChannelFlow
+from ..traits import ChannelFlow, Storage
 from ..types import DType, TensorType
 
 
@@ -19,6 +19,7 @@ class BinaryOp(Op):
     rhs = Operand()
     elementwise = True
     channels = ChannelFlow.IDENTITY
+    default_storage = Storage.FOLLOWS
     function: ClassVar[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
     compares: ClassVar[bool] = False  # the result is boolean
     commutative: ClassVar[bool] = False
@@ -161,6 +162,7 @@ class WhereOp(Op, name="where"):
     y = Operand()
     elementwise = True
     channels = ChannelFlow.IDENTITY
+    default_storage = Storage.FOLLOWS
 
     def infer_types(self) -> tuple[TensorType, ...]:
         if self.condition.type.dtype is not DType.BOOL:

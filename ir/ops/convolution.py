@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow
+from ..traits import ChannelFlow, Storage
 from ..types import TensorType
 
 
@@ -48,6 +48,8 @@ class Conv2dOp(Op, name="conv2d", attrs=Conv2dAttrs):
     bias = Operand(optional=True)
     linear = True
     channels = ChannelFlow.PRODUCES
+    default_storage = Storage.BLOCKED
+    reads_narrow_plain = True  # the first layer: three channels of a picture
 
     @property
     def is_depthwise(self) -> bool:

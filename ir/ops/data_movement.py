@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow
+from ..traits import ChannelFlow, Storage
 from ..types import DType, TensorType
 
 
@@ -108,6 +108,9 @@ class SliceOp(Op, name="slice", attrs=SliceAttrs):
         return x[tuple(index)].contiguous()
 
 
+CHANNEL_QUANTUM = 16  # the widest channel block of any target in float32; parts in multiples of it fit every block
+
+
 @dataclass(frozen=True)
 class AxisAttrs(Attrs):
     """The dimension that the op works along."""
@@ -121,6 +124,12 @@ class ConcatOp(Op, name="concat", attrs=AxisAttrs):
     parts = Operand(variadic=True)
     linear = True
     channels = ChannelFlow.CONCAT
+
+    @property
+    def storage(self) -> Storage:
+        """Whole channel blocks can follow one another; so can images. Other parts would end within a block."""
+        whole = self.attrs.axis != 1 or all(part.shape[1] % CHANNEL_QUANTUM == 0 for part in self.parts)
+        return Storage.FOLLOWS if self.parts[0].type.rank == 4 and whole else Storage.PLAIN
 
     def infer_types(self) -> tuple[TensorType, ...]:
         types, axis = [part.type for part in self.parts], self.attrs.axis
@@ -192,7 +201,6 @@ class RelayoutOp(Op, name="relayout", attrs=RelayoutAttrs):
     """The same tensor stored in another physical layout; the identity for every logical purpose."""
 
     x = Operand()
-    elementwise = True
     linear = True
     channels = ChannelFlow.IDENTITY
 

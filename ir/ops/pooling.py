@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow
+from ..traits import ChannelFlow, Storage
 from ..types import TensorType
 from .convolution import window_extent
 
@@ -30,6 +30,7 @@ class Pool2dOp(Op):
 
     x = Operand()
     channels = ChannelFlow.IDENTITY
+    default_storage = Storage.BLOCKED
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, attrs = self.x.type, self.attrs

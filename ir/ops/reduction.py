@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from ..core import Attrs, Op, Operand
+from ..traits import Storage
 from ..types import TensorType
 
 
@@ -43,6 +44,12 @@ class MeanOp(ReduceOp, name="mean", attrs=ReduceAttrs):
 
     function = torch.mean
     linear = True
+
+    @property
+    def storage(self) -> Storage:
+        """Global average pooling works on channel blocks too."""
+        pools = self.x.type.rank == 4 and self.attrs.axes == (2, 3) and self.attrs.keepdim
+        return Storage.FOLLOWS if pools else Storage.PLAIN
 
 
 class SumOp(ReduceOp, name="sum", attrs=ReduceAttrs):

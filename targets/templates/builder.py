@@ -86,21 +86,22 @@ def store_result(output: Buffer, value: Expr, at: VectorAt, epilogue: Epilogue, 
 class RegisterTile:
     """A fixed set of vectors that LLVM keeps in registers.
 
-    Every access is at a constant index, so LLVM's optimizer turns the array into SSA values. Make the tile inside
-    the innermost loop that uses it. A call that may touch memory (a prefetch, say) beside the accesses defeats this.
+    Each vector is a small buffer of its own in the default scope: TVM puts those on the stack, from where LLVM promotes
+    them to registers whatever happens between the accesses. (In scope ``local``, or all in one larger buffer, TVM would
+    call its workspace allocator for each tile.)
     """
 
     def __init__(self, count: int, lanes: int, dtype: str = "float32") -> None:
         self.count = count
         self.lanes = lanes
         self.dtype = dtype
-        self._array = T.alloc_buffer((count * lanes,), dtype, scope="local")
+        self._vectors = [T.alloc_buffer((lanes,), dtype) for _ in range(count)]
 
     def __getitem__(self, index: int) -> Expr:
-        return load(self._array, index * self.lanes, self.lanes)
+        return load(self._vectors[index], 0, self.lanes)
 
     def __setitem__(self, index: int, value: Expr) -> None:
-        store(self._array, index * self.lanes, value, self.lanes)
+        store(self._vectors[index], 0, value, self.lanes)
 
     def fill(self, value: float) -> None:
         """Set every vector to a constant."""

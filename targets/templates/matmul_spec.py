@@ -162,6 +162,11 @@ def candidates(spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:
     return [knobs for tile in ranked[:8] for knobs in _variants(tile, spec, target)]
 
 
+def reads_rhs_in_place(spec: MatmulSpec, panel_columns: int) -> bool:
+    """Whether whole vectors of an activation on the right can be loaded where they are."""
+    return spec.rhs_strides[-1] == 1 and spec.n % panel_columns == 0
+
+
 def _fit(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> tuple[int, int]:
     """The smallest tile that needs as many steps as ``tile`` does."""
     rows, vectors = tile
@@ -176,10 +181,11 @@ def _cost(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> float:
     rows, vectors = tile
     panels = -(-spec.n // (vectors * target.lanes()))
     row_tiles = -(-spec.m // rows)
-    arithmetic = spec.m * vectors / 2  # two fused multiply-adds a cycle
+    arithmetic = spec.m * vectors / 2  # two fused multiply-adds a cycle …
     latency = row_tiles * 4  # … each ready four cycles later
-    loads = (spec.m + row_tiles * vectors) / 2
-    return panels * (max(arithmetic, loads, latency) + 0.1 * loads)
+    loads = (spec.m + row_tiles * vectors) / 2 * 1.3  # two a cycle, but never quite
+    from_l2 = row_tiles * vectors / 2  # of the panel, half hidden behind arithmetic
+    return panels * (max(arithmetic, loads, latency) + from_l2)
 
 
 def _variants(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:
@@ -188,7 +194,7 @@ def _variants(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> list[M
     panels = -(-spec.n // (vectors * target.lanes()))
     if spec.rhs == ACTIVATION:
         column_chunks, row_chunks = balance(spec.batch_size, (panels, row_tiles), target.cores)
-        in_place = spec.rhs_strides[-1] == 1 and spec.n % target.lanes() == 0
+        in_place = reads_rhs_in_place(spec, vectors * target.lanes())
         packing = (row_tiles > 4, row_tiles <= 4) if in_place else (True,)
         return [MatmulKnobs(rows, vectors, column_chunks, row_chunks, pack_rhs=pack, unroll=2) for pack in packing]
     if row_tiles == 1:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from .builder import parallel, split_index
+from .builder import loop, parallel, split_index
 
 Index = Any
 
@@ -76,10 +76,15 @@ def chunk_imbalance(units: int, chunks: int) -> float:
     return -(-units // chunks) * chunks / units
 
 
-def chunk_range(index: Index, chunks: int, units: int) -> tuple[Index, Index]:
-    """Begin and end of run ``index`` when ``units`` are cut into ``chunks`` contiguous runs of nearly the same length."""
-    if chunks == 1:
-        return 0, units
+@contextlib.contextmanager
+def chunk_loop(chunk: Index, chunks: int, units: int) -> Iterator[Index]:
+    """Loop over run ``chunk`` when ``units`` are cut into ``chunks`` contiguous runs of nearly the same length."""
     if chunks == units:
-        return index, index + 1
-    return index * units // chunks, (index + 1) * units // chunks
+        yield chunk
+        return
+    if chunks == 1:
+        with loop(units) as unit:
+            yield unit
+        return
+    with loop((chunk + 1) * units // chunks, chunk * units // chunks) as unit:
+        yield unit

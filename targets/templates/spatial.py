@@ -1,13 +1,12 @@
 """How a window (convolution, pooling) tiles one spatial axis, and which taps of each tile fall inside the input.
 
-Padding never costs a copy: a tile at the border simply leaves out the (position, tap) pairs that would read padding. Tiles
-of one width and one such pattern form a *run*, which a template writes once, inside a loop.
+Padding never costs a copy: a tile at the border simply leaves out the (position, tap) pairs that would read padding.
+Tiles of one width and one such pattern form a *run*, which a template writes once, inside a loop.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,6 @@ class Window:
     pad: int
     dilation: int
 
-    @property
-    def dense(self) -> bool:
-        """Whether output position ``i`` reads exactly input position ``i``."""
-        return self.kernel == 1 and self.stride == 1 and self.pad == 0 and self.out == self.size
-
     def reads(self, position: int, tap: int) -> bool:
         """Whether ``tap`` of the output at ``position`` lies inside the input."""
         return 0 <= position * self.stride + tap * self.dilation - self.pad < self.size
@@ -58,11 +52,6 @@ class TileRun:
     width: int
     count: int
     taps: tuple[TapRange, ...]
-
-    @cached_property
-    def complete(self) -> bool:
-        """Whether no tap of any position falls on padding."""
-        return len(self.taps) == 1 and len(self.taps[0].positions) == self.width
 
 
 def balanced_split(total: int, limit: int) -> list[int]:

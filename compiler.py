@@ -1,0 +1,66 @@
+"""The facade: a model in, a compiled program out. It is the one place that knows frontend, passes and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .frontend import from_torch
+from .ir import Graph, TersorError
+from .passes import PassManager, as_pipeline
+from .targets import Executable, Target, compile_graph, resolve_target
+
+# What code generation needs of a graph, whatever the user's pipeline: no batch norm left, a physical layout for every value.
+REQUIRED_PASSES = "fold-batchnorm,layout"
+
+
+def compile(
+    graph_or_module: Any,
+    example_inputs: Any = None,
+    *,
+    target: str | Target = "x86:native",
+    pipeline: str = "O3",
+    calibration: Iterable[Any] | None = None,
+    tune: int = 0,
+    log_dir: str | Path | None = None,
+    threads: int | None = None,
+) -> Executable:
+    """Compile a model.
+
+    Parameters
+    ----------
+    graph_or_module
+        A `tersor.ir.Graph`, an ``nn.Module`` or an ``ExportedProgram``; never changed.
+    example_inputs
+        Tensors to export a module with; not needed for the other two.
+    target
+        A name (see ``tersor targets``) or a `Target`.
+    pipeline
+        Text of passes and presets, for example ``"O3"``.
+    calibration
+        Batches for passes that need data.
+    tune
+        Measured trials to spend on tuning; only 0 is possible so far.
+    log_dir
+        Where tuning records are kept.
+    threads
+        Threads of one call; by default all cores this process may use.
+
+    Returns
+    -------
+    Executable
+        Callable like the model; ``exe.report`` tells what each pass did.
+
+    Raises
+    ------
+    TersorError
+        For whatever in the input cannot be compiled, with what to do.
+    """
+    if tune or log_dir is not None:
+        raise TersorError("tuning is not available in this version; call compile() without tune and log_dir")
+    record = resolve_target(target)
+    graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
+    stages = ",".join(text for text in (pipeline, REQUIRED_PASSES) if text)
+    outcome = PassManager(as_pipeline(stages)).run(graph, target=record, calibration=calibration)
+    return compile_graph(outcome.graph, record, threads=threads, report=outcome.report)

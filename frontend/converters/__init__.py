@@ -1,0 +1,35 @@
+"""Converters from ATen operators to IR ops, one file a family, as in `tersor.ir.ops`.
+
+Importing this package fills the table in `tersor.frontend.registry`. To support another operator, write a function with
+the operator's own signature (after the context), decorate it with the overload, and emit IR ops. Operators that have no
+converter are decomposed by PyTorch into core ATen operators first, so that composite ones rarely need any. In-place
+operators need none: programs are made functional before they are converted.
+"""
+
+from . import (
+    activation,
+    arithmetic,
+    constant,
+    convolution,
+    data_movement,
+    identity,
+    indexing,
+    matmul,
+    normalization,
+    pooling,
+    reduction,
+)
+
+__all__ = [
+    "activation",
+    "arithmetic",
+    "constant",
+    "convolution",
+    "data_movement",
+    "identity",
+    "indexing",
+    "matmul",
+    "normalization",
+    "pooling",
+    "reduction",
+]

@@ -1,0 +1,161 @@
+"""Elementwise operators of two or three operands. PyTorch's type promotion becomes explicit casts."""
+
+from __future__ import annotations
+
+import torch
+
+from ...ir import DType, Op, Value
+from ...ir.ops import (
+    AddOp,
+    DivOp,
+    EqOp,
+    FloorOp,
+    GeOp,
+    GtOp,
+    LeOp,
+    LogicalAndOp,
+    LogicalOrOp,
+    LtOp,
+    MaximumOp,
+    MinimumOp,
+    MulOp,
+    NeOp,
+    PowOp,
+    SubOp,
+    WhereOp,
+)
+from ..context import Context, Number, promote
+from ..registry import Converter, converter, register_each
+
+aten = torch.ops.aten
+Operand = Value | Number
+
+
+def _binary(kind: type[Op]) -> Converter:
+    def convert(ctx: Context, lhs: Operand, rhs: Operand) -> Value:
+        return ctx.emit(kind, ctx.operand(lhs, ctx.dtype), ctx.operand(rhs, ctx.dtype))
+
+    return convert
+
+
+register_each(
+    {
+        aten.mul.Tensor: MulOp,
+        aten.mul.Scalar: MulOp,
+        aten.div.Tensor: DivOp,
+        aten.div.Scalar: DivOp,
+        aten.true_divide.Tensor: DivOp,
+        aten.maximum.default: MaximumOp,
+        aten.minimum.default: MinimumOp,
+        aten.pow.Tensor_Tensor: PowOp,
+        aten.pow.Tensor_Scalar: PowOp,
+        aten.pow.Scalar: PowOp,
+    },
+    _binary,
+)
+
+
+def _scaled(ctx: Context, x: Operand, alpha: Number) -> Value:
+    value = ctx.operand(x, ctx.dtype)
+    return value if alpha == 1 else ctx.emit(MulOp, value, ctx.operand(alpha, ctx.dtype))
+
+
+@converter(aten.add.Tensor, aten.add.Scalar)
+def add(ctx: Context, lhs: Operand, rhs: Operand, alpha: Number = 1) -> Value:
+    return ctx.emit(AddOp, ctx.operand(lhs, ctx.dtype), _scaled(ctx, rhs, alpha))
+
+
+@converter(aten.sub.Tensor, aten.sub.Scalar)
+def sub(ctx: Context, lhs: Operand, rhs: Operand, alpha: Number = 1) -> Value:
+    return ctx.emit(SubOp, ctx.operand(lhs, ctx.dtype), _scaled(ctx, rhs, alpha))
+
+
+@converter(aten.rsub.Tensor, aten.rsub.Scalar)
+def rsub(ctx: Context, lhs: Operand, rhs: Operand, alpha: Number = 1) -> Value:
+    return ctx.emit(SubOp, ctx.operand(rhs, ctx.dtype), _scaled(ctx, lhs, alpha))
+
+
+@converter(aten.div.Tensor_mode, aten.div.Scalar_mode)
+def div_rounded(ctx: Context, lhs: Operand, rhs: Operand, rounding_mode: str | None = None) -> Value:
+    if not ctx.dtype.is_floating:
+        ctx.refuse("integer division; divide floating-point tensors instead")
+    if rounding_mode not in (None, "floor"):
+        ctx.refuse(f"rounding mode {rounding_mode!r}; only 'floor' is supported")
+    quotient = ctx.emit(DivOp, ctx.operand(lhs, ctx.dtype), ctx.operand(rhs, ctx.dtype))
+    return quotient if rounding_mode is None else ctx.emit(FloorOp, quotient)
+
+
+def _comparison(kind: type[Op]) -> Converter:
+    def convert(ctx: Context, lhs: Operand, rhs: Operand) -> Value:
+        dtype = promote(lhs, rhs)
+        return ctx.emit(kind, ctx.operand(lhs, dtype), ctx.operand(rhs, dtype))
+
+    return convert
+
+
+register_each(
+    {
+        aten.eq.Tensor: EqOp,
+        aten.eq.Scalar: EqOp,
+        aten.ne.Tensor: NeOp,
+        aten.ne.Scalar: NeOp,
+        aten.lt.Tensor: LtOp,
+        aten.lt.Scalar: LtOp,
+        aten.le.Tensor: LeOp,
+        aten.le.Scalar: LeOp,
+        aten.gt.Tensor: GtOp,
+        aten.gt.Scalar: GtOp,
+        aten.ge.Tensor: GeOp,
+        aten.ge.Scalar: GeOp,
+        aten.logical_and.default: LogicalAndOp,
+        aten.logical_or.default: LogicalOrOp,
+    },
+    _comparison,
+)
+
+
+def _truth(ctx: Context, x: Operand) -> Value:
+    value = ctx.operand(x, x.type.dtype if isinstance(x, Value) else DType.BOOL)
+    if value.type.dtype is DType.BOOL:
+        return value
+    return ctx.emit(NeOp, value, ctx.operand(0, value.type.dtype))
+
+
+@converter(aten.logical_xor.default)
+def logical_xor(ctx: Context, lhs: Value, rhs: Value) -> Value:
+    return ctx.emit(NeOp, _truth(ctx, lhs), _truth(ctx, rhs))
+
+
+def _bitwise(kind: type[Op]) -> Converter:
+    def convert(ctx: Context, lhs: Operand, rhs: Operand) -> Value:
+        if ctx.dtype is not DType.BOOL:
+            ctx.refuse("only boolean tensors have bitwise operators here")
+        return ctx.emit(kind, _truth(ctx, lhs), _truth(ctx, rhs))
+
+    return convert
+
+
+register_each(
+    {
+        aten.__and__.Tensor: LogicalAndOp,
+        aten.__and__.Scalar: LogicalAndOp,
+        aten.bitwise_and.Tensor: LogicalAndOp,
+        aten.bitwise_and.Scalar: LogicalAndOp,
+        aten.__or__.Tensor: LogicalOrOp,
+        aten.__or__.Scalar: LogicalOrOp,
+        aten.bitwise_or.Tensor: LogicalOrOp,
+        aten.bitwise_or.Scalar: LogicalOrOp,
+        aten.bitwise_xor.Tensor: NeOp,
+    },
+    _bitwise,
+)
+
+
+@converter(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
+def where(ctx: Context, condition: Value, x: Operand, y: Operand) -> Value:
+    return ctx.emit(WhereOp, _truth(ctx, condition), ctx.operand(x, ctx.dtype), ctx.operand(y, ctx.dtype))
+
+
+@converter(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+def masked_fill(ctx: Context, x: Value, mask: Value, value: Operand) -> Value:
+    return ctx.emit(WhereOp, mask, ctx.operand(value, ctx.dtype), ctx.cast(x, ctx.dtype))

@@ -1,0 +1,92 @@
+"""Convolutions. One-dimensional ones run as two-dimensional ones of height 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ...ir import Value
+from ...ir.ops import Conv2dOp
+from ..context import Context, pair
+from ..registry import converter
+
+aten = torch.ops.aten
+Sides = tuple[int, int, int, int]  # top, left, bottom, right
+
+
+@converter(aten.conv2d.default)
+def conv2d(
+    ctx: Context,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Value:
+    return _conv2d(ctx, x, weight, bias, pair(stride), pair(padding) * 2, pair(dilation), groups)
+
+
+@converter(aten.conv2d.padding)
+def conv2d_named_padding(
+    ctx: Context,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: str = "valid",
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Value:
+    dilation = pair(dilation)
+    sides = (0, 0, 0, 0)
+    if padding == "same":
+        total = [dilation[i] * (weight.shape[2 + i] - 1) for i in range(2)]
+        top, left = (amount // 2 for amount in total)  # the odd one goes to the end, as in PyTorch
+        sides = (top, left, total[0] - top, total[1] - left)
+    return _conv2d(ctx, x, weight, bias, pair(stride), sides, dilation, groups)
+
+
+@converter(aten.convolution.default)
+def convolution(
+    ctx: Context,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Value:
+    if transposed:
+        ctx.refuse("transposed convolution")
+    spatial = len(weight.shape) - 2
+    if spatial == 2:
+        return conv2d(ctx, x, weight, bias, stride, padding, dilation, groups)
+    if spatial != 1:
+        ctx.refuse(f"{spatial}-dimensional convolution")
+    flat_x = ctx.reshape(x, (*x.shape[:-1], 1, x.shape[-1]))
+    flat_weight = ctx.reshape(weight, (*weight.shape[:-1], 1, weight.shape[-1]))
+    sides = (0, padding[0], 0, padding[0])
+    result = _conv2d(ctx, flat_x, flat_weight, bias, (1, stride[0]), sides, (1, dilation[0]), groups)
+    return ctx.reshape(result, ctx.type.shape)
+
+
+def _conv2d(
+    ctx: Context,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: tuple[int, int],
+    padding: Sides,
+    dilation: tuple[int, int],
+    groups: int,
+) -> Value:
+    attrs = Conv2dOp.attrs_type(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    batched = ctx.reshape(x, (1, *x.shape)) if len(x.shape) == 3 else x
+    result = ctx.emit(Conv2dOp, batched, weight, bias, attrs=attrs)
+    return ctx.reshape(result, result.shape[1:]) if len(x.shape) == 3 else result

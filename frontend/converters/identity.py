@@ -1,0 +1,39 @@
+"""Operators that change nothing in a functional program on one device: copies, aliases, and dropout at inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...ir import Value
+from ..context import Context
+from ..registry import converter
+
+aten = torch.ops.aten
+
+
+@converter(
+    aten.alias.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.detach_.default,
+    aten.lift_fresh_copy.default,
+)
+def same(ctx: Context, x: Value, **options: Any) -> Value:
+    return x
+
+
+@converter(aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other)
+def to(ctx: Context, x: Value, *args: Any, **options: Any) -> Value:
+    return ctx.cast(x, ctx.dtype)
+
+
+@converter(
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default
+)
+def dropout(ctx: Context, x: Value, p: float, train: bool) -> Value:
+    if train and p:
+        ctx.refuse("it is in training mode; call model.eval() before torch.export.export")
+    return x

@@ -1,0 +1,71 @@
+"""Matrix products and attention."""
+
+from __future__ import annotations
+
+import torch
+
+from ...ir import DType, Value
+from ...ir.ops import AddOp, AttentionOp, LinearOp, MatmulOp, MulOp
+from ..context import Context, Number
+from ..registry import converter
+
+aten = torch.ops.aten
+
+
+@converter(aten.linear.default)
+def linear(ctx: Context, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    matrix = weight if len(weight.shape) == 2 else ctx.reshape(weight, (1, *weight.shape))
+    row = ctx.reshape(bias, (1,)) if bias is not None and not bias.shape else bias
+    return ctx.reshape(ctx.emit(LinearOp, x, matrix, row), ctx.type.shape)
+
+
+@converter(aten.matmul.default, aten.bmm.default, aten.mm.default)
+def matmul(ctx: Context, lhs: Value, rhs: Value) -> Value:
+    rows = ctx.reshape(lhs, (1, *lhs.shape)) if len(lhs.shape) == 1 else lhs
+    columns = ctx.reshape(rhs, (*rhs.shape, 1)) if len(rhs.shape) == 1 else rhs
+    return ctx.reshape(ctx.emit(MatmulOp, rows, columns), ctx.type.shape)
+
+
+@converter(aten.addmm.default, aten.baddbmm.default)
+def addmm(ctx: Context, x: Value, lhs: Value, rhs: Value, *, beta: Number = 1, alpha: Number = 1) -> Value:
+    product = ctx.emit(MatmulOp, lhs, rhs)
+    return ctx.emit(AddOp, _times(ctx, product, alpha), _times(ctx, x, beta))
+
+
+def _times(ctx: Context, x: Value, factor: Number) -> Value:
+    return x if factor == 1 else ctx.emit(MulOp, x, ctx.operand(factor, x.type.dtype))
+
+
+@converter(aten.scaled_dot_product_attention.default)
+def attention(
+    ctx: Context,
+    query: Value,
+    key: Value,
+    value: Value,
+    attn_mask: Value | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:
+    if dropout_p:
+        ctx.refuse("attention with dropout; call model.eval() before torch.export.export")
+    if scale == 0:
+        ctx.refuse("attention with scale 0")
+    if enable_gqa:
+        key, value = (_repeat_heads(ctx, x, query.shape[-3]) for x in (key, value))
+    batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    query, key, value = (ctx.expand(x, (*batch, *x.shape[-2:])) for x in (query, key, value))
+    if attn_mask is not None and attn_mask.type.dtype is not DType.BOOL:
+        attn_mask = ctx.cast(attn_mask, query.type.dtype)
+    attrs = AttentionOp.attrs_type(scale=float(scale or 0.0), causal=is_causal)
+    return ctx.emit(AttentionOp, query, key, value, attn_mask, attrs=attrs)
+
+
+def _repeat_heads(ctx: Context, x: Value, heads: int) -> Value:
+    """Grouped queries: every head of ``x`` [..., H, K, D] serves heads / H heads of the query in a row."""
+    *batch, own, length, size = x.shape
+    if own == heads:
+        return x
+    spread = ctx.expand(ctx.reshape(x, (*batch, own, 1, length, size)), (*batch, own, heads // own, length, size))
+    return ctx.reshape(spread, (*batch, heads, length, size))

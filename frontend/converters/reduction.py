@@ -1,0 +1,109 @@
+"""Reductions over axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ...ir import DType, Op, Value
+from ...ir.ops import MaxOp, MeanOp, MinOp, MulOp, NeOp, SubOp, SumOp
+from ..context import Context, Number, axis_of
+from ..registry import Converted, Converter, converter, register_each
+
+aten = torch.ops.aten
+Dims = int | Sequence[int] | None
+
+
+def _reduce(ctx: Context, kind: type[Op], x: Value, dims: Dims, keepdim: bool) -> Value:
+    rank = len(x.shape)
+    if not rank:
+        return x
+    chosen = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    axes = tuple(sorted({axis_of(dim, rank) for dim in chosen}))
+    return ctx.emit(kind, x, attrs=kind.attrs_type(axes=axes, keepdim=keepdim))
+
+
+def _sum_or_mean(kind: type[Op]) -> Converter:
+    def convert(ctx: Context, x: Value, dim: Dims = None, keepdim: bool = False, **options: Any) -> Value:
+        return _reduce(ctx, kind, ctx.cast(x, ctx.dtype), dim, keepdim)
+
+    return convert
+
+
+register_each(
+    {aten.mean.dim: MeanOp, aten.mean.default: MeanOp, aten.sum.dim_IntList: SumOp, aten.sum.default: SumOp},
+    _sum_or_mean,
+)
+
+
+def _extremum(kind: type[Op]) -> Converter:
+    def convert(ctx: Context, x: Value, dim: Dims = None, keepdim: bool = False) -> Value:
+        return _reduce(ctx, kind, x, dim, keepdim)
+
+    return convert
+
+
+register_each(
+    {aten.amax.default: MaxOp, aten.amin.default: MinOp, aten.max.default: MaxOp, aten.min.default: MinOp}, _extremum
+)
+
+
+def _extremum_with_index(kind: type[Op]) -> Converter:
+    def convert(ctx: Context, x: Value, dim: int, keepdim: bool = False) -> Converted:
+        return _reduce(ctx, kind, x, dim, keepdim), None  # the position is not available
+
+    return convert
+
+
+register_each({aten.max.dim: MaxOp, aten.min.dim: MinOp}, _extremum_with_index)
+
+
+def _truth(kind: type[Op]) -> Converter:
+    def convert(ctx: Context, x: Value, dim: Dims = None, keepdim: bool = False) -> Value:
+        if x.type.dtype is not DType.BOOL:
+            x = ctx.emit(NeOp, x, ctx.operand(0, x.type.dtype))
+        return _reduce(ctx, kind, x, dim, keepdim)
+
+    return convert
+
+
+register_each(
+    {
+        aten.any.default: MaxOp,
+        aten.any.dim: MaxOp,
+        aten.any.dims: MaxOp,
+        aten.all.default: MinOp,
+        aten.all.dim: MinOp,
+        aten.all.dims: MinOp,
+    },
+    _truth,
+)
+
+
+@converter(aten.var.correction)
+def var(ctx: Context, x: Value, dim: Dims = None, *, correction: Number | None = None, keepdim: bool = False) -> Value:
+    return _variance(ctx, x, dim, correction, keepdim)
+
+
+@converter(aten.var_mean.correction)
+def var_mean(
+    ctx: Context, x: Value, dim: Dims = None, *, correction: Number | None = None, keepdim: bool = False
+) -> Converted:
+    return _variance(ctx, x, dim, correction, keepdim), _reduce(ctx, MeanOp, x, dim, keepdim)
+
+
+def _variance(ctx: Context, x: Value, dim: Dims, correction: Number | None, keepdim: bool) -> Value:
+    """Mean of the squared distance from the mean, times n / (n - correction)."""
+    correction = 1 if correction is None else correction
+    mean = _reduce(ctx, MeanOp, x, dim, keepdim=True)
+    distance = ctx.emit(SubOp, x, mean)
+    variance = _reduce(ctx, MeanOp, ctx.emit(MulOp, distance, distance), dim, keepdim)
+    count = math.prod(x.shape) // math.prod(mean.shape)
+    if not correction:
+        return variance
+    if count <= correction:
+        ctx.refuse(f"the variance of {count} elements with correction {correction}, which is not a number")
+    return ctx.emit(MulOp, variance, ctx.operand(count / (count - correction), ctx.dtype))

@@ -1,0 +1,61 @@
+"""The error that lists every operator which the frontend cannot express."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..ir import TersorError
+
+_PATHS_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator of the exported program that has no counterpart in the IR.
+
+    Attributes
+    ----------
+    name
+        Name of the overload, for example ``"aten.fft_fft.default"``.
+    path
+        Module path where it is called, ``""`` for the model itself.
+    reason
+        Why this call is not supported although others of the operator may be; empty if the whole operator is unknown.
+    """
+
+    name: str
+    path: str
+    reason: str = ""
+
+
+class UnsupportedError(TersorError):
+    """The model uses operators that the IR does not have.
+
+    Attributes
+    ----------
+    operators
+        Every such call, in execution order.
+    """
+
+    def __init__(self, operators: Iterable[Operator]) -> None:
+        self.operators = tuple(operators)
+        places: dict[tuple[str, str], list[str]] = {}
+        for operator in self.operators:
+            paths = places.setdefault((operator.name, operator.reason), [])
+            if operator.path not in paths:
+                paths.append(operator.path)
+        listed = "; ".join(
+            f"{name}{f' ({reason})' if reason else ''} at {_show(paths)}" for (name, reason), paths in places.items()
+        )
+        count = len(places)
+        super().__init__(
+            f"{count} operator{'s are' if count > 1 else ' is'} not supported: {listed}. "
+            "Replace them in the model by supported ones, or add a converter in tersor/frontend/converters"
+        )
+
+
+def _show(paths: list[str]) -> str:
+    shown = ", ".join(repr(path) if path else "the model's own forward" for path in paths[:_PATHS_SHOWN])
+    more = len(paths) - _PATHS_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

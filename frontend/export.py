@@ -1,0 +1,144 @@
+"""From a module to a functional program of convertible operators, by `torch.export`."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._decomp import get_decompositions
+from torch._ops import OpOverload
+from torch.export import ExportedProgram, default_decompositions
+
+from ..ir import TersorError
+from .errors import Operator, UnsupportedError
+from .registry import CONVERTERS
+
+ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
+
+# Regions that PyTorch inlines when it makes a program functional.
+_INLINED = (torch.ops.higher_order.wrap_with_set_grad_enabled,)
+
+
+def export(module: nn.Module, example_inputs: ExampleInputs | None) -> ExportedProgram:
+    """Trace a module for inference; neither its mode nor its tensors change."""
+    args, kwargs = split_inputs(example_inputs)
+    try:
+        with _quiet():
+            return torch.export.export(in_eval_mode(module), args, kwargs)
+    except Exception as error:  # the model's own forward runs in here: anything may be raised
+        raise TersorError(
+            f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}; make it pass "
+            "torch.export.export(model.eval(), example_inputs) first"
+        ) from error
+
+
+def split_inputs(example_inputs: ExampleInputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments from what users give as example inputs; raises TersorError for anything else."""
+    if example_inputs is None:
+        raise TersorError("example_inputs are needed to trace a module: pass a tuple of tensors, one per argument")
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    kind = type(example_inputs).__name__
+    raise TersorError(f"example_inputs must be a tensor, a tuple of tensors or a dict of named ones, not {kind}")
+
+
+def in_eval_mode(module: nn.Module) -> nn.Module:
+    """The module itself if it is in evaluation mode throughout, else a copy in that mode which shares its tensors."""
+    if not any(part.training for part in module.modules()):
+        return module
+    shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, shared).eval()
+
+
+def check_static(program: ExportedProgram) -> None:
+    """Raise TersorError if an input has a dynamic shape."""
+    for node in program.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and not all(isinstance(extent, int) for extent in value.shape):
+            raise TersorError(
+                f"input {node.name!r} has dynamic shape {list(value.shape)}, which is not supported: export the model "
+                "without dynamic_shapes"
+            )
+
+
+def lower(program: ExportedProgram) -> ExportedProgram:
+    """Make a program functional, and decompose the operators that have no converter into core ATen operators.
+
+    In-place operators become pure ones, writes into views included. Nothing is traced again if all is well already.
+    """
+    _refuse_foreign_calls(program)
+    table = default_decompositions()
+    for overload in CONVERTERS:
+        table.pop(overload, None)
+    tried: set[Any] = set()
+    while missing := _targets(program) - CONVERTERS.keys() - {operator.getitem} - tried:
+        tried |= missing
+        # PyTorch knows how to decompose many operators beyond the default table, interpolation for example.
+        table.update(get_decompositions(target for target in missing if isinstance(target, OpOverload)))
+        try:
+            with _quiet():
+                program = program.run_decompositions(table)
+        except Exception as error:  # decompositions are Python functions over the model's operators
+            raise TersorError(f"torch.export cannot decompose the program: {_first_line(error)}") from error
+    return program
+
+
+def calls_of(module: fx.GraphModule) -> Iterator[fx.Node]:
+    """All function calls, those in nested regions included."""
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            yield from (node for node in part.graph.nodes if node.op == "call_function")
+
+
+def path_of(node: fx.Node) -> str:
+    """Path of the innermost module that a node comes from; ``""`` for the model itself."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, _ = list(stack.values())[-1]
+    return path.partition("@")[0]  # "@1" marks a second call of one module
+
+
+def name_of(target: Any) -> str:
+    """An operator's name for messages."""
+    return str(target) if isinstance(target, OpOverload) else getattr(target, "__name__", str(target))
+
+
+def _refuse_foreign_calls(program: ExportedProgram) -> None:
+    """Raise UnsupportedError for calls of anything but operators: tracing would run them, and a file may name anything."""
+    foreign = [
+        Operator(name_of(node.target), path_of(node))
+        for node in calls_of(program.graph_module)
+        if not isinstance(node.target, OpOverload)
+        and node.target is not operator.getitem
+        and node.target not in _INLINED
+    ]
+    if foreign:
+        raise UnsupportedError(foreign)
+
+
+def _targets(program: ExportedProgram) -> set[Any]:
+    return {node.target for node in calls_of(program.graph_module) if node.users}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide PyTorch's deprecation warnings about its own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+        yield

@@ -1,0 +1,69 @@
+"""Calling the factory that ``package.module:factory`` names."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..ir import TersorError, suggest
+
+
+def call_factory(spec: str) -> Any:
+    """Import the module, with the current directory on the path as by ``python -m``, and call the factory.
+
+    Raises
+    ------
+    TersorError
+        When the name is malformed, the module or attribute does not exist (the nearest name is suggested), or either
+        raises.
+    """
+    module_name, _, attribute = spec.partition(":")
+    parts = [*module_name.split("."), attribute]
+    if not all(part.isidentifier() for part in parts):
+        raise TersorError(f"{spec}: no such file, and not of the form package.module:factory")
+    factory = getattr(_import(spec, module_name), attribute, None)
+    if factory is None:
+        module = sys.modules[module_name]
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise TersorError(f"{spec}: module {module_name} has no {attribute!r}{suggest(attribute, known)}")
+    if not callable(factory):
+        raise TersorError(
+            f"{spec}: is a {type(factory).__name__}; name a function that returns (module, example_inputs)"
+        )
+    try:
+        return factory()
+    except TersorError:
+        raise
+    except Exception as error:  # the user's own code
+        raise TersorError(f"{spec}: calling it raised {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _import(spec: str, name: str) -> ModuleType:
+    directory = str(Path.cwd())
+    if directory not in sys.path:
+        sys.path.insert(0, directory)  # stays: the factory may import when it is called
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing != name and not name.startswith(f"{missing}."):
+            raise TersorError(f"{spec}: importing {name} needs module {missing!r}, which is not installed") from error
+        raise TersorError(f"{spec}: no module named {missing!r}{suggest(missing, _siblings(missing))}") from error
+    except Exception as error:  # the user's own code
+        raise TersorError(f"{spec}: importing {name} raised {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _siblings(name: str) -> list[str]:
+    """Modules that could have been meant: those of the parent package, or of the current directory."""
+    parent, _, _ = name.rpartition(".")
+    places = list(getattr(sys.modules.get(parent), "__path__", [])) if parent else [str(Path.cwd())]
+    prefix = f"{parent}." if parent else ""
+    return [prefix + module.name for module in pkgutil.iter_modules(places)]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,72 @@
+"""PyTorch to IR: the public function."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from ..ir import Graph, TersorError, TersorWarning
+from . import converters as _converters  # noqa: F401  (fills the table of converters)
+from .export import ExampleInputs, check_static, export, lower
+from .program import ProgramConverter, class_name
+
+
+def from_torch(
+    module: nn.Module | ExportedProgram,
+    example_inputs: ExampleInputs | None = None,
+    dynamic_shapes: Any = None,
+) -> Graph:
+    """Convert a PyTorch model to a graph.
+
+    Weights are shared with the module, not copied: to train the module further beside the graph, convert a deep copy.
+    Writing into an input in place is not reproduced: the outputs are the same, and the caller's tensor keeps its numbers.
+
+    Parameters
+    ----------
+    module
+        A module, or a program from `torch.export.export`. A module is converted for inference: if any part of it is in
+        training mode, a copy in evaluation mode is traced. The module itself is never changed.
+    example_inputs
+        What the module is called with: a tuple of tensors, a single tensor, or a dict of named tensors. Their shapes
+        and element types become those of the graph. Not needed for a program, which has them.
+    dynamic_shapes
+        Must be None: graphs have fixed shapes.
+
+    Returns
+    -------
+    Graph
+        Inputs are the tensors among the flattened arguments; outputs are the tensors of the flattened result, in the
+        order of `torch.utils._pytree` (nested lists, dicts and dataclasses), without those that are None. Ids of weights
+        are their qualified names, tied weights share one, and locations of ops are module paths.
+
+    Raises
+    ------
+    UnsupportedError
+        Listing every operator that the IR cannot express, with module paths.
+    TersorError
+        When the model cannot be exported, has dynamic shapes, writes to its buffers, returns something that is not a
+        tensor, or has sparse, quantized, complex or missing weights.
+
+    Warns
+    -----
+    TersorWarning
+        When a weight contains NaN, or a parameter infinity; it is kept.
+    """
+    if dynamic_shapes is not None:
+        raise TersorError("dynamic shapes are not supported: leave dynamic_shapes out and compile one graph per shape")
+    if isinstance(module, nn.Module):
+        program, name = export(module, example_inputs), type(module).__name__
+    elif isinstance(module, ExportedProgram):
+        program, name = module, class_name(module)
+    else:
+        kind = type(module).__name__
+        raise TersorError(f"from_torch takes an nn.Module or a torch.export.ExportedProgram, not {kind}")
+    check_static(program)
+    converter = ProgramConverter(lower(program), name)
+    graph = converter.convert()
+    for message in converter.suspicious:
+        warnings.warn(message, TersorWarning, stacklevel=2)
+    return graph

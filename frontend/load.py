@@ -1,0 +1,148 @@
+"""Loading the model that a command line names."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from ..ir import DType, Graph, TensorType, TersorError, load_ir
+from .archive import load_program
+from .export import split_inputs
+from .factory import call_factory
+from .from_torch import from_torch
+
+_EXPORT_HINT = "save the model with torch.export.save(torch.export.export(model.eval(), example_inputs), 'model.pt2')"
+_PICKLE = b"\x80"  # the first byte of every binary pickle
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with inputs that it can be run on.
+
+    Attributes
+    ----------
+    model
+        A module or an exported program, or a graph if the file was IR text.
+    example_inputs
+        What the model is called with; tensors, or a dict of named tensors.
+    """
+
+    model: nn.Module | ExportedProgram | Graph
+    example_inputs: tuple[Any, ...] | dict[str, Any]
+
+    def to_graph(self) -> Graph:
+        """The model as a graph (see `from_torch`)."""
+        return self.model if isinstance(self.model, Graph) else from_torch(self.model, self.example_inputs)
+
+
+def load_model(spec: str) -> LoadedModel:
+    """Load the model that ``spec`` names; no code from a file is ever run.
+
+    Parameters
+    ----------
+    spec
+        Path of a ``.pt2`` file (`torch.export.save`), path of an IR text file with its weights beside it, or
+        ``package.module:factory``. The factory, found from the current directory as by ``python -m``, takes no
+        arguments and returns ``(module, example_inputs)``.
+
+    Raises
+    ------
+    TersorError
+        With one line that says what to do, when there is no such file, module or factory, or it holds something else.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        raise TersorError(f"{spec}: is a directory; name a .pt2 file, an IR text file or package.module:factory")
+    if path.exists():
+        return _load_file(path)
+    if ":" in spec and not path.suffix.endswith((".pt2", ".pt", ".tir")):
+        return LoadedModel(*_checked_factory_result(spec, call_factory(spec)))
+    raise TersorError(f"{spec}: no such file; name a .pt2 file, an IR text file or package.module:factory")
+
+
+def example_tensors(types: list[TensorType], seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Inputs of the given types: seeded normal numbers, zeros for integers (valid as indices), true for booleans."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_example_tensor(type, generator) for type in types)
+
+
+def _example_tensor(type: TensorType, generator: torch.Generator) -> torch.Tensor:
+    if type.dtype.is_floating:
+        return torch.randn(type.shape, generator=generator).to(type.dtype.torch)
+    return torch.full(type.shape, type.dtype is DType.BOOL, dtype=type.dtype.torch)
+
+
+def _load_file(path: Path) -> LoadedModel:
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise TersorError(f"{path}: cannot be read ({error.strerror})") from error
+    if start == b"PK\x03\x04" or path.suffix == ".pt2":
+        return _load_zip(path)
+    if path.suffix == ".onnx":
+        raise TersorError(f"{path}: ONNX files are not supported; {_EXPORT_HINT}")
+    if start.startswith(_PICKLE):
+        raise TersorError(f"{path}: is a pickle, which can run code when loaded, so it is refused; {_EXPORT_HINT}")
+    if b"\x00" in start or not _is_ir(path):
+        raise TersorError(f"{path}: is neither an exported program nor IR text; {_EXPORT_HINT}")
+    graph = load_ir(path)
+    return LoadedModel(graph, example_tensors([value.type for value in graph.inputs]))
+
+
+def _is_ir(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            text = line.strip()
+            if text.startswith("# tersor ir"):
+                return True
+            if text and not text.startswith("#"):
+                return text.startswith("graph @")
+    return False
+
+
+def _load_zip(path: Path) -> LoadedModel:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise TersorError(f"{path}: is truncated, or not an exported program; {_EXPORT_HINT}") from error
+    if any(name.endswith("/data.pkl") for name in names):
+        raise TersorError(
+            f"{path}: is a file of torch.save (weights or a pickled module), not an exported program; {_EXPORT_HINT}"
+        )
+    if "manifest.json" in names:
+        raise TersorError(f"{path}: is a compiled model already; use it with `tersor run` or `tersor bench`")
+    if not any(name.endswith("/archive_format") for name in names):
+        raise TersorError(f"{path}: is a zip file, but not an exported program; {_EXPORT_HINT}")
+    program = load_program(path)
+    if program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+        return LoadedModel(program, dict(kwargs) if kwargs and not args else tuple(args))
+    types = [value.type for value in from_torch(program).inputs]
+    return LoadedModel(program, example_tensors(types))
+
+
+def _checked_factory_result(spec: str, result: Any) -> tuple[Any, Any]:
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise TersorError(f"{spec}: must return (module, example_inputs), not {_describe(result)}")
+    model, inputs = result
+    if not isinstance(model, nn.Module | ExportedProgram | Graph):
+        raise TersorError(f"{spec}: must return (module, example_inputs), but the first is {_describe(model)}")
+    try:
+        args, kwargs = split_inputs(inputs)
+    except TersorError as error:
+        raise TersorError(f"{spec}: {error}") from error
+    return model, kwargs or args
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"

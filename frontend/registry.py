@@ -1,0 +1,43 @@
+"""The table of converters: ATen overload to the function that expresses one call of it in the IR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch._ops import OpOverload
+
+from ..ir import Value
+
+Converted = Value | tuple[Value | None, ...]
+Converter = Callable[..., Converted]
+
+CONVERTERS: dict[OpOverload, Converter] = {}
+
+
+class Refusal(Exception):
+    """Raised by a converter for a call that it cannot express; the message is the reason."""
+
+
+def converter(*overloads: OpOverload) -> Callable[[Converter], Converter]:
+    """Register a function as the converter of ATen overloads.
+
+    The function is called with the `Context` and then exactly as the operator is, with a `Value` in place of each
+    tensor; its defaults must be the operator's. It returns the operator's result, or a tuple for several, with None in
+    place of those that the IR does not have.
+    """
+
+    def register(function: Converter) -> Converter:
+        for overload in overloads:
+            if overload in CONVERTERS:
+                raise ValueError(f"{overload} has two converters")
+            CONVERTERS[overload] = function
+        return function
+
+    return register
+
+
+def register_each(table: dict[OpOverload, Any], make: Callable[[Any], Converter]) -> None:
+    """Register ``make(entry)`` as the converter of every overload of a table."""
+    for overload, entry in table.items():
+        converter(overload)(make(entry))

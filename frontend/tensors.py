@@ -1,0 +1,65 @@
+"""Checks on the tensors of a model: what the IR can hold, and what is worth a warning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses import FakeTensor
+
+from ..ir import DType, IRError, TensorType, TersorError
+
+
+def tensor_type(tensor: Any) -> TensorType | None:
+    """The IR type of a traced result; None if it is not a tensor, or of an element type that the IR does not have."""
+    if not isinstance(tensor, torch.Tensor):
+        return None
+    try:
+        return TensorType(tuple(tensor.shape), DType.from_torch(tensor.dtype))
+    except IRError:
+        return None
+
+
+def result_types(node: fx.Node) -> tuple[TensorType | None, ...]:
+    """IR types of the results of a traced call."""
+    results = node.meta.get("val")
+    return tuple(map(tensor_type, results if isinstance(results, tuple | list) else (results,)))
+
+
+def input_type(node: fx.Node) -> TensorType:
+    """The IR type of an input; raises TersorError, naming it, if the IR cannot hold it."""
+    tensor = node.meta["val"]
+    if not isinstance(tensor, torch.Tensor):
+        raise TersorError(f"input {node.name!r} is not a tensor but {type(tensor).__name__}; pass tensors")
+    _check_kind(tensor, f"input {node.name!r}")
+    return TensorType(tuple(tensor.shape), DType.from_torch(tensor.dtype))
+
+
+def check_weight(tensor: torch.Tensor, name: str) -> None:
+    """Raise TersorError, naming the weight, if the IR cannot hold it."""
+    _check_kind(tensor, f"weight {name!r}")
+    if tensor.device.type == "meta" or isinstance(tensor, FakeTensor):
+        raise TersorError(f"weight {name!r} has no numbers (it is on the meta device): load the weights first")
+
+
+def _check_kind(tensor: torch.Tensor, what: str) -> None:
+    if tensor.layout is not torch.strided:
+        raise TersorError(f"{what} is sparse ({tensor.layout}), which is not supported: use .to_dense()")
+    if tensor.is_quantized:
+        raise TersorError(f"{what} is quantized, which is not supported: convert the model in floating point")
+    try:
+        DType.from_torch(tensor.dtype)
+    except IRError as error:
+        raise TersorError(f"{what}: {error}") from error
+
+
+def suspicion(tensor: torch.Tensor, name: str, *, parameter: bool) -> str | None:
+    """What is strange about a weight's numbers; buffers may well hold infinities, masks do."""
+    if not tensor.is_floating_point():
+        return None
+    if bool(torch.isnan(tensor).any()):
+        return f"weight {name!r} contains NaN; it is kept, and outputs that depend on it will be NaN"
+    if parameter and bool(torch.isinf(tensor).any()):
+        return f"weight {name!r} contains infinity; it is kept"
+    return None

@@ -1,0 +1,148 @@
+"""IR to PyTorch: a trainable module that runs a graph op by op."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..ir import Graph, Op, Value, WeightStore, check_inputs
+from ..ir.ops import BatchNormOp, FusedOp, WeightOp
+
+
+def to_torch(graph: Graph) -> GraphModule:
+    """Make a trainable module with the same numbers as ``graph``; see `GraphModule`."""
+    return GraphModule(graph)
+
+
+class GraphModule(nn.Module):
+    """Runs a graph by the reference semantics of its ops, differentiably.
+
+    Floating-point weights become parameters, except the statistics of batch normalisations; these and integer weights
+    become buffers. All are copies. The keys of ``state_dict()`` are the weights' ids; a part of an id that would hide
+    an attribute or another weight gets an underscore.
+
+    The module starts in evaluation mode, in which it computes what the graph computes. In training mode (``train()``),
+    batch normalisations use the statistics of the batch and update the stored ones, as in PyTorch; nothing else
+    differs: dropout does not exist in a graph. ``tersor.from_torch`` turns the module into a graph again.
+
+    Parameters
+    ----------
+    graph
+        Is copied; later changes of it do not matter.
+    momentum
+        Weight of a new batch in the stored statistics of batch normalisations, in training mode. Graphs do not
+        record it; PyTorch's default is 0.1.
+    """
+
+    def __init__(self, graph: Graph, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self._program = _Program(graph)
+        self._keys: dict[str, str] = {}
+        for op in graph.ops:
+            if isinstance(op, WeightOp) and op.attrs.id not in self._keys:
+                tensor = graph.weights[op.attrs.id].detach().clone()
+                trainable = tensor.is_floating_point() and op.attrs.id not in self._program.statistics
+                self._keys[op.attrs.id] = _register(self, op.attrs.id, tensor, trainable)
+        self.eval()
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Take one tensor per graph input, and return the output, or a tuple of several."""
+        graph = self._program.graph
+        check_inputs(graph, inputs)
+        outputs = self._run(graph, inputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _run(self, graph: Graph, inputs: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        values: dict[Value, torch.Tensor] = dict(zip(graph.inputs, inputs, strict=True))
+        for op in graph.ops:
+            operands = [None if value is None else values[value] for value in op.operands]
+            results = self._evaluate(op, operands)
+            values.update(zip(op.results, results if isinstance(results, tuple) else (results,), strict=True))
+        return tuple(values[value] for value in graph.outputs)
+
+    def _evaluate(self, op: Op, operands: list[Any]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        if isinstance(op, WeightOp):
+            owner, _, name = self._keys[op.attrs.id].rpartition(".")
+            return getattr(self.get_submodule(owner), name)
+        if isinstance(op, FusedOp):
+            assert op.body is not None  # guaranteed by infer_types
+            return self._run(op.body, operands)
+        if self.training and op in self._program.trainable_norms:
+            return self._train_batch_norm(op, *operands)
+        return op.evaluate(*operands)
+
+    def _train_batch_norm(
+        self,
+        op: Op,
+        x: torch.Tensor,
+        mean: torch.Tensor,
+        variance: torch.Tensor,
+        gamma: torch.Tensor | None = None,
+        beta: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return functional.batch_norm(
+            x, mean, variance, gamma, beta, training=True, momentum=self.momentum, eps=op.attrs.eps
+        )
+
+
+class _Program:
+    """The graph that a module runs, without weights, which the module holds.
+
+    Attributes
+    ----------
+    statistics
+        Ids of the weights that batch normalisations read as mean or variance.
+    trainable_norms
+        Batch normalisations of which both statistics are weights, so that they can be updated.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph.clone()
+        self.graph.weights = WeightStore()
+        self.statistics: set[str] = set()
+        self.trainable_norms: set[Op] = set()
+        self._find_norms(self.graph, {})
+
+    def _find_norms(self, graph: Graph, weights: Mapping[Value, str]) -> None:
+        weights = dict(weights)
+        for op in graph.ops:
+            if isinstance(op, WeightOp):
+                weights[op.result] = op.attrs.id
+            elif isinstance(op, BatchNormOp) and op.mean in weights and op.variance in weights:
+                self.statistics |= {weights[op.mean], weights[op.variance]}
+                self.trainable_norms.add(op)
+            elif op.body is not None:
+                bound = zip(op.body.inputs, op.inputs, strict=True)
+                self._find_norms(op.body, {inner: weights[outer] for inner, outer in bound if outer in weights})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Program:
+        return self  # never changes, so that copies of the module can share it
+
+
+def _register(root: nn.Module, id: str, tensor: torch.Tensor, trainable: bool) -> str:
+    """Add a weight under ``id``, making the modules on its path, and return its key in the state."""
+    owner, key = root, []
+    *path, name = id.split(".")
+    for part in path:
+        part = _free(owner, part) if part not in owner._modules else part
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+        key.append(part)
+    name = _free(owner, name)
+    if trainable:
+        owner.register_parameter(name, nn.Parameter(tensor))
+    else:
+        owner.register_buffer(name, tensor)
+    return ".".join([*key, name])
+
+
+def _free(owner: nn.Module, name: str) -> str:
+    while not name or hasattr(owner, name):
+        name += "_"
+    return name

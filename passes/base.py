@@ -1,0 +1,119 @@
+"""What a pass is, what it returns and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from ..ir import Graph, Op, RewriteLog, Rewriter, TersorError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class PassError(TersorError):
+    """A pass failed, or left a graph behind that is malformed or computes something else.
+
+    Attributes
+    ----------
+    rewrites
+        ``"rule: op at location"`` of every rewrite of the run until then.
+    """
+
+    def __init__(self, message: str, rewrites: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.rewrites = tuple(rewrites)
+
+
+class Exactness(Enum):
+    """What a pass keeps of the numbers; the strictest that holds is declared."""
+
+    EXACT = "exact"  # the same operations on the same numbers
+    CLOSE = "close"  # equal in real arithmetic; floating-point operations are reassociated
+    APPROXIMATE = "approximate"  # another function; the pass reports its own metric
+
+    @property
+    def tolerance(self) -> float:
+        """Largest allowed difference, relative to the largest magnitude of an output.
+
+        A doubled output exceeds all of them.
+        """
+        return _TOLERANCES[self]
+
+
+_TOLERANCES = {
+    Exactness.EXACT: 1e-6,  # not 0: libraries choose kernels by memory alignment, which moves the last bits
+    Exactness.CLOSE: 1e-4,
+    Exactness.APPROXIMATE: 0.5,
+}
+
+
+class Latency(Protocol):
+    """Measured time on a target; `tersor.targets` implements it for passes that decide by measurement."""
+
+    def graph_seconds(self, graph: Graph) -> float:
+        """Median seconds of one execution of ``graph``."""
+        ...
+
+    def op_seconds(self, op: Op) -> float:
+        """Median seconds of one execution of ``op`` alone."""
+        ...
+
+
+@dataclass
+class PassContext:
+    """What a pass may look at besides the graph; shared by all passes of one run.
+
+    Attributes
+    ----------
+    target
+        The machine to optimize for, opaque here, or None.
+    calibration
+        Batches of inputs, one sequence of tensors each, or None; may be iterated repeatedly.
+    log
+        Rewrites applied and refused.
+    latency
+        Measures on the target, or None when nothing can be measured.
+    notes
+        Lines for the report, appended by passes.
+    """
+
+    target: Any = None
+    calibration: Iterable[Sequence[torch.Tensor]] | None = None
+    log: RewriteLog = field(default_factory=RewriteLog)
+    latency: Latency | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def rewriter(self, graph: Graph) -> Rewriter:
+        """A rewriter for ``graph`` that keeps the run's log."""
+        return Rewriter(graph, self.log)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a pass did: whether the IR changed, and lines for the report."""
+
+    changed: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Base of all passes: a frozen dataclass whose fields are the pass's options.
+
+    The first line of a subclass's docstring is its summary. Options are validated in ``__post_init__`` with ValueError.
+    """
+
+    name: ClassVar[str] = ""  # set by `register_pass`
+    exactness: ClassVar[Exactness] = Exactness.EXACT
+
+    @property
+    def tolerance(self) -> float:
+        """Tolerance of the numeric check, relative to the largest magnitude of an output."""
+        return self.exactness.tolerance
+
+    def run(self, graph: Graph, context: PassContext) -> Result:
+        """Change ``graph`` through ``context.rewriter(graph)``; ``changed`` is true exactly when the IR changed."""
+        raise NotImplementedError

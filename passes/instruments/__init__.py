@@ -1,0 +1,22 @@
+"""Instruments: look at, check, print, time and record every pass of a run, without changing what it does."""
+
+from .base import CheckFailure, Instrument, Step
+from .check_each import CheckEach
+from .dumps import DumpEach
+from .printing import PrintIR, When
+from .reproducer import Reproducer
+from .timing import Timing
+from .verify_each import VerifyEach
+
+__all__ = [
+    "CheckEach",
+    "CheckFailure",
+    "DumpEach",
+    "Instrument",
+    "PrintIR",
+    "Reproducer",
+    "Step",
+    "Timing",
+    "VerifyEach",
+    "When",
+]

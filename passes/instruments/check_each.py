@@ -1,0 +1,72 @@
+"""Compare the graph before and after each pass by the reference interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ...ir import Graph, IRError, TersorError, check_inputs
+from ..numeric import deviation, seeded_inputs
+from ..pipeline import Pipeline
+from ..report import PassRecord
+from .base import CheckFailure, Instrument, Step
+
+
+class CheckEach(Instrument):
+    """Run the graph before and after each pass, and compare at the tolerance that the pass declares.
+
+    Parameters
+    ----------
+    inputs
+        One tensor per graph input; seeded random ones if omitted.
+    seed
+        Of the random inputs.
+    tolerance
+        Instead of the passes' own, relative to the largest magnitude of an output.
+    """
+
+    def __init__(
+        self, inputs: Sequence[torch.Tensor] | None = None, *, seed: int = 0, tolerance: float | None = None
+    ) -> None:
+        self.given = None if inputs is None else tuple(inputs)
+        self.seed = seed
+        self.tolerance = tolerance
+        self._names: tuple[str, ...] = ()
+        self._inputs: tuple[torch.Tensor, ...] = ()
+        self._reference: tuple[torch.Tensor, ...] = ()
+
+    def begin(self, graph: Graph, pipeline: Pipeline) -> None:
+        self._inputs = self.given if self.given is not None else seeded_inputs(graph, self.seed)
+        check_inputs(graph, self._inputs)
+        self._names = tuple(value.name for value in graph.inputs)
+        self._reference = graph.evaluate(*self._inputs)
+
+    def after(self, step: Step, graph: Graph, record: PassRecord) -> None:
+        if not record.changed:
+            return
+        try:
+            outputs = graph.evaluate(*self._inputs)
+            worst = deviation(self._reference, outputs)
+        except (IRError, RuntimeError) as error:
+            raise CheckFailure(f"the graph that it left cannot be evaluated: {error}") from error
+        tolerance = step.one.tolerance if self.tolerance is None else self.tolerance
+        if worst.exceeds(tolerance):
+            raise CheckFailure(f"{worst}, more than the tolerance {tolerance:g}")
+        self._reference = outputs
+
+    def reproduce(self, directory: Path) -> tuple[str, ...]:
+        options = ["--check-each"]
+        if self.tolerance is not None:
+            options += ["--tolerance", repr(self.tolerance)]
+        if self.given is not None:
+            path = directory / "inputs.safetensors"
+            named = zip(self._names, self.given, strict=True)
+            try:
+                save_file({name: tensor.clone().contiguous() for name, tensor in named}, str(path))
+            except OSError as error:
+                raise TersorError(f"{path}: cannot be written ({error})") from error
+            options += ["--inputs", str(path)]
+        return tuple(options)

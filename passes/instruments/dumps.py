@@ -1,0 +1,38 @@
+"""Numbered dumps: one IR file before the first pass and one after each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...ir import Graph, save_ir
+from ..pipeline import Pipeline
+from ..report import PassRecord
+from .base import Instrument, Step, write_text
+
+
+class DumpEach(Instrument):
+    """Write ``00-input.ir``, ``01-canonicalize.ir`` and so on.
+
+    Parameters
+    ----------
+    directory
+        Made if it does not exist.
+    weights
+        Whether to write each graph's weights too (``.safetensors`` beside the text).
+    """
+
+    def __init__(self, directory: str | Path, *, weights: bool = False) -> None:
+        self.directory = Path(directory)
+        self.weights = weights
+
+    def begin(self, graph: Graph, pipeline: Pipeline) -> None:
+        self._dump("00-input", graph)
+
+    def after(self, step: Step, graph: Graph, record: PassRecord) -> None:
+        self._dump(f"{step.index + 1:02d}-{step.one.name}", graph)
+
+    def _dump(self, stem: str, graph: Graph) -> None:
+        path = self.directory / f"{stem}.ir"
+        write_text(path, str(graph))
+        if self.weights:
+            save_ir(graph, path)

@@ -1,0 +1,57 @@
+"""When a pass fails: the graph before it, with the command that fails the same way."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...ir import IR_VERSION, Graph, save_ir
+from ...ir.ops import WeightOp
+from ..registry import find_pass
+from .base import Instrument, Step, write_text
+
+
+class Reproducer(Instrument):
+    """Write ``<pass>.ir`` and ``<pass>.safetensors`` into a folder when a pass fails.
+
+    A comment at the head of the IR file gives the error and the ``tersor opt`` command.
+
+    Parameters
+    ----------
+    directory
+        Made when it is needed.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self._graph: Graph | None = None
+
+    def before(self, step: Step, graph: Graph) -> None:
+        self._graph = graph.clone()
+
+    def failed(self, step: Step, message: str, instruments: Sequence[Instrument]) -> str:
+        graph = self._graph
+        if graph is None:
+            return ""
+        path = self.directory / f"{step.one.name}.ir"
+        write_text(path, "")  # makes the folder; tells early when it is not writable
+        if len(graph.weights):
+            graph.weights.keep(op.attrs.id for op in graph.ops if isinstance(op, WeightOp))
+            save_ir(graph, path)
+        options = [option for instrument in instruments for option in instrument.reproduce(self.directory)]
+        if step.rewrites_left is not None:
+            options += ["--bisect-limit", str(step.rewrites_left)]
+        for plugin in sorted({find_pass(one.name).__module__ for one in step.remaining.passes}):
+            if not plugin.startswith(f"{__package__.partition('.')[0]}."):
+                options += ["--plugin", plugin]
+        command = shlex.join(["tersor", "opt", str(path), "-p", str(step.remaining), *options])
+        header = [
+            f"# tersor ir {IR_VERSION}",
+            "# Reproducer. This command fails the same way:",
+            f"#   {command}",
+            "# The error:",
+            *(f"#   {line}" for line in message.splitlines()),
+        ]
+        write_text(path, "\n".join([*header, str(graph)]))
+        return f"reproducer written to {path}"

@@ -1,0 +1,167 @@
+"""Runs pipelines: on a clone, with instruments around every pass, and with a report of what each pass did."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from ..ir import Graph, IRError, RewriteLog, TersorError, verify
+from ..ir.ops import WeightOp
+from .base import Latency, Pass, PassContext, PassError
+from .instruments.base import CheckFailure, Instrument, Step
+from .pipeline import Pipeline, as_pipeline, print_pass
+from .report import PassRecord, Report
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The optimized graph and the report."""
+
+    graph: Graph
+    report: Report
+
+
+@dataclass(frozen=True)
+class PassManager:
+    """A pipeline with instruments; holds no state between runs.
+
+    Attributes
+    ----------
+    pipeline
+        The passes to run.
+    instruments
+        Called around every pass, in this order.
+    bisect_limit
+        Number of rewrites allowed in the whole run, or None for all of them (as LLVM's ``-opt-bisect-limit``).
+    """
+
+    pipeline: Pipeline
+    instruments: tuple[Instrument, ...] = ()
+    bisect_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.bisect_limit is not None and self.bisect_limit < 0:
+            raise TersorError(f"the bisect limit must be 0 or more, not {self.bisect_limit}")
+
+    def run(
+        self,
+        graph: Graph,
+        *,
+        target: Any = None,
+        calibration: Iterable[Sequence[Any]] | None = None,
+        latency: Latency | None = None,
+    ) -> Outcome:
+        """Run all passes on a clone of ``graph``.
+
+        Raises
+        ------
+        IRError
+            When ``graph`` is malformed to begin with.
+        PassError
+            When a pass raises, or an instrument's check of its result fails.
+        """
+        verify(graph, weights=has_weights(graph))
+        graph = graph.clone()
+        batches = tuple(calibration) if isinstance(calibration, Iterator) else calibration
+        context = PassContext(target, batches, RewriteLog(limit=self.bisect_limit), latency)
+        passes = self.pipeline.passes
+        for instrument in self.instruments:
+            instrument.begin(graph, self.pipeline)
+        records = []
+        for index, one in enumerate(passes):
+            limit = None if self.bisect_limit is None else self.bisect_limit - len(context.log.applied)
+            step = Step(one, index, len(passes), Pipeline(passes[index:]), limit)
+            records.append(self._run_pass(step, graph, context))
+        try:
+            verify(graph, weights=has_weights(graph))
+        except IRError as error:
+            raise PassError(
+                f"the pipeline left a malformed graph ({error}); verify each pass to see which one it was",
+                context.log.applied,
+            ) from error
+        graph.weights.keep(op.attrs.id for op in graph.ops if isinstance(op, WeightOp))
+        report = Report(tuple(records))
+        for instrument in self.instruments:
+            instrument.end(graph, report)
+        return Outcome(graph, report)
+
+    def _run_pass(self, step: Step, graph: Graph, context: PassContext) -> PassRecord:
+        for instrument in self.instruments:
+            instrument.before(step, graph)
+        one, log = step.one, context.log
+        applied, refused, notes, ops = len(log.applied), len(log.refused), len(context.notes), len(graph)
+        start = time.perf_counter()
+        try:
+            result = one.run(graph, context)
+        except Exception as error:  # whatever a pass raises becomes one error that names the pass
+            self._fail(step, error, log)
+        record = PassRecord(
+            one.name,
+            print_pass(one),
+            result.changed,
+            time.perf_counter() - start,
+            ops,
+            len(graph),
+            tuple(log.applied[applied:]),
+            tuple(dict.fromkeys(log.refused[refused:])),
+            (*result.notes, *context.notes[notes:]),
+        )
+        for instrument in self.instruments:
+            try:
+                instrument.after(step, graph, record)
+            except CheckFailure as error:
+                self._fail(step, error, log)
+        return record
+
+    def _fail(self, step: Step, error: Exception, log: RewriteLog) -> NoReturn:
+        """Raise the PassError for ``error``, with what instruments have to say about it."""
+        reason = str(error) if isinstance(error, TersorError) else f"{type(error).__name__}: {error}"
+        message = f"pass {step.one.name!r} failed: {reason}"
+        notes = [instrument.failed(step, message, self.instruments) for instrument in self.instruments]
+        raise PassError("; ".join([message, *filter(None, notes)]), log.applied) from error
+
+
+def run_passes(
+    graph: Graph,
+    pipeline: str | Pipeline | Sequence[Pass],
+    *,
+    target: Any = None,
+    calibration: Iterable[Sequence[Any]] | None = None,
+    instruments: Sequence[Instrument] = (),
+    bisect_limit: int | None = None,
+) -> Graph:
+    """Optimize a graph; the graph that is passed in is never changed.
+
+    Parameters
+    ----------
+    graph
+        The graph to start from.
+    pipeline
+        Text such as ``"fold-batchnorm,fuse"`` or ``"O3"``, a `Pipeline`, or a sequence of passes.
+    target
+        The machine to optimize for, for passes that ask.
+    calibration
+        Batches of inputs (one sequence of tensors each), for passes that ask.
+    instruments
+        Checks, prints, dumps and so on around every pass (`tersor.passes.instruments`).
+    bisect_limit
+        Stop after this many rewrites.
+
+    Raises
+    ------
+    TersorError
+        When the pipeline cannot be read, the graph is malformed, or a pass fails.
+
+    See Also
+    --------
+    PassManager : returns a report too.
+    """
+    manager = PassManager(as_pipeline(pipeline), tuple(instruments), bisect_limit)
+    return manager.run(graph, target=target, calibration=calibration).graph
+
+
+def has_weights(graph: Graph) -> bool:
+    """Whether the weights that ``graph`` names are loaded; False for a graph read from text alone."""
+    return len(graph.weights) > 0 or not any(isinstance(op, WeightOp) for op in graph.ops)

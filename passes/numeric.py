@@ -1,0 +1,96 @@
+"""Numeric comparison of two graphs: seeded inputs, and how far outputs are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import networkx
+import torch
+
+from ..ir import DType, Graph, IRError, Value
+from ..ir.ops import EmbeddingOp
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The output that differs most.
+
+    Attributes
+    ----------
+    output
+        Its index.
+    difference
+        Largest absolute difference of an element; infinite where one side is NaN or infinite and the other is not.
+    scale
+        Largest finite magnitude of the expected output, or 1 if that is zero.
+    """
+
+    output: int
+    difference: float
+    scale: float
+
+    @property
+    def relative(self) -> float:
+        """Difference divided by scale."""
+        return self.difference / self.scale
+
+    def exceeds(self, tolerance: float) -> bool:
+        """Whether the relative difference is larger than ``tolerance``."""
+        return self.relative > tolerance
+
+    def __str__(self) -> str:
+        return f"output {self.output} differs by {self.difference:.3g} ({self.relative:.3g} of its scale)"
+
+
+def deviation(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> Deviation:
+    """Compare outputs; raises IRError when their number, shapes or element types differ."""
+    if len(expected) != len(actual):
+        raise IRError(f"{len(actual)} outputs instead of {len(expected)}")
+    worst = Deviation(0, 0.0, 1.0)
+    for index, (left, right) in enumerate(zip(expected, actual, strict=True)):
+        if left.shape != right.shape or left.dtype != right.dtype:
+            raise IRError(
+                f"output {index} is {right.dtype} {list(right.shape)} instead of {left.dtype} {list(left.shape)}"
+            )
+        one = _deviation(index, left.double(), right.double())
+        if one.relative > worst.relative:
+            worst = one
+    return worst
+
+
+def _deviation(index: int, expected: torch.Tensor, actual: torch.Tensor) -> Deviation:
+    if not expected.numel():
+        return Deviation(index, 0.0, 1.0)
+    same = (expected == actual) | (expected.isnan() & actual.isnan())
+    difference = torch.where(same, 0.0, (expected - actual).abs().nan_to_num(math.inf, math.inf))
+    scale = torch.where(expected.isfinite(), expected.abs(), 0.0).max().item()
+    return Deviation(index, difference.max().item(), scale or 1.0)
+
+
+def seeded_inputs(graph: Graph, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Random inputs that fit ``graph``: normal floats, booleans, and integers that stay inside of embedding tables."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_random(value, _index_limit(graph, value), generator) for value in graph.inputs)
+
+
+def _random(value: Value, limit: int, generator: torch.Generator) -> torch.Tensor:
+    dtype = value.type.dtype
+    if dtype.is_floating:
+        return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(dtype.torch)
+    high = 2 if dtype is DType.BOOL else limit
+    return torch.randint(0, high, value.shape, generator=generator).to(dtype.torch)
+
+
+def _index_limit(graph: Graph, value: Value) -> int:
+    """Smallest table that ``value`` indexes, directly or through integer ops; 2 if it indexes none (a mask)."""
+    flow = networkx.DiGraph()
+    flow.add_node(value)
+    for op in graph.ops:
+        for result in op.results:
+            if not result.type.dtype.is_floating:
+                flow.add_edges_from((operand, result) for operand in op.inputs)
+    reached = {value, *networkx.descendants(flow, value)}
+    tables = [op.table.shape[0] for op in graph.ops if isinstance(op, EmbeddingOp) and op.indices in reached]
+    return min(tables, default=2)

@@ -1,0 +1,105 @@
+"""Option values of passes: between pipeline text and the types of dataclass fields.
+
+Text forms: ``true``, ``8``, ``0.95``, ``tucker2`` or ``"any text"``, the value of an enum member, ``[1,2]``, ``none``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from enum import Enum
+from typing import Any, Literal, Union, get_args, get_origin
+
+from ..ir import suggest
+
+BARE = re.compile(r"[^\s,{}\[\]=\"]+")
+
+
+class Quoted(str):
+    """A string that was written in quotes, so that it is never a number, a boolean or none."""
+
+
+RawValue = str | list["RawValue"]  # what the pipeline parser reads: bare or quoted text, or a list
+
+
+def convert(raw: RawValue, kind: Any) -> Any:
+    """Convert what was read to the type ``kind``; raises ValueError that says what was expected."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _convert_union(raw, get_args(kind))
+    if origin is Literal:
+        return _one_of(raw, {str(choice): choice for choice in get_args(kind)})
+    if kind is tuple or origin is tuple:
+        return _convert_tuple(raw, get_args(kind))
+    if isinstance(raw, list):
+        raise ValueError(f"expected {_name(kind)}, got a list")
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _one_of(raw, {str(member.value): member for member in kind})
+    if kind is str:
+        return str(raw)
+    if kind is bool:
+        return _one_of(raw, {"true": True, "false": False})
+    if kind in (int, float) and not isinstance(raw, Quoted):
+        try:
+            return kind(raw)
+        except ValueError:
+            raise ValueError(f"expected {_name(kind)}, got {raw!r}") from None
+    raise ValueError(f"expected {_name(kind)}, got {raw!r}")
+
+
+def print_value(value: Any) -> str:
+    """The text that `convert` reads back."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Enum):
+        return print_value(value.value)
+    if isinstance(value, tuple):
+        return f"[{','.join(map(print_value, value))}]"
+    if isinstance(value, str):
+        return value if BARE.fullmatch(value) and value != "none" else json.dumps(value)
+    return repr(value)
+
+
+def _convert_union(raw: RawValue, kinds: tuple[Any, ...]) -> Any:
+    if type(None) in kinds and raw == "none" and not isinstance(raw, Quoted):
+        return None
+    problems = []
+    for kind in kinds:
+        if kind is type(None):
+            continue
+        try:
+            return convert(raw, kind)
+        except ValueError as error:
+            problems.append(str(error))
+    raise ValueError("; or ".join(problems))
+
+
+def _convert_tuple(raw: RawValue, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not isinstance(raw, list):
+        raise ValueError(f"expected a list such as [1,2], got {raw!r}")
+    if not kinds:
+        return tuple(convert(item, str) for item in raw)
+    if kinds[-1] is Ellipsis:
+        return tuple(convert(item, kinds[0]) for item in raw)
+    if len(raw) != len(kinds):
+        raise ValueError(f"expected {len(kinds)} items, got {len(raw)}")
+    return tuple(convert(item, kind) for item, kind in zip(raw, kinds, strict=True))
+
+
+def _one_of(raw: RawValue, choices: dict[str, Any]) -> Any:
+    if isinstance(raw, str) and raw in choices:
+        return choices[raw]
+    shown = raw if isinstance(raw, str) else "a list"
+    raise ValueError(f"expected one of {', '.join(choices)}, got {shown!r}{_hint(shown, choices)}")
+
+
+def _hint(text: str, choices: dict[str, Any]) -> str:
+    hint = suggest(text, choices)
+    return hint if hint.startswith("; did you mean") else ""
+
+
+def _name(kind: Any) -> str:
+    return {int: "an integer", float: "a number"}.get(kind, getattr(kind, "__name__", str(kind)))

@@ -1,0 +1,190 @@
+"""Algebra of elementwise ops: neutral operands, bounds, casts, gates.
+
+==================================  ==========================================================
+add-zero, mul-one                   x + 0, x - 0, x * 1, x / 1, x ** 1 -> x
+scalar-right                        2 * x -> x * 2 for commutative ops, so that other rules look at one side only
+bound-to-clamp                      maximum(x, a), minimum(x, b) -> clamp(x)
+clamp-of-clamp                      clamp(clamp(x)) -> clamp(x); ReLU counts as a clamp, so ReLU of ReLU is one ReLU
+clamp-to-relu                       clamp(x, 0, inf) -> relu(x); clamp without bounds -> x
+cast-chain                          cast(x) to its own type -> x; a lossless cast before another -> the latter alone
+double-negation                     -(-x) -> x
+gate                                x * sigmoid(x) -> silu(x); x * hardsigmoid(x) -> hardswish(x)
+==================================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import math
+
+from ...ir import DType, Op, Rewriter, Value, is_constant
+from ...ir.ops import (
+    AddOp,
+    BinaryOp,
+    CastOp,
+    ClampOp,
+    DivOp,
+    HardSigmoidOp,
+    HardSwishOp,
+    LogicalNotOp,
+    MaximumOp,
+    MinimumOp,
+    MulOp,
+    NegOp,
+    PowOp,
+    ReluOp,
+    SigmoidOp,
+    SiluOp,
+    SubOp,
+)
+from ..matching import replace, scalar
+
+_NEUTRAL_RIGHT = {AddOp: 0, SubOp: 0, MulOp: 1, DivOp: 1, PowOp: 1}
+_GATES = {SigmoidOp: SiluOp, HardSigmoidOp: HardSwishOp}
+
+# Significant bits and largest exponent of floating types, value bits of integer types: what a type can hold exactly.
+_FLOATS = {DType.F16: (11, 15), DType.BF16: (8, 127), DType.F32: (24, 127), DType.F64: (53, 1023)}
+_INTEGERS = {DType.BOOL: 1, DType.U8: 8, DType.I8: 7, DType.I16: 15, DType.I32: 31, DType.I64: 63}
+_UNSIGNED = (DType.BOOL, DType.U8)
+
+
+def neutral_operand(op: Op, rewriter: Rewriter) -> bool:
+    """x + 0, x * 1 and their like -> x."""
+    neutral = _NEUTRAL_RIGHT.get(type(op))
+    if neutral is None or scalar(op.rhs) != neutral or op.result.type.logical != op.lhs.type.logical:
+        return False
+    if not rewriter.commit("mul-one" if neutral else "add-zero", op):
+        return False
+    replace(rewriter, op, op.lhs)
+    return True
+
+
+def scalar_right(op: Op, rewriter: Rewriter) -> bool:
+    """Constants of commutative ops go to the right."""
+    if not isinstance(op, BinaryOp) or not op.commutative or not is_constant(op.lhs) or is_constant(op.rhs):
+        return False
+    if not rewriter.commit("scalar-right", op):
+        return False
+    replace(rewriter, op, rewriter.create(type(op), (op.rhs, op.lhs)).result)
+    return True
+
+
+def bound_to_clamp(op: Op, rewriter: Rewriter) -> bool:
+    """maximum(x, a) -> clamp(x, a, inf); minimum(x, b) -> clamp(x, -inf, b)."""
+    if not isinstance(op, MaximumOp | MinimumOp) or not op.lhs.type.dtype.is_floating:
+        return False
+    bound = scalar(op.rhs)
+    if bound is None or math.isnan(bound) or op.result.type.logical != op.lhs.type.logical:
+        return False
+    if not rewriter.commit("bound-to-clamp", op):
+        return False
+    side = {"min": float(bound)} if isinstance(op, MaximumOp) else {"max": float(bound)}
+    replace(rewriter, op, rewriter.create(ClampOp, (op.lhs,), ClampOp.attrs_type(**side)).result)
+    return True
+
+
+def clamp_of_clamp(op: Op, rewriter: Rewriter) -> bool:
+    """Two clamps in a row are one: bounds of the first are clamped by the second (both are monotonic)."""
+    outer, inner = _bounds(op), _bounds(op.inputs[0].op) if op.inputs else None
+    if outer is None or inner is None or not op.x.type.dtype.is_floating:
+        return False
+    if outer[0] > outer[1] or inner[0] > inner[1]:
+        rewriter.refuse("clamp-of-clamp", op, "a lower bound is above the upper one")
+        return False
+    low, high = (min(max(bound, outer[0]), outer[1]) for bound in inner)
+    if not rewriter.commit("clamp-of-clamp", op):
+        return False
+    source = op.x.op.x
+    merged = (
+        rewriter.create(ReluOp, (source,))
+        if (low, high) == (0, math.inf)
+        else rewriter.create(ClampOp, (source,), ClampOp.attrs_type(min=low, max=high))
+    )
+    replace(rewriter, op, merged.result)
+    return True
+
+
+def clamp_to_relu(op: Op, rewriter: Rewriter) -> bool:
+    """clamp(x, 0, inf) -> relu(x); a clamp without bounds -> x."""
+    if not isinstance(op, ClampOp):
+        return False
+    bounds = (op.attrs.min, op.attrs.max)
+    if bounds not in ((0, math.inf), (-math.inf, math.inf)) or not rewriter.commit("clamp-to-relu", op):
+        return False
+    replace(rewriter, op, rewriter.create(ReluOp, (op.x,)).result if bounds[0] == 0 else op.x)
+    return True
+
+
+def cast_chain(op: Op, rewriter: Rewriter) -> bool:
+    """A cast to the same type -> x; a lossless cast before a cast is skipped."""
+    if not isinstance(op, CastOp):
+        return False
+    source: Value = op.x
+    if source.type.dtype is op.attrs.dtype:
+        if not rewriter.commit("cast-chain", op):
+            return False
+        replace(rewriter, op, source)
+        return True
+    inner = source.op
+    if not isinstance(inner, CastOp):
+        return False
+    if not _lossless(inner.x.type.dtype, inner.attrs.dtype):
+        rewriter.refuse("cast-chain", op, f"the cast to {inner.attrs.dtype.value} before it rounds")
+        return False
+    if not rewriter.commit("cast-chain", op):
+        return False
+    replace(rewriter, op, rewriter.create(CastOp, (inner.x,), op.attrs).result)
+    return True
+
+
+def double_negation(op: Op, rewriter: Rewriter) -> bool:
+    """-(-x) -> x, and not(not x) -> x for booleans."""
+    if not isinstance(op, NegOp | LogicalNotOp) or type(op.x.op) is not type(op):
+        return False
+    source = op.x.op.x
+    if source.type.dtype is not op.result.type.dtype or not rewriter.commit("double-negation", op):
+        return False
+    replace(rewriter, op, source)
+    return True
+
+
+def gate(op: Op, rewriter: Rewriter) -> bool:
+    """x * sigmoid(x) -> silu(x) (Elfwing et al. 2018); x * hardsigmoid(x) -> hardswish(x) (Howard et al. 2019)."""
+    if not isinstance(op, MulOp):
+        return False
+    for x, activation in ((op.lhs, op.rhs), (op.rhs, op.lhs)):
+        kind = _GATES.get(type(activation.op))
+        if kind is None or activation.op.x is not x:
+            continue
+        if not rewriter.commit("gate", op):
+            return False
+        replace(rewriter, op, rewriter.create(kind, (x,)).result)
+        return True
+    return False
+
+
+def _bounds(op: Op | None) -> tuple[float, float] | None:
+    if isinstance(op, ReluOp):
+        return (0.0, math.inf)
+    return (op.attrs.min, op.attrs.max) if isinstance(op, ClampOp) else None
+
+
+def _lossless(source: DType, target: DType) -> bool:
+    """Whether every number of type ``source`` is one of type ``target``."""
+    if source in _FLOATS:
+        return target in _FLOATS and all(a <= b for a, b in zip(_FLOATS[source], _FLOATS[target], strict=True))
+    bits = _INTEGERS[source]
+    if target in _FLOATS:
+        return bits <= _FLOATS[target][0]
+    return bits <= _INTEGERS[target] and (source in _UNSIGNED or target not in _UNSIGNED)
+
+
+RULES = (
+    neutral_operand,
+    scalar_right,
+    bound_to_clamp,
+    clamp_of_clamp,
+    clamp_to_relu,
+    cast_chain,
+    double_negation,
+    gate,
+)

@@ -1,0 +1,93 @@
+"""Layers: biases become operands, matrix products take their simplest form.
+
+==================================  ==========================================================
+bias-operand                        conv2d(x, w) + b -> conv2d(x, w, b) for a constant b per output channel; linear too
+transpose-operand                   matmul(a, transpose(b)) -> matmul(a, b) {transpose_rhs}
+matmul-to-linear                    matmul(x, w) with a constant matrix w -> linear(x, transpose(w))
+==================================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...ir import Op, Rewriter, Value, is_constant
+from ...ir.ops import AddOp, Conv2dOp, LinearOp, MatmulOp, PermuteOp, WeightOp
+from ..matching import replace, tensor, weight_name
+
+
+def bias_operand(op: Op, rewriter: Rewriter) -> bool:
+    """conv2d(x, w) + b -> conv2d(x, w, b)."""
+    if not isinstance(op, AddOp) or not isinstance(op.lhs.op, Conv2dOp | LinearOp) or not is_constant(op.rhs):
+        return False
+    layer, addend = op.lhs.op, op.rhs
+    reason = _bias_refusal(op, layer, addend)
+    if reason:
+        rewriter.refuse("bias-operand", op, reason)
+        return False
+    channels = layer.weight.shape[0]
+    bias = tensor(addend).double().reshape(-1).expand(channels)
+    if layer.bias is not None:
+        bias = bias + tensor(layer.bias).double()
+    if not rewriter.commit("bias-operand", op):
+        return False
+    value = rewriter.weight(bias.to(layer.result.type.dtype.torch), weight_name(addend, "bias"))
+    replace(rewriter, op, rewriter.create(type(layer), (layer.x, layer.weight, value), layer.attrs).result)
+    return True
+
+
+def transpose_operand(op: Op, rewriter: Rewriter) -> bool:
+    """matmul(a, transpose(b)) -> matmul(a, b) {transpose_rhs}; transposing twice cancels."""
+    if not isinstance(op, MatmulOp) or not isinstance(op.rhs.op, PermuteOp):
+        return False
+    permute = op.rhs.op
+    *leading, last = range(permute.x.type.rank)
+    if permute.attrs.dims != (*leading[:-1], last, leading[-1]) or not rewriter.commit("transpose-operand", op):
+        return False
+    attrs = MatmulOp.attrs_type(transpose_rhs=not op.attrs.transpose_rhs)
+    replace(rewriter, op, rewriter.create(MatmulOp, (op.lhs, permute.x), attrs).result)
+    return True
+
+
+def matmul_to_linear(op: Op, rewriter: Rewriter) -> bool:
+    """matmul(x, w) with a constant matrix w -> linear(x, transpose(w))."""
+    if not isinstance(op, MatmulOp) or not isinstance(op.rhs.op, WeightOp) or op.rhs.type.rank != 2:
+        return False
+    if is_constant(op.lhs):
+        return False  # fold-constants evaluates it
+    matrix = op.rhs
+    numbers: torch.Tensor | None = None
+    if not op.attrs.transpose_rhs:
+        numbers = tensor(matrix)
+        if numbers is None:
+            rewriter.refuse("matmul-to-linear", op, "the weights are not loaded")
+            return False
+    if not rewriter.commit("matmul-to-linear", op):
+        return False
+    if numbers is not None:
+        matrix = rewriter.weight(numbers.t(), weight_name(matrix, "transposed"))
+    replace(rewriter, op, rewriter.create(LinearOp, (op.lhs, matrix)).result)
+    return True
+
+
+def _bias_refusal(op: AddOp, layer: Conv2dOp | LinearOp, addend: Value) -> str:
+    """Why the addend cannot become the bias; empty if it can."""
+    channels = layer.weight.shape[0]
+    trailing = 2 if isinstance(layer, Conv2dOp) else 0
+    shape = addend.shape
+    axis = len(shape) - 1 - trailing  # of the addend's dimension that meets the channels
+    others = shape[:axis] + shape[axis + 1 :] if axis >= 0 else shape
+    if any(extent != 1 for extent in others) or (axis >= 0 and shape[axis] not in (1, channels)):
+        return f"{addend.type} is not one number per output channel"
+    if op.result.type.logical != layer.result.type.logical:
+        return "the sum has another shape than the layer's result"
+    if not layer.result.has_one_use:
+        return "the layer's result is read elsewhere too"
+    if not layer.result.type.dtype.is_floating:
+        return "integer layers accumulate in another type"
+    if tensor(addend) is None or (layer.bias is not None and tensor(layer.bias) is None):
+        return "the bias is not constant, or the weights are not loaded"
+    return ""
+
+
+RULES = (bias_operand, transpose_operand, matmul_to_linear)

@@ -1,0 +1,97 @@
+"""Where the elements of a tensor lie, and how an epilogue reads the ones that belong to a vector of results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..ir import DType, TensorType
+from .templates.base import VectorAt
+from .templates.builder import broadcast, load, split_index
+from .templates.vectors import load_strided
+from .views import View
+
+Expr = Any
+
+
+def dot(coords: Sequence[Expr], strides: Sequence[int]) -> Expr:
+    """Element offset of ``coords``."""
+    offset: Expr = 0
+    for coordinate, stride in zip(coords, strides, strict=True):
+        offset = offset + coordinate * stride
+    return offset
+
+
+def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Elements between neighbours along each dimension of a plain tensor."""
+    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+
+
+def reshape_at(at: VectorAt, kernel_shape: Sequence[int], shape: Sequence[int]) -> VectorAt:
+    """The same vector with coordinates of ``shape`` instead of the kernel's own view of its result.
+
+    Both shapes are plain, have the same elements in the same order and the same last extent.
+    """
+    if tuple(kernel_shape) == tuple(shape):
+        return at
+    row = dot(at.coords[:-1], row_major_strides(kernel_shape[:-1]))
+    return replace(at, coords=(*split_index(row, shape[:-1]), at.coords[-1]), axis=len(shape) - 1)
+
+
+def same_storage(view: View, other: View) -> bool:
+    """Whether equal coordinates lie at equal offsets in both buffers."""
+    places = [(v.type.shape, v.type.channel_block, v.offset, v.strides) for v in (view, other)]
+    return places[0] == places[1]
+
+
+def load_operand(buffer: Any, operand: View, at: VectorAt, result: View) -> Expr:
+    """The elements of an operand that belong to the result vector at ``at``, after broadcasting it to the result's shape."""
+    type = operand.type
+    if same_storage(operand, result):
+        return load(buffer, at.flat, at.lanes)
+    if type.size == 1:
+        return broadcast(buffer[operand.offset], at.lanes)
+    missing = result.type.rank - type.rank
+    coords = [at.coords[missing + dim] if extent > 1 else 0 for dim, extent in enumerate(type.shape)]
+    axis = at.axis - missing
+    varies = axis >= 0 and type.shape[axis] > 1
+    if type.channel_block:
+        return _load_blocked(buffer, type, coords, axis, varies, at.lanes)
+    offset = dot(coords, operand.strides) + operand.offset
+    return load_strided(buffer, offset, operand.strides[axis] if varies else 0, at.lanes)
+
+
+def _load_blocked(buffer: Any, type: TensorType, coords: list[Expr], axis: int, varies: bool, lanes: int) -> Expr:
+    block, spatial = type.channel_block, type.shape[2:]
+    blocks = -(-type.shape[1] // block)
+    row = (coords[0] * blocks + coords[1] // block) * math.prod(spatial) + dot(coords[2:], row_major_strides(spatial))
+    offset = row * block + coords[1] % block
+    if not varies:
+        return broadcast(buffer[offset], lanes)
+    if axis == 1:
+        return load(buffer, offset, lanes)
+    return load_strided(buffer, offset, row_major_strides(spatial)[axis - 2] * block, lanes)
+
+
+def flatten_physical(tensor: torch.Tensor, channel_block: int = 0) -> torch.Tensor:
+    """A tensor as the flat buffer that a layout stores, booleans as bytes; the padding of the last block is zero."""
+    if tensor.dtype is torch.bool:
+        tensor = tensor.to(torch.uint8)
+    if not channel_block:
+        return tensor.contiguous().reshape(-1)
+    batch, channels, *spatial = tensor.shape
+    blocks = -(-channels // channel_block)
+    padded = tensor.new_zeros((batch, blocks * channel_block, *spatial))
+    padded[:, :channels] = tensor
+    return padded.reshape(batch, blocks, channel_block, -1).transpose(2, 3).contiguous().reshape(-1)
+
+
+def unflatten_physical(buffer: torch.Tensor, type: TensorType) -> torch.Tensor:
+    """The logical tensor behind a flat buffer in plain layout; shares its memory."""
+    if type.dtype is DType.BOOL:
+        buffer = buffer.view(torch.bool)
+    return buffer.reshape(type.shape)

@@ -1,0 +1,175 @@
+"""The container of an artifact: a zip whose members are stored uncompressed and aligned, so that they can be mapped.
+
+Any zip tool can list and unpack it. `Archive` trusts nothing that it reads: every size and offset is checked against
+the file before it is used. The SHA-256 of the index member stands in the zip's comment; the index holds those of the
+other members.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from .manifest import ArtifactError, Member
+
+ALIGNMENT = 64  # bytes, of every member's first byte within the file
+DAMAGED = "the file is damaged; copy it again, or compile the model again"
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature; lengths of the name and of the extra field
+_LOCAL_SIGNATURE = b"PK\x03\x04"
+_EXTRA_HEADER = struct.Struct("<HH")  # id and length of one extra field
+_PADDING_ID = 0xD935  # the id that Android's zipalign pads with
+_ZIP64_EXTRA_BYTES = 20  # what zipfile appends to the local header of a large member
+_ZIP64_THRESHOLD = 1 << 30
+_COMMENT = "tersor sha256 "
+_ENCRYPTED = 0x1
+_LARGEST_INDEX = 64 << 20  # bytes
+
+
+class ArchiveWriter:
+    """Writes one archive; a context manager.
+
+    Parameters
+    ----------
+    path
+        The file, which is overwritten.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
+
+    def __enter__(self) -> ArchiveWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._zip.close()
+        self._file.close()
+
+    def add(self, name: str, size: int, chunks: Iterable[Any]) -> Member:
+        """Append a member of ``size`` bytes that come as buffers; returns its size and hash."""
+        digest = hashlib.sha256()
+        large = size >= _ZIP64_THRESHOLD
+        with self._zip.open(self._aligned(name, large), "w", force_zip64=large) as stream:
+            for chunk in chunks:
+                digest.update(chunk)
+                stream.write(chunk)
+        return Member(size, digest.hexdigest())
+
+    def add_index(self, name: str, data: bytes) -> None:
+        """Append the member that describes the others; its hash becomes the comment of the zip."""
+        member = self.add(name, len(data), [data])
+        self._zip.comment = (_COMMENT + member.sha256).encode()
+
+    def _aligned(self, name: str, large: bool) -> zipfile.ZipInfo:
+        info = zipfile.ZipInfo(name)  # dated 1980, so that equal models give equal bytes
+        info.external_attr = 0o644 << 16
+        header = _LOCAL_HEADER.size + len(name) + _EXTRA_HEADER.size + (_ZIP64_EXTRA_BYTES if large else 0)
+        padding = -(self._file.tell() + header) % ALIGNMENT
+        info.extra = _EXTRA_HEADER.pack(_PADDING_ID, padding) + bytes(padding)
+        return info
+
+
+class Archive:
+    """An archive mapped into memory, private to this process.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    ArtifactError
+        When there is no such file, or it is not a well-formed archive.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.exists() and not path.is_file():
+            raise ArtifactError(f"{path} is not a file; give a file that `tersor compile` wrote")
+        try:
+            with path.open("rb") as file:
+                # Copy on write: PyTorch wants writable memory, the file must stay as it is.
+                self._bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+                self._infos, self._comment = _directory(file, self._bytes)
+        except FileNotFoundError:
+            raise ArtifactError(f"{path}: no such file") from None
+        except ValueError as error:  # mmap's, for an empty file
+            raise ArtifactError(f"{path}: not a .tersor artifact, it is empty; compile the model again") from error
+        except OSError as error:
+            raise ArtifactError(f"{path}: not readable ({error.strerror}); check its permissions") from error
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from error
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all members."""
+        return frozenset(self._infos)
+
+    def index(self, name: str) -> bytes:
+        """The bytes of the index member, after a check of its hash against the comment."""
+        if name not in self._infos:
+            raise ArtifactError(f"{self.path}: no {name} in this zip; it is not a .tersor artifact")
+        if self._infos[name].file_size > _LARGEST_INDEX:
+            raise ArtifactError(
+                f"{self.path}: {name} has an absurd size, {self._infos[name].file_size} bytes; {DAMAGED}"
+            )
+        data = bytes(self[name])
+        if self._comment != (_COMMENT + hashlib.sha256(data).hexdigest()).encode():
+            raise ArtifactError(f"{self.path}: {name} was altered (its SHA-256 is not the recorded one); {DAMAGED}")
+        return data
+
+    def __getitem__(self, name: str) -> memoryview:
+        """The bytes of a stored member, in place."""
+        try:
+            return _stored_bytes(self._bytes, self._infos[name])
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.path}: {error}") from error
+
+    def check(self, members: Mapping[str, Member]) -> None:
+        """Compare members with their recorded sizes and hashes; raises ArtifactError that names one that differs."""
+        views = {name: self[name] for name in members}
+        for name, member in members.items():
+            if len(views[name]) != member.size:
+                raise ArtifactError(f"{self.path}: {name} has {len(views[name])} bytes, not {member.size}; {DAMAGED}")
+        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+            digests = pool.map(lambda view: hashlib.sha256(view).hexdigest(), views.values())
+        for (name, member), digest in zip(members.items(), digests, strict=True):
+            if digest != member.sha256:
+                raise ArtifactError(f"{self.path}: {name} was altered (its SHA-256 is not the recorded one); {DAMAGED}")
+
+
+def _directory(file: Any, data: memoryview) -> tuple[dict[str, zipfile.ZipInfo], bytes]:
+    """The zip's members by name, and its comment."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            infos, comment = archive.infolist(), archive.comment
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error) as error:
+        if bytes(data[:4]) == _LOCAL_SIGNATURE:
+            raise ArtifactError(f"truncated or damaged ({error}); copy it again, or compile the model again") from error
+        raise ArtifactError("not a .tersor artifact; give a file that `tersor compile` wrote") from error
+    by_name = {info.filename: info for info in infos}
+    if len(by_name) != len(infos):
+        raise ArtifactError(f"two members have one name; {DAMAGED}")
+    return by_name, comment
+
+
+def _stored_bytes(data: memoryview, info: zipfile.ZipInfo) -> memoryview:
+    name = info.filename
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & _ENCRYPTED:
+        raise ArtifactError(f"{name} is compressed or encrypted, which tersor never does; use the original file")
+    header_end = info.header_offset + _LOCAL_HEADER.size
+    if info.header_offset < 0 or header_end > len(data):
+        raise ArtifactError(f"{name} lies outside of the file; {DAMAGED}")
+    signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(data, info.header_offset)
+    start = header_end + name_bytes + extra_bytes
+    if signature != _LOCAL_SIGNATURE or start + info.file_size > len(data):
+        raise ArtifactError(f"{name} lies outside of the file; {DAMAGED}")
+    return data[start : start + info.file_size]

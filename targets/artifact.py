@@ -1,0 +1,261 @@
+"""The file of a compiled model, ``model.tersor``: code, weights and graph in one archive.
+
+=====================  ===================================================================================
+``manifest.json``      inputs, outputs, target, kernels, versions, and the SHA-256 of every other member
+``model.so``           the compiled code
+``constants.bin``      the code's constants, laid out as kernels read them; mapped, not read
+``graph.ir``           the graph that was compiled, as text
+``graph.safetensors``  its weights
+=====================  ===================================================================================
+
+`load` checks the whole file before it maps any code. The hashes find damage, not malice: whoever can write the file can
+write fitting hashes, and its code runs with the rights of the process, as any program's does. Constants stay mapped
+while the model is in use, so the file may be deleted or replaced (as `save` does it) but not changed in place.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+
+from ..ir import DType, Graph, TersorError, WeightStore, parse, save_ir
+from .archive import ALIGNMENT, Archive, ArchiveWriter
+from .catalog import host_features
+from .manifest import ArtifactError, Constant, Manifest
+
+if TYPE_CHECKING:
+    from .executable import Executable
+
+SUFFIX = ".tersor"
+MANIFEST, CODE, CONSTANTS = "manifest.json", "model.so", "constants.bin"
+GRAPH, WEIGHTS = "graph.ir", "graph.safetensors"
+_MEMBERS = frozenset({CODE, CONSTANTS, GRAPH, WEIGHTS})
+
+_MACHINES = {
+    "x86": "x86_64",
+    "arm": "aarch64",
+}  # families of targets to architectures, as `platform.machine` names them
+_SYNONYMS = {"AMD64": "x86_64", "arm64": "aarch64"}
+_VERSIONED = ("tersor", "torch", "apache-tvm")
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (*(d.torch for d in DType), torch.uint16, torch.uint32)
+}
+_COPY_BYTES = 4 << 20  # read at a time when a file is copied into the archive
+
+
+def save(executable: Executable, path: str | Path) -> Path:
+    """Write an artifact; an existing file is replaced only when the new one is complete.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    ArtifactError
+        When the file cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a directory; give the name of a file")
+    if not path.parent.is_dir():
+        raise ArtifactError(f"cannot write {path}: {path.parent} is not an existing directory; create it first")
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            finished = Path(scratch) / path.name
+            _write(executable, finished, Path(scratch))
+            finished.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}; choose another output path") from error
+    return path
+
+
+def load(path: str | Path, *, threads: int | None = None) -> Executable:
+    """Read an artifact back, ready to be called.
+
+    Parameters
+    ----------
+    path
+        A file that `save` wrote.
+    threads
+        Threads of one call; all usable cores by default.
+
+    Raises
+    ------
+    ArtifactError
+        When the file is missing, damaged or of a newer format, or this machine or this TVM cannot run its code.
+    """
+    path = Path(path)
+    archive, manifest = _open(path)
+    _check_host(path, manifest)
+    archive.check(manifest.members)
+    constants = _map_constants(path, archive[CONSTANTS], manifest.constants)
+
+    from .executable import Executable
+
+    code = _load_code(path, archive[CODE])
+    graph = partial(_read_graph, path, archive)
+    return Executable(manifest.model, code, constants, graph=graph, threads=threads)
+
+
+def load_graph(path: str | Path) -> Graph:
+    """The graph within an artifact, whatever machine or TVM its code is for.
+
+    Raises
+    ------
+    ArtifactError
+        When the file is missing, damaged or of a newer format.
+    """
+    path = Path(path)
+    archive, manifest = _open(path)
+    archive.check({name: manifest.members[name] for name in (GRAPH, WEIGHTS)})
+    return _read_graph(path, archive)
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """What an artifact says about itself; the other members are not read."""
+    return _open(Path(path))[1]
+
+
+# Writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write(executable: Executable, path: Path, scratch: Path) -> None:
+    from .features import required_features
+
+    save_ir(executable.graph, scratch / GRAPH)
+    target = executable.info.target
+    constants, constants_bytes = _index_constants(executable.constants)
+    with ArchiveWriter(path) as archive:
+        members = {
+            CODE: archive.add(CODE, len(executable.code.code), [executable.code.code]),
+            CONSTANTS: archive.add(CONSTANTS, constants_bytes, _constant_chunks(executable.constants)),
+            GRAPH: archive.add(GRAPH, (scratch / GRAPH).stat().st_size, _file_chunks(scratch / GRAPH)),
+            WEIGHTS: archive.add(WEIGHTS, (scratch / WEIGHTS).stat().st_size, _file_chunks(scratch / WEIGHTS)),
+        }
+        manifest = Manifest(
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            versions={name: version(name) for name in _VERSIONED},
+            system=platform.system(),
+            machine=_MACHINES[target.family],
+            features=required_features(target),
+            model=executable.info,
+            constants=constants,
+            members=members,
+        )
+        archive.add_index(MANIFEST, manifest.to_json().encode())
+
+
+def _index_constants(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Constant, ...], int]:
+    """Where each constant will lie, and the size of them all in bytes."""
+    constants, end = [], 0
+    for tensor in tensors:
+        constants.append(Constant(str(tensor.dtype).removeprefix("torch."), end, tensor.numel()))
+        end += _padded(tensor.nbytes)
+    return tuple(constants), end
+
+
+def _constant_chunks(tensors: Sequence[torch.Tensor]) -> Iterator[Any]:
+    for tensor in tensors:
+        if tensor.numel():
+            yield tensor.view(torch.uint8).numpy().data
+            yield bytes(_padded(tensor.nbytes) - tensor.nbytes)
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _file_chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_COPY_BYTES):
+            yield chunk
+
+
+# Reading ----------------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> tuple[Archive, Manifest]:
+    """Map the file, read its manifest, and see that it has exactly the members that it should."""
+    archive = Archive(path)
+    text = archive.index(MANIFEST)
+    try:
+        manifest = Manifest.from_json(text)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    for problem, names in (
+        ("lacks", _MEMBERS - archive.names),
+        ("has an unknown member", archive.names - _MEMBERS - {MANIFEST}),
+        ("has no hash of", _MEMBERS - manifest.members.keys()),
+        ("has a hash of an unknown member", manifest.members.keys() - _MEMBERS),
+    ):
+        if names:
+            raise ArtifactError(f"{path}: {problem} {min(names)!r}; use the file as `tersor compile` wrote it")
+    return archive, manifest
+
+
+def _check_host(path: Path, manifest: Manifest) -> None:
+    here, machine = platform.system(), platform.machine()
+    remedy = f"compile it for this one: tersor compile {path} --target x86:native -o NEW{SUFFIX}"
+    if (manifest.system, manifest.machine) != (here, _SYNONYMS.get(machine, machine)):
+        made_for = f"{manifest.system} on {manifest.machine}"
+        raise ArtifactError(f"{path}: compiled for {made_for}, this machine is {here} on {machine}; {remedy}")
+    missing = sorted({*manifest.features, *manifest.model.target.features} - host_features())
+    if missing:
+        target = manifest.model.target.name
+        raise ArtifactError(f"{path}: compiled for {target}, this processor lacks {', '.join(missing)}; {remedy}")
+    made_with, installed = manifest.versions.get("apache-tvm", "an unknown version"), version("apache-tvm")
+    if made_with != installed:
+        raise ArtifactError(
+            f"{path}: compiled with TVM {made_with}, whose code TVM {installed} cannot run; "
+            f"compile it again: tersor compile {path} -o NEW{SUFFIX}"
+        )
+
+
+def _map_constants(path: Path, data: memoryview, constants: Sequence[Constant]) -> list[torch.Tensor]:
+    tensors = []
+    for index, constant in enumerate(constants):
+        dtype = _DTYPES.get(constant.dtype)
+        if dtype is None or constant.offset + constant.count * dtype.itemsize > len(data):
+            raise ArtifactError(
+                f"{path}: constant {index} of the manifest is not within {CONSTANTS}; compile the model again"
+            )
+        if constant.count:
+            tensors.append(torch.frombuffer(data, dtype=dtype, count=constant.count, offset=constant.offset))
+        else:
+            tensors.append(torch.empty(0, dtype=dtype))
+    return tensors
+
+
+def _load_code(path: Path, data: memoryview) -> Any:
+    from .runtime import LinkedCode
+
+    with tempfile.TemporaryDirectory(prefix="tersor-") as private:  # readable by this user only
+        library = Path(private) / CODE
+        try:
+            library.write_bytes(data)
+            return LinkedCode.load(library)
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ArtifactError(
+                f"{path}: its code cannot be loaded from {private} ({reason}); "
+                "if programs may not run there, set TMPDIR to a directory where they may"
+            ) from error
+
+
+def _read_graph(path: Path, archive: Archive) -> Graph:
+    try:
+        weights = WeightStore(safetensors.torch.load(bytes(archive[WEIGHTS])))
+        return parse(str(archive[GRAPH], "utf-8"), weights)
+    except (TersorError, safetensors.SafetensorError, ValueError) as error:
+        raise ArtifactError(f"{path}: the graph in it is not readable ({error}); compile the model again") from error

@@ -1,0 +1,73 @@
+"""Graph to executable: lower, generate code, link."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..ir import Graph
+from .executable import Executable, KernelInfo, ModelInfo, Port
+from .lowering import Call, ChooseKnobs, Program, lower
+from .record import Target
+from .runtime import LinkedCode
+
+
+def compile_graph(
+    graph: Graph,
+    target: Target,
+    *,
+    threads: int | None = None,
+    choose_knobs: ChooseKnobs | None = None,
+    report: Any = None,
+) -> Executable:
+    """Compile an optimized graph, to which the pass ``layout`` has been applied, for ``target``.
+
+    Parameters
+    ----------
+    threads
+        Threads of one call; all usable cores by default.
+    choose_knobs
+        See `tersor.targets.lowering.lower`.
+    report
+        What the passes did, kept with the executable.
+
+    Raises
+    ------
+    CompileError
+        When ops have no kernel on the target.
+    """
+    from .codegen import build, relax_module
+
+    program = lower(graph, target, choose_knobs)
+    module, functions = relax_module(program)
+    code = LinkedCode.link(build(module, target))
+    return Executable(
+        describe(program, functions), code, program.constants, graph=graph, report=report, threads=threads
+    )
+
+
+def describe(program: Program, functions: tuple[str, ...]) -> ModelInfo:
+    """What the manifest and profiles say about a program."""
+    graph = program.graph
+    names = [f"output{index}" for index in range(len(graph.outputs))]
+    return ModelInfo(
+        name=graph.name,
+        inputs=tuple(Port(value.name, value.type) for value in graph.inputs),
+        outputs=tuple(Port(name, value.type) for name, value in zip(names, graph.outputs, strict=True)),
+        target=program.target,
+        kernels=tuple(_kernel_info(call, name) for call, name in zip(program.calls, functions, strict=True)),
+    )
+
+
+def _kernel_info(call: Call, function: str) -> KernelInfo:
+    op = call.op
+    inner = [member.name for member in op.body.ops if member.inputs] if op.body is not None else [op.name]
+    cost = op.cost()
+    return KernelInfo(
+        function=function,
+        op="+".join(inner),
+        location=op.location,
+        template=call.kernel.template,
+        knobs=str(call.kernel.knobs),
+        macs=cost.macs,
+        bytes=cost.bytes,
+    )

@@ -1,0 +1,132 @@
+"""The machines that Tersor knows by name, and detection of the one that it runs on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from ..ir import TersorError
+from ..ir.names import suggest
+from .record import Target
+
+KIB, MIB = 1024, 1024 * 1024
+
+# Instruction sets (in LLVM's names) that code for a target may use, and that /proc/cpuinfo must show before it is run.
+_AVX2 = ("avx2", "fma", "f16c", "bmi2")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+_VNNI = (*_AVX512, "avx512_vnni")
+_BF16 = (*_VNNI, "avx512_bf16")
+_AMX = (*_BF16, "amx_tile", "amx_bf16", "amx_int8")
+
+
+def _x86(name: str, mcpu: str, features: tuple[str, ...], l1: int, l2: int, l3: int) -> Target:
+    wide = "avx512f" in features
+    return Target(f"x86:{name}", "x86", mcpu, 64 if wide else 32, 32 if wide else 16, l1, l2, l3, 2, features)
+
+
+# Cache sizes: the vendors' optimization manuals, one core's share of L1 and L2.
+_RECORDS = (
+    _x86("avx2", "haswell", _AVX2, 32 * KIB, 256 * KIB, 8 * MIB),
+    _x86("skylake-avx512", "skylake-avx512", _AVX512, 32 * KIB, 1 * MIB, 16 * MIB),
+    _x86("cascadelake", "cascadelake", _VNNI, 32 * KIB, 1 * MIB, 16 * MIB),
+    _x86("icelake-server", "icelake-server", _VNNI, 48 * KIB, 1280 * KIB, 24 * MIB),
+    _x86("sapphirerapids", "sapphirerapids", _AMX, 48 * KIB, 2 * MIB, 32 * MIB),
+    _x86("znver3", "znver3", _AVX2, 32 * KIB, 512 * KIB, 32 * MIB),
+    _x86("znver4", "znver4", _BF16, 32 * KIB, 1 * MIB, 32 * MIB),
+)
+TARGETS = {record.name: record for record in _RECORDS}
+
+
+def list_targets() -> tuple[Target, ...]:
+    """All records, by name."""
+    return tuple(TARGETS[name] for name in sorted(TARGETS))
+
+
+def resolve_target(target: str | Target) -> Target:
+    """The record that a name stands for; ``"x86:native"`` is the machine this runs on.
+
+    Raises
+    ------
+    TersorError
+        For an unknown name, with the nearest known one.
+    """
+    if isinstance(target, Target):
+        return target
+    if target == "x86:native":
+        return detect_host()
+    if target not in TARGETS:
+        raise TersorError(
+            f"unknown target {target!r}{suggest(target, [*TARGETS, 'x86:native'])} (see `tersor targets`)"
+        )
+    return TARGETS[target]
+
+
+def detect_host() -> Target:
+    """The record of this machine: the most capable known one whose instruction sets it has, with its own caches and cores.
+
+    Raises
+    ------
+    TersorError
+        When this is not an x86-64 processor with AVX2.
+    """
+    available = host_features()
+    fitting = [record for record in _RECORDS if available.issuperset(record.features)]
+    if platform.machine() not in ("x86_64", "AMD64") or not fitting:
+        raise TersorError(
+            f"x86:native needs an x86-64 processor with AVX2 and FMA, this one is {platform.machine()}; "
+            f"name a target instead: {', '.join(sorted(TARGETS))}"
+        )
+    best = max(fitting, key=lambda record: (len(record.features), _same_vendor(record)))
+    return replace(
+        best,
+        l1_bytes=_cache_bytes(1, best.l1_bytes),
+        l2_bytes=_cache_bytes(2, best.l2_bytes),
+        l3_bytes=_cache_bytes(3, best.l3_bytes),
+        cores=usable_cores(),
+    )
+
+
+def host_features() -> frozenset[str]:
+    """Instruction sets of this processor, in the names of /proc/cpuinfo; empty where that file does not exist."""
+    flags = _cpuinfo("flags").split() or _cpuinfo("Features").split()
+    return frozenset(flags)
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may run on."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+def _cpuinfo(key: str) -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
+
+
+def _same_vendor(record: Target) -> bool:
+    vendor = "AuthenticAMD" if record.mcpu.startswith("znver") else "GenuineIntel"
+    return _cpuinfo("vendor_id") == vendor
+
+
+def _cache_bytes(level: int, default: int) -> int:
+    """Size of a data cache as Linux reports it for CPU 0, else ``default``."""
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            kind = (index / "type").read_text().strip()
+            found = int((index / "level").read_text())
+            size = (index / "size").read_text().strip()
+        except OSError:
+            continue
+        if found == level and kind in ("Data", "Unified") and size.endswith("K"):
+            return int(size[:-1]) * KIB
+    return default

@@ -1,0 +1,260 @@
+"""A compiled model in memory: call it, time it, look at its kernels."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..ir import DType, Graph, TensorType, TersorError
+from .catalog import usable_cores
+from .model_info import KernelInfo, ModelInfo, Port
+from .runtime import ALIGNMENT, LinkedCode, VirtualMachine, set_threads
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """Median time of one kernel call."""
+
+    kernel: KernelInfo
+    seconds: float
+
+    @property
+    def gflops(self) -> float:
+        """Achieved 10^9 floating-point operations a second, two for a multiply-add."""
+        return 2e-9 * self.kernel.macs / self.seconds
+
+    @property
+    def gbytes(self) -> float:
+        """Achieved 10^9 bytes a second."""
+        return 1e-9 * self.kernel.bytes / self.seconds
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Wall-clock times of whole calls, in seconds.
+
+    Attributes
+    ----------
+    median, min, mean, p10, p90
+        Over ``runs`` calls after warm-up.
+    threads
+        Thread count in effect.
+    kernels
+        Per-kernel medians, when asked for.
+    """
+
+    median: float
+    min: float
+    mean: float
+    p10: float
+    p90: float
+    runs: int
+    threads: int
+    kernels: tuple[KernelTime, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.median * 1e3:.3f} ms median (min {self.min * 1e3:.3f}, p10 {self.p10 * 1e3:.3f}, "
+            f"p90 {self.p90 * 1e3:.3f}; {self.runs} runs, {self.threads} threads)"
+        )
+
+
+class Executable:
+    """A compiled model; made by `tersor.compile` or `tersor.load`.
+
+    Parameters
+    ----------
+    info
+        Description of the model.
+    code
+        The shared object.
+    constants
+        Flat weights, in the order of the code's constants.
+    graph
+        The graph that was compiled, or a function that reads it when it is first asked for.
+    report
+        What the passes did, when the model was compiled in this process.
+    threads
+        Threads of one call; all usable cores by default.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        code: LinkedCode,
+        constants: Sequence[torch.Tensor],
+        *,
+        graph: Graph | Callable[[], Graph],
+        report: Any = None,
+        threads: int | None = None,
+    ) -> None:
+        self.info = info
+        self._graph = graph
+        self.report = report
+        self.code = code
+        self.constants = tuple(constants)
+        self._vm = VirtualMachine(code.module, self.constants)
+        self._lock = threading.Lock()
+        self.threads = threads if threads is not None else usable_cores()
+
+    @property
+    def graph(self) -> Graph:
+        """The graph that was compiled, kept so that the model is never lost."""
+        if not isinstance(self._graph, Graph):
+            self._graph = self._graph()
+        return self._graph
+
+    @property
+    def threads(self) -> int:
+        """Threads that one call uses; assign to change it."""
+        return self._threads
+
+    @threads.setter
+    def threads(self, threads: int) -> None:
+        if not 1 <= threads <= (os.cpu_count() or 1):
+            raise TersorError(f"threads must be between 1 and {os.cpu_count()}, not {threads}")
+        self._threads = threads
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the model.
+
+        Parameters
+        ----------
+        inputs
+            One array per input: torch tensors, NumPy arrays, or anything with ``__dlpack__``. Contiguous, aligned CPU
+            arrays are read in place.
+
+        Returns
+        -------
+        One array, or a tuple of them when the model has several outputs: NumPy arrays if the first input is one, else
+        torch tensors.
+
+        Raises
+        ------
+        TersorError
+            When the number, shape or element type of the inputs is wrong.
+        """
+        flat = self._flatten(inputs)
+        with self._lock:
+            set_threads(self._threads)
+            results = self._vm.run(flat)
+        outputs = tuple(_shape_output(r, port.type) for r, port in zip(results, self.info.outputs, strict=True))
+        if inputs and isinstance(inputs[0], np.ndarray):
+            outputs = tuple(output.numpy() for output in outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def benchmark(
+        self, *inputs: Any, repeat: int = 50, warmup: int = 5, min_seconds: float = 0.2, kernels: bool = False
+    ) -> BenchmarkResult:
+        """Time whole calls.
+
+        Parameters
+        ----------
+        inputs
+            As for a call; seeded random numbers if omitted.
+        repeat, min_seconds
+            Calls are timed until there are ``repeat`` of them and ``min_seconds`` have passed.
+        warmup
+            Calls before timing starts.
+        kernels
+            Whether to measure each kernel too, in calls of their own.
+        """
+        flat = self._flatten(inputs or self.random_inputs())
+        times: list[float] = []
+        with self._lock:
+            set_threads(self._threads)
+            for _ in range(warmup):
+                self._vm.run(flat)
+            while len(times) < repeat or sum(times) < min_seconds:
+                start = time.perf_counter()
+                self._vm.run(flat)
+                times.append(time.perf_counter() - start)
+            kernel_times = self._profile(flat, min(repeat, 20)) if kernels else ()
+        deciles = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]] * 9
+        return BenchmarkResult(
+            median=statistics.median(times),
+            min=min(times),
+            mean=statistics.fmean(times),
+            p10=deciles[0],
+            p90=deciles[-1],
+            runs=len(times),
+            threads=self._threads,
+            kernels=kernel_times,
+        )
+
+    def random_inputs(self, seed: int = 0) -> tuple[torch.Tensor, ...]:
+        """Inputs of the right types: normally distributed floats, small integers and booleans that are all true."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(random_tensor(port.type, generator) for port in self.info.inputs)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a ``.tersor`` artifact (see `tersor.targets.artifact`); returns its path."""
+        from .artifact import save
+
+        return save(self, path)
+
+    def _profile(self, flat: list[torch.Tensor], runs: int) -> tuple[KernelTime, ...]:
+        samples = [self._vm.run_timed(flat) for _ in range(runs)]
+        medians = [statistics.median(column) for column in zip(*samples, strict=True)]
+        return tuple(KernelTime(kernel, s) for kernel, s in zip(self.info.kernels, medians, strict=True))
+
+    def _flatten(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
+        ports = self.info.inputs
+        if len(inputs) != len(ports):
+            wanted = ", ".join(f"{port.name}: {port.type}" for port in ports)
+            raise TersorError(f"{self.info.name} takes {len(ports)} inputs ({wanted}), got {len(inputs)}")
+        return [_flat_input(value, port) for value, port in zip(inputs, ports, strict=True)]
+
+    def __repr__(self) -> str:
+        ports = ", ".join(f"{port.name}: {port.type}" for port in self.info.inputs)
+        return f"<tersor executable {self.info.name}({ports}) for {self.info.target.name}, {self._threads} threads>"
+
+
+def random_tensor(type: TensorType, generator: torch.Generator) -> torch.Tensor:
+    """A random tensor of ``type``; integers are 0 or 1, which are valid as masks and as table indices."""
+    if type.dtype.is_floating:
+        return torch.randn(type.shape, generator=generator).to(type.dtype.torch)
+    if type.dtype is DType.BOOL:
+        return torch.ones(type.shape, dtype=torch.bool)
+    return torch.randint(0, 2, type.shape, generator=generator).to(type.dtype.torch)
+
+
+def _flat_input(value: Any, port: Port) -> torch.Tensor:
+    tensor = value
+    if not isinstance(value, torch.Tensor):
+        if not hasattr(value, "__dlpack__"):
+            raise TersorError(f"input {port.name!r} must be a torch tensor or NumPy array, got {type(value).__name__}")
+        readonly = isinstance(value, np.ndarray) and not value.flags.writeable
+        tensor = torch.from_numpy(value.copy()) if readonly else torch.from_dlpack(value)
+    tensor = tensor.detach()
+    if tuple(tensor.shape) != port.type.shape:
+        raise TersorError(f"input {port.name!r} must have shape {list(port.type.shape)}, got {list(tensor.shape)}")
+    if tensor.dtype != port.type.dtype.torch:
+        wanted = str(port.type.dtype.torch).removeprefix("torch.")
+        got = str(tensor.dtype).removeprefix("torch.")
+        raise TersorError(f"input {port.name!r} must be {wanted}, got {got}; cast it first")
+    if tensor.device.type != "cpu":
+        raise TersorError(f"input {port.name!r} is on {tensor.device}; move it to the CPU first")
+    flat = tensor.contiguous().view(-1)
+    if flat.data_ptr() % ALIGNMENT:
+        flat = flat.clone()
+    return flat.view(torch.uint8) if port.type.dtype is DType.BOOL else flat
+
+
+def _shape_output(flat: torch.Tensor, type: TensorType) -> torch.Tensor:
+    if type.dtype is DType.BOOL:
+        flat = flat.view(torch.bool)
+    return flat.view(type.shape)

@@ -1,0 +1,257 @@
+"""From a group of ops to a kernel: which template, which numbers, which operands.
+
+`select_kernel` asks the function registered for the group's anchor (in `tersor.targets.kernels`, one file a family). It answers
+with a `Kernel`: everything that the lowering needs, without having generated any code yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ..ir import Op, TensorType, TersorError, Value, is_constant, print_attrs
+from ..ir.ops import FullOp, WeightOp
+from .addressing import flatten_physical, load_operand, reshape_at, same_storage
+from .emit import STORAGE, as_stored, emit
+from .group import Group
+from .record import Target
+from .templates.base import BufferSpec, Epilogue, VectorAt
+from .templates.builder import constant
+from .views import View
+
+Operand = View | torch.Tensor
+
+
+class CompileError(TersorError):
+    """A graph that a target cannot be compiled for."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One PrimFunc to be called.
+
+    Attributes
+    ----------
+    template
+        Name of the template, for profiles and logs.
+    spec, knobs
+        What the template computes and how it is tiled.
+    variant
+        Text that tells kernels of one spec apart: the epilogue and the types that it reads.
+    operands
+        Arguments in order, the output apart: views of values, or constant flat tensors.
+    result
+        How the output is stored.
+    build
+        ``build(name)`` writes the PrimFunc.
+    """
+
+    template: str
+    spec: Any
+    knobs: Any
+    variant: str
+    operands: tuple[Operand, ...]
+    result: View
+    build: Callable[[str], Any]
+
+    @property
+    def key(self) -> str:
+        """Kernels with equal keys share one PrimFunc."""
+        return f"{self.template} {self.spec} {self.knobs} {self.variant}"
+
+
+class KernelContext(Protocol):
+    """What a selection function may ask of the lowering."""
+
+    target: Target
+
+    def view(self, value: Value) -> View:
+        """Where ``value`` can be read, through any strides."""
+
+    def contiguous(self, value: Value) -> View:
+        """Where ``value`` can be read as a whole row-major buffer; copies it there if need be."""
+
+    def constant(self, value: Value) -> torch.Tensor:
+        """The tensor behind a weight or a filled tensor."""
+
+    def knobs(self, template: str, spec: Any, candidates: Sequence[Any]) -> Any:
+        """The candidate to use: the tuned one where a record exists, else the first."""
+
+
+Selector = Callable[[Group, KernelContext], Kernel]
+_SELECTORS: dict[type[Op] | None, Selector] = {}
+
+
+def selects(*anchors: type[Op] | None) -> Callable[[Selector], Selector]:
+    """Register the function that chooses kernels for groups with these anchors; None stands for elementwise groups."""
+
+    def register(selector: Selector) -> Selector:
+        _SELECTORS.update(dict.fromkeys(anchors, selector))
+        return selector
+
+    return register
+
+
+def select_kernel(op: Op, context: KernelContext) -> Kernel:
+    """The kernel for one op of the graph; raises CompileError when no template computes it."""
+    group = Group.of(op)
+    selector = _SELECTORS.get(None if group.anchor is None else type(group.anchor))
+    if selector is None:
+        assert group.anchor is not None
+        raise CompileError(f"no kernel template computes {group.anchor.describe()} on {context.target.name}")
+    return selector(group, context)
+
+
+def has_template(op: Op) -> bool:
+    """Whether some template computes ``op``."""
+    group = Group.of(op)
+    return (None if group.anchor is None else type(group.anchor)) in _SELECTORS
+
+
+def require_float32(group: Group) -> None:
+    """Raise CompileError unless every floating operand of the anchor is float32."""
+    assert group.anchor is not None
+    for value in group.anchor.inputs:
+        if value.type.dtype.value != "f32":
+            raise CompileError(
+                f"{group.anchor.describe()} on {value.type}: kernels take f32 operands; cast the model first"
+            )
+
+
+def constant_tensor(value: Value, weights: Any) -> torch.Tensor:
+    """The tensor behind a `WeightOp` or a `FullOp`."""
+    if isinstance(value.op, WeightOp):
+        return weights[value.op.attrs.id]
+    assert isinstance(value.op, FullOp)
+    return value.op.evaluate()
+
+
+class FusedEpilogue:
+    """The epilogue of a group: its buffers' operands, and the code that it becomes.
+
+    Parameters
+    ----------
+    group, context
+        What is compiled.
+    result
+        How the kernel's output is stored.
+    bias
+        A value with one number per channel to add first, or None.
+    kernel_shape
+        Shape that the template sees its result in, when it is not the op's own.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        context: KernelContext,
+        result: View,
+        *,
+        bias: Value | None = None,
+        kernel_shape: Sequence[int] | None = None,
+    ) -> None:
+        self._group = group
+        self._result = result
+        self._kernel_shape = tuple(kernel_shape or result.type.shape)
+        self._values = group.epilogue_operands
+        pairs = [_operand(value, context, result) for value in self._values]
+        self._has_bias = bias is not None
+        if bias is not None:
+            pairs.insert(0, _operand(bias, context, result, per_channel=True))
+        self._views = tuple(view for view, _ in pairs)
+        self.operands: tuple[Operand, ...] = tuple(operand for _, operand in pairs)
+
+    @property
+    def variant(self) -> str:
+        """Text that tells two epilogues apart, whatever the names and weights behind them."""
+        numbers = {value: str(index) for index, value in enumerate(self._values)}
+        if self._group.anchor is not None:
+            numbers[self._group.anchor.result] = "anchor"
+        lines = []
+        for op in self._group.epilogue:
+            operands = ",".join(numbers[self._group.outer(value)] for value in op.inputs)
+            numbers[op.result] = f"{len(numbers)}"
+            lines.append(f"{op.name}({operands}){print_attrs(op.attrs)}")
+        views = " ".join(f"{view.type}+{view.offset}{view.strides}" for view in (*self._views, self._result))
+        return f"bias={self._has_bias} {' '.join(lines)} on {views}"
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether every operand is read at the result's own offset, or is a single number: coordinates do not matter."""
+        return all(view.type.size == 1 or same_storage(view, self._result) for view in self._views)
+
+    def build(self) -> Epilogue:
+        """The epilogue in the form that templates take."""
+        buffers = tuple(
+            BufferSpec(f"e{index}", _extent(view, operand), STORAGE[view.type.dtype])
+            for index, (view, operand) in enumerate(zip(self._views, self.operands, strict=True))
+        )
+        return Epilogue(buffers, self._apply, STORAGE[self._result.type.dtype])
+
+    def _apply(self, vector: Any, at: VectorAt, buffers: Sequence[Any]) -> Any:
+        at = reshape_at(at, self._kernel_shape, self._result.type.shape)
+        loaded = [load_operand(b, view, at, self._result) for b, view in zip(buffers, self._views, strict=True)]
+        if self._has_bias:
+            vector = vector + loaded.pop(0)
+        environment = dict(zip(self._values, loaded, strict=True))
+        if self._group.anchor is not None:
+            environment[self._group.anchor.result] = vector
+        for op in self._group.epilogue:
+            if isinstance(op, FullOp):
+                environment[op.result] = constant(op.attrs.value, at.lanes, STORAGE[op.attrs.dtype])
+                continue
+            operands = [environment[self._group.outer(value)] for value in op.inputs]
+            environment[op.result] = emit(op, *operands)
+        return as_stored(environment[self._group.computed])
+
+
+def _operand(value: Value, context: KernelContext, result: View, *, per_channel: bool = False) -> tuple[View, Operand]:
+    """How the epilogue reads ``value``: the view for addressing, and the argument to pass."""
+    if not is_constant(value):
+        view = context.view(value)
+        return view, view
+    tensor = context.constant(value)
+    block = result.type.channel_block
+    if per_channel and block:
+        tensor = tensor.reshape(-1, *[1] * (result.type.rank - 2))
+    if block and tensor.numel() > 1:
+        tensor = tensor.reshape(*[1] * (result.type.rank - tensor.ndim), *tensor.shape)
+    else:
+        block = 0
+    type = TensorType(tuple(tensor.shape), value.type.dtype, block if block and tensor.shape[1] > 1 else 0)
+    view = View(value, type, 0, torch.empty(type.shape, device="meta").stride())
+    return view, flatten_physical(tensor, type.channel_block)
+
+
+def _extent(view: View, operand: Operand) -> int:
+    if isinstance(operand, torch.Tensor):
+        return operand.numel()
+    return view.base.type.physical_size
+
+
+def buffer_size(view: View) -> int:
+    """Elements of the buffer behind a view."""
+    return view.base.type.physical_size
+
+
+def result_view(group: Group) -> View:
+    """How a group's result is stored unless something speaks for another order."""
+    return View.whole(group.result)
+
+
+__all__ = [
+    "CompileError",
+    "FusedEpilogue",
+    "Kernel",
+    "KernelContext",
+    "buffer_size",
+    "constant_tensor",
+    "has_template",
+    "require_float32",
+    "result_view",
+    "select_kernel",
+    "selects",
+]

@@ -1,0 +1,141 @@
+"""Kernels that move data: copies of views, concatenation, padding, table look-ups, changes of layout."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm import tirx
+
+from ...ir import Value
+from ...ir.ops import ConcatOp, EmbeddingOp, PadOp, RelayoutOp
+from ..addressing import load_operand
+from ..emit import STORAGE
+from ..group import Group
+from ..kernel import CompileError, Kernel, KernelContext, buffer_size, selects
+from ..record import Target
+from ..templates import elementwise, relayout, row_copy
+from ..templates.base import BufferSpec, VectorAt
+from ..templates.builder import load
+from ..views import View
+
+
+def copy_kernel(source: View, copy: Value, target: Target) -> Kernel:
+    """Gather the elements of a view into a row-major buffer."""
+    dtype = STORAGE[source.type.dtype]
+    result = View.whole(copy)
+    inputs = (BufferSpec("x", buffer_size(source), dtype),)
+    spec = elementwise.ElementwiseSpec(source.type.shape or (1,), inputs, elementwise.COORDINATES, dtype=dtype)
+    knobs = elementwise.candidates(spec, target)[0]
+
+    def compute(at: VectorAt, buffers: Any) -> Any:
+        return load_operand(buffers[0], source, at, result)
+
+    return Kernel(
+        template="copy",
+        spec=spec,
+        knobs=knobs,
+        variant=f"{source.type}+{source.offset}{source.strides}",
+        operands=(source,),
+        result=result,
+        build=lambda function: elementwise.build(spec, target, knobs, compute, name=function),
+    )
+
+
+@selects(ConcatOp)
+def select_concat(group: Group, context: KernelContext) -> Kernel:
+    """``concat``: rows of all parts one after the other."""
+    op = group.op
+    assert isinstance(op, ConcatOp)
+    result = View.whole(group.result)
+    block, axis = result.type.channel_block, op.attrs.axis
+    outer = math.prod(result.type.shape[:axis])
+    if block and axis > 1:
+        outer = outer // result.type.shape[1] * -(-result.type.shape[1] // block)
+    parts = tuple(context.view(part) if block else context.contiguous(part) for part in op.parts)
+    if any(part.type.channel_block != block for part in parts):
+        raise CompileError(f"{op.describe()} joins tensors in different layouts; run the pass 'layout'")
+    runs = tuple(part.type.physical_size // outer for part in parts)
+    spec = row_copy.ConcatSpec(outer, runs, STORAGE[result.type.dtype])
+    return Kernel(
+        template="concat",
+        spec=spec,
+        knobs=None,
+        variant="",
+        operands=parts,
+        result=result,
+        build=lambda function: row_copy.build_concat(spec, context.target, function),
+    )
+
+
+@selects(PadOp)
+def select_pad(group: Group, context: KernelContext) -> Kernel:
+    """``pad`` of a row-major tensor."""
+    op = group.op
+    assert isinstance(op, PadOp)
+    spec = row_copy.PadSpec(op.x.shape, op.attrs.before, op.attrs.after, op.attrs.value, STORAGE[op.x.type.dtype])
+    return Kernel(
+        template="pad",
+        spec=spec,
+        knobs=None,
+        variant="",
+        operands=(context.contiguous(op.x),),
+        result=View.whole(group.result),
+        build=lambda function: row_copy.build_pad(spec, context.target, function),
+    )
+
+
+@selects(EmbeddingOp)
+def select_embedding(group: Group, context: KernelContext) -> Kernel:
+    """Rows of a table, picked by integers; out-of-range integers are the caller's mistake, as in PyTorch."""
+    op = group.op
+    assert isinstance(op, EmbeddingOp)
+    width, count = op.table.shape[1], op.indices.type.size
+    dtype = STORAGE[op.table.type.dtype]
+    inputs = (
+        BufferSpec("table", op.table.type.size, dtype),
+        BufferSpec("indices", count, STORAGE[op.indices.type.dtype]),
+    )
+    spec = elementwise.ElementwiseSpec((count, width), inputs, elementwise.COORDINATES, dtype=dtype)
+    knobs = elementwise.candidates(spec, context.target)[0]
+
+    def compute(at: VectorAt, buffers: Any) -> Any:
+        table, indices = buffers
+        row, column = at.coords
+        return load(table, tirx.Cast("int32", indices[row]) * width + column, at.lanes)
+
+    return Kernel(
+        template="embedding",
+        spec=spec,
+        knobs=knobs,
+        variant="",
+        operands=(context.contiguous(op.table), context.contiguous(op.indices)),
+        result=View.whole(group.result),
+        build=lambda function: elementwise.build(spec, context.target, knobs, compute, name=function),
+    )
+
+
+@selects(RelayoutOp)
+def select_relayout(group: Group, context: KernelContext) -> Kernel:
+    """``relayout`` between row-major and blocked storage."""
+    op = group.op
+    assert isinstance(op, RelayoutOp)
+    if op.x.type.dtype.itemsize != 4:
+        raise CompileError(f"{op.describe()}: only 4-byte elements change their layout, not {op.x.type}")
+    block = op.result.type.channel_block
+    to_blocked = block > 0
+    batch, channels, *spatial = op.x.shape
+    direction = relayout.TO_BLOCKED if to_blocked else relayout.TO_PLAIN
+    spec = relayout.RelayoutSpec(
+        direction, batch, channels, math.prod(spatial), block or op.x.type.channel_block, STORAGE[op.x.type.dtype]
+    )
+    knobs = context.knobs("relayout", spec, relayout.candidates(spec, context.target))
+    return Kernel(
+        template="relayout",
+        spec=spec,
+        knobs=knobs,
+        variant="",
+        operands=(context.contiguous(op.x) if to_blocked else context.view(op.x),),
+        result=View.whole(group.result),
+        build=lambda function: relayout.build(spec, context.target, knobs, name=function),
+    )

@@ -1,0 +1,102 @@
+"""Linear layers and batched products of activations."""
+
+from __future__ import annotations
+
+import math
+
+from ...ir import is_constant
+from ...ir.ops import LinearOp, MatmulOp, PermuteOp
+from ..group import Group
+from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, buffer_size, require_float32, selects
+from ..templates import matmul
+from ..views import View
+
+
+@selects(LinearOp)
+def select_linear(group: Group, context: KernelContext) -> Kernel:
+    """``matmul`` on a packed weight; leading dimensions are rows."""
+    op = group.anchor
+    assert isinstance(op, LinearOp)
+    require_float32(group)
+    data, weight, bias = group.anchor_operand(0), group.anchor_operand(1), group.anchor_operand(2)
+    assert data is not None and weight is not None
+    if not is_constant(weight):
+        raise CompileError(f"{op.describe()}: the weight is computed at run time; use matmul for that")
+    outputs, inputs = weight.shape
+    rows = math.prod(data.shape[:-1])
+    source = context.contiguous(data)
+    result = View.whole(group.result)
+    spec = matmul.MatmulSpec(rows, outputs, inputs, a_size=buffer_size(source))
+    knobs = context.knobs("matmul", spec, matmul.candidates(spec, context.target))
+    packed = matmul.pack_weight(spec, context.target, knobs, context.constant(weight))
+    epilogue = FusedEpilogue(group, context, result, bias=bias, kernel_shape=(rows, outputs))
+    return Kernel(
+        template="matmul",
+        spec=spec,
+        knobs=knobs,
+        variant=epilogue.variant,
+        operands=(source, packed, *epilogue.operands),
+        result=result,
+        build=lambda function: matmul.build(spec, context.target, knobs, epilogue.build(), function),
+    )
+
+
+@selects(MatmulOp)
+def select_matmul(group: Group, context: KernelContext) -> Kernel:
+    """``matmul`` of two activations, read in place through any strides."""
+    op = group.anchor
+    assert isinstance(op, MatmulOp)
+    require_float32(group)
+    left, right = group.anchor_operand(0), group.anchor_operand(1)
+    assert left is not None and right is not None
+    *batch, rows, columns = op.result.shape
+    a, b = context.view(left), context.view(right)
+    b_strides = b.strides[-2:] if not op.attrs.transpose_rhs else (b.strides[-1], b.strides[-2])
+    result = permuted_result(group)
+    spec = matmul.MatmulSpec(
+        rows,
+        columns,
+        left.shape[-1],
+        matmul.ACTIVATION,
+        tuple(batch),
+        a_strides=(*_batch_strides(a, batch), *a.strides[-2:]),
+        rhs_strides=(*_batch_strides(b, batch), *b_strides),
+        out_strides=result.strides,
+        a_offset=a.offset,
+        rhs_offset=b.offset,
+        a_size=buffer_size(a),
+        rhs_size=buffer_size(b),
+        out_size=buffer_size(result),
+    )
+    knobs = context.knobs("matmul", spec, matmul.candidates(spec, context.target))
+    epilogue = FusedEpilogue(group, context, result)
+    return Kernel(
+        template="matmul",
+        spec=spec,
+        knobs=knobs,
+        variant=epilogue.variant,
+        operands=(a, b, *epilogue.operands),
+        result=result,
+        build=lambda function: matmul.build(spec, context.target, knobs, epilogue.build(), function),
+    )
+
+
+def permuted_result(group: Group) -> View:
+    """Where a template that writes through strides puts its result.
+
+    When the only reader is a permute that keeps the last dimension, the result is stored in the permuted order, so that the
+    permute costs nothing.
+    """
+    value = group.result
+    if len(value.users) == 1 and value.has_one_use and isinstance(value.users[0], PermuteOp):
+        dims = value.users[0].attrs.dims
+        if dims[-1] == len(dims) - 1:
+            return View.permuted(value, dims)
+    return View.whole(value)
+
+
+def _batch_strides(view: View, batch: list[int]) -> tuple[int, ...]:
+    """Strides of the leading dimensions of ``view`` after broadcasting them to ``batch``."""
+    shape, strides = view.type.shape[:-2], view.strides[:-2]
+    missing = len(batch) - len(shape)
+    return (*[0] * missing, *[0 if extent == 1 else s for extent, s in zip(shape, strides, strict=True)])

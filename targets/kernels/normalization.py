@@ -1,0 +1,67 @@
+"""Softmax and layer norm along the last axis."""
+
+from __future__ import annotations
+
+import math
+
+from ...ir.ops import LayerNormOp, SoftmaxOp
+from ..group import Group
+from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, require_float32, selects
+from ..templates import layer_norm, softmax
+from ..views import View
+
+
+@selects(SoftmaxOp)
+def select_softmax(group: Group, context: KernelContext) -> Kernel:
+    """``softmax`` over rows."""
+    op = group.anchor
+    assert isinstance(op, SoftmaxOp)
+    require_float32(group)
+    if op.attrs.log or op.attrs.axis != op.x.type.rank - 1:
+        raise CompileError(f"{op.describe()}: only softmax along the last axis, without logarithm, has a kernel")
+    data = group.anchor_operand(0)
+    assert data is not None
+    *rows, columns = data.shape
+    result = View.whole(group.result)
+    spec = softmax.SoftmaxSpec(math.prod(rows), columns, data.shape)
+    knobs = context.knobs("softmax", spec, softmax.candidates(spec, context.target))
+    epilogue = FusedEpilogue(group, context, result)
+    return Kernel(
+        template="softmax",
+        spec=spec,
+        knobs=knobs,
+        variant=epilogue.variant,
+        operands=(context.contiguous(data), *epilogue.operands),
+        result=result,
+        build=lambda function: softmax.build(spec, context.target, knobs, epilogue.build(), function),
+    )
+
+
+@selects(LayerNormOp)
+def select_layer_norm(group: Group, context: KernelContext) -> Kernel:
+    """``layer_norm`` over rows; several trailing dimensions count as one."""
+    op = group.anchor
+    assert isinstance(op, LayerNormOp)
+    require_float32(group)
+    data = group.anchor_operand(0)
+    assert data is not None
+    columns = math.prod(data.shape[-op.attrs.dims :])
+    rows = data.type.size // columns
+    result = View.whole(group.result)
+    gamma, beta = group.anchor_operand(1), group.anchor_operand(2)
+    parameters = tuple(context.contiguous(value) for value in (gamma, beta) if value is not None)
+    shape = data.shape if op.attrs.dims == 1 else (rows, columns)
+    spec = layer_norm.LayerNormSpec(rows, columns, op.attrs.eps, gamma is not None, beta is not None, shape)
+    knobs = context.knobs("layer_norm", spec, layer_norm.candidates(spec, context.target))
+    if group.epilogue and op.attrs.dims != 1:
+        raise CompileError(f"{op.describe()}: an epilogue after normalising {op.attrs.dims} dimensions has no kernel")
+    epilogue = FusedEpilogue(group, context, result, kernel_shape=data.shape)
+    return Kernel(
+        template="layer_norm",
+        spec=spec,
+        knobs=knobs,
+        variant=epilogue.variant,
+        operands=(context.contiguous(data), *parameters, *epilogue.operands),
+        result=result,
+        build=lambda function: layer_norm.build(spec, context.target, knobs, epilogue.build(), function),
+    )

@@ -1,0 +1,53 @@
+"""Pooling over windows and over whole planes, in blocked layout."""
+
+from __future__ import annotations
+
+from ...ir.ops import AvgPool2dOp, MaxPool2dOp
+from ..group import Group
+from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, require_float32, selects
+from ..templates import pooling
+from ..views import View
+
+
+@selects(MaxPool2dOp, AvgPool2dOp)
+def select_pool2d(group: Group, context: KernelContext) -> Kernel:
+    """``pool2d`` with the epilogue fused."""
+    op = group.anchor
+    assert isinstance(op, MaxPool2dOp | AvgPool2dOp)
+    attrs, (batch, channels, height, width) = op.attrs, op.x.shape
+    spec = pooling.PoolSpec(
+        batch,
+        channels,
+        height,
+        width,
+        "max" if isinstance(op, MaxPool2dOp) else "avg",
+        attrs.kernel,
+        attrs.stride,
+        (*attrs.padding, *attrs.padding),
+        attrs.dilation,
+        attrs.ceil,
+        attrs.count_include_pad,
+    )
+    knobs = context.knobs("pool2d", spec, pooling.candidates(spec, context.target))
+    epilogue = FusedEpilogue(group, context, View.whole(group.result))
+    return Kernel(
+        template="pool2d",
+        spec=spec,
+        knobs=knobs,
+        variant=epilogue.variant,
+        operands=(blocked_operand(group, context), *epilogue.operands),
+        result=View.whole(group.result),
+        build=lambda function: pooling.build(spec, context.target, knobs, epilogue.build(), function),
+    )
+
+
+def blocked_operand(group: Group, context: KernelContext) -> View:
+    """The anchor's first operand, which must be stored in the target's channel blocks, as must be the result."""
+    require_float32(group)
+    assert group.anchor is not None
+    data = group.anchor_operand(0)
+    assert data is not None
+    lanes = context.target.lanes()
+    if data.type.channel_block != lanes or group.result.type.channel_block != lanes:
+        raise CompileError(f"{group.anchor.describe()} works on channel blocks of {lanes}; run the pass 'layout'")
+    return context.view(data)

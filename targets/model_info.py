@@ -1,0 +1,52 @@
+"""What a compiled model is, apart from its code and weights; profiles and the artifact's manifest are made of this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir import TensorType
+from .record import Target
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a compiled model."""
+
+    name: str
+    type: TensorType
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """One kernel call of a compiled model: which PrimFunc, for which op, and its work in multiply-adds and bytes."""
+
+    function: str
+    op: str
+    location: str
+    template: str
+    knobs: str
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Everything about a compiled model except its code and weights.
+
+    Attributes
+    ----------
+    name
+        Of the graph.
+    inputs, outputs
+        In call order.
+    target
+        What the code was compiled for.
+    kernels
+        In execution order.
+    """
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    target: Target
+    kernels: tuple[KernelInfo, ...]

@@ -1,0 +1,325 @@
+"""Direct convolution: a register tile of (rows x columns x output vectors), no im2col, no padded copy.
+
+    for unit in parallel(image, group of output blocks, piece of the rows):
+        for row tile, column tile:
+            tile = 0
+            for input block, kh, kw, channel in block:
+                tile[row, column, vector] += broadcast(input[row, column]) * weight[vector]
+            store(epilogue(tile))
+
+Pointwise convolutions flatten height and width into one axis of rows, so a tile never ends at a row of the image.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..record import Target
+from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from .builder import (
+    RegisterTile,
+    bind,
+    broadcast,
+    load,
+    loop,
+    make_prim_func,
+    parallel,
+    store,
+    store_result,
+    when,
+)
+from .conv2d_spec import (
+    Conv2dKnobs,
+    Conv2dSpec,
+    OutputGroups,
+    first_input_block,
+    output_groups,
+    pack_weight,
+    reached_input_blocks,
+)
+from .conv2d_tiling import candidates
+from .spatial import TapRange, TileRun, tile_runs
+from .window_loops import tap_bounds
+
+__all__ = ["Conv2dKnobs", "Conv2dSpec", "build", "candidates", "pack_weight"]
+
+
+def build(
+    spec: Conv2dSpec,
+    target: Target,
+    knobs: Conv2dKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "conv2d",
+) -> tirx.PrimFunc:
+    """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)`` over flat buffers.
+
+    The input is in ``spec.input_layout``; the output is blocked, and lanes of channels that do not exist hold what the
+    epilogue makes of zero. Weights come from :func:`pack_weight` with the same knobs.
+    """
+    lanes = target.lanes()
+    groups = output_groups(spec, target, knobs.vectors)
+    taps = spec.kernel[0] * spec.kernel[1]
+    weight_rows = sum(g.count * g.vectors * g.span for g in groups) * spec.input_block(target) * taps
+    inputs = (
+        BufferSpec("data", spec.n * spec.input_blocks(target) * spec.h * spec.w * spec.input_block(target)),
+        BufferSpec("weight", weight_rows * lanes),
+    )
+    output = BufferSpec("output", spec.n * spec.output_blocks(target) * spec.out_h * spec.out_w * lanes, epilogue.dtype)
+
+    def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
+        _Writer(spec, target, knobs, epilogue, main[0], main[1], extra, out).write()
+
+    return make_prim_func(name, inputs, output, body, epilogue)
+
+
+class _Writer:
+    """Writes the loops of one convolution; methods go from the outermost loop inwards."""
+
+    def __init__(
+        self,
+        spec: Conv2dSpec,
+        target: Target,
+        knobs: Conv2dKnobs,
+        epilogue: Epilogue,
+        data: Any,
+        weight: Any,
+        extra: Sequence[Any],
+        output: Any,
+    ) -> None:
+        self.spec = spec
+        self.target = target
+        self.knobs = knobs
+        self.epilogue = epilogue
+        self.data = data
+        self.weight = weight
+        self.extra = extra
+        self.output = output
+        self.lanes = target.lanes()
+        self.block = spec.input_block(target)
+        self.input_blocks = spec.input_blocks(target)
+        self.output_blocks = spec.output_blocks(target)
+        self.row_window, self.column_window = spec.windows()
+        self.columns = tile_runs(self.column_window, knobs.columns)
+        # Tiles one row high find their kernel rows at run time: one piece of code instead of three or more.
+        self.dynamic_rows = knobs.rows == 1 and self.row_window.kernel > 1
+        self.rows = (
+            [TileRun(0, 1, self.row_window.out, (TapRange(0, self.row_window.kernel, (0,)),))]
+            if self.dynamic_rows
+            else tile_runs(self.row_window, knobs.rows)
+        )
+        self.row_limit = max(run.width for run in self.rows)
+        self.row_tiles = sum(run.count for run in self.rows)
+        self.units = min(knobs.spatial_units, self.row_tiles)
+        self.groups = output_groups(spec, target, knobs.vectors)
+
+    def write(self) -> None:
+        """The parallel loop over units and the choice of output group."""
+        total = sum(run.count for run in self.groups)
+        if self.knobs.order == "weights":
+            with parallel(self.spec.n, total, self.units) as (n, group, unit):
+                self._dispatch_group(n, group, unit)
+        else:
+            with parallel(self.spec.n, self.units, total) as (n, unit, group):
+                self._dispatch_group(n, group, unit)
+
+    def _dispatch_group(self, n: Any, group: Any, unit: Any) -> None:
+        main = self.groups[0]
+        if len(self.groups) == 1:
+            self._group(main, n, group, unit)
+            return
+        when(
+            group < main.count,
+            lambda: self._group(main, n, group, unit),
+            lambda: self._group(self.groups[1], n, 0, unit),
+        )
+
+    def _group(self, groups: OutputGroups, n: Any, group: Any, unit: Any) -> None:
+        first_output = bind(groups.first + group * groups.vectors)
+        first_input = first_input_block(self.spec, self.target, first_output)
+        if reached_input_blocks(self.spec, self.target, groups) > self.input_blocks:
+            first_input = tirx.min(first_input, self.input_blocks - groups.span)
+        _GroupWriter(self, groups, n, first_output, bind(first_input), group).write(unit)
+
+
+class _GroupWriter:
+    """Writes what one unit computes: some row tiles of one group of output blocks."""
+
+    def __init__(
+        self, conv: _Writer, groups: OutputGroups, n: Any, first_output: Any, first_input: Any, group: Any
+    ) -> None:
+        self.conv = conv
+        self.lanes = conv.lanes
+        self.vectors = groups.vectors
+        self.n = n
+        self.first_output = first_output
+        self.first_input = first_input
+        spec = conv.spec
+        taps = spec.kernel[0] * spec.kernel[1]
+        self.weight_row = self.vectors * self.lanes  # packed weights of one input channel and one tap
+        self.weight_block = taps * conv.block * self.weight_row
+        preceding = sum(g.count * g.vectors * g.span for g in conv.groups if g.first < groups.first)
+        preceding *= taps * conv.block * self.lanes
+        self.weight_base = bind(preceding + group * (groups.span * self.weight_block))
+        # Without convolution groups, the last block stops at the last real channel.
+        self.tail = spec.c % conv.block if spec.groups == 1 else 0
+        self.full_blocks = groups.span - bool(self.tail)
+        self.chunk = min(conv.knobs.block_chunk or groups.span, groups.span)
+        self.chunks = -(-groups.span // self.chunk)
+
+    def write(self, unit: Any) -> None:
+        """Loop over this unit's row tiles, once for each chunk of input blocks."""
+        tiles, units = self.conv.row_tiles, self.conv.units
+        begin = 0 if units == 1 else bind(unit * tiles // units)
+        end = tiles if units == 1 else bind((unit + 1) * tiles // units)
+        if self.chunks > 1:
+            self._allocate_partial_sums(-(-tiles // units))
+        with loop(self.chunks) as chunk, loop(end, begin) as tile:
+            self._row_tile(chunk, tile, tile - begin, self.conv.rows, 0)
+
+    def _allocate_partial_sums(self, tiles: int) -> None:
+        self.partial_row_tile = self.conv.row_limit * self.conv.column_window.out * self.weight_row
+        self.partial = T.alloc_buffer((tiles * self.partial_row_tile,), "float32")
+
+    def _row_tile(self, chunk: Any, tile: Any, slot: Any, runs: Sequence[TileRun], passed: int) -> None:
+        run = runs[0]
+
+        def write_run() -> None:
+            y = bind(run.start + (tile - passed) * run.width)
+            for columns in self.conv.columns:
+                with loop(columns.count) as index:
+                    x = bind(columns.start + index * columns.width)
+                    _TileWriter(self, run, columns, y, x, chunk, slot).write()
+
+        if len(runs) == 1:
+            write_run()
+            return
+        behind = passed + run.count
+        when(tile < behind, write_run, lambda: self._row_tile(chunk, tile, slot, runs[1:], behind))
+
+
+class _TileWriter:
+    """Writes one register tile: clear, accumulate, finish."""
+
+    def __init__(
+        self, group: _GroupWriter, rows: TileRun, columns: TileRun, y: Any, x: Any, chunk: Any, slot: Any
+    ) -> None:
+        self.group = group
+        self.conv = group.conv
+        self.rows = rows
+        self.columns = columns
+        self.y = y
+        self.x = x
+        self.chunk = chunk
+        self.slot = slot
+        self.tile = RegisterTile(rows.width * columns.width * group.vectors, group.lanes)
+
+    def write(self) -> None:
+        """One pass over a chunk of input blocks."""
+        group = self.group
+        if group.chunks == 1:
+            self.tile.fill(0.0)
+            self._accumulate(0, group.full_blocks, self.conv.block)
+            self._accumulate(group.full_blocks, group.full_blocks + bool(group.tail), group.tail)
+            self._finish()
+            return
+        begin = bind(self.chunk * group.chunk)
+        when(self.chunk == 0, lambda: self.tile.fill(0.0), lambda: self._partial_sums(self._reload))
+        self._accumulate(begin, bind(tirx.min(begin + group.chunk, group.full_blocks)), self.conv.block)
+        when(self.chunk == group.chunks - 1, self._last_chunk, lambda: self._partial_sums(self._spill))
+
+    def _last_chunk(self) -> None:
+        full = self.group.full_blocks
+        self._accumulate(full, full + bool(self.group.tail), self.group.tail)
+        self._finish()
+
+    def _places(self) -> Iterator[tuple[int, int, int, int]]:
+        """Index in the tile, row, column and vector of every accumulator."""
+        shape = (self.rows.width, self.columns.width, self.group.vectors)
+        for index, place in enumerate(itertools.product(*map(range, shape))):
+            yield (index, *place)
+
+    def _accumulate(self, begin: Any, end: Any, channels: int) -> None:
+        if isinstance(end, int) and begin == end:
+            return
+        with loop(end, begin) as block:
+            for row_taps in self.rows.taps:
+                first, last = self._kernel_rows(row_taps)
+                with loop(last, first) as ky:
+                    for column_taps in self.columns.taps:
+                        self._kernel_columns(block, ky, channels, column_taps, row_taps.positions)
+
+    def _kernel_rows(self, taps: TapRange) -> tuple[Any, Any]:
+        """The kernel rows that fall inside the input; computed at run time for tiles one row high."""
+        if not self.conv.dynamic_rows:
+            return taps.begin, taps.end
+        return tap_bounds(self.conv.row_window, self.y)
+
+    def _kernel_columns(self, block: Any, ky: Any, channels: int, taps: TapRange, rows: Sequence[int]) -> None:
+        """Neighbouring taps of all channels lie one behind the other in input and weights: one long loop for both."""
+        used = (rows, taps.positions)
+        count = taps.end - taps.begin
+        if channels == self.conv.block and self.conv.column_window.dilation == 1:
+            self._channels(block, ky, taps.begin, count * channels, used)
+            return
+        with loop(taps.end, taps.begin) as kx:
+            self._channels(block, ky, kx, channels, used)
+
+    def _channels(self, block: Any, ky: Any, kx: Any, channels: int, used: tuple[Sequence[int], Sequence[int]]) -> None:
+        group, conv = self.group, self.conv
+        rows, columns = conv.row_window, conv.column_window
+        image_row = (group.n * conv.input_blocks + group.first_input + block) * rows.size
+        image_row = image_row + self.y * rows.stride + ky * rows.dilation - rows.pad
+        column = self.x * columns.stride + kx * columns.dilation - columns.pad
+        data = bind((image_row * columns.size + column) * conv.block)
+        tap = (block * rows.kernel + ky) * columns.kernel + kx
+        weight = bind(group.weight_base + tap * (conv.block * group.weight_row))
+        unroll = conv.knobs.unroll if channels % conv.knobs.unroll == 0 else 1
+        with loop(channels // unroll) as step:
+            for channel in range(unroll):
+                self._outer_product(data, weight, step * unroll + channel, used)
+
+    def _outer_product(self, data: Any, weight: Any, channel: Any, used: tuple[Sequence[int], Sequence[int]]) -> None:
+        """Every input position of one channel times every weight vector."""
+        group, conv = self.group, self.conv
+        lanes = group.lanes
+        weight = bind(weight + channel * group.weight_row)
+        data = bind(data + channel)
+        vectors = [bind(load(conv.weight, weight + vector * lanes, lanes)) for vector in range(group.vectors)]
+        row_step = conv.row_window.stride * conv.column_window.size * conv.block
+        column_step = conv.column_window.stride * conv.block
+        for row, column in itertools.product(*used):
+            value = bind(broadcast(conv.data[data + (row * row_step + column * column_step)], lanes))
+            first = (row * self.columns.width + column) * group.vectors
+            for index, vector in enumerate(vectors, first):
+                self.tile.multiply_add(index, value, vector)
+
+    def _finish(self) -> None:
+        group, conv = self.group, self.conv
+        spec = conv.spec
+        height, width = conv.row_window.out, conv.column_window.out
+        for index, row, column, vector in self._places():
+            block = group.first_output + vector
+            y, x = self.y + row, self.x + column
+            flat = (((group.n * conv.output_blocks + block) * height + y) * width + x) * group.lanes
+            if spec.pointwise:
+                y, x = y // spec.out_w, y % spec.out_w
+            at = VectorAt((group.n, block * group.lanes, y, x), 1, group.lanes, flat)
+            store_result(conv.output, self.tile[index], at, conv.epilogue, conv.extra)
+
+    def _partial_sums(self, action: Callable[[int, Any], None]) -> None:
+        group = self.group
+        base = bind(self.slot * group.partial_row_tile)
+        for index, row, column, vector in self._places():
+            place = (row * self.conv.column_window.out + self.x + column) * group.weight_row
+            action(index, base + place + vector * group.lanes)
+
+    def _reload(self, index: int, offset: Any) -> None:
+        self.tile[index] = load(self.group.partial, offset, self.group.lanes)
+
+    def _spill(self, index: int, offset: Any) -> None:
+        store(self.group.partial, offset, self.tile[index], self.group.lanes)

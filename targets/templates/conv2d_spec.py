@@ -1,0 +1,223 @@
+"""What a two-dimensional convolution computes, the knobs of its kernel, and how its weights are packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from ..record import Target
+from .spatial import Window
+
+Index = Any  # a Python int, or a tvm expression of the group's number
+
+
+@dataclass(frozen=True)
+class Conv2dSpec:
+    """One convolution; sizes in elements, ``padding`` as (top, left, bottom, right).
+
+    Attributes
+    ----------
+    n, c, h, w
+        Input batch, channels, height and width.
+    o
+        Output channels.
+    kernel, stride, dilation
+        (height, width) pairs.
+    groups
+        Channel groups; divides ``c`` and ``o``.
+    input_layout
+        ``"blocked"`` (NCHW{lanes}c) or ``"plain"`` (NCHW). The output is always blocked.
+    """
+
+    n: int
+    c: int
+    h: int
+    w: int
+    o: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    input_layout: Literal["blocked", "plain"] = "blocked"
+
+    def __post_init__(self) -> None:
+        positive = (self.n, self.c, self.h, self.w, self.o, self.groups)
+        if min(*positive, *self.kernel, *self.stride, *self.dilation) < 1 or min(self.padding) < 0:
+            raise ValueError(f"sizes must be positive and padding not negative: {self}")
+        if self.c % self.groups or self.o % self.groups:
+            raise ValueError(f"groups={self.groups} must divide c={self.c} and o={self.o}")
+        if self.input_layout not in ("blocked", "plain"):
+            raise ValueError(f"unknown input layout {self.input_layout!r}; use 'blocked' or 'plain'")
+        if self.out_h < 1 or self.out_w < 1:
+            raise ValueError(f"the kernel is larger than the padded input: {self}")
+
+    @property
+    def out_h(self) -> int:
+        """Output height."""
+        top, _, bottom, _ = self.padding
+        return (self.h + top + bottom - self.dilation[0] * (self.kernel[0] - 1) - 1) // self.stride[0] + 1
+
+    @property
+    def out_w(self) -> int:
+        """Output width."""
+        _, left, _, right = self.padding
+        return (self.w + left + right - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds, those that padding makes zero included (the usual count)."""
+        taps = self.kernel[0] * self.kernel[1]
+        return self.n * self.o * self.out_h * self.out_w * taps * (self.c // self.groups)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether output position i reads input position i only: then height and width flatten into one axis."""
+        return self.kernel == (1, 1) and self.stride == (1, 1) and not any(self.padding)
+
+    def windows(self) -> tuple[Window, Window]:
+        """The row and column windows; a pointwise convolution is one column of ``h * w`` rows."""
+        if self.pointwise:
+            return Window(self.h * self.w, self.h * self.w, 1, 1, 0, 1), Window(1, 1, 1, 1, 0, 1)
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
+        return (
+            Window(self.h, self.out_h, kh, sh, self.padding[0], dh),
+            Window(self.w, self.out_w, kw, sw, self.padding[1], dw),
+        )
+
+    def input_block(self, target: Target) -> int:
+        """Channels that are contiguous in the input: the vector width if blocked, else 1."""
+        return target.lanes() if self.input_layout == "blocked" else 1
+
+    def input_blocks(self, target: Target) -> int:
+        """Channel blocks of the input, a padded last one included."""
+        return -(-self.c // self.input_block(target))
+
+    def output_blocks(self, target: Target) -> int:
+        """Channel blocks of the output, a padded last one included."""
+        return -(-self.o // target.lanes())
+
+
+@dataclass(frozen=True)
+class Conv2dKnobs:
+    """How the kernel is tiled.
+
+    Attributes
+    ----------
+    vectors
+        Output channel blocks in the register tile.
+    rows, columns
+        Output positions in the register tile, at most; a pointwise convolution has only rows.
+    block_chunk
+        Input channel blocks accumulated before the tile moves on; 0 means all of them, and no partial sums.
+    order
+        What stays in cache while the other runs: ``"weights"`` or ``"rows"``.
+    spatial_units
+        Pieces that the row tiles of an image are divided into for threads.
+    unroll
+        Input channels per iteration of the innermost loop.
+    """
+
+    vectors: int
+    rows: int
+    columns: int
+    block_chunk: int = 0
+    order: Literal["weights", "rows"] = "weights"
+    spatial_units: int = 1
+    unroll: int = 1
+
+
+@dataclass(frozen=True)
+class OutputGroups:
+    """Consecutive groups of ``vectors`` output channel blocks that share one piece of code.
+
+    Each group reads ``span`` input blocks from :func:`first_input_block` on. With convolution groups, that may be
+    more than its own channels; the packed weights are zero there (block-diagonal weights, expanded).
+    """
+
+    first: int
+    vectors: int
+    count: int
+    span: int
+
+
+def output_groups(spec: Conv2dSpec, target: Target, vectors: int) -> list[OutputGroups]:
+    """Divide the output blocks into groups of ``vectors`` and one smaller remainder group."""
+    blocks = spec.output_blocks(target)
+    runs = [(0, vectors, blocks // vectors), (blocks // vectors * vectors, blocks % vectors, 1)]
+    return [
+        OutputGroups(first, size, count, _span(spec, target, first, size, count))
+        for first, size, count in runs
+        if size and count
+    ]
+
+
+def _span(spec: Conv2dSpec, target: Target, first: int, vectors: int, count: int) -> int:
+    if spec.groups == 1:
+        return spec.input_blocks(target)
+    return max(_group_span(spec, target, first + i * vectors, vectors) for i in range(count))
+
+
+def _group_span(spec: Conv2dSpec, target: Target, first: int, vectors: int) -> int:
+    lanes, block = target.lanes(), spec.input_block(target)
+    last_output = min((first + vectors) * lanes, spec.o) - 1
+    out_per_group, in_per_group = spec.o // spec.groups, spec.c // spec.groups
+    begin = first * lanes // out_per_group * in_per_group
+    end = (last_output // out_per_group + 1) * in_per_group
+    return -(-end // block) - begin // block
+
+
+def first_input_block(spec: Conv2dSpec, target: Target, first_output_block: Index) -> Index:
+    """First input block that the group starting at ``first_output_block`` reads."""
+    if spec.groups == 1:
+        return 0
+    out_per_group, in_per_group = spec.o // spec.groups, spec.c // spec.groups
+    channel = first_output_block * target.lanes() // out_per_group * in_per_group
+    return channel // spec.input_block(target)
+
+
+def reached_input_blocks(spec: Conv2dSpec, target: Target, groups: OutputGroups) -> int:
+    """Input blocks that the last group reaches with its full span; where the input has fewer, it starts earlier."""
+    last = groups.first + (groups.count - 1) * groups.vectors
+    return first_input_block(spec, target, last) + groups.span
+
+
+def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, weight: torch.Tensor) -> torch.Tensor:
+    """Reorder a weight of shape (o, c / groups, kh, kw) the way the kernel reads it.
+
+    Returns
+    -------
+    torch.Tensor
+        Flat and contiguous: for each group of output blocks [input block, kh, kw, input channel, output channel], zero
+        where a channel is padding or belongs to another convolution group.
+    """
+    expected = (spec.o, spec.c // spec.groups, *spec.kernel)
+    if tuple(weight.shape) != expected:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    lanes, block = target.lanes(), spec.input_block(target)
+    dense = _dense_weight(spec, target, weight)
+    pieces = []
+    for groups in output_groups(spec, target, knobs.vectors):
+        rows = groups.vectors * lanes
+        for index in range(groups.count):
+            first = groups.first + index * groups.vectors
+            begin = first_input_block(spec, target, first)
+            begin = min(begin, spec.input_blocks(target) - groups.span) * block
+            piece = dense[first * lanes : first * lanes + rows, begin : begin + groups.span * block]
+            piece = piece.reshape(rows, groups.span, block, *spec.kernel)
+            pieces.append(piece.permute(1, 3, 4, 2, 0).reshape(-1))
+    return torch.cat(pieces)
+
+
+def _dense_weight(spec: Conv2dSpec, target: Target, weight: torch.Tensor) -> torch.Tensor:
+    """The weight of the same convolution without groups (block-diagonal), channels padded to whole blocks."""
+    outputs = spec.output_blocks(target) * target.lanes()
+    inputs = spec.input_blocks(target) * spec.input_block(target)
+    dense = weight.new_zeros(outputs, inputs, *spec.kernel)
+    out_per_group, in_per_group = spec.o // spec.groups, spec.c // spec.groups
+    for group, part in enumerate(weight.chunk(spec.groups)):
+        rows = slice(group * out_per_group, (group + 1) * out_per_group)
+        dense[rows, group * in_per_group : (group + 1) * in_per_group] = part
+    return dense

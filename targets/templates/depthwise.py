@@ -1,0 +1,152 @@
+"""Depthwise convolution in blocked layout: one row of output vectors at a time, each tap of a kernel row in a register.
+
+for plane, row in parallel(image and channel block, rows):
+    for column tile, kernel row inside the input:
+        tile[column] += input[column * stride + kx] * weight[kx]    for every kx
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tvm import tirx
+
+from ..record import Target
+from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from .builder import RegisterTile, bind, load, loop, make_prim_func, store_result
+from .conv2d_spec import Conv2dSpec
+from .spatial import TileRun, balanced_split
+from .window_loops import for_each_tile, row_pieces, tap_bounds, widest_tile
+
+
+@dataclass(frozen=True)
+class DepthwiseSpec:
+    """A depthwise convolution with one output channel per input channel; see :class:`Conv2dSpec` for the fields."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    kernel: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        _ = self.conv2d  # validates
+
+    @property
+    def conv2d(self) -> Conv2dSpec:
+        """The same operation as a grouped convolution."""
+        return Conv2dSpec(
+            self.n,
+            self.c,
+            self.h,
+            self.w,
+            self.c,
+            self.kernel,
+            self.stride,
+            self.padding,
+            self.dilation,
+            groups=self.c,
+        )
+
+    @property
+    def out_h(self) -> int:
+        """Output height."""
+        return self.conv2d.out_h
+
+    @property
+    def out_w(self) -> int:
+        """Output width."""
+        return self.conv2d.out_w
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds, those that padding makes zero included."""
+        return self.conv2d.macs
+
+
+@dataclass(frozen=True)
+class DepthwiseKnobs:
+    """``columns`` outputs in the register tile, and ``pieces`` of each plane's rows for threads."""
+
+    columns: int
+    pieces: int
+
+
+def candidates(spec: DepthwiseSpec, target: Target) -> list[DepthwiseKnobs]:
+    """Feasible knobs, the best analytic guess first."""
+    conv = spec.conv2d
+    rows, columns = conv.windows()
+    pieces = row_pieces(spec.n * conv.output_blocks(target), rows.out, target)
+    widest = widest_tile(columns, target, columns.kernel)
+    widths = dict.fromkeys(max(balanced_split(columns.out, limit)) for limit in range(widest, 3, -1))
+    return [DepthwiseKnobs(width, pieces) for width in widths or (widest,)]
+
+
+def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
+    """Reorder a weight of shape (c, 1, kh, kw) to [channel block, kh, kw, lane], flat and zero padded."""
+    expected = (spec.c, 1, *spec.kernel)
+    if tuple(weight.shape) != expected:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    lanes = target.lanes()
+    blocks = -(-spec.c // lanes)
+    padded = weight.new_zeros(blocks * lanes, *spec.kernel)
+    padded[: spec.c] = weight[:, 0]
+    return padded.reshape(blocks, lanes, *spec.kernel).permute(0, 2, 3, 1).reshape(-1)
+
+
+def build(
+    spec: DepthwiseSpec,
+    target: Target,
+    knobs: DepthwiseKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "depthwise_conv2d",
+) -> tirx.PrimFunc:
+    """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
+    conv = spec.conv2d
+    lanes = target.lanes()
+    blocks = conv.output_blocks(target)
+    rows, columns = conv.windows()
+    inputs = (
+        BufferSpec("data", spec.n * blocks * spec.h * spec.w * lanes),
+        BufferSpec("weight", blocks * rows.kernel * columns.kernel * lanes),
+    )
+    output = BufferSpec("output", spec.n * blocks * rows.out * columns.out * lanes, epilogue.dtype)
+
+    def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
+        data, weight = main
+
+        def accumulate(tile: RegisterTile, plane: Any, y: Any, x: Any, run: TileRun) -> None:
+            begin, end = tap_bounds(rows, y)
+            with loop(end, begin) as ky:
+                image_row = plane * rows.size + y * rows.stride + ky * rows.dilation - rows.pad
+                first = bind((image_row * columns.size + x * columns.stride - columns.pad) * lanes)
+                weight_row = bind((plane % blocks * rows.kernel + ky) * (columns.kernel * lanes))
+                vectors: dict[int, Any] = {}
+                for taps in run.taps:
+                    for kx in range(taps.begin, taps.end):
+                        factor = bind(load(weight, weight_row + kx * lanes, lanes))
+                        for position in taps.positions:
+                            column = position * columns.stride + kx * columns.dilation
+                            if column not in vectors:
+                                vectors[column] = bind(load(data, first + column * lanes, lanes))
+                            tile.multiply_add(position, vectors[column], factor)
+
+        def write_tile(plane: Any, y: Any, x: Any, run: TileRun) -> None:
+            tile = RegisterTile(run.width, lanes)
+            tile.fill(0.0)
+            accumulate(tile, plane, y, x, run)
+            image, channel = plane // blocks, plane % blocks * lanes
+            for position in range(run.width):
+                flat = ((plane * rows.out + y) * columns.out + x + position) * lanes
+                at = VectorAt((image, channel, y, x + position), 1, lanes, flat)
+                store_result(out, tile[position], at, epilogue, extra)
+
+        for_each_tile(spec.n * blocks, rows, columns, knobs.columns, knobs.pieces, write_tile)
+
+    return make_prim_func(name, inputs, output, body, epilogue)

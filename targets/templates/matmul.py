@@ -1,0 +1,253 @@
+"""Matrix products: a dense layer on a packed weight, and products of two activations (attention).
+
+The right-hand side is read as *panels*: ``[panel][k][columns of the panel]``, so that the innermost loop walks through memory
+once, forwards. A register tile holds ``rows x vectors`` sums; each step of ``k`` loads ``vectors`` vectors of the panel and
+multiplies them with one broadcast element for each row. Within a piece of work the panels run fastest: the rows' elements stay in
+L1, the panels stream from L2 (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, with the roles of
+the operands exchanged). With a single row the product is a stream through the weight, bound by memory: there, several chains of sums
+hide the latency of the multiply-adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..record import Target
+from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from .builder import RegisterTile, broadcast, load, loop, make_prim_func, store, store_result, when
+from .matmul_pack import RhsPanels, pack_activation
+from .matmul_spec import ACTIVATION, PACKED, MatmulKnobs, MatmulSpec, candidates, reads_rhs_in_place
+from .parallelism import chunk_loop, shared_loop
+from .vectors import lane_slice, pieces, prefetch
+
+__all__ = ["MatmulKnobs", "MatmulSpec", "build", "candidates", "pack_weight"]
+
+Expr = Any
+Buffer = Any
+Index = Any
+
+
+def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: torch.Tensor) -> torch.Tensor:
+    """Lay a weight ``[n, k]`` out as panels ``[panels][k][panel columns]``, padded with zeros.
+
+    Returns
+    -------
+    torch.Tensor
+        One-dimensional, contiguous, ``knobs.packed_size(spec, target)`` elements.
+    """
+    if spec.rhs != PACKED:
+        raise ValueError("only a constant right-hand side is packed at compile time")
+    if tuple(weight.shape) != (spec.n, spec.k):
+        raise ValueError(f"the weight must be [{spec.n}, {spec.k}], not {list(weight.shape)}")
+    columns = knobs.panel_columns(target)
+    panels = knobs.panels(spec, target)
+    padded = weight.new_zeros(panels * columns, spec.k)
+    padded[: spec.n] = weight.detach()
+    return padded.reshape(panels, columns, spec.k).permute(0, 2, 1).contiguous().reshape(-1)
+
+
+def build(
+    spec: MatmulSpec,
+    target: Target,
+    knobs: MatmulKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "matmul",
+) -> tirx.PrimFunc:
+    """Write the PrimFunc ``name(a, rhs, *epilogue buffers, out)``.
+
+    The epilogue sees logical coordinates ``(*batch, row, column)`` with the lanes along the columns.
+    """
+    columns = knobs.panel_columns(target)
+    if spec.rhs == ACTIVATION and not knobs.pack_rhs and not reads_rhs_in_place(spec, columns):
+        raise ValueError("this right-hand side cannot be read in place: its columns must be contiguous, whole panels")
+    if spec.rhs == PACKED:
+        rhs = BufferSpec("weight", knobs.packed_size(spec, target), spec.dtype)
+    else:
+        rhs = BufferSpec("rhs", spec.rhs_size, spec.dtype)
+    inputs = (BufferSpec("a", spec.a_size, spec.dtype), rhs)
+    output = BufferSpec("out", spec.out_size, epilogue.dtype)
+
+    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        _Writer(spec, target, knobs, epilogue, buffers, extra, out).write()
+
+    return make_prim_func(name, inputs, output, body, epilogue)
+
+
+class _Writer:
+    """Writes the loops of one matrix product."""
+
+    def __init__(
+        self,
+        spec: MatmulSpec,
+        target: Target,
+        knobs: MatmulKnobs,
+        epilogue: Epilogue,
+        inputs: Sequence[Buffer],
+        extra: Sequence[Buffer],
+        out: Buffer,
+    ) -> None:
+        self.spec = spec
+        self.knobs = knobs
+        self.epilogue = epilogue
+        self.a, self.rhs = inputs
+        self.extra = extra
+        self.out = out
+        self.lanes = target.lanes()
+        self.columns = knobs.panel_columns(target)
+        self.panels = knobs.panels(spec, target)
+
+    def write(self) -> None:
+        spec, knobs = self.spec, self.knobs
+        extents = (*spec.batch, knobs.column_chunks, knobs.row_chunks)
+        with shared_loop(extents, macs=spec.macs, bytes_moved=4 * spec.batch_size * spec.n * spec.k) as indices:
+            *batch, column_chunk, row_chunk = indices
+            panels = self._panels(batch, column_chunk)
+            staging = None
+            if self.epilogue is not NO_EPILOGUE:
+                staging = T.alloc_buffer((knobs.rows * self.columns,), spec.dtype, align=64)
+            tiles = knobs.row_tiles(spec)
+            with chunk_loop(row_chunk, knobs.row_chunks, tiles) as tile:
+                self._row_tile(batch, tile, column_chunk, panels, staging)
+
+    def _panels(self, batch: Sequence[Index], column_chunk: Index) -> RhsPanels:
+        """Where this piece of work finds the right-hand side; an activation may be copied first."""
+        spec, knobs = self.spec, self.knobs
+        if spec.rhs == PACKED:
+            return RhsPanels(self.rhs, 0, spec.k * self.columns, self.columns)
+        base = _offset(spec.rhs_offset, batch, spec.rhs_strides)
+        in_place = RhsPanels(self.rhs, base, self.columns, spec.rhs_strides[-2])
+        if not knobs.pack_rhs:
+            return in_place
+        return pack_activation(spec, knobs, self.lanes, self.rhs, base, column_chunk)
+
+    def _row_tile(
+        self, batch: Sequence[Index], tile: Index, column_chunk: Index, panels: RhsPanels, staging: Buffer | None
+    ) -> None:
+        """All panels of one piece for one tile of rows; the first ``taller`` tiles have one row more than the others."""
+        tiles = self.knobs.row_tiles(self.spec)
+        height, taller = divmod(self.spec.m, tiles)
+
+        def of_height(rows: int, first_row: Index) -> Callable[[], None]:
+            def write() -> None:
+                with chunk_loop(column_chunk, self.knobs.column_chunks, self.panels) as panel:
+                    self._tile(batch, rows, first_row, panel, panels, staging)
+
+            return write
+
+        when(
+            tile < taller if taller else False,
+            of_height(height + 1, tile * (height + 1)),
+            of_height(height, tile * height + taller),
+        )
+
+    def _tile(
+        self,
+        batch: Sequence[Index],
+        rows: int,
+        first_row: Index,
+        panel: Index,
+        panels: RhsPanels,
+        staging: Buffer | None,
+    ) -> None:
+        sums = self._sums(batch, rows, first_row, panels, panel)
+        whole = self.columns
+        rest = self.spec.n - (self.panels - 1) * self.columns
+
+        def store_columns(count: int) -> Callable[[], None]:
+            def write() -> None:
+                self._store(batch, rows, first_row, panel, count, sums, staging)
+
+            return write
+
+        if staging is not None:
+            for row in range(rows):
+                for vector in range(self.knobs.vectors):
+                    at = row * self.columns + vector * self.lanes
+                    store(staging, at, sums[row * self.knobs.vectors + vector], self.lanes)
+        when(panel < self.panels - 1 if rest < whole else True, store_columns(whole), store_columns(rest))
+
+    def _sums(
+        self, batch: Sequence[Index], rows: int, first_row: Index, panels: RhsPanels, panel: Index
+    ) -> RegisterTile:
+        """The register tile after all steps of ``k``."""
+        spec, knobs = self.spec, self.knobs
+        *_, row_stride, k_stride = spec.a_strides
+        a_base = _offset(spec.a_offset, batch, spec.a_strides) + first_row * row_stride
+        rhs_base = panels.base + (panel - panels.first) * panels.panel_stride
+        vectors, lanes = knobs.vectors, self.lanes
+        tile = RegisterTile(rows * vectors * knobs.chains, lanes, spec.dtype)
+        tile.fill(0.0)
+
+        def step(k: Index, chain: int) -> None:
+            at = rhs_base + k * panels.k_stride
+            if knobs.prefetch_bytes and spec.rhs == PACKED:
+                for vector in range(vectors):
+                    prefetch(panels.buffer, at + vector * lanes + knobs.prefetch_bytes // 4)
+            row_of_panel = [load(panels.buffer, at + vector * lanes, lanes) for vector in range(vectors)]
+            for row in range(rows):
+                element = broadcast(self.a[a_base + row * row_stride + k * k_stride], lanes)
+                for vector in range(vectors):
+                    index = (chain * rows + row) * vectors + vector
+                    tile.multiply_add(index, element, row_of_panel[vector])
+
+        unroll = max(knobs.unroll, knobs.chains)
+        whole = spec.k // unroll
+        if whole:
+            with loop(whole) as block:
+                for inner in range(unroll):
+                    step(block * unroll + inner, inner % knobs.chains)
+        for k in range(whole * unroll, spec.k):
+            step(k, k % knobs.chains)
+        for chain in range(1, knobs.chains):
+            for index in range(rows * vectors):
+                tile[index] = tile[index] + tile[chain * rows * vectors + index]
+        return tile
+
+    def _store(
+        self,
+        batch: Sequence[Index],
+        rows: int,
+        first_row: Index,
+        panel: Index,
+        count: int,
+        sums: RegisterTile,
+        staging: Buffer | None,
+    ) -> None:
+        """Apply the epilogue to the first ``count`` columns of a tile and store them.
+
+        A real epilogue reads the sums back from ``staging``, row by row in a loop: it would be too much code if written out for
+        each vector of the tile.
+        """
+        *_, row_stride, _ = self.spec.out_strides
+        out_base = _offset(self.spec.out_offset, batch, self.spec.out_strides)
+
+        def store_row(row: Index, values: Callable[[int, int], Expr]) -> None:
+            for start, lanes in pieces(count, self.lanes):
+                column = panel * self.columns + start
+                flat = out_base + (first_row + row) * row_stride + column
+                at = VectorAt((*batch, first_row + row, column), len(batch) + 1, lanes, flat)
+                store_result(self.out, values(start, lanes), at, self.epilogue, self.extra)
+
+        if staging is not None:
+            with loop(rows) as row:
+                store_row(row, lambda start, lanes: load(staging, row * self.columns + start, lanes))
+            return
+        for row in range(rows):
+
+            def from_registers(start: int, lanes: int, row: int = row) -> Expr:
+                index = row * self.knobs.vectors + start // self.lanes
+                return lane_slice(sums[index], start % self.lanes, lanes)
+
+            store_row(row, from_registers)
+
+
+def _offset(base: Index, batch: Sequence[Index], strides: Sequence[int]) -> Index:
+    """Element offset of one product of the batch; ``strides`` may go on beyond the batch dimensions."""
+    for index, stride in zip(batch, strides, strict=False):
+        base = base + index * stride
+    return base

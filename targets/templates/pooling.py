@@ -1,0 +1,221 @@
+"""Max and average pooling over windows, and global average pooling, in blocked layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tvm import tirx
+
+from ..record import Target
+from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from .builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, parallel, store_result
+from .spatial import TileRun, Window, balanced_split
+from .window_loops import for_each_tile, row_pieces, tap_bounds, widest_tile
+
+GLOBAL_ACCUMULATORS = 8  # independent sums that hide the latency of an addition
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """Pooling with the meaning of ``torch.nn.functional.max_pool2d`` and ``avg_pool2d``.
+
+    Attributes
+    ----------
+    mode
+        ``"max"`` or ``"avg"``.
+    padding
+        (top, left, bottom, right); max pooling ignores it, average pooling counts it as zeros
+        if ``count_include_pad``.
+    ceil_mode
+        Whether a last window that starts inside the (top and left padded) input but ends behind it counts.
+    """
+
+    n: int
+    c: int
+    h: int
+    w: int
+    mode: Literal["max", "avg"] = "max"
+    kernel: tuple[int, int] = (2, 2)
+    stride: tuple[int, int] = (2, 2)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.n, self.c, self.h, self.w, *self.kernel, *self.stride, *self.dilation) < 1:
+            raise ValueError(f"sizes must be positive: {self}")
+        if min(self.padding) < 0:
+            raise ValueError(f"padding must not be negative: {self}")
+        if self.mode not in ("max", "avg"):
+            raise ValueError(f"unknown pooling mode {self.mode!r}; use 'max' or 'avg'")
+        if self.mode == "avg" and self.dilation != (1, 1):
+            raise ValueError("average pooling has no dilation")
+        if self.out_h < 1 or self.out_w < 1:
+            raise ValueError(f"the window is larger than the padded input: {self}")
+
+    def _out(self, axis: int) -> int:
+        size, before, after = (self.h, self.w)[axis], self.padding[axis], self.padding[axis + 2]
+        stride = self.stride[axis]
+        room = size + before + after - self.dilation[axis] * (self.kernel[axis] - 1) - 1
+        if not self.ceil_mode:
+            return room // stride + 1
+        out = -(-room // stride) + 1
+        return out - 1 if (out - 1) * stride >= size + before else out
+
+    @property
+    def out_h(self) -> int:
+        """Output height."""
+        return self._out(0)
+
+    @property
+    def out_w(self) -> int:
+        """Output width."""
+        return self._out(1)
+
+    def windows(self) -> tuple[Window, Window]:
+        """The row and column windows."""
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
+        return (
+            Window(self.h, self.out_h, kh, sh, self.padding[0], dh),
+            Window(self.w, self.out_w, kw, sw, self.padding[1], dw),
+        )
+
+
+@dataclass(frozen=True)
+class PoolKnobs:
+    """``columns`` outputs in the register tile, and ``pieces`` of each plane's rows for threads."""
+
+    columns: int
+    pieces: int
+
+
+def candidates(spec: PoolSpec, target: Target) -> list[PoolKnobs]:
+    """Feasible knobs, the best analytic guess first."""
+    rows, columns = spec.windows()
+    pieces = row_pieces(spec.n * -(-spec.c // target.lanes()), rows.out, target)
+    widest = widest_tile(columns, target, 0)
+    widths = dict.fromkeys(max(balanced_split(columns.out, limit)) for limit in range(widest, 3, -1))
+    return [PoolKnobs(width, pieces) for width in widths or (widest,)]
+
+
+def build(
+    spec: PoolSpec,
+    target: Target,
+    knobs: PoolKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "pool2d",
+) -> tirx.PrimFunc:
+    """Write the pooling as a PrimFunc ``(input, *epilogue.buffers, output)``; blocked in and out."""
+    lanes = target.lanes()
+    blocks = -(-spec.c // lanes)
+    rows, columns = spec.windows()
+    inputs = (BufferSpec("data", spec.n * blocks * spec.h * spec.w * lanes),)
+    output = BufferSpec("output", spec.n * blocks * rows.out * columns.out * lanes, epilogue.dtype)
+
+    def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
+        (data,) = main
+
+        def gather(tile: RegisterTile, plane: Any, y: Any, x: Any, run: TileRun) -> None:
+            begin, end = tap_bounds(rows, y)
+            with loop(end, begin) as ky:
+                image_row = plane * rows.size + y * rows.stride + ky * rows.dilation - rows.pad
+                first = bind((image_row * columns.size + x * columns.stride - columns.pad) * lanes)
+                for taps in run.taps:
+                    for kx in range(taps.begin, taps.end):
+                        for position in taps.positions:
+                            column = position * columns.stride + kx * columns.dilation
+                            value = load(data, first + column * lanes, lanes)
+                            tile[position] = (
+                                tirx.max(tile[position], value) if spec.mode == "max" else tile[position] + value
+                            )
+
+        def write_tile(plane: Any, y: Any, x: Any, run: TileRun) -> None:
+            tile = RegisterTile(run.width, lanes)
+            tile.fill(float("-inf") if spec.mode == "max" else 0.0)
+            gather(tile, plane, y, x, run)
+            image, channel = plane // blocks, plane % blocks * lanes
+            for position in range(run.width):
+                value = tile[position]
+                if spec.mode == "avg":
+                    value = value * broadcast(_reciprocal_count(spec, y, x + position), lanes)
+                flat = ((plane * rows.out + y) * columns.out + x + position) * lanes
+                at = VectorAt((image, channel, y, x + position), 1, lanes, flat)
+                store_result(out, value, at, epilogue, extra)
+
+        for_each_tile(spec.n * blocks, rows, columns, knobs.columns, knobs.pieces, write_tile)
+
+    return make_prim_func(name, inputs, output, body, epilogue)
+
+
+def _reciprocal_count(spec: PoolSpec, y: Any, x: Any) -> Any:
+    """One over the number of input positions that an average covers at output (y, x)."""
+    rows, columns = spec.windows()
+    count = _covered(spec, rows, spec.padding[2], y) * _covered(spec, columns, spec.padding[3], x)
+    if isinstance(count, int):
+        return tirx.const(1.0 / count, "float32")
+    return tirx.const(1.0, "float32") / tirx.Cast("float32", count)
+
+
+def _covered(spec: PoolSpec, window: Window, pad_after: int, position: Any) -> Any:
+    """Positions that a window covers on one axis; a Python int if every window covers equally many."""
+    low, high = (-window.pad, window.size + pad_after) if spec.count_include_pad else (0, window.size)
+    last = (window.out - 1) * window.stride - window.pad
+    if -window.pad >= low and last + window.kernel <= high:
+        return window.kernel
+    start = position * window.stride - window.pad
+    return tirx.min(start + window.kernel, high) - tirx.max(start, low)
+
+
+@dataclass(frozen=True)
+class GlobalAveragePoolSpec:
+    """The mean over height and width of a blocked (n, c, h, w) input; the output is blocked (n, c, 1, 1)."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+
+    def __post_init__(self) -> None:
+        if min(self.n, self.c, self.h, self.w) < 1:
+            raise ValueError(f"sizes must be positive: {self}")
+
+
+def build_global_average(
+    spec: GlobalAveragePoolSpec,
+    target: Target,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "global_average_pool2d",
+) -> tirx.PrimFunc:
+    """Write the mean as a PrimFunc ``(input, *epilogue.buffers, output)``; it has no knobs."""
+    lanes = target.lanes()
+    blocks = -(-spec.c // lanes)
+    size = spec.h * spec.w
+    sums = min(GLOBAL_ACCUMULATORS, size)
+    inputs = (BufferSpec("data", spec.n * blocks * size * lanes),)
+    output = BufferSpec("output", spec.n * blocks * lanes, epilogue.dtype)
+
+    def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
+        (data,) = main
+        with parallel(spec.n, blocks) as (image, block):
+            plane = bind(image * blocks + block)
+            tile = RegisterTile(sums, lanes)
+
+            def add(index: int, position: Any) -> None:
+                tile[index] = tile[index] + load(data, (plane * size + position) * lanes, lanes)
+
+            tile.fill(0.0)
+            with loop(size // sums) as step:
+                for index in range(sums):
+                    add(index, step * sums + index)
+            for index in range(size % sums):
+                add(index, size // sums * sums + index)
+            total = tile[0]
+            for index in range(1, sums):
+                total = total + tile[index]
+            at = VectorAt((image, block * lanes, 0, 0), 1, lanes, plane * lanes)
+            store_result(out, total * constant(1.0 / size, lanes), at, epilogue, extra)
+
+    return make_prim_func(name, inputs, output, body, epilogue)

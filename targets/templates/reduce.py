@@ -1,0 +1,234 @@
+"""Sum, mean, maximum or minimum over a set of axes of a plain row-major tensor.
+
+Neighbouring axes that are both reduced or both kept are merged first. If the last one is kept, a vector of results is accumulated down
+the reduced axes; if it is reduced, each result gathers whole vectors along it and folds their lanes at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..record import Target
+from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from .builder import RegisterTile, constant, load, loop, make_prim_func, store_result
+from .parallelism import shared_loop
+from .row_vectors import RowVectors, flat_row
+from .vectors import combine_all, horizontal, lanes_of
+
+Buffer = Any
+Index = Any
+Expr = Any
+
+_COMBINE = {"sum": operator.add, "mean": operator.add, "max": T.max, "min": T.min}
+_NEUTRAL = {"sum": 0.0, "mean": 0.0, "max": float("-inf"), "min": float("inf")}
+
+
+@dataclass(frozen=True)
+class ReduceSpec:
+    """``kind`` (``"sum"``, ``"mean"``, ``"max"`` or ``"min"``) of a tensor of ``shape`` over ``axes``.
+
+    Axes count from 0. The result has the kept axes in their order; with or without axes of extent 1 its flat buffer is the same.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.kind not in _COMBINE:
+            raise ValueError(f"kind must be one of {', '.join(_COMBINE)}, not {self.kind!r}")
+        if any(extent < 1 for extent in self.shape):
+            raise ValueError(f"every extent must be positive: {self.shape}")
+        if not self.axes or len(set(self.axes)) != len(self.axes):
+            raise ValueError(f"axes must be named, each once: {self.axes}")
+        if any(not 0 <= axis < len(self.shape) for axis in self.axes):
+            raise ValueError(f"axes {self.axes} are not all axes of a tensor of shape {self.shape}")
+        if self.dtype != "float32":
+            raise ValueError(f"dtype {self.dtype} is not supported; float32 is")
+
+    @property
+    def in_size(self) -> int:
+        """Elements of the operand."""
+        return math.prod(self.shape)
+
+    @property
+    def out_size(self) -> int:
+        """Elements of the result."""
+        return math.prod(extent for axis, extent in enumerate(self.shape) if axis not in self.axes)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds: one for each element of the operand."""
+        return self.in_size
+
+    def merged(self) -> tuple[tuple[int, bool], ...]:
+        """``(extent, is reduced)`` with neighbours of a kind merged and extents of 1 dropped."""
+        groups: list[tuple[int, bool]] = []
+        for axis, extent in enumerate(self.shape):
+            reduced = axis in self.axes
+            if extent == 1:
+                continue
+            if groups and groups[-1][1] == reduced:
+                groups[-1] = (groups[-1][0] * extent, reduced)
+            else:
+                groups.append((extent, reduced))
+        return tuple(groups) or ((1, True),)
+
+
+@dataclass(frozen=True)
+class ReduceKnobs:
+    """``unroll``: vectors accumulated side by side."""
+
+    unroll: int = 4
+
+
+def candidates(spec: ReduceSpec, target: Target) -> list[ReduceKnobs]:
+    """Feasible knobs, best analytic guess first."""
+    vectors = max(1, spec.merged()[-1][0] // target.lanes())
+    return [ReduceKnobs(unroll) for unroll in (4, 8, 2, 1) if unroll <= vectors or unroll == 1]
+
+
+def build(
+    spec: ReduceSpec,
+    target: Target,
+    knobs: ReduceKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "reduce",
+) -> tirx.PrimFunc:
+    """Write the PrimFunc ``name(x, *epilogue buffers, out)``.
+
+    The epilogue sees ``coords == (flat index in the result,)``.
+    """
+
+    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        def write(flat: Index, value: Expr) -> None:
+            if spec.kind == "mean":
+                share = spec.out_size / spec.in_size
+                value = value * constant(share, lanes_of(value), spec.dtype)
+            store_result(out, value, VectorAt((flat,), 0, lanes_of(value), flat), epilogue, extra)
+
+        _Nest(spec, target.lanes(), knobs.unroll, buffers[0], write).write()
+
+    inputs = (BufferSpec("x", spec.in_size, spec.dtype),)
+    return make_prim_func(name, inputs, BufferSpec("out", spec.out_size, epilogue.dtype), body, epilogue)
+
+
+class _Nest:
+    """The loops of one reduction; the groups of axes are those of :meth:`ReduceSpec.merged`."""
+
+    def __init__(
+        self, spec: ReduceSpec, lanes: int, unroll: int, x: Buffer, write: Callable[[Index, Expr], None]
+    ) -> None:
+        groups = spec.merged()
+        strides = [math.prod(extent for extent, _ in groups[index + 1 :]) for index in range(len(groups))]
+        axes = [(extent, stride, reduced) for (extent, reduced), stride in zip(groups, strides, strict=True)]
+        *outer, (self.length, _, self.last_is_reduced) = axes
+        self.kept = [(extent, stride) for extent, stride, reduced in outer if not reduced]
+        self.reduced = [(extent, stride) for extent, stride, reduced in outer if reduced]
+        self.spec = spec
+        self.lanes = lanes
+        self.unroll = unroll
+        self.x = x
+        self.write_result = write
+        self.combine = _COMBINE[spec.kind]
+        self.neutral = _NEUTRAL[spec.kind]
+
+    def write(self) -> None:
+        """Write all loops; threads share the kept axes, and the columns where the last axis is kept."""
+        kept = [extent for extent, _ in self.kept]
+        columns = self._column_steps()
+        extents = (*kept, columns) if columns else (*kept, 1)
+        work = {"macs": self.spec.macs, "bytes_moved": 4 * (self.spec.in_size + self.spec.out_size)}
+        with shared_loop(extents, **work) as (*row, step):
+            base = _offset(0, row, self.kept)
+            flat = flat_row((0, *row), (1, *kept))
+            if self.last_is_reduced:
+                self._fold_row(base, flat)
+            elif columns:
+                width = self.lanes * self.unroll
+                self._columns(base, flat * self.length, step * width, self.unroll, self.lanes)
+            if not self.last_is_reduced and not columns:
+                self._last_columns(base, flat * self.length, 0)
+        covered = columns * self.lanes * self.unroll
+        if columns and covered < self.length:
+            with shared_loop((*kept, 1), **work) as (*row, _):
+                flat = flat_row((0, *row), (1, *kept))
+                self._last_columns(_offset(0, row, self.kept), flat * self.length, covered)
+
+    def _column_steps(self) -> int:
+        """Number of whole steps along a kept last axis."""
+        return 0 if self.last_is_reduced else self.length // (self.lanes * self.unroll)
+
+    def _last_columns(self, base: Index, out_base: Index, start: int) -> None:
+        """The columns from ``start`` on, fewer than one step; the last vector overlaps its predecessor if it can."""
+        vectors = (self.length - start) // self.lanes
+        if vectors:
+            self._columns(base, out_base, start, vectors, self.lanes)
+            start += vectors * self.lanes
+        rest = self.length - start
+        if rest and self.length >= self.lanes:
+            self._columns(base, out_base, self.length - self.lanes, 1, self.lanes)
+            return
+        while rest:
+            lanes = 1 << (rest.bit_length() - 1)
+            self._columns(base, out_base, self.length - rest, 1, lanes)
+            rest -= lanes
+
+    def _columns(self, base: Index, out_base: Index, column: Index, vectors: int, lanes: int) -> None:
+        """``vectors`` vectors of results, accumulated down the reduced axes."""
+        tile = RegisterTile(vectors, lanes, self.spec.dtype)
+        tile.fill(self.neutral)
+
+        def add(offset: Index) -> None:
+            for vector in range(vectors):
+                value = load(self.x, base + offset + column + vector * lanes, lanes)
+                tile[vector] = self.combine(tile[vector], value)
+
+        _for_each(self.reduced, 0, add)
+        for vector in range(vectors):
+            self.write_result(out_base + column + vector * lanes, tile[vector])
+
+    def _fold_row(self, base: Index, flat: Index) -> None:
+        """One result: whole vectors along the last axis, then the fold over the lanes."""
+        row = RowVectors(self.length, self.lanes, self.unroll)
+        tile = RegisterTile(min(self.unroll, max(1, row.whole)), self.lanes, self.spec.dtype)
+        tile.fill(self.neutral)
+
+        def add_row(offset: Index) -> None:
+            def read(column: Index, lanes: int) -> Expr:
+                return load(self.x, base + offset + column, lanes)
+
+            def add(column: Index, slot: int) -> None:
+                tile[slot] = self.combine(tile[slot], read(column, self.lanes))
+
+            row.for_each_vector(add)
+            if row.rest:
+                rest = row.fresh(row.load_rest(read, self.neutral), self.neutral)
+                tile[0] = self.combine(tile[0], rest)
+
+        _for_each(self.reduced, 0, add_row)
+        self.write_result(flat, horizontal(combine_all(tile, self.combine), self.combine))
+
+
+def _for_each(axes: Sequence[tuple[int, int]], offset: Index, visit: Callable[[Index], None]) -> None:
+    """Nested loops over ``(extent, stride)`` axes; ``visit`` gets the element offset."""
+    if not axes:
+        visit(offset)
+        return
+    (extent, stride), *inner = axes
+    with loop(extent) as index:
+        _for_each(inner, offset + index * stride, visit)
+
+
+def _offset(base: Index, indices: Sequence[Index], axes: Sequence[tuple[int, int]]) -> Index:
+    for index, (_, stride) in zip(indices, axes, strict=True):
+        base = base + index * stride
+    return base

@@ -1,0 +1,134 @@
+"""Copies of contiguous rows: concatenation and constant padding, without arithmetic.
+
+Both see a tensor as ``outer`` rows. Concatenation puts one row of each part after the other; padding writes each row of the
+operand between two runs of the constant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from ..record import Target
+from .base import NO_EPILOGUE, BufferSpec
+from .builder import constant, load, loop, make_prim_func, split_index, store, when
+from .parallelism import shared_loop
+from .vectors import pieces
+
+Buffer = Any
+Index = Any
+
+
+@dataclass(frozen=True)
+class ConcatSpec:
+    """``outer`` rows, each made of one run of every part; ``runs`` holds their lengths in elements."""
+
+    outer: int
+    runs: tuple[int, ...]
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if min(self.outer, *self.runs) < 1:
+            raise ValueError(f"every extent must be positive: {self}")
+
+
+@dataclass(frozen=True)
+class PadSpec:
+    """A row-major tensor of ``shape`` with ``before`` and ``after`` elements of ``value`` added along each dimension."""
+
+    shape: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    value: float = 0.0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not len(self.shape) == len(self.before) == len(self.after) or not self.shape:
+            raise ValueError(f"one amount before and after each dimension is needed: {self}")
+        if min(self.shape) < 1 or min(*self.before, *self.after) < 0:
+            raise ValueError(f"extents must be positive and amounts not negative: {self}")
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        return tuple(b + extent + a for b, extent, a in zip(self.before, self.shape, self.after, strict=True))
+
+
+def build_concat(spec: ConcatSpec, target: Target, name: str = "concat") -> tirx.PrimFunc:
+    """Write the PrimFunc ``name(*parts, out)``."""
+    row = sum(spec.runs)
+    inputs = [BufferSpec(f"part{index}", spec.outer * run, spec.dtype) for index, run in enumerate(spec.runs)]
+    lanes = _lanes(spec.dtype, target)
+
+    def body(parts: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        with shared_loop((spec.outer,), bytes_moved=2 * _bytes(spec.dtype) * spec.outer * row) as (index,):
+            start = 0
+            for part, run in zip(parts, spec.runs, strict=True):
+                _copy(part, index * run, out, index * row + start, run, lanes)
+                start += run
+
+    return make_prim_func(name, inputs, BufferSpec("out", spec.outer * row, spec.dtype), body, NO_EPILOGUE)
+
+
+def build_pad(spec: PadSpec, target: Target, name: str = "pad") -> tirx.PrimFunc:
+    """Write the PrimFunc ``name(x, out)``."""
+    shape, out_shape = spec.shape, spec.out_shape
+    lanes = _lanes(spec.dtype, target)
+    size = math.prod(out_shape)
+
+    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        (x,) = buffers
+        rows = out_shape[:-1]
+        with shared_loop((math.prod(rows),), bytes_moved=2 * _bytes(spec.dtype) * size) as (row,):
+            coords = split_index(row, rows) if rows else ()
+            source: Index = 0
+            inside: Any = True
+            for coordinate, before, extent, whole in zip(coords, spec.before, shape, out_shape, strict=False):
+                source = source * extent + (coordinate - before)
+                if whole != extent:
+                    within = tirx.all(coordinate >= before, coordinate < before + extent)
+                    inside = within if inside is True else tirx.all(inside, within)
+            first = row * out_shape[-1]
+
+            def copy_row() -> None:
+                _fill(out, first, spec.before[-1], spec.value, spec.dtype, lanes)
+                _copy(x, source * shape[-1], out, first + spec.before[-1], shape[-1], lanes)
+                _fill(out, first + spec.before[-1] + shape[-1], spec.after[-1], spec.value, spec.dtype, lanes)
+
+            when(inside, copy_row, lambda: _fill(out, first, out_shape[-1], spec.value, spec.dtype, lanes))
+
+    inputs = (BufferSpec("x", math.prod(shape), spec.dtype),)
+    return make_prim_func(name, inputs, BufferSpec("out", size, spec.dtype), body, NO_EPILOGUE)
+
+
+def _copy(source: Buffer, start: Index, out: Buffer, to: Index, count: int, lanes: int) -> None:
+    def move(offset: Index, width: int) -> None:
+        store(out, to + offset, load(source, start + offset, width), width)
+
+    _runs(count, lanes, move)
+
+
+def _fill(out: Buffer, to: Index, count: int, value: float, dtype: str, lanes: int) -> None:
+    _runs(count, lanes, lambda offset, width: store(out, to + offset, constant(value, width, dtype), width))
+
+
+def _runs(count: int, lanes: int, visit: Any) -> None:
+    """``visit(offset, width)`` over ``count`` elements: whole vectors in a loop, then ever narrower ones."""
+    whole = count // lanes
+    if whole:
+        with loop(whole) as vector:
+            visit(vector * lanes, lanes)
+    for offset, width in pieces(count % lanes, lanes):
+        visit(whole * lanes + offset, width)
+
+
+def _lanes(dtype: str, target: Target) -> int:
+    return target.lanes(_bytes(dtype))
+
+
+def _bytes(dtype: str) -> int:
+    return tirx.const(0, dtype).ty.dtype.itemsize

@@ -1,0 +1,121 @@
+"""Walking along the contiguous rows of a tensor in whole vectors, the rest of a row included.
+
+The rest is one more vector that ends where the row ends: it overlaps its predecessor, whose elements are then computed twice.
+That is cheaper than a loop over single elements and needs no masked loads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from .builder import constant, load, loop, store
+from .vectors import bind, lane_slice, pieces
+
+Expr = Any
+Index = Any
+
+
+@dataclass(frozen=True)
+class RowVectors:
+    """A row of ``length`` elements as vectors of ``lanes``, several of them a step so that their latencies overlap.
+
+    Attributes
+    ----------
+    length
+        Elements of the row.
+    lanes
+        Lanes of one vector.
+    unroll
+        Vectors that one step of a loop handles.
+    """
+
+    length: int
+    lanes: int
+    unroll: int
+
+    @property
+    def whole(self) -> int:
+        """Number of whole vectors."""
+        return self.length // self.lanes
+
+    @property
+    def rest(self) -> int:
+        """Elements after the last whole vector."""
+        return self.length % self.lanes
+
+    def for_each_vector(self, visit: Callable[[Index, int], None]) -> None:
+        """``visit(offset, slot)`` for each whole vector; ``slot`` counts vectors within a step and is a Python int."""
+        steps, left = divmod(self.whole, self.unroll)
+        if steps:
+            with loop(steps) as step:
+                for slot in range(self.unroll):
+                    visit((step * self.unroll + slot) * self.lanes, slot)
+        for slot in range(left):
+            visit((steps * self.unroll + slot) * self.lanes, slot)
+
+    def load_rest(self, read: Callable[[Index, int], Expr], padding: float) -> Expr:
+        """The elements after the last whole vector, as the lanes of one more vector; ``read(offset, lanes)`` loads.
+
+        A row of at least one vector is read up to its end, overlapping what came before; a shorter one is padded.
+        :meth:`fresh` tells which lanes hold elements that no whole vector held.
+        """
+        if self.whole:
+            return bind(read(self.length - self.lanes, self.lanes))
+        scratch = T.alloc_buffer((self.lanes,), "float32")
+        store(scratch, 0, constant(padding, self.lanes), self.lanes)
+        for start, lanes in pieces(self.rest, self.lanes):
+            store(scratch, start, read(start, lanes), lanes)
+        return bind(load(scratch, 0, self.lanes))
+
+    def fresh(self, value: Expr, other: float) -> Expr:
+        """``value`` in the lanes of the rest that hold new elements, ``other`` in those that overlap or pad."""
+        lane = T.Ramp(0, 1, self.lanes)
+        if self.whole:
+            is_fresh = lane >= constant(self.lanes - self.rest, self.lanes, "int32")
+        else:
+            is_fresh = lane < constant(self.rest, self.lanes, "int32")
+        return tirx.Select(is_fresh, value, constant(other, self.lanes))
+
+    def store_rest(self, value: Expr, write: Callable[[Index, Expr], None]) -> None:
+        """Hand the rest to ``write(offset, vector)``: overlapping lanes are written a second time, padding is not."""
+        if self.whole:
+            write(self.length - self.lanes, value)
+            return
+        value = bind(value)
+        for start, lanes in pieces(self.rest, self.lanes):
+            write(start, lane_slice(value, start, lanes))
+
+
+def check_rows(rows: int, cols: int, shape: tuple[int, ...], dtype: str) -> None:
+    """Refuse a row-wise spec that makes no sense.
+
+    Raises
+    ------
+    ValueError
+        If an extent is not positive, ``shape`` does not match, or the element type is not supported.
+    """
+    if rows < 1 or cols < 1:
+        raise ValueError(f"rows and cols must be positive, not {rows} and {cols}")
+    if shape and (shape[-1] != cols or math.prod(shape) != rows * cols):
+        raise ValueError(f"shape {shape} is not {rows} rows of {cols} elements")
+    if dtype != "float32":
+        raise ValueError(f"dtype {dtype} is not supported; float32 is")
+
+
+def row_extents(spec: Any) -> tuple[int, ...]:
+    """Extents of the dimensions that count rows: those of the logical shape without its last, or just ``(rows,)``."""
+    return spec.shape[:-1] if len(spec.shape) > 1 else (spec.rows,)
+
+
+def flat_row(indices: Sequence[Index], extents: Sequence[int]) -> Index:
+    """Number of the row with these coordinates."""
+    flat = indices[0]
+    for index, extent in zip(indices[1:], extents[1:], strict=True):
+        flat = flat * extent + index
+    return flat

@@ -1,0 +1,139 @@
+"""Softmax along the last axis of a plain row-major tensor.
+
+Each row is read twice and kept in L1 in between: once for its maximum, once for the exponentials, whose sum comes along with them;
+then the exponentials are scaled. A prologue may change the logits as they are read (scale, additive mask).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..record import Target
+from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from .builder import RegisterTile, broadcast, constant, load, make_prim_func, store, store_result
+from .parallelism import shared_loop
+from .row_vectors import RowVectors, check_rows, flat_row, row_extents
+from .vector_math import exp
+from .vectors import bind, combine_all, horizontal, lanes_of
+
+Buffer = Any
+Index = Any
+Expr = Any
+
+
+@dataclass(frozen=True)
+class SoftmaxSpec:
+    """``out[r, c] = exp(x[r, c]) / sum_c exp(x[r, c])`` over ``rows`` rows of ``cols`` elements.
+
+    ``shape``, when given, is the logical shape with ``rows * cols`` elements, the last extent being ``cols``: prologue and epilogue
+    then see its coordinates instead of ``(row, column)``.
+    """
+
+    rows: int
+    cols: int
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_rows(self.rows, self.cols, self.shape, self.dtype)
+
+    @property
+    def size(self) -> int:
+        """Elements of the tensor."""
+        return self.rows * self.cols
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds: about a dozen for each exponential."""
+        return 12 * self.size
+
+
+@dataclass(frozen=True)
+class SoftmaxKnobs:
+    """``unroll``: vectors handled in one step of the loops along a row."""
+
+    unroll: int = 4
+
+
+def candidates(spec: SoftmaxSpec, target: Target) -> list[SoftmaxKnobs]:
+    """Feasible knobs, best analytic guess first."""
+    vectors = max(1, spec.cols // target.lanes())
+    return [SoftmaxKnobs(unroll) for unroll in (4, 2, 8, 1) if unroll <= vectors or unroll == 1]
+
+
+def build(
+    spec: SoftmaxSpec,
+    target: Target,
+    knobs: SoftmaxKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "softmax",
+    prologue: Epilogue = NO_EPILOGUE,
+) -> tirx.PrimFunc:
+    """Write the PrimFunc ``name(x, *prologue buffers, *epilogue buffers, out)``.
+
+    ``prologue.apply`` is called on each vector of ``x`` where it is read: twice for each element.
+    """
+    row = RowVectors(spec.cols, target.lanes(), knobs.unroll)
+    inputs = (BufferSpec("x", spec.size, spec.dtype), *prologue.buffers)
+    output = BufferSpec("out", spec.size, epilogue.dtype)
+
+    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        x, *prologue_buffers = buffers
+        with shared_loop(row_extents(spec), macs=spec.macs, bytes_moved=8 * spec.size) as indices:
+            first = flat_row(indices, row_extents(spec)) * spec.cols
+
+            def at(offset: Index, lanes: int) -> VectorAt:
+                return VectorAt((*indices, offset), len(indices), lanes, first + offset)
+
+            def read(offset: Index, lanes: int) -> Expr:
+                return prologue.apply(load(x, first + offset, lanes), at(offset, lanes), prologue_buffers)
+
+            def write(offset: Index, value: Expr) -> None:
+                store_result(out, value, at(offset, lanes_of(value)), epilogue, extra)
+
+            _write_row(row, read, write)
+
+    return make_prim_func(name, inputs, output, body, epilogue)
+
+
+def _write_row(
+    row: RowVectors, read: Callable[[Index, int], Expr], write: Callable[[Index, Expr], None]
+) -> None:
+    """One row: its maximum, then ``exp(x - max x)`` into a scratch row and their sum, then the quotients."""
+    lanes = row.lanes
+    slots = min(row.unroll, max(1, row.whole))
+    peaks = RegisterTile(slots, lanes)
+    peaks.fill(float("-inf"))
+
+    def raise_peak(offset: Index, slot: int) -> None:
+        peaks[slot] = T.max(peaks[slot], read(offset, lanes))
+
+    row.for_each_vector(raise_peak)
+    rest = row.load_rest(read, float("-inf")) if row.rest else None
+    peak = combine_all(peaks, T.max) if rest is None else T.max(combine_all(peaks, T.max), rest)
+    peak = broadcast(bind(horizontal(peak, T.max)), lanes)
+
+    scratch = T.alloc_buffer((max(1, row.whole) * lanes,), align=64)
+    sums = RegisterTile(slots, lanes)
+    sums.fill(0.0)
+
+    def add(offset: Index, slot: int) -> None:
+        value = exp(read(offset, lanes) - peak)
+        store(scratch, offset, value, lanes)
+        sums[slot] = sums[slot] + value
+
+    row.for_each_vector(add)
+    if rest is not None:
+        rest = exp(rest - peak)
+        sums[0] = sums[0] + row.fresh(rest, 0.0)
+    total = horizontal(combine_all(sums, operator.add), operator.add)
+    scale = broadcast(bind(constant(1.0, 1) / total), lanes)
+    row.for_each_vector(lambda offset, _: write(offset, load(scratch, offset, lanes) * scale))
+    if rest is not None:
+        row.store_rest(rest * scale, write)

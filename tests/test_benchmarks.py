@@ -1,0 +1,163 @@
+"""The benchmark models are the standard ones, and the harness times and compares what it is given."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+import typer
+from torch import nn
+
+from benchmarks.cpu import TersorRunner, load, record, summary, table
+from benchmarks.harness import Comparison, Latency, Row, Schedule, difference, measure
+from benchmarks.models import MODELS
+from benchmarks.peers import PEERS, Network
+
+# Counts of torchvision's definitions; DeiT's for ViT-Tiny, the weight files' for EfficientNet-Lite0 and MiniLM.
+PARAMETERS = {
+    "resnet18": 11_689_512,
+    "vgg16": 138_357_544,
+    "mobilenetv2": 3_504_872,
+    "efficientnet_lite0": 4_652_008,
+    "minilm": 22_565_376,
+    "resnet50": 25_557_032,
+    "googlenet": 6_624_904,
+    "squeezenet11": 1_235_496,
+    "densenet121": 7_978_856,
+    "shufflenetv2": 2_278_604,
+    "vit_tiny": 5_717_416,
+}
+QUICK_MODELS = {"resnet18", "efficientnet_lite0", "minilm"}
+QUICK = Schedule(rounds=2, block_seconds=0.0, minimum_calls=2, maximum_calls=2, dropped_calls=1, pause_seconds=0.0)
+
+
+class Sleeper:
+    """A runner that takes a known time and returns a constant."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name = name
+        self.seconds = seconds
+        self.calls = 0
+
+    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        self.calls += 1
+        time.sleep(self.seconds)
+        return [np.ones(3, dtype=np.float32)]
+
+
+def latency(seconds: float) -> Latency:
+    return Latency.from_blocks([[seconds]])
+
+
+def test_every_model_has_an_expected_size() -> None:
+    assert set(PARAMETERS) == set(MODELS)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK_MODELS else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
+def test_models_are_standard_and_healthy(name: str) -> None:
+    module, inputs = MODELS[name]()
+    assert not module.training
+    assert sum(parameter.numel() for parameter in module.parameters()) == PARAMETERS[name]
+    with torch.inference_mode():
+        output = module(*inputs)
+    assert output.shape == ((1, 128, 384) if name == "minilm" else (1, 1000))
+    assert 0.1 < output.std() < 10
+
+
+def test_random_weights_are_reproducible() -> None:
+    first, second = (MODELS["squeezenet11"]()[0].state_dict() for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_minilm_heeds_its_mask() -> None:
+    module, (ids, mask) = MODELS["minilm"]()
+    other = ids.clone()
+    other[:, -1] = 2000  # a padded position
+    with torch.inference_mode():
+        expected, actual = module(ids, mask), module(other, mask)
+        unmasked = module(other, torch.ones_like(mask))
+    torch.testing.assert_close(actual[:, :100], expected[:, :100])
+    assert (unmasked[:, :100] - expected[:, :100]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("peer", [name for name in PEERS if name != "torch-compile"])
+def test_peers_agree_with_pytorch(peer: str, tmp_path) -> None:
+    reason = PEERS[peer].available()
+    if reason is not None:
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
+    network = Network(module, (torch.randn(1, 3, 8, 8),), tmp_path)
+    with torch.inference_mode():
+        expected = module(*network.inputs).numpy()
+    outputs = PEERS[peer](network, threads=1).run(network.arrays)
+    assert difference([expected], outputs) < 1e-5
+
+
+def test_networks_in_training_mode_are_refused(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"module\.eval\(\)"):
+        Network(nn.Dropout(), (torch.ones(1),), tmp_path)
+
+
+def test_measure_drops_the_first_calls_of_each_block() -> None:
+    runners = [Sleeper("fast", 0.0), Sleeper("slow", 0.002)]
+    seen: list[str] = []
+    results = measure(runners, [], QUICK, progress=seen.append)
+    assert [runner.calls for runner in runners] == [6, 6]
+    assert {name: result.calls for name, result in results.items()} == {"fast": 4, "slow": 4}
+    assert seen == ["fast", "slow", "slow", "fast"]  # the order rotates
+    assert results["slow"].minimum >= 0.002
+
+
+def test_measure_refuses_equal_names() -> None:
+    with pytest.raises(ValueError, match="distinct"):
+        measure([Sleeper("same", 0), Sleeper("same", 0)], [], QUICK)
+
+
+def test_latency_statistics() -> None:
+    result = Latency.from_blocks([[1.0, 2.0], [3.0, 4.0, 5.0]])
+    assert (result.median, result.lower_quartile, result.upper_quartile, result.minimum) == (3.0, 2.0, 4.0, 1.0)
+    assert result.block_medians == (1.5, 4.0)
+    assert result.calls == 5
+
+
+def test_difference_is_relative_and_sees_doubling_nan_and_shapes() -> None:
+    reference = [np.array([0.5, -2.0], dtype=np.float32), np.zeros(2, dtype=np.float32)]
+    assert difference(reference, reference) == 0.0
+    assert difference(reference, [reference[0] * 2, reference[1]]) == pytest.approx(1.0)
+    assert math.isnan(difference(reference, [reference[0] * np.nan, reference[1]]))
+    with pytest.raises(ValueError, match="shape"):
+        difference(reference, [reference[0][:1], reference[1]])
+    with pytest.raises(ValueError, match="1 outputs"):
+        difference(reference, reference[:1])
+
+
+def test_ratios_compare_with_the_best_that_took_part() -> None:
+    rows = tuple(
+        Row(name, latency(seconds), build_seconds=0.0, difference=0.0)
+        for name, seconds in {"torch": 4.0, "openvino": 2.0, "onnxruntime": 3.0, TersorRunner.name: 1.0}.items()
+    )
+    comparison = Comparison("net", 2, rows)
+    assert comparison.ratio("tersor", ("torch",)) == 0.25
+    assert comparison.ratio("tersor", ("onnxruntime", "openvino")) == 0.5
+    assert comparison.ratio("tersor", ("ncnn",)) is None
+    assert comparison.ratio("ncnn", ("torch",)) is None
+    written = record([comparison], QUICK)
+    assert written["comparisons"][0]["tersor_over_best_runtime"] == 0.5
+    assert written["machine"]["cores"] >= 1
+    assert "torch" in written["versions"]
+    assert table(comparison).row_count == 4
+    assert summary([comparison]).row_count == 1
+
+
+def test_load_takes_factories_and_names_the_models() -> None:
+    module, inputs = load("benchmarks.models:squeezenet11")
+    assert isinstance(module, nn.Module)
+    assert len(inputs) == 1
+    with pytest.raises(typer.BadParameter, match=r"unknown model 'resnet17'.*resnet18"):
+        load("resnet17")
