@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from .frontend import LoadedModel
+    from .targets import Executable
 
 app = typer.Typer(
     name="tersor",
@@ -25,6 +32,166 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable
 PluginOption = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="MODULE", help="Import a Python module that registers passes.")
 ]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of one call; all usable cores if omitted.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A .pt2 file, an IR file, package.module:factory, or a .tersor file.")
+]
+TargetOption = Annotated[str, typer.Option(help="Machine to compile for; see `tersor targets`.")]
+PipelineOption = Annotated[str, typer.Option("-p", "--pipeline", help="Passes and presets, comma-separated.")]
+
+
+@app.command()
+def compile(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    target: TargetOption = "x86:native",
+    pipeline: PipelineOption = "O3",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads to split the work for; the target's cores if omitted.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="A batch for passes that need data (.npy, .npz, .safetensors); may be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile a model to a file that `tersor run`, `tersor bench` and tersor.load() take.
+
+    \b
+    Examples:
+      tersor compile model.pt2 -o model.tersor
+      tersor compile package.module:factory --target x86:znver4 -p O2 -o model.tersor
+      tersor compile old.tersor -o new.tersor    (again, from the graph that it contains)
+    """
+    from .report import describe_model, passes_table, progress
+
+    with progress() as shown:
+        executable, _ = _compile(model, target, pipeline, threads, data or (), shown.begin)
+        shown.begin("write")
+        executable.save(output)
+    size = output.stat().st_size
+    if as_json:
+        result = {"output": str(output), "bytes": size, "model": describe_model(executable.info)}
+        _print_json(result | {"passes": executable.report.to_json(), "seconds": shown.seconds})
+        return
+    console = Console()
+    console.print(passes_table(executable.report))
+    console.print(f"{executable!r}: {len(executable.info.kernels)} kernel calls", highlight=False)
+    console.print(f"wrote {output} ({size / 2**20:.1f} MiB)", highlight=False)
+
+
+@app.command()
+def run(
+    model: Annotated[Path, typer.Argument(metavar="FILE.tersor", help="A compiled model.")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option("--input", help=".npy: the next input; .npz, .safetensors: inputs by name. May be repeated."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write outputs: .npy, .npz or .safetensors.")] = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a compiled model on arrays from files.
+
+    \b
+    Examples:
+      tersor run model.tersor --input x.npy
+      tersor run model.tersor --input ids.npy --input mask.npy --output y.npy
+      tersor run model.tersor --input batch.npz --output y.safetensors --threads 1
+    """
+    from .report import describe_outputs, outputs_table
+    from .targets import load
+    from .targets.array_files import check_output, read_inputs, write_outputs
+
+    executable = load(model, threads=threads)
+    ports = executable.info.outputs
+    if output is not None:
+        check_output(output, ports)
+    result = executable(*read_inputs(inputs or (), executable.info.inputs))
+    outputs = result if isinstance(result, tuple) else (result,)
+    if output is not None:
+        write_outputs(output, outputs, ports)
+    if as_json:
+        written = None if output is None else str(output)
+        _print_json({"outputs": describe_outputs(ports, outputs), "output": written})
+        return
+    Console().print(outputs_table(ports, outputs))
+
+
+@app.command()
+def bench(
+    model: ModelArgument,
+    against: Annotated[
+        str, typer.Option(help="Runtimes to compare with: torch, torch-compile, onnxruntime, openvino.")
+    ] = "",
+    target: TargetOption = "x86:native",
+    pipeline: PipelineOption = "O3",
+    threads: ThreadsOption = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Calls to time at least.")] = 50,
+    kernels: Annotated[bool, typer.Option("--kernels", help="Time each kernel too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Time a model, compiled now or before, on random inputs.
+
+    \b
+    Examples:
+      tersor bench model.tersor --threads 1
+      tersor bench model.pt2 --kernels
+      tersor bench package.module:factory --against torch,onnxruntime,openvino
+    """
+    from .report import describe_model, kernels_table, progress
+    from .targets import load
+
+    peers = [name.strip() for name in against.split(",") if name.strip()]
+    with progress() as shown:
+        if peers:
+            _check_peers(peers, model)
+        if _is_artifact(model):
+            shown.begin("load")
+            executable, loaded = load(model), None
+        else:
+            executable, loaded = _compile(model, target, pipeline, threads, (), shown.begin)
+        if threads is not None:
+            executable.threads = threads
+        shown.begin("time")
+        result = executable.benchmark(repeat=repeat, kernels=kernels)
+        comparison = None if loaded is None or not peers else _compare(executable, loaded, peers, shown.begin)
+    if as_json:
+        tables = {"comparison": None if comparison is None else asdict(comparison)}
+        _print_json({"model": describe_model(executable.info), "latency": result.to_json()} | tables)
+        return
+    console = Console()
+    console.print(f"{executable!r}: {result}", highlight=False)
+    if kernels:
+        console.print(kernels_table(result.kernels))
+    if comparison is not None:
+        from benchmarks.cpu import table
+
+        console.print(table(comparison))
+
+
+@app.command()
+def targets(as_json: JsonOption = False) -> None:
+    """List the machines that models can be compiled for; x86:native is the one that this runs on.
+
+    \b
+    Examples:
+      tersor targets
+      tersor targets --json
+    """
+    from .ir import TersorError
+    from .report import targets_table
+    from .targets import detect_host, list_targets
+
+    try:
+        host = detect_host()
+    except TersorError:  # a machine that nothing can be compiled for natively
+        host = None
+    known = list_targets()
+    if as_json:
+        _print_json({"targets": [asdict(one) for one in known], "native": None if host is None else asdict(host)})
+        return
+    Console().print(targets_table(known, host))
 
 
 @app.command()
@@ -103,9 +270,89 @@ def passes(plugin: PluginOption = None, as_json: JsonOption = False) -> None:
 
     import_plugins(plugin or ())
     if as_json:
-        print(json.dumps(describe_passes(), indent=2))
+        _print_json(describe_passes())
     else:
         print_passes()
+
+
+def _is_artifact(model: str) -> bool:
+    from .targets.artifact import SUFFIX
+
+    return Path(model).suffix == SUFFIX
+
+
+def _compile(
+    model: str,
+    target: str,
+    pipeline: str,
+    threads: int | None,
+    data: Sequence[Path],
+    begin: Callable[[str], None],
+) -> tuple[Executable, LoadedModel | None]:
+    """Compile what MODEL names; also returns the model itself, unless it is the graph of an artifact."""
+    from .compiler import compile_in_stages
+    from .frontend import load_model
+    from .targets import resolve_target
+    from .targets.array_files import read_inputs
+    from .targets.artifact import load_graph
+
+    record = resolve_target(target)
+    if threads is not None:
+        record = replace(record, cores=threads)
+    begin("load")
+    loaded = None if _is_artifact(model) else load_model(model)
+    graph = load_graph(model) if loaded is None else loaded.to_graph()
+    batches = [read_inputs([path], graph.inputs) for path in data] or None
+    executable = compile_in_stages(
+        graph, None, target=record, pipeline=pipeline, calibration=batches, threads=None, begin=begin
+    )
+    return executable, loaded
+
+
+def _check_peers(peers: Sequence[str], model: str) -> None:
+    """Raise TersorError when a comparison with these runtimes is not possible."""
+    from .ir import TersorError
+
+    if _is_artifact(model):
+        raise TersorError(f"--against needs the model that {model} was compiled from; give that instead")
+    _import_benchmarks()
+    from benchmarks.against import check_peers
+
+    problem = check_peers(peers)
+    if problem is not None:
+        raise TersorError(problem)
+
+
+def _import_benchmarks() -> None:
+    """Make the folder ``benchmarks`` of a checkout importable; it is no part of the installed package."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from .ir import TersorError
+
+    if "benchmarks" in sys.modules:
+        return
+    folder = Path(__file__).parent / "benchmarks"
+    if not (folder / "against.py").is_file():
+        raise TersorError(
+            "--against needs the benchmarks of a checkout, which the installed package lacks; run it there"
+        )
+    spec = spec_from_file_location("benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)])
+    assert spec is not None
+    sys.modules["benchmarks"] = module_from_spec(spec)
+
+
+def _compare(executable: Executable, loaded: LoadedModel, peers: Sequence[str], begin: Callable[[str], None]) -> Any:
+    from benchmarks.against import compare_with_peers
+
+    from .ir import TersorError
+
+    if not isinstance(loaded.example_inputs, tuple):
+        raise TersorError("--against needs a model whose inputs are positional; export it with a tuple of inputs")
+    return compare_with_peers(executable, loaded.model, loaded.example_inputs, peers, begin=begin)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
 
 
 def main(arguments: list[str] | None = None) -> None:

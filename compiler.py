@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from .frontend import from_torch
 from .ir import Graph, TersorError
 from .passes import PassManager, as_pipeline
+from .passes.instruments.base import Instrument, Step
 from .targets import Executable, Target, compile_graph, resolve_target
 
-# What code generation needs of a graph, whatever the user's pipeline: no batch norm left, a physical layout for every value.
+# What code generation needs of a graph, whatever the pipeline: no batch norm left, a physical layout for every value.
 REQUIRED_PASSES = "fold-batchnorm,layout"
 
 
@@ -59,8 +60,40 @@ def compile(
     """
     if tune or log_dir is not None:
         raise TersorError("tuning is not available in this version; call compile() without tune and log_dir")
+    return compile_in_stages(
+        graph_or_module,
+        example_inputs,
+        target=target,
+        pipeline=pipeline,
+        calibration=calibration,
+        threads=threads,
+        begin=lambda stage: None,
+    )
+
+
+def compile_in_stages(
+    graph_or_module: Any,
+    example_inputs: Any,
+    *,
+    target: str | Target,
+    pipeline: str,
+    calibration: Iterable[Any] | None,
+    threads: int | None,
+    begin: Callable[[str], None],
+) -> Executable:
+    """`compile`, telling ``begin`` the name of each stage when it starts."""
     record = resolve_target(target)
+    stages = as_pipeline(",".join(text for text in (pipeline, REQUIRED_PASSES) if text))
+    begin("export")
     graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
-    stages = ",".join(text for text in (pipeline, REQUIRED_PASSES) if text)
-    outcome = PassManager(as_pipeline(stages)).run(graph, target=record, calibration=calibration)
-    return compile_graph(outcome.graph, record, threads=threads, report=outcome.report)
+    manager = PassManager(stages, instruments=(_PassStages(begin),))
+    outcome = manager.run(graph, target=record, calibration=calibration)
+    return compile_graph(outcome.graph, record, threads=threads, report=outcome.report, begin=begin)
+
+
+class _PassStages(Instrument):
+    def __init__(self, begin: Callable[[str], None]) -> None:
+        self._begin = begin
+
+    def before(self, step: Step, graph: Graph) -> None:
+        self._begin(f"pass {step.one.name} ({step.index + 1} of {step.count})")

@@ -20,10 +20,20 @@ from ..ir import TersorError
 from .errors import Operator, UnsupportedError
 from .registry import CONVERTERS
 
+aten = torch.ops.aten
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 
-# Regions that PyTorch inlines when it makes a program functional.
-_INLINED = (torch.ops.higher_order.wrap_with_set_grad_enabled,)
+# What a call may name beside operators: picking one of several results, and regions that PyTorch inlines.
+_HARMLESS = (torch.ops.higher_order.wrap_with_set_grad_enabled, operator.getitem)
+
+# Decomposed beyond the default table, which leaves them to backends.
+_DECOMPOSED_TOO = (
+    aten.linalg_vector_norm.default,
+    aten.upsample_bilinear2d.default,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_nearest2d.default,
+    aten.upsample_nearest2d.vec,
+)
 
 
 def export(module: nn.Module, example_inputs: ExampleInputs | None) -> ExportedProgram:
@@ -65,10 +75,11 @@ def check_static(program: ExportedProgram) -> None:
     """Raise TersorError if an input has a dynamic shape."""
     for node in program.graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and not all(isinstance(extent, int) for extent in value.shape):
+        if _is_symbolic(value):
+            shape = list(value.shape) if isinstance(value, torch.Tensor) else value
             raise TersorError(
-                f"input {node.name!r} has dynamic shape {list(value.shape)}, which is not supported: export the model "
-                "without dynamic_shapes"
+                f"input {node.name!r} has dynamic shape {shape}, which is not supported: export the model without "
+                "dynamic_shapes"
             )
 
 
@@ -81,17 +92,15 @@ def lower(program: ExportedProgram) -> ExportedProgram:
     table = default_decompositions()
     for overload in CONVERTERS:
         table.pop(overload, None)
-    tried: set[Any] = set()
-    while missing := _targets(program) - CONVERTERS.keys() - {operator.getitem} - tried:
-        tried |= missing
-        # PyTorch knows how to decompose many operators beyond the default table, interpolation for example.
-        table.update(get_decompositions(target for target in missing if isinstance(target, OpOverload)))
-        try:
-            with _quiet():
-                program = program.run_decompositions(table)
-        except Exception as error:  # decompositions are Python functions over the model's operators
-            raise TersorError(f"torch.export cannot decompose the program: {_first_line(error)}") from error
-    return program
+    table.update(get_decompositions(_DECOMPOSED_TOO))
+    targets = {node.target for node in calls_of(program.graph_module) if node.users}
+    if targets <= CONVERTERS.keys() | {operator.getitem}:
+        return program
+    try:
+        with _quiet():
+            return program.run_decompositions(table)
+    except Exception as error:  # decompositions are Python functions over the model's operators
+        raise TersorError(f"torch.export cannot decompose the program: {_first_line(error)}") from error
 
 
 def calls_of(module: fx.GraphModule) -> Iterator[fx.Node]:
@@ -116,20 +125,27 @@ def name_of(target: Any) -> str:
 
 
 def _refuse_foreign_calls(program: ExportedProgram) -> None:
-    """Raise UnsupportedError for calls of anything but operators: tracing would run them, and a file may name anything."""
-    foreign = [
-        Operator(name_of(node.target), path_of(node))
-        for node in calls_of(program.graph_module)
-        if not isinstance(node.target, OpOverload)
-        and node.target is not operator.getitem
-        and node.target not in _INLINED
-    ]
-    if foreign:
-        raise UnsupportedError(foreign)
+    """Raise UnsupportedError for calls of anything but operators: tracing would run them, and a file may name any.
+
+    Arithmetic on shapes that depend on the data is such a call; then the operators that cause it are named instead.
+    """
+    calls = list(calls_of(program.graph_module))
+    foreign = [node for node in calls if not isinstance(node.target, OpOverload) and node.target not in _HARMLESS]
+    causes = [node for node in calls if isinstance(node.target, OpOverload) and _is_symbolic(node.meta.get("val"))]
+    if causes:
+        foreign = [node for node in foreign if not _is_symbolic(node.meta.get("val"))]
+    if causes or foreign:
+        reason = "its result has a shape that depends on the data"
+        raise UnsupportedError(
+            [Operator(name_of(node.target), path_of(node), reason) for node in causes]
+            + [Operator(name_of(node.target), path_of(node)) for node in foreign]
+        )
 
 
-def _targets(program: ExportedProgram) -> set[Any]:
-    return {node.target for node in calls_of(program.graph_module) if node.users}
+def _is_symbolic(result: Any) -> bool:
+    if isinstance(result, torch.Tensor):
+        return not all(isinstance(extent, int) for extent in result.shape)
+    return isinstance(result, torch.SymInt | torch.SymBool | torch.SymFloat)
 
 
 def _first_line(error: Exception) -> str:

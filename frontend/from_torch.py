@@ -22,7 +22,7 @@ def from_torch(
     """Convert a PyTorch model to a graph.
 
     Weights are shared with the module, not copied: to train the module further beside the graph, convert a deep copy.
-    Writing into an input in place is not reproduced: the outputs are the same, and the caller's tensor keeps its numbers.
+    Writing into an input in place is not reproduced: outputs are the same, and the caller's tensor keeps its numbers.
 
     Parameters
     ----------
@@ -39,8 +39,8 @@ def from_torch(
     -------
     Graph
         Inputs are the tensors among the flattened arguments; outputs are the tensors of the flattened result, in the
-        order of `torch.utils._pytree` (nested lists, dicts and dataclasses), without those that are None. Ids of weights
-        are their qualified names, tied weights share one, and locations of ops are module paths.
+        order of `torch.utils._pytree` (nested lists, dicts and dataclasses), without those that are None. Ids of
+        weights are their qualified names, tied weights share one, and locations of ops are module paths.
 
     Raises
     ------

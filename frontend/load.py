@@ -61,7 +61,7 @@ def load_model(spec: str) -> LoadedModel:
         raise TersorError(f"{spec}: is a directory; name a .pt2 file, an IR text file or package.module:factory")
     if path.exists():
         return _load_file(path)
-    if ":" in spec and not path.suffix.endswith((".pt2", ".pt", ".tir")):
+    if ":" in spec:
         return LoadedModel(*_checked_factory_result(spec, call_factory(spec)))
     raise TersorError(f"{spec}: no such file; name a .pt2 file, an IR text file or package.module:factory")
 

@@ -58,6 +58,9 @@ class ProgramConverter:
 
     def convert(self) -> Graph:
         """Convert every call that is used; raises UnsupportedError with all that failed."""
+        for node, spec in self.weight_specs.items():
+            if node.users:
+                check_weight(self._tensor(spec), str(spec.target))
         for node in self.program.graph.nodes:
             if node.op == "call_function" and node.users:
                 self.values[node] = self._convert_call(node)
@@ -112,11 +115,7 @@ class ProgramConverter:
     def _weight(self, node: fx.Node) -> Value:
         """Read a weight right before its first use, so that those which nothing uses never enter the graph."""
         spec = self.weight_specs[node]
-        name = str(spec.target)
-        tensor = self.program.state_dict.get(name, self.program.constants.get(name))
-        if not isinstance(tensor, torch.Tensor):
-            raise TersorError(f"the model needs {name!r}, which is not a tensor; keep tensors only")
-        check_weight(tensor, name)
+        name, tensor = str(spec.target), self._tensor(spec)
         tied = (tensor.data_ptr() or id(tensor), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tied not in self.weight_ids:
             self.weight_ids[tied] = self.graph.weights.add(tensor, name)
@@ -124,6 +123,13 @@ class ProgramConverter:
             self.suspicious += [message] if message else []
         self.context.location = name.rpartition(".")[0]
         return self.context.weight(self.weight_ids[tied])
+
+    def _tensor(self, spec: InputSpec) -> torch.Tensor:
+        name = str(spec.target)
+        tensor = self.program.state_dict.get(name, self.program.constants.get(name))
+        if not isinstance(tensor, torch.Tensor):
+            raise TersorError(f"the model needs {name!r}, which is not a tensor; keep tensors only")
+        return tensor
 
     # Outputs --------------------------------------------------------------------------------------------------
 

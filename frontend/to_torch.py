@@ -129,20 +129,16 @@ def _register(root: nn.Module, id: str, tensor: torch.Tensor, trainable: bool) -
     owner, key = root, []
     *path, name = id.split(".")
     for part in path:
-        part = _free(owner, part) if part not in owner._modules else part
+        while not part or (hasattr(owner, part) and part not in owner._modules):
+            part += "_"
         if part not in owner._modules:
             owner.add_module(part, nn.Module())
-        owner = owner.get_submodule(part)
+        owner = owner._modules[part]
         key.append(part)
-    name = _free(owner, name)
+    while not name or hasattr(owner, name):
+        name += "_"
     if trainable:
         owner.register_parameter(name, nn.Parameter(tensor))
     else:
         owner.register_buffer(name, tensor)
     return ".".join([*key, name])
-
-
-def _free(owner: nn.Module, name: str) -> str:
-    while not name or hasattr(owner, name):
-        name += "_"
-    return name

@@ -75,10 +75,11 @@ def _fold_into_layer(op: BatchNormOp, rewriter: Rewriter) -> bool:
         return False
     if not rewriter.commit(_RULE, op):
         return False
+    bias_name = weight_name(op.beta or op.mean, "folded") if layer.bias is None else weight_name(layer.bias, "folded")
     operands = (
         layer.x,
         rewriter.weight(weight, weight_name(layer.weight, "folded")),
-        rewriter.weight(bias, weight_name(layer.weight if layer.bias is None else layer.bias, "bias.folded")),
+        rewriter.weight(bias, bias_name),
     )
     folded = rewriter.create(type(layer), operands, layer.attrs, location=layer.location)
     replace(rewriter, op, folded.result)

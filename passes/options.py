@@ -32,14 +32,14 @@ def convert(raw: RawValue, kind: Any) -> Any:
         return _one_of(raw, {str(choice): choice for choice in get_args(kind)})
     if kind is tuple or origin is tuple:
         return _convert_tuple(raw, get_args(kind))
-    if isinstance(raw, list):
-        raise ValueError(f"expected {_name(kind)}, got a list")
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _one_of(raw, {str(member.value): member for member in kind})
-    if kind is str:
-        return str(raw)
     if kind is bool:
         return _one_of(raw, {"true": True, "false": False})
+    if isinstance(raw, list):
+        raise ValueError(f"expected {_name(kind)}, got a list")
+    if kind is str:
+        return str(raw)
     if kind in (int, float) and not isinstance(raw, Quoted):
         try:
             return kind(raw)
@@ -92,13 +92,9 @@ def _convert_tuple(raw: RawValue, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
 def _one_of(raw: RawValue, choices: dict[str, Any]) -> Any:
     if isinstance(raw, str) and raw in choices:
         return choices[raw]
-    shown = raw if isinstance(raw, str) else "a list"
-    raise ValueError(f"expected one of {', '.join(choices)}, got {shown!r}{_hint(shown, choices)}")
-
-
-def _hint(text: str, choices: dict[str, Any]) -> str:
-    hint = suggest(text, choices)
-    return hint if hint.startswith("; did you mean") else ""
+    shown, hint = ("a list", "") if isinstance(raw, list) else (repr(raw), suggest(raw, choices))
+    hint = hint if hint.startswith("; did you mean") else ""  # the choices are listed anyway
+    raise ValueError(f"expected one of {', '.join(choices)}, got {shown}{hint}")
 
 
 def _name(kind: Any) -> str:

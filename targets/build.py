@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..ir import Graph
@@ -18,6 +19,7 @@ def compile_graph(
     threads: int | None = None,
     choose_knobs: ChooseKnobs | None = None,
     report: Any = None,
+    begin: Callable[[str], None] = lambda stage: None,
 ) -> Executable:
     """Compile an optimized graph, to which the pass ``layout`` has been applied, for ``target``.
 
@@ -29,6 +31,8 @@ def compile_graph(
         See `tersor.targets.lowering.lower`.
     report
         What the passes did, kept with the executable.
+    begin
+        Told the name of each stage when it starts.
 
     Raises
     ------
@@ -37,9 +41,13 @@ def compile_graph(
     """
     from .codegen import build, relax_module
 
+    begin("choose kernels")
     program = lower(graph, target, choose_knobs)
+    begin("generate code")
     module, functions = relax_module(program)
-    code = LinkedCode.link(build(module, target))
+    compiled = build(module, target)
+    begin("link")
+    code = LinkedCode.link(compiled)
     return Executable(
         describe(program, functions), code, program.constants, graph=graph, report=report, threads=threads
     )

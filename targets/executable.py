@@ -233,13 +233,7 @@ def random_tensor(type: TensorType, generator: torch.Generator) -> torch.Tensor:
 
 
 def _flat_input(value: Any, port: Port) -> torch.Tensor:
-    tensor = value
-    if not isinstance(value, torch.Tensor):
-        if not hasattr(value, "__dlpack__"):
-            raise TersorError(f"input {port.name!r} must be a torch tensor or NumPy array, got {type(value).__name__}")
-        readonly = isinstance(value, np.ndarray) and not value.flags.writeable
-        tensor = torch.from_numpy(value.copy()) if readonly else torch.from_dlpack(value)
-    tensor = tensor.detach()
+    tensor = _as_tensor(value, port)
     if tuple(tensor.shape) != port.type.shape:
         raise TersorError(f"input {port.name!r} must have shape {list(port.type.shape)}, got {list(tensor.shape)}")
     if tensor.dtype != port.type.dtype.torch:
@@ -248,10 +242,28 @@ def _flat_input(value: Any, port: Port) -> torch.Tensor:
         raise TersorError(f"input {port.name!r} must be {wanted}, got {got}; cast it first")
     if tensor.device.type != "cpu":
         raise TersorError(f"input {port.name!r} is on {tensor.device}; move it to the CPU first")
-    flat = tensor.contiguous().view(-1)
+    if tensor.layout != torch.strided:
+        raise TersorError(f"input {port.name!r} is sparse; call its to_dense() first")
+    flat = tensor.detach().resolve_neg().contiguous().view(-1)
     if flat.data_ptr() % ALIGNMENT:
         flat = flat.clone()
     return flat.view(torch.uint8) if port.type.dtype is DType.BOOL else flat
+
+
+def _as_tensor(value: Any, port: Port) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    if not hasattr(value, "__dlpack__"):
+        raise TersorError(f"input {port.name!r} must be a torch tensor or NumPy array, got {type(value).__name__}")
+    if isinstance(value, np.ndarray) and (not value.flags.writeable or any(step < 0 for step in value.strides)):
+        value = value.copy()  # PyTorch takes neither
+    try:
+        return torch.from_dlpack(value)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        reason = " ".join(str(error).split())
+        raise TersorError(
+            f"input {port.name!r} cannot be read ({reason}); give an array of {port.type.dtype.torch}"
+        ) from error
 
 
 def _shape_output(flat: torch.Tensor, type: TensorType) -> torch.Tensor:

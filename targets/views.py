@@ -48,8 +48,9 @@ class View:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether this is a whole row-major range from the start of the buffer."""
-        return not self.type.channel_block and self.offset == 0 and self._meta().is_contiguous()
+        """Whether this is a whole buffer in row-major order."""
+        whole = self.type.size == self.base.type.size and self.offset == 0
+        return whole and not self.type.channel_block and self._meta().is_contiguous()
 
     def _meta(self) -> torch.Tensor:
         storage = torch.empty(1, device="meta")

@@ -124,8 +124,9 @@ class _Grower(GraphBuilder):
         return int(torch.randint(0, limit, (), generator=self.generator))
 
     def pick(self, rank: int | None = None) -> Value:
+        """A value made before; every other time the latest one, so that chains arise."""
         values = [value for value in self.values if rank is None or value.type.rank == rank]
-        return values[self.below(len(values))]
+        return values[-1] if self.below(2) else values[self.below(len(values))]
 
     def grow(self) -> None:
         steps = (
@@ -160,6 +161,8 @@ class _Grower(GraphBuilder):
         return self.conv(x, channels, (1, 3)[self.below(2)], groups=groups, bias=bool(self.below(2)))
 
     def _normalised(self) -> Value:
+        if self.below(2):
+            return self.batch_norm(self._convolution())
         x = self.pick()
         if x.type.rank not in (2, 4):
             x = self.pick(4)
@@ -254,9 +257,8 @@ def random_graph(seed: int, size: int) -> Graph:
     grower = _Grower(seed)
     for _ in range(size):
         grower.grow()
-    made = grower.values[2:] or grower.values
-    count = 1 + grower.below(min(3, len(made)))
-    return grower.done(*made[-count:])
+    unread = [value for value in grower.values if not value.uses]
+    return grower.done(*unread[-3:])
 
 
 def random_graphs(max_size: int = 12) -> st.SearchStrategy[Graph]:

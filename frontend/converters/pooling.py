@@ -76,6 +76,14 @@ def adaptive_avg_pool2d(ctx: Context, x: Value, output_size: Sequence[int]) -> V
     return _batched(ctx, x, lambda batch: ctx.emit(AdaptiveAvgPool2dOp, batch, attrs=attrs))
 
 
+@converter(aten.adaptive_max_pool2d.default)
+def adaptive_max_pool2d(ctx: Context, x: Value, output_size: Sequence[int]) -> tuple[Value | None, ...]:
+    size, extents = pair(output_size), x.shape[-2:]
+    if any(extent % part for extent, part in zip(extents, size, strict=True)):
+        ctx.refuse(f"windows of unequal size: {list(extents)} does not divide into {list(size)}")
+    return max_pool2d(ctx, x, [extent // part for extent, part in zip(extents, size, strict=True)]), None
+
+
 def _batched(ctx: Context, x: Value, pool: Callable[[Value], Value]) -> Value:
     """Pool [C,H,W] as a batch of one."""
     if len(x.shape) == 4:

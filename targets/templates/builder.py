@@ -160,3 +160,11 @@ def when(condition: Expr | bool, then: Callable[[], None], otherwise: Callable[[
         if otherwise is not None:
             with T.Else():
                 otherwise()
+
+
+def prefetch(buffer: Buffer, offset: Index, locality: int = 3) -> None:
+    """Hint that ``buffer[offset]`` is read soon: ``locality`` 3 brings it into L1, 2 into L2; harmless past the end."""
+    read, data_cache = 0, 1
+    address = T.address_of(buffer[offset])
+    arguments = (T.int32(read), T.int32(locality), T.int32(data_cache))
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *arguments))

@@ -28,7 +28,7 @@ from .builder import (
     load,
     loop,
     make_prim_func,
-    parallel,
+    prefetch,
     store,
     store_result,
     when,
@@ -43,6 +43,7 @@ from .conv2d_spec import (
     reached_input_blocks,
 )
 from .conv2d_tiling import candidates
+from .parallelism import shared_loop
 from .spatial import TapRange, TileRun, tile_runs
 from .window_loops import tap_bounds
 
@@ -121,10 +122,10 @@ class _Writer:
         """The parallel loop over units and the choice of output group."""
         total = sum(run.count for run in self.groups)
         if self.knobs.order == "weights":
-            with parallel(self.spec.n, total, self.units) as (n, group, unit):
+            with shared_loop((self.spec.n, total, self.units), macs=self.spec.macs) as (n, group, unit):
                 self._dispatch_group(n, group, unit)
         else:
-            with parallel(self.spec.n, self.units, total) as (n, unit, group):
+            with shared_loop((self.spec.n, self.units, total), macs=self.spec.macs) as (n, unit, group):
                 self._dispatch_group(n, group, unit)
 
     def _dispatch_group(self, n: Any, group: Any, unit: Any) -> None:
@@ -289,6 +290,9 @@ class _TileWriter:
         lanes = group.lanes
         weight = bind(weight + channel * group.weight_row)
         data = bind(data + channel)
+        if conv.knobs.prefetch:
+            for vector in range(group.vectors):
+                prefetch(conv.weight, weight + (conv.knobs.prefetch + vector) * lanes)
         vectors = [bind(load(conv.weight, weight + vector * lanes, lanes)) for vector in range(group.vectors)]
         row_step = conv.row_window.stride * conv.column_window.size * conv.block
         column_step = conv.column_window.stride * conv.block

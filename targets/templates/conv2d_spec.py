@@ -118,6 +118,8 @@ class Conv2dKnobs:
         Pieces that the row tiles of an image are divided into for threads.
     unroll
         Input channels per iteration of the innermost loop.
+    prefetch
+        How many weight vectors ahead of their use to prefetch them into L1; 0 means not at all.
     """
 
     vectors: int
@@ -127,6 +129,7 @@ class Conv2dKnobs:
     order: Literal["weights", "rows"] = "weights"
     spatial_units: int = 1
     unroll: int = 1
+    prefetch: int = 0
 
 
 @dataclass(frozen=True)

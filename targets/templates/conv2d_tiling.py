@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from dataclasses import replace
 
 from ..record import Target
 from .conv2d_spec import Conv2dKnobs, Conv2dSpec, output_groups
 from .spatial import balanced_split, tile_runs
 
-LOAD_CYCLES = 0.15  # what a vector load or broadcast costs beside a fused multiply-add, measured on AVX-512
+# What a load costs beside the multiply-adds, in cycles, measured on AVX-512; weights stream from an outer cache.
+BROADCAST_CYCLES = 0.1
+L2_WEIGHT_CYCLES = 0.35
+L3_WEIGHT_CYCLES = 0.7
 LATENCY_CYCLES = 4.0  # of a fused multiply-add: a smaller tile waits for its own results
 CODE_PENALTY = 1e-4  # relative cost of each multiply-add in the code: compile time and instruction cache
+PREFETCH_VECTORS = 64  # 4 KiB ahead on AVX-512
+IMBALANCE_TOLERANCE = 0.03  # weights that stay in cache are worth this much
 MOST_VECTORS = 4
 MOST_ROWS = 7
 
@@ -20,22 +27,32 @@ def feasible_positions(target: Target, vectors: int) -> int:
     return (target.vector_registers - vectors - 1) // vectors
 
 
-def step_cycles(vectors: int, positions: int) -> float:
+def weights_stay_in_l2(spec: Conv2dSpec, target: Target, vectors: int) -> bool:
+    """Whether all packed weights take at most half of the second-level cache."""
+    groups = output_groups(spec, target, vectors)
+    rows = sum(g.count * g.vectors * g.span for g in groups) * spec.input_block(target)
+    return rows * spec.kernel[0] * spec.kernel[1] * target.vector_bytes <= target.l2_bytes // 2
+
+
+def step_cycles(vectors: int, positions: int, weight_cycles: float) -> float:
     """Estimated cycles for one input channel and tap of a register tile: two multiply-adds a cycle."""
-    return max(vectors * positions / 2, LATENCY_CYCLES) + LOAD_CYCLES * (vectors + positions)
+    loads = BROADCAST_CYCLES * positions + weight_cycles * vectors
+    return max(vectors * positions / 2, LATENCY_CYCLES) + loads
 
 
 def estimate_cycles(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> float:
-    """Estimated cycles of the whole convolution on one thread, cache misses left out."""
+    """Estimated cycles of the whole convolution on one thread."""
     rows, columns = spec.windows()
-    heights = balanced_split(rows.out, knobs.rows)
-    widths = balanced_split(columns.out, knobs.columns)
+    heights = Counter(balanced_split(rows.out, knobs.rows))
+    widths = Counter(balanced_split(columns.out, knobs.columns))
+    resident = weights_stay_in_l2(spec, target, knobs.vectors)
+    weight_cycles = L2_WEIGHT_CYCLES if resident else L3_WEIGHT_CYCLES
     steps = spec.n * spec.kernel[0] * spec.kernel[1] * spec.input_block(target)
     cycles = 0.0
     for groups in output_groups(spec, target, knobs.vectors):
         per_step = sum(
-            heights.count(h) * widths.count(w) * step_cycles(groups.vectors, h * w)
-            for h, w in itertools.product(set(heights), set(widths))
+            heights[h] * widths[w] * step_cycles(groups.vectors, h * w, weight_cycles)
+            for h, w in itertools.product(heights, widths)
         )
         cycles += groups.count * groups.span * steps * per_step
     return cycles
@@ -58,7 +75,8 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dKnobs]:
 
 
 def _rank(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> float:
-    return estimate_cycles(spec, target, knobs) * (1 + CODE_PENALTY * code_size(spec, target, knobs))
+    penalty = 1 + CODE_PENALTY * code_size(spec, target, knobs)
+    return estimate_cycles(spec, target, knobs) * imbalance(spec, target, knobs) * penalty
 
 
 def code_size(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> int:
@@ -72,4 +90,20 @@ def code_size(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> int:
 
 def _blocking(spec: Conv2dSpec, target: Target, vectors: int, rows: int, columns: int) -> Conv2dKnobs:
     """Cache blocking and thread units for a register tile."""
-    return Conv2dKnobs(vectors, rows, columns, spatial_units=len(balanced_split(spec.windows()[0].out, rows)))
+    units = len(balanced_split(spec.windows()[0].out, rows))
+    prefetch = 0 if weights_stay_in_l2(spec, target, vectors) else PREFETCH_VECTORS
+    knobs = Conv2dKnobs(vectors, rows, columns, spatial_units=units, prefetch=prefetch)
+    by_rows = replace(knobs, order="rows")
+    better = imbalance(spec, target, by_rows) < imbalance(spec, target, knobs) - IMBALANCE_TOLERANCE
+    return by_rows if better else knobs
+
+
+def imbalance(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> float:
+    """Work of the busiest thread relative to an even split, with one thread on each core; 1 is perfect."""
+    groups = [g.vectors for g in output_groups(spec, target, knobs.vectors) for _ in range(g.count)]
+    heights = balanced_split(spec.windows()[0].out, knobs.rows)
+    nested = (groups, heights) if knobs.order == "weights" else (heights, groups)
+    work = [a * b for a, b in itertools.product(*nested)] * spec.n
+    share = -(-len(work) // target.cores)
+    busiest = max(sum(work[begin : begin + share]) for begin in range(0, len(work), share))
+    return busiest * target.cores / sum(work)

@@ -19,9 +19,10 @@ from tvm.tirx.script.builder import ir as T
 
 from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import RegisterTile, broadcast, load, loop, make_prim_func, store, store_result, when
+from .builder import RegisterTile, load, loop, make_prim_func, store, store_result, when
 from .matmul_pack import RhsPanels, pack_activation
 from .matmul_spec import ACTIVATION, PACKED, MatmulKnobs, MatmulSpec, candidates, reads_rhs_in_place
+from .matmul_tile import accumulate
 from .parallelism import chunk_loop, shared_loop
 from .vectors import lane_slice, pieces, prefetch
 
@@ -180,33 +181,24 @@ class _Writer:
         a_base = _offset(spec.a_offset, batch, spec.a_strides) + first_row * row_stride
         rhs_base = panels.base + (panel - panels.first) * panels.panel_stride
         vectors, lanes = knobs.vectors, self.lanes
-        tile = RegisterTile(rows * vectors * knobs.chains, lanes, spec.dtype)
-        tile.fill(0.0)
 
-        def step(k: Index, chain: int) -> None:
-            at = rhs_base + k * panels.k_stride
-            if knobs.prefetch_bytes and spec.rhs == PACKED:
-                for vector in range(vectors):
-                    prefetch(panels.buffer, at + vector * lanes + knobs.prefetch_bytes // 4)
-            row_of_panel = [load(panels.buffer, at + vector * lanes, lanes) for vector in range(vectors)]
-            for row in range(rows):
-                element = broadcast(self.a[a_base + row * row_stride + k * k_stride], lanes)
-                for vector in range(vectors):
-                    index = (chain * rows + row) * vectors + vector
-                    tile.multiply_add(index, element, row_of_panel[vector])
+        def prefetch_step(k: Index) -> None:
+            ahead = rhs_base + k * panels.k_stride + knobs.prefetch_bytes // 4
+            for vector in range(vectors):
+                prefetch(panels.buffer, ahead + vector * lanes)
 
-        unroll = max(knobs.unroll, knobs.chains)
-        whole = spec.k // unroll
-        if whole:
-            with loop(whole) as block:
-                for inner in range(unroll):
-                    step(block * unroll + inner, inner % knobs.chains)
-        for k in range(whole * unroll, spec.k):
-            step(k, k % knobs.chains)
-        for chain in range(1, knobs.chains):
-            for index in range(rows * vectors):
-                tile[index] = tile[index] + tile[chain * rows * vectors + index]
-        return tile
+        return accumulate(
+            rows,
+            vectors,
+            lanes,
+            spec.k,
+            lambda row, k: self.a[a_base + row * row_stride + k * k_stride],
+            lambda k, vector: load(panels.buffer, rhs_base + k * panels.k_stride + vector * lanes, lanes),
+            unroll=knobs.unroll,
+            chains=knobs.chains,
+            before_step=prefetch_step if knobs.prefetch_bytes else None,
+            dtype=spec.dtype,
+        )
 
     def _store(
         self,

@@ -10,7 +10,8 @@ from tvm import tirx
 
 from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, parallel, store_result
+from .builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, store_result
+from .parallelism import shared_loop
 from .spatial import TileRun, Window, balanced_split
 from .window_loops import for_each_tile, row_pieces, tap_bounds, widest_tile
 
@@ -199,7 +200,7 @@ def build_global_average(
 
     def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
         (data,) = main
-        with parallel(spec.n, blocks) as (image, block):
+        with shared_loop((spec.n, blocks), bytes_moved=4 * inputs[0].size) as (image, block):
             plane = bind(image * blocks + block)
             tile = RegisterTile(sums, lanes)
 

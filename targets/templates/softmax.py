@@ -19,7 +19,7 @@ from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .builder import RegisterTile, broadcast, constant, load, make_prim_func, store, store_result
 from .parallelism import shared_loop
 from .row_vectors import RowVectors, check_rows, flat_row, row_extents
-from .vector_math import exp
+from .vector_math import exp_nonpositive
 from .vectors import bind, combine_all, horizontal, lanes_of
 
 Buffer = Any
@@ -97,15 +97,29 @@ def build(
             def write(offset: Index, value: Expr) -> None:
                 store_result(out, value, at(offset, lanes_of(value)), epilogue, extra)
 
-            _write_row(row, read, write)
+            scratch = T.alloc_buffer((max(1, row.whole) * row.lanes,), align=64)
+            total, rest = write_exponentials(
+                row, read, lambda offset, value: store(scratch, offset, value, row.lanes)
+            )
+            scale = broadcast(bind(constant(1.0, 1) / total), row.lanes)
+            row.for_each_vector(lambda offset, _: write(offset, load(scratch, offset, row.lanes) * scale))
+            if rest is not None:
+                row.store_rest(rest * scale, write)
 
     return make_prim_func(name, inputs, output, body, epilogue)
 
 
-def _write_row(
+def write_exponentials(
     row: RowVectors, read: Callable[[Index, int], Expr], write: Callable[[Index, Expr], None]
-) -> None:
-    """One row: its maximum, then ``exp(x - max x)`` into a scratch row and their sum, then the quotients."""
+) -> tuple[Expr, Expr | None]:
+    """Write ``exp(x - max x)`` for the whole vectors of a row.
+
+    Returns
+    -------
+    tuple
+        The sum over the row, a scalar; and the exponentials of the rest of the row, ``None`` if there is none. The caller stores
+        those: they overlap what was written.
+    """
     lanes = row.lanes
     slots = min(row.unroll, max(1, row.whole))
     peaks = RegisterTile(slots, lanes)
@@ -115,25 +129,21 @@ def _write_row(
         peaks[slot] = T.max(peaks[slot], read(offset, lanes))
 
     row.for_each_vector(raise_peak)
+    peak = combine_all(peaks, T.max)
     rest = row.load_rest(read, float("-inf")) if row.rest else None
-    peak = combine_all(peaks, T.max) if rest is None else T.max(combine_all(peaks, T.max), rest)
+    if rest is not None:
+        peak = T.max(peak, rest)
     peak = broadcast(bind(horizontal(peak, T.max)), lanes)
-
-    scratch = T.alloc_buffer((max(1, row.whole) * lanes,), align=64)
     sums = RegisterTile(slots, lanes)
     sums.fill(0.0)
 
     def add(offset: Index, slot: int) -> None:
-        value = exp(read(offset, lanes) - peak)
-        store(scratch, offset, value, lanes)
+        value = exp_nonpositive(read(offset, lanes) - peak)
+        write(offset, value)
         sums[slot] = sums[slot] + value
 
     row.for_each_vector(add)
     if rest is not None:
-        rest = exp(rest - peak)
+        rest = exp_nonpositive(rest - peak)
         sums[0] = sums[0] + row.fresh(rest, 0.0)
-    total = horizontal(combine_all(sums, operator.add), operator.add)
-    scale = broadcast(bind(constant(1.0, 1) / total), lanes)
-    row.for_each_vector(lambda offset, _: write(offset, load(scratch, offset, lanes) * scale))
-    if rest is not None:
-        row.store_rest(rest * scale, write)
+    return horizontal(combine_all(sums, operator.add), operator.add), rest

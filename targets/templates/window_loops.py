@@ -8,11 +8,13 @@ from typing import Any
 from tvm import tirx
 
 from ..record import Target
-from .builder import bind, loop, parallel
+from .builder import bind, loop
+from .parallelism import shared_loop
 from .spatial import TileRun, Window, tile_runs
 
 Expr = Any
 
+VECTOR_BYTES = 64  # of one element of a plane, nearly enough
 UNITS_PER_CORE = 4  # enough that threads finish together; each unit also costs a division or two
 RESERVED_REGISTERS = 4  # for weights and inputs beside the accumulators of a tile
 
@@ -45,7 +47,8 @@ def for_each_tile(
     write_tile: Callable[[Expr, Expr, Expr, TileRun], None],
 ) -> None:
     """Loop over planes (image and channel block), rows, and column tiles: ``write_tile(plane, y, x, run)``."""
-    with parallel(planes, pieces) as (plane, piece):
+    bytes_moved = planes * VECTOR_BYTES * (rows.size * columns.size + rows.out * columns.out)
+    with shared_loop((planes, pieces), bytes_moved=bytes_moved) as (plane, piece):
         begin = 0 if pieces == 1 else bind(piece * rows.out // pieces)
         end = rows.out if pieces == 1 else bind((piece + 1) * rows.out // pieces)
         with loop(end, begin) as y:

@@ -1,0 +1,1 @@
+"""Runnable examples; start one with ``python -m examples.NAME`` from the checkout."""

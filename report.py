@@ -1,0 +1,156 @@
+"""What the command line shows: progress of long work, and tables of results."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import torch
+
+    from .passes.report import Report
+    from .targets import Target
+    from .targets.executable import KernelTime
+    from .targets.model_info import ModelInfo, Port
+
+
+_DOT_PRODUCTS = {"avx512_vnni": "VNNI", "avx512_bf16": "BF16", "amx_tile": "AMX"}
+
+
+class Progress:
+    """Says on stderr which stage of a job is running, and how long each took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console = Console(stderr=True, highlight=False)
+        self._status = self._console.status("starting")
+        self._stage = ""
+        self._started = 0.0
+
+    def begin(self, stage: str) -> None:
+        """End the current stage and begin another."""
+        self._finish()
+        self._stage, self._started = stage, time.perf_counter()
+        self._status.update(f"{stage} …")
+
+    def _finish(self) -> None:
+        if self._stage:
+            elapsed = time.perf_counter() - self._started
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + elapsed
+            self._console.print(f"{self._stage}: {elapsed:.2f} s", style="dim")
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Show progress for the duration of a block; use its `Progress.begin`."""
+    shown = Progress()
+    with shown._status:
+        yield shown
+        shown._finish()
+
+
+def passes_table(report: Report) -> Table:
+    """What each pass changed."""
+    table = _table("pass", "ops", "rewrites", "refused", "ms", title="passes")
+    for record in report.records:
+        table.add_row(
+            record.text,
+            f"{record.ops_before} → {record.ops_after}",
+            str(len(record.applied)),
+            str(len(record.refused)),
+            f"{record.seconds * 1e3:.1f}",
+            style="" if record.changed else "dim",
+        )
+    return table
+
+
+def kernels_table(kernels: Sequence[KernelTime], top: int | None = None) -> Table:
+    """The profile of a model, the slowest kernels first."""
+    total = sum(kernel.seconds for kernel in kernels)
+    title = f"kernels: {len(kernels)} calls, {total * 1e3:.3f} ms together"
+    table = _table("location", "op", "kernel", "us", "share", "GFLOP/s", "GB/s", title=title, text_columns=3)
+    for timed in sorted(kernels, key=lambda kernel: kernel.seconds, reverse=True)[:top]:
+        table.add_row(
+            timed.kernel.location or "-",
+            timed.kernel.op,
+            timed.kernel.function,
+            f"{timed.seconds * 1e6:.1f}",
+            f"{timed.seconds / total:.1%}",
+            f"{timed.gflops:.1f}",
+            f"{timed.gbytes:.1f}",
+        )
+    return table
+
+
+def outputs_table(ports: Sequence[Port], outputs: Sequence[torch.Tensor]) -> Table:
+    """Names, types and ranges of a model's outputs."""
+    table = _table("output", "type", "min", "mean", "max", "largest at", title="outputs", text_columns=2)
+    for row in describe_outputs(ports, outputs):
+        numbers = ("-" if row[key] is None else f"{row[key]:.6g}" for key in ("min", "mean", "max"))
+        table.add_row(row["name"], row["type"], *numbers, str(row["largest_at"]))
+    return table
+
+
+def describe_outputs(ports: Sequence[Port], outputs: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
+    """`outputs_table` as JSON types; a number that is not finite is None."""
+    return [_describe_output(port, tensor) for port, tensor in zip(ports, outputs, strict=True)]
+
+
+def _describe_output(port: Port, tensor: torch.Tensor) -> dict[str, Any]:
+    numbers: dict[str, Any] = {"min": None, "mean": None, "max": None, "largest_at": None}
+    if tensor.numel():
+        values = tensor.double()
+        largest = int(values.argmax())
+        strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.dim())]
+        position = [largest // stride % extent for stride, extent in zip(strides, tensor.shape, strict=True)]
+        found = {"min": values.min().item(), "mean": values.mean().item(), "max": values.max().item()}
+        numbers = {key: value if math.isfinite(value) else None for key, value in found.items()}
+        numbers["largest_at"] = position
+    return {"name": port.name, "type": str(port.type), **numbers}
+
+
+def targets_table(targets: Sequence[Target], host: Target | None) -> Table:
+    """All targets; the one that ``x86:native`` stands for is marked, and shown with this machine's caches."""
+    table = _table("target", "", "vectors", "L1, L2, L3", "dot products", title="targets", text_columns=2)
+    for target in targets:
+        native = host is not None and host.name == target.name
+        shown = host if native else target
+        table.add_row(
+            target.name,
+            "native" if native else "",
+            f"{shown.vector_registers} x {8 * shown.vector_bytes} bit",
+            ", ".join(_size(count) for count in (shown.l1_bytes, shown.l2_bytes, shown.l3_bytes)),
+            " ".join(name for feature, name in _DOT_PRODUCTS.items() if feature in shown.features),
+            style="bold" if native else "",
+        )
+    return table
+
+
+def describe_model(info: ModelInfo) -> dict[str, Any]:
+    """Name, inputs, outputs, target and number of kernels of a compiled model, as JSON types."""
+    return {
+        "name": info.name,
+        "target": info.target.name,
+        "inputs": [{"name": port.name, "type": str(port.type)} for port in info.inputs],
+        "outputs": [{"name": port.name, "type": str(port.type)} for port in info.outputs],
+        "kernels": len(info.kernels),
+    }
+
+
+def _table(*columns: str, title: str, text_columns: int = 1) -> Table:
+    """A table whose first columns hold text and whose other columns hold numbers."""
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < text_columns else "right", overflow="fold")
+    return table
+
+
+def _size(count: int) -> str:
+    """Binary kilo- or megabytes."""
+    return f"{count / 2**20:g}M" if count >= 2**20 else f"{count // 2**10}K"

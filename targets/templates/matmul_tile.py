@@ -1,0 +1,69 @@
+"""The innermost part of every matrix product: one register tile summed over ``k``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .builder import RegisterTile, broadcast, loop
+
+Expr = Any
+Index = Any
+
+
+def accumulate(
+    rows: int,
+    vectors: int,
+    lanes: int,
+    steps: int,
+    element: Callable[[int, Index], Expr],
+    vector_at: Callable[[Index, int], Expr],
+    *,
+    unroll: int = 1,
+    chains: int = 1,
+    before_step: Callable[[Index], None] | None = None,
+    dtype: str = "float32",
+) -> RegisterTile:
+    """Sums ``tile[row * vectors + v] = sum_k element(row, k) * vector_at(k, v)`` in registers.
+
+    Parameters
+    ----------
+    rows, vectors, lanes
+        Shape of the tile.
+    steps
+        Extent of ``k``.
+    element
+        The scalar of the left operand, read for each row and step and broadcast.
+    vector_at
+        A vector of the right operand, read once for each step.
+    unroll, chains
+        Steps written out in the loop, and independent sums for each result, added up at the end.
+    before_step
+        Emits what else a step does, a prefetch for example.
+    dtype
+        Element type.
+    """
+    tile = RegisterTile(rows * vectors * chains, lanes, dtype)
+    tile.fill(0.0)
+
+    def step(k: Index, chain: int) -> None:
+        if before_step is not None:
+            before_step(k)
+        right = [vector_at(k, vector) for vector in range(vectors)]
+        for row in range(rows):
+            left = broadcast(element(row, k), lanes)
+            for vector in range(vectors):
+                tile.multiply_add((chain * rows + row) * vectors + vector, left, right[vector])
+
+    unroll = max(unroll, chains)
+    whole = steps // unroll
+    if whole:
+        with loop(whole) as block:
+            for inner in range(unroll):
+                step(block * unroll + inner, inner % chains)
+    for k in range(whole * unroll, steps):
+        step(k, k % chains)
+    for chain in range(1, chains):
+        for index in range(rows * vectors):
+            tile[index] = tile[index] + tile[chain * rows * vectors + index]
+    return tile

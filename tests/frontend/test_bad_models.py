@@ -1,0 +1,192 @@
+"""Models that cannot be converted: every message says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tersor.frontend import Operator, UnsupportedError, from_torch
+from tersor.ir import TersorError
+from torch import nn
+
+X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Spectrum(nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft(x).abs()
+
+
+class Order(nn.Module):
+    def forward(self, x):
+        return x.cumsum(-1).sort(-1).values
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = Order()
+        self.inner = nn.ModuleDict({"spectrum": Spectrum()})
+        self.last = Order()
+        self.pool = nn.MaxPool1d(2, return_indices=True)
+
+    def forward(self, x):
+        values, places = self.pool(self.last(self.first(x))[None])
+        return self.inner["spectrum"](x), values, places
+
+
+def test_all_unsupported_operators_are_listed_once_with_their_paths():
+    with pytest.raises(UnsupportedError) as caught:
+        from_torch(Net(), X)
+    assert isinstance(caught.value, TersorError)
+    listed = {(operator.name, operator.path) for operator in caught.value.operators}
+    assert listed >= {
+        ("aten.cumsum.default", "first"),
+        ("aten.sort.default", "first"),
+        ("aten.cumsum.default", "last"),
+        ("aten.sort.default", "last"),
+        ("aten._fft_r2c.default", "inner.spectrum"),
+        ("aten.max_pool2d_with_indices.default", "pool"),
+    }
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("4 operators are not supported: ")
+    assert "aten.cumsum.default at 'first', 'last'; " in message
+    assert "aten.max_pool2d_with_indices.default (its result number 1 is not available) at 'pool'" in message
+    assert message.endswith("or add a converter in tersor/frontend/converters")
+
+
+def test_many_paths_are_abbreviated():
+    error = UnsupportedError(Operator("aten.sort.default", f"layers.{i}") for i in range(9))
+    assert "at 'layers.0', 'layers.1', 'layers.2', 'layers.3' and 5 more" in str(error)
+
+
+REFUSED = {
+    "transposed convolution": (lambda x: nn.functional.conv_transpose1d(x[None], torch.ones(2, 3, 3))),
+    "3-dimensional convolution": (lambda x: nn.functional.conv3d(x[None, None, None], torch.ones(1, 1, 1, 1, 1))),
+    "a divisor other than": (lambda x: nn.functional.avg_pool2d(x[None], 2, divisor_override=3)),
+    "has a shape that depends on the data": (lambda x: torch.ops.aten.index.Tensor(x, [torch.ones(2).bool()])),
+    "attention with dropout": (
+        lambda x: nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.1)
+    ),
+    "it is in training mode": (lambda x: nn.functional.dropout(x, 0.5, training=True)),
+    "integer division": (lambda x: x.long() // 2),
+    "rounding mode 'trunc'": (lambda x: torch.div(x, 2, rounding_mode="trunc")),
+    "only boolean tensors": (lambda x: x.long() & 1),
+    "writing into a slice with step 2": (lambda x: x.slice_scatter(x[:, ::2], 1, step=2)),
+    "windows of unequal size": (lambda x: nn.functional.adaptive_max_pool2d(x[None], 3)),
+    "which is not a number": (lambda x: x[:1].var(0)),
+    "aten.rand.default": (lambda x: x + torch.rand(4)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:var():UserWarning", "ignore:std:UserWarning")
+@pytest.mark.parametrize("reason", REFUSED)
+def test_refusals_carry_a_reason(reason, wrap):
+    with pytest.raises(TersorError, match=reason):
+        from_torch(wrap(REFUSED[reason]), X)
+
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x):
+        self.count += 1
+        return x * self.count
+
+
+def with_weight(tensor: torch.Tensor) -> nn.Module:
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", tensor)
+
+        def forward(self, x):
+            return torch.view_as_real(self.table) if self.table.is_complex() else x @ self.table
+
+    return Weighted()
+
+
+BAD_MODELS = {
+    "data-dependent": (
+        lambda: lambda x: x * 2 if x.sum() > 0 else x,
+        (X,),
+        "torch.export cannot trace Lambda: .*first",
+    ),
+    "wrong arguments": (lambda: nn.Linear(3, 3), (X,), r"torch.export cannot trace Linear: .*; make it pass"),
+    "non-tensor output": (lambda: lambda x: (x, 3.5), (X,), "the model returns 3.5, which is not a tensor"),
+    "buffer mutation": (Counter, (X,), "writes to its own 'count' when it runs"),
+    "complex input": (
+        lambda: lambda x: x * 2,
+        (X.to(torch.complex64),),
+        "input 'inputs_0': element type torch.complex64",
+    ),
+    "complex weight": (
+        lambda: with_weight(torch.ones(4, dtype=torch.complex64)),
+        (X,),
+        "weight 'table': element type torch.complex64 is not supported; cast it",
+    ),
+    "meta weight": (
+        lambda: nn.Linear(4, 2, device="meta"),
+        (X.to("meta"),),
+        "has no numbers .* load the weights first",
+    ),
+    "no inputs": (lambda: nn.Linear(4, 2), None, "example_inputs are needed to trace a module"),
+    "wrong inputs": (
+        lambda: nn.Linear(4, 2),
+        3,
+        "must be a tensor, a tuple of tensors or a dict of named ones, not int",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_bad_model(name, wrap):
+    make, inputs, message = BAD_MODELS[name]
+    model = make()
+    with pytest.raises(TersorError, match=message) as caught:
+        from_torch(model if isinstance(model, nn.Module) else wrap(model), inputs)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_sparse_weight():
+    with pytest.raises(TersorError, match=r"sparse .*use .to_dense|torch.export cannot trace"):
+        from_torch(with_weight(torch.eye(4).to_sparse()), X)
+
+
+def test_not_a_module():
+    with pytest.raises(TersorError, match=r"takes an nn.Module or a torch.export.ExportedProgram, not function"):
+        from_torch(lambda x: x, X)
+
+
+def test_dynamic_shapes():
+    module = nn.Linear(4, 2)
+    batch = torch.export.Dim("batch")
+    with pytest.raises(TersorError, match="leave dynamic_shapes out"):
+        from_torch(module, X, dynamic_shapes={"input": {0: batch}})
+    program = torch.export.export(module, (X,), dynamic_shapes={"input": {0: batch}})
+    with pytest.raises(TersorError, match=r"input 'input' has dynamic shape .*without dynamic_shapes"):
+        from_torch(program)
+
+
+def test_a_program_exported_in_training_mode():
+    program = torch.export.export(nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5)).train(), (X,))
+    with pytest.raises(TersorError, match=r"eval\(\)"):
+        from_torch(program)
+
+
+def test_foreign_functions_are_refused_before_they_can_run():
+    program = torch.export.export(nn.ReLU(), (X,))
+    called = []
+
+    def intruder(x):
+        called.append(x)
+        return x
+
+    node = next(node for node in program.graph.nodes if node.op == "call_function")
+    node.target = intruder
+    with pytest.raises(UnsupportedError, match="intruder"):
+        from_torch(program)
+    assert not called

@@ -1,0 +1,376 @@
+"""Loading what a command line names, and every way in which that can go wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from tersor import ir
+from tersor.frontend import from_torch, load_model
+from tersor.frontend.load import example_tensors
+from tersor.ir import DType, TensorType, TersorError
+from torch import nn
+
+X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("shift", torch.ones(3), persistent=False)
+
+    def forward(self, x):
+        return torch.relu(self.linear(x)) + self.shift
+
+
+@pytest.fixture
+def program():
+    torch.manual_seed(0)
+    return torch.export.export(Net().eval(), (X,))
+
+
+@pytest.fixture
+def pt2(program, tmp_path) -> Path:
+    path = tmp_path / "net.pt2"
+    torch.export.save(program, path)
+    return path
+
+
+def rewrite(path: Path, change) -> Path:
+    """Pass every member of the archive, as (name without the top folder, bytes), through ``change``."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in members.items():
+            top, _, inner = name.partition("/")
+            for new_name, new_data in change(inner, data).items():
+                archive.writestr(f"{top}/{new_name}", new_data)
+    return path
+
+
+class Bomb:
+    """Runs code when it is unpickled: sets a flag on `sys`."""
+
+    def __reduce__(self):
+        return exec, ("import sys; sys.tersor_bomb_went_off = True",)
+
+
+@pytest.fixture
+def no_bomb():
+    yield
+    exploded = hasattr(sys, "tersor_bomb_went_off")
+    if exploded:
+        del sys.tersor_bomb_went_off
+    assert not exploded, "code from a file was run"
+
+
+# Good input ------------------------------------------------------------------------------------------------------
+
+
+def test_exported_program_with_its_inputs(pt2, program, same):
+    loaded = load_model(str(pt2))
+    (x,) = loaded.example_inputs
+    assert torch.equal(x, X)
+    same(loaded.to_graph().evaluate(x)[0], program.module()(X).detach())
+    assert ir.structurally_equal(loaded.to_graph(), from_torch(program))
+
+
+def test_exported_program_without_inputs(program, tmp_path):
+    path = tmp_path / "net.pt2"
+    program.example_inputs = None
+    torch.export.save(program, path)
+    loaded = load_model(str(path))
+    assert [tuple(x.shape) for x in loaded.example_inputs] == [(2, 4)]
+    loaded.to_graph().evaluate(*loaded.example_inputs)
+
+
+def test_exported_program_with_named_inputs(tmp_path):
+    class Named(nn.Module):
+        def forward(self, *, x):
+            return x * 2
+
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(Named(), (), {"x": X}), path)
+    assert torch.equal(load_model(str(path)).example_inputs["x"], X)
+
+
+def test_ir_text(program, tmp_path, same):
+    graph = from_torch(program)
+    path = tmp_path / "net.tir"
+    ir.save_ir(graph, path)
+    loaded = load_model(str(path))
+    assert ir.structurally_equal(loaded.to_graph(), graph)
+    (x,) = loaded.example_inputs
+    same(loaded.to_graph().evaluate(x)[0], graph.evaluate(x)[0])
+
+
+def test_example_tensors_fit_every_type():
+    types = [TensorType((2, 3), dtype) for dtype in DType]
+    tensors = example_tensors(types)
+    assert [TensorType(tuple(x.shape), DType.from_torch(x.dtype)) for x in tensors] == types
+    assert not tensors[list(DType).index(DType.I64)].any()
+    assert tensors[list(DType).index(DType.BOOL)].all()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A current directory with a package that is not on the path."""
+    package = tmp_path / "tersor_zoo"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "nets.py").write_text(
+        """
+import torch
+from torch import nn
+
+def tiny():
+    return nn.ReLU(), torch.zeros(2, 3)
+
+def named():
+    return nn.ReLU(), {"input": torch.zeros(2, 3)}
+
+def only_module():
+    return nn.ReLU()
+
+def wrong_order():
+    return (torch.zeros(1),), nn.ReLU()
+
+def bad_inputs():
+    return nn.ReLU(), 3
+
+def broken():
+    raise ValueError("no weights\\nhere")
+
+constant = nn.ReLU()
+"""
+    )
+    (package / "needs.py").write_text("import a_module_that_is_not_there\n")
+    (package / "syntax.py").write_text("def (:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield package
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tersor_zoo"]:
+        del sys.modules[name]
+
+
+def test_factory_from_the_current_directory(project):
+    loaded = load_model("tersor_zoo.nets:tiny")
+    assert isinstance(loaded.model, nn.ReLU)
+    assert [tuple(x.shape) for x in loaded.example_inputs] == [(2, 3)]
+    assert [op.name for op in loaded.to_graph().ops] == ["relu"]
+
+
+def test_factory_with_named_inputs(project):
+    loaded = load_model("tersor_zoo.nets:named")
+    assert list(loaded.example_inputs) == ["input"]
+    assert [op.name for op in loaded.to_graph().ops] == ["relu"]
+
+
+# Bad factories ---------------------------------------------------------------------------------------------------
+
+FACTORY_ERRORS = {
+    "tersor_zoo.nets:tinny": "module tersor_zoo.nets has no 'tinny'; did you mean 'tiny'?",
+    "tersor_zoo.net:tiny": "no module named 'tersor_zoo.net'; did you mean 'tersor_zoo.nets'?",
+    "tersor_zo:tiny": "no module named 'tersor_zo'; did you mean 'tersor_zoo'?",
+    "tersor_zoo.nets:only_module": r"must return (module, example_inputs), not a ReLU",
+    "tersor_zoo.nets:wrong_order": r"must return (module, example_inputs), but the first is a tuple of 1",
+    "tersor_zoo.nets:bad_inputs": "example_inputs must be a tensor, a tuple of tensors or a dict of named ones, not int",
+    "tersor_zoo.nets:broken": "calling it raised ValueError: no weights here",
+    "tersor_zoo.nets:constant": "must return (module, example_inputs), not a",
+    "tersor_zoo.nets:torch": "is a module; name a function",
+    "tersor_zoo.needs:x": "needs module 'a_module_that_is_not_there', which is not installed",
+    "tersor_zoo.syntax:x": "importing tersor_zoo.syntax raised SyntaxError",
+    "tersor_zoo/nets.py:tiny": "no such file, and not of the form package.module:factory",
+    ":tiny": "no such file, and not of the form package.module:factory",
+    "tersor_zoo.nets.tiny": "no such file; name a .pt2 file, an IR text file or package.module:factory",
+    "tersor_zoo": "is a directory; name a .pt2 file",
+}
+
+
+@pytest.mark.parametrize("spec", FACTORY_ERRORS)
+def test_bad_factory(spec, project):
+    if spec.endswith(":constant"):
+        pytest.skip("a module can be called: covered by the message of its own failure below")
+    with pytest.raises(TersorError) as caught:
+        load_model(spec)
+    message = str(caught.value)
+    assert message.startswith(spec)
+    assert FACTORY_ERRORS[spec] in message
+    assert "\n" not in message
+
+
+# Bad files -------------------------------------------------------------------------------------------------------
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(TersorError) as caught:
+        load_model(str(path))
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message
+
+
+def test_missing_file(tmp_path):
+    assert "no such file; name a .pt2 file" in refusal(tmp_path / "absent.pt2")
+
+
+def test_state_dict(tmp_path, no_bomb):
+    path = tmp_path / "weights.pt"
+    torch.save({"x": X}, path)
+    assert "is a file of torch.save (weights or a pickled module), not an exported program; save the" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.pt2"])
+def test_pickled_module(tmp_path, no_bomb, name):
+    path = tmp_path / name
+    torch.save([Bomb()], path)
+    assert "is a file of torch.save" in refusal(path)
+
+
+def test_plain_pickle(tmp_path, no_bomb):
+    import pickle
+
+    path = tmp_path / "net.pt"
+    path.write_bytes(pickle.dumps(Bomb()))
+    assert "is a pickle, which can run code when loaded, so it is refused" in refusal(path)
+
+
+@pytest.mark.parametrize("size", [0, 3, 100, 1000, -300, -1])
+def test_truncated_program(pt2, size):
+    data = pt2.read_bytes()
+    pt2.write_bytes(data[:size])
+    assert "is truncated, or not an exported program" in refusal(pt2)
+
+
+def test_other_zip(tmp_path):
+    path = tmp_path / "net.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert "is a zip file, but not an exported program" in refusal(path)
+
+
+def test_compiled_artifact(tmp_path):
+    path = tmp_path / "model.tersor"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("manifest.json", "{}")
+    assert "is a compiled model already; use it with `tersor run`" in refusal(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"import torch\n", b"\x7fELF\x02\x01\x00\x00", b"\xff\xfe\x00"])
+def test_other_file(tmp_path, content):
+    path = tmp_path / "net.txt"
+    path.write_bytes(content)
+    assert "is neither an exported program nor IR text; save the model with torch.export.save" in refusal(path)
+
+
+def test_onnx_file(tmp_path):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"\x08\x07\x12\x07pytorch")
+    assert "ONNX files are not supported" in refusal(path)
+
+
+def test_malformed_ir(tmp_path):
+    path = tmp_path / "net.tir"
+    path.write_text("# tersor ir 1\ngraph @g(%x: f32[2]) {\n  %0 = rellu(%x) : f32[2]\n  return %0\n}\n")
+    assert "line 3, column 8: unknown op 'rellu'; did you mean 'relu'?" in refusal(path)
+
+
+def test_ir_without_weights(program, tmp_path):
+    path = tmp_path / "net.tir"
+    ir.save_ir(from_torch(program), path)
+    path.with_suffix(".safetensors").unlink()
+    assert "no such weights file" in refusal(path)
+
+
+def test_unreadable_file(pt2, monkeypatch):
+    def deny(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", deny)
+    assert "cannot be read (Permission denied)" in refusal(pt2)
+
+
+# Archives that would run code ------------------------------------------------------------------------------------
+
+
+def pickled(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def test_archive_with_pickled_example_inputs(pt2, no_bomb):
+    rewrite(pt2, lambda name, data: {name: pickled([Bomb()]) if name.startswith("data/sample") else data})
+    assert "its example inputs are a pickle of more than tensors" in refusal(pt2)
+
+
+@pytest.mark.parametrize("kind", ["weights", "constants"])
+def test_archive_with_pickled_tensors(pt2, no_bomb, kind):
+    def plant(name, data):
+        if not name.startswith(f"data/{kind}/"):
+            return {name: data}
+        if not name.endswith(".json"):
+            return {name: pickled(Bomb())}
+        config = json.loads(data)
+        for payload in config["config"].values():
+            payload["use_pickle"] = True
+        return {name: json.dumps(config)}
+
+    rewrite(pt2, plant)
+    assert "is stored as a pickle, which can run code when loaded, so it is refused" in refusal(pt2)
+
+
+def test_archive_with_a_custom_object(pt2, no_bomb):
+    def plant(name, data):
+        if name != "data/constants/model_constants_config.json":
+            return {name: data}
+        config = json.loads(data)
+        payload = dict(next(iter(config["config"].values())), path_name="opaque_obj_0")
+        config["config"]["object"] = payload
+        return {name: json.dumps(config), "data/constants/opaque_obj_0": pickled(Bomb())}
+
+    rewrite(pt2, plant)
+    assert "'object' is stored as a pickle" in refusal(pt2)
+
+
+def test_archive_in_the_older_format(pt2, no_bomb):
+    rewrite(pt2, lambda name, data: {name: data, "data/weights/model.pt": pickled(Bomb())})
+    assert "is in an older format with pickled weights" in refusal(pt2)
+
+
+def test_archive_with_compiled_code(pt2):
+    rewrite(pt2, lambda name, data: {name: data, "data/aotinductor/model/code.so": b"\x7fELF"})
+    assert "contains compiled code, which is refused" in refusal(pt2)
+
+
+def test_archive_with_a_foreign_function(pt2):
+    def plant(name, data):
+        return {name: data.replace(b"torch.ops.aten.relu.default", b"torch.os.abort")}
+
+    rewrite(pt2, plant)
+    assert "calls 'torch.os.abort', which is not an operator of PyTorch" in refusal(pt2)
+
+
+def test_archive_with_dynamic_shapes(tmp_path):
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(Net().eval(), (X,), dynamic_shapes={"x": {0: torch.export.Dim("n")}}), path)
+    assert "has dynamic shapes, which are not supported" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["models/model.json", "data/weights/model_weights_config.json", "archive_format"])
+@pytest.mark.parametrize("data", [b"", b"{", b'{"config": {}}', b"[]"])
+def test_damaged_archive(pt2, name, data):
+    rewrite(pt2, lambda member, old: {member: data if member == name else old})
+    assert "exported program" in refusal(pt2)
+
+
+def test_archive_of_another_version(pt2):
+    rewrite(pt2, lambda name, data: {name: b"999" if name == "archive_version" else data})
+    assert "cannot be read as an exported program" in refusal(pt2)

@@ -1,0 +1,386 @@
+"""Artifacts: what comes back is what was saved, and whatever cannot be run is refused before any code is mapped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tersor
+import torch
+from tersor.ir import structurally_equal
+from tersor.targets import Executable, list_targets
+from tersor.targets import archive as archive_module
+from tersor.targets import artifact as artifact_module
+from tersor.targets.archive import ALIGNMENT, Archive, ArchiveWriter
+from tersor.targets.artifact import CODE, CONSTANTS, GRAPH, MANIFEST, WEIGHTS, load, load_graph, read_manifest
+from tersor.targets.features import required_features
+from tersor.targets.manifest import ArtifactError
+from tersor.targets.runtime import LinkedCode
+
+MEMBERS = (CODE, CONSTANTS, GRAPH, WEIGHTS)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """All members of an artifact."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def rewrite(source: Path, path: Path, edit: Callable[[dict[str, Any]], None], **replaced: bytes | None) -> Path:
+    """Write a copy with an edited manifest and replaced members (None: left out), all hashes right."""
+    members = contents(source)
+    manifest = json.loads(members.pop(MANIFEST))
+    with ArchiveWriter(path) as archive:
+        for name, data in (members | {name.replace("_", "."): data for name, data in replaced.items()}).items():
+            if data is not None:
+                member = archive.add(name, len(data), [data])
+                manifest["members"][name] = {"size": member.size, "sha256": member.sha256}
+        edit(manifest)
+        archive.add_index(MANIFEST, json.dumps(manifest).encode())
+    return path
+
+
+def keep(manifest: dict[str, Any]) -> None:
+    """Change nothing."""
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """Loads a file, sees that it is refused before any code is mapped, and returns the one-line message."""
+
+    def fail(path: Path) -> None:
+        raise AssertionError("code was mapped")
+
+    def check(path: Path) -> str:
+        monkeypatch.setattr(LinkedCode, "load", fail)
+        with pytest.raises(ArtifactError) as caught:
+            tersor.load(path)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert str(path) in message
+        return message
+
+    return check
+
+
+# Round trip -------------------------------------------------------------------------------------------------------
+
+
+def test_a_loaded_model_gives_the_same_numbers(artifact: Path, executable: Executable, example: torch.Tensor) -> None:
+    loaded = tersor.load(artifact, threads=1)
+    assert loaded.threads == 1
+    assert loaded.info == executable.info
+    assert torch.equal(loaded(example), executable(example))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.constants, executable.constants, strict=True))
+
+
+def test_the_graph_comes_back_when_asked_for(
+    artifact: Path, executable: Executable, example: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    read = artifact_module._read_graph
+    monkeypatch.setattr(artifact_module, "_read_graph", lambda *args: reads.append(args) or read(*args))
+    loaded = tersor.load(artifact)
+    loaded(example)
+    assert reads == []
+    assert structurally_equal(loaded.graph, executable.graph)
+    assert loaded.graph is loaded.graph
+    assert len(reads) == 1
+    torch.testing.assert_close(loaded.graph.evaluate(example)[0], executable(example), rtol=0, atol=1e-5)
+
+
+def test_saving_a_loaded_model_gives_the_same_members(artifact: Path, tmp_path: Path) -> None:
+    again = contents(tersor.load(artifact).save(tmp_path / "again.tersor"))
+    original = contents(artifact)
+    assert {name: again[name] for name in MEMBERS} == {name: original[name] for name in MEMBERS}
+
+
+def test_a_new_process_runs_it(artifact: Path, executable: Executable, example: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({"x": example}, tmp_path / "x.pt")
+    script = f"""
+import torch, tersor
+x = torch.load({str(tmp_path / "x.pt")!r}, weights_only=True)["x"]
+torch.save({{"y": tersor.load({str(artifact)!r})(x)}}, {str(tmp_path / "y.pt")!r})
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, timeout=120)
+    result = torch.load(tmp_path / "y.pt", weights_only=True)["y"]
+    assert torch.equal(result, executable(example))
+
+
+def test_constants_are_mapped_and_aligned(artifact: Path) -> None:
+    loaded = tersor.load(artifact)
+    addresses = [tensor.data_ptr() for tensor in loaded.constants]
+    assert all(address % ALIGNMENT == 0 for address in addresses)
+    spans = [constant.offset for constant in read_manifest(artifact).constants]
+    assert [address - addresses[0] for address in addresses] == spans  # one mapping, no copies
+
+
+def test_the_file_may_be_replaced_or_deleted_while_in_use(
+    artifact: Path, executable: Executable, example: torch.Tensor, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.tersor"
+    path.write_bytes(artifact.read_bytes())
+    loaded = tersor.load(path)
+    loaded.save(path)
+    path.unlink()
+    assert torch.equal(loaded(example), executable(example))
+    assert structurally_equal(loaded.graph, executable.graph)
+
+
+def test_the_manifest_tells_all(artifact: Path, executable: Executable) -> None:
+    manifest = read_manifest(artifact)
+    assert manifest.model == executable.info
+    assert manifest.versions["apache-tvm"] == version("apache-tvm")
+    assert set(manifest.members) == set(MEMBERS)
+    assert set(manifest.features) >= set(executable.info.target.features)
+    assert {name: member.size for name, member in manifest.members.items()} == {
+        name: len(data) for name, data in contents(artifact).items() if name != MANIFEST
+    }
+
+
+def test_what_llvm_may_use_by_itself_is_required() -> None:
+    by_name = {target.name: target for target in list_targets()}
+    for target in by_name.values():
+        assert set(target.features) <= set(required_features(target))
+    assert "avx512vbmi" in required_features(by_name["x86:icelake-server"])
+    assert "avx512vbmi" not in required_features(by_name["x86:cascadelake"])
+    assert "avx512f" not in required_features(by_name["x86:znver3"])
+
+
+# Damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("member", [*MEMBERS, MANIFEST])
+def test_an_altered_member_is_named(member: str, artifact: Path, tmp_path: Path, refused: Any) -> None:
+    data = bytearray(artifact.read_bytes())
+    with zipfile.ZipFile(artifact) as archive:
+        info = archive.getinfo(member)
+    middle = data.index(contents(artifact)[member], info.header_offset) + info.file_size // 2
+    data[middle] ^= 1
+    path = tmp_path / "altered.tersor"
+    path.write_bytes(data)
+    assert f"{member} was altered" in refused(path)
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(artifact: Path, tmp_path: Path, refused: Any) -> None:
+    data = artifact.read_bytes()
+    path = tmp_path / "cut.tersor"
+    for size in (4, 100, len(data) // 2, len(data) - 2000, len(data) - 1):
+        path.write_bytes(data[:size])
+        assert "truncated or damaged" in refused(path)
+
+
+def test_damage_anywhere_is_an_error_or_harmless(
+    artifact: Path, executable: Executable, example: torch.Tensor, tmp_path: Path
+) -> None:
+    data = artifact.read_bytes()
+    start = data.index(b"PK\x01\x02")  # of the directory, whose every byte is tried; of the members, some
+    path = tmp_path / "damaged.tersor"
+    positions = [*range(0, 64), *range(64, start, max(1, start // 100)), *range(start, len(data), 3)]
+    for position in positions:
+        damaged = bytearray(data)
+        damaged[position] ^= 0xFF
+        path.unlink(missing_ok=True)
+        path.write_bytes(damaged)
+        try:
+            loaded = load(path)
+        except ArtifactError as error:
+            assert "\n" not in str(error)
+        else:
+            assert torch.equal(loaded(example), executable(example))
+
+
+def test_files_of_other_kinds_are_refused(tmp_path: Path, refused: Any) -> None:
+    assert "no such file" in refused(tmp_path / "nothing.tersor")
+    assert "is not a file" in refused(tmp_path)
+    path = tmp_path / "other.tersor"
+    path.write_bytes(b"")
+    assert "it is empty" in refused(path)
+    path.write_text("graph @net() {}")
+    assert "not a .tersor artifact" in refused(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert "not a .tersor artifact" in refused(path)
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_missing_member_is_named(member: str, artifact: Path, tmp_path: Path, refused: Any) -> None:
+    path = rewrite(artifact, tmp_path / "less.tersor", keep, **{member.replace(".", "_"): None})
+    assert f"lacks '{member}'" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["../evil.so", "/tmp/evil.so", "extra.bin"])
+def test_unknown_members_are_refused(name: str, artifact: Path, tmp_path: Path, refused: Any) -> None:
+    path = tmp_path / "more.tersor"
+    path.write_bytes(artifact.read_bytes())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, "x")
+    assert f"unknown member '{name}'" in refused(path)
+
+
+def test_two_members_of_one_name_are_refused(artifact: Path, tmp_path: Path, refused: Any) -> None:
+    path = tmp_path / "twice.tersor"
+    path.write_bytes(artifact.read_bytes())
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(CODE, "x")
+    assert "two members have one name" in refused(path)
+
+
+def test_a_compressed_member_is_refused(artifact: Path, tmp_path: Path, refused: Any) -> None:
+    path = tmp_path / "bomb.tersor"
+    with zipfile.ZipFile(artifact) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in source.namelist():
+            kind = zipfile.ZIP_DEFLATED if name == CONSTANTS else zipfile.ZIP_STORED
+            archive.writestr(name, source.read(name), kind)
+        archive.comment = source.comment
+    assert f"{CONSTANTS} is compressed" in refused(path)
+
+
+def test_an_absurd_manifest_is_refused(
+    artifact: Path, tmp_path: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "_LARGEST_INDEX", 1000)
+    assert "absurd size" in refused(artifact)
+
+
+def test_code_that_is_no_code_is_an_error(artifact: Path, tmp_path: Path) -> None:
+    path = rewrite(artifact, tmp_path / "junk.tersor", keep, model_so=b"junk")
+    with pytest.raises(ArtifactError, match="its code cannot be loaded"):
+        tersor.load(path)
+
+
+def test_a_graph_that_is_no_graph_is_an_error(artifact: Path, tmp_path: Path) -> None:
+    path = rewrite(artifact, tmp_path / "junk.tersor", keep, graph_ir=b"graph @net(")
+    loaded = tersor.load(path)
+    with pytest.raises(ArtifactError, match="the graph in it is not readable"):
+        _ = loaded.graph
+
+
+# Manifest ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_newer_schema_is_refused_whatever_else_it_brings(artifact: Path, tmp_path: Path, refused: Any) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["schema"] = 2
+        manifest["something new"] = True
+
+    path = rewrite(artifact, tmp_path / "newer.tersor", edit, model_so=None, new_bin=b"x")
+    assert "schema 2 is newer than 1" in refused(path)
+
+
+def test_a_manifest_that_is_not_json_is_refused(artifact: Path, tmp_path: Path, refused: Any) -> None:
+    path = tmp_path / "text.tersor"
+    for text, message in (
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"3", "schema"),
+    ):
+        with ArchiveWriter(path) as archive:
+            archive.add_index(MANIFEST, text)
+        assert message in refused(path)
+
+
+def set_at(*keys: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
+    """An edit of one field."""
+
+    def edit(manifest: Any) -> None:
+        for key in keys[:-1]:
+            manifest = manifest[key]
+        manifest[keys[-1]] = to
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (set_at("schema", to="1"), "no schema version"),
+        (set_at("schema", to=True), "no schema version"),
+        (set_at("versions", to=[]), "manifest.versions must be an object"),
+        (set_at("features", to="avx2"), "manifest.features must be a list"),
+        (set_at("features", to=[7]), "manifest.features[0] must be text"),
+        (set_at("model", "name", to=None), "manifest.model.name must be text"),
+        (set_at("model", "inputs", 0, "type", to="f33[1]"), "manifest.model.inputs[0].type: 'f33[1]' is not a tensor"),
+        (set_at("model", "inputs", 0, "shape", to=[1]), "manifest.model.inputs[0] has an unknown field 'shape'"),
+        (set_at("model", "kernels", 0, "macs", to=1.5), "manifest.model.kernels[0].macs must be a whole number"),
+        (set_at("model", "target", "cores", to=True), "manifest.model.target.cores must be a whole number"),
+        (set_at("model", to={}), "manifest.model lacks 'name'"),
+        (set_at("constants", 0, "offset", to=-64), "manifest.constants[0].offset must be a whole number"),
+        (set_at("constants", 0, "count", to=10**18), "constant 0 of the manifest is not within constants.bin"),
+        (set_at("constants", 0, "dtype", to="load"), "constant 0 of the manifest is not within constants.bin"),
+        (set_at("members", CODE, "size", to=3), f"{CODE} has"),
+        (set_at("members", CODE, "sha256", to="00"), f"{CODE} was altered"),
+        (set_at("members", to={}), "has no hash of"),
+        (set_at("members", "evil.so", to={"size": 1, "sha256": ""}), "has a hash of an unknown member 'evil.so'"),
+    ],
+)
+def test_wrong_fields_are_named(edit: Any, message: str, artifact: Path, tmp_path: Path, refused: Any) -> None:
+    assert message in refused(rewrite(artifact, tmp_path / "wrong.tersor", edit))
+
+
+# Host -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (set_at("machine", to="aarch64"), "compiled for Linux on aarch64"),
+        (set_at("system", to="Plan 9"), "compiled for Plan 9"),
+        (set_at("features", to=["avx2", "zz_vectors", "yy_dots"]), "this processor lacks yy_dots, zz_vectors;"),
+        (set_at("model", "target", "features", to=["zz_vectors"]), "this processor lacks zz_vectors;"),
+        (set_at("versions", "apache-tvm", to="0.9"), "compiled with TVM 0.9"),
+        (set_at("versions", to={}), "compiled with TVM an unknown version"),
+    ],
+)
+def test_what_cannot_run_here_is_refused_but_keeps_its_graph(
+    edit: Any, message: str, artifact: Path, executable: Executable, tmp_path: Path, refused: Any
+) -> None:
+    path = rewrite(artifact, tmp_path / "foreign.tersor", edit)
+    text = refused(path)
+    assert message in text
+    assert f"tersor compile {path}" in text
+    assert structurally_equal(load_graph(path), executable.graph)
+
+
+# Writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(
+    artifact: Path, executable: Executable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "model.tersor"
+    path.write_bytes(artifact.read_bytes())
+    monkeypatch.setattr(ArchiveWriter, "add_index", full)
+    with pytest.raises(ArtifactError, match=r"cannot write .*No space left on device"):
+        executable.save(path)
+    assert path.read_bytes() == artifact.read_bytes()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_places_that_cannot_be_written_are_refused(executable: Executable, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match="nowhere is not an existing directory; create it first"):
+        executable.save(tmp_path / "nowhere" / "model.tersor")
+    with pytest.raises(ArtifactError, match="file is not an existing directory"):
+        executable.save(tmp_path / "file" / "model.tersor")
+    with pytest.raises(ArtifactError, match="is a directory"):
+        executable.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_members_are_aligned_in_the_file(artifact: Path) -> None:
+    data = artifact.read_bytes()
+    archive = Archive(artifact)
+    for name in archive.names:
+        assert data.index(bytes(archive[name])) % ALIGNMENT == 0
