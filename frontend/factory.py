@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 from ..ir import TersorError, suggest
 
 
@@ -30,10 +32,9 @@ def call_factory(spec: str) -> Any:
         module = sys.modules[module_name]
         known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise TersorError(f"{spec}: module {module_name} has no {attribute!r}{suggest(attribute, known)}")
-    if not callable(factory):
-        raise TersorError(
-            f"{spec}: is a {type(factory).__name__}; name a function that returns (module, example_inputs)"
-        )
+    if not callable(factory) or isinstance(factory, nn.Module):
+        kind = type(factory).__name__
+        raise TersorError(f"{spec}: is a {kind}; name a function that returns (module, example_inputs)")
     try:
         return factory()
     except TersorError:

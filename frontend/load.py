@@ -111,8 +111,11 @@ def _load_zip(path: Path) -> LoadedModel:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            start = min((member.header_offset for member in archive.infolist()), default=0)
     except zipfile.BadZipFile as error:
         raise TersorError(f"{path}: is truncated, or not an exported program; {_EXPORT_HINT}") from error
+    if start:  # what was found is an archive inside of the archive, of which the end is missing
+        raise TersorError(f"{path}: is truncated, or not an exported program; {_EXPORT_HINT}")
     if any(name.endswith("/data.pkl") for name in names):
         raise TersorError(
             f"{path}: is a file of torch.save (weights or a pickled module), not an exported program; {_EXPORT_HINT}"

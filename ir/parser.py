@@ -78,13 +78,13 @@ def load_ir(path: str | Path, *, require_weights: bool = True) -> Graph:
         Whether a missing weights file is an error. A graph without its weights cannot be evaluated.
     """
     path = Path(path)
-    weights = path.with_suffix(".safetensors")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise IRError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise IRError(f"{path}: not readable as IR text ({error})") from error
+    weights = path.with_suffix(".safetensors")
     try:
         graph = parse(text)
         if any(op.name == "weight" for op in graph.ops) and (require_weights or weights.exists()):

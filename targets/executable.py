@@ -124,8 +124,9 @@ class Executable:
 
     @threads.setter
     def threads(self, threads: int) -> None:
-        if not 1 <= threads <= (os.cpu_count() or 1):
-            raise TersorError(f"threads must be between 1 and {os.cpu_count()}, not {threads}")
+        available = os.cpu_count() or 1
+        if type(threads) is not int or not 1 <= threads <= available:
+            raise TersorError(f"threads must be a whole number between 1 and {available}, not {threads!r}")
         self._threads = threads
 
     def __call__(self, *inputs: Any) -> Any:
@@ -172,6 +173,8 @@ class Executable:
         kernels
             Whether to measure each kernel too, in calls of their own.
         """
+        if repeat < 1:
+            raise TersorError(f"repeat must be 1 or more, not {repeat}")
         flat = self._flatten(inputs or self.random_inputs())
         times: list[float] = []
         with self._lock:
@@ -183,7 +186,7 @@ class Executable:
                 self._vm.run(flat)
                 times.append(time.perf_counter() - start)
             kernel_times = self._profile(flat, min(repeat, 20)) if kernels else ()
-        deciles = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]] * 9
+        deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else [times[0]] * 9
         return BenchmarkResult(
             median=statistics.median(times),
             min=min(times),

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..ir import Op, TensorType, TersorError, Value, is_constant, print_attrs
+from ..ir import DType, Op, TensorType, TersorError, Value, is_constant, print_attrs
 from ..ir.ops import FullOp, WeightOp
 from .addressing import flatten_physical, load_operand, reshape_at, same_storage
 from .emit import STORAGE, as_stored, emit
@@ -111,11 +111,11 @@ def has_template(op: Op) -> bool:
     return (None if group.anchor is None else type(group.anchor)) in _SELECTORS
 
 
-def require_float32(group: Group) -> None:
-    """Raise CompileError unless every floating operand of the anchor is float32."""
+def require_float32(group: Group, *, ignore: Sequence[Value | None] = ()) -> None:
+    """Raise CompileError unless every operand of the anchor is float32, those in ``ignore`` apart."""
     assert group.anchor is not None
     for value in group.anchor.inputs:
-        if value.type.dtype.value != "f32":
+        if value.type.dtype is not DType.F32 and group.outer(value) not in ignore:
             raise CompileError(
                 f"{group.anchor.describe()} on {value.type}: kernels take f32 operands; cast the model first"
             )

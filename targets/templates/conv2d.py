@@ -105,6 +105,11 @@ class _Writer:
         self.input_blocks = spec.input_blocks(target)
         self.output_blocks = spec.output_blocks(target)
         self.row_window, self.column_window = spec.windows()
+        # Distances in the input: between channels, between neighbouring columns; and planes of pixels in one block.
+        self.blocked = spec.input_layout == "blocked"
+        self.channel_step = 1 if self.blocked else spec.h * spec.w
+        self.pixel_step = self.block if self.blocked else 1
+        self.planes = 1 if self.blocked else self.block
         self.columns = tile_runs(self.column_window, knobs.columns)
         # Tiles one row high find their kernel rows at run time: one piece of code instead of three or more.
         self.dynamic_rows = knobs.rows == 1 and self.row_window.kernel > 1
@@ -264,7 +269,7 @@ class _TileWriter:
         """Neighbouring taps of all channels lie one behind the other in input and weights: one long loop for both."""
         used = (rows, taps.positions)
         count = taps.end - taps.begin
-        if channels == self.conv.block and self.conv.column_window.dilation == 1:
+        if self.conv.blocked and channels == self.conv.block and self.conv.column_window.dilation == 1:
             self._channels(block, ky, taps.begin, count * channels, used)
             return
         with loop(taps.end, taps.begin) as kx:
@@ -273,10 +278,10 @@ class _TileWriter:
     def _channels(self, block: Any, ky: Any, kx: Any, channels: int, used: tuple[Sequence[int], Sequence[int]]) -> None:
         group, conv = self.group, self.conv
         rows, columns = conv.row_window, conv.column_window
-        image_row = (group.n * conv.input_blocks + group.first_input + block) * rows.size
-        image_row = image_row + self.y * rows.stride + ky * rows.dilation - rows.pad
+        plane = (group.n * conv.input_blocks + group.first_input + block) * conv.planes
+        image_row = plane * rows.size + self.y * rows.stride + ky * rows.dilation - rows.pad
         column = self.x * columns.stride + kx * columns.dilation - columns.pad
-        data = bind((image_row * columns.size + column) * conv.block)
+        data = bind((image_row * columns.size + column) * conv.pixel_step)
         tap = (block * rows.kernel + ky) * columns.kernel + kx
         weight = bind(group.weight_base + tap * (conv.block * group.weight_row))
         unroll = conv.knobs.unroll if channels % conv.knobs.unroll == 0 else 1
@@ -289,13 +294,13 @@ class _TileWriter:
         group, conv = self.group, self.conv
         lanes = group.lanes
         weight = bind(weight + channel * group.weight_row)
-        data = bind(data + channel)
+        data = bind(data + channel * conv.channel_step)
         if conv.knobs.prefetch:
             for vector in range(group.vectors):
                 prefetch(conv.weight, weight + (conv.knobs.prefetch + vector) * lanes)
         vectors = [bind(load(conv.weight, weight + vector * lanes, lanes)) for vector in range(group.vectors)]
-        row_step = conv.row_window.stride * conv.column_window.size * conv.block
-        column_step = conv.column_window.stride * conv.block
+        column_step = conv.column_window.stride * conv.pixel_step
+        row_step = conv.row_window.stride * conv.column_window.size * conv.pixel_step
         for row, column in itertools.product(*used):
             value = bind(broadcast(conv.data[data + (row * row_step + column * column_step)], lanes))
             first = (row * self.columns.width + column) * group.vectors

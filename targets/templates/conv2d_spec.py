@@ -88,8 +88,8 @@ class Conv2dSpec:
         )
 
     def input_block(self, target: Target) -> int:
-        """Channels that are contiguous in the input: the vector width if blocked, else 1."""
-        return target.lanes() if self.input_layout == "blocked" else 1
+        """Channels that the kernel accumulates between two taps: the vector width if blocked, else all."""
+        return target.lanes() if self.input_layout == "blocked" else self.c
 
     def input_blocks(self, target: Target) -> int:
         """Channel blocks of the input, a padded last one included."""

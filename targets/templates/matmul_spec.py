@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..record import Target
-from .parallelism import balance
+from .parallelism import balance, imbalance
 
 PACKED = "packed"
 ACTIVATION = "activation"
@@ -181,6 +181,8 @@ def _cost(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> float:
     rows, vectors = tile
     panels = -(-spec.n // (vectors * target.lanes()))
     row_tiles = -(-spec.m // rows)
+    if row_tiles == 1:  # the panels are what threads share
+        panels *= imbalance(panels, target.cores)
     arithmetic = spec.m * vectors / 2  # two fused multiply-adds a cycle …
     latency = row_tiles * 4  # … each ready four cycles later
     loads = (spec.m + row_tiles * vectors) / 2 * 1.3  # two a cycle, but never quite
@@ -201,7 +203,7 @@ def _variants(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> list[M
         return [
             MatmulKnobs(rows, vectors, panels, 1, unroll=unroll, chains=chains, prefetch_bytes=ahead)
             for unroll, chains in ((4, max(1, 8 // (rows * vectors))),)
-            for ahead in (2048, 0)
+            for ahead in (0, 2048)
         ]
     weight_bytes = 4 * spec.k * panels * vectors * target.lanes()
     fit_l2 = -(-weight_bytes // (target.l2_bytes // 2))

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
-
 import tersor.tests.passes.example_passes  # noqa: F401 (registers the passes)
+import torch
 from tersor.ir import DType, IRError, TensorType
 from tersor.ir.ops import AddOp, EmbeddingOp, ReluOp, SigmoidOp
 from tersor.passes import PassManager, bisect, parse_pipeline
@@ -76,7 +75,9 @@ def test_given_inputs():
 
 
 def test_deviation_is_relative_to_the_output():
-    worst = deviation([torch.tensor([1.0]), torch.tensor([100.0, -200.0])], [torch.tensor([1.1]), torch.tensor([102.0, -200.0])])
+    worst = deviation(
+        [torch.tensor([1.0]), torch.tensor([100.0, -200.0])], [torch.tensor([1.1]), torch.tensor([102.0, -200.0])]
+    )
     assert worst.output == 0
     assert worst.relative == pytest.approx(0.1)
     assert deviation([torch.tensor([3.0])], [torch.tensor([6.0])]).exceeds(0.5)
@@ -97,7 +98,11 @@ def test_deviation_of_other_outputs():
 
 
 def test_seeded_inputs_stay_inside_of_tables():
-    types = {"ids": TensorType((64,), DType.I64), "mask": TensorType((64,), DType.BOOL), "other": TensorType((64,), DType.I32)}
+    types = {
+        "ids": TensorType((64,), DType.I64),
+        "mask": TensorType((64,), DType.BOOL),
+        "other": TensorType((64,), DType.I32),
+    }
     b = GraphBuilder(types)
     ids, _, other = b.graph.inputs
     shifted = b.op(AddOp, ids, ids)

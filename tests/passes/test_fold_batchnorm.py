@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tersor.ir import TensorType, parse
 from tersor.ir.ops import AddOp, BatchNormOp, LinearOp, PadOp, ReluOp
 from tersor.passes import PassManager, parse_pipeline
@@ -54,9 +53,7 @@ def test_conv_that_is_read_elsewhere_is_refused():
     b = builder()
     conv = b.conv(b.graph.inputs[0], 4)
     outcome = run_checked(b.done(conv, b.batch_norm(conv)), "fold-batchnorm")
-    assert refusals(outcome) == [
-        "fold-batchnorm refused batch_norm at 'bn': the layer's result is read elsewhere too"
-    ]
+    assert refusals(outcome) == ["fold-batchnorm refused batch_norm at 'bn': the layer's result is read elsewhere too"]
     assert kinds(outcome.graph) == ["conv2d", "mul", "add"]
 
 

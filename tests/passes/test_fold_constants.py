@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tersor.ir import DType, TensorType, parse
 from tersor.ir.ops import AddOp, ConcatOp, ExpandOp, MulOp, PermuteOp, ReluOp, ReshapeOp
 from tersor.passes import PassManager, PipelineError, parse_pipeline
@@ -103,5 +102,7 @@ def test_integers_and_booleans_fold():
 
 
 def test_options_are_validated():
-    with pytest.raises(PipelineError, match=r"column 1: pass 'fold-constants': limit_mb and max_growth must be positive"):
+    with pytest.raises(
+        PipelineError, match=r"column 1: pass 'fold-constants': limit_mb and max_growth must be positive"
+    ):
         parse_pipeline("fold-constants{limit_mb=0}")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tersor.ir import DType, Graph, TensorType
 from tersor.ir.ops import (
     AddOp,

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
-
 import tersor
-import tersor.tests.passes.example_passes  # noqa: F401 (registers the passes)
+import tersor.tests.passes.example_passes
+import torch
 from tersor.ir import Graph, IRError, TensorType, TersorError, load_ir, parse
 from tersor.ir.ops import AddOp, ReluOp, SigmoidOp
 from tersor.passes import PassError, PassManager, parse_pipeline, run_passes
@@ -45,7 +44,13 @@ def test_public_signature(graph):
 def test_report(graph):
     outcome = PassManager(parse_pipeline("O1,fold-batchnorm,fold-batchnorm,test-options{number=3}")).run(graph)
     records = outcome.report.records
-    assert [record.name for record in records] == ["canonicalize", "dce", "fold-batchnorm", "fold-batchnorm", "test-options"]
+    assert [record.name for record in records] == [
+        "canonicalize",
+        "dce",
+        "fold-batchnorm",
+        "fold-batchnorm",
+        "test-options",
+    ]
     assert [record.changed for record in records] == [False, False, True, False, False]
     assert records[2].applied == ("fold-batchnorm: batch_norm at 'bn'",)
     assert records[2].ops_after < records[2].ops_before
@@ -113,7 +118,10 @@ def test_verify_each_names_the_pass(graph):
 
 @pytest.mark.parametrize(
     ("claim", "message"),
-    [("true", "reports the IR as changed, but the text did not"), ("false", "reports the IR as unchanged, but the text did")],
+    [
+        ("true", "reports the IR as changed, but the text did not"),
+        ("false", "reports the IR as unchanged, but the text did"),
+    ],
 )
 def test_verify_each_finds_a_false_claim(graph, claim, message):
     with pytest.raises(PassError, match=message):
@@ -121,7 +129,9 @@ def test_verify_each_finds_a_false_claim(graph, claim, message):
 
 
 def test_check_each_names_pass_output_and_difference(graph):
-    with pytest.raises(PassError, match=r"pass 'test-wrong' failed: output 0 differs by [0-9.]+ .*more than the tolerance"):
+    with pytest.raises(
+        PassError, match=r"pass 'test-wrong' failed: output 0 differs by [0-9.]+ .*more than the tolerance"
+    ):
         run_passes(graph, "O1,test-wrong", instruments=[CheckEach()])
 
 

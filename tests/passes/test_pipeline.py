@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-
 import tersor.tests.passes.example_passes as examples
 from tersor.ir import TersorError
 from tersor.passes import (
@@ -82,10 +81,16 @@ def test_as_pipeline_takes_passes():
         ("canonicalize{max_sweeps}", "column 24: expected '=', found '}'"),
         ("canonicalize{max_sweeps=", "column 25: expected a value, found the end"),
         ("canonicalize{max_sweeps=3 4}", "column 27: expected ',', found '4'"),
-        ("canonicalize{max_swep=3}", "column 14: pass 'canonicalize' has no option 'max_swep'; did you mean 'max_sweeps'?"),
+        (
+            "canonicalize{max_swep=3}",
+            "column 14: pass 'canonicalize' has no option 'max_swep'; did you mean 'max_sweeps'?",
+        ),
         ("dce{size=1}", "column 5: pass 'dce' has no option 'size'; it has none"),
         ("canonicalize{max_sweeps=1,max_sweeps=2}", "column 27: option 'max_sweeps' is given twice"),
-        ("canonicalize{max_sweeps=x}", "column 25: option 'max_sweeps' of pass 'canonicalize': expected an integer, got 'x'"),
+        (
+            "canonicalize{max_sweeps=x}",
+            "column 25: option 'max_sweeps' of pass 'canonicalize': expected an integer, got 'x'",
+        ),
         ("canonicalize{max_sweeps=1.5}", "expected an integer, got '1.5'"),
         ("canonicalize{max_sweeps=[1]}", "expected an integer, got a list"),
         ("canonicalize{max_sweeps=0}", "column 1: pass 'canonicalize': max_sweeps must be positive, not 0"),

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from tersor.ir import DType, TensorType
 from tersor.ir.ops import (
     AddOp,
@@ -85,7 +84,12 @@ def test_integer_bounds_stay():
 
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
-    [((-1, 1), (0, 2), (0, 1)), ((-1, 0.5), (1, 2), (1, 1)), ((0, 6), (0, 6), (0, 6)), ((0, math.inf), (-1, 4), (0, 4))],
+    [
+        ((-1, 1), (0, 2), (0, 1)),
+        ((-1, 0.5), (1, 2), (1, 1)),
+        ((0, 6), (0, 6), (0, 6)),
+        ((0, math.inf), (-1, 4), (0, 4)),
+    ],
 )
 def test_clamp_of_clamp(first, second, expected):
     b = builder()
@@ -127,7 +131,9 @@ def test_cast_there_and_back_goes():
     assert len(run_checked(b.done(b.op(CastOp, wide, dtype=DType.I8)), "canonicalize").graph) == 0
 
 
-@pytest.mark.parametrize(("source", "through"), [("f32", "f16"), ("f32", "i32"), ("i32", "f32"), ("i8", "u8"), ("f16", "bf16")])
+@pytest.mark.parametrize(
+    ("source", "through"), [("f32", "f16"), ("f32", "i32"), ("i32", "f32"), ("i8", "u8"), ("f16", "bf16")]
+)
 def test_cast_that_rounds_is_refused(source, through):
     b = builder(dtype=DType(source))
     narrow = b.op(CastOp, b.graph.inputs[0], dtype=DType(through))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 
 import pytest
-
 from tersor.ir import TensorType
 from tersor.ir.ops import (
     AdaptiveAvgPool2dOp,
@@ -148,7 +147,14 @@ def test_padding_goes_into_avg_pool():
         (MaxPool2dOp, (1, 1), (1, 1), 0.0, {}, "padding with 0 can be the maximum of a window"),
         (MaxPool2dOp, (0, 1), (1, 1), -math.inf, {}, "the padding is not the same on both sides of height and width"),
         (MaxPool2dOp, (2, 2), (2, 2), -math.inf, {}, "it would be more than half a window"),
-        (MaxPool2dOp, (1, 1), (1, 1), -math.inf, {"ceil": True}, "ceil mode and dilation change which windows there are"),
+        (
+            MaxPool2dOp,
+            (1, 1),
+            (1, 1),
+            -math.inf,
+            {"ceil": True},
+            "ceil mode and dilation change which windows there are",
+        ),
         (AvgPool2dOp, (1, 1), (1, 1), 1.0, {}, "the average does not count padded zeros"),
         (
             AvgPool2dOp,

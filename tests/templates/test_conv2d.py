@@ -84,17 +84,17 @@ def test_default_knobs(name, target):
 @pytest.mark.parametrize(
     "knobs",
     [
-        Conv2dKnobs(vectors=2, rows=2, columns=4, spatial_units=2),
-        Conv2dKnobs(vectors=3, rows=1, columns=5, order="rows", spatial_units=9),
-        Conv2dKnobs(vectors=2, rows=3, columns=2, block_chunk=1, spatial_units=2),
-        Conv2dKnobs(vectors=1, rows=1, columns=13, block_chunk=2, order="rows", unroll=2),
+        Conv2dKnobs(vectors=2, rows=2, columns=3, spatial_units=2),
+        Conv2dKnobs(vectors=3, rows=1, columns=4, order="rows", spatial_units=9),
+        Conv2dKnobs(vectors=1, rows=3, columns=2, block_chunk=1, spatial_units=2),
+        Conv2dKnobs(vectors=1, rows=1, columns=13, block_chunk=2, order="rows", unroll=2, prefetch=8),
         Conv2dKnobs(vectors=1, rows=9, columns=1, unroll=4),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", ["3x3", "5x3, uneven strides", "unaligned groups"])
+@pytest.mark.parametrize("name", ["3x3", "unaligned groups"])
 def test_every_kind_of_blocking(name, knobs):
-    compare(SPECS[name], AVX512, knobs)
+    compare(SPECS[name], AVX2, knobs)
 
 
 def test_chunked_pointwise():
@@ -115,7 +115,7 @@ def test_candidates_fit_the_registers(name, target):
 
 def test_second_best_candidates_are_right_too():
     spec = SPECS["asymmetric padding"]
-    for knobs in candidates(spec, AVX2)[1:4]:
+    for knobs in candidates(spec, AVX2)[1:3]:
         compare(spec, AVX2, knobs)
 
 

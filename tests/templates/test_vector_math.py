@@ -63,3 +63,12 @@ def test_clamps_keep_not_a_number():
     x = torch.tensor([float("nan"), -2.0, 0.5, 9.0])
     clamped = apply(lambda value: vector_math.minimum(vector_math.maximum(value, 0.0), 6.0), x)
     torch.testing.assert_close(clamped, torch.clamp(x, 0.0, 6.0), rtol=0, atol=0, equal_nan=True)
+
+
+def test_exp_of_nonpositive_numbers():
+    x = torch.linspace(-86.5, 0.0, 20_011)
+    torch.testing.assert_close(apply(vector_math.exp_nonpositive, x).double(), x.double().exp(), rtol=1.3e-7, atol=0)
+    tiny = torch.tensor([float("-inf"), -1e30, -100.0, -87.0, float("nan"), 0.0, -0.0])
+    expected = torch.tensor([0.0, 0.0, 0.0, 0.0, float("nan"), 1.0, 1.0])
+    result = apply(vector_math.exp_nonpositive, tiny)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,105 @@
+"""Scaled dot-product attention in one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+
+from ...ir import DType, TensorType, Value, is_constant
+from ...ir.ops import AttentionOp
+from ..addressing import load_operand
+from ..emit import STORAGE, as_condition
+from ..group import Group
+from ..kernel import FusedEpilogue, Kernel, KernelContext, Operand, buffer_size, require_float32, selects
+from ..templates import attention
+from ..templates.base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..templates.builder import broadcast, constant
+from ..views import View
+from .matmul import permuted_result
+
+
+@selects(AttentionOp)
+def select_attention(group: Group, context: KernelContext) -> Kernel:
+    """``attention``: heads are split and merged by strides, the mask is applied to the scores."""
+    op = group.anchor
+    assert isinstance(op, AttentionOp)
+    operands = [group.anchor_operand(index) for index in range(3)]
+    query, key, value = (context.view(operand) for operand in operands if operand is not None)
+    *batch, queries, width = query.type.shape
+    result = permuted_result(group)
+    spec = attention.AttentionSpec(
+        tuple(batch),
+        queries,
+        key.type.shape[-2],
+        width,
+        value.type.shape[-1],
+        op.scale,
+        query.strides,
+        key.strides,
+        value.strides,
+        result.strides,
+        query.offset,
+        key.offset,
+        value.offset,
+        buffer_size(query),
+        buffer_size(key),
+        buffer_size(value),
+        buffer_size(result),
+    )
+    require_float32(group, ignore=(group.anchor_operand(3),))
+    knobs = context.knobs("attention", spec, attention.candidates(spec, context.target))
+    epilogue = FusedEpilogue(group, context, result)
+    mask = _Mask(op, group.anchor_operand(3), context)
+    return Kernel(
+        template="attention",
+        spec=spec,
+        knobs=knobs,
+        variant=f"{mask.variant} {epilogue.variant}",
+        operands=(query, key, value, *mask.operands, *epilogue.operands),
+        result=result,
+        build=lambda name: attention.build(spec, context.target, knobs, epilogue.build(), name, mask.build()),
+    )
+
+
+class _Mask:
+    """What happens to the scores: an additive or a boolean mask, and the causal one."""
+
+    def __init__(self, op: AttentionOp, mask: Value | None, context: KernelContext) -> None:
+        self._causal = op.attrs.causal
+        self._view = None
+        if mask is not None:
+            self._view = context.contiguous(mask) if is_constant(mask) else context.view(mask)
+        shape = (*op.query.shape[:-1], op.key.shape[-2])
+        # The scores have no buffer of their own: a view without strides is like no operand's.
+        self._scores = View(op.result, TensorType(shape), 0, ())
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        return (self._view,) if self._view is not None else ()
+
+    @property
+    def variant(self) -> str:
+        view = self._view
+        return f"causal={self._causal} mask={view and (str(view.type), view.offset, view.strides)}"
+
+    def build(self) -> Epilogue:
+        if self._view is None and not self._causal:
+            return NO_EPILOGUE
+        buffers = ()
+        if self._view is not None:
+            buffers = (BufferSpec("mask", buffer_size(self._view), STORAGE[self._view.type.dtype]),)
+        return Epilogue(buffers, self._apply)
+
+    def _apply(self, score: Any, at: VectorAt, buffers: Sequence[Any]) -> Any:
+        hidden = constant(float("-inf"), at.lanes)
+        if self._view is not None:
+            mask = load_operand(buffers[0], self._view, at, self._scores)
+            boolean = self._view.type.dtype is DType.BOOL
+            score = tirx.Select(as_condition(mask), score, hidden) if boolean else score + mask
+        if self._causal:
+            *_, query, key = at.coords
+            keys = tirx.Ramp(key, 1, at.lanes) if at.lanes > 1 else key
+            score = tirx.Select(tirx.LE(keys, broadcast(query, at.lanes)), score, hidden)
+        return score

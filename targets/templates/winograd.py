@@ -1,0 +1,329 @@
+"""Winograd convolution: 3 x 3, stride 1, in blocked layout, without a padded copy.
+
+    for block of tiles:
+        V[position, tile, channel] = Bt d B                      input transform
+        for slice of output channels:
+            for position, group of output blocks, group of tiles:
+                M[position, tile, output] = V[position] @ U[position]   register-tiled matrix product
+            output = epilogue(At M A)                            output transform
+
+Threads share the blocks of tiles. Or, where tiles are few and the weights many, they share the input transform first, and then the
+slices of output channels, so that each reads only its part of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..record import Target
+from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from .builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, parallel, store, store_result
+from .builder import when
+from .conv2d_spec import Conv2dSpec, OutputGroups
+from .vectors import bind as bind_vector
+from .winograd_spec import TileGrid, WinogradKnobs, pack_weight, packed_size, supports, weight_groups
+from .winograd_tiling import candidates, estimate_cycles
+from .winograd_transforms import apply_transform, transforms
+
+__all__ = ["WinogradKnobs", "build", "candidates", "estimate_cycles", "pack_weight", "supports"]
+
+Expr = Any
+Buffer = Any
+
+
+def build(
+    spec: Conv2dSpec,
+    target: Target,
+    knobs: WinogradKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "winograd",
+) -> tirx.PrimFunc:
+    """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)`` over flat buffers.
+
+    Input and output are blocked; lanes of output channels that do not exist hold what the epilogue makes of zero. Weights come
+    from :func:`pack_weight` with the same knobs.
+
+    Raises
+    ------
+    ValueError
+        For a convolution that :func:`supports` refuses.
+    """
+    reason = supports(spec)
+    if reason is not None:
+        raise ValueError(f"Winograd convolution does not apply: {reason}")
+    lanes = target.lanes()
+    inputs = (
+        BufferSpec("data", spec.n * spec.input_blocks(target) * spec.h * spec.w * lanes),
+        BufferSpec("weight", packed_size(spec, target, knobs)),
+    )
+    output = BufferSpec("output", spec.n * spec.output_blocks(target) * spec.out_h * spec.out_w * lanes, epilogue.dtype)
+
+    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        _Writer(spec, target, knobs, epilogue, main[0], main[1], extra, out).write()
+
+    return make_prim_func(name, inputs, output, body, epilogue)
+
+
+class _Writer:
+    """Writes the loops of one convolution; methods go from the outermost loop inwards."""
+
+    def __init__(
+        self,
+        spec: Conv2dSpec,
+        target: Target,
+        knobs: WinogradKnobs,
+        epilogue: Epilogue,
+        data: Buffer,
+        weight: Buffer,
+        extra: Sequence[Buffer],
+        output: Buffer,
+    ) -> None:
+        self.spec = spec
+        self.knobs = knobs
+        self.epilogue = epilogue
+        self.data = data
+        self.weight = weight
+        self.extra = extra
+        self.output = output
+        self.lanes = target.lanes()
+        self.grid = TileGrid.of(spec, knobs)
+        self.blocks = min(knobs.blocks, self.grid.groups)
+        self.groups_per_block = -(-self.grid.groups // self.blocks)
+        self.input_blocks = spec.input_blocks(target)
+        self.output_blocks = spec.output_blocks(target)
+        self.weight_groups = weight_groups(spec, target, knobs)
+        self.slice_units = sum(groups.count for groups in self.weight_groups)
+        self.slices = min(knobs.slices, self.slice_units)
+        self.slice_blocks = min(-(-self.slice_units // self.slices) * knobs.vectors, self.output_blocks)
+        # One vector more than needed between positions: powers of two would put all of them into the same cache sets.
+        slots = self.groups_per_block * self.grid.rows
+        self.input_stride = (slots * self.input_blocks + 1) * self.lanes
+        self.product_stride = (slots * self.slice_blocks + 1) * self.lanes
+        self.matrices = transforms(knobs.m)
+
+    def write(self) -> None:
+        """The outer loops, shared by threads."""
+        size = self.knobs.positions * self.input_stride
+        if self.knobs.order == "tiles":
+            with parallel(self.blocks) as (block,):
+                transformed = T.alloc_buffer((size,), "float32")
+                self._transform_block(transformed, 0, block, 0, self.input_blocks)
+                with loop(self.slices) as piece:
+                    self._multiply(transformed, 0, block, piece)
+            return
+        transformed = T.alloc_buffer((self.blocks * size,), "float32")
+        with parallel(self.blocks, self.input_blocks) as (block, channels):
+            self._transform_block(transformed, bind(block * size), block, channels, channels + 1)
+        with parallel(self.slices, self.blocks) as (piece, block):
+            self._multiply(transformed, bind(block * size), block, piece)
+
+    def _bounds(self, piece: Expr, pieces: int, units: int) -> tuple[Expr, Expr]:
+        if pieces == 1:
+            return 0, units
+        return bind(piece * units // pieces), bind((piece + 1) * units // pieces)
+
+    # Input transform ------------------------------------------------------------------------------------------
+
+    def _transform_block(self, transformed: Buffer, base: Expr, block: Expr, first: Expr, behind: Expr) -> None:
+        """Transform the tiles of a block, for input channel blocks ``[first, behind)``."""
+        staging = T.alloc_buffer((self.knobs.positions * self.lanes,), "float32")
+        begin, end = self._bounds(block, self.blocks, self.grid.groups)
+        with loop(behind, first) as channels, loop(end, begin) as group:
+            with loop(self._rows_of(group)) as row:
+                tile = bind(self.grid.first_tile(group) + row)
+                panel = ((group - begin) * self.input_blocks + channels) * self.grid.rows + row
+                self._transform_input(staging, tile, channels, transformed, bind(base + panel * self.lanes))
+
+    def _rows_of(self, group: Expr) -> Expr:
+        if self.grid.longer == self.grid.groups:
+            return self.grid.rows
+        return tirx.Select(group < self.grid.longer, tirx.const(self.grid.rows), tirx.const(self.grid.rows - 1))
+
+    def _place(self, tile: Expr) -> tuple[Expr, Expr, Expr]:
+        """Image, and output row and column of the first position, of a tile."""
+        grid, m = self.grid, self.knobs.m
+        y = tile // grid.width
+        image = 0 if self.spec.n == 1 else bind(y // grid.height)
+        return image, bind((y if self.spec.n == 1 else y % grid.height) * m), bind(tile % grid.width * m)
+
+    def _transform_input(self, staging: Buffer, tile: Expr, channels: Expr, out: Buffer, place: Expr) -> None:
+        """Columns of the patch into ``staging``, then its rows into ``out``."""
+        spec, alpha, lanes = self.spec, self.knobs.alpha, self.lanes
+        image, y, x = self._place(tile)
+        top, left = bind(y - spec.padding[0]), bind(x - spec.padding[1])
+        plane = (image * self.input_blocks + channels) * spec.h
+        corner = bind(((plane + top) * spec.w + left) * lanes)
+        inside = tirx.all(top >= 0, left >= 0, top + alpha <= spec.h, left + alpha <= spec.w)
+
+        def put(column: Expr, values: Sequence[Expr]) -> None:
+            for row, value in enumerate(apply_transform(self.matrices.input, values)):
+                store(staging, (row * alpha + column) * lanes, value, lanes)
+
+        def whole_column(column: Expr) -> None:
+            start = bind(corner + column * lanes)
+            put(column, [bind_vector(load(self.data, start + row * (spec.w * lanes), lanes)) for row in range(alpha)])
+
+        def cut_column(column: Expr) -> None:
+            start = bind(corner + column * lanes)
+            values = RegisterTile(alpha, lanes)
+            values.fill(0.0)
+            for row in range(alpha):
+                offset = start + row * (spec.w * lanes)
+                set_row = _setter(values, row, self.data, offset)
+                when(tirx.all(top + row >= 0, top + row < spec.h), set_row)
+            put(column, [values[row] for row in range(alpha)])
+
+        def clear_column(column: Expr) -> None:
+            for row in range(alpha):
+                store(staging, (row * alpha + column) * lanes, constant(0.0, lanes), lanes)
+
+        def whole() -> None:
+            with loop(alpha) as column:
+                whole_column(column)
+
+        def cut() -> None:
+            with loop(alpha) as column:
+                in_width = tirx.all(left + column >= 0, left + column < spec.w)
+                when(in_width, lambda: cut_column(column), lambda: clear_column(column))
+
+        when(inside, whole, cut)
+        with loop(alpha) as row:
+            values = [bind_vector(load(staging, (row * alpha + column) * lanes, lanes)) for column in range(alpha)]
+            start = bind(place + row * (alpha * self.input_stride))
+            for column, value in enumerate(apply_transform(self.matrices.input, values)):
+                store(out, start + column * self.input_stride, value, lanes)
+
+    # Matrix products ------------------------------------------------------------------------------------------
+
+    def _multiply(self, transformed: Buffer, base: Expr, block: Expr, piece: Expr) -> None:
+        """All products of a block of tiles with a slice of the output channels, and their output transform."""
+        products = T.alloc_buffer((self.knobs.positions * self.product_stride,), "float32")
+        begin, end = self._bounds(block, self.blocks, self.grid.groups)
+        first, behind = self._bounds(piece, self.slices, self.slice_units)
+        with loop(self.knobs.positions) as position, loop(behind, first) as unit:
+            self._dispatch_weights(
+                unit,
+                lambda groups, index: self._panels(
+                    groups, index, (unit - first) * self.knobs.vectors, position, transformed, base, products, begin, end
+                ),
+            )
+        self._finish_block(products, first, behind, begin, end)
+
+    def _dispatch_weights(self, unit: Expr, write: Callable[[OutputGroups, Expr], None]) -> None:
+        """Call ``write(groups, index)`` for the group of output blocks with number ``unit``."""
+        main = self.weight_groups[0]
+        if len(self.weight_groups) == 1:
+            write(main, unit)
+            return
+        when(unit < main.count, lambda: write(main, unit), lambda: write(self.weight_groups[1], 0))
+
+    def _panels(
+        self,
+        groups: OutputGroups,
+        index: Expr,
+        slot_block: Expr,
+        position: Expr,
+        transformed: Buffer,
+        base: Expr,
+        products: Buffer,
+        begin: Expr,
+        end: Expr,
+    ) -> None:
+        """One position, one group of output blocks, every group of tiles of a block."""
+        columns = groups.vectors * self.lanes
+        weight = groups.first * self.lanes * self.spec.c * self.knobs.positions
+        weight = bind(weight + (index * self.knobs.positions + position) * (self.spec.c * columns))
+        with loop(end, begin) as group:
+            slot = group - begin
+            source = bind(
+                base + position * self.input_stride + slot * (self.input_blocks * self.grid.rows * self.lanes)
+            )
+            place = (slot_block * self.groups_per_block + slot) * (self.grid.rows * self.lanes)
+            place = bind(position * self.product_stride + place)
+            shorter = self.grid.rows - 1
+
+            def write(rows: int) -> None:
+                self._product(rows, groups.vectors, transformed, source, weight, products, place)
+
+            if self.grid.longer == self.grid.groups:
+                write(self.grid.rows)
+            else:
+                when(group < self.grid.longer, lambda: write(self.grid.rows), lambda: write(shorter))
+
+    def _product(
+        self, rows: int, vectors: int, transformed: Buffer, source: Expr, weight: Expr, products: Buffer, place: Expr
+    ) -> None:
+        """One register tile: ``rows`` tiles times ``vectors`` output blocks, summed over the input channels."""
+        lanes = self.lanes
+        tile = RegisterTile(rows * vectors, lanes)
+        tile.fill(0.0)
+
+        def accumulate(block: Expr, channels: int) -> None:
+            panel = bind(source + block * (self.grid.rows * lanes))
+            panel_weight = bind(weight + block * (lanes * vectors * lanes))
+            with loop(channels) as channel:
+                start = bind(panel_weight + channel * (vectors * lanes))
+                columns = [bind_vector(load(self.weight, start + v * lanes, lanes)) for v in range(vectors)]
+                element = bind(panel + channel)
+                for row in range(rows):
+                    value = bind_vector(broadcast(transformed[element + row * lanes], lanes))
+                    for v, column in enumerate(columns):
+                        tile.multiply_add(row * vectors + v, value, column)
+
+        whole, tail = divmod(self.spec.c, lanes)
+        if whole:
+            with loop(whole) as block:
+                accumulate(block, lanes)
+        if tail:
+            accumulate(whole, tail)
+        for row in range(rows):
+            for v in range(vectors):
+                at = place + (v * self.groups_per_block * self.grid.rows + row) * lanes
+                store(products, at, tile[row * vectors + v], lanes)
+
+    # Output transform -----------------------------------------------------------------------------------------
+
+    def _finish_block(self, products: Buffer, first: Expr, behind: Expr, begin: Expr, end: Expr) -> None:
+        staging = T.alloc_buffer((self.knobs.positions * self.lanes,), "float32")
+        first_block = bind(first * self.knobs.vectors)
+        behind_block = bind(tirx.min(behind * self.knobs.vectors, self.output_blocks))
+        with loop(behind_block, first_block) as block, loop(end, begin) as group:
+            with loop(self._rows_of(group)) as row:
+                tile = bind(self.grid.first_tile(group) + row)
+                slot = ((block - first_block) * self.groups_per_block + group - begin) * self.grid.rows + row
+                self._transform_output(staging, tile, block, products, bind(slot * self.lanes))
+
+    def _transform_output(self, staging: Buffer, tile: Expr, block: Expr, products: Buffer, place: Expr) -> None:
+        """Columns of the products into ``staging``, then its rows, through the epilogue, into the output."""
+        spec, alpha, m, lanes = self.spec, self.knobs.alpha, self.knobs.m, self.lanes
+        image, y, x = self._place(tile)
+        with loop(alpha) as column:
+            start = bind(place + column * self.product_stride)
+            step = alpha * self.product_stride
+            values = [bind_vector(load(products, start + row * step, lanes)) for row in range(alpha)]
+            for row, value in enumerate(apply_transform(self.matrices.output, values)):
+                store(staging, (row * alpha + column) * lanes, value, lanes)
+        rows = m if spec.out_h % m == 0 else bind(tirx.min(spec.out_h - y, m))
+        with loop(rows) as row:
+            values = [bind_vector(load(staging, (row * alpha + column) * lanes, lanes)) for column in range(alpha)]
+            results = apply_transform(self.matrices.output, values)
+            out_y = bind(y + row)
+            start = bind((((image * self.output_blocks + block) * spec.out_h + out_y) * spec.out_w + x) * lanes)
+            for column, value in enumerate(results):
+                at = VectorAt((image, block * lanes, out_y, x + column), 1, lanes, start + column * lanes)
+                in_width = True if spec.out_w % m == 0 else x + column < spec.out_w
+                when(in_width, self._storing(value, at))
+
+    def _storing(self, value: Expr, at: VectorAt) -> Callable[[], None]:
+        return lambda: store_result(self.output, value, at, self.epilogue, self.extra)
+
+
+def _setter(values: RegisterTile, row: int, data: Buffer, offset: Expr) -> Callable[[], None]:
+    def set_row() -> None:
+        values[row] = load(data, offset, values.lanes)
+
+    return set_row

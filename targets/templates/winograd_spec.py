@@ -1,0 +1,139 @@
+"""Which convolutions Winograd's algorithm computes, the knobs of its kernel, and how weights are transformed and packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from ..record import Target
+from .conv2d_spec import Conv2dSpec, OutputGroups, output_groups
+from .winograd_transforms import FILTER, as_tensor, transforms
+
+Index = Any  # a Python int, or a tvm expression
+
+
+@dataclass(frozen=True)
+class WinogradKnobs:
+    """How the kernel is tiled.
+
+    Attributes
+    ----------
+    m
+        Output positions of a tile along each axis: F(m x m, 3 x 3).
+    vectors, rows
+        Register tile of the matrix products: output channel blocks, and tiles at most.
+    blocks
+        Pieces that the tiles of all images are divided into; the transformed input of one piece is kept in cache.
+    slices
+        Pieces that the output channel blocks are divided into; the products of one piece of both are kept in cache.
+    order
+        What threads share: ``"tiles"``, or ``"outputs"`` (output channels, after they have transformed the input together; then
+        each thread reads only its part of the weights).
+    """
+
+    m: int
+    vectors: int
+    rows: int
+    blocks: int = 1
+    slices: int = 1
+    order: Literal["tiles", "outputs"] = "tiles"
+
+    @property
+    def alpha(self) -> int:
+        """Input positions of a tile along each axis."""
+        return self.m + FILTER - 1
+
+    @property
+    def positions(self) -> int:
+        """Independent matrix products."""
+        return self.alpha**2
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """How output tiles are numbered and gathered into the rows of register tiles.
+
+    Attributes
+    ----------
+    height, width
+        Tiles of one image along each axis; those at the end may stick out.
+    tiles
+        Tiles of all images, numbered image by image, row by row.
+    groups, longer, rows
+        Register tiles that they are gathered into: the first ``longer`` have ``rows`` of them, the others one fewer.
+    """
+
+    height: int
+    width: int
+    tiles: int
+    groups: int
+    longer: int
+    rows: int
+
+    @classmethod
+    def of(cls, spec: Conv2dSpec, knobs: WinogradKnobs) -> TileGrid:
+        """The grid of one convolution."""
+        height, width = -(-spec.out_h // knobs.m), -(-spec.out_w // knobs.m)
+        tiles = spec.n * height * width
+        groups = -(-tiles // knobs.rows)
+        shorter, longer = divmod(tiles, groups)
+        return cls(height, width, tiles, groups, longer or groups, shorter + bool(longer))
+
+    def first_tile(self, group: Index) -> Index:
+        """Number of the first tile of a group."""
+        if self.longer == self.groups:
+            return group * self.rows
+        from tvm import tirx
+
+        return group * (self.rows - 1) + tirx.min(group, self.longer)
+
+
+def supports(spec: Conv2dSpec) -> str | None:
+    """Why Winograd's algorithm does not compute this convolution; None if it does."""
+    if spec.kernel != (FILTER, FILTER):
+        return f"kernel {spec.kernel} is not 3 x 3"
+    if spec.stride != (1, 1) or spec.dilation != (1, 1):
+        return f"stride {spec.stride} and dilation {spec.dilation} must be 1"
+    if spec.groups != 1:
+        return f"{spec.groups} groups"
+    if spec.input_layout != "blocked":
+        return f"the input is {spec.input_layout}, not blocked"
+    return None
+
+
+def weight_groups(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> list[OutputGroups]:
+    """Groups of output channel blocks: some of ``knobs.vectors``, perhaps one smaller one."""
+    return output_groups(spec, target, knobs.vectors)
+
+
+def packed_size(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> int:
+    """Elements of the packed weight."""
+    return knobs.positions * spec.c * spec.output_blocks(target) * target.lanes()
+
+
+def pack_weight(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, weight: torch.Tensor) -> torch.Tensor:
+    """Transform a weight of shape (o, c, 3, 3), in float64, and reorder it the way the kernel reads it.
+
+    Returns
+    -------
+    torch.Tensor
+        Flat float32: for each group of output channel blocks [position in the tile, input channel, output channel].
+    """
+    expected = (spec.o, spec.c, *spec.kernel)
+    if tuple(weight.shape) != expected:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    lanes = target.lanes()
+    filter_matrix = as_tensor(transforms(knobs.m).filter)
+    columns = spec.output_blocks(target) * lanes
+    # U = G g Gt as one matrix product with the Kronecker square of G: (positions, 9) @ (9, c * o).
+    taps = weight.to(torch.float64).permute(2, 3, 1, 0).reshape(FILTER**2, -1)
+    transformed = (torch.kron(filter_matrix, filter_matrix) @ taps).float().reshape(knobs.positions, spec.c, spec.o)
+    padded = torch.nn.functional.pad(transformed, (0, columns - spec.o))
+    pieces = []
+    for groups in weight_groups(spec, target, knobs):
+        piece = padded[:, :, groups.first * lanes : (groups.first + groups.count * groups.vectors) * lanes]
+        piece = piece.reshape(knobs.positions, spec.c, groups.count, groups.vectors * lanes)
+        pieces.append(piece.permute(2, 0, 1, 3).reshape(-1))
+    return torch.cat(pieces)

@@ -1,0 +1,204 @@
+"""Calling compiled models: kinds of arrays, wrong inputs, threads, timing."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import tersor
+import torch
+from tersor import TersorError
+from tersor.targets import Executable
+from torch import nn
+
+TOLERANCE = 1e-5  # of the largest output
+
+
+class Ports(nn.Module):
+    """Inputs and outputs of several element types."""
+
+    def forward(self, x: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.where(mask, x, x * 2), ids + 1, x > 0
+
+
+@pytest.fixture(scope="module")
+def port_inputs() -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(3, 20, generator=generator)
+    ids = torch.randint(-5, 5, (3, 20), generator=generator)
+    return x, ids, torch.rand(3, 20, generator=generator) > 0.5
+
+
+@pytest.fixture(scope="module")
+def ports(port_inputs: tuple[torch.Tensor, ...]) -> Executable:
+    return tersor.compile(Ports().eval(), port_inputs)
+
+
+@pytest.fixture
+def expected(module: nn.Module, example: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return module(example)
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE * expected.abs().max().item())
+
+
+# Arrays -----------------------------------------------------------------------------------------------------------
+
+
+def test_torch_in_torch_out(executable: Executable, example: torch.Tensor, expected: torch.Tensor) -> None:
+    before = example.clone()
+    first = executable(example)
+    assert isinstance(first, torch.Tensor)
+    assert_close(first, expected)
+    kept = first.clone()
+    executable(example * 2)
+    assert torch.equal(first, kept), "a later call wrote into an earlier result"
+    assert torch.equal(example, before)
+
+
+def test_numpy_in_numpy_out(executable: Executable, example: torch.Tensor, expected: torch.Tensor) -> None:
+    result = executable(example.numpy())
+    assert isinstance(result, np.ndarray)
+    assert_close(torch.from_numpy(result), expected)
+    frozen = example.numpy().copy()
+    frozen.flags.writeable = False
+    assert np.array_equal(executable(frozen), result)
+
+
+def test_whatever_speaks_dlpack(executable: Executable, example: torch.Tensor, expected: torch.Tensor) -> None:
+    class Foreign:
+        def __dlpack__(self, **options: Any) -> Any:
+            return example.__dlpack__(**options)
+
+        def __dlpack_device__(self) -> Any:
+            return example.__dlpack_device__()
+
+    assert_close(executable(Foreign()), expected)
+
+
+def test_memory_of_any_layout(executable: Executable, example: torch.Tensor, expected: torch.Tensor) -> None:
+    channels_last = example.to(memory_format=torch.channels_last)
+    assert_close(executable(channels_last), expected)
+    misaligned = torch.empty(example.numel() + 1)[1:].view(example.shape).copy_(example)
+    assert misaligned.data_ptr() % 64 != 0
+    assert_close(executable(misaligned), expected)
+    reversed_twice = np.ascontiguousarray(example.numpy()[..., ::-1])[..., ::-1]
+    assert_close(torch.from_numpy(executable(reversed_twice)), expected)
+    negative = torch.complex(torch.zeros_like(example), -example).conj().imag
+    assert negative.is_neg()
+    assert_close(executable(negative), expected)
+    assert_close(executable(example.clone().requires_grad_()), expected)
+
+
+def test_several_inputs_and_outputs_of_several_types(ports: Executable, port_inputs: tuple[torch.Tensor, ...]) -> None:
+    results = ports(*port_inputs)
+    assert isinstance(results, tuple)
+    for actual, expected in zip(results, Ports()(*port_inputs), strict=True):
+        assert actual.dtype == expected.dtype
+        assert torch.equal(actual, expected)
+    arrays = ports(*(tensor.numpy() for tensor in port_inputs))
+    assert [array.dtype for array in arrays] == [np.float32, np.int64, np.bool_]
+
+
+# Wrong inputs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((), r"takes 1 inputs \(x: f32\[1,3,8,8\]\), got 0"),
+        ((torch.ones(1, 3, 8, 8),) * 2, "takes 1 inputs .*, got 2"),
+        ((torch.ones(1, 3, 8, 9),), r"input 'x' must have shape \[1, 3, 8, 8\], got \[1, 3, 8, 9\]"),
+        ((torch.ones(3, 8, 8),), r"must have shape \[1, 3, 8, 8\], got \[3, 8, 8\]"),
+        ((np.ones((1, 3, 8, 8)),), "input 'x' must be float32, got float64; cast it first"),
+        ((torch.ones(1, 3, 8, 8, dtype=torch.int32),), "must be float32, got int32"),
+        ((torch.ones(1, 3, 8, 8, dtype=torch.complex64),), "must be float32, got complex64"),
+        ((torch.ones(1, 3, 8, 8, device="meta"),), "is on meta; move it to the CPU first"),
+        ((torch.ones(1, 3, 8, 8).to_sparse(),), r"is sparse; call its to_dense\(\) first"),
+        (("x.npy",), "must be a torch tensor or NumPy array, got str"),
+        ((None,), "got NoneType"),
+        ((np.full((1, 3, 8, 8), "x"),), "input 'x' cannot be read .* give an array of torch.float32"),
+        ((np.ones((1, 3, 8, 8), dtype=">f4"),), "input 'x' cannot be read"),
+    ],
+)
+def test_wrong_inputs_are_named(inputs: tuple[Any, ...], message: str, executable: Executable) -> None:
+    with pytest.raises(TersorError, match=message) as caught:
+        executable(*inputs)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_leaves_the_model_usable(executable: Executable, example: torch.Tensor) -> None:
+    before = executable(example)
+    with pytest.raises(TersorError):
+        executable(example[0])
+    assert torch.equal(executable(example), before)
+
+
+# Threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_thread_count_can_be_set(executable: Executable, example: torch.Tensor) -> None:
+    before = executable.threads
+    results = []
+    for threads in range(1, (os.cpu_count() or 1) + 1):
+        executable.threads = threads
+        assert executable.threads == threads
+        results.append(executable(example))
+    executable.threads = before
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 10_000, 1.5, "2", True, None])
+def test_wrong_thread_counts_are_refused(threads: Any, executable: Executable) -> None:
+    with pytest.raises(TersorError, match="threads must be a whole number between 1 and"):
+        executable.threads = threads
+
+
+def test_two_models_in_two_threads(
+    executable: Executable, example: torch.Tensor, ports: Executable, port_inputs: tuple[torch.Tensor, ...]
+) -> None:
+    wanted = executable(example), ports(*port_inputs)
+
+    def first(index: int) -> bool:
+        return torch.equal(executable(example), wanted[0])
+
+    def second(index: int) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(ports(*port_inputs), wanted[1], strict=True))
+
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(job, index) for index in range(100) for job in (first, second)]
+        assert all(job.result() for job in jobs)
+
+
+# Timing -----------------------------------------------------------------------------------------------------------
+
+
+def test_benchmark_counts_and_orders(executable: Executable, example: torch.Tensor) -> None:
+    result = executable.benchmark(repeat=8, min_seconds=0.0, kernels=True)
+    assert result.runs == 8
+    assert result.threads == executable.threads
+    assert 0 < result.min <= result.p10 <= result.median <= result.p90
+    assert [timed.kernel for timed in result.kernels] == list(executable.info.kernels)
+    assert all(timed.seconds > 0 for timed in result.kernels)
+    assert json.loads(json.dumps(result.to_json()))["runs"] == 8
+    assert executable.benchmark(example, repeat=1, min_seconds=0.0).runs == 1
+
+
+def test_benchmark_refuses_nonsense(executable: Executable, example: torch.Tensor) -> None:
+    with pytest.raises(TersorError, match="repeat must be 1 or more"):
+        executable.benchmark(repeat=0)
+    with pytest.raises(TersorError, match="must have shape"):
+        executable.benchmark(example[0])
+
+
+def test_random_inputs_are_valid_and_repeatable(ports: Executable) -> None:
+    first, second = ports.random_inputs(), ports.random_inputs()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert [tensor.dtype for tensor in first] == [torch.float32, torch.int64, torch.bool]
+    ports(*first)

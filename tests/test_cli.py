@@ -1,0 +1,279 @@
+"""The command line: every command does its work, and every user's mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tersor.cli import main
+from tersor.frontend import load_model
+from tersor.ir import save_ir
+
+FACTORY = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.norm = nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 4)
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+class Unsupported(nn.Module):
+    def forward(self, x):
+        return torch.fft.fft(x).real + torch.linalg.inv(x)
+
+def make():
+    torch.manual_seed(0)
+    return Net().eval(), (torch.randn(1, 3, 8, 8),)
+
+def unsupported():
+    return Unsupported(), (torch.eye(4),)
+"""
+MODEL = "tersor_cli_model:make"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in every form that the command line takes, and an input for it."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tersor_cli_model.py").write_text(FACTORY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        loaded = load_model(MODEL)
+        with pytest.raises(SystemExit, match="0"):
+            main(["compile", MODEL, "-o", "model.tersor"])
+    torch.export.save(torch.export.export(loaded.model, loaded.example_inputs), folder / "model.pt2")
+    save_ir(loaded.to_graph(), folder / "model.ir")
+    torch.save(loaded.model.state_dict(), folder / "weights.pt")
+    np.save(folder / "x.npy", loaded.example_inputs[0].numpy())
+    with torch.inference_mode():
+        np.save(folder / "expected.npy", loaded.model(*loaded.example_inputs).numpy())
+    return folder
+
+
+@pytest.fixture
+def tersor(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run a command in the folder of models."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return Result(int(exit.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+def assert_expected(actual: np.ndarray | torch.Tensor, folder: Path) -> None:
+    expected = np.load(folder / "expected.npy")
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+# Commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", "compile", "run", "bench", "targets", "opt", "passes"])
+def test_help_has_examples(command: str, tersor: Callable[..., Result]) -> None:
+    result = tersor(*command.split(), "--help")
+    assert result.code == 0
+    assert f"tersor {command}" in result.out.split("Examples:")[-1]
+
+
+@pytest.mark.parametrize("model", [MODEL, "model.pt2", "model.ir", "model.tersor"])
+def test_compile_and_run_every_kind_of_model(
+    model: str, tersor: Callable[..., Result], folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.tersor"
+    result = tersor("compile", model, "-o", output)
+    assert result.code == 0
+    assert str(output.name) in result.out.replace("\n", "")
+    assert "generate code" in result.err
+    assert tersor("run", output, "--input", "x.npy", "--output", tmp_path / "y.npy").code == 0
+    assert_expected(np.load(tmp_path / "y.npy"), folder)
+
+
+def test_compile_for_another_target_and_thread_count(tersor: Callable[..., Result], tmp_path: Path) -> None:
+    result = tersor(
+        "compile", "model.ir", "-o", tmp_path / "m.tersor", "--target", "x86:avx2", "-p", "O1", "--threads", 1, "--json"
+    )
+    assert result.code == 0
+    assert result.json["model"]["target"] == "x86:avx2"
+    assert result.json["model"]["inputs"] == [{"name": "x", "type": "f32[1,3,8,8]"}]
+    assert result.json["bytes"] == (tmp_path / "m.tersor").stat().st_size
+    assert {"export", "link", "write"} <= set(result.json["seconds"])
+    assert [one["name"] for one in result.json["passes"]]
+
+
+def test_run_reads_and_writes_named_arrays(tersor: Callable[..., Result], folder: Path, tmp_path: Path) -> None:
+    x = torch.from_numpy(np.load(folder / "x.npy"))
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    np.savez(tmp_path / "x.npz", x=x.numpy())
+    for given in ("x.safetensors", "x.npz"):
+        assert tersor("run", "model.tersor", "--input", tmp_path / given, "--output", tmp_path / "y.npz").code == 0
+        (name, value), *rest = np.load(tmp_path / "y.npz").items()
+        assert_expected(value, folder)
+        assert rest == []
+    assert tersor("run", "model.tersor", "--input", "x.npy", "--output", tmp_path / "y.safetensors").code == 0
+    assert_expected(load_file(tmp_path / "y.safetensors")[name], folder)
+
+
+def test_run_prints_what_came_out(tersor: Callable[..., Result], folder: Path) -> None:
+    expected = np.load(folder / "expected.npy")
+    (described,) = tersor("run", "model.tersor", "--input", "x.npy", "--threads", 1, "--json").json["outputs"]
+    assert described["max"] == pytest.approx(expected.max(), rel=1e-4)
+    assert described["largest_at"] == [0, expected.argmax()]
+    assert "f32[1,4]" in tersor("run", "model.tersor", "--input", "x.npy").out
+
+
+@pytest.mark.parametrize("model", ["model.tersor", "model.pt2"])
+def test_bench_times_a_model(model: str, tersor: Callable[..., Result]) -> None:
+    result = tersor("bench", model, "--threads", 1, "--repeat", 3, "--kernels", "--json")
+    assert result.code == 0
+    latency = result.json["latency"]
+    assert latency["threads"] == 1
+    assert 0 < latency["min"] <= latency["median"]
+    assert len(latency["kernels"]) == result.json["model"]["kernels"]
+    assert "ms median" in tersor("bench", model, "--repeat", 3).out
+
+
+def test_bench_against_pytorch(tersor: Callable[..., Result]) -> None:
+    result = tersor("bench", "model.pt2", "--against", "torch", "--repeat", 1, "--json")
+    assert result.code == 0
+    rows = {row["runner"]: row for row in result.json["comparison"]["rows"]}
+    assert set(rows) == {"torch", "tersor"}
+    assert rows["tersor"]["difference"] < 1e-5
+
+
+def test_targets_are_listed(tersor: Callable[..., Result]) -> None:
+    result = tersor("targets", "--json").json
+    assert "x86:znver4" in [target["name"] for target in result["targets"]]
+    assert result["native"]["name"] in tersor("targets").out
+
+
+def test_passes_are_listed(tersor: Callable[..., Result]) -> None:
+    names = [one["name"] for one in tersor("passes", "--json").json["passes"]]
+    assert {"canonicalize", "dce", "cse", "fold-constants", "fold-batchnorm", "fuse"} <= set(names)
+    assert "fold-batchnorm" in tersor("passes").out
+
+
+def test_opt_reads_and_writes_ir(tersor: Callable[..., Result], tmp_path: Path) -> None:
+    result = tersor("opt", "model.ir", "-p", "fold-batchnorm", "--check-each", "-o", tmp_path / "out.ir", "--json")
+    assert result.code == 0
+    assert [one["changed"] for one in result.json["passes"]] == [True]
+    assert "batch_norm" not in (tmp_path / "out.ir").read_text()
+    assert (tmp_path / "out.safetensors").is_file()
+
+
+def test_the_installed_command_is_this_one(folder: Path) -> None:
+    command = [sys.executable, "-c", "from tersor.cli import main; main()", "run", "nothing.tersor"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == ["tersor: nothing.tersor: no such file"]
+
+
+# Mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("compile nothing.pt2 -o m.tersor", "nothing.pt2: no such file"),
+        ("compile weights.pt -o m.tersor", "not an exported program"),
+        ("compile tersor_cli_model.py -o m.tersor", "neither an exported program nor IR text"),
+        ("compile tersor_cli_model:mak -o m.tersor", "did you mean 'make'?"),
+        ("compile tersor_cli_model:unsupported -o m.tersor", "linalg_inv"),
+        ("compile model.pt2 -o m.tersor -p fold-bachnorm", "did you mean 'fold-batchnorm'?"),
+        ("compile model.pt2 -o m.tersor -p dce,,cse", "pipeline, column 5"),
+        ("compile model.pt2 -o m.tersor -p dce{fast=1}", "has no option 'fast'"),
+        ("compile model.pt2 -o m.tersor --target x86:znver5", "did you mean 'x86:znver4'?"),
+        ("compile model.pt2 -o nowhere/m.tersor", "nowhere is not an existing directory; create it first"),
+        ("compile model.pt2 -o x.npy/m.tersor", "x.npy is not an existing directory"),
+        ("compile cut.tersor -o m.tersor", "truncated or damaged"),
+        ("compile model.pt2 -o m.tersor --data nothing.npz", "nothing.npz: no such file"),
+        ("run nothing.tersor --input x.npy", "nothing.tersor: no such file"),
+        ("run cut.tersor --input x.npy", "truncated or damaged"),
+        ("run model.pt2 --input x.npy", "model.pt2"),
+        ("run model.tersor", "the model takes 1 inputs (x: f32[1,3,8,8]), got 0"),
+        ("run model.tersor --input x.npy --input x.npy", "takes 1 inputs (x: f32[1,3,8,8]), got 2"),
+        ("run model.tersor --input expected.npy", "must have shape [1, 3, 8, 8], got [1, 4]"),
+        ("run model.tersor --input double.npy", "must be float32, got float64; cast it first"),
+        ("run model.tersor --input object.npy", "not readable as a .npy file"),
+        ("run model.tersor --input text.npy", "convert to a numeric type first"),
+        ("run model.tersor --input named.npz", "the model has no input 'y'"),
+        ("run model.tersor --input nothing.npy", "nothing.npy: no such file"),
+        ("run model.tersor --input weights.pt", "arrays are kept in .npy, .npz, .safetensors files, not .pt"),
+        (
+            "run model.tersor --input x.npy --output y.txt",
+            "arrays are kept in .npy, .npz, .safetensors files, not .txt",
+        ),
+        ("run model.tersor --input x.npy --output nowhere/y.npy", "nowhere is not an existing directory"),
+        ("run model.tersor --input x.npy --threads 5000", "threads must be a whole number between 1 and"),
+        ("bench nothing.pt2", "nothing.pt2: no such file"),
+        ("bench cut.tersor", "truncated or damaged"),
+        ("bench model.pt2 --against torhc", "unknown runtime 'torhc'"),
+        ("bench model.tersor --against torch", "needs the model that model.tersor was compiled from"),
+        ("opt nothing.ir", "nothing.ir: no such file"),
+        ("opt model.ir -p fuze", "did you mean 'fuse'?"),
+        ("opt model.ir -p dce{", "pipeline, column"),
+        ("opt model.pt2", "model.pt2"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    arguments: str, message: str, tersor: Callable[..., Result], folder: Path
+) -> None:
+    (folder / "cut.tersor").write_bytes((folder / "model.tersor").read_bytes()[:-2000])
+    np.save(folder / "double.npy", np.load(folder / "x.npy").astype(np.float64))
+    np.save(folder / "text.npy", np.full((1, 3, 8, 8), "x"))
+    np.save(folder / "object.npy", np.array([{}]), allow_pickle=True)
+    np.savez(folder / "named.npz", y=np.load(folder / "x.npy"))
+    result = tersor(*arguments.split())
+    assert result.code == 2
+    assert result.out == ""
+    last = result.err.splitlines()[-1]
+    assert last.startswith("tersor: ")
+    assert message in last
+    assert "Traceback" not in result.err
+    assert not (folder / "m.tersor").exists()
+
+
+def test_a_wrong_option_is_exit_2(tersor: Callable[..., Result]) -> None:
+    result = tersor("run", "model.tersor", "--imput", "x.npy")
+    assert result.code == 2
+    assert "--input" in result.err
+
+
+def test_bench_against_needs_a_checkout(tersor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tersor.cli.__file__", "/usr/lib/tersor/cli.py")
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        monkeypatch.delitem(sys.modules, name)
+    result = tersor("bench", "model.pt2", "--against", "torch")
+    assert result.code == 2
+    assert "--against needs the benchmarks of a checkout" in result.err
