@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import ir
-    from .compiler import compile
+    from .compiler import compile, run_passes
     from .frontend import from_torch
     from .ir import TersorError
-    from .passes import list_passes, register_pass, run_passes
+    from .passes import list_passes, register_pass
     from .targets import load
 
     __version__: str
@@ -25,7 +25,7 @@ _MODULES = {
     "list_passes": ".passes",
     "load": ".targets",
     "register_pass": ".passes",
-    "run_passes": ".passes",
+    "run_passes": ".compiler",
 }
 
 __all__ = [

@@ -64,7 +64,9 @@ def compile(
       tersor compile old.tersor -o new.tersor    (again, from the graph that it contains)
     """
     from .report import describe_model, passes_table, progress
+    from .targets.artifact import check_output
 
+    check_output(output)
     with progress() as shown:
         executable, _ = _compile(model, target, pipeline, threads, data or (), shown.begin)
         shown.begin("write")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from . import passes
 from .frontend import from_torch
 from .ir import Graph, TersorError
 from .passes import PassManager, as_pipeline
@@ -69,6 +70,38 @@ def compile(
         threads=threads,
         begin=lambda stage: None,
     )
+
+
+def run_passes(
+    graph: Graph,
+    pipeline: str,
+    *,
+    target: str | Target | None = None,
+    calibration: Iterable[Any] | None = None,
+    **options: Any,
+) -> Graph:
+    """Optimize a graph; `tersor.passes.run_passes` with targets by name.
+
+    Parameters
+    ----------
+    graph
+        Where to start from; never changed.
+    pipeline
+        Text of passes and presets, for example ``"fold-batchnorm,fuse"``.
+    target
+        The machine to optimize for: a name, a `Target`, or None for passes that need none.
+    calibration
+        Batches of inputs, for passes that need data.
+    options
+        ``instruments`` and ``bisect_limit``, see `tersor.passes.run_passes`.
+
+    Raises
+    ------
+    TersorError
+        For an unknown pass, option or target, a malformed pipeline or graph, or a pass that fails.
+    """
+    record = None if target is None else resolve_target(target)
+    return passes.run_passes(graph, pipeline, target=record, calibration=calibration, **options)
 
 
 def compile_in_stages(

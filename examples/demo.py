@@ -23,7 +23,8 @@ from benchmarks.cpu import table as latency_table
 from benchmarks.harness import Comparison, Row, Schedule, difference, measure
 from benchmarks.models import efficientnet_lite0
 from benchmarks.peers import PEERS, Network, Runner
-from tersor.report import pass_table
+from tersor.report import passes_table
+from tersor.targets import Executable
 
 THREADS = 2
 ARTIFACT = Path("model.tersor")
@@ -57,7 +58,7 @@ class CompiledRunner:
 
     name = "tersor"
 
-    def __init__(self, executable: tersor.Executable) -> None:
+    def __init__(self, executable: Executable) -> None:
         self.executable = executable
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
@@ -76,7 +77,7 @@ def main() -> None:
     start = time.perf_counter()
     executable = tersor.compile(module, (picture,), threads=THREADS)
     console.print(f"compiled in {time.perf_counter() - start:.1f} s: {executable}")
-    console.print(pass_table(executable.report))
+    console.print(passes_table(executable.report))
 
     step("Recognising the picture")
     with torch.inference_mode():
@@ -126,7 +127,7 @@ def class_table(expected: torch.Tensor, actual: torch.Tensor) -> Table:
     return view
 
 
-def compare(module: torch.nn.Module, executable: tersor.Executable, picture: torch.Tensor, console: Console) -> Table:
+def compare(module: torch.nn.Module, executable: Executable, picture: torch.Tensor, console: Console) -> Table:
     """Latency of every installed runtime and of the compiled program."""
     with tempfile.TemporaryDirectory() as folder:
         network = Network(module, (picture,), Path(folder))

@@ -77,7 +77,7 @@ def _inspect(path: Path, reader: PT2ArchiveReader) -> None:
             raise TersorError(f"{path}: is in an older format with pickled weights, which is refused; {_AGAIN}")
         config = f"{folder}model_{'weights' if folder == _WEIGHTS else 'constants'}_config.json"
         for name, payload in json.loads(reader.read_string(config))["config"].items():
-            if not payload["path_name"].startswith(("weight_", "tensor_")):
+            if payload["use_pickle"] or not payload["path_name"].startswith(("weight_", "tensor_")):
                 raise TersorError(
                     f"{path}: {name!r} is stored as a pickle, which can run code when loaded, so it is refused; "
                     "keep plain tensors in the model (not sparse, quantized or subclassed ones) and export it again"

@@ -34,7 +34,7 @@ class Context:
         self.types: tuple[TensorType | None, ...] = ()
 
     @property
-    def type(self) -> TensorType:
+    def result_type(self) -> TensorType:
         """Type of the only, or first, result of the call."""
         if self.types[0] is None:
             self.refuse("its result is not a tensor of a supported element type")
@@ -43,7 +43,7 @@ class Context:
     @property
     def dtype(self) -> DType:
         """Element type of the only, or first, result of the call."""
-        return self.type.dtype
+        return self.result_type.dtype
 
     def refuse(self, reason: str) -> NoReturn:
         """Give up this call, for the reason given."""

@@ -76,7 +76,8 @@ class ProgramConverter:
         if node.target is operator.getitem:
             return self._item(node)
         types = result_types(node)
-        convert = CONVERTERS.get(node.target)
+        target: Any = node.target
+        convert = CONVERTERS.get(target)
         if convert is None:
             return self._fail(node, "", types)
         if any(self._value(argument) is None for argument in node.all_input_nodes):
@@ -91,7 +92,8 @@ class ProgramConverter:
         return result
 
     def _item(self, node: fx.Node) -> Value | None:
-        source, index = node.args
+        source: Any = node.args[0]
+        index: Any = node.args[1]
         parts = self._value(source)
         if parts is None:
             return None

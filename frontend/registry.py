@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch._ops import OpOverload
 
@@ -11,6 +11,7 @@ from ..ir import Value
 
 Converted = Value | tuple[Value | None, ...]
 Converter = Callable[..., Converted]
+ConverterT = TypeVar("ConverterT", bound=Converter)
 
 CONVERTERS: dict[OpOverload, Converter] = {}
 
@@ -19,7 +20,7 @@ class Refusal(Exception):
     """Raised by a converter for a call that it cannot express; the message is the reason."""
 
 
-def converter(*overloads: OpOverload) -> Callable[[Converter], Converter]:
+def converter(*overloads: OpOverload) -> Callable[[ConverterT], ConverterT]:
     """Register a function as the converter of ATen overloads.
 
     The function is called with the `Context` and then exactly as the operator is, with a `Value` in place of each
@@ -27,7 +28,7 @@ def converter(*overloads: OpOverload) -> Callable[[Converter], Converter]:
     place of those that the IR does not have.
     """
 
-    def register(function: Converter) -> Converter:
+    def register(function: ConverterT) -> ConverterT:
         for overload in overloads:
             if overload in CONVERTERS:
                 raise ValueError(f"{overload} has two converters")

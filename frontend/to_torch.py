@@ -133,7 +133,7 @@ def _register(root: nn.Module, id: str, tensor: torch.Tensor, trainable: bool) -
             part += "_"
         if part not in owner._modules:
             owner.add_module(part, nn.Module())
-        owner = owner._modules[part]
+        owner = owner.get_submodule(part)
         key.append(part)
     while not name or hasattr(owner, name):
         name += "_"

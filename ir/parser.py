@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
 from . import ops as _ops  # noqa: F401  (defines the kinds of op)
-from .core import Op, Value
+from .core import Attrs, Op, Value
 from .errors import IRError
 from .graph import Graph
 from .names import suggest
@@ -231,7 +231,7 @@ class _Parser:
         self.take("punctuation", ")")
         return text
 
-    def parse_attrs(self, kind: type[Op], at: _Token) -> Any:
+    def parse_attrs(self, kind: type[Op], at: _Token) -> Attrs:
         given: dict[str, Any] = {}
         known = get_type_hints(kind.attrs_type)
         if self.accept("{"):
@@ -269,10 +269,9 @@ class _Parser:
             return int(token.text) if re.fullmatch(r"-?[0-9]+", token.text) else _float(token.text)
         if token.text in ("true", "false"):
             return token.text == "true"
-        if token.text in DType._value2member_map_:
-            return DType(token.text)
-        self.position -= 1
-        self.fail(f"{token.text!r} is not an attribute value")
+        if token.text not in DType._value2member_map_:
+            self.fail(f"{token.text!r} is not an attribute value", token)
+        return DType(token.text)
 
 
 def _fits(value: Any, hint: Any) -> bool:

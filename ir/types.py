@@ -12,6 +12,9 @@ import torch
 from .errors import IRError
 
 
+_TorchDType = torch.dtype  # inside of DType, `torch` is a property
+
+
 class DType(Enum):
     """Element type of a tensor; the enum's value is its name in IR text."""
 
@@ -42,7 +45,7 @@ class DType(Enum):
         return self.torch.is_floating_point
 
     @classmethod
-    def from_torch(cls, dtype: torch.dtype) -> DType:
+    def from_torch(cls, dtype: _TorchDType) -> DType:
         """The IR's name for a PyTorch dtype; raises IRError for one that the IR does not have (complex, quantized)."""
         try:
             return _FROM_TORCH[dtype]

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from ..ir import Graph, Op, Value
+from ..ir import Graph, Op, Value, WeightStore
 from ..ir.ops import BinaryOp, WeightOp
 from .base import Pass, PassContext, Result
 from .registry import register_pass
@@ -38,7 +38,7 @@ class CommonSubexpressionElimination(Pass):
         numbers: dict[Value, int] = {value: number for number, value in enumerate(graph.inputs)}
         first: dict[Hashable, Op] = {}
         for op in graph.ops:
-            earlier = first.setdefault(_key(op, numbers), op) if op.body is None else op
+            earlier = first.setdefault(_key(op, numbers, graph.weights), op) if op.body is None else op
             if earlier is not op and rewriter.commit("common-subexpression", op):
                 rewriter.replace(op, earlier.results)
                 continue
@@ -47,10 +47,10 @@ class CommonSubexpressionElimination(Pass):
         return Result(rewriter.changed)
 
 
-def _key(op: Op, numbers: dict[Value, int]) -> Hashable:
+def _key(op: Op, numbers: dict[Value, int], weights: WeightStore) -> Hashable:
     types = tuple(str(value.type) for value in op.results)
     if isinstance(op, WeightOp):
-        id, weights = op.attrs.id, op.graph.weights
+        id = op.attrs.id
         return (op.name, weights.digest(id) if id in weights else id, types)
     operands = [-1 if value is None else numbers[value] for value in op.operands]
     if isinstance(op, BinaryOp) and op.commutative:

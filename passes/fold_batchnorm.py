@@ -31,7 +31,7 @@ import torch
 from ..ir import Graph, Rewriter
 from ..ir.ops import AddOp, BatchNormOp, Conv2dOp, LinearOp, MulOp
 from .base import Exactness, Pass, PassContext, Result
-from .matching import replace, tensor, weight_name
+from .matching import numbers, replace, tensor, weight_name
 from .registry import register_pass
 
 _RULE = "fold-batchnorm"
@@ -66,11 +66,12 @@ def _fold_into_layer(op: BatchNormOp, rewriter: Rewriter) -> bool:
         rewriter.refuse(_RULE, op, reason)
         return False
     scale, shift = _affine(op)
-    weight = tensor(layer.weight).double() * scale.reshape(-1, *[1] * (layer.weight.type.rank - 1))
-    bias = shift if layer.bias is None else tensor(layer.bias).double() * scale + shift
+    original = numbers(layer.weight)
+    weight = original.double() * scale.reshape(-1, *[1] * (layer.weight.type.rank - 1))
+    bias = shift if layer.bias is None else numbers(layer.bias).double() * scale + shift
     dtype = layer.weight.type.dtype.torch
     weight, bias = weight.to(dtype), bias.to(dtype)
-    if not _same_finiteness(weight, tensor(layer.weight)) or not bool(bias.isfinite().all()):
+    if not _same_finiteness(weight, original) or not bool(bias.isfinite().all()):
         rewriter.refuse(_RULE, op, "a folded weight or bias is not finite")
         return False
     if not rewriter.commit(_RULE, op):
@@ -115,14 +116,14 @@ def _refusal(op: BatchNormOp, layer: Conv2dOp | LinearOp) -> str:
 
 def _affine(op: BatchNormOp) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and shift per channel, in float64."""
-    mean, variance = tensor(op.mean).double(), tensor(op.variance).double()
+    mean, variance = numbers(op.mean).double(), numbers(op.variance).double()
     scale = torch.rsqrt(variance + op.attrs.eps)
     if op.gamma is not None:
-        scale = scale * tensor(op.gamma).double()
+        scale = scale * numbers(op.gamma).double()
     shift = -mean * scale
-    return scale, shift if op.beta is None else shift + tensor(op.beta).double()
+    return scale, shift if op.beta is None else shift + numbers(op.beta).double()
 
 
 def _same_finiteness(folded: torch.Tensor, original: torch.Tensor) -> bool:
     """Whether folding made no finite number infinite or NaN."""
-    return bool((folded.isfinite() | ~original.isfinite()).all())
+    return bool(folded.isfinite().all()) or bool((folded.isfinite() | ~original.isfinite()).all())

@@ -31,7 +31,7 @@ from .matching import replace, tensor, weight_name
 from .registry import register_pass
 
 _RULE = "fold-constants"
-_SMALL_BYTES = 1 << 16  # results up to this size are folded however small their operands are
+_SMALL_BYTES = 1 << 20  # results up to this size are folded however small their operands are
 
 
 @register_pass(_RULE)
@@ -44,7 +44,7 @@ class FoldConstants(Pass):
     limit_mb
         Largest result, in megabytes (10^6 bytes).
     max_growth
-        Largest ratio of a result's size to that of its operands, for results above 64 KiB.
+        Largest ratio of a result's size to that of its operands, for results above 1 MiB.
     """
 
     limit_mb: float = 256.0
@@ -74,10 +74,11 @@ class FoldConstants(Pass):
             rewriter.refuse(_RULE, op, f"the result {op.result.type} is larger than {self.limit_mb:g} MB")
             return
         try:
-            result = op.evaluate(*operands)
+            evaluated = op.evaluate(*operands)
         except (RuntimeError, NotImplementedError) as error:
             rewriter.refuse(_RULE, op, f"PyTorch cannot evaluate it ({error})")
             return
+        result = evaluated[0] if isinstance(evaluated, tuple) else evaluated
         filled = _filled_with(result)
         if filled is None and self._grows(op):
             rewriter.refuse(_RULE, op, f"the result {op.result.type} is much larger than the operands")

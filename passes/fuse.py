@@ -108,7 +108,7 @@ def _find_groups(graph: Graph) -> list[_Group]:
         group = _Group(anchor.result.shape, [anchor], anchor)
         groups.append(group)
         group_of[anchor] = group
-        sink = anchor
+        sink: Op = anchor
         while (step := _next_step(sink, group, flow, dominators, group_of)) is not None:
             sink = step[-1]
             group.members.extend(step)
@@ -162,7 +162,7 @@ def _outline(members: list[Op], anchor: Op | None, rewriter: Rewriter) -> None:
     name = "_".join(op.name for op in members)[:_MAX_NAME]
     body = Graph(name, [(value.name or f"arg{index}", value.type) for index, value in enumerate(operands)])
     mapping: dict[Value, Value] = dict(zip(operands, body.inputs, strict=True))
-    for op in (*(value.op for value in numbers), *members):
+    for op in (*(value.op for value in numbers if value.op is not None), *members):
         body.append(clone_op(op, mapping))
     last = members[-1]
     body.outputs = (mapping[last.result],)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..ir import Op, Rewriter, Value, is_constant
+from ..ir import IRError, Op, Rewriter, Value
 from ..ir.ops import FullOp, WeightOp
 
 
@@ -15,12 +15,20 @@ def scalar(value: Value | None) -> float | int | bool | None:
 
 def tensor(value: Value | None) -> torch.Tensor | None:
     """The numbers of a constant, or None if ``value`` is no constant or its weight is not loaded."""
-    if value is None or not is_constant(value):
-        return None
-    op = value.op
-    if isinstance(op, WeightOp) and (op.graph is None or op.attrs.id not in op.graph.weights):
-        return None
-    return op.evaluate()
+    op = value.op if value is not None else None
+    if isinstance(op, FullOp):
+        return op.evaluate()
+    if isinstance(op, WeightOp) and op.graph is not None and op.attrs.id in op.graph.weights:
+        return op.evaluate()
+    return None
+
+
+def numbers(value: Value) -> torch.Tensor:
+    """The numbers of a constant that is known to be loaded; raises IRError if it is not."""
+    known = tensor(value)
+    if known is None:
+        raise IRError(f"{value!r} is no constant, or its weight is not loaded")
+    return known
 
 
 def weight_name(value: Value, suffix: str) -> str:

@@ -102,9 +102,7 @@ def check_output(path: Path, ports: Sequence[Port]) -> None:
     if not path.parent.is_dir():
         raise TersorError(f"cannot write {path}: {path.parent} is not an existing directory; create it first")
     if path.suffix == ".npy" and len(ports) != 1:
-        raise TersorError(
-            f"{path}: a .npy file holds one array, the model has {len(ports)} outputs; use .npz"
-        )
+        raise TersorError(f"{path}: a .npy file holds one array, the model has {len(ports)} outputs; use .npz")
 
 
 def check_suffix(path: Path) -> None:

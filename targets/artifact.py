@@ -16,6 +16,7 @@ while the model is in use, so the file may be deleted or replaced (as `save` doe
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -66,10 +67,7 @@ def save(executable: Executable, path: str | Path) -> Path:
         When the file cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ArtifactError(f"{path} is a directory; give the name of a file")
-    if not path.parent.is_dir():
-        raise ArtifactError(f"cannot write {path}: {path.parent} is not an existing directory; create it first")
+    check_output(path)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
             finished = Path(scratch) / path.name
@@ -78,6 +76,16 @@ def save(executable: Executable, path: str | Path) -> Path:
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}; choose another output path") from error
     return path
+
+
+def check_output(path: Path) -> None:
+    """Find out, before work is spent, whether an artifact can go to ``path``; raises ArtifactError if not."""
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a directory; give the name of a file")
+    if not path.parent.is_dir():
+        raise ArtifactError(f"cannot write {path}: {path.parent} is not an existing directory; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise ArtifactError(f"cannot write {path}: {path.parent} is read-only; choose another output path")
 
 
 def load(path: str | Path, *, threads: int | None = None) -> Executable:

@@ -46,12 +46,15 @@ def emits(*kinds: type[Op]) -> Callable[[Emitter], Emitter]:
 
 def can_emit(op: Op) -> bool:
     """Whether an elementwise op has a vector form on its element types."""
-    return type(op) in _EMITTERS
+    if type(op) in _FLOAT32_ONLY:
+        return op.result.type.dtype is DType.F32
+    half_precision = {DType.F16, DType.BF16}  # stored and moved, not computed with
+    return type(op) in _EMITTERS and half_precision.isdisjoint(value.type.dtype for value in (*op.inputs, op.result))
 
 
 def emit(op: Op, *operands: Expr) -> Expr:
-    """The result of an elementwise op, given its operands as vectors of one lane count."""
-    return bind(_EMITTERS[type(op)](op, *operands))
+    """The result of an elementwise op, given its operands as vectors of one lane count; booleans in their stored form."""
+    return bind(as_stored(_EMITTERS[type(op)](op, *operands)))
 
 
 def like(vector: Expr, value: float) -> Expr:
@@ -61,13 +64,17 @@ def like(vector: Expr, value: float) -> Expr:
 
 def cast(vector: Expr, dtype: str) -> Expr:
     """Convert the element type."""
+    if dtype_of(vector, 1) == dtype:
+        return vector
     lanes = lanes_of(vector)
     return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", vector)
 
 
 def as_condition(vector: Expr) -> Expr:
-    """The stored form of booleans as a condition."""
-    return vector if dtype_of(vector, 1) == "bool" else tirx.NE(vector, like(vector, 0))
+    """Where numbers or stored booleans are not zero; NaN is not."""
+    if dtype_of(vector, 1).startswith("float"):
+        vector = _differ(vector, like(vector, 0))
+    return tirx.NE(vector, like(vector, 0))
 
 
 def as_stored(vector: Expr) -> Expr:
@@ -75,9 +82,26 @@ def as_stored(vector: Expr) -> Expr:
     return cast(vector, "uint8") if dtype_of(vector, 1) == "bool" else vector
 
 
+def at_least(vector: Expr, bound: float) -> Expr:
+    """``max(vector, bound)``, where NaN stays NaN; one instruction, as the bound is the first operand."""
+    limit = like(vector, bound)
+    return tirx.Select(limit > vector, limit, vector)
+
+
+def at_most(vector: Expr, bound: float) -> Expr:
+    """``min(vector, bound)``, where NaN stays NaN."""
+    limit = like(vector, bound)
+    return tirx.Select(limit < vector, limit, vector)
+
+
+def is_boolean(op: Op) -> bool:
+    """Whether the first operand is boolean, whose stored form is a byte that must stay 0 or 1."""
+    return op.inputs[0].type.dtype is DType.BOOL
+
+
 @emits(ir_ops.AddOp)
 def _add(op: Op, a: Expr, b: Expr) -> Expr:
-    return a + b
+    return tirx.Max(a, b) if is_boolean(op) else a + b
 
 
 @emits(ir_ops.SubOp)
@@ -97,19 +121,21 @@ def _div(op: Op, a: Expr, b: Expr) -> Expr:
 
 @emits(ir_ops.MaximumOp)
 def _maximum(op: Op, a: Expr, b: Expr) -> Expr:
-    return _keep_nan(tirx.Max(a, b), a, b)
+    return _ordered(tirx.GT(a, b), a, b)
 
 
 @emits(ir_ops.MinimumOp)
 def _minimum(op: Op, a: Expr, b: Expr) -> Expr:
-    return _keep_nan(tirx.Min(a, b), a, b)
+    return _ordered(tirx.LT(a, b), a, b)
 
 
-def _keep_nan(value: Expr, a: Expr, b: Expr) -> Expr:
-    """NaN where either operand is, as PyTorch defines maximum and minimum."""
+def _ordered(first: Expr, a: Expr, b: Expr) -> Expr:
+    """``a`` where ``first`` holds, else ``b``, and NaN where either operand is, as PyTorch defines maximum and minimum."""
+    chosen = tirx.Select(first, a, b)  # b if either is NaN
     if not dtype_of(a, 1).startswith("float"):
-        return value
-    return tirx.Select(tirx.NE(a, a), a, tirx.Select(tirx.NE(b, b), b, value))
+        return chosen
+    is_number = tirx.GE(a, like(a, -math.inf))  # a == a would be simplified away
+    return tirx.Select(is_number, chosen, a)
 
 
 @emits(ir_ops.PowOp)
@@ -119,7 +145,6 @@ def _pow(op: Op, a: Expr, b: Expr) -> Expr:
 
 _COMPARISONS = {
     ir_ops.EqOp: tirx.EQ,
-    ir_ops.NeOp: tirx.NE,
     ir_ops.LtOp: tirx.LT,
     ir_ops.LeOp: tirx.LE,
     ir_ops.GtOp: tirx.GT,
@@ -130,6 +155,17 @@ _COMPARISONS = {
 @emits(*_COMPARISONS)
 def _compare(op: Op, a: Expr, b: Expr) -> Expr:
     return _COMPARISONS[type(op)](a, b)
+
+
+@emits(ir_ops.NeOp)
+def _not_equal(op: Op, a: Expr, b: Expr) -> Expr:
+    return _differ(a, b)
+
+
+def _differ(a: Expr, b: Expr) -> Expr:
+    """Stored booleans: whether the operands differ; NaN differs from everything, which TVM's own comparison denies."""
+    equal = bind(as_stored(tirx.EQ(a, b)))
+    return like(equal, 1) - equal
 
 
 @emits(ir_ops.LogicalAndOp)
@@ -154,15 +190,16 @@ def _where(op: Op, condition: Expr, a: Expr, b: Expr) -> Expr:
 
 @emits(ir_ops.ReluOp)
 def _relu(op: Op, a: Expr) -> Expr:
-    return tirx.Max(a, like(a, 0))
+    return at_least(a, 0)
 
 
 @emits(ir_ops.ClampOp)
 def _clamp(op: Op, a: Expr) -> Expr:
     if op.attrs.min != -math.inf:
-        a = tirx.Max(a, like(a, op.attrs.min))
+        a = at_least(a, op.attrs.min)
     if op.attrs.max != math.inf:
-        a = tirx.Min(a, like(a, op.attrs.max))
+        a = bind(a) if op.attrs.min != -math.inf else a
+        a = at_most(a, op.attrs.max)
     return a
 
 
@@ -183,7 +220,8 @@ def _silu(op: Op, a: Expr) -> Expr:
 
 @emits(ir_ops.HardSigmoidOp)
 def _hard_sigmoid(op: Op, a: Expr) -> Expr:
-    return tirx.Min(tirx.Max(a + like(a, 3), like(a, 0)), like(a, 6)) * like(a, 1 / 6)
+    shifted = bind(a + like(a, 3))
+    return at_most(bind(at_least(shifted, 0)), 6) * like(a, 1 / 6)
 
 
 @emits(ir_ops.HardSwishOp)
@@ -246,7 +284,8 @@ def _cos(op: Op, a: Expr) -> Expr:
 
 @emits(ir_ops.NegOp)
 def _neg(op: Op, a: Expr) -> Expr:
-    return like(a, 0) - a
+    # From -0 rather than 0, so that the negative of 0 is -0.
+    return like(a, -0.0) - a if op.x.type.dtype.is_floating else like(a, 0) - a
 
 
 @emits(ir_ops.AbsOp)
@@ -269,3 +308,18 @@ def _cast(op: Op, a: Expr) -> Expr:
     if op.attrs.dtype is DType.BOOL:
         return as_condition(a)
     return cast(a, STORAGE[op.attrs.dtype])
+
+
+_FLOAT32_ONLY = frozenset(
+    {
+        ir_ops.SigmoidOp,
+        ir_ops.SiluOp,
+        ir_ops.TanhOp,
+        ir_ops.ExpOp,
+        ir_ops.ErfOp,
+        ir_ops.GeluOp,
+        ir_ops.LogOp,
+        ir_ops.SinOp,
+        ir_ops.CosOp,
+    }
+)

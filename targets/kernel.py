@@ -15,7 +15,7 @@ import torch
 from ..ir import DType, Op, TensorType, TersorError, Value, is_constant, print_attrs
 from ..ir.ops import FullOp, WeightOp
 from .addressing import flatten_physical, load_operand, reshape_at, same_storage
-from .emit import STORAGE, as_stored, emit
+from .emit import STORAGE, as_stored, can_emit, emit
 from .group import Group
 from .record import Target
 from .templates.base import BufferSpec, Epilogue, VectorAt
@@ -153,6 +153,9 @@ class FusedEpilogue:
         bias: Value | None = None,
         kernel_shape: Sequence[int] | None = None,
     ) -> None:
+        missing = [op for op in group.epilogue if op.inputs and not can_emit(op)]
+        if missing:
+            raise CompileError("; ".join(f"no vector code for {op.describe()} on {op.inputs[0].type}" for op in missing))
         self._group = group
         self._result = result
         self._kernel_shape = tuple(kernel_shape or result.type.shape)

@@ -1,4 +1,4 @@
-"""Small random graphs for property tests: convolutions, elementwise ops, residuals, concatenation, pooling, linear layers.
+"""Small random graphs for property tests: convolutions, elementwise ops, residuals, joins, pooling, linear layers.
 
 Every choice is drawn from one seeded generator, so that a seed stands for a graph; hypothesis draws the seed and the
 number of ops.

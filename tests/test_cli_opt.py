@@ -60,7 +60,7 @@ def test_text_and_weights_to_a_file(tersor, source, graph, tmp_path):
 def test_text_alone(tersor, graph, tmp_path):
     path = tmp_path / "alone.ir"
     path.write_text(str(graph))
-    code, out, err = tersor("opt", path, "-p", "dce,fuse", "--verify-each", "-o", tmp_path / "out.ir")
+    code, _, err = tersor("opt", path, "-p", "dce,fuse", "--verify-each", "-o", tmp_path / "out.ir")
     assert (code, err) == (0, "")
     assert "fused(" in (tmp_path / "out.ir").read_text()
     assert not (tmp_path / "out.safetensors").exists()

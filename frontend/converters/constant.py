@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 def _filled(number: Number) -> Callable[..., Value]:
     def convert(ctx: Context, *args: Any, **options: Any) -> Value:
-        return ctx.full(number, ctx.type)  # shape and element type are those that PyTorch computed
+        return ctx.full(number, ctx.result_type)  # shape and element type are those that PyTorch computed
 
     return convert
 
@@ -41,22 +41,22 @@ register_each(
 
 @converter(aten.full.default, aten.full_like.default, aten.new_full.default)
 def full(ctx: Context, like: Any, *args: Any, **options: Any) -> Value:
-    return ctx.full(args[-1], ctx.type)
+    return ctx.full(args[-1], ctx.result_type)
 
 
 @converter(aten.fill.Scalar)
 def fill(ctx: Context, x: Value, value: Number) -> Value:
-    return ctx.full(value, ctx.type)
+    return ctx.full(value, ctx.result_type)
 
 
 @converter(aten.fill.Tensor)
 def fill_tensor(ctx: Context, x: Value, value: Value) -> Value:
-    return ctx.expand(ctx.cast(value, ctx.dtype), ctx.type.shape)
+    return ctx.expand(ctx.cast(value, ctx.dtype), ctx.result_type.shape)
 
 
 @converter(aten.scalar_tensor.default)
 def scalar_tensor(ctx: Context, number: Number, **options: Any) -> Value:
-    return ctx.full(number, ctx.type)
+    return ctx.full(number, ctx.result_type)
 
 
 def _computed(overload: OpOverload) -> Converter:

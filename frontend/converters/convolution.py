@@ -73,7 +73,7 @@ def convolution(
     flat_weight = ctx.reshape(weight, (*weight.shape[:-1], 1, weight.shape[-1]))
     sides = (0, padding[0], 0, padding[0])
     result = _conv2d(ctx, flat_x, flat_weight, bias, (1, stride[0]), sides, (1, dilation[0]), groups)
-    return ctx.reshape(result, ctx.type.shape)
+    return ctx.reshape(result, ctx.result_type.shape)
 
 
 def _conv2d(

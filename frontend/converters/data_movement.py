@@ -30,7 +30,7 @@ aten = torch.ops.aten
     aten.view_as.default,
 )
 def reshape(ctx: Context, x: Value, *args: Any) -> Value:
-    return ctx.reshape(x, ctx.type.shape)  # PyTorch has worked the shape out
+    return ctx.reshape(x, ctx.result_type.shape)  # PyTorch has worked the shape out
 
 
 @converter(aten.permute.default)
@@ -53,7 +53,7 @@ def transpose_matrix(ctx: Context, x: Value) -> Value:
 
 @converter(aten.expand.default, aten.expand_as.default)
 def expand(ctx: Context, x: Value, *args: Any, **options: Any) -> Value:
-    return ctx.expand(x, ctx.type.shape)
+    return ctx.expand(x, ctx.result_type.shape)
 
 
 @converter(aten.repeat.default)
@@ -62,7 +62,7 @@ def repeat(ctx: Context, x: Value, repeats: Sequence[int]) -> Value:
     extents = (1,) * (len(repeats) - len(x.shape)) + x.shape
     split = [extent for number, own in zip(repeats, extents, strict=True) for extent in (1, own)]
     spread = [extent for number, own in zip(repeats, extents, strict=True) for extent in (number, own)]
-    return ctx.reshape(ctx.expand(ctx.reshape(x, split), spread), ctx.type.shape)
+    return ctx.reshape(ctx.expand(ctx.reshape(x, split), spread), ctx.result_type.shape)
 
 
 # Slices ---------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def slice_(
 def select(ctx: Context, x: Value, dim: int, index: int) -> Value:
     axis = axis_of(dim, len(x.shape))
     position = axis_of(index, x.shape[axis])
-    return ctx.reshape(ctx.slice(x, axis, position, position + 1), ctx.type.shape)
+    return ctx.reshape(ctx.slice(x, axis, position, position + 1), ctx.result_type.shape)
 
 
 def _split(ctx: Context, x: Value, axis: int, sizes: Sequence[int]) -> tuple[Value, ...]:
@@ -166,13 +166,13 @@ def _concat(ctx: Context, parts: Sequence[Value], axis: int) -> Value:
 @converter(aten.cat.default, aten.concat.default, aten.concatenate.default)
 def cat(ctx: Context, tensors: Sequence[Value], dim: int = 0) -> Value:
     # PyTorch skips empty tensors of rank 1 whatever the rank of the others.
-    parts = [ctx.cast(part, ctx.dtype) for part in tensors if part.shape != (0,) or ctx.type.rank == 1]
-    return _concat(ctx, parts, axis_of(dim, ctx.type.rank))
+    parts = [ctx.cast(part, ctx.dtype) for part in tensors if part.shape != (0,) or ctx.result_type.rank == 1]
+    return _concat(ctx, parts, axis_of(dim, ctx.result_type.rank))
 
 
 @converter(aten.stack.default)
 def stack(ctx: Context, tensors: Sequence[Value], dim: int = 0) -> Value:
-    axis = axis_of(dim, ctx.type.rank)
+    axis = axis_of(dim, ctx.result_type.rank)
     rows = [ctx.cast(part, ctx.dtype) for part in tensors]
     return _concat(ctx, [ctx.reshape(row, (*row.shape[:axis], 1, *row.shape[axis:])) for row in rows], axis)
 

@@ -35,7 +35,7 @@ def embedding(
 def index_select(ctx: Context, x: Value, dim: int, index: Value) -> Value:
     axis = axis_of(dim, len(x.shape))
     flat = ctx.reshape(index, (math.prod(index.shape),))
-    return ctx.reshape(_pick(ctx, x, (axis,), ctx.cast(flat, DType.I64), flat.shape), ctx.type.shape)
+    return ctx.reshape(_pick(ctx, x, (axis,), ctx.cast(flat, DType.I64), flat.shape), ctx.result_type.shape)
 
 
 @converter(aten.index.Tensor, aten._unsafe_index.Tensor)

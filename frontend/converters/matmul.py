@@ -16,14 +16,14 @@ aten = torch.ops.aten
 def linear(ctx: Context, x: Value, weight: Value, bias: Value | None = None) -> Value:
     matrix = weight if len(weight.shape) == 2 else ctx.reshape(weight, (1, *weight.shape))
     row = ctx.reshape(bias, (1,)) if bias is not None and not bias.shape else bias
-    return ctx.reshape(ctx.emit(LinearOp, x, matrix, row), ctx.type.shape)
+    return ctx.reshape(ctx.emit(LinearOp, x, matrix, row), ctx.result_type.shape)
 
 
 @converter(aten.matmul.default, aten.bmm.default, aten.mm.default)
 def matmul(ctx: Context, lhs: Value, rhs: Value) -> Value:
     rows = ctx.reshape(lhs, (1, *lhs.shape)) if len(lhs.shape) == 1 else lhs
     columns = ctx.reshape(rhs, (*rhs.shape, 1)) if len(rhs.shape) == 1 else rhs
-    return ctx.reshape(ctx.emit(MatmulOp, rows, columns), ctx.type.shape)
+    return ctx.reshape(ctx.emit(MatmulOp, rows, columns), ctx.result_type.shape)
 
 
 @converter(aten.addmm.default, aten.baddbmm.default)

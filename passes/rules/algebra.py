@@ -38,7 +38,7 @@ from ...ir.ops import (
 )
 from ..matching import replace, scalar
 
-_NEUTRAL_RIGHT = {AddOp: 0, SubOp: 0, MulOp: 1, DivOp: 1, PowOp: 1}
+_NEUTRAL_RIGHT: dict[type[Op], int] = {AddOp: 0, SubOp: 0, MulOp: 1, DivOp: 1, PowOp: 1}
 _GATES = {SigmoidOp: SiluOp, HardSigmoidOp: HardSwishOp}
 
 # Significant bits and largest exponent of floating types, value bits of integer types: what a type can hold exactly.
@@ -50,7 +50,9 @@ _UNSIGNED = (DType.BOOL, DType.U8)
 def neutral_operand(op: Op, rewriter: Rewriter) -> bool:
     """x + 0, x * 1 and their like -> x."""
     neutral = _NEUTRAL_RIGHT.get(type(op))
-    if neutral is None or scalar(op.rhs) != neutral or op.result.type.logical != op.lhs.type.logical:
+    if neutral is None or not isinstance(op, BinaryOp) or scalar(op.rhs) != neutral:
+        return False
+    if op.result.type.logical != op.lhs.type.logical:
         return False
     if not rewriter.commit("mul-one" if neutral else "add-zero", op):
         return False
@@ -84,9 +86,11 @@ def bound_to_clamp(op: Op, rewriter: Rewriter) -> bool:
 
 def clamp_of_clamp(op: Op, rewriter: Rewriter) -> bool:
     """Two clamps in a row are one: bounds of the first are clamped by the second (both are monotonic)."""
-    outer, inner = _bounds(op), _bounds(op.inputs[0].op) if op.inputs else None
-    if outer is None or inner is None or not op.x.type.dtype.is_floating:
+    if not isinstance(op, ReluOp | ClampOp) or not isinstance(op.x.op, ReluOp | ClampOp):
         return False
+    if not op.x.type.dtype.is_floating:
+        return False
+    outer, inner = _bounds(op), _bounds(op.x.op)
     if outer[0] > outer[1] or inner[0] > inner[1]:
         rewriter.refuse("clamp-of-clamp", op, "a lower bound is above the upper one")
         return False
@@ -162,10 +166,8 @@ def gate(op: Op, rewriter: Rewriter) -> bool:
     return False
 
 
-def _bounds(op: Op | None) -> tuple[float, float] | None:
-    if isinstance(op, ReluOp):
-        return (0.0, math.inf)
-    return (op.attrs.min, op.attrs.max) if isinstance(op, ClampOp) else None
+def _bounds(op: ReluOp | ClampOp) -> tuple[float, float]:
+    return (0.0, math.inf) if isinstance(op, ReluOp) else (op.attrs.min, op.attrs.max)
 
 
 def _lossless(source: DType, target: DType) -> bool:

@@ -9,11 +9,9 @@ matmul-to-linear                    matmul(x, w) with a constant matrix w -> lin
 
 from __future__ import annotations
 
-import torch
-
 from ...ir import Op, Rewriter, Value, is_constant
 from ...ir.ops import AddOp, Conv2dOp, LinearOp, MatmulOp, PermuteOp, WeightOp
-from ..matching import replace, tensor, weight_name
+from ..matching import numbers, replace, tensor, weight_name
 
 
 def bias_operand(op: Op, rewriter: Rewriter) -> bool:
@@ -26,9 +24,9 @@ def bias_operand(op: Op, rewriter: Rewriter) -> bool:
         rewriter.refuse("bias-operand", op, reason)
         return False
     channels = layer.weight.shape[0]
-    bias = tensor(addend).double().reshape(-1).expand(channels)
+    bias = numbers(addend).double().reshape(-1).expand(channels)
     if layer.bias is not None:
-        bias = bias + tensor(layer.bias).double()
+        bias = bias + numbers(layer.bias).double()
     if not rewriter.commit("bias-operand", op):
         return False
     value = rewriter.weight(bias.to(layer.result.type.dtype.torch), weight_name(addend, "bias"))
@@ -56,16 +54,13 @@ def matmul_to_linear(op: Op, rewriter: Rewriter) -> bool:
     if is_constant(op.lhs):
         return False  # fold-constants evaluates it
     matrix = op.rhs
-    numbers: torch.Tensor | None = None
-    if not op.attrs.transpose_rhs:
-        numbers = tensor(matrix)
-        if numbers is None:
-            rewriter.refuse("matmul-to-linear", op, "the weights are not loaded")
-            return False
+    if not op.attrs.transpose_rhs and tensor(matrix) is None:
+        rewriter.refuse("matmul-to-linear", op, "the weights are not loaded")
+        return False
     if not rewriter.commit("matmul-to-linear", op):
         return False
-    if numbers is not None:
-        matrix = rewriter.weight(numbers.t(), weight_name(matrix, "transposed"))
+    if not op.attrs.transpose_rhs:
+        matrix = rewriter.weight(numbers(matrix).t(), weight_name(matrix, "transposed"))
     replace(rewriter, op, rewriter.create(LinearOp, (op.lhs, matrix)).result)
     return True
 

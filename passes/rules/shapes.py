@@ -136,9 +136,9 @@ def squeeze_reduction(op: Op, rewriter: Rewriter) -> bool:
 
 def reduction_of_reduction(op: Op, rewriter: Rewriter) -> bool:
     """mean(mean(x)) -> mean(x): all groups that the inner one averages have the same size."""
-    inner = op.x.op if isinstance(op, ReduceOp) else None
-    if inner is None or type(inner) is not type(op) or not op.x.has_one_use:
+    if not isinstance(op, ReduceOp) or not op.x.has_one_use or type(op.x.op) is not type(op):
         return False
+    inner = op.x.op
     if inner.attrs.keepdim != op.attrs.keepdim:
         rewriter.refuse("reduction-of-reduction", op, "only one of the two keeps the reduced dimensions")
         return False

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..emit import STORAGE, can_emit
+from ..emit import STORAGE
 from ..group import Group
-from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, selects
+from ..kernel import FusedEpilogue, Kernel, KernelContext, selects
 from ..templates import elementwise
 from ..views import View
 
@@ -14,9 +14,6 @@ from ..views import View
 @selects(None)
 def select_elementwise(group: Group, context: KernelContext) -> Kernel:
     """``elementwise``: the whole group is the epilogue of nothing."""
-    missing = [op for op in group.epilogue if op.inputs and not can_emit(op)]
-    if missing:
-        raise CompileError("; ".join(f"no vector code for {op.describe()}" for op in missing))
     result = View.whole(group.result)
     epilogue = FusedEpilogue(group, context, result)
     block = result.type.channel_block

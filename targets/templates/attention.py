@@ -1,163 +1,36 @@
 """Scaled dot-product attention in one kernel: ``softmax(scale * Q K^T + mask) V``, the scores never leave the cache.
 
-A piece of work is some rows of one head. It packs the head's keys (transposed) and values into panels, then for each tile of rows
-computes the scores into a scratch tile, turns them into exponentials in place, and multiplies those with the values; the rows are
-divided by their sums as the result is stored. All operands are read and written in place through strides, so that splitting and
-merging heads costs nothing.
+A piece of work is some rows of one head. It packs the head's keys (transposed) and values into panels, then for each
+tile of rows computes the scores into a scratch tile, turns them into exponentials in place, and multiplies those with
+the values; the rows are divided by their sums as the result is stored. All operands are read and written in place
+through strides, so that splitting and merging heads costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..record import Target
+from .attention_spec import AttentionKnobs, AttentionSpec, candidates
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .builder import broadcast, constant, load, loop, make_prim_func, store, store_result, when
 from .matmul_pack import RhsPanels, pack_activation
-from .matmul_spec import ACTIVATION, MatmulKnobs, MatmulSpec, reads_rhs_in_place
+from .matmul_spec import MatmulKnobs, MatmulSpec, reads_rhs_in_place
 from .matmul_tile import accumulate
-from .parallelism import balance, chunk_loop, shared_loop
+from .parallelism import chunk_loop, shared_loop
 from .row_vectors import RowVectors
 from .softmax import write_exponentials
 from .vectors import bind, lanes_of, pieces
 
+__all__ = ["AttentionKnobs", "AttentionSpec", "build", "candidates"]
+
 Buffer = Any
 Index = Any
 Expr = Any
-
-
-@dataclass(frozen=True)
-class AttentionSpec:
-    """``out[b, s, :] = softmax_t(scale * <query[b, s], key[b, t]> + …) . value[b, t, :]``.
-
-    Attributes
-    ----------
-    batch
-        Extents of the dimensions in front: ``(images, heads)``, or ``(heads,)``.
-    queries, keys
-        Number of query rows, and of key (and value) rows.
-    width, value_width
-        Elements of a query or key row, and of a value row.
-    scale
-        Factor of the scores, usually ``width ** -0.5``.
-    query_strides, key_strides, value_strides, out_strides
-        Elements between neighbours ``(*batch, row, element)``; by default those of plain row-major tensors.
-    query_offset, key_offset, value_offset
-        Where the first element lies in its buffer.
-    query_size, key_size, value_size, out_size
-        Element counts of the buffers; by default just large enough.
-    dtype
-        Element type.
-    """
-
-    batch: tuple[int, ...]
-    queries: int
-    keys: int
-    width: int
-    value_width: int
-    scale: float
-    query_strides: tuple[int, ...] = ()
-    key_strides: tuple[int, ...] = ()
-    value_strides: tuple[int, ...] = ()
-    out_strides: tuple[int, ...] = ()
-    query_offset: int = 0
-    key_offset: int = 0
-    value_offset: int = 0
-    query_size: int = 0
-    key_size: int = 0
-    value_size: int = 0
-    out_size: int = 0
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.key_strides and len(self.key_strides) != len(self.batch) + 2:
-            raise ValueError(f"key_strides {self.key_strides} must have {len(self.batch) + 2} entries")
-        # The two products check everything else, and know the sizes.
-        sizes = {
-            "query_size": self.scores.a_size,
-            "key_size": self.scores.rhs_size,
-            "value_size": self.context.rhs_size,
-            "out_size": self.context.out_size,
-        }
-        for name, size in sizes.items():
-            object.__setattr__(self, name, size)
-
-    @property
-    def scores(self) -> MatmulSpec:
-        """The product of queries and transposed keys."""
-        if self.key_strides:
-            *outer, row, element = self.key_strides
-            rhs_strides = (*outer, element, row)
-        else:
-            rows = self.keys * self.width
-            outer = _batch_strides(self.batch, rows)
-            rhs_strides = (*outer, 1, self.width)
-        return MatmulSpec(
-            self.queries,
-            self.keys,
-            self.width,
-            ACTIVATION,
-            self.batch,
-            a_strides=self.query_strides,
-            a_offset=self.query_offset,
-            a_size=self.query_size,
-            rhs_strides=rhs_strides,
-            rhs_offset=self.key_offset,
-            rhs_size=self.key_size,
-            dtype=self.dtype,
-        )
-
-    @property
-    def context(self) -> MatmulSpec:
-        """The product of softmax weights and values."""
-        return MatmulSpec(
-            self.queries,
-            self.value_width,
-            self.keys,
-            ACTIVATION,
-            self.batch,
-            rhs_strides=self.value_strides,
-            rhs_offset=self.value_offset,
-            rhs_size=self.value_size,
-            out_strides=self.out_strides,
-            out_size=self.out_size,
-            dtype=self.dtype,
-        )
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds of both products and the exponentials."""
-        exponentials = self.scores.batch_size * self.queries * self.keys
-        return self.scores.macs + self.context.macs + 12 * exponentials
-
-
-@dataclass(frozen=True)
-class AttentionKnobs:
-    """Register tile of both products (``rows`` by ``vectors``), pieces that the rows of a head are cut into, loop unrolling."""
-
-    rows: int
-    vectors: int
-    row_chunks: int = 1
-    unroll: int = 2
-
-
-def candidates(spec: AttentionSpec, target: Target) -> list[AttentionKnobs]:
-    """Feasible knobs, best analytic guess first."""
-    found: dict[AttentionKnobs, None] = {}
-    for vectors in (2, 3, 1, 4):
-        if vectors > 1 and (vectors - 1) * target.lanes() >= max(spec.value_width, spec.keys):
-            continue
-        most_rows = (target.vector_registers - 1 - vectors) // vectors
-        tiles = -(-spec.queries // most_rows)
-        rows = -(-spec.queries // tiles)
-        (row_chunks,) = balance(spec.scores.batch_size, (tiles,), target.cores)
-        found[AttentionKnobs(rows, vectors, row_chunks)] = None
-    return list(found)
 
 
 def build(
@@ -170,8 +43,8 @@ def build(
 ) -> tirx.PrimFunc:
     """Write the PrimFunc ``name(query, key, value, *mask buffers, *epilogue buffers, out)``.
 
-    ``mask.apply`` is called on each vector of scaled scores, with coordinates ``(*batch, query, key)``; the epilogue on each vector of
-    the result, with coordinates ``(*batch, query, element)``.
+    ``mask.apply`` is called on each vector of scaled scores, with coordinates ``(*batch, query, key)``; the epilogue
+    on each vector of the result, with coordinates ``(*batch, query, element)``.
     """
     inputs = (
         BufferSpec("query", spec.query_size, spec.dtype),
@@ -212,7 +85,8 @@ class _Writer:
         self.columns = knobs.vectors * self.lanes
         self.tile_knobs = MatmulKnobs(knobs.rows, knobs.vectors, pack_rhs=True)
         self.key_panels = -(-spec.keys // self.columns)
-        # Rows of scores a multiple of 4 KiB apart would all compete for the same few lines of L1, hence one more vector.
+        # Rows of scores a multiple of 4 KiB apart would all compete for the same few lines of L1, hence one more
+        # vector.
         self.score_stride = self.key_panels * self.columns + self.lanes
 
     def write(self) -> None:
@@ -256,9 +130,7 @@ class _Writer:
             self._write_weights(batch, first, row, scores, factors)
         self._write_context(batch, rows, first, values, scores, factors)
 
-    def _write_scores(
-        self, batch: Sequence[Index], rows: int, first: Index, keys: RhsPanels, scores: Buffer
-    ) -> None:
+    def _write_scores(self, batch: Sequence[Index], rows: int, first: Index, keys: RhsPanels, scores: Buffer) -> None:
         *_, row_stride, element_stride = self.spec.scores.a_strides
         base = _offset(self.spec.query_offset, batch, self.spec.scores.a_strides) + first * row_stride
         with loop(self.key_panels) as panel:
@@ -274,9 +146,7 @@ class _Writer:
                     at = row * self.score_stride + panel * self.columns + vector * self.lanes
                     store(scores, at, tile[row * self.knobs.vectors + vector], self.lanes)
 
-    def _write_weights(
-        self, batch: Sequence[Index], first: Index, row: Index, scores: Buffer, factors: Buffer
-    ) -> None:
+    def _write_weights(self, batch: Sequence[Index], first: Index, row: Index, scores: Buffer, factors: Buffer) -> None:
         """Turn one row of scores into exponentials; what is left to divide by goes into ``factors``."""
         base = row * self.score_stride
         vectors = RowVectors(self.spec.keys, self.lanes, unroll=4)
@@ -310,9 +180,7 @@ class _Writer:
         rest = spec.value_width - (panels - 1) * self.columns
         staging = T.alloc_buffer((rows * self.columns,), spec.dtype, align=64)
         with loop(panels) as panel:
-            tile = self._accumulate(
-                rows, spec.keys, lambda row, k: scores[row * self.score_stride + k], values, panel
-            )
+            tile = self._accumulate(rows, spec.keys, lambda row, k: scores[row * self.score_stride + k], values, panel)
             for index in range(rows * self.knobs.vectors):
                 store(staging, index * self.lanes, tile[index], self.lanes)
 
@@ -340,17 +208,7 @@ class _Writer:
         def vector_at(k: Index, vector: int) -> Expr:
             return load(panels.buffer, base + k * panels.k_stride + vector * self.lanes, self.lanes)
 
-        return accumulate(
-            rows, self.knobs.vectors, self.lanes, steps, element, vector_at, unroll=self.knobs.unroll
-        )
-
-
-def _batch_strides(batch: Sequence[int], elements: int) -> tuple[int, ...]:
-    strides = []
-    for extent in reversed(batch):
-        strides.append(elements)
-        elements *= extent
-    return tuple(reversed(strides))
+        return accumulate(rows, self.knobs.vectors, self.lanes, steps, element, vector_at, unroll=self.knobs.unroll)
 
 
 def _offset(base: Index, batch: Sequence[Index], strides: Sequence[int]) -> Index:

@@ -1,12 +1,13 @@
 """A map over an output tensor: whatever computes each vector of results from where it lies.
 
-Pointwise operators, broadcasts, permutes, slices, concatenations, pads and gathers differ only in how an output vector finds its
-operands, so the caller supplies that: ``compute(at, buffers)`` gives the expression for one vector. Three ways to walk:
+Pointwise operators, broadcasts, permutes, slices, concatenations, pads and gathers differ only in how an output vector
+finds its operands, so the caller supplies that: ``compute(at, buffers)`` gives the expression for one vector. Three
+ways to walk:
 
 - ``flat``: the output is one contiguous run; ``at.coords`` is ``(element offset,)``.
 - ``coordinates``: ``at.coords`` are logical coordinates; the lanes run along the last dimension.
-- ``blocked``: an output in the layout NCHW{c}c; the lanes are the ``c`` channels of a block. Lanes past the last channel are
-  computed and stored too, so ``compute`` must give something finite there.
+- ``blocked``: an output in the layout NCHW{c}c; the lanes are the ``c`` channels of a block. Lanes past the last
+  channel are computed and stored too, so ``compute`` must give something finite there.
 
 A run that is no multiple of the vector width ends with one more vector that overlaps its predecessor.
 """
@@ -207,7 +208,7 @@ def _nest(
     cores: int,
     write: Callable[[Sequence[Index]], None],
 ) -> None:
-    """Loops over ``extents``: as many outer ones as balance the load are shared by the threads, the others are nested."""
+    """Loops over ``extents``: as many outer ones as balance the load are shared by threads, the others are nested."""
     shared = 0
     while shared < len(extents):
         shared += 1
@@ -217,9 +218,7 @@ def _nest(
         _nest_serial(extents[shared:], indices, write)
 
 
-def _nest_serial(
-    extents: Sequence[int], indices: Sequence[Index], write: Callable[[Sequence[Index]], None]
-) -> None:
+def _nest_serial(extents: Sequence[int], indices: Sequence[Index], write: Callable[[Sequence[Index]], None]) -> None:
     if not extents:
         write(indices)
         return

@@ -1,7 +1,7 @@
 """Layer normalization along the last axis of a plain row-major tensor.
 
-Each row is read three times while it is in L1: for its mean, for its variance around that mean (one pass over the squares would
-cancel catastrophically where the mean is large), and for the result.
+Each row is read three times while it is in L1: for its mean, for its variance around that mean (one pass over the
+squares would cancel catastrophically where the mean is large), and for the result.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class LayerNormSpec:
     has_scale, has_shift
         Whether there are ``cols`` learned factors and summands.
     shape
-        Optional logical shape, its last extent being ``cols``: the epilogue then sees its coordinates instead of ``(row, column)``.
+        Optional logical shape, its last extent being ``cols``: the epilogue then sees its coordinates instead of
+        ``(row, column)``.
     dtype
         Element type.
     """
@@ -139,9 +140,7 @@ def _write_row(
         row.store_rest((rest - mean) * factor, write)
 
 
-def _sum(
-    row: RowVectors, rest: Expr | None, read: Callable[[Index, int], Expr], term: Callable[[Expr], Expr]
-) -> Expr:
+def _sum(row: RowVectors, rest: Expr | None, read: Callable[[Index, int], Expr], term: Callable[[Expr], Expr]) -> Expr:
     """Sum of ``term(x)`` over a row, as a scalar."""
     sums = RegisterTile(min(row.unroll, max(1, row.whole)), row.lanes)
     sums.fill(0.0)

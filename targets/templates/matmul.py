@@ -1,11 +1,11 @@
 """Matrix products: a dense layer on a packed weight, and products of two activations (attention).
 
-The right-hand side is read as *panels*: ``[panel][k][columns of the panel]``, so that the innermost loop walks through memory
-once, forwards. A register tile holds ``rows x vectors`` sums; each step of ``k`` loads ``vectors`` vectors of the panel and
-multiplies them with one broadcast element for each row. Within a piece of work the panels run fastest: the rows' elements stay in
-L1, the panels stream from L2 (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, with the roles of
-the operands exchanged). With a single row the product is a stream through the weight, bound by memory: there, several chains of sums
-hide the latency of the multiply-adds.
+The right-hand side is read as *panels*: ``[panel][k][columns of the panel]``, so that the innermost loop walks through
+memory once, forwards. A register tile holds ``rows x vectors`` sums; each step of ``k`` loads ``vectors`` vectors of
+the panel and multiplies them with one broadcast element for each row. Within a piece of work the panels run fastest:
+the rows' elements stay in L1, the panels stream from L2 (Goto and van de Geijn, "Anatomy of High-Performance Matrix
+Multiplication", 2008, with the roles of the operands exchanged). With a single row the product is a stream through the
+weight, bound by memory: there, several chains of sums hide the latency of the multiply-adds.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class _Writer:
     def _row_tile(
         self, batch: Sequence[Index], tile: Index, column_chunk: Index, panels: RhsPanels, staging: Buffer | None
     ) -> None:
-        """All panels of one piece for one tile of rows; the first ``taller`` tiles have one row more than the others."""
+        """All panels of one piece for one tile of rows; the first ``taller`` tiles have one row more than the rest."""
         tiles = self.knobs.row_tiles(self.spec)
         height, taller = divmod(self.spec.m, tiles)
 
@@ -212,8 +212,8 @@ class _Writer:
     ) -> None:
         """Apply the epilogue to the first ``count`` columns of a tile and store them.
 
-        A real epilogue reads the sums back from ``staging``, row by row in a loop: it would be too much code if written out for
-        each vector of the tile.
+        A real epilogue reads the sums back from ``staging``, row by row in a loop: it would be too much code if
+        written out for each vector of the tile.
         """
         *_, row_stride, _ = self.spec.out_strides
         out_base = _offset(self.spec.out_offset, batch, self.spec.out_strides)

@@ -101,7 +101,7 @@ def _copy_transposed(
     columns: int,
     valid: int,
 ) -> None:
-    """Copy one panel whose columns are contiguous along ``k``: squares of ``lanes`` x ``lanes`` are transposed in registers."""
+    """Copy one panel whose columns are contiguous along ``k``, transposing squares of ``lanes`` in registers."""
     column_stride = spec.rhs_strides[-1]
     squares = spec.k // lanes
 

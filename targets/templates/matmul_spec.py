@@ -21,13 +21,13 @@ class MatmulSpec:
     m, n, k
         Rows and columns of one result, and the length of the sums.
     rhs
-        ``"packed"``: a constant weight ``[n, k]`` (as ``torch.nn.Linear`` keeps it), packed at compile time, shared by the batch.
-        ``"activation"``: computed at run time.
+        ``"packed"``: a constant weight ``[n, k]`` (as ``torch.nn.Linear`` keeps it), packed at compile time, shared by
+        the batch. ``"activation"``: computed at run time.
     batch
         Extents of the batch dimensions, ``()`` for none.
     a_strides, rhs_strides, out_strides
-        Elements between neighbours: ``(*batch, m, k)``, ``(*batch, k, n)`` and ``(*batch, m, n)``; by default those of plain
-        row-major tensors. ``rhs_strides`` is for activations only. The last of ``out_strides`` must be 1.
+        Elements between neighbours: ``(*batch, m, k)``, ``(*batch, k, n)`` and ``(*batch, m, n)``; by default those of
+        plain row-major tensors. ``rhs_strides`` is for activations only. The last of ``out_strides`` must be 1.
     a_offset, rhs_offset, out_offset
         Where the first element lies in its buffer: operands may be slices of a larger one (fused query, key and value).
     a_size, rhs_size, out_size
@@ -99,8 +99,8 @@ class MatmulKnobs:
     Attributes
     ----------
     rows, vectors
-        Register tile: ``rows`` rows of ``a`` times ``vectors`` vectors of columns. The rows are cut into tiles of ``rows`` or
-        one fewer, so that no small rest remains.
+        Register tile: ``rows`` rows of ``a`` times ``vectors`` vectors of columns. The rows are cut into tiles of
+        ``rows`` or one fewer, so that no small rest remains.
     column_chunks, row_chunks
         Pieces that the columns and the rows of one product are cut into; pieces times batch is what threads share.
     pack_rhs
@@ -150,7 +150,8 @@ def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 def candidates(spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:
     """Feasible knobs, best analytic guess first.
 
-    Every register tile leaves room for the vectors of one step of the right-hand side and one broadcast element of ``a``.
+    Every register tile leaves room for the vectors of one step of the right-hand side and one broadcast element of
+    ``a``.
     """
     tiles = [
         (rows, vectors)

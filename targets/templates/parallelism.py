@@ -13,8 +13,8 @@ from .builder import loop, parallel, split_index
 
 Index = Any
 
-# Waking the threads costs about 1.5 microseconds. A core does some 100,000 multiply-adds, or moves some 30 KB, in one microsecond.
-# Below these amounts one thread is done before two are.
+# Waking the threads costs about 1.5 microseconds. A core does some 100,000 multiply-adds, or moves some 30 KB, in one
+# microsecond. Below these amounts one thread is done before two are.
 PARALLEL_MIN_MACS = 400_000
 PARALLEL_MIN_BYTES = 128 * 1024
 

@@ -1,7 +1,8 @@
 """Sum, mean, maximum or minimum over a set of axes of a plain row-major tensor.
 
-Neighbouring axes that are both reduced or both kept are merged first. If the last one is kept, a vector of results is accumulated down
-the reduced axes; if it is reduced, each result gathers whole vectors along it and folds their lanes at the end.
+Neighbouring axes that are both reduced or both kept are merged first. If the last one is kept, a vector of results is
+accumulated down the reduced axes; if it is reduced, each result gathers whole vectors along it and folds their lanes
+at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import RegisterTile, constant, load, loop, make_prim_func, store_result
+from .builder import RegisterTile, constant, load, loop, make_prim_func, store_result, when
 from .parallelism import shared_loop
 from .row_vectors import RowVectors, flat_row
 from .vectors import combine_all, horizontal, lanes_of
@@ -34,7 +35,8 @@ _NEUTRAL = {"sum": 0.0, "mean": 0.0, "max": float("-inf"), "min": float("inf")}
 class ReduceSpec:
     """``kind`` (``"sum"``, ``"mean"``, ``"max"`` or ``"min"``) of a tensor of ``shape`` over ``axes``.
 
-    Axes count from 0. The result has the kept axes in their order; with or without axes of extent 1 its flat buffer is the same.
+    Axes count from 0. The result has the kept axes in their order; with or without axes of extent 1 its flat buffer is
+    the same.
     """
 
     kind: str
@@ -144,28 +146,25 @@ class _Nest:
     def write(self) -> None:
         """Write all loops; threads share the kept axes, and the columns where the last axis is kept."""
         kept = [extent for extent, _ in self.kept]
-        columns = self._column_steps()
-        extents = (*kept, columns) if columns else (*kept, 1)
-        work = {"macs": self.spec.macs, "bytes_moved": 4 * (self.spec.in_size + self.spec.out_size)}
-        with shared_loop(extents, **work) as (*row, step):
+        width = self.lanes * self.unroll
+        steps = 1 if self.last_is_reduced else -(-self.length // width)
+        rest = self.length % width
+        with shared_loop((*kept, steps), **self._work()) as (*row, step):
             base = _offset(0, row, self.kept)
             flat = flat_row((0, *row), (1, *kept))
             if self.last_is_reduced:
                 self._fold_row(base, flat)
-            elif columns:
-                width = self.lanes * self.unroll
-                self._columns(base, flat * self.length, step * width, self.unroll, self.lanes)
-            if not self.last_is_reduced and not columns:
-                self._last_columns(base, flat * self.length, 0)
-        covered = columns * self.lanes * self.unroll
-        if columns and covered < self.length:
-            with shared_loop((*kept, 1), **work) as (*row, _):
-                flat = flat_row((0, *row), (1, *kept))
-                self._last_columns(_offset(0, row, self.kept), flat * self.length, covered)
+                return
+            first = flat * self.length
+            when(
+                step < steps - 1 if rest and steps > 1 else not rest,
+                lambda: self._columns(base, first, step * width, self.unroll, self.lanes),
+                lambda: self._last_columns(base, first, self.length - rest),
+            )
 
-    def _column_steps(self) -> int:
-        """Number of whole steps along a kept last axis."""
-        return 0 if self.last_is_reduced else self.length // (self.lanes * self.unroll)
+    def _work(self) -> dict[str, int]:
+        """How much there is to do, for the decision between one thread and several."""
+        return {"macs": self.spec.macs, "bytes_moved": 4 * (self.spec.in_size + self.spec.out_size)}
 
     def _last_columns(self, base: Index, out_base: Index, start: int) -> None:
         """The columns from ``start`` on, fewer than one step; the last vector overlaps its predecessor if it can."""

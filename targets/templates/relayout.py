@@ -1,8 +1,9 @@
 """Conversion between plain NCHW and the blocked layout NCHW{c}c, where the ``c`` channels of a block lie side by side.
 
-Squares of ``c`` channels by ``c`` positions are transposed in registers: whole vectors are loaded and stored on both sides. The
-positions left over at the end of an image are one more square that overlaps its predecessor; an image with fewer positions than
-lanes is copied channel vector by channel vector. Channels missing in the last block are zero in the blocked layout.
+Squares of ``c`` channels by ``c`` positions are transposed in registers: whole vectors are loaded and stored on both
+sides. The positions left over at the end of an image are one more square that overlaps its predecessor; an image with
+fewer positions than lanes is copied channel vector by channel vector. Channels missing in the last block are zero in
+the blocked layout.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ TO_PLAIN = "to_plain"
 
 @dataclass(frozen=True)
 class RelayoutSpec:
-    """``direction`` (``"to_blocked"`` or ``"to_plain"``) of ``batch`` images with ``channels`` channels of ``positions`` elements.
+    """``direction`` (``"to_blocked"`` or ``"to_plain"``) of ``batch`` images with ``channels`` channels of
+    ``positions`` elements.
 
     ``block`` is the number of channels in a block, a power of two; ``positions`` is the product of the spatial extents.
     """

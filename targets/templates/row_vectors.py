@@ -1,7 +1,7 @@
 """Walking along the contiguous rows of a tensor in whole vectors, the rest of a row included.
 
-The rest is one more vector that ends where the row ends: it overlaps its predecessor, whose elements are then computed twice.
-That is cheaper than a loop over single elements and needs no masked loads.
+The rest is one more vector that ends where the row ends: it overlaps its predecessor, whose elements are then computed
+twice. That is cheaper than a loop over single elements and needs no masked loads.
 """
 
 from __future__ import annotations

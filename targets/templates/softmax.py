@@ -1,7 +1,8 @@
 """Softmax along the last axis of a plain row-major tensor.
 
-Each row is read twice and kept in L1 in between: once for its maximum, once for the exponentials, whose sum comes along with them;
-then the exponentials are scaled. A prologue may change the logits as they are read (scale, additive mask).
+Each row is read twice and kept in L1 in between: once for its maximum, once for the exponentials, whose sum comes
+along with them; then the exponentials are scaled. A prologue may change the logits as they are read (scale, additive
+mask).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ Expr = Any
 class SoftmaxSpec:
     """``out[r, c] = exp(x[r, c]) / sum_c exp(x[r, c])`` over ``rows`` rows of ``cols`` elements.
 
-    ``shape``, when given, is the logical shape with ``rows * cols`` elements, the last extent being ``cols``: prologue and epilogue
-    then see its coordinates instead of ``(row, column)``.
+    ``shape``, when given, is the logical shape with ``rows * cols`` elements, the last extent being ``cols``: prologue
+    and epilogue then see its coordinates instead of ``(row, column)``.
     """
 
     rows: int
@@ -98,9 +99,7 @@ def build(
                 store_result(out, value, at(offset, lanes_of(value)), epilogue, extra)
 
             scratch = T.alloc_buffer((max(1, row.whole) * row.lanes,), align=64)
-            total, rest = write_exponentials(
-                row, read, lambda offset, value: store(scratch, offset, value, row.lanes)
-            )
+            total, rest = write_exponentials(row, read, lambda offset, value: store(scratch, offset, value, row.lanes))
             scale = broadcast(bind(constant(1.0, 1) / total), row.lanes)
             row.for_each_vector(lambda offset, _: write(offset, load(scratch, offset, row.lanes) * scale))
             if rest is not None:
@@ -117,8 +116,8 @@ def write_exponentials(
     Returns
     -------
     tuple
-        The sum over the row, a scalar; and the exponentials of the rest of the row, ``None`` if there is none. The caller stores
-        those: they overlap what was written.
+        The sum over the row, a scalar; and the exponentials of the rest of the row, ``None`` if there is none. The
+        caller stores those: they overlap what was written.
     """
     lanes = row.lanes
     slots = min(row.unroll, max(1, row.whole))

@@ -1,11 +1,11 @@
 """Elementary functions on float32 vectors, as plain arithmetic: nothing here becomes a call to the C library.
 
-TVM's own ``exp``, ``tanh`` and ``erf`` turn into one libm call for each lane. These take about twenty instructions for a whole
-vector. They are written while a PrimFunc is being built (intermediate values are bound by statements), and work for any
-number of lanes.
+TVM's own ``exp``, ``tanh`` and ``erf`` turn into one libm call for each lane. These take about twenty instructions for
+a whole vector. They are written while a PrimFunc is being built (intermediate values are bound by statements), and
+work for any number of lanes.
 
-Sources of the coefficients: ``exp``: Cephes ``expf`` (S. L. Moshier, netlib.org/cephes); ``tanh`` and ``erf``: the rational
-minimax approximations of Eigen (``generic_fast_tanh_float``, ``generic_fast_erf_float``).
+Sources of the coefficients: ``exp``: Cephes ``expf`` (S. L. Moshier, netlib.org/cephes); ``tanh`` and ``erf``: the
+rational minimax approximations of Eigen (``generic_fast_tanh_float``, ``generic_fast_erf_float``).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def maximum(value: Expr, bound: float) -> Expr:
 
 
 def exp(value: Expr) -> Expr:
-    """``e`` to the power of each lane: within 2 units in the last place, from -inf (0) to inf, denormal results included."""
+    """``e`` to the power of each lane, within 2 units in the last place from -inf (0) to inf, denormals included."""
     lanes = lanes_of(value)
     x = bind(value)
     x = bind(minimum(x, _EXP_LARGEST))

@@ -1,7 +1,7 @@
 """Vector helpers beyond plain loads and stores: lane slices, tails, horizontal reductions, strided loads, transposes.
 
-Vectors are TIR expressions of any number of lanes, so the same code serves AVX-512, AVX2 and NEON. Everything here is called
-while a PrimFunc is being written: :func:`bind` emits a statement.
+Vectors are TIR expressions of any number of lanes, so the same code serves AVX-512, AVX2 and NEON. Everything here is
+called while a PrimFunc is being written: :func:`bind` emits a statement.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def lanes_of(value: Expr) -> int:
 
 
 def dtype_of(value: Expr, lanes: int | None = None) -> str:
-    """The element type of an expression with ``lanes`` lanes (its own number by default), for example ``"float32x16"``."""
+    """The type of an expression, with another number of ``lanes`` if given; for example ``"float32x16"``."""
     dtype = value.ty.dtype
     lanes = dtype.lanes if lanes is None else lanes
     element = str(dtype).split("x")[0]
@@ -35,8 +35,8 @@ def dtype_of(value: Expr, lanes: int | None = None) -> str:
 def bind(value: Expr) -> Expr:
     """Compute a value once and give it a name: a register that holds it.
 
-    TIR expressions are trees: without this, each use of a shared Python expression is generated anew. A ``T.Bind`` statement would do,
-    but TVM's simplifier substitutes bound values back in, which takes seconds for a chain of them.
+    TIR expressions are trees: without this, each use of a shared Python expression is generated anew. A ``T.Bind``
+    statement would do, but TVM's simplifier substitutes bound values back in, which takes seconds for a chain of them.
     """
     lanes = lanes_of(value)
     register = T.alloc_buffer((lanes,), dtype_of(value, 1))
@@ -134,7 +134,7 @@ def _shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
 
 
 def prefetch(buffer: Buffer, offset: Index, locality: int = 3) -> None:
-    """Hint that ``buffer[offset]`` is read soon: ``locality`` 3 brings it into L1, 2 into L2. Past the end it does nothing."""
+    """Hint that ``buffer[offset]`` is read soon: ``locality`` 3 brings it into L1, 2 into L2. Past the end is fine."""
     read, data = 0, 1
     address = T.address_of(buffer[offset])
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, T.int32(read), T.int32(locality), T.int32(data)))

@@ -21,9 +21,9 @@ from tvm.tirx.script.builder import ir as T
 
 from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, parallel, store, store_result
+from .builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, parallel, prefetch, store, store_result
 from .builder import when
-from .conv2d_spec import Conv2dSpec, OutputGroups
+from .conv2d_spec import Conv2dSpec
 from .vectors import bind as bind_vector
 from .winograd_spec import TileGrid, WinogradKnobs, pack_weight, packed_size, supports, weight_groups
 from .winograd_tiling import candidates, estimate_cycles
@@ -204,63 +204,64 @@ class _Writer:
         products = T.alloc_buffer((self.knobs.positions * self.product_stride,), "float32")
         begin, end = self._bounds(block, self.blocks, self.grid.groups)
         first, behind = self._bounds(piece, self.slices, self.slice_units)
+        first_block = bind(first * self.knobs.vectors)
+        behind_block = bind(tirx.min(behind * self.knobs.vectors, self.output_blocks))
+        block_weights = self.spec.c * self.lanes
+        weight = bind(first_block * (self.knobs.positions * block_weights))
+        position_weights = bind((behind_block - first_block) * block_weights)
         with loop(self.knobs.positions) as position, loop(behind, first) as unit:
-            self._dispatch_weights(
-                unit,
-                lambda groups, index: self._panels(
-                    groups, index, (unit - first) * self.knobs.vectors, position, transformed, base, products, begin, end
-                ),
-            )
-        self._finish_block(products, first, behind, begin, end)
+            slot = (unit - first) * self.knobs.vectors
+            panel = bind(weight + position * position_weights + slot * block_weights)
+            source = bind(base + position * self.input_stride)
+            place = bind(position * self.product_stride + slot * (self.groups_per_block * self.grid.rows * self.lanes))
 
-    def _dispatch_weights(self, unit: Expr, write: Callable[[OutputGroups, Expr], None]) -> None:
-        """Call ``write(groups, index)`` for the group of output blocks with number ``unit``."""
-        main = self.weight_groups[0]
-        if len(self.weight_groups) == 1:
-            write(main, unit)
-            return
-        when(unit < main.count, lambda: write(main, unit), lambda: write(self.weight_groups[1], 0))
+            def write(vectors: int) -> None:
+                self._panel(vectors, panel, begin, end, transformed, source, products, place)
 
-    def _panels(
+            main, *rest = self.weight_groups
+            when(not rest or unit < main.count, lambda: write(main.vectors), lambda: write(rest[0].vectors))
+        self._finish_block(products, first_block, behind_block, begin, end)
+
+    def _panel(
         self,
-        groups: OutputGroups,
-        index: Expr,
-        slot_block: Expr,
-        position: Expr,
-        transformed: Buffer,
-        base: Expr,
-        products: Buffer,
+        vectors: int,
+        weight: Expr,
         begin: Expr,
         end: Expr,
+        transformed: Buffer,
+        source: Expr,
+        products: Buffer,
+        place: Expr,
     ) -> None:
         """One position, one group of output blocks, every group of tiles of a block."""
-        columns = groups.vectors * self.lanes
-        weight = groups.first * self.lanes * self.spec.c * self.knobs.positions
-        weight = bind(weight + (index * self.knobs.positions + position) * (self.spec.c * columns))
+        tile_row = self.grid.rows * self.lanes
         with loop(end, begin) as group:
-            slot = group - begin
-            source = bind(
-                base + position * self.input_stride + slot * (self.input_blocks * self.grid.rows * self.lanes)
-            )
-            place = (slot_block * self.groups_per_block + slot) * (self.grid.rows * self.lanes)
-            place = bind(position * self.product_stride + place)
-            shorter = self.grid.rows - 1
+            slot = bind(group - begin)
+            panel = bind(source + slot * (self.input_blocks * tile_row))
+            result = bind(place + slot * tile_row)
 
             def write(rows: int) -> None:
-                self._product(rows, groups.vectors, transformed, source, weight, products, place)
+                self._product(rows, vectors, transformed, panel, weight, slot, products, result)
 
-            if self.grid.longer == self.grid.groups:
-                write(self.grid.rows)
-            else:
-                when(group < self.grid.longer, lambda: write(self.grid.rows), lambda: write(shorter))
+            everywhere = self.grid.longer == self.grid.groups
+            when(
+                everywhere or group < self.grid.longer,
+                lambda: write(self.grid.rows),
+                lambda: write(self.grid.rows - 1),
+            )
 
     def _product(
-        self, rows: int, vectors: int, transformed: Buffer, source: Expr, weight: Expr, products: Buffer, place: Expr
+        self, rows: int, vectors: int, transformed: Buffer, source: Expr, weight: Expr, slot: Expr, products: Buffer, place: Expr
     ) -> None:
         """One register tile: ``rows`` tiles times ``vectors`` output blocks, summed over the input channels."""
         lanes = self.lanes
         tile = RegisterTile(rows * vectors, lanes)
         tile.fill(0.0)
+
+        # Meanwhile bring the next panel of weights into L2: a share of it with each group of tiles.
+        lines = -(-vectors // self.groups_per_block)
+        share = bind(tirx.min(slot, vectors // lines - 1) * (self.spec.c * lines * lanes))
+        ahead = bind(weight + self.spec.c * vectors * lanes + share)
 
         def accumulate(block: Expr, channels: int) -> None:
             panel = bind(source + block * (self.grid.rows * lanes))
@@ -268,6 +269,8 @@ class _Writer:
             with loop(channels) as channel:
                 start = bind(panel_weight + channel * (vectors * lanes))
                 columns = [bind_vector(load(self.weight, start + v * lanes, lanes)) for v in range(vectors)]
+                for line in range(lines):
+                    prefetch(self.weight, ahead + ((block * lanes + channel) * lines + line) * lanes, 2)
                 element = bind(panel + channel)
                 for row in range(rows):
                     value = bind_vector(broadcast(transformed[element + row * lanes], lanes))
@@ -287,10 +290,10 @@ class _Writer:
 
     # Output transform -----------------------------------------------------------------------------------------
 
-    def _finish_block(self, products: Buffer, first: Expr, behind: Expr, begin: Expr, end: Expr) -> None:
+    def _finish_block(
+        self, products: Buffer, first_block: Expr, behind_block: Expr, begin: Expr, end: Expr
+    ) -> None:
         staging = T.alloc_buffer((self.knobs.positions * self.lanes,), "float32")
-        first_block = bind(first * self.knobs.vectors)
-        behind_block = bind(tirx.min(behind * self.knobs.vectors, self.output_blocks))
         with loop(behind_block, first_block) as block, loop(end, begin) as group:
             with loop(self._rows_of(group)) as row:
                 tile = bind(self.grid.first_tile(group) + row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,6 +109,14 @@ def weight_groups(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> lis
     return output_groups(spec, target, knobs.vectors)
 
 
+def slice_bounds(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> list[int]:
+    """First output channel block of every slice, and one past the last."""
+    blocks = spec.output_blocks(target)
+    units = -(-blocks // knobs.vectors)
+    slices = min(knobs.slices, units)
+    return [min(index * units // slices * knobs.vectors, blocks) for index in range(slices + 1)]
+
+
 def packed_size(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> int:
     """Elements of the packed weight."""
     return knobs.positions * spec.c * spec.output_blocks(target) * target.lanes()
@@ -119,21 +128,19 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, weight: 
     Returns
     -------
     torch.Tensor
-        Flat float32: for each group of output channel blocks [position in the tile, input channel, output channel].
+        Flat float32: [slice, position in the tile, group of output channel blocks, input channel, output channel].
     """
     expected = (spec.o, spec.c, *spec.kernel)
     if tuple(weight.shape) != expected:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
     lanes = target.lanes()
     filter_matrix = as_tensor(transforms(knobs.m).filter)
-    columns = spec.output_blocks(target) * lanes
     # U = G g Gt as one matrix product with the Kronecker square of G: (positions, 9) @ (9, c * o).
     taps = weight.to(torch.float64).permute(2, 3, 1, 0).reshape(FILTER**2, -1)
     transformed = (torch.kron(filter_matrix, filter_matrix) @ taps).float().reshape(knobs.positions, spec.c, spec.o)
-    padded = torch.nn.functional.pad(transformed, (0, columns - spec.o))
+    padded = torch.nn.functional.pad(transformed, (0, spec.output_blocks(target) * lanes - spec.o))
     pieces = []
-    for groups in weight_groups(spec, target, knobs):
-        piece = padded[:, :, groups.first * lanes : (groups.first + groups.count * groups.vectors) * lanes]
-        piece = piece.reshape(knobs.positions, spec.c, groups.count, groups.vectors * lanes)
-        pieces.append(piece.permute(2, 0, 1, 3).reshape(-1))
+    for first, behind in itertools.pairwise(slice_bounds(spec, target, knobs)):
+        panels = padded[:, :, first * lanes : behind * lanes].split(knobs.vectors * lanes, dim=2)
+        pieces.append(torch.cat([panel.flatten(1) for panel in panels], dim=1).flatten())
     return torch.cat(pieces)

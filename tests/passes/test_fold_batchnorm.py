@@ -69,9 +69,8 @@ def test_linear_over_a_sequence_is_refused():
     b = builder(2, 4, 3)
     graph = b.done(b.batch_norm(b.linear(b.graph.inputs[0], 5)))
     outcome = run_checked(graph, "fold-batchnorm")
-    assert refusals(outcome) == [
-        "fold-batchnorm refused batch_norm at 'bn': the linear layer's features are not the channels that are normalised"
-    ]
+    (refusal,) = refusals(outcome)
+    assert refusal.endswith("the linear layer's features are not the channels that are normalised")
 
 
 def test_parameters_that_are_not_constant_are_refused():

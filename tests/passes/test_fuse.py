@@ -42,7 +42,7 @@ def test_conv_with_epilogue():
     expected = """
         graph @test(%x: f32[1,4,6,6]) {
         %0 = weight {id="conv.weight", type=f32[4,4,3,3]} : f32[4,4,3,3]
-        %1 = fused(%x, %0) : f32[1,4,6,6] loc("conv") rule("fuse") body @conv2d_mul_relu(%x: f32[1,4,6,6], %arg1: f32[4,4,3,3]) {
+        %1 = fused(%x, %0) : f32[1,4,6,6] loc("conv") rule("fuse") BODY
         %0 = full {value=0.5} : f32[]
         %1 = conv2d(%x, %arg1, _) {padding=[1,1,1,1]} : f32[1,4,6,6] loc("conv")
         %2 = mul(%1, %0) : f32[1,4,6,6] loc("scale")
@@ -51,7 +51,8 @@ def test_conv_with_epilogue():
         }
         return %1
         }"""
-    assert body(str(graph)) == body(expected)
+    head = "body @conv2d_mul_relu(%x: f32[1,4,6,6], %arg1: f32[4,4,3,3]) {"
+    assert body(str(graph)) == body(expected).replace("BODY", head)
 
 
 def test_residual_goes_to_the_later_conv():

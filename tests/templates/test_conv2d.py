@@ -13,6 +13,7 @@ from tersor.targets.templates.conv2d_tiling import feasible_positions
 from .window_cases import (
     AVX2,
     AVX512,
+    NEON,
     TARGETS,
     bias_add_relu,
     bias_add_relu_reference,
@@ -74,9 +75,15 @@ def compare(spec: Conv2dSpec, target, knobs: Conv2dKnobs, seed: int = 0) -> None
     torch.testing.assert_close(from_blocked(flat, shape, lanes).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 @pytest.mark.parametrize("name", SPECS)
-def test_default_knobs(name, target):
+def test_default_knobs(name):
+    spec = SPECS[name]
+    compare(spec, AVX2, candidates(spec, AVX2)[0])
+
+
+@pytest.mark.parametrize("target", [AVX512, NEON], ids=lambda target: target.name)
+@pytest.mark.parametrize("name", ["asymmetric padding", "1x1", "first layer 3x3", "unaligned groups"])
+def test_other_vector_widths(name, target):
     spec = SPECS[name]
     compare(spec, target, candidates(spec, target)[0])
 

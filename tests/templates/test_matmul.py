@@ -94,7 +94,7 @@ def test_second_best_candidates_are_right_too():
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 @pytest.mark.parametrize(("tokens", "heads", "width"), [(19, 3, 20), (32, 2, 32), (5, 1, 8)])
 def test_attention_reads_heads_in_place(tokens, heads, width, target):
-    """Query, key and value are slices of one fused buffer [tokens, 3, heads, width]; the result is [tokens, heads, width]."""
+    """Query, key and value are slices of one buffer [tokens, 3, heads, width]; the result is [tokens, heads, width]."""
     generator = torch.Generator().manual_seed(tokens)
     fused = torch.randn(tokens, 3, heads, width, generator=generator)
     token_stride = 3 * heads * width
