@@ -78,8 +78,8 @@ def compile(
         return
     console = Console()
     console.print(passes_table(executable.report))
-    console.print(f"{executable!r}: {len(executable.info.kernels)} kernel calls", highlight=False)
-    console.print(f"wrote {output} ({size / 2**20:.1f} MiB)", highlight=False)
+    console.print(f"{executable!r}: {len(executable.info.kernels)} kernel calls", highlight=False, soft_wrap=True)
+    console.print(f"wrote {output} ({size / 2**20:.1f} MiB)", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -143,12 +143,14 @@ def bench(
     """
     from .report import describe_model, kernels_table, progress
     from .targets import load
+    from .targets.artifact import is_artifact
+    from .targets.peers import check_peers, compare_with_peers, comparison_table
 
     peers = [name.strip() for name in against.split(",") if name.strip()]
     with progress() as shown:
         if peers:
-            _check_peers(peers, model)
-        if _is_artifact(model):
+            check_peers(peers, model)
+        if is_artifact(model):
             shown.begin("load")
             executable, loaded = load(model), None
         else:
@@ -157,19 +159,19 @@ def bench(
             executable.threads = threads
         shown.begin("time")
         result = executable.benchmark(repeat=repeat, kernels=kernels)
-        comparison = None if loaded is None or not peers else _compare(executable, loaded, peers, shown.begin)
+        comparison = None
+        if loaded is not None and peers:
+            comparison = compare_with_peers(executable, loaded.model, loaded.example_inputs, peers, shown.begin)
     if as_json:
         tables = {"comparison": None if comparison is None else asdict(comparison)}
         _print_json({"model": describe_model(executable.info), "latency": result.to_json()} | tables)
         return
     console = Console()
-    console.print(f"{executable!r}: {result}", highlight=False)
+    console.print(f"{executable!r}: {result}", highlight=False, soft_wrap=True)
     if kernels:
         console.print(kernels_table(result.kernels))
     if comparison is not None:
-        from benchmarks.cpu import table
-
-        console.print(table(comparison))
+        console.print(comparison_table(comparison))
 
 
 @app.command()
@@ -277,12 +279,6 @@ def passes(plugin: PluginOption = None, as_json: JsonOption = False) -> None:
         print_passes()
 
 
-def _is_artifact(model: str) -> bool:
-    from .targets.artifact import SUFFIX
-
-    return Path(model).suffix == SUFFIX
-
-
 def _compile(
     model: str,
     target: str,
@@ -296,61 +292,19 @@ def _compile(
     from .frontend import load_model
     from .targets import resolve_target
     from .targets.array_files import read_inputs
-    from .targets.artifact import load_graph
+    from .targets.artifact import is_artifact, load_graph
 
     record = resolve_target(target)
     if threads is not None:
         record = replace(record, cores=threads)
     begin("load")
-    loaded = None if _is_artifact(model) else load_model(model)
+    loaded = None if is_artifact(model) else load_model(model)
     graph = load_graph(model) if loaded is None else loaded.to_graph()
     batches = [read_inputs([path], graph.inputs) for path in data] or None
     executable = compile_in_stages(
         graph, None, target=record, pipeline=pipeline, calibration=batches, threads=None, begin=begin
     )
     return executable, loaded
-
-
-def _check_peers(peers: Sequence[str], model: str) -> None:
-    """Raise TersorError when a comparison with these runtimes is not possible."""
-    from .ir import TersorError
-
-    if _is_artifact(model):
-        raise TersorError(f"--against needs the model that {model} was compiled from; give that instead")
-    _import_benchmarks()
-    from benchmarks.against import check_peers
-
-    problem = check_peers(peers)
-    if problem is not None:
-        raise TersorError(problem)
-
-
-def _import_benchmarks() -> None:
-    """Make the folder ``benchmarks`` of a checkout importable; it is no part of the installed package."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    from .ir import TersorError
-
-    if "benchmarks" in sys.modules:
-        return
-    folder = Path(__file__).parent / "benchmarks"
-    if not (folder / "against.py").is_file():
-        raise TersorError(
-            "--against needs the benchmarks of a checkout, which the installed package lacks; run it there"
-        )
-    spec = spec_from_file_location("benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)])
-    assert spec is not None
-    sys.modules["benchmarks"] = module_from_spec(spec)
-
-
-def _compare(executable: Executable, loaded: LoadedModel, peers: Sequence[str], begin: Callable[[str], None]) -> Any:
-    from benchmarks.against import compare_with_peers
-
-    from .ir import TersorError
-
-    if not isinstance(loaded.example_inputs, tuple):
-        raise TersorError("--against needs a model whose inputs are positional; export it with a tuple of inputs")
-    return compare_with_peers(executable, loaded.model, loaded.example_inputs, peers, begin=begin)
 
 
 def _print_json(value: Any) -> None:

@@ -74,12 +74,11 @@ def kernels_table(kernels: Sequence[KernelTime], top: int | None = None) -> Tabl
     """The profile of a model, the slowest kernels first."""
     total = sum(kernel.seconds for kernel in kernels)
     title = f"kernels: {len(kernels)} calls, {total * 1e3:.3f} ms together"
-    table = _table("location", "op", "kernel", "us", "share", "GFLOP/s", "GB/s", title=title, text_columns=3)
+    table = _table("location", "op", "us", "share", "GFLOP/s", "GB/s", title=title, text_columns=2)
     for timed in sorted(kernels, key=lambda kernel: kernel.seconds, reverse=True)[:top]:
         table.add_row(
             timed.kernel.location or "-",
             timed.kernel.op,
-            timed.kernel.function,
             f"{timed.seconds * 1e6:.1f}",
             f"{timed.seconds / total:.1%}",
             f"{timed.gflops:.1f}",

@@ -112,7 +112,7 @@ def bisect(
     if number == before or number not in counts:
         return Culprit(one, index, 0, "", whole.problem)
     first = attempt(guilty, number)
-    return Culprit(one, index, number, first.rewrites[number - 2], first.problem)
+    return Culprit(one, index, number, first.rewrites[number - 1], first.problem)
 
 
 @dataclass(frozen=True)

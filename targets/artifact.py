@@ -130,6 +130,11 @@ def load_graph(path: str | Path) -> Graph:
     return _read_graph(path, archive)
 
 
+def is_artifact(path: str | Path) -> bool:
+    """Whether a file's name says that it is an artifact."""
+    return Path(path).suffix == SUFFIX
+
+
 def read_manifest(path: str | Path) -> Manifest:
     """What an artifact says about itself; the other members are not read."""
     return _open(Path(path))[1]

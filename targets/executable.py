@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from ..ir import DType, Graph, TensorType, TersorError
-from .catalog import usable_cores
+from .catalog import host_features, usable_cores
+from .features import required_features
 from .model_info import KernelInfo, ModelInfo, Port
 from .runtime import ALIGNMENT, LinkedCode, VirtualMachine, set_threads
 
@@ -108,6 +109,7 @@ class Executable:
         self.constants = tuple(constants)
         self._vm = VirtualMachine(code.module, self.constants)
         self._lock = threading.Lock()
+        self._lacking = sorted(set(required_features(info.target)) - host_features())
         self.threads = threads if threads is not None else usable_cores()
 
     @property
@@ -146,7 +148,8 @@ class Executable:
         Raises
         ------
         TersorError
-            When the number, shape or element type of the inputs is wrong.
+            When the number, shape or element type of the inputs is wrong, or the model was compiled for a processor
+            that can do more than this one.
         """
         flat = self._flatten(inputs)
         with self._lock:
@@ -215,6 +218,11 @@ class Executable:
         return tuple(KernelTime(kernel, s) for kernel, s in zip(self.info.kernels, medians, strict=True))
 
     def _flatten(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
+        if self._lacking:
+            raise TersorError(
+                f"{self.info.name} was compiled for {self.info.target.name}, this processor lacks "
+                f"{', '.join(self._lacking)}; save it and run it there, or compile it for x86:native"
+            )
         ports = self.info.inputs
         if len(inputs) != len(ports):
             wanted = ", ".join(f"{port.name}: {port.type}" for port in ports)

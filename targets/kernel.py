@@ -155,7 +155,9 @@ class FusedEpilogue:
     ) -> None:
         missing = [op for op in group.epilogue if op.inputs and not can_emit(op)]
         if missing:
-            raise CompileError("; ".join(f"no vector code for {op.describe()} on {op.inputs[0].type}" for op in missing))
+            raise CompileError(
+                "; ".join(f"no vector code for {op.describe()} on {op.inputs[0].type}" for op in missing)
+            )
         self._group = group
         self._result = result
         self._kernel_shape = tuple(kernel_shape or result.type.shape)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# TVM counts only half of the processors on x86 unless told otherwise, and reads this once, when it is first used.
+# TVM reads these when its first kernel runs. It counts only half of the processors on x86 unless told otherwise, and it
+# pins its workers to cores but not the caller, which then shares one core with a worker while another stands idle.
 os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
+os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 import torch
 import tvm
@@ -46,7 +48,7 @@ class LinkedCode:
 
 
 def set_threads(threads: int) -> None:
-    """Let kernels that are called from this Python thread use ``threads`` threads; TVM keeps one pool for each caller."""
+    """Let kernels called from this Python thread use ``threads`` threads; TVM keeps one pool for each caller."""
     if getattr(_configured, "threads", None) == threads:
         return
     all_cores_alike = 1

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tersor.cli import _import_benchmarks, main
+from tersor.cli import main
 from tersor.frontend import load_model
 from tersor.ir import save_ir
+from tersor.targets.peers import import_benchmarks
 
 FACTORY = """
 import torch
@@ -165,7 +166,7 @@ def test_bench_times_a_model(model: str, tersor: Callable[..., Result]) -> None:
 
 
 def test_bench_against_pytorch(tersor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    _import_benchmarks()
+    import_benchmarks()
     from benchmarks import against, harness
 
     quick = harness.Schedule(rounds=1, block_seconds=0.0, minimum_calls=2, pause_seconds=0.0)
@@ -276,7 +277,7 @@ def test_a_wrong_option_is_exit_2(tersor: Callable[..., Result]) -> None:
 
 
 def test_bench_against_needs_a_checkout(tersor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tersor.cli.__file__", "/usr/lib/tersor/cli.py")
+    monkeypatch.setattr("tersor.targets.peers._CHECKOUT", Path("/usr/lib/tersor"))
     for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
         monkeypatch.delitem(sys.modules, name)
     result = tersor("bench", "model.pt2", "--against", "torch")

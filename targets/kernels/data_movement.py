@@ -120,8 +120,6 @@ def select_relayout(group: Group, context: KernelContext) -> Kernel:
     """``relayout`` between row-major and blocked storage."""
     op = group.op
     assert isinstance(op, RelayoutOp)
-    if op.x.type.dtype.itemsize != 4:
-        raise CompileError(f"{op.describe()}: only 4-byte elements change their layout, not {op.x.type}")
     block = op.result.type.channel_block
     to_blocked = block > 0
     batch, channels, *spatial = op.x.shape

@@ -21,7 +21,19 @@ from tvm.tirx.script.builder import ir as T
 
 from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, parallel, prefetch, store, store_result
+from .builder import (
+    RegisterTile,
+    bind,
+    broadcast,
+    constant,
+    load,
+    loop,
+    make_prim_func,
+    parallel,
+    prefetch,
+    store,
+    store_result,
+)
 from .builder import when
 from .conv2d_spec import Conv2dSpec
 from .vectors import bind as bind_vector
@@ -251,7 +263,15 @@ class _Writer:
             )
 
     def _product(
-        self, rows: int, vectors: int, transformed: Buffer, source: Expr, weight: Expr, slot: Expr, products: Buffer, place: Expr
+        self,
+        rows: int,
+        vectors: int,
+        transformed: Buffer,
+        source: Expr,
+        weight: Expr,
+        slot: Expr,
+        products: Buffer,
+        place: Expr,
     ) -> None:
         """One register tile: ``rows`` tiles times ``vectors`` output blocks, summed over the input channels."""
         lanes = self.lanes
@@ -290,9 +310,7 @@ class _Writer:
 
     # Output transform -----------------------------------------------------------------------------------------
 
-    def _finish_block(
-        self, products: Buffer, first_block: Expr, behind_block: Expr, begin: Expr, end: Expr
-    ) -> None:
+    def _finish_block(self, products: Buffer, first_block: Expr, behind_block: Expr, begin: Expr, end: Expr) -> None:
         staging = T.alloc_buffer((self.knobs.positions * self.lanes,), "float32")
         with loop(behind_block, first_block) as block, loop(end, begin) as group:
             with loop(self._rows_of(group)) as row:

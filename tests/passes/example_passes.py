@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from tersor.ir import Graph
-from tersor.ir.ops import ReluOp, SigmoidOp, TanhOp
+from tersor.ir import Graph, TensorType
+from tersor.ir.ops import MulOp, ReluOp, SigmoidOp, TanhOp
 from tersor.passes import Exactness, Pass, PassContext, Result, register_pass
 
 
@@ -64,6 +64,22 @@ class Wrong(Pass):
                 rewriter.replace(op, rewriter.create(ReluOp, (rewriter.create(ReluOp, (op.x,)).result,)).result)
             elif isinstance(op, SigmoidOp) and op.location == self.location and rewriter.commit("bad-rule", op):
                 rewriter.replace(op, rewriter.create(TanhOp, (op.x,)).result)
+        return Result(rewriter.changed)
+
+
+@register_pass("test-drift")
+@dataclass(frozen=True)
+class Drift(Pass):
+    """Scale the first output by a little more than 1, within the tolerance of one pass."""
+
+    exactness = Exactness.CLOSE
+
+    def run(self, graph: Graph, context: PassContext) -> Result:
+        rewriter = context.rewriter(graph)
+        value = graph.outputs[0]
+        if value.op is not None and rewriter.commit("drift", value.op):
+            factor = rewriter.full(1 + 8e-5, TensorType((), value.type.dtype))
+            rewriter.set_output(0, rewriter.create(MulOp, (value, factor), after=True).result)
         return Result(rewriter.changed)
 
 

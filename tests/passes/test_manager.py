@@ -142,6 +142,12 @@ def test_check_each_catches_a_doubled_output():
         run_passes(graph, "test-wrong", instruments=[CheckEach([torch.full((2, 3), -2.0)], tolerance=0.5)])
 
 
+def test_check_each_compares_with_the_graph_before_the_pass(graph):
+    run_passes(graph, "test-drift,test-drift", instruments=[VerifyEach(), CheckEach()])
+    with pytest.raises(PassError, match=r"more than the tolerance 1e-05"):
+        run_passes(graph, "test-drift", instruments=[CheckEach(tolerance=1e-5)])
+
+
 def test_check_each_takes_inputs_and_tolerance(graph):
     run_passes(graph, "test-wrong", instruments=[CheckEach([torch.randn(1, 4, 6, 6)], tolerance=10.0)])
     with pytest.raises(IRError, match=r"input 'x' must have shape \[1, 4, 6, 6\]"):

@@ -71,4 +71,6 @@ def _first_difference(actual: torch.Tensor, expected: torch.Tensor, same: torch.
     same = actual == expected if same is None else same
     places: Sequence[Sequence[int]] = (~same).nonzero().tolist()
     first = tuple(places[0])
-    return f"{len(places)} elements differ, first at {first}: {actual[first].item()} instead of {expected[first].item()}"
+    return (
+        f"{len(places)} elements differ, first at {first}: {actual[first].item()} instead of {expected[first].item()}"
+    )

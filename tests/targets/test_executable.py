@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import tersor
 import torch
 from tersor import TersorError
 from tersor.targets import Executable
+from tersor.targets.features import required_features
 from torch import nn
 
 TOLERANCE = 1e-5  # of the largest output
@@ -138,6 +140,18 @@ def test_an_error_leaves_the_model_usable(executable: Executable, example: torch
     with pytest.raises(TersorError):
         executable(example[0])
     assert torch.equal(executable(example), before)
+
+
+def test_code_for_another_processor_can_be_made_and_saved_but_not_run(
+    executable: Executable, example: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_no_fma = frozenset(required_features(executable.info.target)) - {"fma"}
+    monkeypatch.setattr("tersor.targets.executable.host_features", lambda: has_no_fma)
+    foreign = Executable(executable.info, executable.code, executable.constants, graph=executable.graph)
+    assert foreign.save(tmp_path / "foreign.tersor").is_file()
+    for call in (lambda: foreign(example), foreign.benchmark):
+        with pytest.raises(TersorError, match="this processor lacks fma; save it and run it there"):
+            call()
 
 
 # Threads ----------------------------------------------------------------------------------------------------------
