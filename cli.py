@@ -141,10 +141,10 @@ def bench(
       tersor bench model.pt2 --kernels
       tersor bench package.module:factory --against torch,onnxruntime,openvino
     """
-    from .report import describe_model, kernels_table, progress
+    from .report import comparison_table, describe_model, kernels_table, progress
     from .targets import load
     from .targets.artifact import is_artifact
-    from .targets.peers import check_peers, compare_with_peers, comparison_table
+    from .targets.peers import check_peers, compare_with_peers
 
     peers = [name.strip() for name in against.split(",") if name.strip()]
     with progress() as shown:

@@ -114,12 +114,31 @@ def _describe_output(port: Port, tensor: torch.Tensor) -> dict[str, Any]:
     return {"name": port.name, "type": str(port.type), **numbers}
 
 
+def comparison_table(comparison: Any) -> Table:
+    """A `benchmarks.harness.Comparison`: latencies in milliseconds, and how far outputs are from the first runner's."""
+    title = f"{comparison.model}, {comparison.threads} threads, ms; outputs against {comparison.rows[0].runner}"
+    table = _table("runner", "median", "quartiles", "best", "ratio", "differs by", title=title)
+    fastest = min(row.latency.median for row in comparison.rows)
+    for row in comparison.rows:
+        latency = row.latency
+        table.add_row(
+            row.runner,
+            f"{latency.median * 1e3:.3f}",
+            f"{latency.lower_quartile * 1e3:.3f} to {latency.upper_quartile * 1e3:.3f}",
+            f"{latency.minimum * 1e3:.3f}",
+            f"{latency.median / fastest:.2f}",
+            f"{row.difference:.1e}",
+            style="bold" if row.runner == "tersor" else "",
+        )
+    return table
+
+
 def targets_table(targets: Sequence[Target], host: Target | None) -> Table:
     """All targets; the one that ``x86:native`` stands for is marked, and shown with this machine's caches."""
     table = _table("target", "", "vectors", "L1, L2, L3", "dot products", title="targets", text_columns=2)
     for target in targets:
-        native = host is not None and host.name == target.name
-        shown = host if native else target
+        shown = host if host is not None and host.name == target.name else target
+        native = shown is host
         table.add_row(
             target.name,
             "native" if native else "",

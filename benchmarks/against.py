@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tersor import from_torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -56,7 +57,7 @@ def compare_with_peers(
     executable
         The compiled form of ``model``; its thread count is used for all.
     model
-        What the peers are made from: a module, an exported program or a graph.
+        What the peers are made from: a module, an exported program or a `tersor.ir.Graph`.
     inputs
         Example inputs; they fix the shapes.
     names
@@ -87,10 +88,8 @@ def compare_with_peers(
 
 
 def _as_module(model: Any) -> nn.Module:
+    """A module that every peer takes; ONNX export refuses the one that an exported program unpacks to."""
     if isinstance(model, nn.Module):
         return model.eval()
-    if not isinstance(model, ExportedProgram):
-        return model.to_torch().eval()
-    module = model.module()
-    module.training = False  # an exported module is fixed in the mode that it was exported in, and refuses eval()
-    return module
+    graph = from_torch(model) if isinstance(model, ExportedProgram) else model
+    return graph.to_torch().eval()

@@ -77,14 +77,14 @@ class _Sweep:
     def _wants_blocks(self, op: Op) -> bool:
         members = op.body.ops if isinstance(op, FusedOp) and op.body is not None else (op,)
         storages = {member.storage for member in members if member.inputs}
-        if any(result.type.rank != 4 for result in op.results) or Storage.PLAIN in storages:
+        if Storage.PLAIN in storages or any(result.type.rank not in (2, 4) for result in op.results):
             return False
         if Storage.BLOCKED in storages:
             return True
-        return any(value.type.channel_block for value in op.inputs)
+        return any(value.type.channel_block and value.type.rank == 4 for value in op.inputs)
 
     def _takes_blocks(self, op: Op, index: int, value: Value) -> bool:
-        if value.type.rank != 4:
+        if value.type.rank not in (4, op.results[0].type.rank):
             return False
         anchor = op.anchor if isinstance(op, FusedOp) else op
         narrow = anchor is not None and anchor.reads_narrow_plain and index == 0 and value.shape[1] < self.block

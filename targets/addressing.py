@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
 
 from ..ir import DType, TensorType
 from .templates.base import VectorAt
 from .templates.builder import broadcast, load, split_index
-from .templates.vectors import load_strided
+from .templates.vectors import lanes_of, load_strided
 from .views import View
 
 Expr = Any
@@ -34,12 +36,16 @@ def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
 def reshape_at(at: VectorAt, kernel_shape: Sequence[int], shape: Sequence[int]) -> VectorAt:
     """The same vector with coordinates of ``shape`` instead of the kernel's own view of its result.
 
-    Both shapes are plain, have the same elements in the same order and the same last extent.
+    Both shapes are plain and have the same elements in the same order. Where the last extents differ, a vector may run over
+    the end of a row, so each coordinate becomes a vector of its own.
     """
     if tuple(kernel_shape) == tuple(shape):
         return at
-    row = dot(at.coords[:-1], row_major_strides(kernel_shape[:-1]))
-    return replace(at, coords=(*split_index(row, shape[:-1]), at.coords[-1]), axis=len(shape) - 1)
+    if shape and kernel_shape[-1] == shape[-1]:
+        row = dot(at.coords[:-1], row_major_strides(kernel_shape[:-1]))
+        return replace(at, coords=(*split_index(row, shape[:-1]), at.coords[-1]), axis=len(shape) - 1)
+    each = at.flat if at.lanes == 1 else T.Ramp(at.flat, 1, at.lanes)
+    return replace(at, coords=split_index(each, shape), axis=len(shape) - 1)
 
 
 def same_storage(view: View, other: View) -> bool:
@@ -61,7 +67,13 @@ def load_operand(buffer: Any, operand: View, at: VectorAt, result: View) -> Expr
     varies = axis >= 0 and type.shape[axis] > 1
     if type.channel_block:
         return _load_blocked(buffer, type, coords, axis, varies, at.lanes)
+    if varies and result.type.channel_block and type.shape[axis] % at.lanes:
+        # The operand has no padding: lanes past its last channel read that channel again.
+        last = broadcast(tirx.const(type.shape[axis] - 1, "int32"), at.lanes)
+        coords[axis] = tirx.Min(T.Ramp(coords[axis], 1, at.lanes), last)
     offset = dot(coords, operand.strides) + operand.offset
+    if not isinstance(offset, int) and lanes_of(offset) == at.lanes > 1:
+        return buffer[offset]
     return load_strided(buffer, offset, operand.strides[axis] if varies else 0, at.lanes)
 
 

@@ -11,13 +11,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..ir import TersorError, suggest
+from ..ir import TersorError, Value, suggest
 from .model_info import Port
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 
 
-def read_inputs(paths: Sequence[Path], ports: Sequence[Port]) -> tuple[torch.Tensor, ...]:
+def read_inputs(paths: Sequence[Path], ports: Sequence[Port | Value]) -> tuple[torch.Tensor, ...]:
     """One tensor for each input of a model.
 
     Parameters
@@ -26,7 +26,7 @@ def read_inputs(paths: Sequence[Path], ports: Sequence[Port]) -> tuple[torch.Ten
         A .npy file holds one array, for the next input that has none yet; .npz and .safetensors files hold arrays by
         the names of inputs.
     ports
-        The model's inputs.
+        The inputs of a compiled model or of a graph.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def read_arrays(path: Path) -> dict[str | None, torch.Tensor]:
         raise TersorError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            return {**load_file(path)}
+            return {name: tensor for name, tensor in load_file(path).items()}
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             arrays = {None: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
@@ -87,7 +87,7 @@ def write_outputs(path: Path, outputs: Sequence[torch.Tensor], ports: Sequence[P
             return
         arrays = {name: tensor.numpy() for name, tensor in named.items()}
         if path.suffix == ".npz":
-            np.savez(path, **arrays)
+            np.savez(path, **arrays)  # type: ignore[arg-type]  # no output is named allow_pickle
         else:
             np.save(path, next(iter(arrays.values())))
     except TypeError as error:  # NumPy has no bfloat16

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..ir import Graph
+from ..ir import Cost, Graph
 from .executable import Executable, KernelInfo, ModelInfo, Port
 from .lowering import Call, ChooseKnobs, Program, lower
+from .memory import MemoryPlan, plan_memory
 from .record import Target
 from .runtime import LinkedCode
 
@@ -44,16 +45,17 @@ def compile_graph(
     begin("choose kernels")
     program = lower(graph, target, choose_knobs)
     begin("generate code")
-    module, functions = relax_module(program)
+    plan = plan_memory(program)
+    module, functions = relax_module(program, plan)
     compiled = build(module, target)
     begin("link")
     code = LinkedCode.link(compiled)
     return Executable(
-        describe(program, functions), code, program.constants, graph=graph, report=report, threads=threads
+        describe(program, functions, plan), code, program.constants, graph=graph, report=report, threads=threads
     )
 
 
-def describe(program: Program, functions: tuple[str, ...]) -> ModelInfo:
+def describe(program: Program, functions: tuple[str, ...], plan: MemoryPlan) -> ModelInfo:
     """What the manifest and profiles say about a program."""
     graph = program.graph
     names = [f"output{index}" for index in range(len(graph.outputs))]
@@ -63,17 +65,21 @@ def describe(program: Program, functions: tuple[str, ...]) -> ModelInfo:
         outputs=tuple(Port(name, value.type) for name, value in zip(names, graph.outputs, strict=True)),
         target=program.target,
         kernels=tuple(_kernel_info(call, name) for call, name in zip(program.calls, functions, strict=True)),
+        activation_bytes=plan.activation_bytes,
     )
 
 
 def _kernel_info(call: Call, function: str) -> KernelInfo:
     op = call.op
-    inner = [member.name for member in op.body.ops if member.inputs] if op.body is not None else [op.name]
-    cost = op.cost()
+    if op is None:
+        name, cost = call.kernel.template, Cost(bytes=2 * call.result.type.bytes)
+    else:
+        inner = [member.name for member in op.body.ops if member.inputs] if op.body is not None else [op.name]
+        name, cost = "+".join(inner), op.cost()
     return KernelInfo(
         function=function,
-        op="+".join(inner),
-        location=op.location,
+        op=name,
+        location=call.location,
         template=call.kernel.template,
         knobs=str(call.kernel.knobs),
         macs=cost.macs,

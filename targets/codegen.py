@@ -1,7 +1,8 @@
-"""Program to shared object: a Relax module of ``call_tir`` on our PrimFuncs, whose memory Relax plans.
+"""Program to shared object: a Relax module that calls our PrimFuncs, on memory planned by `tersor.targets.memory`.
 
-Every Relax value is a flat buffer. Constants are not part of the module: they come as one tuple, so that the code of a network
-stays small and its weights can be mapped from a file.
+Every Relax value is a flat buffer: an input, a constant, or a tensor on a storage that is allocated once per call of the program.
+Constants are not part of the module: they come as one tuple, so that the code of a network stays small and its weights can be
+mapped from a file.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from tvm import relax
 from ..ir import Value
 from .emit import STORAGE
 from .lowering import Program
+from .memory import MemoryPlan
 from .record import Target
 
 ENTRY = "main"
 
 
-def relax_module(program: Program) -> tuple[Any, tuple[str, ...]]:
+def relax_module(program: Program, plan: MemoryPlan) -> tuple[Any, tuple[str, ...]]:
     """The Relax module of a program, and the name of the PrimFunc behind each of its calls."""
     builder = relax.BlockBuilder()
     inputs = {value: relax.Var(f"x{index}", _buffer_type(value)) for index, value in enumerate(program.graph.inputs)}
@@ -27,40 +29,53 @@ def relax_module(program: Program) -> tuple[Any, tuple[str, ...]]:
     constants = relax.Var("constants", relax.TupleType(constant_types))
     functions: dict[str, Any] = {}
     names = []
-    with builder.function(ENTRY, [*inputs.values(), constants]):
-        with builder.dataflow():
-            buffers: dict[Value, Any] = dict(inputs)
-            loaded: dict[int, Any] = {}
-            for call in program.calls:
-                key = call.kernel.key
-                if key not in functions:
-                    name = f"{call.kernel.template}_{len(functions)}"
-                    functions[key] = builder.add_func(
-                        call.kernel.build(name).with_attr("tirx.is_scheduled", True), name
-                    )
-                names.append(str(functions[key].name_hint))
-                arguments = []
-                for argument in call.arguments:
-                    if isinstance(argument, int) and argument not in loaded:
-                        loaded[argument] = builder.emit(relax.TupleGetItem(constants, argument))
-                    arguments.append(loaded[argument] if isinstance(argument, int) else buffers[argument])
-                result = relax.call_tir(functions[key], relax.Tuple(arguments), _buffer_type(call.result))
-                buffers[call.result] = builder.emit(result)
-            output = builder.emit_output(relax.Tuple([buffers[value] for value in program.outputs]))
-        builder.emit_func_output(output)
+    with builder.function(ENTRY, [*inputs.values(), constants], private=False, pure=False):
+        buffers = _Buffers(builder, inputs, constants, plan)
+        for call in program.calls:
+            key = call.kernel.key
+            if key not in functions:
+                name = f"{call.kernel.template}_{len(functions)}"
+                functions[key] = builder.add_func(call.kernel.build(name).with_attr("tirx.is_scheduled", True), name)
+            names.append(str(functions[key].name_hint))
+            arguments = [buffers[argument] for argument in (*call.arguments, call.result)]
+            builder.emit(relax.Call(functions[key], arguments))
+        builder.emit_func_output(relax.Tuple([buffers[value] for value in program.outputs]))
     return builder.get(), tuple(names)
+
+
+class _Buffers:
+    """The Relax variables behind the arguments of calls, made when first asked for."""
+
+    def __init__(self, builder: Any, inputs: dict[Value, Any], constants: Any, plan: MemoryPlan) -> None:
+        self._builder = builder
+        self._constants = constants
+        self._plan = plan
+        self._variables: dict[Value | int, Any] = dict(inputs)
+        device, scope = 0, "global"
+        self._storages = [
+            builder.emit(relax.op.memory.alloc_storage(relax.ShapeExpr([size]), device, scope, "uint8"))
+            for size in plan.storages
+        ]
+
+    def __getitem__(self, argument: Value | int) -> Any:
+        """The variable of a value, or of a constant given by its index."""
+        if argument not in self._variables:
+            self._variables[argument] = self._builder.emit(self._expression(argument))
+        return self._variables[argument]
+
+    def _expression(self, argument: Value | int) -> Any:
+        if isinstance(argument, int):
+            return relax.TupleGetItem(self._constants, argument)
+        region = self._plan.regions[argument]
+        shape = relax.ShapeExpr([argument.type.physical_size])
+        dtype = STORAGE[argument.type.dtype]
+        return relax.op.memory.alloc_tensor(self._storages[region.storage], region.offset, shape, dtype)
 
 
 def build(module: Any, target: Target) -> Any:
     """Compile a Relax module; returns TVM's executable, which can be run or exported."""
     pipeline = tvm.transform.Sequential(
         [
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
-            relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),

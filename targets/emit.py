@@ -11,18 +11,19 @@ from tvm import tirx
 from ..ir import DType, Op
 from ..ir import ops as ir_ops
 from .templates import vector_math
+from .templates.bfloat16 import BFLOAT16
 from .templates.builder import constant
 from .templates.vectors import bind, dtype_of, lanes_of
 
 Expr = Any
 Emitter = Callable[..., Expr]
 
-# How elements are stored: TIR has no addressable booleans, a byte of 0 or 1 stands for one.
+# How elements are stored: TIR has no addressable booleans, a byte of 0 or 1 stands for one, and no bfloat16 buffers.
 STORAGE = {
     DType.F64: "float64",
     DType.F32: "float32",
     DType.F16: "float16",
-    DType.BF16: "bfloat16",
+    DType.BF16: "uint16",
     DType.I64: "int64",
     DType.I32: "int32",
     DType.I16: "int16",
@@ -30,6 +31,11 @@ STORAGE = {
     DType.U8: "uint8",
     DType.BOOL: "uint8",
 }
+
+# The same for kernels that compute: numbers that are read and written as float32, see tersor.targets.templates.bfloat16.
+NUMBERS = {**STORAGE, DType.BF16: BFLOAT16}
+# Element types of vectors in registers.
+REGISTERS = {**STORAGE, DType.BF16: "float32"}
 
 _EMITTERS: dict[type[Op], Emitter] = {}
 
@@ -47,9 +53,9 @@ def emits(*kinds: type[Op]) -> Callable[[Emitter], Emitter]:
 def can_emit(op: Op) -> bool:
     """Whether an elementwise op has a vector form on its element types."""
     if type(op) in _FLOAT32_ONLY:
-        return op.result.type.dtype is DType.F32
-    half_precision = {DType.F16, DType.BF16}  # stored and moved, not computed with
-    return type(op) in _EMITTERS and half_precision.isdisjoint(value.type.dtype for value in (*op.inputs, op.result))
+        return op.result.type.dtype in (DType.F32, DType.BF16)
+    half_precision = any(value.type.dtype is DType.F16 for value in (*op.inputs, op.result))
+    return type(op) in _EMITTERS and not half_precision  # stored and moved, not computed with
 
 
 def emit(op: Op, *operands: Expr) -> Expr:
@@ -307,7 +313,7 @@ def _ceil(op: Op, a: Expr) -> Expr:
 def _cast(op: Op, a: Expr) -> Expr:
     if op.attrs.dtype is DType.BOOL:
         return as_condition(a)
-    return cast(a, STORAGE[op.attrs.dtype])
+    return cast(a, REGISTERS[op.attrs.dtype])
 
 
 _FLOAT32_ONLY = frozenset(

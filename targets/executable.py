@@ -155,7 +155,9 @@ class Executable:
         with self._lock:
             set_threads(self._threads)
             results = self._vm.run(flat)
-        outputs = tuple(_shape_output(r, port.type) for r, port in zip(results, self.info.outputs, strict=True))
+        outputs: tuple[Any, ...] = tuple(
+            _shape_output(result, port.type) for result, port in zip(results, self.info.outputs, strict=True)
+        )
         if inputs and isinstance(inputs[0], np.ndarray):
             outputs = tuple(output.numpy() for output in outputs)
         return outputs[0] if len(outputs) == 1 else outputs
@@ -255,7 +257,7 @@ def _flat_input(value: Any, port: Port) -> torch.Tensor:
         raise TersorError(f"input {port.name!r} is on {tensor.device}; move it to the CPU first")
     if tensor.layout != torch.strided:
         raise TersorError(f"input {port.name!r} is sparse; call its to_dense() first")
-    flat = tensor.detach().resolve_neg().contiguous().view(-1)
+    flat = tensor.detach().contiguous().view(-1)
     if flat.data_ptr() % ALIGNMENT:
         flat = flat.clone()
     return flat.view(torch.uint8) if port.type.dtype is DType.BOOL else flat

@@ -15,7 +15,7 @@ import torch
 from ..ir import DType, Op, TensorType, TersorError, Value, is_constant, print_attrs
 from ..ir.ops import FullOp, WeightOp
 from .addressing import flatten_physical, load_operand, reshape_at, same_storage
-from .emit import STORAGE, as_stored, can_emit, emit
+from .emit import NUMBERS, REGISTERS, as_stored, can_emit, emit
 from .group import Group
 from .record import Target
 from .templates.base import BufferSpec, Epilogue, VectorAt
@@ -111,14 +111,21 @@ def has_template(op: Op) -> bool:
     return (None if group.anchor is None else type(group.anchor)) in _SELECTORS
 
 
-def require_float32(group: Group, *, ignore: Sequence[Value | None] = ()) -> None:
-    """Raise CompileError unless every operand of the anchor is float32, those in ``ignore`` apart."""
+def anchor_type(group: Group, *, ignore: Sequence[Value | None] = ()) -> str:
+    """How templates name the element type of the anchor's operands: ``"float32"`` or ``"bfloat16"``.
+
+    Raises
+    ------
+    CompileError
+        When an operand is of another type, those in ``ignore`` apart.
+    """
     assert group.anchor is not None
     for value in group.anchor.inputs:
-        if value.type.dtype is not DType.F32 and group.outer(value) not in ignore:
+        if value.type.dtype not in (DType.F32, DType.BF16) and group.outer(value) not in ignore:
             raise CompileError(
-                f"{group.anchor.describe()} on {value.type}: kernels take f32 operands; cast the model first"
+                f"{group.anchor.describe()} on {value.type}: kernels take f32 or bf16 operands; cast the model first"
             )
+    return NUMBERS[group.anchor.inputs[0].type.dtype]
 
 
 def constant_tensor(value: Value, weights: Any) -> torch.Tensor:
@@ -180,7 +187,9 @@ class FusedEpilogue:
             operands = ",".join(numbers[self._group.outer(value)] for value in op.inputs)
             numbers[op.result] = f"{len(numbers)}"
             lines.append(f"{op.name}({operands}){print_attrs(op.attrs)}")
-        views = " ".join(f"{view.type}+{view.offset}{view.strides}" for view in (*self._views, self._result))
+        views = " ".join(
+            f"{view.type}+{view.offset}{view.strides} of {buffer_size(view)}" for view in (*self._views, self._result)
+        )
         return f"bias={self._has_bias} {' '.join(lines)} on {views}"
 
     @property
@@ -191,10 +200,10 @@ class FusedEpilogue:
     def build(self) -> Epilogue:
         """The epilogue in the form that templates take."""
         buffers = tuple(
-            BufferSpec(f"e{index}", _extent(view, operand), STORAGE[view.type.dtype])
+            BufferSpec(f"e{index}", _extent(view, operand), NUMBERS[view.type.dtype])
             for index, (view, operand) in enumerate(zip(self._views, self.operands, strict=True))
         )
-        return Epilogue(buffers, self._apply, STORAGE[self._result.type.dtype])
+        return Epilogue(buffers, self._apply, NUMBERS[self._result.type.dtype])
 
     def _apply(self, vector: Any, at: VectorAt, buffers: Sequence[Any]) -> Any:
         at = reshape_at(at, self._kernel_shape, self._result.type.shape)
@@ -206,7 +215,7 @@ class FusedEpilogue:
             environment[self._group.anchor.result] = vector
         for op in self._group.epilogue:
             if isinstance(op, FullOp):
-                environment[op.result] = constant(op.attrs.value, at.lanes, STORAGE[op.attrs.dtype])
+                environment[op.result] = constant(op.attrs.value, at.lanes, REGISTERS[op.attrs.dtype])
                 continue
             operands = [environment[self._group.outer(value)] for value in op.inputs]
             environment[op.result] = emit(op, *operands)
@@ -252,10 +261,10 @@ __all__ = [
     "FusedEpilogue",
     "Kernel",
     "KernelContext",
+    "anchor_type",
     "buffer_size",
     "constant_tensor",
     "has_template",
-    "require_float32",
     "result_view",
     "select_kernel",
     "selects",

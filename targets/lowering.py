@@ -6,17 +6,18 @@ contiguous data. No code is generated here: see `tersor.targets.codegen`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..ir import Graph, Op, Value, is_constant
-from ..ir.ops import RelayoutOp
+from ..ir.ops import ConcatOp, SliceOp
 from .addressing import flatten_physical
 from .kernel import CompileError, Kernel, constant_tensor, select_kernel
-from .kernels.data_movement import copy_kernel
+from .kernels.data_movement import copy_kernel, part_kernel
+from .places import Place, find_places, is_aligned, part_offsets, same_storage
 from .record import Target
 from .views import View, apply_view, is_view
 
@@ -25,12 +26,27 @@ ChooseKnobs = Callable[[str, Any, Sequence[Any]], Any]
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call: arguments are values (buffers) or indices into the program's constants; ``result`` is written."""
+    """One kernel call.
+
+    Attributes
+    ----------
+    kernel
+        What is called.
+    arguments
+        Values (buffers) or indices into the program's constants.
+    result
+        The buffer that is written.
+    op
+        What it computes; None for a copy that only gathers an operand or an output.
+    location
+        Module path of the op, or of the op that a copy is made for.
+    """
 
     kernel: Kernel
     arguments: tuple[Value | int, ...]
     result: Value
-    op: Op
+    op: Op | None
+    location: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,8 @@ class Program:
         Flat tensors that the calls read.
     outputs
         The buffers returned, one for each output of the graph, row-major.
+    places
+        Buffers that are stretches of other buffers.
     """
 
     graph: Graph
@@ -54,6 +72,7 @@ class Program:
     calls: tuple[Call, ...]
     constants: tuple[torch.Tensor, ...]
     outputs: tuple[Value, ...]
+    places: Mapping[Value, Place]
 
 
 def lower(graph: Graph, target: Target, choose_knobs: ChooseKnobs | None = None) -> Program:
@@ -80,6 +99,7 @@ class _Lowering:
         self.target = target
         self._choose_knobs = choose_knobs
         self._views: dict[Value, View] = {value: View.whole(value) for value in graph.inputs}
+        self._places = find_places(graph)
         self._copies: dict[Value, View] = {}
         self._calls: list[Call] = []
         self._constants: list[torch.Tensor] = []
@@ -87,7 +107,9 @@ class _Lowering:
         self._op: Op | None = None
 
     def run(self) -> Program:
-        problems = []
+        problems = _empty_tensors(self.graph)
+        if problems:
+            raise CompileError("; ".join(problems))
         for op in self.graph.ops:
             self._op = op
             try:
@@ -97,16 +119,22 @@ class _Lowering:
                 self._views[op.result] = View.whole(op.result)
         if problems:
             raise CompileError("; ".join(dict.fromkeys(problems)))
+        self._op = None
         outputs = tuple(self._output(value) for value in self.graph.outputs)
-        return Program(self.graph, self.target, tuple(self._calls), tuple(self._constants), outputs)
+        return Program(self.graph, self.target, tuple(self._calls), tuple(self._constants), outputs, self._places)
 
     def _lower_op(self, op: Op) -> None:
-        if not op.inputs:
+        if not op.inputs or (isinstance(op, SliceOp) and op.result in self._places):
             self._views[op.result] = View.whole(op.result)
-        elif is_view(op):
+        elif isinstance(op, ConcatOp) and self._is_written_by_parts(op):
+            self._copy_other_parts(op)
+            self._views[op.result] = View.whole(op.result)
+        elif is_view(op) and not op.inputs[0].type.channel_block:
             self._views[op.result] = apply_view(op, self.view(op.inputs[0])) or self._moved_copy(op)
-        elif isinstance(op, RelayoutOp) and _same_storage(op):
-            self._views[op.result] = View(self.view(op.x).base, op.result.type, 0, View.whole(op.result).strides)
+        elif same_storage(op):
+            (x,) = op.inputs
+            source = self.view(x) if x.type.channel_block else self.contiguous(x)
+            self._views[op.result] = View(source.base, op.result.type, 0, View.whole(op.result).strides)
         else:
             kernel = select_kernel(op, self)
             self._call(kernel, op.result, op)
@@ -117,6 +145,19 @@ class _Lowering:
         if view is None:
             raise CompileError(f"{op.describe()} cannot be expressed on {op.inputs[0].type}")
         return view
+
+    def _is_written_by_parts(self, op: ConcatOp) -> bool:
+        """Whether some part is written straight into the result."""
+        return any(part in self._places and self._places[part].base is op.result for part in op.parts)
+
+    def _copy_other_parts(self, op: ConcatOp) -> None:
+        for part, offset in part_offsets(op) or ():
+            place = Place(op.result, offset)
+            if self._places.get(part) == place:
+                continue
+            copy = Value(part.type.with_layout(op.result.type.channel_block))
+            self._places[copy] = place
+            self._copy(part_kernel(part, copy, self), copy)
 
     # KernelContext --------------------------------------------------------------------------------------------
 
@@ -131,7 +172,10 @@ class _Lowering:
             raise CompileError(f"{value!r} is stored blocked where plain storage is needed; run the pass 'layout'")
         if value not in self._copies:
             copy = Value(value.type)
-            self._call(copy_kernel(view, copy, self.target), copy, self._op)
+            if self._is_stretch(view):
+                self._places[copy] = Place(view.base, view.offset)
+            else:
+                self._copy(copy_kernel(view, copy, self.target), copy)
             self._copies[value] = View.whole(copy)
         return self._copies[value]
 
@@ -143,12 +187,22 @@ class _Lowering:
             return candidates[0]
         return self._choose_knobs(template, spec, candidates)
 
+    def _is_stretch(self, view: View) -> bool:
+        """Whether the elements of a view lie side by side in a buffer of the program, where a kernel may start to read."""
+        foreign = view.base in self.graph.inputs or is_constant(view.base)
+        return not foreign and view.is_dense and is_aligned(view.base, view.offset)
+
     # Calls ----------------------------------------------------------------------------------------------------
 
-    def _call(self, kernel: Kernel, result: Value, op: Op | None) -> None:
-        assert op is not None
+    def _call(self, kernel: Kernel, result: Value, op: Op) -> None:
+        self._append(kernel, result, op, op.location)
+
+    def _copy(self, kernel: Kernel, result: Value) -> None:
+        self._append(kernel, result, None, self._op.location if self._op is not None else "")
+
+    def _append(self, kernel: Kernel, result: Value, op: Op | None, location: str) -> None:
         arguments = tuple(self._argument(operand) for operand in kernel.operands)
-        self._calls.append(Call(kernel, arguments, result, op))
+        self._calls.append(Call(kernel, arguments, result, op, location))
 
     def _argument(self, operand: View | torch.Tensor) -> Value | int:
         if isinstance(operand, torch.Tensor):
@@ -166,15 +220,17 @@ class _Lowering:
 
     def _output(self, value: Value) -> Value:
         view = self.contiguous(value)
-        if view.base.op is None and view.base in self.graph.inputs or is_constant(view.base):
+        if view.base.op is None and view.base in self.graph.inputs or is_constant(view.base) or view.base in self._places:
             copy = Value(value.type)
-            self._call(copy_kernel(view, copy, self.target), copy, self._op or value.op)
+            self._copy(copy_kernel(view, copy, self.target), copy)
             return copy
         return view.base
 
 
-def _same_storage(op: RelayoutOp) -> bool:
-    """Whether the blocked and the plain form of a tensor are the same bytes: one position, whole channel blocks."""
-    block = max(op.x.type.channel_block, op.result.type.channel_block)
-    positions = op.x.type.size // (op.x.shape[0] * op.x.shape[1])
-    return positions == 1 and op.x.shape[1] % block == 0
+def _empty_tensors(graph: Graph) -> list[str]:
+    """Tensors without elements, which kernels have no code for."""
+    inputs = [f"input {value.name!r}: {value.type}" for value in graph.inputs if not value.type.size]
+    made = [
+        f"{op.describe()} makes {result.type}" for op in graph.ops for result in op.results if not result.type.size
+    ]
+    return [f"{place}, which has no elements; leave it out of the model" for place in (*inputs, *made)]

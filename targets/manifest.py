@@ -151,7 +151,7 @@ def _decode_type(text: str, where: str) -> TensorType:
         raise ArtifactError(f"{where}: {error}") from error
 
 
-_JSON_NAMES = {list: "a list", dict: "an object", str: "text"}
+_JSON_NAMES: dict[type, str] = {list: "a list", dict: "an object", str: "text"}
 
 
 def _expect(kind: type, value: Any, where: str) -> Any:

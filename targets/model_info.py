@@ -43,6 +43,8 @@ class ModelInfo:
         What the code was compiled for.
     kernels
         In execution order.
+    activation_bytes
+        Memory that one call allocates for intermediate values and outputs.
     """
 
     name: str
@@ -50,3 +52,4 @@ class ModelInfo:
     outputs: tuple[Port, ...]
     target: Target
     kernels: tuple[KernelInfo, ...]
+    activation_bytes: int = 0

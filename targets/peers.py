@@ -1,4 +1,4 @@
-"""Comparison with other runtimes, by means of the folder ``benchmarks`` of a checkout, which the package does not contain."""
+"""Comparison with other runtimes, by means of the folder ``benchmarks`` of a checkout."""
 
 from __future__ import annotations
 
@@ -46,13 +46,6 @@ def compare_with_peers(
     if not isinstance(inputs, tuple):
         raise TersorError("--against needs a model whose inputs are positional; export it with a tuple of inputs")
     return compare_with_peers(executable, model, inputs, names, begin=begin)
-
-
-def comparison_table(comparison: Any) -> Any:
-    """A comparison for the terminal."""
-    from benchmarks.cpu import table
-
-    return table(comparison)
 
 
 def import_benchmarks() -> None:

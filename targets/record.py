@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+ALIGNMENT = 64  # bytes; where every buffer of a program starts, and what its kernels assume
 
 @dataclass(frozen=True)
 class Target:

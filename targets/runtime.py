@@ -21,7 +21,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-ALIGNMENT = 64  # bytes; what TVM's generated code assumes of every buffer
+from .record import ALIGNMENT
 
 _configured = threading.local()
 

@@ -49,8 +49,12 @@ class View:
     @property
     def is_contiguous(self) -> bool:
         """Whether this is a whole buffer in row-major order."""
-        whole = self.type.size == self.base.type.size and self.offset == 0
-        return whole and not self.type.channel_block and self._meta().is_contiguous()
+        return self.type.size == self.base.type.size and self.offset == 0 and self.is_dense
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the elements lie side by side in row-major order."""
+        return not self.type.channel_block and self._meta().is_contiguous()
 
     def _meta(self) -> torch.Tensor:
         storage = torch.empty(1, device="meta")

@@ -13,6 +13,9 @@ from ..traits import ChannelFlow, Storage
 from ..types import DType, TensorType
 
 
+CHANNEL_QUANTUM = 16  # the widest channel block of any target in float32; parts in multiples of it fit every block
+
+
 @dataclass(frozen=True)
 class ShapeAttrs(Attrs):
     """Shape of the result."""
@@ -94,6 +97,13 @@ class SliceOp(Op, name="slice", attrs=SliceAttrs):
     x = Operand()
     linear = True
 
+    @property
+    def storage(self) -> Storage:
+        """Whole channel blocks can be taken out of a blocked tensor."""
+        attrs, channels = self.attrs, self.x.shape[1] if self.x.type.rank == 4 else 0
+        whole = attrs.start % CHANNEL_QUANTUM == 0 and (attrs.stop % CHANNEL_QUANTUM == 0 or attrs.stop == channels)
+        return Storage.FOLLOWS if channels and attrs.axis == 1 and attrs.step == 1 and whole else Storage.PLAIN
+
     def infer_types(self) -> tuple[TensorType, ...]:
         x, attrs = self.x.type, self.attrs
         if not 0 <= attrs.axis < x.rank or not 0 <= attrs.start <= attrs.stop <= x.shape[attrs.axis] or attrs.step < 1:
@@ -106,9 +116,6 @@ class SliceOp(Op, name="slice", attrs=SliceAttrs):
         index = [slice(None)] * x.ndim
         index[self.attrs.axis] = slice(self.attrs.start, self.attrs.stop, self.attrs.step)
         return x[tuple(index)].contiguous()
-
-
-CHANNEL_QUANTUM = 16  # the widest channel block of any target in float32; parts in multiples of it fit every block
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class MeanOp(ReduceOp, name="mean", attrs=ReduceAttrs):
     @property
     def storage(self) -> Storage:
         """Global average pooling works on channel blocks too."""
-        pools = self.x.type.rank == 4 and self.attrs.axes == (2, 3) and self.attrs.keepdim
+        pools = self.x.type.rank == 4 and self.attrs.axes == (2, 3)
         return Storage.FOLLOWS if pools else Storage.PLAIN
 
 

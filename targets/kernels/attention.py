@@ -12,7 +12,7 @@ from ...ir.ops import AttentionOp
 from ..addressing import load_operand
 from ..emit import STORAGE, as_condition
 from ..group import Group
-from ..kernel import FusedEpilogue, Kernel, KernelContext, Operand, buffer_size, require_float32, selects
+from ..kernel import FusedEpilogue, Kernel, KernelContext, Operand, anchor_type, buffer_size, selects
 from ..templates import attention
 from ..templates.base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from ..templates.builder import broadcast, constant
@@ -48,7 +48,7 @@ def select_attention(group: Group, context: KernelContext) -> Kernel:
         buffer_size(value),
         buffer_size(result),
     )
-    require_float32(group, ignore=(group.anchor_operand(3),))
+    anchor_type(group, ignore=(group.anchor_operand(3),))
     knobs = context.knobs("attention", spec, attention.candidates(spec, context.target))
     epilogue = FusedEpilogue(group, context, result)
     mask = _Mask(op, group.anchor_operand(3), context)

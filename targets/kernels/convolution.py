@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...ir import is_constant
 from ...ir.ops import Conv2dOp
 from ..group import Group
-from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, require_float32, selects
+from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, selects
 from ..templates import conv2d, depthwise
 from ..views import View
 
@@ -15,7 +15,7 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
     """``conv2d`` or ``depthwise`` with bias and epilogue fused; the result is blocked."""
     op = group.anchor
     assert isinstance(op, Conv2dOp)
-    require_float32(group)
+    anchor_type(group)
     data, weight, bias = group.anchor_operand(0), group.anchor_operand(1), group.anchor_operand(2)
     assert data is not None and weight is not None
     if not is_constant(weight):

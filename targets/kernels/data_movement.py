@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
 
-from ...ir import Value
-from ...ir.ops import ConcatOp, EmbeddingOp, PadOp, RelayoutOp
-from ..addressing import load_operand
+from ...ir import TensorType, Value, is_constant
+from ...ir.ops import ConcatOp, EmbeddingOp, PadOp, RelayoutOp, SliceOp
+from ..addressing import flatten_physical, load_operand
 from ..emit import STORAGE
 from ..group import Group
-from ..kernel import CompileError, Kernel, KernelContext, buffer_size, selects
+from ..kernel import CompileError, Kernel, KernelContext, Operand, buffer_size, selects
 from ..record import Target
 from ..templates import elementwise, relayout, row_copy
 from ..templates.base import BufferSpec, VectorAt
@@ -42,6 +43,21 @@ def copy_kernel(source: View, copy: Value, target: Target) -> Kernel:
     )
 
 
+def part_kernel(part: Value, copy: Value, context: KernelContext) -> Kernel:
+    """Copy one part of a concatenation to its place in the result, ``copy``, in the layout that ``copy`` has."""
+    block = copy.type.channel_block
+    if not block:
+        return copy_kernel(context.view(part), copy, context.target)
+    flat = TensorType((copy.type.physical_size,), copy.type.dtype)
+    kernel = copy_kernel(View(context.view(part).base, flat, 0, (1,)), Value(flat), context.target)
+    return replace(kernel, operands=(_stored(part, block, context),))
+
+
+def _stored(part: Value, block: int, context: KernelContext) -> Operand:
+    """A part as it is stored in channel blocks; constants are packed at compile time."""
+    return flatten_physical(context.constant(part), block) if is_constant(part) else context.view(part)
+
+
 @selects(ConcatOp)
 def select_concat(group: Group, context: KernelContext) -> Kernel:
     """``concat``: rows of all parts one after the other."""
@@ -52,10 +68,10 @@ def select_concat(group: Group, context: KernelContext) -> Kernel:
     outer = math.prod(result.type.shape[:axis])
     if block and axis > 1:
         outer = outer // result.type.shape[1] * -(-result.type.shape[1] // block)
-    parts = tuple(context.view(part) if block else context.contiguous(part) for part in op.parts)
-    if any(part.type.channel_block != block for part in parts):
+    if any(part.type.channel_block != block and not is_constant(part) for part in op.parts):
         raise CompileError(f"{op.describe()} joins tensors in different layouts; run the pass 'layout'")
-    runs = tuple(part.type.physical_size // outer for part in parts)
+    parts = tuple(_stored(part, block, context) if block else context.contiguous(part) for part in op.parts)
+    runs = tuple(part.type.with_layout(block).physical_size // outer for part in op.parts)
     spec = row_copy.ConcatSpec(outer, runs, STORAGE[result.type.dtype])
     return Kernel(
         template="concat",
@@ -65,6 +81,36 @@ def select_concat(group: Group, context: KernelContext) -> Kernel:
         operands=parts,
         result=result,
         build=lambda function: row_copy.build_concat(spec, context.target, function),
+    )
+
+
+@selects(SliceOp)
+def select_slice(group: Group, context: KernelContext) -> Kernel:
+    """A slice of channels in blocked layout that is no stretch of its operand's buffer."""
+    op = group.op
+    assert isinstance(op, SliceOp)
+    attrs, type = op.attrs, group.result.type
+    if op.x.type.channel_block != type.channel_block or not type.channel_block or attrs.axis != 1 or attrs.step != 1:
+        raise CompileError(f"{op.describe()} of {op.x.type} as {type} has no kernel; run the pass 'layout'")
+    source, result = context.view(op.x), View.whole(group.result)
+    dtype = STORAGE[type.dtype]
+    inputs = (BufferSpec("x", buffer_size(source), dtype),)
+    spec = elementwise.ElementwiseSpec(type.shape, inputs, elementwise.BLOCKED, type.channel_block, dtype)
+    knobs = elementwise.candidates(spec, context.target)[0]
+
+    def compute(at: VectorAt, buffers: Any) -> Any:
+        batch, channel, *position = at.coords
+        shifted = replace(at, coords=(batch, channel + attrs.start, *position))
+        return load_operand(buffers[0], source, shifted, result)
+
+    return Kernel(
+        template="slice",
+        spec=spec,
+        knobs=knobs,
+        variant=f"{source.type} from {attrs.start}",
+        operands=(source,),
+        result=result,
+        build=lambda function: elementwise.build(spec, context.target, knobs, compute, name=function),
     )
 
 

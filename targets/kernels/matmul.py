@@ -7,7 +7,7 @@ import math
 from ...ir import is_constant
 from ...ir.ops import LinearOp, MatmulOp, PermuteOp
 from ..group import Group
-from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, buffer_size, require_float32, selects
+from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, buffer_size, selects
 from ..templates import matmul
 from ..views import View
 
@@ -17,7 +17,7 @@ def select_linear(group: Group, context: KernelContext) -> Kernel:
     """``matmul`` on a packed weight; leading dimensions are rows."""
     op = group.anchor
     assert isinstance(op, LinearOp)
-    require_float32(group)
+    anchor_type(group)
     data, weight, bias = group.anchor_operand(0), group.anchor_operand(1), group.anchor_operand(2)
     assert data is not None and weight is not None
     if not is_constant(weight):
@@ -46,7 +46,7 @@ def select_matmul(group: Group, context: KernelContext) -> Kernel:
     """``matmul`` of two activations, read in place through any strides."""
     op = group.anchor
     assert isinstance(op, MatmulOp)
-    require_float32(group)
+    anchor_type(group)
     left, right = group.anchor_operand(0), group.anchor_operand(1)
     assert left is not None and right is not None
     *batch, rows, columns = op.result.shape

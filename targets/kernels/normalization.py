@@ -6,7 +6,7 @@ import math
 
 from ...ir.ops import LayerNormOp, SoftmaxOp
 from ..group import Group
-from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, require_float32, selects
+from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, selects
 from ..templates import layer_norm, softmax
 from ..views import View
 
@@ -16,7 +16,7 @@ def select_softmax(group: Group, context: KernelContext) -> Kernel:
     """``softmax`` over rows."""
     op = group.anchor
     assert isinstance(op, SoftmaxOp)
-    require_float32(group)
+    anchor_type(group)
     if op.attrs.log or op.attrs.axis != op.x.type.rank - 1:
         raise CompileError(f"{op.describe()}: only softmax along the last axis, without logarithm, has a kernel")
     data = group.anchor_operand(0)
@@ -42,7 +42,7 @@ def select_layer_norm(group: Group, context: KernelContext) -> Kernel:
     """``layer_norm`` over rows; several trailing dimensions count as one."""
     op = group.anchor
     assert isinstance(op, LayerNormOp)
-    require_float32(group)
+    anchor_type(group)
     data = group.anchor_operand(0)
     assert data is not None
     columns = math.prod(data.shape[-op.attrs.dims :])
@@ -53,9 +53,7 @@ def select_layer_norm(group: Group, context: KernelContext) -> Kernel:
     shape = data.shape if op.attrs.dims == 1 else (rows, columns)
     spec = layer_norm.LayerNormSpec(rows, columns, op.attrs.eps, gamma is not None, beta is not None, shape)
     knobs = context.knobs("layer_norm", spec, layer_norm.candidates(spec, context.target))
-    if group.epilogue and op.attrs.dims != 1:
-        raise CompileError(f"{op.describe()}: an epilogue after normalising {op.attrs.dims} dimensions has no kernel")
-    epilogue = FusedEpilogue(group, context, result, kernel_shape=data.shape)
+    epilogue = FusedEpilogue(group, context, result, kernel_shape=shape)
     return Kernel(
         template="layer_norm",
         spec=spec,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...ir.ops import AvgPool2dOp, MaxPool2dOp
 from ..group import Group
-from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, require_float32, selects
+from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, selects
 from ..templates import pooling
 from ..views import View
 
@@ -27,6 +27,7 @@ def select_pool2d(group: Group, context: KernelContext) -> Kernel:
         attrs.dilation,
         attrs.ceil,
         attrs.count_include_pad,
+        anchor_type(group),
     )
     knobs = context.knobs("pool2d", spec, pooling.candidates(spec, context.target))
     epilogue = FusedEpilogue(group, context, View.whole(group.result))
@@ -43,7 +44,6 @@ def select_pool2d(group: Group, context: KernelContext) -> Kernel:
 
 def blocked_operand(group: Group, context: KernelContext) -> View:
     """The anchor's first operand, which must be stored in the target's channel blocks, as must be the result."""
-    require_float32(group)
     assert group.anchor is not None
     data = group.anchor_operand(0)
     assert data is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...ir.ops import MaxOp, MeanOp, MinOp, SumOp
 from ..group import Group
-from ..kernel import FusedEpilogue, Kernel, KernelContext, require_float32, selects
+from ..kernel import FusedEpilogue, Kernel, KernelContext, anchor_type, selects
 from ..templates import pooling, reduce
 from ..views import View
 from .pooling import blocked_operand
@@ -17,16 +17,14 @@ def select_reduce(group: Group, context: KernelContext) -> Kernel:
     """``global_average_pool2d`` in channel blocks, else ``reduce``."""
     op = group.anchor
     assert isinstance(op, MeanOp | SumOp | MaxOp | MinOp)
-    require_float32(group)
     data = group.anchor_operand(0)
     assert data is not None
     result = View.whole(group.result)
     if data.type.channel_block:
         return _global_average(group, context, result)
-    spec = reduce.ReduceSpec(_FUNCTIONS[type(op)], data.shape, op.attrs.axes)
-    kept = tuple(extent for axis, extent in enumerate(data.shape) if axis not in op.attrs.axes) or (1,)
+    spec = reduce.ReduceSpec(_FUNCTIONS[type(op)], data.shape, op.attrs.axes, anchor_type(group))
     knobs = context.knobs("reduce", spec, reduce.candidates(spec, context.target))
-    epilogue = FusedEpilogue(group, context, result, kernel_shape=kept)
+    epilogue = FusedEpilogue(group, context, result, kernel_shape=(result.type.size,))
     return Kernel(
         template="reduce",
         spec=spec,
@@ -40,7 +38,7 @@ def select_reduce(group: Group, context: KernelContext) -> Kernel:
 
 def _global_average(group: Group, context: KernelContext, result: View) -> Kernel:
     source = blocked_operand(group, context)
-    spec = pooling.GlobalAveragePoolSpec(*source.type.shape)
+    spec = pooling.GlobalAveragePoolSpec(*source.type.shape, anchor_type(group))
     epilogue = FusedEpilogue(group, context, result)
     return Kernel(
         template="global_average_pool2d",

@@ -38,7 +38,10 @@ class VectorAt:
 
 @dataclass(frozen=True)
 class BufferSpec:
-    """A flat buffer that a PrimFunc takes: its name in the code, element count, and element type."""
+    """A flat buffer that a PrimFunc takes: its name in the code, element count, and element type.
+
+    ``"bfloat16"`` is read as float32 and rounded when stored; see `tersor.targets.templates.bfloat16`.
+    """
 
     name: str
     size: int

@@ -14,7 +14,9 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from ..record import ALIGNMENT
 from .base import BufferSpec, Epilogue, VectorAt
+from .bfloat16 import BFLOAT16, BITS, Bfloat16Buffer, bits_of, narrow
 
 Expr = Any
 Buffer = Any
@@ -43,14 +45,29 @@ def make_prim_func(
     """
     with IRBuilder() as ib, T.prim_func(is_private=False, s_tir=False):
         T.func_name(name)
-        arguments = [_argument(spec) for spec in (*inputs, *epilogue.buffers, output)]
+        specs = (*inputs, *epilogue.buffers, output)
+        arguments = [_argument(spec) for spec in specs]
         T.func_attr({"tirx.noalias": True})
+        arguments = [_from_start(spec, buffer) for spec, buffer in zip(specs, arguments, strict=True)]
         body(arguments[: len(inputs)], arguments[len(inputs) : -1], arguments[-1])
     return ib.get()
 
 
 def _argument(spec: BufferSpec) -> Buffer:
-    return T.arg(spec.name, T.buffer((spec.size,), spec.dtype))
+    """An argument that may start anywhere in memory, at a multiple of `ALIGNMENT` bytes."""
+    dtype = _stored_type(spec)
+    factor = ALIGNMENT // tirx.const(0, dtype).ty.dtype.itemsize
+    return T.arg(spec.name, T.buffer((spec.size,), dtype, elem_offset=T.int32(), offset_factor=factor))
+
+
+def _from_start(spec: BufferSpec, argument: Buffer) -> Buffer:
+    """The same memory as a buffer without an offset, so that no index has to add it."""
+    buffer = T.decl_buffer((spec.size,), _stored_type(spec), data=T.Bind(T.address_of(argument[0])))
+    return Bfloat16Buffer(buffer) if spec.dtype == BFLOAT16 else buffer
+
+
+def _stored_type(spec: BufferSpec) -> str:
+    return BITS if spec.dtype == BFLOAT16 else spec.dtype
 
 
 def load(buffer: Buffer, offset: Index, lanes: int) -> Expr:
@@ -59,7 +76,9 @@ def load(buffer: Buffer, offset: Index, lanes: int) -> Expr:
 
 
 def store(buffer: Buffer, offset: Index, value: Expr, lanes: int) -> None:
-    """Store ``lanes`` contiguous elements to ``buffer`` from ``offset``."""
+    """Store ``lanes`` contiguous elements to ``buffer`` from ``offset``, rounded if it holds bfloat16 numbers."""
+    if isinstance(buffer, Bfloat16Buffer):
+        buffer, value = buffer.bits, narrow(value)
     T.buffer_store(buffer, value, [offset if lanes == 1 else T.Ramp(offset, 1, lanes)])
 
 
@@ -165,6 +184,6 @@ def when(condition: Expr | bool, then: Callable[[], None], otherwise: Callable[[
 def prefetch(buffer: Buffer, offset: Index, locality: int = 3) -> None:
     """Hint that ``buffer[offset]`` is read soon: ``locality`` 3 brings it into L1, 2 into L2; harmless past the end."""
     read, data_cache = 0, 1
-    address = T.address_of(buffer[offset])
+    address = T.address_of(bits_of(buffer)[offset])
     arguments = (T.int32(read), T.int32(locality), T.int32(data_cache))
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *arguments))

@@ -44,6 +44,7 @@ class PoolSpec:
     dilation: tuple[int, int] = (1, 1)
     ceil_mode: bool = False
     count_include_pad: bool = True
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if min(self.n, self.c, self.h, self.w, *self.kernel, *self.stride, *self.dilation) < 1:
@@ -113,7 +114,7 @@ def build(
     lanes = target.lanes()
     blocks = -(-spec.c // lanes)
     rows, columns = spec.windows()
-    inputs = (BufferSpec("data", spec.n * blocks * spec.h * spec.w * lanes),)
+    inputs = (BufferSpec("data", spec.n * blocks * spec.h * spec.w * lanes, spec.dtype),)
     output = BufferSpec("output", spec.n * blocks * rows.out * columns.out * lanes, epilogue.dtype)
 
     def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
@@ -178,6 +179,7 @@ class GlobalAveragePoolSpec:
     c: int
     h: int
     w: int
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if min(self.n, self.c, self.h, self.w) < 1:
@@ -195,7 +197,7 @@ def build_global_average(
     blocks = -(-spec.c // lanes)
     size = spec.h * spec.w
     sums = min(GLOBAL_ACCUMULATORS, size)
-    inputs = (BufferSpec("data", spec.n * blocks * size * lanes),)
+    inputs = (BufferSpec("data", spec.n * blocks * size * lanes, spec.dtype),)
     output = BufferSpec("output", spec.n * blocks * lanes, epilogue.dtype)
 
     def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from .bfloat16 import bits_of
 from .builder import RegisterTile, broadcast, load, store
 
 Expr = Any
@@ -136,5 +137,5 @@ def _shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
 def prefetch(buffer: Buffer, offset: Index, locality: int = 3) -> None:
     """Hint that ``buffer[offset]`` is read soon: ``locality`` 3 brings it into L1, 2 into L2. Past the end is fine."""
     read, data = 0, 1
-    address = T.address_of(buffer[offset])
+    address = T.address_of(bits_of(buffer)[offset])
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, T.int32(read), T.int32(locality), T.int32(data)))

@@ -280,7 +280,7 @@ class _Writer:
 
         # Meanwhile bring the next panel of weights into L2: a share of it with each group of tiles.
         lines = -(-vectors // self.groups_per_block)
-        share = bind(tirx.min(slot, vectors // lines - 1) * (self.spec.c * lines * lanes))
+        share = bind(tirx.min(slot, -(-vectors // lines) - 1) * (self.spec.c * lines * lanes))
         ahead = bind(weight + self.spec.c * vectors * lanes + share)
 
         def accumulate(block: Expr, channels: int) -> None:

@@ -1,9 +1,111 @@
+"""How Winograd convolutions may be tiled on a target, what each way costs, and in which order they are worth trying.
+
+The costs are in the unit of :func:`tersor.targets.templates.conv2d_tiling.estimate_cycles`, so that the two algorithms compare.
+"""
+
 from __future__ import annotations
 
+import itertools
 
-def candidates(spec, target):
-    return []
+from ..record import Target
+from .conv2d_spec import Conv2dSpec, output_groups
+from .conv2d_tiling import L2_WEIGHT_CYCLES, MOST_VECTORS, feasible_positions, step_cycles
+from .winograd_spec import TileGrid, WinogradKnobs
+from .winograd_transforms import TILES, relative_error
+
+# Measured on AVX-512, for one vector of channels and each position of a patch.
+INPUT_CYCLES = {2: 5.0, 4: 5.7, 6: 5.7}
+OUTPUT_CYCLES = {2: 3.0, 4: 3.4, 6: 6.0}
+ACCUMULATOR_CYCLES = 2.2  # clearing and storing one accumulator of a register tile
+LAUNCH_CYCLES = 5_000  # handing one more parallel loop to a thread, and waiting for the slowest
+BEYOND_L2_BYTES = 7.0  # read in one cycle from beyond L2 by one core
+EXPOSED = 0.3  # share of the shorter of arithmetic and weight traffic that prefetching fails to hide behind the longer
+USABLE_L2 = 0.5  # share of L2 that intermediate results may fill before they start to spill
+MOST_CANDIDATES = 240
+ALLOWED_ERROR = 2e-5  # of one layer, relative to its largest output; a network may have dozens of layers
 
 
-def estimate_cycles(spec, target, knobs):
-    return 0
+def candidates(spec: Conv2dSpec, target: Target) -> list[WinogradKnobs]:
+    """Feasible and accurate enough knobs, the best analytic guess first; no register tile ever spills."""
+    found: dict[WinogradKnobs, None] = {}
+    tiles = [m for m in TILES if relative_error(m, spec.c) <= ALLOWED_ERROR]
+    for m, vectors in itertools.product(tiles, _vector_counts(spec, target)):
+        rows = feasible_positions(target, vectors)
+        grid = TileGrid.of(spec, WinogradKnobs(m, vectors, rows))
+        units = -(-spec.output_blocks(target) // vectors)
+        for blocks, slices in itertools.product(_counts(grid.groups, target.cores), _counts(units, target.cores)):
+            found[WinogradKnobs(m, vectors, grid.rows, blocks, slices, "tiles")] = None
+            found[WinogradKnobs(m, vectors, grid.rows, blocks, slices, "outputs")] = None
+    return sorted(found, key=lambda knobs: estimate_cycles(spec, target, knobs))[:MOST_CANDIDATES]
+
+
+def _vector_counts(spec: Conv2dSpec, target: Target) -> range:
+    """A tile one vector wide loads as many elements as it multiplies; it is used only where there is no second vector."""
+    most = min(MOST_VECTORS, spec.output_blocks(target))
+    return range(min(2, most), most + 1)
+
+
+def _counts(most: int, cores: int) -> list[int]:
+    """Numbers of pieces to try: 1, multiples of ``cores`` by powers of two, and ``most``."""
+    doubled = [cores << power for power in range(most.bit_length()) if cores << power < most]
+    return sorted({1, *doubled, most})
+
+
+def estimate_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> float:
+    """Estimated cycles of the whole convolution, summed over threads; threads that wait for the slowest count as busy."""
+    grid = TileGrid.of(spec, knobs)
+    units = -(-spec.output_blocks(target) // knobs.vectors)
+    blocks, slices = min(knobs.blocks, grid.groups), min(knobs.slices, units)
+    cores = target.cores
+    transform = spec.input_blocks(target) * grid.tiles * knobs.positions * INPUT_CYCLES[knobs.m]
+    finish = spec.output_blocks(target) * grid.tiles * knobs.positions * OUTPUT_CYCLES[knobs.m]
+    multiply = _multiply_cycles(spec, target, knobs, grid)
+    if knobs.order == "tiles":
+        busy = _share(blocks, grid.groups, cores)
+        overhead = cores * LAUNCH_CYCLES
+    else:
+        busy = _share(slices * blocks, units * grid.groups, cores)
+        overhead = 2 * cores * LAUNCH_CYCLES
+    streamed = _weight_bytes(spec, target, knobs, blocks) / BEYOND_L2_BYTES
+    multiply, streamed = busy * multiply, busy * streamed
+    products = max(multiply, streamed) + EXPOSED * min(multiply, streamed)
+    spilled = _spilled_bytes(spec, target, knobs, grid, blocks, slices) / BEYOND_L2_BYTES
+    return products + busy * (transform + finish + spilled) + overhead
+
+
+def _share(pieces: int, units: int, cores: int) -> float:
+    """Time of the busiest core relative to an even split of ``units`` into ``pieces`` over ``cores``."""
+    largest = -(-units // pieces)
+    return max(1.0, min(-(-pieces // cores) * largest, units) * cores / units)
+
+
+def _multiply_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, grid: TileGrid) -> float:
+    cycles = 0.0
+    tiles = ((grid.longer, grid.rows), (grid.groups - grid.longer, grid.rows - 1))
+    for groups, (count, rows) in itertools.product(output_groups(spec, target, knobs.vectors), tiles):
+        each = spec.c * step_cycles(groups.vectors, rows, L2_WEIGHT_CYCLES) + ACCUMULATOR_CYCLES * groups.vectors * rows
+        cycles += groups.count * count * each
+    return knobs.positions * cycles
+
+
+def _weight_bytes(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, blocks: int) -> float:
+    """Bytes of weights that all threads together read from beyond L2."""
+    size = 4.0 * knobs.positions * spec.c * spec.output_blocks(target) * target.lanes()
+    stays = size <= USABLE_L2 * target.l2_bytes
+    readers = min(blocks, target.cores) if stays and knobs.order == "tiles" else 1 if stays else blocks
+    return size * readers
+
+
+def _spilled_bytes(
+    spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, grid: TileGrid, blocks: int, slices: int
+) -> float:
+    """Bytes of transformed inputs and of products that are written beyond L2 and read back."""
+    inputs = 4.0 * knobs.positions * grid.tiles * spec.input_blocks(target) * target.lanes()
+    products = 4.0 * knobs.positions * grid.tiles * spec.output_blocks(target) * target.lanes()
+    usable = USABLE_L2 * target.l2_bytes
+    excess = ((inputs + products / slices) / blocks - usable) / usable
+    lost = min(max(excess, 0.0), 1.0)
+    if knobs.order == "outputs":
+        # Other cores have transformed most of what a core reads.
+        return inputs * (1 + (slices - 1) * lost) + 2 * products * lost
+    return lost * (inputs * (1 + slices) + 2 * products)

@@ -1,0 +1,77 @@
+"""bfloat16 numbers in memory, float32 in registers.
+
+TVM legalises bfloat16 buffers away before code generation, so their elements are stored as the 16 bits that they are. A buffer of
+bfloat16 numbers is a `Bfloat16Buffer`: reading it widens, `tersor.targets.templates.builder.store` rounds, and a template written
+for float32 works on it unchanged. Kernels that only move data take the bits, as ``uint16``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+Expr = Any
+
+BFLOAT16 = "bfloat16"  # element type of a buffer whose numbers are computed with
+BITS = "uint16"  # how they lie in memory
+_SHIFT = 16  # a bfloat16 is the upper half of a float32
+_HALF = 0x7FFF  # half a unit in the last place of a bfloat16, less one unit of a float32
+_MAGNITUDE = 0x7FFFFFFF  # all bits of a float32 but the sign
+_INFINITY = 0x7F800000  # larger magnitudes are NaN
+_QUIET = 0x00400000  # set in a NaN, so that what is cut off never leaves an infinity
+
+
+class Bfloat16Buffer:
+    """A buffer of bits that is read as float32.
+
+    Parameters
+    ----------
+    bits
+        The TIR buffer of ``uint16`` that holds the numbers.
+    """
+
+    def __init__(self, bits: Any) -> None:
+        self.bits = bits
+
+    def __getitem__(self, index: Any) -> Expr:
+        return widen(self.bits[index])
+
+
+def bits_of(buffer: Any) -> Any:
+    """The TIR buffer behind any buffer."""
+    return buffer.bits if isinstance(buffer, Bfloat16Buffer) else buffer
+
+
+def widen(bits: Expr) -> Expr:
+    """float32 numbers from the bits of bfloat16 numbers, exactly."""
+    lanes = bits.ty.dtype.lanes
+    word = tirx.Cast(_typed("uint32", lanes), bits)
+    return tirx.reinterpret(_typed("float32", lanes), word << _word(_SHIFT, lanes))
+
+
+def narrow(value: Expr) -> Expr:
+    """Bits of the nearest bfloat16 numbers of float32 numbers; ties go to the even one, NaN stays NaN.
+
+    Emits a statement: the value is computed once.
+    """
+    lanes = value.ty.dtype.lanes
+    register = T.alloc_buffer((lanes,), "float32")
+    index = 0 if lanes == 1 else tirx.Ramp(0, 1, lanes)
+    T.buffer_store(register, value, [index])
+    word = tirx.reinterpret(_typed("uint32", lanes), register[index])
+    last_kept = (word >> _word(_SHIFT, lanes)) & _word(1, lanes)
+    rounded = word + _word(_HALF, lanes) + last_kept
+    is_nan = tirx.GT(word & _word(_MAGNITUDE, lanes), _word(_INFINITY, lanes))
+    kept = tirx.Select(is_nan, word | _word(_QUIET, lanes), rounded)
+    return tirx.Cast(_typed(BITS, lanes), kept >> _word(_SHIFT, lanes))
+
+
+def _typed(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def _word(value: int, lanes: int) -> Expr:
+    scalar = tirx.const(value, "uint32")
+    return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)

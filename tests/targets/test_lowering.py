@@ -1,0 +1,413 @@
+"""From graph to kernel calls: which data moves, how operands are broadcast, what is shared; numbers through machine code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from tersor.ir import DType, Graph, TensorType, Value, ops
+from tersor.targets import resolve_target
+from tersor.targets.kernel import CompileError
+from tersor.targets.lowering import lower
+from tersor.tests.random_graphs import GraphBuilder
+
+from .compiled import check, compiled, lowered, templates
+
+
+def builder(**shapes: tuple[int, ...]) -> GraphBuilder:
+    return GraphBuilder({name: TensorType(shape) for name, shape in shapes.items()})
+
+
+# Views ------------------------------------------------------------------------------------------------------------
+
+Build = Callable[[GraphBuilder, Value], Value]
+
+
+def reshape(b: GraphBuilder, x: Value, *shape: int) -> Value:
+    return b.op(ops.ReshapeOp, x, shape=shape)
+
+
+def permute(b: GraphBuilder, x: Value, *dims: int) -> Value:
+    return b.op(ops.PermuteOp, x, dims=dims)
+
+
+def part(b: GraphBuilder, x: Value, axis: int, start: int, stop: int, step: int = 1) -> Value:
+    return b.op(ops.SliceOp, x, axis=axis, start=start, stop=stop, step=step)
+
+
+def expand(b: GraphBuilder, x: Value, *shape: int) -> Value:
+    return b.op(ops.ExpandOp, x, shape=shape)
+
+
+# A chain of views of an input of shape [4,6,8]; True when elementwise kernels read it without a copy.
+CHAINS: dict[str, tuple[Build, bool]] = {
+    "reshape": (lambda b, x: reshape(b, x, 8, 24), True),
+    "permute": (lambda b, x: permute(b, x, 2, 0, 1), True),
+    "slice with offset": (lambda b, x: part(b, x, 1, 2, 5), True),
+    "slice with step": (lambda b, x: part(b, x, 2, 1, 8, 3), True),
+    "slice of one": (lambda b, x: part(b, x, 0, 3, 4), True),
+    "slice of rows, reshaped": (lambda b, x: reshape(b, part(b, x, 0, 1, 3), 12, 8), True),
+    "expand a new dimension": (lambda b, x: expand(b, reshape(b, x, 1, 4, 6, 8), 3, 4, 6, 8), True),
+    "expand an extent of 1": (lambda b, x: expand(b, part(b, x, 1, 2, 3), 4, 6, 8), True),
+    "expand the last dimension": (lambda b, x: expand(b, part(b, x, 2, 7, 8), 4, 6, 20), True),
+    "permute twice": (lambda b, x: permute(b, permute(b, x, 1, 2, 0), 2, 0, 1), True),
+    "split heads": (lambda b, x: permute(b, reshape(b, x, 4, 6, 2, 4), 0, 2, 1, 3), True),
+    "permute then merge": (lambda b, x: reshape(b, permute(b, x, 0, 2, 1), 4, 48), False),
+    "merge after a slice": (lambda b, x: reshape(b, part(b, x, 2, 0, 5), 120), False),
+    "slice of slice": (lambda b, x: part(b, part(b, x, 2, 1, 8, 2), 2, 1, 4, 2), True),
+    "expand then permute": (lambda b, x: permute(b, expand(b, part(b, x, 0, 1, 2), 5, 6, 8), 2, 1, 0), True),
+    "to rank 0": (lambda b, x: reshape(b, part(b, part(b, part(b, x, 0, 1, 2), 1, 3, 4), 2, 5, 6)), True),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_views_are_read_in_place(name: str):
+    chain, in_place = CHAINS[name]
+    b = builder(x=(4, 6, 8))
+    viewed = chain(b, b.graph.inputs[0])
+    graph = b.done(b.op(ops.ExpOp, viewed))
+    assert templates(lowered(graph)) == (["elementwise"] if in_place else ["copy", "elementwise"])
+    check(graph)
+
+
+def test_views_are_outputs_as_copies_or_for_nothing():
+    b = builder(x=(4, 6, 8))
+    doubled = b.op(ops.AddOp, b.graph.inputs[0], b.graph.inputs[0])
+    outputs = [chain(b, doubled) for chain, _ in CHAINS.values()]
+    graph = b.done(*outputs)
+    names = templates(lowered(graph))
+    assert names.count("elementwise") == 1
+    assert names.count("copy") == len(CHAINS) - 2  # the reshape and the two permutes that cancel cost nothing
+    check(graph)
+
+
+def test_views_of_inputs_are_outputs():
+    b = builder(x=(4, 6, 8))
+    check(b.done(*[chain(b, b.graph.inputs[0]) for chain, _ in CHAINS.values()]))
+
+
+def test_views_of_weights():
+    b = builder(x=(6, 4))
+    table = b.weight(4, 6, 8)
+    swapped = permute(b, part(b, table, 2, 3, 4), 2, 1, 0)
+    check(b.done(b.op(ops.MulOp, b.graph.inputs[0], reshape(b, swapped, 6, 4)), swapped))
+
+
+def test_one_copy_serves_all_readers():
+    b = builder(x=(4, 6, 8))
+    turned = permute(b, b.graph.inputs[0], 0, 2, 1)
+    normalised = [b.op(ops.SoftmaxOp, turned, axis=2), b.op(ops.LayerNormOp, turned, None, None)]
+    graph = b.done(*normalised)
+    assert templates(lowered(graph)) == ["copy", "softmax", "layer_norm"]
+    check(graph)
+
+
+@pytest.mark.parametrize("kind", [ops.AddOp, ops.WhereOp])
+def test_several_views_of_one_buffer(kind: type):
+    b = GraphBuilder({"x": TensorType((3, 2, 8, 5)), "c": TensorType((3, 2, 8, 5), DType.BOOL)})
+    x, c = b.graph.inputs
+    left, right = part(b, x, 2, 0, 4), part(b, x, 2, 4, 8)
+    operands = (part(b, c, 2, 4, 8), left, right) if kind is ops.WhereOp else (left, right)
+    graph = b.done(b.op(kind, *operands))
+    assert templates(lowered(graph)) == ["elementwise"]
+    check(graph)
+
+
+def test_equal_views_of_buffers_of_different_size():
+    b = builder(x=(4, 8), y=(6, 8))
+    x, y = b.graph.inputs
+    graph = b.done(*[b.op(ops.ExpOp, part(b, value, 0, 0, 2)) for value in (x, y)])
+    check(graph)
+
+
+def test_attention_heads_are_split_and_merged_for_nothing():
+    b = builder(x=(2, 5, 24))
+    heads = [
+        permute(b, reshape(b, b.linear(b.graph.inputs[0], 24), 2, 5, 3, 8), 0, 2, 1, 3) for _ in range(3)
+    ]
+    mixed = b.op(ops.AttentionOp, *heads, None)
+    merged = reshape(b, permute(b, mixed, 0, 2, 1, 3), 2, 5, 24)
+    graph = b.done(b.linear(merged, 24))
+    assert templates(lowered(graph)) == ["matmul"] * 3 + ["attention", "matmul"]
+    check(graph)
+
+
+@pytest.mark.parametrize("transpose_rhs", [False, True])
+def test_matmul_reads_and_writes_views(transpose_rhs: bool):
+    b = builder(x=(2, 5, 3, 8), y=(2, 5, 3, 8))
+    x, y = (permute(b, value, 0, 2, 1, 3) for value in b.graph.inputs)
+    rhs = y if transpose_rhs else permute(b, y, 0, 1, 3, 2)
+    product = b.op(ops.MatmulOp, x, rhs, transpose_rhs=transpose_rhs)
+    graph = b.done(reshape(b, permute(b, product, 0, 2, 1, 3), 2, 5, 15))
+    assert templates(lowered(graph)) == ["matmul"]
+    check(graph)
+
+
+def test_matmul_broadcasts_batches_and_slices():
+    b = builder(x=(4, 1, 5, 8), y=(3, 9, 6))
+    x, y = b.graph.inputs
+    product = b.op(ops.MatmulOp, x, part(b, y, 1, 1, 9))
+    check(b.done(b.op(ops.MulOp, product, b.number(0.5))))
+
+
+# Outputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_outputs_of_every_origin():
+    b = builder(x=(2, 3))
+    x = b.graph.inputs[0]
+    weight, number, filled = b.weight(5), b.number(2.5), b.number(1.5, 2, 4)
+    made = b.op(ops.ReluOp, x)
+    graph = b.done(x, weight, number, filled, made, made, reshape(b, made, 6), x, reshape(b, x, 3, 2))
+    x_given = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    results = check(graph, x_given)
+    given = x_given.clone()
+    results[0].add_(1)
+    assert torch.equal(x_given, given), "an output shares memory with an input"
+
+
+def test_a_graph_of_nothing_and_inputs_that_nobody_reads():
+    b = builder(x=(2, 3), y=(4,))
+    graph = b.done(b.graph.inputs[0])
+    assert templates(lowered(graph)) == ["copy"]
+    check(graph)
+
+
+def test_dead_ops_do_no_harm():
+    b = builder(x=(2, 3))
+    x = b.graph.inputs[0]
+    b.op(ops.SigmoidOp, b.op(ops.ExpOp, x))
+    check(b.done(b.op(ops.ReluOp, x)))
+
+
+def test_constant_results_are_computed():
+    b = builder(x=(3,))
+    sum_of_constants = b.op(ops.AddOp, b.weight(3), b.number(1.0))
+    check(b.done(sum_of_constants, b.op(ops.MulOp, b.graph.inputs[0], sum_of_constants)))
+
+
+def test_rank_0():
+    b = GraphBuilder({"x": TensorType(()), "y": TensorType((3, 5)), "n": TensorType((), DType.I64)})
+    x, y, n = b.graph.inputs
+    total = b.op(ops.SumOp, y, axes=(0, 1))
+    outputs = [
+        b.op(ops.AddOp, x, b.number(1.0)),
+        b.op(ops.MulOp, y, x),
+        total,
+        b.op(ops.DivOp, total, x),
+        b.op(ops.AddOp, n, n),
+        b.op(ops.CastOp, n, dtype=DType.F32),
+    ]
+    check(b.done(*outputs), pipeline="layout")
+    check(b.done(*outputs), pipeline="fuse,layout")
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0, 3)])
+def test_empty_tensors_are_refused(shape: tuple[int, ...]):
+    b = builder(x=shape)
+    graph = b.done(b.op(ops.ReluOp, b.graph.inputs[0], location="act"))
+    with pytest.raises(CompileError, match=r"relu at 'act'.*has no elements"):
+        lower(graph, resolve_target("x86:native"))
+
+
+def test_an_empty_slice_is_refused():
+    b = builder(x=(4, 4))
+    with pytest.raises(CompileError, match="has no elements"):
+        lower(b.done(part(b, b.graph.inputs[0], 0, 2, 2)), resolve_target("x86:native"))
+
+
+def test_all_ops_without_a_kernel_are_listed():
+    b = builder(x=(1, 4, 8, 8))
+    x = b.graph.inputs[0]
+    first = b.op(ops.SoftmaxOp, x, location="a.softmax", axis=1)
+    second = b.op(ops.SoftmaxOp, first, location="b.softmax", axis=2)
+    with pytest.raises(CompileError) as caught:
+        lower(b.done(second), resolve_target("x86:native"))
+    assert "a.softmax" in str(caught.value) and "b.softmax" in str(caught.value)
+
+
+# Broadcasting into epilogues --------------------------------------------------------------------------------------
+
+CHANNELS = [24, 17, 3, 32]
+
+
+def operand_shapes(channels: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "number": (),
+        "one": (1,),
+        "columns": (5,),
+        "picture": (6, 5),
+        "channels": (channels, 1, 1),
+        "channels, batched": (1, channels, 1, 1),
+        "channels of each image": (2, channels, 1, 1),
+        "map of each image": (2, 1, 6, 5),
+        "rows": (6, 1),
+        "channels and rows": (channels, 6, 1),
+        "channels and columns": (1, channels, 1, 5),
+        "image": (channels, 6, 5),
+        "images": (2, 1, 1, 1),
+        "full": (2, channels, 6, 5),
+    }
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("pipeline", ["layout", "fuse,layout"])
+@pytest.mark.parametrize("blocked", [True, False], ids=["blocked", "plain"])
+def test_operands_of_every_shape(channels: int, pipeline: str, blocked: bool):
+    shapes = operand_shapes(channels)
+    inputs = {f"i{index}": TensorType(shape) for index, shape in enumerate(shapes.values())}
+    b = GraphBuilder({"x": TensorType((2, 4 if blocked else channels, 6, 5)), **inputs})
+    x, *operands = b.graph.inputs
+    results = []
+    start = b.conv(x, channels) if blocked else b.op(ops.ReluOp, x)
+    for operand in operands:
+        constant = b.weight(*operand.shape)
+        both = b.op(ops.MulOp, b.op(ops.AddOp, start, constant), operand)
+        results.append(b.op(ops.SubOp, constant, both))
+    check(b.done(*results), pipeline=pipeline)
+
+
+@pytest.mark.parametrize("channels", [24, 17])
+def test_squeeze_and_excitation(channels: int):
+    b = builder(x=(2, 4, 6, 5))
+    features = b.op(ops.SiluOp, b.conv(b.graph.inputs[0], channels))
+    pooled = b.op(ops.MeanOp, features, axes=(2, 3), keepdim=True)
+    gate = b.op(ops.SigmoidOp, b.conv(b.op(ops.ReluOp, b.conv(pooled, 6, 1)), channels, 1))
+    graph = b.done(b.conv(b.op(ops.MulOp, features, gate), 20, 1))
+    check(graph, pipeline="O3,layout")
+    check(graph, pipeline="layout")
+
+
+@pytest.mark.parametrize("axes", [(2,), (1, 2), (0, 2), (0,), (1,)])
+@pytest.mark.parametrize("keepdim", [True, False])
+def test_epilogues_of_reductions(axes: tuple[int, ...], keepdim: bool):
+    b = builder(x=(4, 6, 8))
+    reduced = b.op(ops.MeanOp, b.graph.inputs[0], axes=axes, keepdim=keepdim)
+    shape = reduced.shape
+    result = reduced
+    for dim in range(len(shape)):
+        result = b.op(ops.AddOp, result, b.weight(*[n if other == dim else 1 for other, n in enumerate(shape)]))
+    result = b.op(ops.MulOp, result, b.weight(*shape))
+    graph = b.done(b.op(ops.TanhOp, result))
+    assert len(lowered(graph, "fuse,layout").calls) == 1
+    check(graph, pipeline="fuse,layout")
+
+
+@pytest.mark.parametrize("shape", [(3, 24), (2, 3, 24), (2, 3, 5, 17)])
+def test_epilogues_of_rows(shape: tuple[int, ...]):
+    b = builder(x=shape, y=shape)
+    x, y = b.graph.inputs
+    outputs = []
+    for kind in ("linear", "softmax", "layer_norm", "matmul"):
+        made = {
+            "linear": lambda: b.linear(x, shape[-1]),
+            "softmax": lambda: b.op(ops.SoftmaxOp, x, axis=len(shape) - 1),
+            "layer_norm": lambda: b.op(ops.LayerNormOp, x, b.weight(shape[-1]), b.weight(shape[-1])),
+            "matmul": lambda: b.op(ops.MatmulOp, x, b.weight(shape[-1], shape[-1])),
+        }[kind]()
+        per_row = b.op(ops.MulOp, made, b.weight(*shape[:-1], 1))
+        per_column = b.op(ops.AddOp, per_row, b.weight(shape[-1]))
+        outputs.append(b.op(ops.GeluOp, b.op(ops.AddOp, per_column, y)))
+    graph = b.done(*outputs)
+    assert len(lowered(graph, "fuse,layout").calls) == 4
+    check(graph, pipeline="fuse,layout")
+
+
+# Padded channels --------------------------------------------------------------------------------------------------
+
+HARMFUL: dict[str, Callable[[GraphBuilder, Value], Value]] = {
+    "log": lambda b, x: b.op(ops.LogOp, b.op(ops.AddOp, b.op(ops.AbsOp, x), b.weight(x.shape[1], 1, 1, positive=True))),
+    "reciprocal": lambda b, x: b.op(ops.ReciprocalOp, b.op(ops.AddOp, b.op(ops.ExpOp, x), b.weight(x.shape[1], 1, 1, positive=True))),
+    "division by channels": lambda b, x: b.op(ops.DivOp, x, b.weight(x.shape[1], 1, 1, positive=True)),
+    "division by itself": lambda b, x: b.op(ops.DivOp, x, b.op(ops.AddOp, b.op(ops.AbsOp, x), b.weight(x.shape[1], 1, 1, positive=True))),
+    "rsqrt": lambda b, x: b.op(ops.RsqrtOp, b.op(ops.MulOp, b.op(ops.ExpOp, x), b.weight(x.shape[1], 1, 1, positive=True))),
+    "shifted, then reciprocal": lambda b, x: b.op(
+        ops.ReciprocalOp, b.op(ops.SubOp, b.op(ops.AddOp, b.op(ops.ReluOp, x), b.weight(x.shape[1], 1, 1, positive=True)), b.number(0.0))
+    ),
+    "overflow": lambda b, x: b.op(ops.MulOp, b.op(ops.ExpOp, b.op(ops.SubOp, b.number(200.0), b.op(ops.MulOp, b.op(ops.AbsOp, x), b.constant(torch.full((x.shape[1], 1, 1), 1e9))))), b.number(1.0)),
+}
+
+
+@pytest.mark.parametrize("channels", [24, 17])
+@pytest.mark.parametrize("pipeline", ["layout", "fuse,layout"])
+@pytest.mark.parametrize("name", HARMFUL)
+def test_padding_never_reaches_real_channels(name: str, channels: int, pipeline: str):
+    b = builder(x=(2, 4, 6, 5))
+    features = HARMFUL[name](b, b.conv(b.graph.inputs[0], channels))
+    outputs = [
+        b.conv(features, 20, 1),
+        b.conv(features, channels, 3, groups=channels),
+        b.op(ops.MeanOp, features, axes=(2, 3), keepdim=True),
+        b.op(ops.MaxPool2dOp, features, kernel=(2, 2), stride=(2, 2)),
+        b.op(ops.SoftmaxOp, features, axis=3),
+        b.op(ops.ConcatOp, features, features, axis=1),
+    ]
+    check(b.done(*outputs), pipeline=pipeline)
+
+
+def test_operands_that_end_before_the_last_block():
+    b = builder(x=(1, 4, 3, 3), scale=(17, 1, 1))
+    x, scale = b.graph.inputs
+    divided = b.op(ops.DivOp, b.conv(x, 17), scale)
+    graph = b.done(b.conv(divided, 16, 1))
+    given = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    # What lies behind the operand in memory must not matter.
+    memory = torch.cat([torch.full((17,), 2.0), torch.full((47,), math.nan)])
+    check(graph, given, memory[:17].reshape(17, 1, 1), pipeline="fuse,layout")
+
+
+@pytest.mark.parametrize("channels", [3, 17])
+def test_residuals_of_narrow_plain_inputs(channels: int):
+    b = builder(x=(2, channels, 7, 5))
+    x = b.graph.inputs[0]
+    check(b.done(b.conv(b.op(ops.AddOp, b.conv(x, channels), x), 8, 1)), pipeline="fuse,layout")
+
+
+# Sharing ----------------------------------------------------------------------------------------------------------
+
+
+def test_equal_layers_share_one_function():
+    b = builder(x=(1, 32, 8, 8))
+    value = b.graph.inputs[0]
+    for _ in range(4):
+        value = b.op(ops.ReluOp, b.op(ops.AddOp, b.conv(value, 32), value))
+    program = lowered(b.done(value), "fuse,layout")
+    convolutions = [call.kernel.key for call in program.calls if call.kernel.template not in ("relayout",)]
+    assert len(convolutions) == 4
+    assert len(set(convolutions)) == 1
+    check(b.graph, pipeline="fuse,layout")
+
+
+def test_shared_weights():
+    b = builder(x=(2, 24))
+    weight = b.weight(24, 24)
+    first = b.op(ops.LinearOp, b.graph.inputs[0], weight, None)
+    second = b.op(ops.LinearOp, b.op(ops.ReluOp, first), weight, None)
+    third = b.op(ops.MatmulOp, second, weight)
+    check(b.done(b.op(ops.AddOp, third, part(b, weight, 0, 0, 1)), weight))
+
+
+def test_inputs_of_other_types():
+    b = GraphBuilder({"ids": TensorType((2, 3), DType.I64), "mask": TensorType((2, 3), DType.BOOL)})
+    ids, mask = b.graph.inputs
+    rows = b.op(ops.EmbeddingOp, b.weight(7, 5), ids)
+    shown = b.op(ops.WhereOp, reshape(b, mask, 2, 3, 1), rows, b.number(-1.0))
+    again = b.op(ops.EmbeddingOp, b.weight(7, 5), b.op(ops.CastOp, ids, dtype=DType.I32))
+    graph = b.done(shown, again, permute(b, mask, 1, 0), part(b, ids, 1, 1, 3))
+    check(graph, torch.tensor([[0, 6, 3], [1, 1, 5]]), torch.tensor([[True, False, True], [False, True, True]]))
+
+
+def test_masks_in_blocked_layout():
+    b = GraphBuilder({"x": TensorType((1, 4, 6, 5)), "mask": TensorType((1, 1, 6, 5), DType.BOOL)})
+    x, mask = b.graph.inputs
+    hidden = b.op(ops.WhereOp, mask, b.conv(x, 24), b.number(0.0))
+    check(b.done(b.conv(hidden, 8, 1), b.op(ops.GtOp, hidden, b.number(0.5))), pipeline="fuse,layout")
+
+
+def test_relayouts_of_slices():
+    b = builder(x=(1, 48, 1, 1))
+    middle = part(b, b.graph.inputs[0], 1, 16, 32)
+    check(b.done(b.conv(middle, 32, 1)))
+    check(b.done(b.conv(reshape(b, part(b, b.graph.inputs[0], 1, 16, 48), 2, 16, 1, 1), 32, 1)))
