@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def compile(
     log_dir
         Where tuning records are kept.
     threads
-        Threads of one call; by default all cores this process may use.
+        Threads of one call, which the work is split for; by default all cores this process may use.
 
     Returns
     -------
@@ -116,6 +117,10 @@ def compile_in_stages(
 ) -> Executable:
     """`compile`, telling ``begin`` the name of each stage when it starts."""
     record = resolve_target(target)
+    if threads is not None:
+        if threads < 1:
+            raise TersorError(f"threads must be at least 1, not {threads}")
+        record = replace(record, cores=threads)
     stages = as_pipeline(",".join(text for text in (pipeline, REQUIRED_PASSES) if text))
     begin("export")
     graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)

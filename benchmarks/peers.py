@@ -2,13 +2,14 @@
 
 A runner is anything with a ``name`` and ``run(inputs)``; see `Runner`. Each peer below is one, made from a
 `Network` and a thread count. All compute in float32: OpenVINO would silently choose bfloat16 on processors
-that have it, so it is told not to.
+that have it, so it is told not to, and so is ncnn.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
 import sysconfig
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,11 @@ from torch import nn
 Arrays = Sequence[np.ndarray]
 
 ONNX_OPSET = 17  # the first with LayerNormalization as one operator
+PNNX_TYPES = {torch.float32: "f32", torch.int64: "i64", torch.int32: "i32"}
+
+
+class UnsupportedModel(Exception):
+    """A peer cannot run a model; the message says why."""
 
 
 class Runner(Protocol):
@@ -47,7 +53,7 @@ class Runner(Protocol):
 
 
 class Network:
-    """A model with example inputs, exported to ONNX once, when the first peer asks for it.
+    """A model with example inputs, converted to each format once, when the first peer asks for it.
 
     Parameters
     ----------
@@ -56,7 +62,7 @@ class Network:
     inputs : tuple of torch.Tensor
         Example inputs; they fix the shapes.
     folder : Path
-        Existing directory that receives the ONNX file.
+        Existing directory that receives the files.
     """
 
     def __init__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
@@ -81,6 +87,32 @@ class Network:
             warnings.simplefilter("ignore")
             torch.onnx.export(self.module, self.inputs, path, dynamo=False, opset_version=ONNX_OPSET, input_names=names)
         return path
+
+    @cached_property
+    def ncnn_paths(self) -> tuple[Path, Path]:
+        """Paths of ncnn's graph and weights, float32, whose inputs and outputs are named ``in0``, …, ``out0``, …
+
+        Raises
+        ------
+        UnsupportedModel
+            If the model has an operator that ncnn lacks.
+        """
+        import pnnx
+
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.jit.trace(self.module, self.inputs, check_trace=False).save(str(self.folder / "model.pt"))
+        shapes = ",".join(f"{list(tensor.shape)}{PNNX_TYPES[tensor.dtype]}".replace(" ", "") for tensor in self.inputs)
+        command = [pnnx.EXEC_PATH, "model.pt", f"inputshape={shapes}", "fp16=0"]
+        subprocess.run(command, cwd=self.folder, capture_output=True, check=True)
+        graph = self.folder / "model.ncnn.param"
+        # After two lines of header, one line per layer that starts with its type; pnnx leaves what it cannot
+        # translate under PyTorch's name, which has a namespace.
+        layers = {line.split()[0] for line in graph.read_text("utf-8").splitlines()[2:]}
+        foreign = sorted(layer for layer in layers if "." in layer or "::" in layer)
+        if foreign:
+            raise UnsupportedModel(f"ncnn lacks {', '.join(foreign)}")
+        return graph, self.folder / "model.ncnn.bin"
 
 
 class TorchEager:
@@ -183,9 +215,50 @@ class OpenVino:
         return [results[output] for output in self.outputs]
 
 
-Peer = type[TorchEager] | type[TorchCompile] | type[OnnxRuntime] | type[OpenVino]
+class Ncnn:
+    """ncnn with Winograd and its matrix kernels, held to float32; pnnx converts the model, without a network."""
 
-PEERS: dict[str, Peer] = {peer.name: peer for peer in (TorchEager, TorchCompile, OnnxRuntime, OpenVino)}
+    name: ClassVar[str] = "ncnn"
+
+    def __init__(self, network: Network, threads: int) -> None:
+        import ncnn
+
+        graph, weights = network.ncnn_paths
+        self.matrix = ncnn.Mat
+        self.net = ncnn.Net()
+        options = self.net.opt
+        options.num_threads = threads
+        options.use_winograd_convolution = True
+        options.use_sgemm_convolution = True
+        options.use_packing_layout = True
+        options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
+        options.use_bf16_storage = False
+        if self.net.load_param(str(graph)) or self.net.load_model(str(weights)):
+            raise UnsupportedModel("ncnn cannot load what pnnx made of the model")
+
+    @staticmethod
+    def available() -> str | None:
+        """Return None, or the reason why this peer cannot run here."""
+        return _missing("ncnn") or _missing("pnnx")
+
+    def run(self, inputs: Arrays) -> list[np.ndarray]:
+        extractor = self.net.create_extractor()
+        for index, array in enumerate(inputs):
+            # ncnn has no 64-bit integers, and computes in place on memory that it does not own: hence the copy.
+            narrow = array.astype(np.int32) if array.dtype == np.int64 else array
+            extractor.input(f"in{index}", self.matrix(narrow, batch_index=0).clone())
+        outputs = []
+        for name in self.net.output_names():
+            status, matrix = extractor.extract(name)
+            if status:
+                raise RuntimeError(f"ncnn failed with status {status} on {name}")
+            outputs.append(matrix.numpy(batch_index=0).copy())
+        return outputs
+
+
+Peer = type[TorchEager] | type[TorchCompile] | type[OnnxRuntime] | type[OpenVino] | type[Ncnn]
+
+PEERS: dict[str, Peer] = {peer.name: peer for peer in (TorchEager, TorchCompile, OnnxRuntime, OpenVino, Ncnn)}
 
 
 def _missing(package: str) -> str | None:

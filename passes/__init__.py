@@ -3,7 +3,18 @@
 One pass a file. Importing this package registers all of them.
 """
 
-from . import canonicalize, cse, dce, fold_batchnorm, fold_constants, fuse, instruments, layout  # noqa: F401 (registers passes)
+from . import (  # noqa: F401 (registers passes)
+    canonicalize,
+    cse,
+    dce,
+    fold_batchnorm,
+    fold_constants,
+    fuse,
+    fuse_parallel,
+    instruments,
+    layout,
+    to_bf16,
+)
 from .base import Exactness, Latency, Pass, PassContext, PassError, Result
 from .bisect import Culprit, bisect
 from .manager import Outcome, PassManager, run_passes

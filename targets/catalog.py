@@ -19,8 +19,9 @@ KIB, MIB = 1024, 1024 * 1024
 _AVX2 = ("avx2", "fma", "f16c", "bmi2")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _VNNI = (*_AVX512, "avx512_vnni")
-_BF16 = (*_VNNI, "avx512_bf16")
-_AMX = (*_BF16, "amx_tile", "amx_bf16", "amx_int8")
+_VBMI = (*_VNNI, "avx512vbmi", "avx512_vbmi2", "avx512ifma", "avx512_bitalg", "avx512_vpopcntdq")
+_BF16 = (*_VBMI, "avx512_bf16")
+_AMX = (*_BF16, "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
 
 
 def _x86(name: str, mcpu: str, features: tuple[str, ...], l1: int, l2: int, l3: int) -> Target:
@@ -33,7 +34,7 @@ _RECORDS = (
     _x86("avx2", "haswell", _AVX2, 32 * KIB, 256 * KIB, 8 * MIB),
     _x86("skylake-avx512", "skylake-avx512", _AVX512, 32 * KIB, 1 * MIB, 16 * MIB),
     _x86("cascadelake", "cascadelake", _VNNI, 32 * KIB, 1 * MIB, 16 * MIB),
-    _x86("icelake-server", "icelake-server", _VNNI, 48 * KIB, 1280 * KIB, 24 * MIB),
+    _x86("icelake-server", "icelake-server", _VBMI, 48 * KIB, 1280 * KIB, 24 * MIB),
     _x86("sapphirerapids", "sapphirerapids", _AMX, 48 * KIB, 2 * MIB, 32 * MIB),
     _x86("znver3", "znver3", _AVX2, 32 * KIB, 512 * KIB, 32 * MIB),
     _x86("znver4", "znver4", _BF16, 32 * KIB, 1 * MIB, 32 * MIB),

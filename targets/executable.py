@@ -20,6 +20,9 @@ from .features import required_features
 from .model_info import KernelInfo, ModelInfo, Port
 from .runtime import ALIGNMENT, LinkedCode, VirtualMachine, set_threads
 
+# Element types that TVM cannot address, and what lies in memory instead.
+STORED_AS = {DType.BOOL: torch.uint8, DType.BF16: torch.uint16}
+
 
 @dataclass(frozen=True)
 class KernelTime:
@@ -260,7 +263,8 @@ def _flat_input(value: Any, port: Port) -> torch.Tensor:
     flat = tensor.detach().contiguous().view(-1)
     if flat.data_ptr() % ALIGNMENT:
         flat = flat.clone()
-    return flat.view(torch.uint8) if port.type.dtype is DType.BOOL else flat
+    stored = STORED_AS.get(port.type.dtype)
+    return flat if stored is None else flat.view(stored)
 
 
 def _as_tensor(value: Any, port: Port) -> torch.Tensor:
@@ -280,6 +284,4 @@ def _as_tensor(value: Any, port: Port) -> torch.Tensor:
 
 
 def _shape_output(flat: torch.Tensor, type: TensorType) -> torch.Tensor:
-    if type.dtype is DType.BOOL:
-        flat = flat.view(torch.bool)
-    return flat.view(type.shape)
+    return flat.view(type.dtype.torch).view(type.shape)

@@ -215,12 +215,17 @@ class _Lowering:
     def _add_constant(self, key: Any, tensor: torch.Tensor) -> int:
         if key not in self._constant_index:
             self._constant_index[key] = len(self._constants)
-            self._constants.append(tensor)
+            self._constants.append(tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor)
         return self._constant_index[key]
 
     def _output(self, value: Value) -> Value:
         view = self.contiguous(value)
-        if view.base.op is None and view.base in self.graph.inputs or is_constant(view.base) or view.base in self._places:
+        if (
+            view.base.op is None
+            and view.base in self.graph.inputs
+            or is_constant(view.base)
+            or view.base in self._places
+        ):
             copy = Value(value.type)
             self._copy(copy_kernel(view, copy, self.target), copy)
             return copy
@@ -230,7 +235,5 @@ class _Lowering:
 def _empty_tensors(graph: Graph) -> list[str]:
     """Tensors without elements, which kernels have no code for."""
     inputs = [f"input {value.name!r}: {value.type}" for value in graph.inputs if not value.type.size]
-    made = [
-        f"{op.describe()} makes {result.type}" for op in graph.ops for result in op.results if not result.type.size
-    ]
+    made = [f"{op.describe()} makes {result.type}" for op in graph.ops for result in op.results if not result.type.size]
     return [f"{place}, which has no elements; leave it out of the model" for place in (*inputs, *made)]

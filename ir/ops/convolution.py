@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from ..core import Attrs, Op, Operand
+from ..core import Attrs, Op, Operand, Value
 from ..traits import ChannelFlow, Storage
-from ..types import TensorType
+from ..types import DType, TensorType
 
 
 def window_extent(
@@ -24,6 +24,11 @@ def window_extent(
     if ceil and (extent - 1) * stride >= size + before:
         extent -= 1
     return extent
+
+
+def fits_bias(bias: Value | None, x: TensorType) -> bool:
+    """Whether a bias has an element type that can be added to sums of products of ``x``."""
+    return bias is None or bias.type.dtype is x.dtype or (x.dtype is DType.BF16 and bias.type.dtype is DType.F32)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,10 @@ class Conv2dAttrs(Attrs):
 
 
 class Conv2dOp(Op, name="conv2d", attrs=Conv2dAttrs):
-    """2-d convolution: x [N,C,H,W], weight [O,C/groups,KH,KW], bias [O] -> [N,O,OH,OW]."""
+    """2-d convolution: x [N,C,H,W], weight [O,C/groups,KH,KW], bias [O] -> [N,O,OH,OW].
+
+    The bias of a bf16 convolution may be f32; it is added before the sum is rounded.
+    """
 
     x = Operand()
     weight = Operand()
@@ -64,7 +72,7 @@ class Conv2dOp(Op, name="conv2d", attrs=Conv2dAttrs):
             raise self.error(f"weight {weight} does not fit {x} with groups={attrs.groups}")
         if self.bias is not None and self.bias.shape != (weight.shape[0],):
             raise self.error(f"bias {self.bias.type} must have the weight's {weight.shape[0]} output channels")
-        if len({value.type.dtype for value in self.inputs}) != 1:
+        if x.dtype is not weight.dtype or not fits_bias(self.bias, x):
             raise self.error(f"operands must have one element type, got {', '.join(str(v.type) for v in self.inputs)}")
         top, left, bottom, right = attrs.padding
         height = window_extent(x.shape[2], weight.shape[2], attrs.stride[0], top, bottom, attrs.dilation[0])
@@ -79,7 +87,10 @@ class Conv2dOp(Op, name="conv2d", attrs=Conv2dAttrs):
         padding = (top, left)
         if (top, left) != (bottom, right):
             x, padding = functional.pad(x, (left, right, top, bottom)), (0, 0)
-        return functional.conv2d(x, weight, bias, attrs.stride, padding, attrs.dilation, attrs.groups)
+        arguments = (attrs.stride, padding, attrs.dilation, attrs.groups)
+        if bias is not None and bias.dtype is not x.dtype:
+            return functional.conv2d(x.to(bias.dtype), weight.to(bias.dtype), bias, *arguments).to(x.dtype)
+        return functional.conv2d(x, weight, bias, *arguments)
 
     def macs(self) -> int:
         return self.result.type.size * self.weight.type.size // self.weight.shape[0]

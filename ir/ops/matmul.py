@@ -11,10 +11,11 @@ from torch.nn import functional
 from ..core import Attrs, Op, Operand
 from ..traits import ChannelFlow
 from ..types import TensorType
+from .convolution import fits_bias
 
 
 class LinearOp(Op, name="linear"):
-    """x [..., K] times weight [N, K] transposed, plus bias [N] -> [..., N]."""
+    """x [..., K] times weight [N, K] transposed, plus bias [N] -> [..., N]; a bf16 layer's bias may be f32."""
 
     x = Operand()
     weight = Operand()
@@ -26,11 +27,13 @@ class LinearOp(Op, name="linear"):
         x, weight = self.x.type, self.weight.type
         if x.rank < 1 or weight.rank != 2 or x.shape[-1] != weight.shape[1] or x.dtype is not weight.dtype:
             raise self.error(f"weight {weight} does not fit {x}")
-        if self.bias is not None and (self.bias.shape != (weight.shape[0],) or self.bias.type.dtype is not x.dtype):
+        if self.bias is not None and (self.bias.shape != (weight.shape[0],) or not fits_bias(self.bias, x)):
             raise self.error(f"bias {self.bias.type} does not fit weight {weight}")
         return (x.with_shape((*x.shape[:-1], weight.shape[0])),)
 
     def evaluate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if bias is not None and bias.dtype is not x.dtype:
+            return functional.linear(x.to(bias.dtype), weight.to(bias.dtype), bias).to(x.dtype)
         return functional.linear(x, weight, bias)
 
     def macs(self) -> int:
@@ -117,6 +120,8 @@ class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
     def evaluate(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
+        if mask is not None and mask.dtype is not torch.bool:
+            mask = mask.to(query.dtype)
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=self.attrs.causal, scale=self.scale
         )

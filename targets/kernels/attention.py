@@ -10,7 +10,7 @@ from tvm import tirx
 from ...ir import DType, TensorType, Value, is_constant
 from ...ir.ops import AttentionOp
 from ..addressing import load_operand
-from ..emit import STORAGE, as_condition
+from ..emit import NUMBERS, as_condition
 from ..group import Group
 from ..kernel import FusedEpilogue, Kernel, KernelContext, Operand, anchor_type, buffer_size, selects
 from ..templates import attention
@@ -47,8 +47,8 @@ def select_attention(group: Group, context: KernelContext) -> Kernel:
         buffer_size(key),
         buffer_size(value),
         buffer_size(result),
+        anchor_type(group, ignore=(group.anchor_operand(3),)),
     )
-    anchor_type(group, ignore=(group.anchor_operand(3),))
     knobs = context.knobs("attention", spec, attention.candidates(spec, context.target))
     epilogue = FusedEpilogue(group, context, result)
     mask = _Mask(op, group.anchor_operand(3), context)
@@ -89,7 +89,7 @@ class _Mask:
             return NO_EPILOGUE
         buffers = ()
         if self._view is not None:
-            buffers = (BufferSpec("mask", buffer_size(self._view), STORAGE[self._view.type.dtype]),)
+            buffers = (BufferSpec("mask", buffer_size(self._view), NUMBERS[self._view.type.dtype]),)
         return Epilogue(buffers, self._apply)
 
     def _apply(self, score: Any, at: VectorAt, buffers: Sequence[Any]) -> Any:

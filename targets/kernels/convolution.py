@@ -15,7 +15,7 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
     """``conv2d`` or ``depthwise`` with bias and epilogue fused; the result is blocked."""
     op = group.anchor
     assert isinstance(op, Conv2dOp)
-    anchor_type(group)
+    dtype = anchor_type(group)
     data, weight, bias = group.anchor_operand(0), group.anchor_operand(1), group.anchor_operand(2)
     assert data is not None and weight is not None
     if not is_constant(weight):
@@ -31,7 +31,7 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
     if op.is_depthwise and not plain and outputs == channels:
         template = depthwise
         spec = depthwise.DepthwiseSpec(
-            batch, channels, height, width, tuple(kernel), attrs.stride, attrs.padding, attrs.dilation
+            batch, channels, height, width, tuple(kernel), attrs.stride, attrs.padding, attrs.dilation, dtype
         )
     else:
         template = conv2d
@@ -47,6 +47,7 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
             attrs.dilation,
             attrs.groups,
             "plain" if plain else "blocked",
+            dtype,
         )
     name = template.__name__.rpartition(".")[2]
     knobs = context.knobs(name, spec, template.candidates(spec, context.target))

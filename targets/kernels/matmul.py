@@ -17,7 +17,7 @@ def select_linear(group: Group, context: KernelContext) -> Kernel:
     """``matmul`` on a packed weight; leading dimensions are rows."""
     op = group.anchor
     assert isinstance(op, LinearOp)
-    anchor_type(group)
+    dtype = anchor_type(group)
     data, weight, bias = group.anchor_operand(0), group.anchor_operand(1), group.anchor_operand(2)
     assert data is not None and weight is not None
     if not is_constant(weight):
@@ -26,7 +26,7 @@ def select_linear(group: Group, context: KernelContext) -> Kernel:
     rows = math.prod(data.shape[:-1])
     source = context.contiguous(data)
     result = View.whole(group.result)
-    spec = matmul.MatmulSpec(rows, outputs, inputs, a_size=buffer_size(source))
+    spec = matmul.MatmulSpec(rows, outputs, inputs, a_size=buffer_size(source), dtype=dtype)
     knobs = context.knobs("matmul", spec, matmul.candidates(spec, context.target))
     packed = matmul.pack_weight(spec, context.target, knobs, context.constant(weight))
     epilogue = FusedEpilogue(group, context, result, bias=bias, kernel_shape=(rows, outputs))
@@ -46,7 +46,7 @@ def select_matmul(group: Group, context: KernelContext) -> Kernel:
     """``matmul`` of two activations, read in place through any strides."""
     op = group.anchor
     assert isinstance(op, MatmulOp)
-    anchor_type(group)
+    dtype = anchor_type(group)
     left, right = group.anchor_operand(0), group.anchor_operand(1)
     assert left is not None and right is not None
     *batch, rows, columns = op.result.shape
@@ -67,6 +67,7 @@ def select_matmul(group: Group, context: KernelContext) -> Kernel:
         a_size=buffer_size(a),
         rhs_size=buffer_size(b),
         out_size=buffer_size(result),
+        dtype=dtype,
     )
     knobs = context.knobs("matmul", spec, matmul.candidates(spec, context.target))
     epilogue = FusedEpilogue(group, context, result)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+from ...ir import DType, Value, is_constant
 from ...ir.ops import LayerNormOp, SoftmaxOp
 from ..group import Group
-from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, selects
+from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, Operand, anchor_type, selects
 from ..templates import layer_norm, softmax
 from ..views import View
 
@@ -16,14 +17,14 @@ def select_softmax(group: Group, context: KernelContext) -> Kernel:
     """``softmax`` over rows."""
     op = group.anchor
     assert isinstance(op, SoftmaxOp)
-    anchor_type(group)
+    dtype = anchor_type(group)
     if op.attrs.log or op.attrs.axis != op.x.type.rank - 1:
         raise CompileError(f"{op.describe()}: only softmax along the last axis, without logarithm, has a kernel")
     data = group.anchor_operand(0)
     assert data is not None
     *rows, columns = data.shape
     result = View.whole(group.result)
-    spec = softmax.SoftmaxSpec(math.prod(rows), columns, data.shape)
+    spec = softmax.SoftmaxSpec(math.prod(rows), columns, data.shape, dtype)
     knobs = context.knobs("softmax", spec, softmax.candidates(spec, context.target))
     epilogue = FusedEpilogue(group, context, result)
     return Kernel(
@@ -42,16 +43,16 @@ def select_layer_norm(group: Group, context: KernelContext) -> Kernel:
     """``layer_norm`` over rows; several trailing dimensions count as one."""
     op = group.anchor
     assert isinstance(op, LayerNormOp)
-    anchor_type(group)
+    dtype = anchor_type(group)
     data = group.anchor_operand(0)
     assert data is not None
     columns = math.prod(data.shape[-op.attrs.dims :])
     rows = data.type.size // columns
     result = View.whole(group.result)
     gamma, beta = group.anchor_operand(1), group.anchor_operand(2)
-    parameters = tuple(context.contiguous(value) for value in (gamma, beta) if value is not None)
+    parameters = tuple(_parameter(value, context) for value in (gamma, beta) if value is not None)
     shape = data.shape if op.attrs.dims == 1 else (rows, columns)
-    spec = layer_norm.LayerNormSpec(rows, columns, op.attrs.eps, gamma is not None, beta is not None, shape)
+    spec = layer_norm.LayerNormSpec(rows, columns, op.attrs.eps, gamma is not None, beta is not None, shape, dtype)
     knobs = context.knobs("layer_norm", spec, layer_norm.candidates(spec, context.target))
     epilogue = FusedEpilogue(group, context, result, kernel_shape=shape)
     return Kernel(
@@ -63,3 +64,12 @@ def select_layer_norm(group: Group, context: KernelContext) -> Kernel:
         result=result,
         build=lambda function: layer_norm.build(spec, context.target, knobs, epilogue.build(), function),
     )
+
+
+def _parameter(value: Value, context: KernelContext) -> Operand:
+    """Factors or summands as float32, whatever type they are kept in."""
+    if is_constant(value):
+        return context.constant(value).float().reshape(-1)
+    if value.type.dtype is not DType.F32:
+        raise CompileError(f"layer_norm with a parameter of type {value.type} that is computed; cast it to f32")
+    return context.contiguous(value)

@@ -94,8 +94,8 @@ class _Writer:
         with shared_loop((*spec.batch, knobs.row_chunks), macs=spec.macs) as (*batch, row_chunk):
             keys = self._panels(spec.scores, self.key, batch)
             values = self._panels(spec.context, self.value, batch)
-            scores = T.alloc_buffer((knobs.rows * self.score_stride,), spec.dtype, align=64)
-            factors = T.alloc_buffer((knobs.rows,), spec.dtype)
+            scores = T.alloc_buffer((knobs.rows * self.score_stride,), "float32", align=64)
+            factors = T.alloc_buffer((knobs.rows,), "float32")
             tiles = -(-spec.queries // knobs.rows)
             height, taller = divmod(spec.queries, tiles)
             with chunk_loop(row_chunk, knobs.row_chunks, tiles) as tile:
@@ -178,7 +178,7 @@ class _Writer:
         out_base = _offset(0, batch, spec.context.out_strides) + first * row_stride
         panels = -(-spec.value_width // self.columns)
         rest = spec.value_width - (panels - 1) * self.columns
-        staging = T.alloc_buffer((rows * self.columns,), spec.dtype, align=64)
+        staging = T.alloc_buffer((rows * self.columns,), "float32", align=64)
         with loop(panels) as panel:
             tile = self._accumulate(rows, spec.keys, lambda row, k: scores[row * self.score_stride + k], values, panel)
             for index in range(rows * self.knobs.vectors):

@@ -30,7 +30,7 @@ class AttentionSpec:
     query_size, key_size, value_size, out_size
         Element counts of the buffers; by default just large enough.
     dtype
-        Element type.
+        Element type of query, key and value; scores are float32.
     """
 
     batch: tuple[int, ...]

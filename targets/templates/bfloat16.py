@@ -15,6 +15,7 @@ from tvm.tirx.script.builder import ir as T
 Expr = Any
 
 BFLOAT16 = "bfloat16"  # element type of a buffer whose numbers are computed with
+NUMBER_TYPES = ("float32", BFLOAT16)  # what templates that compute take
 BITS = "uint16"  # how they lie in memory
 _SHIFT = 16  # a bfloat16 is the upper half of a float32
 _HALF = 0x7FFF  # half a unit in the last place of a bfloat16, less one unit of a float32
@@ -37,6 +38,12 @@ class Bfloat16Buffer:
 
     def __getitem__(self, index: Any) -> Expr:
         return widen(self.bits[index])
+
+
+def check_numbers(dtype: str) -> None:
+    """Refuse element types that templates do not compute with; raises ValueError."""
+    if dtype not in NUMBER_TYPES:
+        raise ValueError(f"dtype {dtype} is not supported; {' and '.join(NUMBER_TYPES)} are")
 
 
 def bits_of(buffer: Any) -> Any:

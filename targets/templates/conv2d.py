@@ -67,8 +67,8 @@ def build(
     taps = spec.kernel[0] * spec.kernel[1]
     weight_rows = sum(g.count * g.vectors * g.span for g in groups) * spec.input_block(target) * taps
     inputs = (
-        BufferSpec("data", spec.n * spec.input_blocks(target) * spec.h * spec.w * spec.input_block(target)),
-        BufferSpec("weight", weight_rows * lanes),
+        BufferSpec("data", spec.n * spec.input_blocks(target) * spec.h * spec.w * spec.input_block(target), spec.dtype),
+        BufferSpec("weight", weight_rows * lanes, spec.dtype),
     )
     output = BufferSpec("output", spec.n * spec.output_blocks(target) * spec.out_h * spec.out_w * lanes, epilogue.dtype)
 

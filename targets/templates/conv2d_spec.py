@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ..record import Target
+from .bfloat16 import check_numbers
 from .spatial import Window
 
 Index = Any  # a Python int, or a tvm expression of the group's number
@@ -29,6 +30,8 @@ class Conv2dSpec:
         Channel groups; divides ``c`` and ``o``.
     input_layout
         ``"blocked"`` (NCHW{lanes}c) or ``"plain"`` (NCHW). The output is always blocked.
+    dtype
+        Element type of input and packed weight; sums are float32.
     """
 
     n: int
@@ -42,11 +45,13 @@ class Conv2dSpec:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     input_layout: Literal["blocked", "plain"] = "blocked"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         positive = (self.n, self.c, self.h, self.w, self.o, self.groups)
         if min(*positive, *self.kernel, *self.stride, *self.dilation) < 1 or min(self.padding) < 0:
             raise ValueError(f"sizes must be positive and padding not negative: {self}")
+        check_numbers(self.dtype)
         if self.c % self.groups or self.o % self.groups:
             raise ValueError(f"groups={self.groups} must divide c={self.c} and o={self.o}")
         if self.input_layout not in ("blocked", "plain"):

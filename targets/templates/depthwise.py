@@ -34,6 +34,7 @@ class DepthwiseSpec:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         _ = self.conv2d  # validates
@@ -52,6 +53,7 @@ class DepthwiseSpec:
             self.padding,
             self.dilation,
             groups=self.c,
+            dtype=self.dtype,
         )
 
     @property
@@ -113,8 +115,8 @@ def build(
     blocks = conv.output_blocks(target)
     rows, columns = conv.windows()
     inputs = (
-        BufferSpec("data", spec.n * blocks * spec.h * spec.w * lanes),
-        BufferSpec("weight", blocks * rows.kernel * columns.kernel * lanes),
+        BufferSpec("data", spec.n * blocks * spec.h * spec.w * lanes, spec.dtype),
+        BufferSpec("weight", blocks * rows.kernel * columns.kernel * lanes, spec.dtype),
     )
     output = BufferSpec("output", spec.n * blocks * rows.out * columns.out * lanes, epilogue.dtype)
 

@@ -42,7 +42,7 @@ class LayerNormSpec:
         Optional logical shape, its last extent being ``cols``: the epilogue then sees its coordinates instead of
         ``(row, column)``.
     dtype
-        Element type.
+        Element type of the operand; factors and summands are float32.
     """
 
     rows: int
@@ -92,8 +92,8 @@ def build(
     """Write the PrimFunc ``name(x, [scale], [shift], *epilogue buffers, out)``."""
     row = RowVectors(spec.cols, target.lanes(), knobs.unroll)
     inputs = [BufferSpec("x", spec.size, spec.dtype)]
-    inputs += [BufferSpec("scale", spec.cols, spec.dtype)] * spec.has_scale
-    inputs += [BufferSpec("shift", spec.cols, spec.dtype)] * spec.has_shift
+    inputs += [BufferSpec("scale", spec.cols)] * spec.has_scale
+    inputs += [BufferSpec("shift", spec.cols)] * spec.has_shift
     output = BufferSpec("out", spec.size, epilogue.dtype)
 
     def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:

@@ -110,7 +110,7 @@ class _Writer:
             panels = self._panels(batch, column_chunk)
             staging = None
             if self.epilogue is not NO_EPILOGUE:
-                staging = T.alloc_buffer((knobs.rows * self.columns,), spec.dtype, align=64)
+                staging = T.alloc_buffer((knobs.rows * self.columns,), "float32", align=64)
             tiles = knobs.row_tiles(spec)
             with chunk_loop(row_chunk, knobs.row_chunks, tiles) as tile:
                 self._row_tile(batch, tile, column_chunk, panels, staging)
@@ -197,7 +197,6 @@ class _Writer:
             unroll=knobs.unroll,
             chains=knobs.chains,
             before_step=prefetch_step if knobs.prefetch_bytes else None,
-            dtype=spec.dtype,
         )
 
     def _store(

@@ -39,7 +39,7 @@ def pack_activation(
     columns = knobs.vectors * lanes
     panels = -(-spec.n // columns)
     most_panels = -(-panels // knobs.column_chunks)
-    scratch = T.alloc_buffer((most_panels * spec.k * columns,), spec.dtype, scope="global", align=64)
+    scratch = T.alloc_buffer((most_panels * spec.k * columns,), "float32", scope="global", align=64)
     first = column_chunk * panels // knobs.column_chunks
     *_, k_stride, column_stride = spec.rhs_strides
     copy = _copy_transposed if k_stride == 1 and column_stride != 1 else _copy_rows
@@ -85,7 +85,7 @@ def _copy_row(
     runs = [(start, width, True) for start, width in pieces(valid, lanes)]
     runs += [(valid + start, width, False) for start, width in pieces(columns - valid, lanes)]
     for start, width, is_valid in runs:
-        value = constant(0.0, width, spec.dtype)
+        value = constant(0.0, width)
         if is_valid:
             value = load_strided(rhs, source + k * k_stride + start * column_stride, column_stride, width)
         store(scratch, target + k * columns + start, value, width)
@@ -108,7 +108,7 @@ def _copy_transposed(
     def transpose_square(vector: Index, square: Index, valid_rows: int) -> None:
         corner = source + vector * (lanes * column_stride) + square * lanes
         rows = [bind(load(rhs, corner + column * column_stride, lanes)) for column in range(valid_rows)]
-        rows += [constant(0.0, lanes, spec.dtype)] * (lanes - valid_rows)
+        rows += [constant(0.0, lanes)] * (lanes - valid_rows)
         for k, row in enumerate(transpose(rows)):
             store(scratch, target + (square * lanes + k) * columns + vector * lanes, row, lanes)
 
@@ -123,7 +123,7 @@ def _copy_transposed(
             for vector in range(whole_vectors + 1, columns // lanes):
                 for k in range(lanes):
                     at = target + (square * lanes + k) * columns + vector * lanes
-                    store(scratch, at, constant(0.0, lanes, spec.dtype), lanes)
+                    store(scratch, at, constant(0.0, lanes), lanes)
     if squares * lanes < spec.k:
         with loop(spec.k, squares * lanes) as k:
             _copy_row(spec, lanes, rhs, source, scratch, target, columns, valid, k)

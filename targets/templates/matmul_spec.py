@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..record import Target
+from .bfloat16 import check_numbers
 from .parallelism import balance, imbalance
 
 PACKED = "packed"
@@ -33,7 +34,7 @@ class MatmulSpec:
     a_size, rhs_size, out_size
         Element counts of the buffers; by default just large enough.
     dtype
-        Element type of operands and result.
+        Element type of the operands, a packed weight included; sums are float32.
     """
 
     m: int
@@ -57,8 +58,7 @@ class MatmulSpec:
             raise ValueError(f"rhs must be {PACKED!r} or {ACTIVATION!r}, not {self.rhs!r}")
         if min(self.m, self.n, self.k, *self.batch) < 1:
             raise ValueError(f"every extent must be positive: {self}")
-        if self.dtype != "float32":
-            raise ValueError(f"dtype {self.dtype} is not supported; float32 is")
+        check_numbers(self.dtype)
         if self.rhs == PACKED and (self.rhs_strides or self.rhs_offset or self.rhs_size):
             raise ValueError("a packed right-hand side has no strides, offset or size of its own")
         self._fill("a", (*self.batch, self.m, self.k))

@@ -18,6 +18,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from .bfloat16 import check_numbers
 from .builder import RegisterTile, constant, load, loop, make_prim_func, store_result, when
 from .parallelism import shared_loop
 from .row_vectors import RowVectors, flat_row
@@ -53,8 +54,7 @@ class ReduceSpec:
             raise ValueError(f"axes must be named, each once: {self.axes}")
         if any(not 0 <= axis < len(self.shape) for axis in self.axes):
             raise ValueError(f"axes {self.axes} are not all axes of a tensor of shape {self.shape}")
-        if self.dtype != "float32":
-            raise ValueError(f"dtype {self.dtype} is not supported; float32 is")
+        check_numbers(self.dtype)
 
     @property
     def in_size(self) -> int:
@@ -114,7 +114,7 @@ def build(
         def write(flat: Index, value: Expr) -> None:
             if spec.kind == "mean":
                 share = spec.out_size / spec.in_size
-                value = value * constant(share, lanes_of(value), spec.dtype)
+                value = value * constant(share, lanes_of(value))
             store_result(out, value, VectorAt((flat,), 0, lanes_of(value), flat), epilogue, extra)
 
         _Nest(spec, target.lanes(), knobs.unroll, buffers[0], write).write()
@@ -183,7 +183,7 @@ class _Nest:
 
     def _columns(self, base: Index, out_base: Index, column: Index, vectors: int, lanes: int) -> None:
         """``vectors`` vectors of results, accumulated down the reduced axes."""
-        tile = RegisterTile(vectors, lanes, self.spec.dtype)
+        tile = RegisterTile(vectors, lanes)
         tile.fill(self.neutral)
 
         def add(offset: Index) -> None:
@@ -198,7 +198,7 @@ class _Nest:
     def _fold_row(self, base: Index, flat: Index) -> None:
         """One result: whole vectors along the last axis, then the fold over the lanes."""
         row = RowVectors(self.length, self.lanes, self.unroll)
-        tile = RegisterTile(min(self.unroll, max(1, row.whole)), self.lanes, self.spec.dtype)
+        tile = RegisterTile(min(self.unroll, max(1, row.whole)), self.lanes)
         tile.fill(self.neutral)
 
         def add_row(offset: Index) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from .bfloat16 import check_numbers
 from .builder import constant, load, loop, store
 from .vectors import bind, lane_slice, pieces
 
@@ -104,8 +105,7 @@ def check_rows(rows: int, cols: int, shape: tuple[int, ...], dtype: str) -> None
         raise ValueError(f"rows and cols must be positive, not {rows} and {cols}")
     if shape and (shape[-1] != cols or math.prod(shape) != rows * cols):
         raise ValueError(f"shape {shape} is not {rows} rows of {cols} elements")
-    if dtype != "float32":
-        raise ValueError(f"dtype {dtype} is not supported; float32 is")
+    check_numbers(dtype)
 
 
 def row_extents(spec: Any) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ import itertools
 
 from ..record import Target
 from .conv2d_spec import Conv2dSpec, output_groups
-from .conv2d_tiling import L2_WEIGHT_CYCLES, MOST_VECTORS, feasible_positions, step_cycles
-from .winograd_spec import TileGrid, WinogradKnobs
+from .conv2d_tiling import L3_WEIGHT_CYCLES, MOST_VECTORS, feasible_positions, step_cycles
+from .winograd_spec import TileGrid, WinogradKnobs, packed_size
 from .winograd_transforms import TILES, relative_error
 
 # Measured on AVX-512, for one vector of channels and each position of a patch.
@@ -18,11 +18,13 @@ INPUT_CYCLES = {2: 5.0, 4: 5.7, 6: 5.7}
 OUTPUT_CYCLES = {2: 3.0, 4: 3.4, 6: 6.0}
 ACCUMULATOR_CYCLES = 2.2  # clearing and storing one accumulator of a register tile
 LAUNCH_CYCLES = 5_000  # handing one more parallel loop to a thread, and waiting for the slowest
-BEYOND_L2_BYTES = 7.0  # read in one cycle from beyond L2 by one core
-EXPOSED = 0.3  # share of the shorter of arithmetic and weight traffic that prefetching fails to hide behind the longer
-USABLE_L2 = 0.5  # share of L2 that intermediate results may fill before they start to spill
-MOST_CANDIDATES = 240
+L3_BYTES = 7.0  # moved in one cycle by one core
+MEMORY_BYTES = 2.5  # the same from memory, when all cores read
+CACHED_BYTES = 8 << 20  # larger weights are assumed to have left the caches since the network was run last
+EXPOSED = 0.25  # share of the shorter of arithmetic and weight traffic that prefetching fails to hide behind the longer
+USABLE_L2 = 0.5  # share of L2 that weights or intermediate results may fill and stay there
 ALLOWED_ERROR = 2e-5  # of one layer, relative to its largest output; a network may have dozens of layers
+MOST_CANDIDATES = 24
 
 
 def candidates(spec: Conv2dSpec, target: Target) -> list[WinogradKnobs]:
@@ -66,10 +68,9 @@ def estimate_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> f
     else:
         busy = _share(slices * blocks, units * grid.groups, cores)
         overhead = 2 * cores * LAUNCH_CYCLES
-    streamed = _weight_bytes(spec, target, knobs, blocks) / BEYOND_L2_BYTES
-    multiply, streamed = busy * multiply, busy * streamed
+    multiply, streamed = busy * multiply, busy * _weight_cycles(spec, target, knobs, blocks)
     products = max(multiply, streamed) + EXPOSED * min(multiply, streamed)
-    spilled = _spilled_bytes(spec, target, knobs, grid, blocks, slices) / BEYOND_L2_BYTES
+    spilled = _spilled_bytes(spec, target, knobs, grid, blocks, slices) / L3_BYTES
     return products + busy * (transform + finish + spilled) + overhead
 
 
@@ -83,23 +84,24 @@ def _multiply_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, gri
     cycles = 0.0
     tiles = ((grid.longer, grid.rows), (grid.groups - grid.longer, grid.rows - 1))
     for groups, (count, rows) in itertools.product(output_groups(spec, target, knobs.vectors), tiles):
-        each = spec.c * step_cycles(groups.vectors, rows, L2_WEIGHT_CYCLES) + ACCUMULATOR_CYCLES * groups.vectors * rows
+        each = spec.c * step_cycles(groups.vectors, rows, L3_WEIGHT_CYCLES) + ACCUMULATOR_CYCLES * groups.vectors * rows
         cycles += groups.count * count * each
     return knobs.positions * cycles
 
 
-def _weight_bytes(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, blocks: int) -> float:
-    """Bytes of weights that all threads together read from beyond L2."""
-    size = 4.0 * knobs.positions * spec.c * spec.output_blocks(target) * target.lanes()
+def _weight_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, blocks: int) -> float:
+    """Cycles that all threads together spend on bringing weights into L2, once for each block of tiles."""
+    size = 4.0 * packed_size(spec, target, knobs)
     stays = size <= USABLE_L2 * target.l2_bytes
-    readers = min(blocks, target.cores) if stays and knobs.order == "tiles" else 1 if stays else blocks
-    return size * readers
+    passes = min(blocks, target.cores if knobs.order == "tiles" else 1) if stays else blocks
+    first = size / (L3_BYTES if size <= min(CACHED_BYTES, target.l3_bytes / 2) else MEMORY_BYTES)
+    return first + (passes - 1) * size / L3_BYTES
 
 
 def _spilled_bytes(
     spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, grid: TileGrid, blocks: int, slices: int
 ) -> float:
-    """Bytes of transformed inputs and of products that are written beyond L2 and read back."""
+    """Bytes of transformed inputs and of products that leave L2: fetched before they are written, written, and read back."""
     inputs = 4.0 * knobs.positions * grid.tiles * spec.input_blocks(target) * target.lanes()
     products = 4.0 * knobs.positions * grid.tiles * spec.output_blocks(target) * target.lanes()
     usable = USABLE_L2 * target.l2_bytes
@@ -107,5 +109,5 @@ def _spilled_bytes(
     lost = min(max(excess, 0.0), 1.0)
     if knobs.order == "outputs":
         # Other cores have transformed most of what a core reads.
-        return inputs * (1 + (slices - 1) * lost) + 2 * products * lost
-    return lost * (inputs * (1 + slices) + 2 * products)
+        return inputs * (1 + (slices - 1) * lost) + 3 * products * lost
+    return lost * (inputs * (2 + slices) + 3 * products)
