@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 WORKERS ?= 2
+MACHINE ?= this-machine
 ARGS ?=
 
 VENV := .venv
@@ -23,10 +24,10 @@ COUNT = awk -v total="$$(grep -c == $(1))" \
 	     if (++seen % 10 == 0) { print "      " seen " of " total " packages found"; fflush() } } \
 	 /^Installing collected/ { print "      installing"; fflush() }'
 
-.PHONY: help setup test test-all lint types demo bench clean
+.PHONY: help setup test test-all lint types demo bench bench-publish clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv from the lock files; nothing happens if they have not changed
 
@@ -69,6 +70,10 @@ demo: $(STAMP) ## compile EfficientNet-Lite0 and compare it with the other runti
 
 bench: $(STAMP) ## measure the headline networks; options go into ARGS="--models resnet18 --threads 2"
 	@$(RUN) -m benchmarks.cpu $(ARGS)
+
+bench-publish: $(STAMP) ## measure every network on a quiet machine, into benchmarks/results/$(MACHINE).*
+	@$(RUN) -m benchmarks.cpu --models all --roofline --artifact --json benchmarks/results/$(MACHINE).json \
+	    --chart benchmarks/results/$(MACHINE).svg --markdown benchmarks/README.md $(ARGS)
 
 clean: ## remove caches and build outputs; .venv stays
 	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tersor import from_torch
+from tersor import TersorError, from_torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from benchmarks.harness import Comparison, Row, Schedule, difference, measure
-from benchmarks.peers import PEERS, Arrays, Network, Runner
+from benchmarks.peers import PEERS, Arrays, Network, Runner, UnsupportedModel
 
 
 class ExecutableRunner:
@@ -75,7 +75,10 @@ def compare_with_peers(
         for name in names:
             begin(f"build {name}")
             started = time.perf_counter()
-            runners.append(PEERS[name](network, threads))
+            try:
+                runners.append(PEERS[name](network, threads))
+            except UnsupportedModel as error:
+                raise TersorError(f"{name} cannot run this model: {error}; leave it out of --against") from error
             build_seconds.append(time.perf_counter() - started)
         runners.append(ExecutableRunner(executable))
         build_seconds.append(0.0)

@@ -7,38 +7,37 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import tersor as compiler
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.harness import Comparison, Row, Schedule, difference, machine, measure, versions
-from benchmarks.models import MODELS, Example
-from benchmarks.peers import PEERS, Arrays, Network, Runner
+from benchmarks import chart, readme
+from benchmarks.harness import Comparison, Row, Schedule, difference, measure
+from benchmarks.models import MODELS, load
+from benchmarks.peers import PEERS, Arrays, Network, Runner, UnsupportedModel
+from benchmarks.probe import Probe, probe
+from benchmarks.results import ModelResult, record, write
+from benchmarks.roofline import Roofline, probe_table, roofline, roofline_tables
+from benchmarks.startup import Startup, startup
+from benchmarks.tables import AGREEMENT, TERSOR, summary, table
 
-SCHEMA = 1
 HEADLINE_MODELS = ("resnet18", "vgg16", "mobilenetv2", "efficientnet_lite0", "minilm")
-RUNTIMES = ("onnxruntime", "openvino")  # the fastest of these is what a deployed model is compared with
-AGREEMENT = 1e-4  # largest difference between float32 runtimes, relative to the output's scale
+ALL = "all"
 
 
 class TersorRunner:
     """Tersor itself, through its public interface."""
 
-    name = "tersor"
+    name = TERSOR
 
     def __init__(self, network: Network, threads: int, pipeline: str = "O3", target: str = "x86:native") -> None:
-        import tersor
-
-        self.executable = tersor.compile(
+        self.executable = compiler.compile(
             network.module, network.inputs, target=target, pipeline=pipeline, threads=threads
         )
 
@@ -47,103 +46,102 @@ class TersorRunner:
         return list(output) if isinstance(output, tuple) else [output]
 
 
-def load(name: str) -> Example:
-    """Return the module and inputs of a model in `MODELS` or of a ``package.module:factory``."""
-    if name in MODELS:
-        return MODELS[name]()
-    module, separator, factory = name.partition(":")
-    if not separator:
-        raise typer.BadParameter(
-            f"unknown model '{name}'; choose from {', '.join(MODELS)} or give package.module:factory"
-        )
-    return getattr(importlib.import_module(module), factory)()
+class Benchmark:
+    """One run over several models with the same settings.
 
+    Parameters
+    ----------
+    names
+        Runners; the first is the reference for the outputs.
+    threads
+        For every runner.
+    schedule
+        How long to measure.
+    pipeline
+        Tersor's passes.
+    limits
+        The machine's limits, for rooflines; None for no rooflines.
+    artifact
+        Whether to measure compiling and loading in processes of their own.
+    console
+        Where progress is shown.
+    """
 
-def compare(
-    name: str, names: Sequence[str], threads: int, schedule: Schedule, pipeline: str, console: Console
-) -> Comparison:
-    """Build, check and time the runners `names` on the model `name`; the first is the reference."""
-    module, inputs = load(name)
-    with tempfile.TemporaryDirectory() as folder:
-        network = Network(module, inputs, Path(folder))
+    def __init__(
+        self,
+        names: Sequence[str],
+        threads: int,
+        schedule: Schedule,
+        pipeline: str,
+        limits: Probe | None,
+        artifact: bool,
+        console: Console,
+    ) -> None:
+        self.names = names
+        self.threads = threads
+        self.schedule = schedule
+        self.pipeline = pipeline
+        self.limits = limits
+        self.artifact = artifact
+        self.console = console
+
+    def run(self, model: str) -> ModelResult:
+        """Build, check and time all runners on one model, and Tersor's kernels and start-up if asked for."""
+        module, inputs = load(model)
+        with tempfile.TemporaryDirectory() as folder:
+            network = Network(module, inputs, Path(folder))
+            runners, built, left_out = self._build(model, network)
+            comparison = self._compare(model, network.arrays, runners, built)
+            return ModelResult(comparison, left_out, self._roofline(model, runners, network), self._startup(model))
+
+    def _build(self, model: str, network: Network) -> tuple[list[Runner], list[float], dict[str, str]]:
         runners: list[Runner] = []
         built: list[float] = []
-        for runner in names:
+        left_out: dict[str, str] = {}
+        for name in self.names:
             begin = time.perf_counter()
-            if runner == TersorRunner.name:
-                runners.append(TersorRunner(network, threads, pipeline))
-            else:
-                runners.append(PEERS[runner](network, threads))
+            try:
+                runners.append(self._runner(name, network))
+            except UnsupportedModel as error:
+                left_out[name] = str(error)
+                self.console.print(f"[yellow]{model}: leaving out {name}: {error}[/]")
+                continue
             built.append(time.perf_counter() - begin)
-            console.print(f"[dim]{name}: built {runner} in {built[-1]:.1f} s[/]")
-        arrays = network.arrays
+            self.console.print(f"[dim]{model}: built {name} in {built[-1]:.1f} s[/]")
+        return runners, built, left_out
+
+    def _runner(self, name: str, network: Network) -> Runner:
+        if name == TERSOR:
+            return TersorRunner(network, self.threads, self.pipeline)
+        return PEERS[name](network, self.threads)
+
+    def _compare(self, model: str, arrays: Arrays, runners: Sequence[Runner], built: Sequence[float]) -> Comparison:
         reference = [output.copy() for output in runners[0].run(arrays)]
         gaps = [difference(reference, runner.run(arrays)) for runner in runners]
-        with console.status("") as status:
+        with self.console.status("") as status:
             latencies = measure(
-                runners, arrays, schedule, progress=lambda runner: status.update(f"{name}: timing {runner}")
+                runners, arrays, self.schedule, progress=lambda runner: status.update(f"{model}: timing {runner}")
             )
-    rows = zip(names, latencies.values(), built, gaps, strict=True)
-    return Comparison(name, threads, tuple(Row(*row) for row in rows))
+        rows = zip(latencies, latencies.values(), built, gaps, strict=True)
+        return Comparison(model, self.threads, tuple(Row(*row) for row in rows))
 
+    def _roofline(self, model: str, runners: Sequence[Runner], network: Network) -> Roofline | None:
+        if self.limits is None:
+            return None
+        with self.console.status(f"{model}: timing each kernel"):
+            time.sleep(self.schedule.pause_seconds)
+            executable = next(runner.executable for runner in runners if isinstance(runner, TersorRunner))
+            return roofline(executable, network.inputs, self.limits)
 
-def table(comparison: Comparison) -> Table:
-    """Lay one comparison out for the terminal."""
-    view = Table(title=f"{comparison.model}, batch 1, float32, {comparison.threads} thread(s)")
-    view.add_column("runner", no_wrap=True)
-    for title in ("median ms", "25 %", "75 %", "best block", "x best", "differs by", "build s"):
-        view.add_column(title, justify="right", no_wrap=True)
-    best = min(row.latency.median for row in comparison.rows)
-    for row in comparison.rows:
-        latency = row.latency
-        agrees = row.difference <= AGREEMENT
-        view.add_row(
-            row.runner,
-            f"{latency.median * 1e3:.3f}",
-            f"{latency.lower_quartile * 1e3:.3f}",
-            f"{latency.upper_quartile * 1e3:.3f}",
-            f"{min(latency.block_medians) * 1e3:.3f}",
-            f"{latency.median / best:.2f}",
-            f"{row.difference:.1e}" if agrees else f"[bold red]{row.difference:.1e}[/]",
-            f"{row.build_seconds:.1f}",
-            style="bold" if row.runner == TersorRunner.name else "",
-        )
-    return view
-
-
-def summary(comparisons: Sequence[Comparison]) -> Table:
-    """Lay out Tersor's latency ratios over all models; below 1 means that Tersor is faster."""
-    view = Table(title="Tersor's latency over that of …")
-    view.add_column("model")
-    references = {"PyTorch eager": ("torch",), "best of ONNX Runtime, OpenVINO": RUNTIMES}
-    for title in references:
-        view.add_column(title, justify="right")
-    for comparison in comparisons:
-        ratios = (comparison.ratio(TersorRunner.name, against) for against in references.values())
-        view.add_row(comparison.model, *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios))
-    return view
-
-
-def record(comparisons: Sequence[Comparison], schedule: Schedule) -> dict:
-    """Return all results with what is needed to judge them, ready for JSON."""
-    return {
-        "schema": SCHEMA,
-        "machine": machine(),
-        "versions": versions(),
-        "schedule": asdict(schedule),
-        "comparisons": [
-            asdict(comparison)
-            | {
-                "tersor_over_torch": comparison.ratio(TersorRunner.name, ("torch",)),
-                "tersor_over_best_runtime": comparison.ratio(TersorRunner.name, RUNTIMES),
-            }
-            for comparison in comparisons
-        ],
-    }
+    def _startup(self, model: str) -> Startup | None:
+        if not self.artifact:
+            return None
+        with self.console.status(f"{model}: compiling and loading in new processes"):
+            return startup(model, self.threads, self.pipeline)
 
 
 def main(
-    models: Annotated[str, typer.Option(help="Comma-separated names, or package.module:factory.")] = ",".join(
+    models: Annotated[str, typer.Option(help="Comma-separated names, package.module:factory, or 'all'.")] = ",".join(
         HEADLINE_MODELS
     ),
     peers: Annotated[str, typer.Option(help="Comma-separated runtimes; the first is the reference.")] = ",".join(PEERS),
@@ -151,12 +149,62 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of calls per runner.")] = Schedule.rounds,
     pipeline: Annotated[str, typer.Option(help="Tersor's pass pipeline.")] = "O3",
     tersor: Annotated[bool, typer.Option(help="Include Tersor.")] = True,
+    with_roofline: Annotated[
+        bool, typer.Option("--roofline", help="Time each of Tersor's kernels against the machine's limits.")
+    ] = False,
+    artifact: Annotated[
+        bool, typer.Option("--artifact", help="Measure compiling and loading, each in a new process.")
+    ] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write all results to this file.")] = None,
+    chart_path: Annotated[
+        Path | None, typer.Option("--chart", help="Draw the ratios to this file (.svg, .png, .pdf).")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write the tables between the markers of this Markdown file.")
+    ] = None,
 ) -> None:
-    """Compare latencies at batch 1; exit 1 when a runner's outputs disagree with the first one's."""
+    """Compare latencies at batch 1; exit 1 when a runner's outputs disagree with the first one's.
+
+    \b
+    Examples:
+      python -m benchmarks.cpu --models resnet18 --peers torch,openvino
+      python -m benchmarks.cpu --models all --roofline --artifact --json r.json --chart r.svg
+    """
+    if not tersor and (with_roofline or artifact or chart_path or markdown):
+        raise typer.BadParameter("--roofline, --artifact, --chart and --markdown need Tersor; drop --no-tersor")
     console = Console()
+    chosen = list(MODELS) if models == ALL else models.split(",")
+    for model in chosen:
+        if model not in MODELS and ":" not in model:
+            raise typer.BadParameter(f"unknown model '{model}'; choose from {', '.join(MODELS)}")
+    names = [*available_peers(peers, console), *([TERSOR] if tersor else [])]
+    if not names:
+        raise typer.BadParameter("no runner is left to measure")
+    schedule = Schedule(rounds=rounds)
+    limits = measure_limits(threads, console) if with_roofline else None
+    benchmark = Benchmark(names, threads, schedule, pipeline, limits, artifact, console)
+    results: list[ModelResult] = []
+    for model in chosen:
+        results.append(benchmark.run(model))
+        show(results[-1], limits, console)
+        if json_path is not None:  # after each model, so that an interrupted run leaves what it has
+            write(record(results, schedule, limits), json_path)
+    comparisons = [result.comparison for result in results]
+    if tersor:
+        console.print(summary(comparisons))
+    if chart_path is not None:
+        chart.draw(record(results, schedule, limits), chart_path)
+    if markdown is not None:
+        readme.update(markdown, record(results, schedule, limits), chart_path)
+    if any(not row.difference <= AGREEMENT for comparison in comparisons for row in comparison.rows):
+        console.print(f"[bold red]outputs differ by more than {AGREEMENT:g} of their scale[/]")
+        raise typer.Exit(1)
+
+
+def available_peers(text: str, console: Console) -> list[str]:
+    """Return those of the comma-separated peers that can run here; the others are left out with a printed reason."""
     names = []
-    for peer in peers.split(","):
+    for peer in filter(None, text.split(",")):
         if peer not in PEERS:
             raise typer.BadParameter(f"unknown peer '{peer}'; choose from {', '.join(PEERS)}")
         reason = PEERS[peer].available()
@@ -164,23 +212,32 @@ def main(
             names.append(peer)
         else:
             console.print(f"[yellow]leaving out {peer}: {reason}[/]")
-    if tersor:
-        names.append(TersorRunner.name)
-    if not names:
-        raise typer.BadParameter("no runner is left to measure")
+    return names
 
-    schedule = Schedule(rounds=rounds)
-    comparisons = []
-    for model in models.split(","):
-        comparisons.append(compare(model, names, threads, schedule, pipeline, console))
-        console.print(table(comparisons[-1]))
-        if json_path is not None:  # after each model, so that an interrupted run leaves what it has
-            json_path.write_text(json.dumps(record(comparisons, schedule), indent=2) + "\n", "utf-8")
-    if tersor:
-        console.print(summary(comparisons))
-    if any(not row.difference <= AGREEMENT for comparison in comparisons for row in comparison.rows):
-        console.print(f"[bold red]outputs differ by more than {AGREEMENT:g} of their scale[/]")
-        raise typer.Exit(1)
+
+def measure_limits(threads: int, console: Console) -> Probe:
+    """Probe the machine and print what it can do."""
+    with console.status("") as status:
+        limits = probe(threads, lambda stage: status.update(f"probing this machine: {stage}"))
+    console.print(probe_table(limits))
+    return limits
+
+
+def show(result: ModelResult, limits: Probe | None, console: Console) -> None:
+    """Print all tables of one model."""
+    console.print(table(result.comparison))
+    if result.roofline is not None and limits is not None:
+        for view in roofline_tables(result.comparison.model, result.roofline, limits):
+            console.print(view)
+    start = result.startup
+    if start is not None:
+        peak = "unknown" if start.compile_peak_bytes is None else f"{start.compile_peak_bytes / 2**30:.2f} GiB"
+        console.print(
+            f"compiled in {start.compile_seconds:.1f} s, peak memory {peak}; artifact of "
+            f"{start.artifact_bytes / 2**20:.1f} MiB loaded in {start.load_seconds:.2f} s after "
+            f"{start.import_seconds:.2f} s of imports; first call {start.first_call_seconds * 1e3:.0f} ms",
+            highlight=False,
+        )
 
 
 if __name__ == "__main__":

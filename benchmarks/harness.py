@@ -21,7 +21,18 @@ import psutil
 
 from benchmarks.peers import Arrays, Runner
 
-PACKAGES = ("tersor", "torch", "apache-tvm", "onnxruntime", "openvino", "transformers", "pytorchcv", "numpy")
+PACKAGES = (
+    "tersor",
+    "torch",
+    "apache-tvm",
+    "onnxruntime",
+    "openvino",
+    "ncnn",
+    "pnnx",
+    "transformers",
+    "pytorchcv",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
@@ -98,13 +109,17 @@ class Comparison:
         """Return the median latency of `runner` in seconds; KeyError if it did not take part."""
         return {row.runner: row.latency.median for row in self.rows}[runner]
 
-    def ratio(self, runner: str, against: Sequence[str]) -> float | None:
-        """Return `runner`'s median over the smallest median of those in `against` that took part."""
-        medians = {row.runner: row.latency.median for row in self.rows}
-        others = [medians[name] for name in against if name in medians]
-        if runner not in medians or not others:
+    def fastest(self, runners: Sequence[str]) -> str | None:
+        """Return the one of `runners` with the smallest median, of those that took part."""
+        medians = {row.runner: row.latency.median for row in self.rows if row.runner in runners}
+        return min(medians, key=medians.__getitem__, default=None)
+
+    def speedup(self, runner: str, over: Sequence[str]) -> float | None:
+        """Return the smallest median of those in `over` that took part, over that of `runner`; above 1 is faster."""
+        other = self.fastest(over)
+        if other is None or self.fastest([runner]) is None:
             return None
-        return medians[runner] / min(others)
+        return self.median(other) / self.median(runner)
 
 
 def measure(

@@ -10,6 +10,7 @@ keeps the activations in a healthy range, so that numerical comparisons mean som
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -235,3 +236,19 @@ MODELS: dict[str, Callable[[], Example]] = {
     "shufflenetv2": shufflenetv2,
     "vit_tiny": vit_tiny,
 }
+
+
+def load(name: str) -> Example:
+    """Return the module and inputs of a model in `MODELS` or of a ``package.module:factory``.
+
+    Raises
+    ------
+    ValueError
+        If ``name`` is neither.
+    """
+    if name in MODELS:
+        return MODELS[name]()
+    module, separator, factory = name.partition(":")
+    if not separator:
+        raise ValueError(f"unknown model '{name}'; choose from {', '.join(MODELS)} or give package.module:factory")
+    return getattr(importlib.import_module(module), factory)()

@@ -95,16 +95,21 @@ class Network:
         Raises
         ------
         UnsupportedModel
-            If the model has an operator that ncnn lacks.
+            If the model has an operator or an input type that ncnn lacks, or pnnx fails.
         """
         import pnnx
 
+        dtypes = {tensor.dtype for tensor in self.inputs}
+        if not dtypes <= PNNX_TYPES.keys():
+            raise UnsupportedModel(f"pnnx takes no inputs of {', '.join(map(str, dtypes - PNNX_TYPES.keys()))}")
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.jit.trace(self.module, self.inputs, check_trace=False).save(str(self.folder / "model.pt"))
         shapes = ",".join(f"{list(tensor.shape)}{PNNX_TYPES[tensor.dtype]}".replace(" ", "") for tensor in self.inputs)
         command = [pnnx.EXEC_PATH, "model.pt", f"inputshape={shapes}", "fp16=0"]
-        subprocess.run(command, cwd=self.folder, capture_output=True, check=True)
+        result = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise UnsupportedModel(f"pnnx fails with status {result.returncode}: {result.stderr.strip()[-200:]}")
         graph = self.folder / "model.ncnn.param"
         # After two lines of header, one line per layer that starts with its type; pnnx leaves what it cannot
         # translate under PyTorch's name, which has a namespace.

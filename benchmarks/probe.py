@@ -1,8 +1,8 @@
 """What this machine can do at most: multiply-adds a second, and bytes a second from L2, from L3 and from memory.
 
-Small kernels made with the same code generator as Tersor's own are timed, so that the limit and what is held against it
-come from one tool chain, in one process, minutes apart. Each figure is the best of several repetitions: other programs can
-only slow a probe down.
+Small kernels made with the same code generator as Tersor's own are timed, so that the limit and what is held
+against it come from one tool chain, in one process, minutes apart. Each figure is the best of several repetitions:
+other programs can only slow a probe down.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tvm.tirx.script.builder import ir as T
 CHAINS = 12  # independent accumulators: latency (4 or 5 cycles) times ports (2), rounded up; they fit 16 registers
 STEPS = 200_000  # multiply-adds of each chain: some milliseconds
 STREAMED_BYTES = 256 * 2**20  # read in one call: some ten milliseconds
-REPETITIONS = 7
+REPETITIONS = 15
 L2_SHARE = 0.5  # of its size: what is read stays in L2
 MEMORY_SHARE = 0.25  # of the free memory: at most this is taken
 

@@ -5,6 +5,7 @@ One pass a file. Importing this package registers all of them.
 
 from . import (  # noqa: F401 (registers passes)
     canonicalize,
+    channel_shuffle,
     cse,
     dce,
     fold_batchnorm,
@@ -13,6 +14,7 @@ from . import (  # noqa: F401 (registers passes)
     fuse_parallel,
     instruments,
     layout,
+    reassociate_matmul,
     to_bf16,
 )
 from .base import Exactness, Latency, Pass, PassContext, PassError, Result

@@ -11,10 +11,10 @@ After::
     %1 = slice(%0) {axis=1, start=0, stop=N1}
     %2 = slice(%0) {axis=1, start=N1, stop=N1+N2}
 
-A matrix product with more columns reads its left side once and keeps the machine busier: the projections of attention, the
-reductions of an Inception block (Jia et al. 2019, "Optimizing DNN computation with relaxed graph substitutions").
-Convolutions must agree in window, stride, padding and dilation. Unary elementwise ops that follow all of the layers alike move
-before the slices, so that they still fuse.
+A matrix product with more columns reads its left side once and keeps the machine busier: the projections of attention,
+the reductions of an Inception block (Jia et al. 2019, "Optimizing DNN computation with relaxed graph substitutions").
+Convolutions must agree in window, stride, padding and dilation. Unary elementwise ops that follow all of the layers
+alike move before the slices, so that they still fuse.
 
 It refuses where the slices would cost what it saves:
 
@@ -142,17 +142,17 @@ def _join(layers: list[Layer], rewriter: Rewriter) -> None:
     for op in chains[0][1:]:
         joined = rewriter.create(type(op), (joined.result,), op.attrs, location=op.location)
     axis = 1 if isinstance(first, Conv2dOp) else joined.result.type.rank - 1
-    start = 0
-    for layer, chain in zip(layers, chains, strict=True):
-        stop = start + layer.weight.shape[0]
-        attrs = SliceOp.attrs_type(axis=axis, start=start, stop=stop)
-        part = rewriter.create(SliceOp, (joined.result,), attrs, location=layer.location)
-        constants = layer.inputs[1:]
-        rewriter.replace(chain[-1], part.result)
+    parts, start = [], 0
+    for layer in layers:
+        attrs = SliceOp.attrs_type(axis=axis, start=start, stop=start + layer.weight.shape[0])
+        parts.append(rewriter.create(SliceOp, (joined.result,), attrs, location=layer.location).result)
+        start = attrs.stop
+    for chain, part in zip(chains, parts, strict=True):
+        constants = chain[0].inputs[1:]
+        rewriter.replace(chain[-1], part)
         for op in reversed(chain[:-1]):
             rewriter.erase(op)
         prune(rewriter, constants)
-        start = stop
 
 
 def _numbers(value: Value) -> torch.Tensor:

@@ -1,17 +1,17 @@
 """``layout``: choose where each tensor's elements lie, for the whole graph at once.
 
 Before: every value is stored row-major. After: convolutions read and write channel blocks of the target's vector width
-(NCHW16c), everything between them stays blocked, and `RelayoutOp`s stand only where a blocked value meets an op that needs
-row-major storage, or the other way round. ::
+(NCHW16c), everything between them stays blocked, and `RelayoutOp`s stand only where a blocked value meets an op that
+needs row-major storage, or the other way round. ::
 
     %1 = conv2d(%x, %w)            : f32[1,64,56,56]      ->  : f32[1,64,56,56]@c16
     %2 = max_pool2d(%1)            : f32[1,64,28,28]      ->  : f32[1,64,28,28]@c16
     %3 = reshape(%2)               : f32[1,50176]         ->  %3 = relayout(%2) : f32[1,64,28,28]; reshape(%3)
 
-Layout never changes values, so the pass is exact. A value is relaid at most once in each direction, however many ops read it.
-Method: one forward sweep; an op declares through its trait `Op.storage` whether it wants blocks (convolution), follows its
-operands (pooling, elementwise ops), or needs plain storage (everything else). Published as layout propagation by Liu et al.,
-"Optimizing CNN Model Inference on CPUs", 2019.
+Layout never changes values, so the pass is exact. A value is relaid at most once in each direction, however many ops
+read it. Method: one forward sweep; an op declares through its trait `Op.storage` whether it wants blocks (convolution),
+follows its operands (pooling, elementwise ops), or needs plain storage (everything else). Published as layout
+propagation by Liu et al., "Optimizing CNN Model Inference on CPUs", 2019.
 """
 
 from __future__ import annotations
@@ -37,11 +37,19 @@ class Layout(Pass):
 
     block: int = 0
 
+    def __post_init__(self) -> None:
+        if self.block < 0 or self.block == 1 or self.block & (self.block - 1):
+            raise ValueError(f"block must be a power of two from 2 on, or 0 for the target's, not {self.block}")
+
     def run(self, graph: Graph, context: PassContext) -> Result:
         block = self.block or (context.target.lanes() if context.target is not None else 0)
-        if block < 2:
+        rewriter = context.rewriter(graph)
+        if not block:
+            for op in graph.ops:
+                if op.storage is Storage.BLOCKED:
+                    rewriter.refuse("layout", op, "no target is given, nor how many channels a block has")
             return Result(False)
-        sweep = _Sweep(graph, context.rewriter(graph), block)
+        sweep = _Sweep(graph, rewriter, block)
         for op in graph.ops:
             sweep.visit(op)
         sweep.finish()

@@ -22,12 +22,12 @@ from .base import Pass
 from .options import BARE, Quoted, RawValue, convert, print_value
 from .registry import find_pass, pass_names
 
-_O2 = "canonicalize,fold-constants,fold-batchnorm,canonicalize,cse,dce"
+_FOLD, _TIDY = "canonicalize,fold-constants,fold-batchnorm", "canonicalize,cse,dce"
 PRESETS = {  # exact or close passes only; compression is always asked for by name
     "O0": "",
     "O1": "canonicalize,dce",
-    "O2": _O2,
-    "O3": f"{_O2},fuse",
+    "O2": f"{_FOLD},{_TIDY}",
+    "O3": f"{_FOLD},reassociate-matmul,{_TIDY},channel-shuffle,fuse",
 }
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]*")

@@ -12,17 +12,19 @@ After::
     %3 = relu(%2)                             : bf16[1,64,56,56]
     %4 = cast(%3) {dtype=f32}                 : f32[1,64,56,56]
 
-A bf16 number is the upper half of a float32: the same range, 8 bits of precision. Convolutions, linear layers, matrix products and
-attention are converted wherever they are; elementwise ops, pooling, normalisation, means and data movement only where an operand is
-bf16 already, so that what stands between two converted ops stays in bf16. Sums are accumulated in float32 and rounded once, biases
-and the parameters of normalisations stay float32, and so do the graph's inputs and outputs. A convolution that reads the few
-channels of a picture computes in float32 and rounds its result: it would waste most of a matrix unit's width.
+A bf16 number is the upper half of a float32: the same range, 8 bits of precision. Convolutions, linear layers, matrix
+products and attention are converted wherever they are; elementwise ops, pooling, normalisation, means and data movement
+only where an operand is bf16 already, so that what stands between two converted ops stays in bf16. Sums are
+accumulated in float32 and rounded once, biases and the parameters of normalisations stay float32, and so do the graph's inputs and
+outputs. A convolution that reads the few channels of a picture computes in float32 and rounds its result: it would waste
+most of a matrix unit's width.
 
-Groups made by ``fuse`` are taken apart first and fused again afterwards, so that ``O3,to-bf16`` and ``O2,to-bf16,fuse`` are the same.
+Groups made by ``fuse`` are taken apart first and fused again afterwards, so that ``O3,to-bf16`` and ``O2,to-bf16,fuse``
+are the same.
 
-Refused for weights that are not loaded, for constants beyond the range of bf16, and after ``layout``. The report tells how far the
-outputs are from those of the float32 graph, on the calibration batches or on seeded random inputs. Method: Kalamkar et al., "A Study
-of BFLOAT16 for Deep Learning Training", 2019.
+Refused for weights that are not loaded, for constants beyond the range of bf16, and after ``layout``. The report tells
+how far the outputs are from those of the float32 graph, on the calibration batches or on seeded random inputs. Method:
+Kalamkar et al., "A Study of BFLOAT16 for Deep Learning Training", 2019.
 """
 
 from __future__ import annotations
@@ -94,8 +96,10 @@ class ToBf16(Pass):
         if any(isinstance(op, RelayoutOp) for op in graph.ops):
             rewriter.refuse(_RULE, graph.ops[0], "layouts are chosen already; run to-bf16 before layout")
             return Result(False)
+        groups = [op for op in graph.ops if isinstance(op, FusedOp) and op.body is not None]
+        if not any(_is_float_compute(op) for part in (graph, *(group.body for group in groups)) for op in part.ops):
+            return Result(False)
         original = graph.clone()
-        groups = [op for op in graph.ops if isinstance(op, FusedOp)]
         for group in groups:
             _take_apart(group, rewriter)
         converted = sum(_convert(op, rewriter) for op in graph.ops)
@@ -124,6 +128,11 @@ def _convert(op: Op, rewriter: Rewriter) -> bool:
     result = rewriter.create(type(op), operands, op.attrs, location=op.location).result
     _replace(op, result, rewriter)
     return True
+
+
+def _is_float_compute(op: Op) -> bool:
+    """Whether this is one of the ops that make converting worth while, still in float32."""
+    return isinstance(op, _COMPUTE) and op.result.type.dtype is DType.F32 and not _stays_float(op)
 
 
 def _is_candidate(op: Op) -> bool:

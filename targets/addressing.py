@@ -36,8 +36,8 @@ def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
 def reshape_at(at: VectorAt, kernel_shape: Sequence[int], shape: Sequence[int]) -> VectorAt:
     """The same vector with coordinates of ``shape`` instead of the kernel's own view of its result.
 
-    Both shapes are plain and have the same elements in the same order. Where the last extents differ, a vector may run over
-    the end of a row, so each coordinate becomes a vector of its own.
+    Both shapes are plain and have the same elements in the same order. Where the last extents differ, a vector may run
+    over the end of a row, so each coordinate becomes a vector of its own.
     """
     if tuple(kernel_shape) == tuple(shape):
         return at
@@ -55,7 +55,7 @@ def same_storage(view: View, other: View) -> bool:
 
 
 def load_operand(buffer: Any, operand: View, at: VectorAt, result: View) -> Expr:
-    """The elements of an operand that belong to the result vector at ``at``, after broadcasting it to the result's shape."""
+    """The elements of an operand, broadcast to the result's shape, that belong to the result vector at ``at``."""
     type = operand.type
     if same_storage(operand, result):
         return load(buffer, at.flat, at.lanes)

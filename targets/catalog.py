@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import platform
 from dataclasses import replace
@@ -14,6 +16,10 @@ from ..ir.names import suggest
 from .record import Target
 
 KIB, MIB = 1024, 1024 * 1024
+
+# Linux, "Using XSTATE features in user space applications" (Documentation/arch/x86/xstate.rst).
+_TILES = "amx_tile"
+_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 
 # Instruction sets (in LLVM's names) that code for a target may use, and that /proc/cpuinfo must show before it is run.
 _AVX2 = ("avx2", "fma", "f16c", "bmi2")
@@ -67,7 +73,7 @@ def resolve_target(target: str | Target) -> Target:
 
 
 def detect_host() -> Target:
-    """The record of this machine: the most capable known one whose instruction sets it has, with its own caches and cores.
+    """The most capable known record whose instruction sets this machine has, with its own caches and cores.
 
     Raises
     ------
@@ -92,9 +98,20 @@ def detect_host() -> Target:
 
 
 def host_features() -> frozenset[str]:
-    """Instruction sets of this processor, in the names of /proc/cpuinfo; empty where that file does not exist."""
-    flags = _cpuinfo("flags").split() or _cpuinfo("Features").split()
-    return frozenset(flags)
+    """Instruction sets that this process may use, in the names of /proc/cpuinfo; empty where that file does not exist.
+
+    Linux gives the matrix unit's registers to processes that ask; this one does, if the processor has them.
+    """
+    flags = frozenset(_cpuinfo("flags").split() or _cpuinfo("Features").split())
+    if _TILES in flags and not _request_tiles():
+        return frozenset(flag for flag in flags if not flag.startswith("amx"))
+    return flags
+
+
+@functools.cache
+def _request_tiles() -> bool:
+    """Ask Linux for permission to use AMX tile registers, once for all threads; False where it refuses or is old."""
+    return ctypes.CDLL(None).syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0
 
 
 def usable_cores() -> int:

@@ -1,8 +1,8 @@
 """Program to shared object: a Relax module that calls our PrimFuncs, on memory planned by `tersor.targets.memory`.
 
-Every Relax value is a flat buffer: an input, a constant, or a tensor on a storage that is allocated once per call of the program.
-Constants are not part of the module: they come as one tuple, so that the code of a network stays small and its weights can be
-mapped from a file.
+Every Relax value is a flat buffer: an input, a constant, or a tensor on a storage that is allocated once per call of
+the program. Constants are not part of the module: they come as one tuple, so that the code of a network stays small and
+its weights can be mapped from a file.
 """
 
 from __future__ import annotations

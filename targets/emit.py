@@ -32,7 +32,8 @@ STORAGE = {
     DType.BOOL: "uint8",
 }
 
-# The same for kernels that compute: numbers that are read and written as float32, see tersor.targets.templates.bfloat16.
+# The same for kernels that compute: numbers that are read and written as float32, see
+# tersor.targets.templates.bfloat16.
 NUMBERS = {**STORAGE, DType.BF16: BFLOAT16}
 # Element types of vectors in registers.
 REGISTERS = {**STORAGE, DType.BF16: "float32"}
@@ -59,7 +60,7 @@ def can_emit(op: Op) -> bool:
 
 
 def emit(op: Op, *operands: Expr) -> Expr:
-    """The result of an elementwise op, given its operands as vectors of one lane count; booleans in their stored form."""
+    """The result of an elementwise op on vectors of one lane count; booleans are in their stored form."""
     return bind(as_stored(_EMITTERS[type(op)](op, *operands)))
 
 
@@ -136,7 +137,7 @@ def _minimum(op: Op, a: Expr, b: Expr) -> Expr:
 
 
 def _ordered(first: Expr, a: Expr, b: Expr) -> Expr:
-    """``a`` where ``first`` holds, else ``b``, and NaN where either operand is, as PyTorch defines maximum and minimum."""
+    """``a`` where ``first`` holds, else ``b``; NaN where either operand is, as in PyTorch."""
     chosen = tirx.Select(first, a, b)  # b if either is NaN
     if not dtype_of(a, 1).startswith("float"):
         return chosen

@@ -54,6 +54,8 @@ class BenchmarkResult:
         Thread count in effect.
     kernels
         Per-kernel medians, when asked for.
+    activation_bytes
+        Memory that one call allocates for intermediate values and outputs.
     """
 
     median: float
@@ -64,6 +66,7 @@ class BenchmarkResult:
     runs: int
     threads: int
     kernels: tuple[KernelTime, ...] = ()
+    activation_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and strings."""
@@ -72,7 +75,8 @@ class BenchmarkResult:
     def __str__(self) -> str:
         return (
             f"{self.median * 1e3:.3f} ms median (min {self.min * 1e3:.3f}, p10 {self.p10 * 1e3:.3f}, "
-            f"p90 {self.p90 * 1e3:.3f}; {self.runs} runs, {self.threads} threads)"
+            f"p90 {self.p90 * 1e3:.3f}; {self.runs} runs, {self.threads} threads, "
+            f"{self.activation_bytes / 1e6:.1f} MB of activations)"
         )
 
 
@@ -204,6 +208,7 @@ class Executable:
             runs=len(times),
             threads=self._threads,
             kernels=kernel_times,
+            activation_bytes=self.info.activation_bytes,
         )
 
     def random_inputs(self, seed: int = 0) -> tuple[torch.Tensor, ...]:

@@ -62,7 +62,7 @@ class Group:
 
     @property
     def epilogue_operands(self) -> tuple[Value, ...]:
-        """The graph's values that the epilogue reads, each once; numbers filled in by `FullOp` inside the body are not operands."""
+        """The graph's values that the epilogue reads, each once; what a `FullOp` inside the body fills in is none."""
         inside = {result for op in (*self.epilogue, *((self.anchor,) if self.anchor else ())) for result in op.results}
         return tuple(
             dict.fromkeys(

@@ -1,7 +1,7 @@
 """From a group of ops to a kernel: which template, which numbers, which operands.
 
-`select_kernel` asks the function registered for the group's anchor (in `tersor.targets.kernels`, one file a family). It answers
-with a `Kernel`: everything that the lowering needs, without having generated any code yet.
+`select_kernel` asks the function registered for the group's anchor (in `tersor.targets.kernels`, one file a family). It
+answers with a `Kernel`: everything that the lowering needs, without having generated any code yet.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch
 from ..ir import DType, Op, TensorType, TersorError, Value, is_constant, print_attrs
 from ..ir.ops import FullOp, WeightOp
 from .addressing import flatten_physical, load_operand, reshape_at, same_storage
-from .emit import NUMBERS, REGISTERS, as_stored, can_emit, emit
+from .emit import NUMBERS, REGISTERS, STORAGE, as_stored, can_emit, emit
 from .group import Group
 from .record import Target
 from .templates.base import BufferSpec, Epilogue, VectorAt
+from .templates.bfloat16 import ROUNDING_IR, has_rounding_instruction, round_in_hardware
 from .templates.builder import constant
 from .views import View
 
@@ -166,6 +167,7 @@ class FusedEpilogue:
                 "; ".join(f"no vector code for {op.describe()} on {op.inputs[0].type}" for op in missing)
             )
         self._group = group
+        self._target = context.target
         self._result = result
         self._kernel_shape = tuple(kernel_shape or result.type.shape)
         self._values = group.epilogue_operands
@@ -194,7 +196,7 @@ class FusedEpilogue:
 
     @property
     def is_flat(self) -> bool:
-        """Whether every operand is read at the result's own offset, or is a single number: coordinates do not matter."""
+        """Whether every operand is read at the result's own offset, or is one number: coordinates do not matter."""
         return all(view.type.size == 1 or same_storage(view, self._result) for view in self._views)
 
     def build(self) -> Epilogue:
@@ -203,7 +205,13 @@ class FusedEpilogue:
             BufferSpec(f"e{index}", _extent(view, operand), NUMBERS[view.type.dtype])
             for index, (view, operand) in enumerate(zip(self._views, self.operands, strict=True))
         )
-        return Epilogue(buffers, self._apply, NUMBERS[self._result.type.dtype])
+        dtype = self._result.type.dtype
+        if dtype is DType.BF16 and has_rounding_instruction(self._target):
+            return Epilogue(buffers, self._apply_and_round, STORAGE[dtype], ROUNDING_IR)
+        return Epilogue(buffers, self._apply, NUMBERS[dtype])
+
+    def _apply_and_round(self, vector: Any, at: VectorAt, buffers: Sequence[Any]) -> Any:
+        return round_in_hardware(self._apply(vector, at, buffers))
 
     def _apply(self, vector: Any, at: VectorAt, buffers: Sequence[Any]) -> Any:
         at = reshape_at(at, self._kernel_shape, self._result.type.shape)

@@ -1,7 +1,7 @@
 """Graph to program: the kernel calls that compute a graph, in order, and the constants that they read.
 
-Reshapes, permutes, slices and expands of plain tensors become views and cost nothing; a copy is made only where a template needs
-contiguous data. No code is generated here: see `tersor.targets.codegen`.
+Reshapes, permutes, slices and expands of plain tensors become views and cost nothing; a copy is made only where a
+template needs contiguous data. No code is generated here: see `tersor.targets.codegen`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def lower(graph: Graph, target: Target, choose_knobs: ChooseKnobs | None = None)
     Parameters
     ----------
     choose_knobs
-        ``choose_knobs(template, spec, candidates)`` picks a tuned candidate; the first one, the analytic default, if omitted.
+        ``choose_knobs(template, spec, candidates)`` picks a tuned candidate; the first one, the analytic default, if
+        omitted.
 
     Raises
     ------
@@ -188,7 +189,7 @@ class _Lowering:
         return self._choose_knobs(template, spec, candidates)
 
     def _is_stretch(self, view: View) -> bool:
-        """Whether the elements of a view lie side by side in a buffer of the program, where a kernel may start to read."""
+        """Whether the elements of a view lie side by side in a buffer of the program, where kernels may read them."""
         foreign = view.base in self.graph.inputs or is_constant(view.base)
         return not foreign and view.is_dense and is_aligned(view.base, view.offset)
 
@@ -220,12 +221,7 @@ class _Lowering:
 
     def _output(self, value: Value) -> Value:
         view = self.contiguous(value)
-        if (
-            view.base.op is None
-            and view.base in self.graph.inputs
-            or is_constant(view.base)
-            or view.base in self._places
-        ):
+        if view.base in self.graph.inputs or is_constant(view.base) or view.base in self._places:
             copy = Value(value.type)
             self._copy(copy_kernel(view, copy, self.target), copy)
             return copy

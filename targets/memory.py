@@ -1,15 +1,17 @@
 """Static memory plan: where every buffer of a program lies in one arena, and how much memory a call needs.
 
-Two buffers may overlap when no kernel call finds both alive. Greedy by size (Pisarchyk & Lee 2020, "Efficient Memory Management
-for Deep Neural Net Inference", https://arxiv.org/abs/2001.03288): the largest buffer first, each into the smallest gap between
-those that live at the same time. Values that lie inside another one's buffer (see `tersor.targets.places`) need none
-of their own; the outer buffer lives as long as any of them. Outputs outlive the call and have storages of their own.
+Two buffers may overlap when no kernel call finds both alive. Greedy by size (Pisarchyk & Lee 2020, "Efficient Memory
+Management for Deep Neural Net Inference", https://arxiv.org/abs/2001.03288): the largest buffer first, each into the
+smallest gap between those that live at the same time. Values that lie inside another one's buffer (see
+`tersor.targets.places`) need none of their own; the outer buffer lives as long as any of them. Outputs outlive the call
+and have storages of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..ir import Value
 from .lowering import Call, Program
@@ -96,13 +98,32 @@ def _region(value: Value, place: Place, storage_of: dict[Value, int], buffers: d
 
 
 def _pack(buffers: list[_Buffer]) -> int:
-    """Set the offsets of ``buffers``; returns the bytes that they take together."""
+    """Set the offsets of ``buffers``; returns the bytes that they take together.
+
+    No order is best for all graphs, so each is tried: by size, by lifetime, by both, and in order of execution.
+    """
+    orders: list[Callable[[_Buffer], Any]] = [
+        lambda b: -b.size,
+        lambda b: (b.first - b.last, -b.size),
+        lambda b: (b.first - b.last - 1) * b.size,
+        lambda b: (b.first, -b.size),
+    ]
+    plans = [_pack_in_order(sorted(buffers, key=order)) for order in orders]
+    total, offsets = min(plans, key=lambda plan: plan[0])
+    for buffer in buffers:
+        buffer.offset = offsets[id(buffer)]
+    return total
+
+
+def _pack_in_order(buffers: list[_Buffer]) -> tuple[int, dict[int, int]]:
+    """Place ``buffers`` one after the other; returns the bytes taken and the offset of each, by identity."""
     placed: list[_Buffer] = []
-    for buffer in sorted(buffers, key=lambda b: -b.size):
+    for buffer in buffers:
         neighbours = sorted((other for other in placed if other.meets(buffer)), key=lambda b: b.offset)
         buffer.offset = _best_gap(buffer.size, neighbours)
         placed.append(buffer)
-    return max((buffer.offset + buffer.size for buffer in buffers), default=0)
+    total = max((buffer.offset + buffer.size for buffer in buffers), default=0)
+    return total, {id(buffer): buffer.offset for buffer in buffers}
 
 
 def _best_gap(size: int, neighbours: list[_Buffer]) -> int:

@@ -1,15 +1,16 @@
 """Which values lie inside another value's buffer, so that concatenations and slices cost nothing.
 
-A concatenation along a dimension before which all extents are 1 puts whole buffers one after the other: the kernels that make
-its parts write straight into it. In channel blocks the same holds for whole blocks of one image. The other way round, a slice of
-whole blocks is a stretch of its operand's buffer. ::
+A concatenation along a dimension before which all extents are 1 puts whole buffers one after the other: the kernels
+that make its parts write straight into it. In channel blocks the same holds for whole blocks of one image. The other
+way round, a slice of whole blocks is a stretch of its operand's buffer. ::
 
     %3 = concat(%1, %2) {axis=1}                %1: 0 elements into %3, %2: %1.physical_size elements into %3
     %4 = slice(%3) {axis=1, start=64, …}        %4: 64 * height * width elements into %3
 
 Places nest: DenseNet's growing concatenations share the last one's buffer. A value lies in one place only: the first
-concatenation that can take it does, the others copy. Buffers start at multiples of `ALIGNMENT` bytes; concatenations with a part
-that would not are left to a kernel, as are graph inputs and outputs, constants, and values that are views themselves.
+concatenation that can take it does, the others copy. Buffers start at multiples of `ALIGNMENT` bytes; concatenations
+with a part that would not are left to a kernel, as are graph inputs and outputs, constants, and values that are views
+themselves.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def part_offsets(op: ConcatOp) -> list[tuple[Value, int]] | None:
     for part in op.parts:
         places.append((part, offset))
         offset += part.type.logical.with_layout(block).physical_size
-    aligned = all(is_aligned(part, offset) for part, offset in places)
-    return places if aligned and offset == result.physical_size else None
+    whole = not block or op.attrs.axis != 1 or all(part.shape[1] % block == 0 for part in op.parts[:-1])
+    return places if whole and all(is_aligned(part, offset) for part, offset in places) else None
 
 
 def is_aligned(value: Value, offset: int) -> bool:

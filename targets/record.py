@@ -7,6 +7,7 @@ from typing import Any
 
 ALIGNMENT = 64  # bytes; where every buffer of a program starts, and what its kernels assume
 
+
 @dataclass(frozen=True)
 class Target:
     """One machine that Tersor can compile for.

@@ -1,7 +1,7 @@
 """Views: which elements of which buffer a value of the graph is, so that moving data often costs nothing.
 
-A reshape, permute, slice or expand of a plain tensor is the same buffer read through other strides. Kernels whose templates take
-strides read views in place; the others get a contiguous copy.
+A reshape, permute, slice or expand of a plain tensor is the same buffer read through other strides. Kernels whose
+templates take strides read views in place; the others get a contiguous copy.
 """
 
 from __future__ import annotations

@@ -112,11 +112,11 @@ class GraphBuilder:
         return self.graph
 
 
-class _Grower(GraphBuilder):
+class Grower(GraphBuilder):
     """Chooses what to append."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__({"x": TensorType((1, 4, 8, 8)), "y": TensorType((2, 6))}, seed)
+    def __init__(self, inputs: dict[str, TensorType], seed: int) -> None:
+        super().__init__(inputs, seed)
         self.values: list[Value] = list(self.graph.inputs)
 
     def below(self, limit: int) -> int:
@@ -151,6 +151,13 @@ class _Grower(GraphBuilder):
         made = steps[self.below(len(steps))]()
         if made.type.size <= 8192:
             self.values.append(made)
+
+    def grown(self, size: int) -> Graph:
+        """The graph after ``size`` steps; one to three values that nothing reads are its outputs."""
+        for _ in range(size):
+            self.grow()
+        unread = [value for value in self.values if not value.uses]
+        return self.done(*unread[-3:])
 
     def _convolution(self) -> Value:
         x = self.pick(4)
@@ -253,11 +260,7 @@ class _Grower(GraphBuilder):
 
 def random_graph(seed: int, size: int) -> Graph:
     """A graph of about ``size`` steps with one to three outputs; the same for the same arguments."""
-    grower = _Grower(seed)
-    for _ in range(size):
-        grower.grow()
-    unread = [value for value in grower.values if not value.uses]
-    return grower.done(*unread[-3:])
+    return Grower({"x": TensorType((1, 4, 8, 8)), "y": TensorType((2, 6))}, seed).grown(size)
 
 
 def random_graphs(max_size: int = 12) -> st.SearchStrategy[Graph]:

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 import typer
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 
-from benchmarks.cpu import TersorRunner, load, record, summary, table
+from benchmarks.cpu import available_peers
 from benchmarks.harness import Comparison, Latency, Row, Schedule, difference, measure
-from benchmarks.models import MODELS
-from benchmarks.peers import PEERS, Network
+from benchmarks.models import MODELS, load
+from benchmarks.peers import PEERS, Network, UnsupportedModel
+from benchmarks.tables import summary, table
 
 # Counts of torchvision's definitions; DeiT's for ViT-Tiny, the weight files' for EfficientNet-Lite0 and MiniLM.
 PARAMETERS = {
@@ -50,6 +53,21 @@ class Sleeper:
 
 def latency(seconds: float) -> Latency:
     return Latency.from_blocks([[seconds]])
+
+
+def assert_fits(view: Table) -> None:
+    """The table needs no more than 80 columns: nothing is cut off or broken over two lines."""
+    assert Console(width=200).measure(view).maximum <= 80
+
+
+COMPARISON = Comparison(
+    "net",
+    2,
+    tuple(
+        Row(name, latency(seconds), build_seconds=0.0, difference=0.0)
+        for name, seconds in {"torch": 4.0, "openvino": 2.0, "onnxruntime": 3.0, "tersor": 1.0}.items()
+    ),
+)
 
 
 def test_every_model_has_an_expected_size() -> None:
@@ -99,6 +117,24 @@ def test_peers_agree_with_pytorch(peer: str, tmp_path) -> None:
     assert difference([expected], outputs) < 1e-5
 
 
+def test_ncnn_refuses_what_its_converter_leaves_untranslated(tmp_path) -> None:
+    reason = PEERS["ncnn"].available()
+    if reason is not None:
+        pytest.skip(reason)
+
+    class Gather(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, torch.tensor([0, 2, 1])]
+
+    with pytest.raises(UnsupportedModel, match=r"ncnn lacks Tensor\.index"):
+        PEERS["ncnn"](Network(Gather().eval(), (torch.randn(1, 3, 8),), tmp_path), threads=1)
+
+
+def test_unknown_peers_are_refused() -> None:
+    with pytest.raises(typer.BadParameter, match=r"unknown peer 'tensorflow'.*openvino"):
+        available_peers("torch,tensorflow", Console())
+
+
 def test_networks_in_training_mode_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"module\.eval\(\)"):
         Network(nn.Dropout(), (torch.ones(1),), tmp_path)
@@ -137,27 +173,23 @@ def test_difference_is_relative_and_sees_doubling_nan_and_shapes() -> None:
         difference(reference, reference[:1])
 
 
-def test_ratios_compare_with_the_best_that_took_part() -> None:
-    rows = tuple(
-        Row(name, latency(seconds), build_seconds=0.0, difference=0.0)
-        for name, seconds in {"torch": 4.0, "openvino": 2.0, "onnxruntime": 3.0, TersorRunner.name: 1.0}.items()
-    )
-    comparison = Comparison("net", 2, rows)
-    assert comparison.ratio("tersor", ("torch",)) == 0.25
-    assert comparison.ratio("tersor", ("onnxruntime", "openvino")) == 0.5
-    assert comparison.ratio("tersor", ("ncnn",)) is None
-    assert comparison.ratio("ncnn", ("torch",)) is None
-    written = record([comparison], QUICK)
-    assert written["comparisons"][0]["tersor_over_best_runtime"] == 0.5
-    assert written["machine"]["cores"] >= 1
-    assert "torch" in written["versions"]
-    assert table(comparison).row_count == 4
-    assert summary([comparison]).row_count == 1
+def test_ratios_compare_with_the_fastest_that_took_part() -> None:
+    assert COMPARISON.speedup("tersor", over=("torch",)) == 4.0
+    assert COMPARISON.speedup("tersor", over=("onnxruntime", "openvino")) == 2.0
+    assert COMPARISON.fastest(("onnxruntime", "openvino")) == "openvino"
+    assert COMPARISON.speedup("tersor", over=("ncnn",)) is None
+    assert COMPARISON.speedup("ncnn", over=("torch",)) is None
+
+
+def test_tables_fit_eighty_columns() -> None:
+    wide = Row("torch-compile", Latency.from_blocks([[1.2345, 1.9876]]), build_seconds=123.4, difference=1.2e-5)
+    for view in (table(Comparison("efficientnet_lite0", 2, (wide, *COMPARISON.rows))), summary([COMPARISON])):
+        assert_fits(view)
 
 
 def test_load_takes_factories_and_names_the_models() -> None:
     module, inputs = load("benchmarks.models:squeezenet11")
     assert isinstance(module, nn.Module)
     assert len(inputs) == 1
-    with pytest.raises(typer.BadParameter, match=r"unknown model 'resnet17'.*resnet18"):
+    with pytest.raises(ValueError, match=r"unknown model 'resnet17'.*resnet18"):
         load("resnet17")

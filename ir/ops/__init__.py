@@ -53,6 +53,7 @@ from .arithmetic import (
 from .constant import FullOp, WeightOp
 from .convolution import Conv2dOp
 from .data_movement import (
+    ChannelShuffleOp,
     ConcatOp,
     EmbeddingOp,
     ExpandOp,
@@ -79,6 +80,7 @@ __all__ = [
     "CastOp",
     "CeilOp",
     "ClampOp",
+    "ChannelShuffleOp",
     "ConcatOp",
     "Conv2dOp",
     "CosOp",

@@ -9,9 +9,8 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, Storage
+from ..traits import ChannelFlow, Cost, Storage
 from ..types import DType, TensorType
-
 
 CHANNEL_QUANTUM = 16  # the widest channel block of any target in float32; parts in multiples of it fit every block
 
@@ -99,10 +98,8 @@ class SliceOp(Op, name="slice", attrs=SliceAttrs):
 
     @property
     def storage(self) -> Storage:
-        """Whole channel blocks can be taken out of a blocked tensor."""
-        attrs, channels = self.attrs, self.x.shape[1] if self.x.type.rank == 4 else 0
-        whole = attrs.start % CHANNEL_QUANTUM == 0 and (attrs.stop % CHANNEL_QUANTUM == 0 or attrs.stop == channels)
-        return Storage.FOLLOWS if channels and attrs.axis == 1 and attrs.step == 1 and whole else Storage.PLAIN
+        """Channels can be taken out of a blocked tensor."""
+        return Storage.FOLLOWS if self.x.type.rank == 4 and self.attrs.axis == 1 else Storage.PLAIN
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, attrs = self.x.type, self.attrs
@@ -134,9 +131,8 @@ class ConcatOp(Op, name="concat", attrs=AxisAttrs):
 
     @property
     def storage(self) -> Storage:
-        """Whole channel blocks can follow one another; so can images. Other parts would end within a block."""
-        whole = self.attrs.axis != 1 or all(part.shape[1] % CHANNEL_QUANTUM == 0 for part in self.parts)
-        return Storage.FOLLOWS if self.parts[0].type.rank == 4 and whole else Storage.PLAIN
+        """Whole channel blocks can follow one another; channels of other parts are moved within registers."""
+        return Storage.FOLLOWS if self.parts[0].type.rank == 4 else Storage.PLAIN
 
     def infer_types(self) -> tuple[TensorType, ...]:
         types, axis = [part.type for part in self.parts], self.attrs.axis
@@ -151,6 +147,52 @@ class ConcatOp(Op, name="concat", attrs=AxisAttrs):
 
     def evaluate(self, *parts: torch.Tensor) -> torch.Tensor:
         return torch.cat(parts, self.attrs.axis)
+
+
+@dataclass(frozen=True)
+class ChannelShuffleAttrs(Attrs):
+    """``groups`` as in `torch.nn.ChannelShuffle`; the channels from ``start`` up to ``stop`` are kept."""
+
+    groups: int
+    start: int
+    stop: int
+
+
+class ChannelShuffleOp(Op, name="channel_shuffle", attrs=ChannelShuffleAttrs):
+    """Join parts [N,C_i,H,W] along the channels, shuffle the C channels, and keep a range [N,stop-start,H,W].
+
+    The channels of the first group, of C / groups channels, come first, groups apart, then those of the second between
+    them: channel ``i * groups + g`` of the shuffled tensor is channel ``g * C / groups + i`` of the joined one
+    (Zhang et al. 2018, "ShuffleNet").
+    """
+
+    parts = Operand(variadic=True)
+    linear = True
+    default_storage = Storage.FOLLOWS
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """For each channel of the result, the channel of the joined parts that it comes from."""
+        attrs, total = self.attrs, sum(part.shape[1] for part in self.parts)
+        size = total // attrs.groups
+        return tuple(
+            channel % attrs.groups * size + channel // attrs.groups for channel in range(attrs.start, attrs.stop)
+        )
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        types, attrs = [part.type for part in self.parts], self.attrs
+        if not types or any(t.rank != 4 for t in types):
+            raise self.error(f"needs 4-d parts, got {', '.join(map(str, types)) or 'none'}")
+        if len({(t.dtype, t.shape[0], t.shape[2:]) for t in types}) != 1:
+            raise self.error(f"{', '.join(map(str, types))} differ outside of the channels")
+        total = sum(t.shape[1] for t in types)
+        if attrs.groups < 1 or total % attrs.groups or not 0 <= attrs.start < attrs.stop <= total:
+            raise self.error(f"{attrs} does not fit {total} channels")
+        batch, _, height, width = types[0].shape
+        return (types[0].with_shape((batch, attrs.stop - attrs.start, height, width)),)
+
+    def evaluate(self, *parts: torch.Tensor) -> torch.Tensor:
+        return torch.cat(parts, 1)[:, list(self.sources)]
 
 
 @dataclass(frozen=True)
@@ -195,6 +237,10 @@ class EmbeddingOp(Op, name="embedding"):
 
     def evaluate(self, table: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         return functional.embedding(indices, table)
+
+    def cost(self) -> Cost:
+        """Of the table, only the rows that are picked are read."""
+        return Cost(0, self.indices.type.bytes + 2 * self.result.type.bytes)
 
 
 @dataclass(frozen=True)

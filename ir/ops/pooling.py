@@ -89,6 +89,7 @@ class AdaptiveAvgPool2dOp(Op, name="adaptive_avg_pool2d", attrs=AdaptivePoolAttr
     x = Operand()
     linear = True
     channels = ChannelFlow.IDENTITY
+    default_storage = Storage.BLOCKED
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x = self.x.type

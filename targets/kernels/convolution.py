@@ -1,18 +1,23 @@
-"""Convolutions: direct in blocked layout, depthwise where each channel has its own filter."""
+"""Convolutions in blocked layout: direct, Winograd, on a matrix unit, or depthwise."""
 
 from __future__ import annotations
+
+from types import ModuleType
 
 from ...ir import is_constant
 from ...ir.ops import Conv2dOp
 from ..group import Group
 from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, selects
-from ..templates import conv2d, depthwise
+from ..record import Target
+from ..templates import conv2d, conv2d_bf16, conv2d_tiling, depthwise, winograd
 from ..views import View
+
+WINOGRAD_GAIN = 1.2  # estimated speed-up below which direct convolution is used, which is more accurate
 
 
 @selects(Conv2dOp)
 def select_conv2d(group: Group, context: KernelContext) -> Kernel:
-    """``conv2d`` or ``depthwise`` with bias and epilogue fused; the result is blocked."""
+    """``conv2d``, ``winograd``, ``conv2d_bf16`` or ``depthwise``, bias and epilogue fused; the result is blocked."""
     op = group.anchor
     assert isinstance(op, Conv2dOp)
     dtype = anchor_type(group)
@@ -34,7 +39,6 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
             batch, channels, height, width, tuple(kernel), attrs.stride, attrs.padding, attrs.dilation, dtype
         )
     else:
-        template = conv2d
         spec = conv2d.Conv2dSpec(
             batch,
             channels,
@@ -49,6 +53,7 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
             "plain" if plain else "blocked",
             dtype,
         )
+        template = _dense_template(spec, context.target)
     name = template.__name__.rpartition(".")[2]
     knobs = context.knobs(name, spec, template.candidates(spec, context.target))
     packed = template.pack_weight(spec, context.target, knobs, context.constant(weight))
@@ -62,3 +67,20 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
         result=result,
         build=lambda function: template.build(spec, context.target, knobs, epilogue.build(), function),
     )
+
+
+def _dense_template(spec: conv2d.Conv2dSpec, target: Target) -> ModuleType:
+    if conv2d_bf16.supports(spec, target):
+        return conv2d_bf16
+    if spec.dtype == "float32" and winograd_pays(spec, target):
+        return winograd
+    return conv2d
+
+
+def winograd_pays(spec: conv2d.Conv2dSpec, target: Target) -> bool:
+    """Whether Winograd's algorithm applies and is estimated to be clearly faster than direct convolution."""
+    if winograd.supports(spec) is not None:
+        return False
+    direct = conv2d_tiling.estimate_cycles(spec, target, conv2d.candidates(spec, target)[0])
+    transformed = winograd.estimate_cycles(spec, target, winograd.candidates(spec, target)[0])
+    return transformed * WINOGRAD_GAIN < direct

@@ -6,19 +6,21 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import torch
 from tvm import tirx
 
-from ...ir import TensorType, Value, is_constant
-from ...ir.ops import ConcatOp, EmbeddingOp, PadOp, RelayoutOp, SliceOp
-from ..addressing import flatten_physical, load_operand
+from ...ir import DType, TensorType, Value, is_constant
+from ...ir.ops import ConcatOp, EmbeddingOp, PadOp, RelayoutOp
+from ..addressing import load_operand
 from ..emit import STORAGE
 from ..group import Group
-from ..kernel import CompileError, Kernel, KernelContext, Operand, buffer_size, selects
+from ..kernel import CompileError, Kernel, KernelContext, buffer_size, selects
 from ..record import Target
 from ..templates import elementwise, relayout, row_copy
 from ..templates.base import BufferSpec, VectorAt
 from ..templates.builder import load
 from ..views import View
+from .channels import gather_channels, stored
 
 
 def copy_kernel(source: View, copy: Value, target: Target) -> Kernel:
@@ -50,12 +52,7 @@ def part_kernel(part: Value, copy: Value, context: KernelContext) -> Kernel:
         return copy_kernel(context.view(part), copy, context.target)
     flat = TensorType((copy.type.physical_size,), copy.type.dtype)
     kernel = copy_kernel(View(context.view(part).base, flat, 0, (1,)), Value(flat), context.target)
-    return replace(kernel, operands=(_stored(part, block, context),))
-
-
-def _stored(part: Value, block: int, context: KernelContext) -> Operand:
-    """A part as it is stored in channel blocks; constants are packed at compile time."""
-    return flatten_physical(context.constant(part), block) if is_constant(part) else context.view(part)
+    return replace(kernel, operands=(stored(part, block, context),))
 
 
 @selects(ConcatOp)
@@ -70,7 +67,9 @@ def select_concat(group: Group, context: KernelContext) -> Kernel:
         outer = outer // result.type.shape[1] * -(-result.type.shape[1] // block)
     if any(part.type.channel_block != block and not is_constant(part) for part in op.parts):
         raise CompileError(f"{op.describe()} joins tensors in different layouts; run the pass 'layout'")
-    parts = tuple(_stored(part, block, context) if block else context.contiguous(part) for part in op.parts)
+    if block and axis == 1 and any(part.shape[1] % block for part in op.parts[:-1]):
+        return gather_channels(op, op.parts, tuple(range(result.type.shape[1])), context)
+    parts = tuple(stored(part, block, context) if block else context.contiguous(part) for part in op.parts)
     runs = tuple(part.type.with_layout(block).physical_size // outer for part in op.parts)
     spec = row_copy.ConcatSpec(outer, runs, STORAGE[result.type.dtype])
     return Kernel(
@@ -84,42 +83,12 @@ def select_concat(group: Group, context: KernelContext) -> Kernel:
     )
 
 
-@selects(SliceOp)
-def select_slice(group: Group, context: KernelContext) -> Kernel:
-    """A slice of channels in blocked layout that is no stretch of its operand's buffer."""
-    op = group.op
-    assert isinstance(op, SliceOp)
-    attrs, type = op.attrs, group.result.type
-    if op.x.type.channel_block != type.channel_block or not type.channel_block or attrs.axis != 1 or attrs.step != 1:
-        raise CompileError(f"{op.describe()} of {op.x.type} as {type} has no kernel; run the pass 'layout'")
-    source, result = context.view(op.x), View.whole(group.result)
-    dtype = STORAGE[type.dtype]
-    inputs = (BufferSpec("x", buffer_size(source), dtype),)
-    spec = elementwise.ElementwiseSpec(type.shape, inputs, elementwise.BLOCKED, type.channel_block, dtype)
-    knobs = elementwise.candidates(spec, context.target)[0]
-
-    def compute(at: VectorAt, buffers: Any) -> Any:
-        batch, channel, *position = at.coords
-        shifted = replace(at, coords=(batch, channel + attrs.start, *position))
-        return load_operand(buffers[0], source, shifted, result)
-
-    return Kernel(
-        template="slice",
-        spec=spec,
-        knobs=knobs,
-        variant=f"{source.type} from {attrs.start}",
-        operands=(source,),
-        result=result,
-        build=lambda function: elementwise.build(spec, context.target, knobs, compute, name=function),
-    )
-
-
 @selects(PadOp)
 def select_pad(group: Group, context: KernelContext) -> Kernel:
     """``pad`` of a row-major tensor."""
     op = group.op
     assert isinstance(op, PadOp)
-    spec = row_copy.PadSpec(op.x.shape, op.attrs.before, op.attrs.after, op.attrs.value, STORAGE[op.x.type.dtype])
+    spec = row_copy.PadSpec(op.x.shape, op.attrs.before, op.attrs.after, _stored_number(op), STORAGE[op.x.type.dtype])
     return Kernel(
         template="pad",
         spec=spec,
@@ -129,6 +98,13 @@ def select_pad(group: Group, context: KernelContext) -> Kernel:
         result=View.whole(group.result),
         build=lambda function: row_copy.build_pad(spec, context.target, function),
     )
+
+
+def _stored_number(op: PadOp) -> float | int:
+    """What fills the border, as the kernel that moves stored elements writes it."""
+    if op.x.type.dtype is not DType.BF16:
+        return op.attrs.value
+    return torch.tensor(op.attrs.value, dtype=torch.bfloat16).view(torch.uint16).item()
 
 
 @selects(EmbeddingOp)

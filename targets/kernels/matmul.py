@@ -8,13 +8,13 @@ from ...ir import is_constant
 from ...ir.ops import LinearOp, MatmulOp, PermuteOp
 from ..group import Group
 from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, buffer_size, selects
-from ..templates import matmul
+from ..templates import matmul, matmul_bf16
 from ..views import View
 
 
 @selects(LinearOp)
 def select_linear(group: Group, context: KernelContext) -> Kernel:
-    """``matmul`` on a packed weight; leading dimensions are rows."""
+    """``matmul`` or ``matmul_bf16`` on a packed weight; leading dimensions are rows."""
     op = group.anchor
     assert isinstance(op, LinearOp)
     dtype = anchor_type(group)
@@ -27,17 +27,19 @@ def select_linear(group: Group, context: KernelContext) -> Kernel:
     source = context.contiguous(data)
     result = View.whole(group.result)
     spec = matmul.MatmulSpec(rows, outputs, inputs, a_size=buffer_size(source), dtype=dtype)
-    knobs = context.knobs("matmul", spec, matmul.candidates(spec, context.target))
-    packed = matmul.pack_weight(spec, context.target, knobs, context.constant(weight))
+    template = matmul_bf16 if matmul_bf16.supports(spec, context.target) else matmul
+    name = template.__name__.rpartition(".")[2]
+    knobs = context.knobs(name, spec, template.candidates(spec, context.target))
+    packed = template.pack_weight(spec, context.target, knobs, context.constant(weight))
     epilogue = FusedEpilogue(group, context, result, bias=bias, kernel_shape=(rows, outputs))
     return Kernel(
-        template="matmul",
+        template=name,
         spec=spec,
         knobs=knobs,
         variant=epilogue.variant,
         operands=(source, packed, *epilogue.operands),
         result=result,
-        build=lambda function: matmul.build(spec, context.target, knobs, epilogue.build(), function),
+        build=lambda function: template.build(spec, context.target, knobs, epilogue.build(), function),
     )
 
 
@@ -85,8 +87,8 @@ def select_matmul(group: Group, context: KernelContext) -> Kernel:
 def permuted_result(group: Group) -> View:
     """Where a template that writes through strides puts its result.
 
-    When the only reader is a permute that keeps the last dimension, the result is stored in the permuted order, so that the
-    permute costs nothing.
+    When the only reader is a permute that keeps the last dimension, the result is stored in the permuted order, so that
+    the permute costs nothing.
     """
     value = group.result
     if len(value.users) == 1 and value.has_one_use and isinstance(value.users[0], PermuteOp):

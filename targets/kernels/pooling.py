@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...ir.ops import AvgPool2dOp, MaxPool2dOp
+from ...ir.ops import AdaptiveAvgPool2dOp, AvgPool2dOp, MaxPool2dOp
 from ..group import Group
 from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, selects
 from ..templates import pooling
@@ -29,6 +29,24 @@ def select_pool2d(group: Group, context: KernelContext) -> Kernel:
         attrs.count_include_pad,
         anchor_type(group),
     )
+    return _pool2d(spec, group, context)
+
+
+@selects(AdaptiveAvgPool2dOp)
+def select_adaptive_average(group: Group, context: KernelContext) -> Kernel:
+    """``pool2d`` where all windows have one size."""
+    op = group.anchor
+    assert isinstance(op, AdaptiveAvgPool2dOp)
+    batch, channels, height, width = op.x.shape
+    rows, columns = op.attrs.size
+    if height % rows or width % columns:
+        raise CompileError(f"{op.describe()}: a plane of {height}x{width} has no {rows}x{columns} equal windows")
+    window = (height // rows, width // columns)
+    spec = pooling.PoolSpec(batch, channels, height, width, "avg", window, window, dtype=anchor_type(group))
+    return _pool2d(spec, group, context)
+
+
+def _pool2d(spec: pooling.PoolSpec, group: Group, context: KernelContext) -> Kernel:
     knobs = context.knobs("pool2d", spec, pooling.candidates(spec, context.target))
     epilogue = FusedEpilogue(group, context, View.whole(group.result))
     return Kernel(

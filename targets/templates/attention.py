@@ -24,6 +24,7 @@ from .matmul_tile import accumulate
 from .parallelism import chunk_loop, shared_loop
 from .row_vectors import RowVectors
 from .softmax import write_exponentials
+from .vector_math import maximum
 from .vectors import bind, lanes_of, pieces
 
 __all__ = ["AttentionKnobs", "AttentionSpec", "build", "candidates"]
@@ -31,6 +32,8 @@ __all__ = ["AttentionKnobs", "AttentionSpec", "build", "candidates"]
 Buffer = Any
 Index = Any
 Expr = Any
+
+_LEAST_PEAK = -3.0e38  # finite, so that a row whose scores are all -inf becomes zeros, as in PyTorch, rather than NaN
 
 
 def build(
@@ -159,10 +162,12 @@ class _Writer:
         def write(offset: Index, value: Expr) -> None:
             store(scores, base + offset, value, lanes_of(value))
 
-        total, rest = write_exponentials(vectors, read, write)
+        total, rest = write_exponentials(vectors, read, write, least_peak=_LEAST_PEAK)
         if rest is not None:
             vectors.store_rest(rest, write)
-        store(factors, row, constant(1.0, 1) / total, 1)
+        # The largest score contributes 1 to the sum; it is less only where no key can be seen, and then the weights are
+        # 0.
+        store(factors, row, constant(1.0, 1) / maximum(total, 1.0), 1)
 
     def _write_context(
         self,

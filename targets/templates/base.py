@@ -1,8 +1,9 @@
 """What every kernel template shares: where a vector of results lies, and what a fused epilogue does to it.
 
 A template writes one PrimFunc with TVM's IR builder. All its buffers are flat (one dimension, physical element count),
-because a Relax value of ours is a flat buffer: reshapes cost nothing and shapes are checked once, at the program's boundary.
-The arguments of a PrimFunc come in this order: activations, packed weights, the epilogue's buffers, the output.
+because a Relax value of ours is a flat buffer: reshapes cost nothing and shapes are checked once, at the program's
+boundary. The arguments of a PrimFunc come in this order: activations, packed weights, the epilogue's buffers, the
+output.
 """
 
 from __future__ import annotations
@@ -57,15 +58,18 @@ class Epilogue:
     buffers
         The further operands that it reads (bias, residual, …), in argument order.
     apply
-        ``apply(value, at, buffers)`` returns the expression to store; ``value`` has ``at.lanes`` lanes and ``buffers`` are the
-        TIR buffers made for ``self.buffers``.
+        ``apply(value, at, buffers)`` returns the expression to store; ``value`` has ``at.lanes`` lanes and ``buffers``
+        are the TIR buffers made for ``self.buffers``.
     dtype
         Element type of what is stored.
+    llvm_ir
+        Functions in LLVM's language that ``apply`` calls, for instructions that TVM has no name for.
     """
 
     buffers: tuple[BufferSpec, ...] = ()
     apply: Callable[[Expr, VectorAt, Sequence[Any]], Expr] = field(default=lambda value, at, buffers: value)
     dtype: str = "float32"
+    llvm_ir: str = ""
 
 
 NO_EPILOGUE = Epilogue()

@@ -1,8 +1,8 @@
 """bfloat16 numbers in memory, float32 in registers.
 
-TVM legalises bfloat16 buffers away before code generation, so their elements are stored as the 16 bits that they are. A buffer of
-bfloat16 numbers is a `Bfloat16Buffer`: reading it widens, `tersor.targets.templates.builder.store` rounds, and a template written
-for float32 works on it unchanged. Kernels that only move data take the bits, as ``uint16``.
+TVM legalises bfloat16 buffers away before code generation, so their elements are stored as the 16 bits that they are.
+A buffer of bfloat16 numbers is a `Bfloat16Buffer`: reading it widens, `tersor.targets.templates.builder.store` rounds,
+and a template written for float32 works on it unchanged. Kernels that only move data take the bits, as ``uint16``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..record import Target
+
 Expr = Any
 
 BFLOAT16 = "bfloat16"  # element type of a buffer whose numbers are computed with
 NUMBER_TYPES = ("float32", BFLOAT16)  # what templates that compute take
 BITS = "uint16"  # how they lie in memory
+_FEATURE = "avx512_bf16"
+_ROUNDING = "tersor_round_bfloat16_"
+_ROUNDED_LANES = (1, 2, 4, 8, 16, 32)
 _SHIFT = 16  # a bfloat16 is the upper half of a float32
 _HALF = 0x7FFF  # half a unit in the last place of a bfloat16, less one unit of a float32
 _MAGNITUDE = 0x7FFFFFFF  # all bits of a float32 but the sign
@@ -73,6 +78,34 @@ def narrow(value: Expr) -> Expr:
     is_nan = tirx.GT(word & _word(_MAGNITUDE, lanes), _word(_INFINITY, lanes))
     kept = tirx.Select(is_nan, word | _word(_QUIET, lanes), rounded)
     return tirx.Cast(_typed(BITS, lanes), kept >> _word(_SHIFT, lanes))
+
+
+def has_rounding_instruction(target: Target) -> bool:
+    """Whether `round_in_hardware` works on ``target``."""
+    return _FEATURE in target.features
+
+
+def round_in_hardware(value: Expr) -> Expr:
+    """What `narrow` computes, in one instruction, but numbers too small for a normal one become zero.
+
+    The kernel must import `ROUNDING_IR`. TVM has no vectors of bfloat16 in generated code, but LLVM does.
+    """
+    lanes = value.ty.dtype.lanes
+    return tirx.call_pure_extern(_typed(BITS, lanes), f"{_ROUNDING}{lanes}", value)
+
+
+def _rounding_function(lanes: int) -> str:
+    floats, numbers, bits = (f"<{lanes} x {one}>" if lanes > 1 else one for one in ("float", "bfloat", "i16"))
+    return f"""
+define {bits} @{_ROUNDING}{lanes}({floats} %value) alwaysinline {{
+  %rounded = fptrunc {floats} %value to {numbers}
+  %bits = bitcast {numbers} %rounded to {bits}
+  ret {bits} %bits
+}}
+"""
+
+
+ROUNDING_IR = "".join(_rounding_function(lanes) for lanes in _ROUNDED_LANES)
 
 
 def _typed(dtype: str, lanes: int) -> str:

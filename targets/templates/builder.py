@@ -49,8 +49,16 @@ def make_prim_func(
         arguments = [_argument(spec) for spec in specs]
         T.func_attr({"tirx.noalias": True})
         arguments = [_from_start(spec, buffer) for spec, buffer in zip(specs, arguments, strict=True)]
-        body(arguments[: len(inputs)], arguments[len(inputs) : -1], arguments[-1])
+        with _importing(epilogue.llvm_ir):
+            body(arguments[: len(inputs)], arguments[len(inputs) : -1], arguments[-1])
     return ib.get()
+
+
+def _importing(llvm_ir: str) -> contextlib.AbstractContextManager[Any]:
+    """Make functions written in LLVM's language known to the statements inside; they are inlined."""
+    if not llvm_ir:
+        return contextlib.nullcontext()
+    return T.attr(tirx.IntImm("int32", 0), "pragma_import_llvm", llvm_ir)
 
 
 def _argument(spec: BufferSpec) -> Buffer:

@@ -146,7 +146,8 @@ def build(
             image, channel = plane // blocks, plane % blocks * lanes
             for position in range(run.width):
                 flat = ((plane * rows.out + y) * columns.out + x + position) * lanes
-                at = VectorAt((image, channel, y, x + position), 1, lanes, flat)
+                place = (y // spec.w, y % spec.w) if conv.pointwise else (y, x + position)
+                at = VectorAt((image, channel, *place), 1, lanes, flat)
                 store_result(out, tile[position], at, epilogue, extra)
 
         for_each_tile(spec.n * blocks, rows, columns, knobs.columns, knobs.pieces, write_tile)

@@ -1,7 +1,7 @@
 """Copies of contiguous rows: concatenation and constant padding, without arithmetic.
 
-Both see a tensor as ``outer`` rows. Concatenation puts one row of each part after the other; padding writes each row of the
-operand between two runs of the constant.
+Both see a tensor as ``outer`` rows. Concatenation puts one row of each part after the other; padding writes each row of
+the operand between two runs of the constant.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ConcatSpec:
 
 @dataclass(frozen=True)
 class PadSpec:
-    """A row-major tensor of ``shape`` with ``before`` and ``after`` elements of ``value`` added along each dimension."""
+    """A row-major tensor of ``shape`` with ``before`` and ``after`` elements of ``value`` added along each axis."""
 
     shape: tuple[int, ...]
     before: tuple[int, ...]

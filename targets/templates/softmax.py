@@ -109,9 +109,13 @@ def build(
 
 
 def write_exponentials(
-    row: RowVectors, read: Callable[[Index, int], Expr], write: Callable[[Index, Expr], None]
+    row: RowVectors,
+    read: Callable[[Index, int], Expr],
+    write: Callable[[Index, Expr], None],
+    *,
+    least_peak: float = float("-inf"),
 ) -> tuple[Expr, Expr | None]:
-    """Write ``exp(x - max x)`` for the whole vectors of a row.
+    """Write ``exp(x - max x)`` for the whole vectors of a row, or ``exp(x - least_peak)`` if that is larger.
 
     Returns
     -------
@@ -122,7 +126,7 @@ def write_exponentials(
     lanes = row.lanes
     slots = min(row.unroll, max(1, row.whole))
     peaks = RegisterTile(slots, lanes)
-    peaks.fill(float("-inf"))
+    peaks.fill(least_peak)
 
     def raise_peak(offset: Index, slot: int) -> None:
         peaks[slot] = T.max(peaks[slot], read(offset, lanes))

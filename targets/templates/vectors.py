@@ -125,12 +125,13 @@ def _swap_blocks(values: Sequence[Expr], distance: int) -> list[Expr]:
         if row & distance:
             continue
         pair = [values[row], values[row + distance]]
-        result[row] = bind(_shuffle(pair, keep_low))
-        result[row + distance] = bind(_shuffle(pair, keep_high))
+        result[row] = bind(shuffle(pair, keep_low))
+        result[row + distance] = bind(shuffle(pair, keep_high))
     return result
 
 
-def _shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """The given lanes of several vectors, counted through all of them."""
     return tirx.Shuffle(list(vectors), [tirx.IntImm("int32", lane) for lane in lanes])
 
 

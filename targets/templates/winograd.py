@@ -7,13 +7,13 @@
                 M[position, tile, output] = V[position] @ U[position]   register-tiled matrix product
             output = epilogue(At M A)                            output transform
 
-Threads share the blocks of tiles. Or, where tiles are few and the weights many, they share the input transform first, and then the
-slices of output channels, so that each reads only its part of the weights.
+Threads share the blocks of tiles. Or, where tiles are few and the weights many, they share the input transform first,
+and then the slices of output channels, so that each reads only its part of the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -25,7 +25,6 @@ from .builder import (
     RegisterTile,
     bind,
     broadcast,
-    constant,
     load,
     loop,
     make_prim_func,
@@ -33,13 +32,13 @@ from .builder import (
     prefetch,
     store,
     store_result,
+    when,
 )
-from .builder import when
-from .conv2d_spec import Conv2dSpec
+from .conv2d_spec import Conv2dSpec, output_groups
 from .vectors import bind as bind_vector
-from .winograd_spec import TileGrid, WinogradKnobs, pack_weight, packed_size, supports, weight_groups
+from .winograd_patches import Patches
+from .winograd_spec import TileGrid, WinogradKnobs, pack_weight, packed_size, supports
 from .winograd_tiling import candidates, estimate_cycles
-from .winograd_transforms import apply_transform, transforms
 
 __all__ = ["WinogradKnobs", "build", "candidates", "estimate_cycles", "pack_weight", "supports"]
 
@@ -56,8 +55,8 @@ def build(
 ) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)`` over flat buffers.
 
-    Input and output are blocked; lanes of output channels that do not exist hold what the epilogue makes of zero. Weights come
-    from :func:`pack_weight` with the same knobs.
+    Input and output are blocked; lanes of output channels that do not exist hold what the epilogue makes of zero.
+    Weights come from :func:`pack_weight` with the same knobs.
 
     Raises
     ------
@@ -107,7 +106,7 @@ class _Writer:
         self.groups_per_block = -(-self.grid.groups // self.blocks)
         self.input_blocks = spec.input_blocks(target)
         self.output_blocks = spec.output_blocks(target)
-        self.weight_groups = weight_groups(spec, target, knobs)
+        self.weight_groups = output_groups(spec, target, knobs.vectors)
         self.slice_units = sum(groups.count for groups in self.weight_groups)
         self.slices = min(knobs.slices, self.slice_units)
         self.slice_blocks = min(-(-self.slice_units // self.slices) * knobs.vectors, self.output_blocks)
@@ -115,7 +114,7 @@ class _Writer:
         slots = self.groups_per_block * self.grid.rows
         self.input_stride = (slots * self.input_blocks + 1) * self.lanes
         self.product_stride = (slots * self.slice_blocks + 1) * self.lanes
-        self.matrices = transforms(knobs.m)
+        self.patches = Patches(spec, knobs, self.grid, self.lanes)
 
     def write(self) -> None:
         """The outer loops, shared by threads."""
@@ -138,78 +137,20 @@ class _Writer:
             return 0, units
         return bind(piece * units // pieces), bind((piece + 1) * units // pieces)
 
-    # Input transform ------------------------------------------------------------------------------------------
-
     def _transform_block(self, transformed: Buffer, base: Expr, block: Expr, first: Expr, behind: Expr) -> None:
         """Transform the tiles of a block, for input channel blocks ``[first, behind)``."""
-        staging = T.alloc_buffer((self.knobs.positions * self.lanes,), "float32")
+        staging = self.patches.allocate_staging()
         begin, end = self._bounds(block, self.blocks, self.grid.groups)
-        with loop(behind, first) as channels, loop(end, begin) as group:
-            with loop(self._rows_of(group)) as row:
-                tile = bind(self.grid.first_tile(group) + row)
-                panel = ((group - begin) * self.input_blocks + channels) * self.grid.rows + row
-                self._transform_input(staging, tile, channels, transformed, bind(base + panel * self.lanes))
+        with loop(behind, first) as channels, loop(end, begin) as group, loop(self._rows_of(group)) as row:
+            tile = bind(self.grid.first_tile(group) + row)
+            panel = ((group - begin) * self.input_blocks + channels) * self.grid.rows + row
+            place = bind(base + panel * self.lanes)
+            self.patches.transform_input(self.data, channels, tile, staging, transformed, place, self.input_stride)
 
     def _rows_of(self, group: Expr) -> Expr:
         if self.grid.longer == self.grid.groups:
             return self.grid.rows
         return tirx.Select(group < self.grid.longer, tirx.const(self.grid.rows), tirx.const(self.grid.rows - 1))
-
-    def _place(self, tile: Expr) -> tuple[Expr, Expr, Expr]:
-        """Image, and output row and column of the first position, of a tile."""
-        grid, m = self.grid, self.knobs.m
-        y = tile // grid.width
-        image = 0 if self.spec.n == 1 else bind(y // grid.height)
-        return image, bind((y if self.spec.n == 1 else y % grid.height) * m), bind(tile % grid.width * m)
-
-    def _transform_input(self, staging: Buffer, tile: Expr, channels: Expr, out: Buffer, place: Expr) -> None:
-        """Columns of the patch into ``staging``, then its rows into ``out``."""
-        spec, alpha, lanes = self.spec, self.knobs.alpha, self.lanes
-        image, y, x = self._place(tile)
-        top, left = bind(y - spec.padding[0]), bind(x - spec.padding[1])
-        plane = (image * self.input_blocks + channels) * spec.h
-        corner = bind(((plane + top) * spec.w + left) * lanes)
-        inside = tirx.all(top >= 0, left >= 0, top + alpha <= spec.h, left + alpha <= spec.w)
-
-        def put(column: Expr, values: Sequence[Expr]) -> None:
-            for row, value in enumerate(apply_transform(self.matrices.input, values)):
-                store(staging, (row * alpha + column) * lanes, value, lanes)
-
-        def whole_column(column: Expr) -> None:
-            start = bind(corner + column * lanes)
-            put(column, [bind_vector(load(self.data, start + row * (spec.w * lanes), lanes)) for row in range(alpha)])
-
-        def cut_column(column: Expr) -> None:
-            start = bind(corner + column * lanes)
-            values = RegisterTile(alpha, lanes)
-            values.fill(0.0)
-            for row in range(alpha):
-                offset = start + row * (spec.w * lanes)
-                set_row = _setter(values, row, self.data, offset)
-                when(tirx.all(top + row >= 0, top + row < spec.h), set_row)
-            put(column, [values[row] for row in range(alpha)])
-
-        def clear_column(column: Expr) -> None:
-            for row in range(alpha):
-                store(staging, (row * alpha + column) * lanes, constant(0.0, lanes), lanes)
-
-        def whole() -> None:
-            with loop(alpha) as column:
-                whole_column(column)
-
-        def cut() -> None:
-            with loop(alpha) as column:
-                in_width = tirx.all(left + column >= 0, left + column < spec.w)
-                when(in_width, lambda: cut_column(column), lambda: clear_column(column))
-
-        when(inside, whole, cut)
-        with loop(alpha) as row:
-            values = [bind_vector(load(staging, (row * alpha + column) * lanes, lanes)) for column in range(alpha)]
-            start = bind(place + row * (alpha * self.input_stride))
-            for column, value in enumerate(apply_transform(self.matrices.input, values)):
-                store(out, start + column * self.input_stride, value, lanes)
-
-    # Matrix products ------------------------------------------------------------------------------------------
 
     def _multiply(self, transformed: Buffer, base: Expr, block: Expr, piece: Expr) -> None:
         """All products of a block of tiles with a slice of the output channels, and their output transform."""
@@ -308,43 +249,15 @@ class _Writer:
                 at = place + (v * self.groups_per_block * self.grid.rows + row) * lanes
                 store(products, at, tile[row * vectors + v], lanes)
 
-    # Output transform -----------------------------------------------------------------------------------------
-
     def _finish_block(self, products: Buffer, first_block: Expr, behind_block: Expr, begin: Expr, end: Expr) -> None:
-        staging = T.alloc_buffer((self.knobs.positions * self.lanes,), "float32")
-        with loop(behind_block, first_block) as block, loop(end, begin) as group:
-            with loop(self._rows_of(group)) as row:
-                tile = bind(self.grid.first_tile(group) + row)
-                slot = ((block - first_block) * self.groups_per_block + group - begin) * self.grid.rows + row
-                self._transform_output(staging, tile, block, products, bind(slot * self.lanes))
+        """Transform the products of a block of tiles and a slice of output blocks back, and store them."""
+        staging = self.patches.allocate_staging()
 
-    def _transform_output(self, staging: Buffer, tile: Expr, block: Expr, products: Buffer, place: Expr) -> None:
-        """Columns of the products into ``staging``, then its rows, through the epilogue, into the output."""
-        spec, alpha, m, lanes = self.spec, self.knobs.alpha, self.knobs.m, self.lanes
-        image, y, x = self._place(tile)
-        with loop(alpha) as column:
-            start = bind(place + column * self.product_stride)
-            step = alpha * self.product_stride
-            values = [bind_vector(load(products, start + row * step, lanes)) for row in range(alpha)]
-            for row, value in enumerate(apply_transform(self.matrices.output, values)):
-                store(staging, (row * alpha + column) * lanes, value, lanes)
-        rows = m if spec.out_h % m == 0 else bind(tirx.min(spec.out_h - y, m))
-        with loop(rows) as row:
-            values = [bind_vector(load(staging, (row * alpha + column) * lanes, lanes)) for column in range(alpha)]
-            results = apply_transform(self.matrices.output, values)
-            out_y = bind(y + row)
-            start = bind((((image * self.output_blocks + block) * spec.out_h + out_y) * spec.out_w + x) * lanes)
-            for column, value in enumerate(results):
-                at = VectorAt((image, block * lanes, out_y, x + column), 1, lanes, start + column * lanes)
-                in_width = True if spec.out_w % m == 0 else x + column < spec.out_w
-                when(in_width, self._storing(value, at))
+        def finish(value: Expr, at: VectorAt) -> None:
+            store_result(self.output, value, at, self.epilogue, self.extra)
 
-    def _storing(self, value: Expr, at: VectorAt) -> Callable[[], None]:
-        return lambda: store_result(self.output, value, at, self.epilogue, self.extra)
-
-
-def _setter(values: RegisterTile, row: int, data: Buffer, offset: Expr) -> Callable[[], None]:
-    def set_row() -> None:
-        values[row] = load(data, offset, values.lanes)
-
-    return set_row
+        with loop(behind_block, first_block) as block, loop(end, begin) as group, loop(self._rows_of(group)) as row:
+            tile = bind(self.grid.first_tile(group) + row)
+            slot = ((block - first_block) * self.groups_per_block + group - begin) * self.grid.rows + row
+            place = bind(slot * self.lanes)
+            self.patches.transform_output(products, place, self.product_stride, tile, staging, block, finish)

@@ -1,4 +1,4 @@
-"""Which convolutions Winograd's algorithm computes, the knobs of its kernel, and how weights are transformed and packed."""
+"""Which convolutions Winograd's algorithm computes, the knobs of its kernel, and how its weights are packed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from tvm import tirx
 
 from ..record import Target
-from .conv2d_spec import Conv2dSpec, OutputGroups, output_groups
+from .conv2d_spec import Conv2dSpec
 from .winograd_transforms import FILTER, as_tensor, transforms
 
 Index = Any  # a Python int, or a tvm expression
@@ -30,8 +31,8 @@ class WinogradKnobs:
     slices
         Pieces that the output channel blocks are divided into; the products of one piece of both are kept in cache.
     order
-        What threads share: ``"tiles"``, or ``"outputs"`` (output channels, after they have transformed the input together; then
-        each thread reads only its part of the weights).
+        What threads share: ``"tiles"``, or ``"outputs"``: output channels, after they have transformed the input
+        together; then each thread reads only its part of the weights.
     """
 
     m: int
@@ -86,8 +87,6 @@ class TileGrid:
         """Number of the first tile of a group."""
         if self.longer == self.groups:
             return group * self.rows
-        from tvm import tirx
-
         return group * (self.rows - 1) + tirx.min(group, self.longer)
 
 
@@ -99,14 +98,11 @@ def supports(spec: Conv2dSpec) -> str | None:
         return f"stride {spec.stride} and dilation {spec.dilation} must be 1"
     if spec.groups != 1:
         return f"{spec.groups} groups"
+    if spec.dtype != "float32":
+        return f"{spec.dtype} has too few digits for the transforms"
     if spec.input_layout != "blocked":
         return f"the input is {spec.input_layout}, not blocked"
     return None
-
-
-def weight_groups(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> list[OutputGroups]:
-    """Groups of output channel blocks: some of ``knobs.vectors``, perhaps one smaller one."""
-    return output_groups(spec, target, knobs.vectors)
 
 
 def slice_bounds(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> list[int]:

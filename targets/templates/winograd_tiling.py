@@ -1,6 +1,6 @@
 """How Winograd convolutions may be tiled on a target, what each way costs, and in which order they are worth trying.
 
-The costs are in the unit of :func:`tersor.targets.templates.conv2d_tiling.estimate_cycles`, so that the two algorithms compare.
+The costs are in the unit of :func:`tersor.targets.templates.conv2d_tiling.estimate_cycles`: the algorithms compare.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ CACHED_BYTES = 8 << 20  # larger weights are assumed to have left the caches sin
 EXPOSED = 0.25  # share of the shorter of arithmetic and weight traffic that prefetching fails to hide behind the longer
 USABLE_L2 = 0.5  # share of L2 that weights or intermediate results may fill and stay there
 ALLOWED_ERROR = 2e-5  # of one layer, relative to its largest output; a network may have dozens of layers
+WIDE_TILE_PENALTY = {2: 1.0, 4: 1.0, 6: 1.08}  # the widest must win by this much: less accurate, twice the code
 MOST_CANDIDATES = 24
 
 
@@ -38,11 +39,15 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[WinogradKnobs]:
         for blocks, slices in itertools.product(_counts(grid.groups, target.cores), _counts(units, target.cores)):
             found[WinogradKnobs(m, vectors, grid.rows, blocks, slices, "tiles")] = None
             found[WinogradKnobs(m, vectors, grid.rows, blocks, slices, "outputs")] = None
-    return sorted(found, key=lambda knobs: estimate_cycles(spec, target, knobs))[:MOST_CANDIDATES]
+    return sorted(found, key=lambda knobs: _rank(spec, target, knobs))[:MOST_CANDIDATES]
+
+
+def _rank(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> float:
+    return estimate_cycles(spec, target, knobs) * WIDE_TILE_PENALTY[knobs.m]
 
 
 def _vector_counts(spec: Conv2dSpec, target: Target) -> range:
-    """A tile one vector wide loads as many elements as it multiplies; it is used only where there is no second vector."""
+    """A tile one vector wide loads as many elements as it multiplies; it is left out where there is a second vector."""
     most = min(MOST_VECTORS, spec.output_blocks(target))
     return range(min(2, most), most + 1)
 
@@ -54,7 +59,7 @@ def _counts(most: int, cores: int) -> list[int]:
 
 
 def estimate_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> float:
-    """Estimated cycles of the whole convolution, summed over threads; threads that wait for the slowest count as busy."""
+    """Estimated cycles of the whole convolution, summed over threads; waiting for another thread counts."""
     grid = TileGrid.of(spec, knobs)
     units = -(-spec.output_blocks(target) // knobs.vectors)
     blocks, slices = min(knobs.blocks, grid.groups), min(knobs.slices, units)
@@ -101,7 +106,7 @@ def _weight_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, block
 def _spilled_bytes(
     spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, grid: TileGrid, blocks: int, slices: int
 ) -> float:
-    """Bytes of transformed inputs and of products that leave L2: fetched before they are written, written, and read back."""
+    """Bytes of transformed inputs and products that leave L2: fetched to be written, written, and read back."""
     inputs = 4.0 * knobs.positions * grid.tiles * spec.input_blocks(target) * target.lanes()
     products = 4.0 * knobs.positions * grid.tiles * spec.output_blocks(target) * target.lanes()
     usable = USABLE_L2 * target.l2_bytes

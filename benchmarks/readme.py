@@ -1,0 +1,189 @@
+"""Tables in Markdown, written between the markers of ``benchmarks/README.md`` from a record of measurements.
+
+::
+
+    python -m benchmarks.readme benchmarks/results/MACHINE.json --chart benchmarks/results/MACHINE.svg
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import chart
+from benchmarks.results import Record, medians, read
+from benchmarks.tables import RUNTIMES, TERSOR, milliseconds, times
+
+README = Path(__file__).parent / "README.md"
+BEGIN = "<!-- results:begin, written by python -m benchmarks.readme -->"
+END = "<!-- results:end -->"
+FAMILIES = 3  # families of kernels named per model
+COLUMNS = {
+    "torch": "PyTorch",
+    "torch-compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "ncnn": "ncnn",
+}
+
+
+def update(path: Path, content: Record, picture: Path | None = None) -> None:
+    """Replace what stands between the markers of a Markdown file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    content
+        As `benchmarks.results.record` returns it, with Tersor among the runners.
+    picture
+        A chart to show above the tables.
+
+    Raises
+    ------
+    ValueError
+        If the file lacks the markers.
+    """
+    text = path.read_text("utf-8")
+    before, found, rest = text.partition(BEGIN)
+    _, closed, after = rest.partition(END)
+    if not found or not closed:
+        raise ValueError(f"{path} lacks the lines '{BEGIN}' and '{END}'")
+    shown = "" if picture is None else f"![How many times longer the others take]({_link(picture, path)})\n\n"
+    path.write_text(f"{before}{BEGIN}\n\n{shown}{render(content)}\n{END}{after}", "utf-8")
+
+
+def _link(target: Path, page: Path) -> str:
+    return Path(os.path.relpath(target.resolve(), page.resolve().parent)).as_posix()
+
+
+def render(content: Record) -> str:
+    """All tables of a record that it has data for."""
+    models = content["models"]
+    parts = [_conditions(content), _latencies(models)]
+    if any(model["left_out"] for model in models):
+        parts.append(_left_out(models))
+    if any(model["startup"] for model in models):
+        parts += ["### Before the first answer", _startups(models)]
+    if any(model["roofline"] for model in models):
+        parts += ["### What remains between us and the limit", _limits(content["probe"]), _remains(content)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _conditions(content: Record) -> str:
+    machine = content["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {machine['system']}, Python "
+        f"{machine['python']}; {content['threads']} threads, batch {content['batch']}, {content['precision']}. "
+        f"{versions}.\n"
+        "Medians in milliseconds. The last columns are ratios: above 1, Tersor is faster."
+    )
+
+
+def _latencies(models: Sequence[Mapping[str, Any]]) -> str:
+    present = [name for name in COLUMNS if any(name in medians(model) for model in models)]
+    header = ["model", "Tersor", *(COLUMNS[name] for name in present), "PyTorch / Tersor", "best runtime / Tersor"]
+    rows = []
+    for model in models:
+        found = medians(model)
+        others = (milliseconds(found[name]) if name in found else "-" for name in present)
+        best = f"**{times(model['best_runtime_over_tersor'])}**"
+        rows.append(
+            [model["model"], milliseconds(found[TERSOR]), *others, times(model["torch_over_tersor"]), best],
+        )
+    runtimes = ", ".join(COLUMNS[name] for name in RUNTIMES)
+    return f"{_markdown(header, rows)}\n\nThe best runtime is the fastest of {runtimes}."
+
+
+def _left_out(models: Sequence[Mapping[str, Any]]) -> str:
+    reasons = (
+        f"{COLUMNS[name]} does not run {model['model']}: {reason}."
+        for model in models
+        for name, reason in model["left_out"].items()
+    )
+    return "\n".join(reasons)
+
+
+def _startups(models: Sequence[Mapping[str, Any]]) -> str:
+    header = ["model", "compile s", "peak GiB", "artifact MiB", "imports s", "load s", "first call ms"]
+    rows = []
+    for model in models:
+        start = model["startup"]
+        if start is None:
+            continue
+        peak = start["compile_peak_bytes"]
+        rows.append(
+            [
+                model["model"],
+                f"{start['compile_seconds']:.1f}",
+                "-" if peak is None else f"{peak / 2**30:.2f}",
+                f"{start['artifact_bytes'] / 2**20:.1f}",
+                f"{start['import_seconds']:.2f}",
+                f"{start['load_seconds']:.3f}",
+                milliseconds(start["first_call_seconds"]),
+            ]
+        )
+    return f"Compiled in one new process, loaded and called in another.\n\n{_markdown(header, rows)}"
+
+
+def _limits(probe: Mapping[str, Any]) -> str:
+    return (
+        f"Probed in the same run, {probe['threads']} threads: {probe['gflops']:.0f} GFLOP/s of float32 multiply-adds "
+        f"(one thread: {probe['one_thread_gflops']:.0f}); reading from L2 {probe['l2_gbytes']:.0f} GB/s, from L3 "
+        f"{probe['l3_gbytes']:.0f} GB/s, from memory {probe['memory_gbytes']:.0f} GB/s."
+    )
+
+
+def _remains(content: Record) -> str:
+    header = ["model", "kernels ms", "limit ms", "of limit", "between kernels", "where the time goes"]
+    rows = []
+    for model in content["models"]:
+        roofline = model["roofline"]
+        if roofline is None:
+            continue
+        kernels = sum(family["seconds"] for family in roofline["families"])
+        largest = roofline["families"][:FAMILIES]
+        rows.append(
+            [
+                model["model"],
+                milliseconds(kernels),
+                milliseconds(roofline["limit_seconds"]),
+                f"{roofline['limit_seconds'] / kernels:.0%}",
+                f"{roofline['between_kernels_seconds'] / roofline['seconds']:.0%}",
+                "; ".join(_family(family, kernels, content["probe"]["gflops"]) for family in largest),
+            ]
+        )
+    return _markdown(header, rows, text_columns=(0, 5))
+
+
+def _family(family: Mapping[str, Any], kernels: float, peak: float) -> str:
+    share = f"{family['name']} {family['seconds'] / kernels:.0%}"
+    if family["operations"]:
+        return f"{share} at {family['gflops'] / peak:.0%} of peak"
+    return f"{share} at {family['gbytes']:.0f} GB/s"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = (0,)) -> str:
+    rule = ["---" if index in text_columns else "--:" for index in range(len(header))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+
+
+def main(
+    results: Annotated[Path, typer.Argument(help="What benchmarks.cpu --json wrote.")],
+    markdown: Annotated[Path, typer.Option(help="The file whose markers enclose the tables.")] = README,
+    chart_path: Annotated[Path | None, typer.Option("--chart", help="Draw the chart to this file too.")] = None,
+) -> None:
+    """Write the tables of a past run, and its chart, without measuring again."""
+    content = read(results)
+    update(markdown, content, chart_path)
+    if chart_path is not None:
+        chart.draw(content, chart_path)
+
+
+if __name__ == "__main__":
+    typer.run(main)

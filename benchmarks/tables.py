@@ -1,0 +1,65 @@
+"""Comparisons of latency for the terminal, no wider than 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from benchmarks.harness import Comparison
+
+TERSOR = "tersor"
+RUNTIMES = ("onnxruntime", "openvino", "ncnn")  # the fastest of these is what a deployed model is compared with
+AGREEMENT = 1e-4  # largest difference between float32 runtimes, relative to the output's scale
+
+
+def table(comparison: Comparison) -> Table:
+    """Lay one comparison out."""
+    view = Table(title=f"{comparison.model}, batch 1, float32, {comparison.threads} thread(s)", title_justify="left")
+    view.add_column("runner", no_wrap=True)
+    for title in ("median ms", "25-75 %", "x fastest", "differs by", "build s"):
+        view.add_column(title, justify="right", no_wrap=True)
+    fastest = min(row.latency.median for row in comparison.rows)
+    for row in comparison.rows:
+        latency = row.latency
+        agrees = row.difference <= AGREEMENT
+        view.add_row(
+            row.runner,
+            milliseconds(latency.median),
+            f"{milliseconds(latency.lower_quartile)}-{milliseconds(latency.upper_quartile)}",
+            f"{latency.median / fastest:.2f}",
+            f"{row.difference:.1e}" if agrees else f"[bold red]{row.difference:.1e}[/]",
+            f"{row.build_seconds:.1f}",
+            style="bold" if row.runner == TERSOR else "",
+        )
+    return view
+
+
+def summary(comparisons: Sequence[Comparison]) -> Table:
+    """Lay out how many times faster Tersor is on each model; above 1 means that Tersor is faster."""
+    view = Table(title="Their latency over Tersor's: above 1, Tersor is faster", title_justify="left")
+    view.add_column("model")
+    for title in ("tersor ms", "PyTorch eager", "best runtime", "which is"):
+        view.add_column(title, justify="right")
+    for comparison in comparisons:
+        best = comparison.fastest(RUNTIMES)
+        view.add_row(
+            comparison.model,
+            milliseconds(comparison.median(TERSOR)),
+            times(comparison.speedup(TERSOR, over=("torch",))),
+            times(comparison.speedup(TERSOR, over=RUNTIMES)),
+            best or "-",
+        )
+    return view
+
+
+def milliseconds(seconds: float) -> str:
+    """Milliseconds with about four significant digits: 1.234, 12.34, 123.4."""
+    value = seconds * 1e3
+    decimals = 3 if value < 10 else 2 if value < 100 else 1
+    return f"{value:.{decimals}f}"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio, or a dash where there is none."""
+    return "-" if ratio is None else f"{ratio:.2f}"

@@ -1,0 +1,163 @@
+"""Compiled bf16 graphs: every kernel that takes bf16 operands, with and without a matrix unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tersor.ir import DType, Graph, TensorType, Value, ops
+from tersor.passes import run_passes
+from tersor.passes.numeric import seeded_inputs
+from tersor.targets import compile_graph, load, resolve_target
+from tersor.targets.catalog import host_features
+from tersor.tests.random_graphs import GraphBuilder
+
+from .compiled import assert_same, compiled, lowered, templates
+
+ROUNDING = (
+    2.0**-7
+)  # one unit in the last place: sums may round to either neighbour, groups round once, not after each op
+TARGETS = ["x86:avx2", "x86:sapphirerapids"]
+Build = Callable[[GraphBuilder, Value], Value]
+
+
+def runs_here(target: str) -> bool:
+    return host_features().issuperset(resolve_target(target).features)
+
+
+def cast(b: GraphBuilder, x: Value, dtype: DType) -> Value:
+    return b.op(ops.CastOp, x, dtype=dtype)
+
+
+def bf16_weight(b: GraphBuilder, *shape: int) -> Value:
+    return b.constant(torch.randn(shape, generator=b.generator).bfloat16())
+
+
+def conv(b: GraphBuilder, x: Value, channels: int, kernel: int = 3, *, groups: int = 1, stride: int = 1) -> Value:
+    pad = kernel // 2
+    weight = bf16_weight(b, channels, x.shape[1] // groups, kernel, kernel)
+    attrs = {"stride": (stride, stride), "padding": (pad, pad, pad, pad), "groups": groups}
+    return b.op(ops.Conv2dOp, x, weight, b.weight(channels), **attrs)
+
+
+def attention(b: GraphBuilder, x: Value) -> Value:
+    tokens = b.op(ops.ReshapeOp, x, shape=(2, 24, 30))
+    return b.op(ops.AttentionOp, tokens, tokens, tokens, causal=True)
+
+
+def joined(b: GraphBuilder, x: Value) -> Value:
+    other = b.op(ops.ReluOp, x)
+    return b.op(ops.ConcatOp, x, other, x, axis=2)
+
+
+IMAGES: dict[str, Build] = {
+    "convolution": lambda b, x: b.op(ops.ReluOp, conv(b, x, 40)),
+    "convolution and residual": lambda b, x: b.op(ops.AddOp, conv(b, x, 24), x),
+    "pointwise": lambda b, x: conv(b, x, 33, 1),
+    "strided": lambda b, x: conv(b, x, 17, 3, stride=2),
+    "grouped": lambda b, x: conv(b, x, 36, groups=3),
+    "depthwise": lambda b, x: conv(b, x, 24, groups=24),
+    "max pool": lambda b, x: b.op(ops.MaxPool2dOp, x, kernel=(3, 3), stride=(2, 2), padding=(1, 1)),
+    "average pool": lambda b, x: b.op(ops.AvgPool2dOp, x, kernel=(2, 2), stride=(2, 2)),
+    "global mean": lambda b, x: b.op(ops.MeanOp, conv(b, x, 24, 1), axes=(2, 3), keepdim=True),
+    "sum over rows": lambda b, x: b.op(ops.SumOp, x, axes=(2,)),
+    "softmax": lambda b, x: b.op(ops.SoftmaxOp, x, axis=3),
+    "layer norm": lambda b, x: b.op(ops.LayerNormOp, x, b.weight(5), b.weight(5), dims=1),
+    "linear": lambda b, x: b.op(ops.LinearOp, x, bf16_weight(b, 19, 5), b.weight(19)),
+    "product": lambda b, x: b.op(ops.MatmulOp, x, x, transpose_rhs=True),
+    "attention": attention,
+    "sigmoid": lambda b, x: b.op(ops.MulOp, b.op(ops.SigmoidOp, x), x),
+    "number": lambda b, x: b.op(ops.AddOp, x, b.op(ops.FullOp, value=0.5, dtype=DType.BF16)),
+    "pad": lambda b, x: b.op(ops.PadOp, x, before=(0, 0, 1, 2), after=(0, 0, 0, 1), value=1.5),
+    "concatenation": joined,
+    "permutation": lambda b, x: b.op(ops.NegOp, b.op(ops.PermuteOp, x, dims=(0, 2, 3, 1))),
+    "slice": lambda b, x: b.op(ops.SliceOp, x, axis=3, start=1, stop=5, step=2),
+    "comparison": lambda b, x: b.op(ops.GtOp, x, b.op(ops.NegOp, x)),
+}
+
+
+def image_graph(build: Build) -> Graph:
+    """bf16 in, the kernel, bf16 out."""
+    b = GraphBuilder({"x": TensorType((2, 24, 6, 5), DType.BF16)})
+    return b.done(build(b, b.graph.inputs[0]))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", IMAGES)
+def test_kernels(name: str, target: str):
+    if not runs_here(target):
+        pytest.skip(f"this processor is no {target}")
+    graph = image_graph(IMAGES[name])
+    inputs = seeded_inputs(graph)
+    (expected,) = graph.evaluate(*inputs)
+    assert_same(compiled(graph, "layout", target)(*inputs), expected, name, ROUNDING)
+
+
+def test_matrix_unit_is_used_where_there_is_one():
+    graph = image_graph(IMAGES["convolution"])
+    assert "conv2d_bf16" in templates(lowered(graph, "layout", "x86:sapphirerapids"))
+    assert "conv2d_bf16" not in templates(lowered(graph, "layout", "x86:skylake-avx512"))
+    assert "matmul_bf16" in templates(lowered(image_graph(IMAGES["linear"]), "layout", "x86:sapphirerapids"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rounding_is_to_nearest_even_and_keeps_what_is_not_finite(target: str):
+    if not runs_here(target):
+        pytest.skip(f"this processor is no {target}")
+    b = GraphBuilder({"x": TensorType((64,))})
+    graph = b.done(cast(b, b.graph.inputs[0], DType.BF16))
+    special = [
+        0.0,
+        -0.0,
+        float("inf"),
+        float("-inf"),
+        float("nan"),
+        1.0,
+        3.3e38,
+        3.4e38,
+        1 + 2**-8,
+        1 + 3 * 2**-8,
+    ]
+    loud_nan = torch.tensor([0x7FFFFFFF, 0x7F800001], dtype=torch.int32).view(torch.float32)
+    numbers = torch.randn(64 - len(special) - 2, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([torch.tensor(special), loud_nan, numbers])
+    got = compiled(graph, "layout", target)(x)
+    assert got.dtype is torch.bfloat16
+    assert torch.equal(got.isnan(), x.isnan())
+    kept = ~x.isnan()
+    assert torch.equal(got[kept].view(torch.int16), x[kept].bfloat16().view(torch.int16))
+
+
+def test_widening_is_exact():
+    bits = torch.arange(0, 1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    b = GraphBuilder({"x": TensorType(tuple(bits.shape), DType.BF16)})
+    got = compiled(b.done(cast(b, b.graph.inputs[0], DType.F32)))(bits)
+    assert torch.equal(got.nan_to_num(7.0), bits.float().nan_to_num(7.0))
+
+
+def small_network() -> Graph:
+    b = GraphBuilder({"x": TensorType((1, 3, 18, 18))})
+    x = b.op(ops.ReluOp, b.conv(b.graph.inputs[0], 32, stride=2, location="stem"))
+    x = b.op(ops.AddOp, b.op(ops.ReluOp, b.conv(x, 32, location="body")), x)
+    x = b.op(ops.ReluOp, b.conv(x, 32, groups=32, location="depthwise"))
+    x = b.op(ops.MeanOp, b.conv(x, 48, kernel=1, location="point"), axes=(2, 3))
+    return b.done(b.linear(x, 10))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_network_is_near_float32(target: str):
+    if not runs_here(target):
+        pytest.skip(f"this processor is no {target}")
+    graph = small_network()
+    inputs = seeded_inputs(graph)
+    (expected,) = graph.evaluate(*inputs)
+    assert_same(compiled(graph, "O3,to-bf16,layout", target)(*inputs), expected, target, 0.02)
+
+
+def test_artifact_keeps_bf16(tmp_path):
+    graph = run_passes(small_network(), "O3,to-bf16,layout", target=resolve_target("x86:native"))
+    executable = compile_graph(graph, resolve_target("x86:native"))
+    inputs = seeded_inputs(graph)
+    again = load(executable.save(tmp_path / "model.tersor"))
+    assert torch.equal(again(*inputs), executable(*inputs))
