@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="tersor",
-    help="Compiler-style graph optimization for PyTorch models, with every speedup measured.",
+    help="Compiler-style graph optimization for PyTorch models, with every speedup measured. "
+    "Kernels are chosen by analytic models; this version does not tune them by measurement.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -141,15 +142,15 @@ def bench(
       tersor bench model.pt2 --kernels
       tersor bench package.module:factory --against torch,onnxruntime,openvino
     """
+    from .peers import check_peers, compare_with_peers
     from .report import comparison_table, describe_model, kernels_table, progress
     from .targets import load
     from .targets.artifact import is_artifact
-    from .targets.peers import check_peers, compare_with_peers
 
     peers = [name.strip() for name in against.split(",") if name.strip()]
     with progress() as shown:
         if peers:
-            check_peers(peers, model)
+            check_peers(peers)
         if is_artifact(model):
             shown.begin("load")
             executable, loaded = load(model), None
@@ -160,8 +161,11 @@ def bench(
         shown.begin("time")
         result = executable.benchmark(repeat=repeat, kernels=kernels)
         comparison = None
-        if loaded is not None and peers:
+        if peers and loaded is not None:
             comparison = compare_with_peers(executable, loaded.model, loaded.example_inputs, peers, shown.begin)
+        elif peers:
+            inputs = executable.random_inputs()
+            comparison = compare_with_peers(executable, executable.graph, inputs, peers, shown.begin)
     if as_json:
         tables = {"comparison": None if comparison is None else asdict(comparison)}
         _print_json({"model": describe_model(executable.info), "latency": result.to_json()} | tables)

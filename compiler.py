@@ -9,10 +9,11 @@ from typing import Any
 
 from . import passes
 from .frontend import from_torch
-from .ir import Graph, TersorError
+from .ir import Graph, TersorError, weights_loaded
 from .passes import PassManager, as_pipeline
 from .passes.instruments.base import Instrument, Step
 from .targets import Executable, Target, compile_graph, resolve_target
+from .targets.executable import check_threads
 
 # What code generation needs of a graph, whatever the pipeline: no batch norm left, a physical layout for every value.
 REQUIRED_PASSES = "fold-batchnorm,layout"
@@ -118,12 +119,12 @@ def compile_in_stages(
     """`compile`, telling ``begin`` the name of each stage when it starts."""
     record = resolve_target(target)
     if threads is not None:
-        if threads < 1:
-            raise TersorError(f"threads must be at least 1, not {threads}")
-        record = replace(record, cores=threads)
+        record = replace(record, cores=check_threads(threads))
     stages = as_pipeline(",".join(text for text in (pipeline, REQUIRED_PASSES) if text))
     begin("export")
     graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
+    if not weights_loaded(graph):
+        raise TersorError("the graph's weights are not loaded: read it by load_ir, or give its weights to ir.parse")
     manager = PassManager(stages, instruments=(_PassStages(begin),))
     outcome = manager.run(graph, target=record, calibration=calibration)
     return compile_graph(outcome.graph, record, threads=threads, report=outcome.report, begin=begin)

@@ -13,8 +13,8 @@ from tersor import TersorError, from_torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from benchmarks.harness import Comparison, Row, Schedule, difference, measure
-from benchmarks.peers import PEERS, Arrays, Network, Runner, UnsupportedModel
+from .harness import Comparison, Row, Schedule, difference, measure
+from .peers import PEERS, Arrays, Network, Runner, UnsupportedModel
 
 
 class ExecutableRunner:

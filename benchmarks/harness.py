@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.peers import Arrays, Runner
+from .peers import Arrays, Runner
 
 PACKAGES = (
     "tersor",

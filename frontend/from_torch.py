@@ -21,7 +21,7 @@ def from_torch(
 ) -> Graph:
     """Convert a PyTorch model to a graph.
 
-    Weights are shared with the module, not copied: to train the module further beside the graph, convert a deep copy.
+    Weights are copied: a graph keeps its numbers when the module is trained further.
     Writing into an input in place is not reproduced: outputs are the same, and the caller's tensor keeps its numbers.
 
     Parameters

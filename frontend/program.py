@@ -120,7 +120,9 @@ class ProgramConverter:
         name, tensor = str(spec.target), self._tensor(spec)
         tied = (tensor.data_ptr() or id(tensor), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tied not in self.weight_ids:
-            self.weight_ids[tied] = self.graph.weights.add(tensor, name)
+            # A copy: training the module further must not change the graph.
+            own = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            self.weight_ids[tied] = self.graph.weights.add(own, name)
             message = suspicion(tensor, name, parameter=spec.kind is InputKind.PARAMETER)
             self.suspicious += [message] if message else []
         self.context.location = name.rpartition(".")[0]

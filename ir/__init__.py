@@ -16,7 +16,7 @@ from .printer import print_attrs, print_graph
 from .rewriter import Refusal, RewriteLog, Rewriter, apply_rules
 from .traits import ChannelFlow, Cost, Storage
 from .types import DType, TensorType
-from .verifier import verify
+from .verifier import verify, weights_loaded
 from .weights import WeightStore
 
 __all__ = [
@@ -57,4 +57,5 @@ __all__ = [
     "structurally_equal",
     "suggest",
     "verify",
+    "weights_loaded",
 ]

@@ -38,7 +38,7 @@ def dataflow(graph: Graph, *, constants: bool = False) -> networkx.DiGraph:
 
 
 def post_dominators(graph: Graph) -> dict[Op, Op | str]:
-    """Immediate post-dominator of every op that reaches an output: the first op that all its consumers' paths go through."""
+    """Immediate post-dominator of every op that reaches an output: the first op on all paths from it to outputs."""
     reverse = dataflow(graph).reverse(copy=False)
     dominators = networkx.immediate_dominators(reverse, EXIT)
     return {op: dominator for op, dominator in dominators.items() if op is not EXIT and dominator is not None}

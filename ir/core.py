@@ -1,8 +1,9 @@
 """Values and ops: the nodes of the flat SSA graph.
 
-An op is mutable and compared by identity. Its operands are a tuple, replaced as a whole through a setter that keeps the use
-lists of the values right. A value knows its type, the op that makes it and its uses. Each kind of op is one subclass, defined
-in one place (`tersor.ir.ops`): its operands, attributes, type rule, reference evaluation, cost and traits.
+An op is mutable and compared by identity. Its operands are a tuple, replaced as a whole through a setter that keeps the
+use lists of the values right. A value knows its type, the op that makes it and its uses. Each kind of op is one
+subclass, defined in one place (`tersor.ir.ops`): its operands, attributes, type rule, reference evaluation, cost and
+traits.
 """
 
 from __future__ import annotations
@@ -220,7 +221,8 @@ class Op:
         required = sum(not (operand.optional or operand.variadic) for operand in self.signature)
         if len(self._operands) < required or (len(self._operands) > len(self.signature) and not variadic):
             raise self.error(f"takes {required} to {len(self.signature)} operands, got {len(self._operands)}")
-        for operand, value in zip(self.signature, self._operands, strict=False):
+        for index, value in enumerate(self._operands):
+            operand = self.signature[min(index, len(self.signature) - 1)]  # a variadic one stands for all the rest
             if value is None and not operand.optional:
                 raise self.error(f"operand {operand.name!r} is missing")
 

@@ -59,10 +59,6 @@ class Graph:
         """Add ``op`` at the end and return it."""
         return self.insert(len(self._ops), op)
 
-    def insert_before(self, anchor: Op, op: Op) -> Op:
-        """Add ``op`` right before ``anchor`` and return it."""
-        return self.insert(self._ops.index(anchor), op)
-
     def insert(self, position: int, op: Op) -> Op:
         """Add ``op`` at a position in execution order and return it."""
         if op.graph is not None:
@@ -132,7 +128,7 @@ class Graph:
 
     def to_torch(self) -> torch.nn.Module:
         """A trainable module with the same numbers (see `tersor.frontend.to_torch`)."""
-        from ..frontend import to_torch
+        from ..frontend import to_torch  # the only import from another room: for ``graph.to_torch()``, made when called
 
         return to_torch(self)
 

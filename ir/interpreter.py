@@ -15,6 +15,9 @@ from .errors import IRError
 from .graph import Graph
 from .types import DType
 
+# What PyTorch raises for operands that it does not take: sizes, indices, numbers out of range.
+_EVALUATION_ERRORS = (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError)
+
 
 def evaluate(
     graph: Graph,
@@ -37,7 +40,12 @@ def evaluate(
     Raises
     ------
     IRError
-        When the number, shape or element type of the inputs is wrong, or a weight is missing.
+        When the number, shape or element type of the inputs is wrong, a weight is missing, or an op cannot be
+        evaluated, for example since an index is outside of its table; the message names the op.
+
+    Notes
+    -----
+    An output may be the very tensor that was passed in, or a weight: clone it before writing into it.
     """
     check_inputs(graph, inputs)
     environment: dict[Value, torch.Tensor] = dict(zip(graph.inputs, inputs, strict=True))
@@ -50,6 +58,8 @@ def evaluate(
                 results = op.evaluate(*operands)
             except KeyError as error:
                 raise op.error(f"weight {error} is not in the graph's weight store") from error
+            except _EVALUATION_ERRORS as error:
+                raise op.error(f"cannot be evaluated on these operands: {error}") from error
             tensors = results if isinstance(results, tuple) else (results,)
             environment.update(zip(op.results, tensors, strict=True))
             if observe is not None:

@@ -57,7 +57,13 @@ def parse(text: str, weights: WeightStore | dict[str, Any] | None = None) -> Gra
         With line and column when the text is malformed, an op is unknown, or types do not fit.
     """
     store = weights if isinstance(weights, WeightStore) else WeightStore(weights)
-    return _Parser(text, store).parse_file()
+    parser = _Parser(text, store)
+    try:
+        return parser.parse_file()
+    except RecursionError:
+        parser.fail("lists or bodies are nested too deeply")
+    except (ValueError, ArithmeticError, RuntimeError) as error:  # numbers that Python or PyTorch cannot hold
+        parser.fail(str(error))
 
 
 def save_ir(graph: Graph, path: str | Path) -> None:

@@ -51,11 +51,12 @@ def value_names(graph: Graph) -> dict[Value, str]:
 
 def print_attrs(attrs: Attrs) -> str:
     """Attributes that differ from their defaults, in braces; empty when there is none."""
-    shown = [
-        f"{entry.name}={print_attr(getattr(attrs, entry.name))}"
-        for entry in fields(attrs)
-        if entry.default is MISSING or getattr(attrs, entry.name) != entry.default
-    ]
+    shown = []
+    for entry in fields(attrs):
+        value = print_attr(getattr(attrs, entry.name))
+        # Compared as text: -0.0 equals 0.0, but is not the same number.
+        if entry.default is MISSING or value != print_attr(entry.default):
+            shown.append(f"{entry.name}={value}")
     return f"{{{', '.join(shown)}}}" if shown else ""
 
 

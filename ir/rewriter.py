@@ -1,7 +1,7 @@
 """The one way to change a graph inside a pass.
 
-A rewrite first matches completely, then asks `Rewriter.commit` for permission, then changes the graph through the rewriter.
-Permission is what makes bisection over single rewrites possible: past the limit every further rewrite is refused.
+A rewrite first matches completely, then asks `Rewriter.commit` for permission, then changes the graph through the
+rewriter. Permission is what makes bisection over single rewrites possible: past the limit all further ones are refused.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Rewriter:
         location: str | None = None,
         after: bool = False,
     ) -> OpT:
-        """Make an op right before the committed one (or right ``after`` it), with its location unless another is given."""
+        """Make an op right before the committed one (or right ``after`` it), by default with its location."""
         anchor = self._committed()
         location = anchor.location if location is None else location
         op = kind(tuple(operands), attrs, body=body, location=location, rule=self._rule)

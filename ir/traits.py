@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class ChannelFlow(Enum):
-    """How the channels (dimension 1 of activations, the last dimension after a linear layer) of operands reach the result."""
+    """How the operands' channels (dimension 1, or the last one after a linear layer) reach the result."""
 
     IDENTITY = "identity"  # channel i of every non-broadcast operand becomes channel i of the result
     PRODUCES = "produces"  # a weight's dimension 0 makes new channels; its dimension 1 consumes those of the operand

@@ -11,7 +11,6 @@ import torch
 
 from .errors import IRError
 
-
 _TorchDType = torch.dtype  # inside of DType, `torch` is a property
 
 
@@ -80,8 +79,9 @@ class TensorType:
     dtype
         Element type.
     channel_block
-        0 for plain row-major storage. ``c > 0`` stores dimension 1 in blocks of ``c`` with the block innermost (NCHW becomes
-        NCHW16c for ``c = 16``), the last block padded. Layout never changes the value, only where its elements lie.
+        0 for plain row-major storage. ``c > 0`` stores dimension 1 in blocks of ``c`` with the block innermost (NCHW
+        becomes NCHW16c for ``c = 16``), the last block padded. Layout never changes the value, only where its elements
+        lie.
     """
 
     shape: tuple[int, ...]

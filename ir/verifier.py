@@ -9,12 +9,17 @@ from .ops import WeightOp
 from .types import DType, TensorType
 
 
+def weights_loaded(graph: Graph) -> bool:
+    """Whether every weight that ``graph`` names is in its store; False for a graph read from text alone."""
+    return all(op.attrs.id in graph.weights for op in graph.ops if isinstance(op, WeightOp))
+
+
 def verify(graph: Graph, *, weights: bool = True) -> None:
     """Raise IRError for the first broken rule.
 
-    Checked are: operands are defined before they are used and belong to the graph; use lists agree with operands; result
-    types are those of the op's type rule (layout apart); weights exist with the declared type; bodies of fused ops are well
-    formed themselves and fit their operands.
+    Checked are: operands are defined before they are used and belong to the graph; use lists agree with operands;
+    result types are those of the op's type rule (layout apart); weights exist with the declared type; bodies of fused
+    ops are well formed themselves and fit their operands.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Weights of a graph: tensors by id, shared, never overwritten in place.
 
-Folding and compression make fresh ids; an id keeps its tensor for the life of the graph. Stores are cheap to copy, since
-copies share the tensors. On disk a store is one safetensors file.
+Folding and compression make fresh ids; an id keeps its tensor for the life of the graph. Stores are cheap to copy,
+since copies share the tensors. On disk a store is one safetensors file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class WeightStore(Mapping[str, torch.Tensor]):
         return len(self._tensors)
 
     def add(self, tensor: torch.Tensor, hint: str) -> str:
-        """Store ``tensor`` (detached, on the CPU, contiguous) under a fresh id that starts with ``hint``, and return the id."""
+        """Store ``tensor`` (detached, on the CPU, contiguous) under a fresh id that begins with ``hint``."""
         id, suffix = hint, 1
         while id in self._tensors:
             id, suffix = f"{hint}_{suffix}", suffix + 1  # no dot: an id must not look like the child of another
@@ -63,12 +63,14 @@ class WeightStore(Mapping[str, torch.Tensor]):
 
     def save(self, path: str | Path) -> None:
         """Write all weights to a safetensors file."""
-        distinct: dict[int, str] = {}
+        storages: set[int] = set()
         tensors = {}
         for id, tensor in self._tensors.items():
-            shared = tensor.data_ptr() in distinct and tensor.numel() > 0
-            distinct.setdefault(tensor.data_ptr(), id)
-            tensors[id] = tensor.clone() if shared else tensor
+            storage = tensor.untyped_storage().data_ptr()
+            # The format has no views: tensors that may overlap are written out one by one.
+            shared = tensor.numel() > 0 and storage in storages
+            storages.add(storage)
+            tensors[id] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
         save_file(tensors, str(path))
 
     @classmethod

@@ -51,7 +51,7 @@ _TOLERANCES = {
 
 
 class Latency(Protocol):
-    """Measured time on a target; `tersor.targets` implements it for passes that decide by measurement."""
+    """Measured time on a target, for passes that decide by measurement; given to `PassManager.run` by its caller."""
 
     def graph_seconds(self, graph: Graph) -> float:
         """Median seconds of one execution of ``graph``."""

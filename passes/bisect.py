@@ -17,7 +17,7 @@ import torch
 from ..ir import Graph, TersorError, check_inputs
 from .base import Pass, PassError
 from .manager import PassManager
-from .numeric import deviation, seeded_inputs
+from .numeric import difference, seeded_inputs
 from .pipeline import Pipeline, as_pipeline, print_pass
 
 
@@ -94,10 +94,8 @@ def bisect(
         except PassError as error:
             return _Attempt(error.rewrites, str(error))
         rewrites = tuple(line for record in outcome.report.records for line in record.applied)
-        worst = deviation(reference, outcome.graph.evaluate(*given))
         allowed = tolerance if tolerance is not None else sum(one.tolerance for one in passes[:count])
-        problem = f"{worst}, more than the tolerance {allowed:g}" if worst.exceeds(allowed) else ""
-        return _Attempt(rewrites, problem)
+        return _Attempt(rewrites, difference(outcome.graph, given, reference, allowed)[0])
 
     if not attempt(len(passes), None).problem:
         return None

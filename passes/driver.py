@@ -16,11 +16,11 @@ from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..ir import Graph, TersorError, load_ir, save_ir
+from ..ir import Graph, TersorError, load_ir, save_ir, weights_loaded
 from . import bisect as bisect_passes
 from .instruments import CheckEach, DumpEach, Instrument, PrintIR, Reproducer, Timing, VerifyEach, When
 from .instruments.base import write_text
-from .manager import PassManager, has_weights
+from .manager import PassManager
 from .pipeline import PRESETS, as_pipeline
 from .registry import Option, list_passes
 
@@ -107,7 +107,7 @@ def read_inputs(graph: Graph, path: Path) -> tuple[torch.Tensor, ...]:
 def write_graph(graph: Graph, path: Path) -> None:
     """Write IR text, and its weights if they are loaded; raises TersorError when that is not possible."""
     write_text(path, str(graph))
-    if not has_weights(graph):
+    if not weights_loaded(graph):
         return
     try:
         save_ir(graph, path)

@@ -18,8 +18,9 @@ are dimension 0 of the weight for plain, grouped and depthwise convolutions and 
 computed in float64 and rounded once.
 
 Refused when a parameter is not constant or not loaded, when the layer's result is read elsewhere, when a linear layer's
-features are not dimension 1, or when folding makes a finite number infinite. A batch normalisation that cannot go into
-a layer becomes a multiplication and an addition per channel, which fuse with their neighbours.
+features are not dimension 1, or when a folded number is not finite. A batch normalisation that cannot go into a layer
+becomes a multiplication and an addition per channel, which fuse with their neighbours; parameters that are NaN or
+infinite stay so.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def _fold_into_layer(op: BatchNormOp, rewriter: Rewriter) -> bool:
     original = numbers(layer.weight)
     weight = original.double() * scale.reshape(-1, *[1] * (layer.weight.type.rank - 1))
     bias = shift if layer.bias is None else numbers(layer.bias).double() * scale + shift
-    dtype = layer.weight.type.dtype.torch
-    weight, bias = weight.to(dtype), bias.to(dtype)
+    weight = weight.to(original.dtype)
+    bias = bias.to((layer.bias or layer.weight).type.dtype.torch)  # a bf16 layer may have a more precise bias
     if not _same_finiteness(weight, original) or not bool(bias.isfinite().all()):
         rewriter.refuse(_RULE, op, "a folded weight or bias is not finite")
         return False
@@ -89,9 +90,11 @@ def _fold_into_layer(op: BatchNormOp, rewriter: Rewriter) -> bool:
 
 def _make_affine(op: BatchNormOp, rewriter: Rewriter) -> bool:
     """batch_norm(x) -> x * scale + shift, with parameters of shape [C, 1, ...]."""
-    scale, shift = (part.to(op.x.type.dtype.torch) for part in _affine(op))
-    if not bool(scale.isfinite().all() and shift.isfinite().all()):
-        rewriter.refuse(_AFFINE_RULE, op, "a scale or shift is not finite")
+    exact = _affine(op)
+    scale, shift = rounded = tuple(part.to(op.x.type.dtype.torch) for part in exact)
+    # PyTorch computes scale and shift in float32 or better: what is not finite there is the model's own result.
+    if not all(_same_finiteness(part, known.float()) for part, known in zip(rounded, exact, strict=True)):
+        rewriter.refuse(_AFFINE_RULE, op, "a scale or shift would become infinite")
         return False
     if not rewriter.commit(_AFFINE_RULE, op):
         return False

@@ -45,7 +45,7 @@ from ..ir.ops import (
 )
 from ..ir.ops.data_movement import CHANNEL_QUANTUM
 from .base import Exactness, Pass, PassContext, Result
-from .matching import prune, tensor, weight_name
+from .matching import numbers, prune, tensor, weight_name
 from .registry import register_pass
 
 Layer = Conv2dOp | LinearOp
@@ -133,7 +133,7 @@ def _join(layers: list[Layer], rewriter: Rewriter) -> None:
     if not rewriter.commit("fuse-parallel", first):
         return
     weight = rewriter.weight(
-        torch.cat([_numbers(layer.weight) for layer in layers]), weight_name(first.weight, "joined")
+        torch.cat([numbers(layer.weight) for layer in layers]), weight_name(first.weight, "joined")
     )
     bias = None
     if any(layer.bias is not None for layer in layers):
@@ -155,11 +155,5 @@ def _join(layers: list[Layer], rewriter: Rewriter) -> None:
         prune(rewriter, constants)
 
 
-def _numbers(value: Value) -> torch.Tensor:
-    numbers = tensor(value)
-    assert numbers is not None  # checked by _refusal
-    return numbers
-
-
 def _bias(layer: Layer) -> torch.Tensor:
-    return _numbers(layer.bias) if layer.bias is not None else _numbers(layer.weight).new_zeros(layer.weight.shape[0])
+    return numbers(layer.bias) if layer.bias is not None else numbers(layer.weight).new_zeros(layer.weight.shape[0])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from ..ir import Graph, IRError, RewriteLog, TersorError, verify
+from ..ir import Graph, IRError, RewriteLog, TersorError, verify, weights_loaded
 from ..ir.ops import WeightOp
 from .base import Latency, Pass, PassContext, PassError
 from .instruments.base import CheckFailure, Instrument, Step
@@ -62,7 +62,8 @@ class PassManager:
         PassError
             When a pass raises, or an instrument's check of its result fails.
         """
-        verify(graph, weights=has_weights(graph))
+        loaded = weights_loaded(graph)  # once: passes add weights to graphs that were read from text alone too
+        verify(graph, weights=loaded)
         graph = graph.clone()
         batches = tuple(calibration) if isinstance(calibration, Iterator) else calibration
         context = PassContext(target, batches, RewriteLog(limit=self.bisect_limit), latency)
@@ -75,7 +76,7 @@ class PassManager:
             step = Step(one, index, len(passes), Pipeline(passes[index:]), limit)
             records.append(self._run_pass(step, graph, context))
         try:
-            verify(graph, weights=has_weights(graph))
+            verify(graph, weights=loaded)
         except IRError as error:
             raise PassError(
                 f"the pipeline left a malformed graph ({error}); verify each pass to see which one it was",
@@ -160,8 +161,3 @@ def run_passes(
     """
     manager = PassManager(as_pipeline(pipeline), tuple(instruments), bisect_limit)
     return manager.run(graph, target=target, calibration=calibration).graph
-
-
-def has_weights(graph: Graph) -> bool:
-    """Whether the weights that ``graph`` names are loaded; False for a graph read from text alone."""
-    return len(graph.weights) > 0 or not any(isinstance(op, WeightOp) for op in graph.ops)

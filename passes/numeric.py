@@ -69,6 +69,28 @@ def _deviation(index: int, expected: torch.Tensor, actual: torch.Tensor) -> Devi
     return Deviation(index, difference.max().item(), scale or 1.0)
 
 
+def difference(
+    graph: Graph, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], tolerance: float
+) -> tuple[str, tuple[torch.Tensor, ...]]:
+    """Evaluate ``graph`` and compare with the outputs that it should have.
+
+    Parameters
+    ----------
+    tolerance
+        Allowed difference relative to an output's scale.
+
+    Returns
+    -------
+    What is wrong, empty if nothing is, and the outputs; these are missing if the graph cannot be evaluated.
+    """
+    try:
+        outputs = graph.evaluate(*inputs)
+        worst = deviation(expected, outputs)
+    except IRError as error:
+        return f"the graph that it left cannot be evaluated or compared: {error}", ()
+    return (f"{worst}, more than the tolerance {tolerance:g}" if worst.exceeds(tolerance) else ""), outputs
+
+
 def seeded_inputs(graph: Graph, seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Random inputs that fit ``graph``: normal floats, booleans, and integers that stay inside of embedding tables."""
     generator = torch.Generator().manual_seed(seed)

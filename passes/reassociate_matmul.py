@@ -29,7 +29,7 @@ import torch
 from ..ir import Graph, Op, Rewriter, Value
 from ..ir.ops import AddOp, LinearOp, MatmulOp, PermuteOp
 from .base import Exactness, Pass, PassContext, Result
-from .matching import replace, tensor, weight_name
+from .matching import numbers, replace, tensor, weight_name
 from .registry import register_pass
 
 _RULE = "reassociate-matmul"
@@ -50,7 +50,11 @@ class ReassociateMatmul(Pass):
                 continue
             chain = _Chain(op, rewriter)
             inner.update(chain.products)
-            if len(chain.factors) > 2 and chain.best_macs < chain.macs and rewriter.commit(_RULE, op):
+            if len(chain.factors) <= 2 or chain.best_macs >= chain.macs:
+                continue
+            if isinstance(op, LinearOp) and op.bias is not None and op.bias.type.dtype is not op.result.type.dtype:
+                rewriter.refuse(_RULE, op, f"its bias is {op.bias.type.dtype.value}, which an addition would round")
+            elif rewriter.commit(_RULE, op):
                 chain.rebuild()
         return Result(rewriter.changed)
 
@@ -69,6 +73,11 @@ class _Factor:
     @property
     def columns(self) -> int:
         return self.value.shape[-2 if self.transposed else -1]
+
+    def matrix(self) -> torch.Tensor:
+        """The numbers of a constant factor, in double precision."""
+        known = numbers(self.value).double()
+        return known.mT if self.transposed else known
 
     def transpose(self) -> _Factor:
         return _Factor(self.value, not self.transposed)
@@ -154,26 +163,20 @@ class _Chain:
 
     def _constant_product(self, first: int, last: int) -> _Factor:
         """Weights multiplied in double precision; stored transposed, as linear layers take them."""
-        product = self._numbers(self.factors[first])
+        product = self.factors[first].matrix()
         for factor in self.factors[first + 1 : last + 1]:
-            product = product @ self._numbers(factor)
+            product = product @ factor.matrix()
         value = self.factors[first].value
         stored = product.mT.contiguous().to(value.type.dtype.torch)
         return _Factor(self.rewriter.weight(stored, weight_name(value, "product")), True)
-
-    @staticmethod
-    def _numbers(factor: _Factor) -> torch.Tensor:
-        numbers = tensor(factor.value)
-        assert numbers is not None  # the factor is constant
-        return numbers.double().mT if factor.transposed else numbers.double()
 
     def _plain(self, factor: _Factor) -> Value:
         """The factor as a value of its own, transposed if need be."""
         if not factor.transposed:
             return factor.value
-        numbers = tensor(factor.value)
-        if numbers is not None:
-            return self.rewriter.weight(numbers.mT.contiguous(), weight_name(factor.value, "transposed"))
+        known = tensor(factor.value)
+        if known is not None:
+            return self.rewriter.weight(known.mT.contiguous(), weight_name(factor.value, "transposed"))
         *leading, rows, columns = range(factor.value.type.rank)
         attrs = PermuteOp.attrs_type(dims=(*leading, columns, rows))
         return self.rewriter.create(PermuteOp, (factor.value,), attrs).result

@@ -14,10 +14,9 @@ After::
 
 A bf16 number is the upper half of a float32: the same range, 8 bits of precision. Convolutions, linear layers, matrix
 products and attention are converted wherever they are; elementwise ops, pooling, normalisation, means and data movement
-only where an operand is bf16 already, so that what stands between two converted ops stays in bf16. Sums are
-accumulated in float32 and rounded once, biases and the parameters of normalisations stay float32, and so do the graph's inputs and
-outputs. A convolution that reads the few channels of a picture computes in float32 and rounds its result: it would waste
-most of a matrix unit's width.
+only where an operand is bf16 already, so that what stands between two converted ops stays in bf16. Sums are accumulated
+in float32 and rounded once; biases and parameters of normalisations stay float32, and so do the graph's inputs and
+outputs.
 
 Groups made by ``fuse`` are taken apart first and fused again afterwards, so that ``O3,to-bf16`` and ``O2,to-bf16,fuse``
 are the same.
@@ -81,7 +80,6 @@ _FOLLOW = (
 )
 # Operands from this one on keep their element type: biases, parameters of a normalisation, masks.
 _KEPT_OPERANDS: dict[type[Op], int] = {Conv2dOp: 2, LinearOp: 2, LayerNormOp: 1, AttentionOp: 3}
-_NARROW_CHANNELS = 16
 
 
 @register_pass(_RULE)
@@ -115,8 +113,6 @@ def _convert(op: Op, rewriter: Rewriter) -> bool:
     """Replace ``op`` by casts, the same op on bf16, and a cast back."""
     if not _is_candidate(op):
         return False
-    if _stays_float(op):
-        return _round_result(op, rewriter)
     reason = _refusal(op)
     if reason:
         rewriter.refuse(_RULE, op, reason)
@@ -132,7 +128,7 @@ def _convert(op: Op, rewriter: Rewriter) -> bool:
 
 def _is_float_compute(op: Op) -> bool:
     """Whether this is one of the ops that make converting worth while, still in float32."""
-    return isinstance(op, _COMPUTE) and op.result.type.dtype is DType.F32 and not _stays_float(op)
+    return isinstance(op, _COMPUTE) and op.result.type.dtype is DType.F32
 
 
 def _is_candidate(op: Op) -> bool:
@@ -143,20 +139,6 @@ def _is_candidate(op: Op) -> bool:
         return True
     follows = op.elementwise or isinstance(op, _FOLLOW)
     return follows and any(_bf16_source(value) is not None for value in op.inputs)
-
-
-def _stays_float(op: Op) -> bool:
-    return isinstance(op, Conv2dOp) and op.attrs.groups == 1 and op.x.shape[1] < _NARROW_CHANNELS
-
-
-def _round_result(op: Op, rewriter: Rewriter) -> bool:
-    """Keep the op, but let its readers see a rounded result."""
-    is_rounded = all(isinstance(user, CastOp) for user in op.result.users)
-    if is_rounded or not rewriter.commit(_RULE, op):
-        return False
-    copy = rewriter.create(type(op), op.operands, op.attrs, location=op.location).result
-    _replace(op, rewriter.create(CastOp, (copy,), CastOp.attrs_type(dtype=DType.BF16)).result, rewriter)
-    return True
 
 
 def _refusal(op: Op) -> str:

@@ -19,6 +19,7 @@ import datetime
 import os
 import platform
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -131,8 +132,15 @@ def load_graph(path: str | Path) -> Graph:
 
 
 def is_artifact(path: str | Path) -> bool:
-    """Whether a file's name says that it is an artifact."""
-    return Path(path).suffix == SUFFIX
+    """Whether a file's name, or a manifest in it, says that it is an artifact."""
+    path = Path(path)
+    if path.suffix == SUFFIX:
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MANIFEST in archive.namelist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+        return False
 
 
 def read_manifest(path: str | Path) -> Manifest:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..ir import Cost, Graph
 from .executable import Executable, KernelInfo, ModelInfo, Port
+from .indices import index_limits
 from .lowering import Call, ChooseKnobs, Program, lower
 from .memory import MemoryPlan, plan_memory
 from .record import Target
@@ -58,10 +59,11 @@ def compile_graph(
 def describe(program: Program, functions: tuple[str, ...], plan: MemoryPlan) -> ModelInfo:
     """What the manifest and profiles say about a program."""
     graph = program.graph
+    limits = index_limits(graph)
     names = [f"output{index}" for index in range(len(graph.outputs))]
     return ModelInfo(
         name=graph.name,
-        inputs=tuple(Port(value.name, value.type) for value in graph.inputs),
+        inputs=tuple(Port(value.name, value.type, limits.get(value, 0)) for value in graph.inputs),
         outputs=tuple(Port(name, value.type) for name, value in zip(names, graph.outputs, strict=True)),
         target=program.target,
         kernels=tuple(_kernel_info(call, name) for call, name in zip(program.calls, functions, strict=True)),

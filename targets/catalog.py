@@ -63,6 +63,8 @@ def resolve_target(target: str | Target) -> Target:
     """
     if isinstance(target, Target):
         return target
+    if not isinstance(target, str):
+        raise TersorError(f"a target is a name such as 'x86:native' or a tersor.targets.Target, not {target!r}")
     if target == "x86:native":
         return detect_host()
     if target not in TARGETS:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
+from tvm_ffi import structural_equal
 
 from ..ir import DType, Op
 from ..ir import ops as ir_ops
@@ -56,7 +57,9 @@ def can_emit(op: Op) -> bool:
     if type(op) in _FLOAT32_ONLY:
         return op.result.type.dtype in (DType.F32, DType.BF16)
     half_precision = any(value.type.dtype is DType.F16 for value in (*op.inputs, op.result))
-    return type(op) in _EMITTERS and not half_precision  # stored and moved, not computed with
+    if half_precision or (isinstance(op, ir_ops.PowOp) and not op.result.type.dtype.is_floating):
+        return False  # half precision is stored and moved, not computed with
+    return type(op) in _EMITTERS
 
 
 def emit(op: Op, *operands: Expr) -> Expr:
@@ -113,6 +116,8 @@ def _add(op: Op, a: Expr, b: Expr) -> Expr:
 
 @emits(ir_ops.SubOp)
 def _sub(op: Op, a: Expr, b: Expr) -> Expr:
+    if _is_same_float(a, b):  # written as a - a, TVM would make it 0, which is wrong for infinities and NaN
+        return a + (like(a, -0.0) - a)
     return a - b
 
 
@@ -139,10 +144,21 @@ def _minimum(op: Op, a: Expr, b: Expr) -> Expr:
 def _ordered(first: Expr, a: Expr, b: Expr) -> Expr:
     """``a`` where ``first`` holds, else ``b``; NaN where either operand is, as in PyTorch."""
     chosen = tirx.Select(first, a, b)  # b if either is NaN
-    if not dtype_of(a, 1).startswith("float"):
-        return chosen
-    is_number = tirx.GE(a, like(a, -math.inf))  # a == a would be simplified away
-    return tirx.Select(is_number, chosen, a)
+    return tirx.Select(_is_number(a), chosen, a) if _is_float(a) else chosen
+
+
+def _is_float(vector: Expr) -> bool:
+    return dtype_of(vector, 1).startswith("float")
+
+
+def _is_same_float(a: Expr, b: Expr) -> bool:
+    """Whether TVM would see equal floating-point expressions, and simplify as if they were numbers, never NaN."""
+    return _is_float(a) and structural_equal(a, b)
+
+
+def _is_number(vector: Expr) -> Expr:
+    """Where floats are not NaN; ``vector == vector`` would be simplified away."""
+    return tirx.GE(vector, like(vector, -math.inf))
 
 
 @emits(ir_ops.PowOp)
@@ -161,7 +177,8 @@ _COMPARISONS = {
 
 @emits(*_COMPARISONS)
 def _compare(op: Op, a: Expr, b: Expr) -> Expr:
-    return _COMPARISONS[type(op)](a, b)
+    holds = _COMPARISONS[type(op)](a, b)
+    return tirx.And(holds, _is_number(a)) if _is_same_float(a, b) else holds
 
 
 @emits(ir_ops.NeOp)
@@ -171,7 +188,7 @@ def _not_equal(op: Op, a: Expr, b: Expr) -> Expr:
 
 def _differ(a: Expr, b: Expr) -> Expr:
     """Stored booleans: whether the operands differ; NaN differs from everything, which TVM's own comparison denies."""
-    equal = bind(as_stored(tirx.EQ(a, b)))
+    equal = bind(as_stored(_is_number(a) if _is_same_float(a, b) else tirx.EQ(a, b)))
     return like(equal, 1) - equal
 
 

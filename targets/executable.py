@@ -133,10 +133,7 @@ class Executable:
 
     @threads.setter
     def threads(self, threads: int) -> None:
-        available = os.cpu_count() or 1
-        if type(threads) is not int or not 1 <= threads <= available:
-            raise TersorError(f"threads must be a whole number between 1 and {available}, not {threads!r}")
-        self._threads = threads
+        self._threads = check_threads(threads)
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the model.
@@ -155,8 +152,8 @@ class Executable:
         Raises
         ------
         TersorError
-            When the number, shape or element type of the inputs is wrong, or the model was compiled for a processor
-            that can do more than this one.
+            When the number, shape or element type of the inputs is wrong, an input of row numbers holds one that its
+            table lacks, or the model was compiled for a processor that can do more than this one.
         """
         flat = self._flatten(inputs)
         with self._lock:
@@ -193,10 +190,12 @@ class Executable:
             set_threads(self._threads)
             for _ in range(warmup):
                 self._vm.run(flat)
-            while len(times) < repeat or sum(times) < min_seconds:
+            elapsed = 0.0
+            while len(times) < repeat or elapsed < min_seconds:
                 start = time.perf_counter()
                 self._vm.run(flat)
                 times.append(time.perf_counter() - start)
+                elapsed += times[-1]
             kernel_times = self._profile(flat, min(repeat, 20)) if kernels else ()
         deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else [times[0]] * 9
         return BenchmarkResult(
@@ -214,7 +213,7 @@ class Executable:
     def random_inputs(self, seed: int = 0) -> tuple[torch.Tensor, ...]:
         """Inputs of the right types: normally distributed floats, small integers and booleans that are all true."""
         generator = torch.Generator().manual_seed(seed)
-        return tuple(random_tensor(port.type, generator) for port in self.info.inputs)
+        return tuple(random_tensor(port, generator) for port in self.info.inputs)
 
     def save(self, path: str | Path) -> Path:
         """Write a ``.tersor`` artifact (see `tersor.targets.artifact`); returns its path."""
@@ -244,13 +243,22 @@ class Executable:
         return f"<tersor executable {self.info.name}({ports}) for {self.info.target.name}, {self._threads} threads>"
 
 
-def random_tensor(type: TensorType, generator: torch.Generator) -> torch.Tensor:
-    """A random tensor of ``type``; integers are 0 or 1, which are valid as masks and as table indices."""
+def check_threads(threads: int) -> int:
+    """``threads`` if one call can use so many here; raises TersorError otherwise."""
+    available = os.cpu_count() or 1
+    if type(threads) is not int or not 1 <= threads <= available:
+        raise TersorError(f"threads must be a whole number between 1 and {available}, not {threads!r}")
+    return threads
+
+
+def random_tensor(port: Port, generator: torch.Generator) -> torch.Tensor:
+    """A random tensor for an input; integers are 0 or 1, which are valid as masks and, but for tiny tables, as rows."""
+    type = port.type
     if type.dtype.is_floating:
         return torch.randn(type.shape, generator=generator).to(type.dtype.torch)
     if type.dtype is DType.BOOL:
         return torch.ones(type.shape, dtype=torch.bool)
-    return torch.randint(0, 2, type.shape, generator=generator).to(type.dtype.torch)
+    return torch.randint(0, 1 if port.rows == 1 else 2, type.shape, generator=generator).to(type.dtype.torch)
 
 
 def _flat_input(value: Any, port: Port) -> torch.Tensor:
@@ -266,6 +274,11 @@ def _flat_input(value: Any, port: Port) -> torch.Tensor:
     if tensor.layout != torch.strided:
         raise TersorError(f"input {port.name!r} is sparse; call its to_dense() first")
     flat = tensor.detach().contiguous().view(-1)
+    if port.rows and not 0 <= (bounds := flat.aminmax()).min <= bounds.max < port.rows:
+        raise TersorError(
+            f"input {port.name!r} must hold row numbers from 0 to {port.rows - 1}, "
+            f"got {bounds.min.item()} to {bounds.max.item()}"
+        )
     if flat.data_ptr() % ALIGNMENT:
         flat = flat.clone()
     stored = STORED_AS.get(port.type.dtype)

@@ -61,7 +61,8 @@ class Kernel:
     @property
     def key(self) -> str:
         """Kernels with equal keys share one PrimFunc."""
-        return f"{self.template} {self.spec} {self.knobs} {self.variant}"
+        sizes = [one.numel() if isinstance(one, torch.Tensor) else buffer_size(one) for one in self.operands]
+        return f"{self.template} {self.spec} {self.knobs} {self.variant} {sizes} {buffer_size(self.result)}"
 
 
 class KernelContext(Protocol):

@@ -121,8 +121,11 @@ class _Lowering:
         if problems:
             raise CompileError("; ".join(dict.fromkeys(problems)))
         self._op = None
-        outputs = tuple(self._output(value) for value in self.graph.outputs)
-        return Program(self.graph, self.target, tuple(self._calls), tuple(self._constants), outputs, self._places)
+        outputs: list[Value] = []
+        for value in self.graph.outputs:
+            outputs.append(self._output(value, outputs))
+        calls, constants = tuple(self._calls), tuple(self._constants)
+        return Program(self.graph, self.target, calls, constants, tuple(outputs), self._places)
 
     def _lower_op(self, op: Op) -> None:
         if not op.inputs or (isinstance(op, SliceOp) and op.result in self._places):
@@ -219,9 +222,11 @@ class _Lowering:
             self._constants.append(tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor)
         return self._constant_index[key]
 
-    def _output(self, value: Value) -> Value:
+    def _output(self, value: Value, taken: Sequence[Value]) -> Value:
+        """The buffer to return for ``value``: one that nobody else has, be it the caller or another output."""
         view = self.contiguous(value)
-        if view.base in self.graph.inputs or is_constant(view.base) or view.base in self._places:
+        foreign = view.base in self.graph.inputs or is_constant(view.base)
+        if foreign or view.base in self._places or view.base in taken:
             copy = Value(value.type)
             self._copy(copy_kernel(view, copy, self.target), copy)
             return copy

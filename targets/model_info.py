@@ -10,10 +10,19 @@ from .record import Target
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of a compiled model."""
+    """An input or output of a compiled model.
+
+    Attributes
+    ----------
+    name, type
+        As in the graph.
+    rows
+        For an input of row numbers: how many rows the table has; 0 for any other.
+    """
 
     name: str
     type: TensorType
+    rows: int = 0
 
 
 @dataclass(frozen=True)

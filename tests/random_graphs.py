@@ -196,7 +196,8 @@ class Grower(GraphBuilder):
 
     def _joined(self) -> Value:
         x = self.pick(4)
-        parts = [value for value in self.values if value.type.rank == 4 and value.shape[2:] == x.shape[2:]]
+        fours = [value for value in self.values if value.type.rank == 4]
+        parts = [value for value in fours if (value.shape[0], *value.shape[2:]) == (x.shape[0], *x.shape[2:])]
         return self.op(ConcatOp, x, parts[self.below(len(parts))], axis=1)
 
     def _pooled(self) -> Value:

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from tersor.cli import main
 from tersor.frontend import load_model
 from tersor.ir import save_ir
-from tersor.targets.peers import import_benchmarks
 
 FACTORY = """
 import torch
@@ -165,17 +164,41 @@ def test_bench_times_a_model(model: str, tersor: Callable[..., Result]) -> None:
     assert "ms median" in tersor("bench", model, "--repeat", 3).out
 
 
-def test_bench_against_pytorch(tersor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    import_benchmarks()
-    from benchmarks import against, harness
+@pytest.fixture
+def quick_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let comparisons take two calls of each runtime."""
+    from tersor.benchmarks import against, harness
 
     quick = harness.Schedule(rounds=1, block_seconds=0.0, minimum_calls=2, pause_seconds=0.0)
     monkeypatch.setattr(against, "measure", lambda runners, inputs, schedule: harness.measure(runners, inputs, quick))
-    result = tersor("bench", "model.pt2", "--against", "torch", "--repeat", 1, "--json")
-    assert result.code == 0
+
+
+@pytest.mark.usefixtures("quick_comparison")
+@pytest.mark.parametrize("model", ["model.pt2", "model.tersor", "renamed.bin"])
+def test_bench_against_pytorch(model: str, tersor: Callable[..., Result], folder: Path) -> None:
+    (folder / "renamed.bin").write_bytes((folder / "model.tersor").read_bytes())
+    result = tersor("bench", model, "--against", "torch", "--repeat", 1, "--json")
+    assert (result.code, result.err.count("tersor:")) == (0, 0), result.err
     rows = {row["runner"]: row for row in result.json["comparison"]["rows"]}
     assert set(rows) == {"torch", "tersor"}
     assert rows["tersor"]["difference"] < 1e-5
+
+
+@pytest.mark.usefixtures("quick_comparison")
+def test_bench_against_with_a_package_called_benchmarks(
+    tersor: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    (tmp_path / "benchmarks" / "net.py").write_text(FACTORY)
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = tersor("bench", "benchmarks.net:make", "--against", "torch", "--repeat", 1, "--json")
+    for name in ("benchmarks", "benchmarks.net"):
+        monkeypatch.delitem(sys.modules, name)
+    assert result.code == 0, result.err
+    assert {row["runner"] for row in result.json["comparison"]["rows"]} == {"torch", "tersor"}
 
 
 def test_targets_are_listed(tersor: Callable[..., Result]) -> None:
@@ -245,7 +268,7 @@ def test_the_installed_command_is_this_one(folder: Path) -> None:
         ("bench nothing.pt2", "nothing.pt2: no such file"),
         ("bench cut.tersor", "truncated or damaged"),
         ("bench model.pt2 --against torhc", "unknown runtime 'torhc'"),
-        ("bench model.tersor --against torch", "needs the model that model.tersor was compiled from"),
+        ("bench model.tersor --against torhc", "unknown runtime 'torhc'"),
         ("opt nothing.ir", "nothing.ir: no such file"),
         ("opt model.ir -p fuze", "did you mean 'fuse'?"),
         ("opt model.ir -p dce{", "pipeline, column"),
@@ -277,9 +300,7 @@ def test_a_wrong_option_is_exit_2(tersor: Callable[..., Result]) -> None:
 
 
 def test_bench_against_needs_a_checkout(tersor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tersor.targets.peers._CHECKOUT", Path("/usr/lib/tersor"))
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
-        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr("tersor.peers.find_spec", lambda name, package: None)
     result = tersor("bench", "model.pt2", "--against", "torch")
     assert result.code == 2
     assert "--against needs the benchmarks of a checkout" in result.err

@@ -9,11 +9,11 @@ import torch
 from ...ir import DType, Op, Value
 from ...ir.ops import (
     AbsOp,
-    AddOp,
     CeilOp,
     ClampOp,
     CosOp,
     ErfOp,
+    Expm1Op,
     ExpOp,
     FloorOp,
     GeluOp,
@@ -21,6 +21,7 @@ from ...ir.ops import (
     HardSigmoidOp,
     HardSwishOp,
     LeakyReluOp,
+    Log1pOp,
     LogicalNotOp,
     LogOp,
     MaximumOp,
@@ -35,7 +36,6 @@ from ...ir.ops import (
     SiluOp,
     SinOp,
     SqrtOp,
-    SubOp,
     TanhOp,
     WhereOp,
 )
@@ -61,7 +61,9 @@ register_each(
         aten.hardsigmoid.default: HardSigmoidOp,
         aten.tanh.default: TanhOp,
         aten.exp.default: ExpOp,
+        aten.expm1.default: Expm1Op,
         aten.log.default: LogOp,
+        aten.log1p.default: Log1pOp,
         aten.sqrt.default: SqrtOp,
         aten.rsqrt.default: RsqrtOp,
         aten.reciprocal.default: ReciprocalOp,
@@ -85,16 +87,6 @@ def _rounding(kind: type[Op]) -> Converter:
 register_each({aten.floor.default: FloorOp, aten.ceil.default: CeilOp}, _rounding)
 
 
-@converter(aten.expm1.default)
-def expm1(ctx: Context, x: Value) -> Value:
-    return ctx.emit(SubOp, ctx.emit(ExpOp, ctx.cast(x, ctx.dtype)), ctx.operand(1.0, ctx.dtype))
-
-
-@converter(aten.log1p.default)
-def log1p(ctx: Context, x: Value) -> Value:
-    return ctx.emit(LogOp, ctx.emit(AddOp, ctx.cast(x, ctx.dtype), ctx.operand(1.0, ctx.dtype)))
-
-
 @converter(aten.log2.default)
 def log2(ctx: Context, x: Value) -> Value:
     return ctx.emit(MulOp, ctx.emit(LogOp, ctx.cast(x, ctx.dtype)), ctx.operand(1 / math.log(2), ctx.dtype))
@@ -104,7 +96,7 @@ def log2(ctx: Context, x: Value) -> Value:
 def elu(ctx: Context, x: Value, alpha: Number = 1.0, scale: Number = 1.0, input_scale: Number = 1.0) -> Value:
     """scale * (x where positive, else alpha * (exp(input_scale * x) - 1))."""
     exponent = ctx.emit(MulOp, ctx.emit(MinimumOp, x, ctx.operand(0.0, ctx.dtype)), ctx.operand(input_scale, ctx.dtype))
-    negative = ctx.emit(MulOp, expm1(ctx, exponent), ctx.operand(alpha, ctx.dtype))
+    negative = ctx.emit(MulOp, ctx.emit(Expm1Op, exponent), ctx.operand(alpha, ctx.dtype))
     positive = ctx.emit(GtOp, x, ctx.operand(0.0, ctx.dtype))
     return ctx.emit(MulOp, ctx.emit(WhereOp, positive, x, negative), ctx.operand(scale, ctx.dtype))
 

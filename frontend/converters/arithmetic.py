@@ -79,10 +79,23 @@ def rsub(ctx: Context, lhs: Operand, rhs: Operand, alpha: Number = 1) -> Value:
 def div_rounded(ctx: Context, lhs: Operand, rhs: Operand, rounding_mode: str | None = None) -> Value:
     if not ctx.dtype.is_floating:
         ctx.refuse("integer division; divide floating-point tensors instead")
-    if rounding_mode not in (None, "floor"):
+    if rounding_mode is None:
+        return ctx.emit(DivOp, ctx.operand(lhs, ctx.dtype), ctx.operand(rhs, ctx.dtype))
+    if rounding_mode != "floor":
         ctx.refuse(f"rounding mode {rounding_mode!r}; only 'floor' is supported")
-    quotient = ctx.emit(DivOp, ctx.operand(lhs, ctx.dtype), ctx.operand(rhs, ctx.dtype))
-    return quotient if rounding_mode is None else ctx.emit(FloorOp, quotient)
+    return _floor_divide(ctx, lhs, rhs)
+
+
+def _floor_divide(ctx: Context, lhs: Operand, rhs: Operand) -> Value:
+    """The floor of the exact quotient of finite numbers.
+
+    A quotient rounded to the operands' own precision can reach an integer from below (1.0 / 0.1 is 9.99... in float32,
+    but rounds to 10). In float64 that does not happen to quotients of float32 numbers below 2^28.
+    """
+    if ctx.dtype is DType.F64:
+        ctx.refuse("floor division of float64; use torch.floor(a / b), which rounds the quotient first")
+    operands = (ctx.cast(ctx.operand(operand, ctx.dtype), DType.F64) for operand in (lhs, rhs))
+    return ctx.cast(ctx.emit(FloorOp, ctx.emit(DivOp, *operands)), ctx.dtype)
 
 
 def _comparison(kind: type[Op]) -> Converter:

@@ -1,8 +1,8 @@
 """The ops, one definition each, grouped by what they do.
 
-Importing this package defines them all; `Op.kinds` lists them by name. To add an op, write its class in the file it belongs
-to, give it its operands, attribute record, type rule, reference evaluation, cost and traits, and nothing else in the IR needs
-to know it. See docs/architecture.md.
+Importing this package defines them all; `Op.kinds` lists them by name. To add an op, write its class in the file it
+belongs to, give it its operands, attribute record, type rule, reference evaluation, cost and traits, and nothing else
+in the IR needs to know it. See docs/architecture.md.
 """
 
 from .activation import (
@@ -12,12 +12,14 @@ from .activation import (
     ClampOp,
     CosOp,
     ErfOp,
+    Expm1Op,
     ExpOp,
     FloorOp,
     GeluOp,
     HardSigmoidOp,
     HardSwishOp,
     LeakyReluOp,
+    Log1pOp,
     LogicalNotOp,
     LogOp,
     NegOp,
@@ -79,8 +81,8 @@ __all__ = [
     "BinaryOp",
     "CastOp",
     "CeilOp",
-    "ClampOp",
     "ChannelShuffleOp",
+    "ClampOp",
     "ConcatOp",
     "Conv2dOp",
     "CosOp",
@@ -90,6 +92,7 @@ __all__ = [
     "ErfOp",
     "ExpOp",
     "ExpandOp",
+    "Expm1Op",
     "FloorOp",
     "FullOp",
     "FusedOp",
@@ -102,6 +105,7 @@ __all__ = [
     "LeOp",
     "LeakyReluOp",
     "LinearOp",
+    "Log1pOp",
     "LogOp",
     "LogicalAndOp",
     "LogicalNotOp",

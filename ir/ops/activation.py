@@ -139,6 +139,20 @@ class LogOp(FloatUnaryOp, name="log"):
         return torch.log(x)
 
 
+class Expm1Op(FloatUnaryOp, name="expm1"):
+    """exp(x) - 1, accurate near 0 where the difference would cancel."""
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.expm1(x)
+
+
+class Log1pOp(FloatUnaryOp, name="log1p"):
+    """log(1 + x), accurate near 0 where the sum would be rounded."""
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log1p(x)
+
+
 class SqrtOp(FloatUnaryOp, name="sqrt"):
     """Square root."""
 

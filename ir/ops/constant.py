@@ -43,6 +43,10 @@ class FullOp(Op, name="full", attrs=FullAttrs):
     """A tensor filled with one number; rank 0 is how scalars of the model enter the graph."""
 
     def infer_types(self) -> tuple[TensorType, ...]:
+        try:
+            torch.full((), self.attrs.value, dtype=self.attrs.dtype.torch)
+        except (RuntimeError, OverflowError, ValueError) as error:
+            raise self.error(f"{self.attrs.value!r} is not a number of type {self.attrs.dtype.value}") from error
         return (TensorType(self.attrs.shape, self.attrs.dtype),)
 
     def evaluate(self) -> torch.Tensor:

@@ -11,8 +11,8 @@ from ..types import TensorType
 class FusedOp(Op, name="fused"):
     """A group of ops that becomes one kernel: operands are bound to the body's inputs, results are the body's outputs.
 
-    The body holds at most one op that is not elementwise, its anchor; the others form its epilogue. Weights are operands, so
-    that a body needs no weight store.
+    The body holds at most one op that is not elementwise, its anchor; the others form its epilogue. Weights are
+    operands, so that a body needs no weight store.
     """
 
     parts = Operand(variadic=True)

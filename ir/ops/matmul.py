@@ -84,8 +84,8 @@ class AttentionAttrs(Attrs):
 class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
     """Scaled dot-product attention (Vaswani et al. 2017): softmax(scale * query key^T + mask) value.
 
-    query [..., M, D], key [..., K, D], value [..., K, E], mask broadcastable to [..., M, K], either boolean (true: attend) or
-    additive -> [..., M, E].
+    query [..., M, D], key [..., K, D], value [..., K, E], mask broadcastable to [..., M, K], either boolean (true:
+    attend) or additive -> [..., M, E].
     """
 
     query = Operand()

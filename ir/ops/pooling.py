@@ -24,6 +24,13 @@ class Pool2dAttrs(Attrs):
     ceil: bool = False
     count_include_pad: bool = True
 
+    def __post_init__(self) -> None:
+        if min(*self.kernel, *self.stride, *self.dilation) < 1 or min(self.padding) < 0:
+            raise ValueError(f"kernel, stride and dilation must be positive and padding not negative: {self}")
+        spans = tuple(self.dilation[i] * (self.kernel[i] - 1) + 1 for i in range(2))
+        if any(2 * self.padding[i] > spans[i] for i in range(2)):
+            raise ValueError(f"padding must be at most half of the window, so that none lies in it entirely: {self}")
+
 
 class Pool2dOp(Op):
     """Base of the windowed poolings."""

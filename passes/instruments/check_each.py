@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ...ir import Graph, IRError, TersorError, check_inputs
-from ..numeric import deviation, seeded_inputs
+from ...ir import Graph, TersorError, check_inputs
+from ..numeric import difference, seeded_inputs
 from ..pipeline import Pipeline
 from ..report import PassRecord
 from .base import CheckFailure, Instrument, Step
@@ -47,14 +47,10 @@ class CheckEach(Instrument):
     def after(self, step: Step, graph: Graph, record: PassRecord) -> None:
         if not record.changed:
             return
-        try:
-            outputs = graph.evaluate(*self._inputs)
-            worst = deviation(self._reference, outputs)
-        except (IRError, RuntimeError) as error:
-            raise CheckFailure(f"the graph that it left cannot be evaluated: {error}") from error
         tolerance = step.one.tolerance if self.tolerance is None else self.tolerance
-        if worst.exceeds(tolerance):
-            raise CheckFailure(f"{worst}, more than the tolerance {tolerance:g}")
+        problem, outputs = difference(graph, self._inputs, self._reference, tolerance)
+        if problem:
+            raise CheckFailure(problem)
         self._reference = outputs
 
     def reproduce(self, directory: Path) -> tuple[str, ...]:

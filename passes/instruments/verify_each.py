@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...ir import Graph, IRError, verify
+from ...ir import Graph, IRError, verify, weights_loaded
 from ..pipeline import Pipeline
 from ..report import PassRecord
 from .base import CheckFailure, Instrument, Step
@@ -18,7 +18,7 @@ class VerifyEach(Instrument):
         self._weights = True
 
     def begin(self, graph: Graph, pipeline: Pipeline) -> None:
-        self._weights = len(graph.weights) > 0
+        self._weights = weights_loaded(graph)
 
     def before(self, step: Step, graph: Graph) -> None:
         self._text = str(graph)

@@ -29,8 +29,10 @@ def bias_operand(op: Op, rewriter: Rewriter) -> bool:
         bias = bias + numbers(layer.bias).double()
     if not rewriter.commit("bias-operand", op):
         return False
-    value = rewriter.weight(bias.to(layer.result.type.dtype.torch), weight_name(addend, "bias"))
-    replace(rewriter, op, rewriter.create(type(layer), (layer.x, layer.weight, value), layer.attrs).result)
+    # A bf16 layer may have a more precise bias; it stays as precise.
+    dtype = (layer.bias or layer.result).type.dtype
+    operands = (layer.x, layer.weight, rewriter.weight(bias.to(dtype.torch), weight_name(addend, "bias")))
+    replace(rewriter, op, rewriter.create(type(layer), operands, layer.attrs, location=layer.location).result)
     return True
 
 

@@ -93,12 +93,15 @@ def slice_of_slice(op: Op, rewriter: Rewriter) -> bool:
     if not isinstance(op, SliceOp) or not isinstance(op.x.op, SliceOp):
         return False
     inner, axis = op.x.op, op.attrs.axis
-    if inner.attrs.axis != axis or not rewriter.commit("slice-of-slice", op):
+    if inner.attrs.axis != axis:
         return False
     picked = range(inner.attrs.start, inner.attrs.stop, inner.attrs.step)
     picked = picked[op.attrs.start : op.attrs.stop : op.attrs.step]
-    stop = min(picked.stop, inner.x.shape[axis]) if len(picked) else picked.start
-    attrs = SliceOp.attrs_type(axis=axis, start=picked.start, stop=stop, step=picked.step)
+    # Where nothing is picked, the ends of the range may lie outside of the operand.
+    start, stop = (picked.start, min(picked.stop, inner.x.shape[axis])) if len(picked) else (0, 0)
+    attrs = SliceOp.attrs_type(axis=axis, start=start, stop=stop, step=picked.step)
+    if not rewriter.commit("slice-of-slice", op):
+        return False
     replace(rewriter, op, rewriter.create(SliceOp, (inner.x,), attrs).result)
     return True
 

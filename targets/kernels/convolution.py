@@ -9,7 +9,7 @@ from ...ir.ops import Conv2dOp
 from ..group import Group
 from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, selects
 from ..record import Target
-from ..templates import conv2d, conv2d_bf16, conv2d_tiling, depthwise, winograd
+from ..templates import conv2d, conv2d_bf16, conv2d_bf16_narrow, conv2d_tiling, depthwise, winograd
 from ..views import View
 
 WINOGRAD_GAIN = 1.2  # estimated speed-up below which direct convolution is used, which is more accurate
@@ -70,8 +70,9 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
 
 
 def _dense_template(spec: conv2d.Conv2dSpec, target: Target) -> ModuleType:
-    if conv2d_bf16.supports(spec, target):
-        return conv2d_bf16
+    for on_matrix_unit in (conv2d_bf16, conv2d_bf16_narrow):
+        if on_matrix_unit.supports(spec, target):
+            return on_matrix_unit
     if spec.dtype == "float32" and winograd_pays(spec, target):
         return winograd
     return conv2d

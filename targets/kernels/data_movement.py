@@ -19,8 +19,11 @@ from ..record import Target
 from ..templates import elementwise, relayout, row_copy
 from ..templates.base import BufferSpec, VectorAt
 from ..templates.builder import load
+from ..templates.vectors import dtype_of
 from ..views import View
 from .channels import gather_channels, stored
+
+_MOST_ELEMENTS = 2**31  # of a buffer that 32-bit offsets reach
 
 
 def copy_kernel(source: View, copy: Value, target: Target) -> Kernel:
@@ -109,9 +112,16 @@ def _stored_number(op: PadOp) -> float | int:
 
 @selects(EmbeddingOp)
 def select_embedding(group: Group, context: KernelContext) -> Kernel:
-    """Rows of a table, picked by integers; out-of-range integers are the caller's mistake, as in PyTorch."""
+    """Rows of a table, picked by integers.
+
+    Integers that are inputs of the model are checked when it is called (see `tersor.targets.indices`); others that are
+    out of range, an error in PyTorch, pick the first or the last row, so that no kernel reads foreign memory.
+    """
     op = group.op
     assert isinstance(op, EmbeddingOp)
+    if op.table.type.size >= _MOST_ELEMENTS:
+        raise CompileError(f"{op.describe()}: kernels address tables of less than 2^31 elements, not {op.table.type}")
+    last = op.table.shape[0] - 1
     width, count = op.table.shape[1], op.indices.type.size
     dtype = STORAGE[op.table.type.dtype]
     inputs = (
@@ -124,7 +134,9 @@ def select_embedding(group: Group, context: KernelContext) -> Kernel:
     def compute(at: VectorAt, buffers: Any) -> Any:
         table, indices = buffers
         row, column = at.coords
-        return load(table, tirx.Cast("int32", indices[row]) * width + column, at.lanes)
+        index = indices[row]
+        index = tirx.Max(tirx.Min(index, tirx.const(last, dtype_of(index))), tirx.const(0, dtype_of(index)))
+        return load(table, tirx.Cast("int32", index) * width + column, at.lanes)
 
     return Kernel(
         template="embedding",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from tvm import tirx
 
 from ..record import Target
 from . import amx
-from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE, SumTiles, TileShape
+from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TILE_SIZE, SumTiles, TileShape
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .bfloat16 import BFLOAT16, bits_of
 from .builder import bind, constant, load, loop, make_prim_func, store, store_result, when
@@ -67,7 +67,7 @@ class Conv2dBf16Knobs:
 
 
 @dataclass(frozen=True)
-class _Taps:
+class Taps:
     """One axis of the convolution in terms of phases: tap ``k`` reads phase ``phase[k]`` shifted by ``shift[k]``."""
 
     window: Window
@@ -75,7 +75,7 @@ class _Taps:
     shift: tuple[int, ...]
 
     @classmethod
-    def of(cls, window: Window) -> _Taps:
+    def of(cls, window: Window) -> Taps:
         offsets = [tap * window.dilation for tap in range(window.kernel)]
         return cls(window, tuple(o % window.stride for o in offsets), tuple(o // window.stride for o in offsets))
 
@@ -99,19 +99,21 @@ class _Taps:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """Sizes that follow from a spec and its knobs."""
 
     spec: Conv2dSpec
     knobs: Conv2dBf16Knobs
 
     @property
-    def rows(self) -> _Taps:
-        return _Taps.of(self.spec.windows()[0])
+    def rows(self) -> Taps:
+        """The vertical axis."""
+        return Taps.of(self.spec.windows()[0])
 
     @property
-    def columns(self) -> _Taps:
-        return _Taps.of(self.spec.windows()[1])
+    def columns(self) -> Taps:
+        """The horizontal axis."""
+        return Taps.of(self.spec.windows()[1])
 
     @property
     def depth(self) -> int:
@@ -152,7 +154,7 @@ class _Plan:
     @property
     def group_size(self) -> int:
         """Packed weights of one group of outputs."""
-        return self.depth * self.spec.kernel[0] * self.spec.kernel[1] * self.step_size
+        return self.depth * self.rows.window.kernel * self.columns.window.kernel * self.step_size
 
     def phase_index(self, row_phase: int, column_phase: int) -> int:
         """Which panel a pair of phases is."""
@@ -171,28 +173,22 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dBf16Knobs]:
     columns = 2 if spec.o > TILE_COLUMNS else 1
     found: dict[Conv2dBf16Knobs, None] = {}
     for rows, wide in ((2, columns), (1, columns), (3, 1)):
-        for by_outputs in (False, True):
-            found[_split(spec, target, rows, wide, by_outputs=by_outputs)] = None
-    small = spec.n * spec.out_h * spec.out_w <= TILE_COLUMNS
-    heavy = spec.c * spec.o * spec.kernel[0] * spec.kernel[1] * 2 > target.l2_bytes // 2
-    return sorted(found, key=lambda knobs: ((knobs.rows != (1 if small else 2)), (knobs.output_units > 1) != heavy))
+        plan = Plan(spec, Conv2dBf16Knobs(rows, wide))
+        found.update(dict.fromkeys(split(plan, target, by_outputs=choice) for choice in (False, True)))
+    is_small = spec.n * spec.out_h * spec.out_w <= TILE_ROWS
+    is_heavy = spec.c * spec.o * spec.kernel[0] * spec.kernel[1] * 2 > target.l2_bytes // 2
+    return sorted(found, key=lambda one: (one.rows != (1 if is_small else 2), (one.output_units > 1) != is_heavy))
 
 
-def _split(spec: Conv2dSpec, target: Target, rows: int, columns: int, *, by_outputs: bool) -> Conv2dBf16Knobs:
-    """Units such that panels stay in L2 and all cores have work."""
-    height = spec.windows()[0].out
-    knobs = Conv2dBf16Knobs(rows, columns)
-    pieces = next(
-        (n for n in range(1, height) if _panel_bytes(spec, rows, columns, n) <= target.l2_bytes // PANEL_SHARE), height
-    )
-    groups = _Plan(spec, knobs).groups
-    if by_outputs and groups >= target.cores:
-        return Conv2dBf16Knobs(rows, columns, pieces, target.cores)
-    return Conv2dBf16Knobs(rows, columns, min(height, -(-pieces // target.cores) * target.cores))
-
-
-def _panel_bytes(spec: Conv2dSpec, rows: int, columns: int, pieces: int) -> int:
-    return 2 * _Plan(spec, Conv2dBf16Knobs(rows, columns, pieces)).panel_size
+def split(plan: Plan, target: Target, *, by_outputs: bool = False) -> Conv2dBf16Knobs:
+    """Units such that panels stay in L2 and all cores have work; ``by_outputs`` shares the weights among cores."""
+    height = plan.rows.window.out
+    room = target.l2_bytes // PANEL_SHARE
+    cut = (replace(plan, knobs=replace(plan.knobs, row_units=units)) for units in range(1, height))
+    pieces = next((one.knobs.row_units for one in cut if 2 * one.panel_size <= room), height)
+    if by_outputs and plan.groups >= target.cores:
+        return replace(plan.knobs, row_units=pieces, output_units=target.cores)
+    return replace(plan.knobs, row_units=min(height, -(-pieces // target.cores) * target.cores))
 
 
 def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
@@ -200,7 +196,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight
     expected = (spec.o, spec.c, *spec.kernel)
     if tuple(weight.shape) != expected:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
-    plan = _Plan(spec, knobs)
+    plan = Plan(spec, knobs)
     outputs = knobs.shape.outputs
     padded = weight.new_zeros(plan.groups * outputs, plan.depth * TILE_DEPTH, *spec.kernel, dtype=torch.bfloat16)
     padded[: spec.o, : spec.c] = weight
@@ -216,10 +212,16 @@ def build(
     name: str = "conv2d_bf16",
 ) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
-    plan = _Plan(spec, knobs)
+    return build_units(Plan(spec, knobs), UnitWriter, target, epilogue, name)
+
+
+def build_units(plan: Plan, writer: type[UnitWriter], target: Target, epilogue: Epilogue, name: str) -> tirx.PrimFunc:
+    """The PrimFunc whose units ``writer`` writes."""
+    spec, knobs = plan.spec, plan.knobs
     lanes = target.lanes()
+    channels = spec.input_blocks(target) * spec.input_block(target)
     inputs = (
-        BufferSpec("data", spec.n * spec.input_blocks(target) * spec.h * spec.w * lanes, BFLOAT16),
+        BufferSpec("data", spec.n * channels * spec.h * spec.w, BFLOAT16),
         BufferSpec("weight", plan.groups * plan.group_size, BFLOAT16),
     )
     output = BufferSpec("output", spec.n * spec.output_blocks(target) * spec.out_h * spec.out_w * lanes, epilogue.dtype)
@@ -227,17 +229,17 @@ def build(
     def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
         extents = (spec.n, knobs.row_units, knobs.output_units)
         with shared_loop(extents, macs=spec.macs) as (n, row_unit, output_unit):
-            _UnitWriter(plan, target, epilogue, main, extra, out).write(n, row_unit, output_unit)
+            writer(plan, target, epilogue, main, extra, out).write(n, row_unit, output_unit)
 
     return make_prim_func(name, inputs, output, body, epilogue)
 
 
-class _UnitWriter:
+class UnitWriter:
     """Writes what one thread does: gather panels, then all tiles of its groups of outputs."""
 
     def __init__(
         self,
-        plan: _Plan,
+        plan: Plan,
         target: Target,
         epilogue: Epilogue,
         main: Sequence[Buffer],
@@ -262,7 +264,7 @@ class _UnitWriter:
         panels = amx.panels(self.plan.panel_size)
         sums = amx.sums_buffer(self.knobs.shape)
         for row_phase, column_phase in itertools.product(self.row_taps.phases, self.column_taps.phases):
-            self._gather(n, first, rows, row_phase, column_phase, panels)
+            self.gather(n, first, rows, row_phase, column_phase, panels)
         amx.configure()
         positions = (rows - 1) * self.plan.row_length + self.column_taps.window.out
         tiles = (positions + self.knobs.shape.positions - 1) // self.knobs.shape.positions
@@ -274,7 +276,7 @@ class _UnitWriter:
 
     # Panels ---------------------------------------------------------------------------------------------------
 
-    def _gather(self, n: Index, first: Index, rows: Index, row_phase: int, column_phase: int, panels: Buffer) -> None:
+    def gather(self, n: Index, first: Index, rows: Index, row_phase: int, column_phase: int, panels: Buffer) -> None:
         """Copy one phase of the rows that this unit reads; two blocks of 16 channels make one row of 32."""
         plan, window = self.plan, self.row_taps.window
         phase = plan.phase_index(row_phase, column_phase) * plan.depth
@@ -282,16 +284,22 @@ class _UnitWriter:
             image_row = bind((first + row) * window.stride + (row_phase - window.pad))
             panel_row = (phase + block // 2) * plan.plane + row * plan.row_length
             to = bind(panel_row * TILE_DEPTH + block % 2 * HALF)
-            exists = block < self.input_blocks if self.input_blocks % 2 else True
-            begins, ends = self.row_taps.valid(row_phase)
-            if begins or ends < window.out + self.row_taps.reach:
-                inside = tirx.And(image_row >= 0, image_row < window.size)
-                exists = inside if exists is True else tirx.And(exists, inside)
+            exists = self.is_inside(image_row, row_phase)
+            if self.input_blocks % 2:
+                exists = tirx.And(block < self.input_blocks, exists)
             when(
                 exists,
                 lambda: self._copy_row(n, block, image_row, column_phase, panels, to),
                 lambda: self._clear(panels, to, 0, plan.row_length),
             )
+
+    def is_inside(self, image_row: Index, row_phase: int) -> Any:
+        """Whether a row lies in the image; True where all of a phase do."""
+        begin, end = self.row_taps.valid(row_phase)
+        window = self.row_taps.window
+        if begin == 0 and end == window.out + self.row_taps.reach:
+            return True
+        return tirx.And(image_row >= 0, image_row < window.size)
 
     def _copy_row(self, n: Index, block: Index, image_row: Index, column_phase: int, panels: Buffer, to: Index) -> None:
         window = self.column_taps.window
@@ -313,7 +321,7 @@ class _UnitWriter:
 
     def _multiply(self, group: Index, position: Index, panels: Buffer, sums: Buffer) -> None:
         plan = self.plan
-        kernel_height, kernel_width = self.spec.kernel
+        kernel_height, kernel_width = self.row_taps.window.kernel, self.column_taps.window.kernel
         tiles = SumTiles(self.knobs.shape)
         tiles.clear()
         with loop(plan.depth) as depth:

@@ -13,6 +13,7 @@ from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, store_result
 from .parallelism import shared_loop
 from .spatial import TileRun, Window, balanced_split
+from .vectors import maximum
 from .window_loops import for_each_tile, row_pieces, tap_bounds, widest_tile
 
 GLOBAL_ACCUMULATORS = 8  # independent sums that hide the latency of an addition
@@ -130,9 +131,8 @@ def build(
                         for position in taps.positions:
                             column = position * columns.stride + kx * columns.dilation
                             value = load(data, first + column * lanes, lanes)
-                            tile[position] = (
-                                tirx.max(tile[position], value) if spec.mode == "max" else tile[position] + value
-                            )
+                            kept = tile[position]
+                            tile[position] = maximum(kept, value) if spec.mode == "max" else kept + value
 
         def write_tile(plane: Any, y: Any, x: Any, run: TileRun) -> None:
             tile = RegisterTile(run.width, lanes)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
@@ -22,13 +21,13 @@ from .bfloat16 import check_numbers
 from .builder import RegisterTile, constant, load, loop, make_prim_func, store_result, when
 from .parallelism import shared_loop
 from .row_vectors import RowVectors, flat_row
-from .vectors import combine_all, horizontal, lanes_of
+from .vectors import combine_all, horizontal, lanes_of, maximum, minimum
 
 Buffer = Any
 Index = Any
 Expr = Any
 
-_COMBINE = {"sum": operator.add, "mean": operator.add, "max": T.max, "min": T.min}
+_COMBINE = {"sum": operator.add, "mean": operator.add, "max": maximum, "min": minimum}
 _NEUTRAL = {"sum": 0.0, "mean": 0.0, "max": float("-inf"), "min": float("inf")}
 
 

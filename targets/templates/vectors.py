@@ -45,6 +45,22 @@ def bind(value: Expr) -> Expr:
     return load(register, 0, lanes)
 
 
+def maximum(kept: Expr, value: Expr) -> Expr:
+    """The larger of two floats lane by lane, NaN where either is: a masked ``max`` and the comparison for its mask."""
+    return _unless_nan(kept, tirx.Select(kept > value, kept, value))
+
+
+def minimum(kept: Expr, value: Expr) -> Expr:
+    """The smaller of two floats lane by lane, NaN where either is."""
+    return _unless_nan(kept, tirx.Select(kept < value, kept, value))
+
+
+def _unless_nan(kept: Expr, chosen: Expr) -> Expr:
+    """``chosen``, which is already NaN where the other operand is, but ``kept`` where that is NaN."""
+    lowest = broadcast(tirx.const(float("-inf"), dtype_of(kept, 1)), lanes_of(kept))
+    return tirx.Select(kept >= lowest, chosen, kept)
+
+
 def combine_all(tile: RegisterTile, combine: Callable[[Expr, Expr], Expr]) -> Expr:
     """All vectors of a tile combined, lane by lane."""
     result = tile[0]

@@ -70,6 +70,7 @@ REFUSED = {
     ),
     "it is in training mode": (lambda x: nn.functional.dropout(x, 0.5, training=True)),
     "integer division": (lambda x: x.long() // 2),
+    "floor division of float64": (lambda x: x.double() // 2),
     "rounding mode 'trunc'": (lambda x: torch.div(x, 2, rounding_mode="trunc")),
     "only boolean tensors": (lambda x: x.long() & 1),
     "writing into a slice with step 2": (lambda x: x.slice_scatter(x[:, ::2], 1, step=2)),

@@ -171,3 +171,20 @@ def test_dropout_is_the_identity_and_no_grad_regions_are_inlined(check):
 
     graph = check(Net(), torch.randn(3, 4))
     assert [op.name for op in graph.ops] == ["full", "mul"]
+
+
+def test_expm1_and_log1p_do_not_cancel_near_zero(check):
+    tiny = torch.tensor([1e-20, -1e-10, 3e-8])
+    graph = check(lambda x: (torch.expm1(x), torch.log1p(x), F.elu(x)), tiny)
+    for actual, function in zip(graph.evaluate(tiny), (torch.expm1, torch.log1p, F.elu), strict=True):
+        torch.testing.assert_close(actual, function(tiny.double()).float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_floor_division_rounds_the_exact_quotient(check, dtype):
+    dividends = torch.tensor([1.0, -1.0, 0.3, 7.0, -7.0, 6.0, 1e4, 0.6, 2.1], dtype=dtype)
+    divisors = torch.tensor([0.1, 0.1, 0.1, 2.0, 2.0, -3.0, 0.7, 0.2, 0.7], dtype=dtype)
+    rounded_first = torch.floor(dividends / divisors)
+    assert bool((rounded_first != torch.div(dividends, divisors, rounding_mode="floor")).any())
+    check(lambda x, y: torch.div(x, y, rounding_mode="floor"), dividends, divisors)
+    check(lambda x: (x // 0.1, torch.floor_divide(x, 3)), dividends[:6])

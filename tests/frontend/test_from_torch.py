@@ -92,11 +92,17 @@ def test_a_module_in_training_mode_is_converted_for_inference(same):
     same(graph.evaluate(IMAGE)[0], module.eval()(IMAGE).detach())
 
 
-def test_weights_share_storage_with_the_module():
-    module = Net().train()
-    graph = from_torch(module, IMAGE)
-    assert graph.weights["layers.1.weight"].data_ptr() == module.layers[1].weight.data_ptr()
-    assert not graph.weights["layers.1.weight"].requires_grad
+def test_graph_keeps_its_numbers_when_the_module_changes(same):
+    module = Net().eval()
+    graph, program = from_torch(module, IMAGE), torch.export.export(module, (IMAGE,))
+    of_program = from_torch(program)
+    expected = module(IMAGE).detach()
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.fill_(7)
+    same(graph.evaluate(IMAGE)[0], expected)
+    same(of_program.evaluate(IMAGE)[0], expected)
+    assert not any(tensor.requires_grad for tensor in graph.weights.values())
 
 
 def test_weights_of_other_strides_are_stored_contiguously(check):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tersor.ir import (
+    DType,
     IRError,
     RewriteLog,
     Rewriter,
@@ -18,9 +19,10 @@ from tersor.ir import (
     structurally_equal,
     suggest,
     verify,
+    weights_loaded,
 )
 from tersor.ir.analysis import EXIT
-from tersor.ir.ops import AddOp, MulOp, ReluOp, SigmoidOp, TanhOp
+from tersor.ir.ops import AddOp, EmbeddingOp, MulOp, ReluOp, SigmoidOp, TanhOp
 from tersor.tests.random_graphs import GraphBuilder
 
 
@@ -183,6 +185,35 @@ def test_shared_and_strided_weights_round_trip(tmp_path):
     again = WeightStore.load(tmp_path / "w.safetensors")
     assert all(torch.equal(again[id], store[id]) for id in store)
     assert len(again) == 3
+
+
+def test_overlapping_weights_round_trip(tmp_path):
+    base = torch.arange(6.0)
+    store = WeightStore({"all": base, "tail": base[2:], "head": base[:3], "column": base.reshape(2, 3)[:, 1]})
+    store.save(tmp_path / "w.safetensors")
+    again = WeightStore.load(tmp_path / "w.safetensors")
+    assert sorted(again) == sorted(store)
+    assert all(torch.equal(again[id], store[id]) for id in store)
+
+
+def test_weights_are_loaded_when_all_are_there():
+    b = GraphBuilder({})
+    graph = b.done(b.weight(2, hint="a"), b.weight(2, hint="b"))
+    assert weights_loaded(graph)
+    graph.weights.keep(["a"])
+    assert not weights_loaded(graph)
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_that_fails_names_the_op():
+    b = GraphBuilder({"ids": TensorType((2,), DType.I64)})
+    graph = b.done(b.op(EmbeddingOp, b.weight(3, 2), b.graph.inputs[0], location="table"))
+    with pytest.raises(
+        IRError, match="embedding at 'table': cannot be evaluated on these operands: index out of range"
+    ):
+        graph.evaluate(torch.tensor([0, 3]))
 
 
 # Analyses -------------------------------------------------------------------------------------------------------

@@ -110,6 +110,13 @@ def test_comments_and_layout_of_the_text_do_not_matter():
         ("relu(%x) : f32[2]\n  %0 = relu(%x) : f32[2]", "line 3, column 3: %0 is defined twice"),
         ("fused(%x) : f32[2] body @b(%a: f32[3]) { return %a }", "body takes (f32[3]), operands are (f32[2])"),
         ("cast(%x) {dtype=f33} : f32[2]", "'f33' is not an attribute value"),
+        ("max_pool2d(%x) {kernel=[2,2], stride=[0,0]} : f32[2]", "kernel, stride and dilation must be positive"),
+        ("avg_pool2d(%x) {kernel=[2,2], stride=[1,1], padding=[0,2]} : f32[2]", "padding must be at most half"),
+        ("concat(%x, _) {axis=0} : f32[2]", "concat: operand 'parts' is missing"),
+        (f"full {{value={'9' * 5000}}} : f32[2]", "integer string conversion"),
+        (f"reshape(%x) {{shape=[{'9' * 5000}]}} : f32[2]", "integer string conversion"),
+        (f"reshape(%x) {{shape={'[' * 50000}", "nested too deeply"),
+        ("full {value=1e30, dtype=i8} : i8[]", "1e+30 is not a number of type i8"),
     ],
 )
 def test_mistakes_show_line_and_column(text, message):
@@ -160,3 +167,11 @@ def test_weight_is_parsed_with_its_tensor():
     assert isinstance(graph.ops[0], WeightOp)
     assert graph.ops[0].attrs.type.dtype is DType.I64
     assert torch.equal(graph.evaluate()[0], torch.tensor([1, 2]))
+
+
+def test_negative_zero_is_not_a_default():
+    b = GraphBuilder({"x": TensorType((2,))})
+    graph = b.done(b.op(PadOp, b.graph.inputs[0], before=(1,), after=(0,), value=-0.0))
+    again = parse(str(graph))
+    assert math.copysign(1, again.ops[0].attrs.value) == -1
+    assert structurally_equal(again, graph)

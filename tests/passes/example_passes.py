@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from tersor.ir import Graph, TensorType
-from tersor.ir.ops import MulOp, ReluOp, SigmoidOp, TanhOp
+from tersor.ir import DType, Graph, TensorType
+from tersor.ir.ops import AddOp, CastOp, EmbeddingOp, MulOp, ReluOp, ReshapeOp, SigmoidOp, TanhOp
 from tersor.passes import Exactness, Pass, PassContext, Result, register_pass
 
 
@@ -116,3 +116,37 @@ class Liar(Pass):
         if not self.claim:
             graph.ops[-1].location = "changed"
         return Result(self.claim)
+
+
+@register_pass("test-retype")
+@dataclass(frozen=True)
+class Retype(Pass):
+    """Return the first output in double precision, or in another shape."""
+
+    shape: bool = False
+
+    def run(self, graph: Graph, context: PassContext) -> Result:
+        rewriter = context.rewriter(graph)
+        value = graph.outputs[0]
+        if value.op is not None and value.type.dtype is DType.F32 and rewriter.commit("retype", value.op):
+            kind, attrs = (
+                (ReshapeOp, ReshapeOp.attrs_type(shape=(value.type.size,)))
+                if self.shape
+                else (CastOp, CastOp.attrs_type(dtype=DType.F64))
+            )
+            rewriter.set_output(0, rewriter.create(kind, (value,), attrs, after=True).result)
+        return Result(rewriter.changed)
+
+
+@register_pass("test-unevaluable")
+@dataclass(frozen=True)
+class Unevaluable(Pass):
+    """Add 1000 to the indices of each embedding, which leaves its table."""
+
+    def run(self, graph: Graph, context: PassContext) -> Result:
+        rewriter = context.rewriter(graph)
+        for op in graph.ops:
+            if isinstance(op, EmbeddingOp) and rewriter.commit("out-of-table", op):
+                far = rewriter.create(AddOp, (op.indices, rewriter.full(1000, TensorType((), op.indices.type.dtype))))
+                rewriter.replace(op, rewriter.create(EmbeddingOp, (op.table, far.result)).result)
+        return Result(rewriter.changed)

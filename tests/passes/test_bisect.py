@@ -53,6 +53,28 @@ def test_malformed_graph_is_found():
     assert "malformed graph" in culprit.reason
 
 
+@pytest.mark.parametrize(
+    ("one", "reason"),
+    [
+        ("test-retype", "output 0 is torch.float64 [1, 4, 6, 6] instead of torch.float32"),
+        ("test-retype{shape=true}", "output 0 is torch.float32 [144] instead of torch.float32 [1, 4, 6, 6]"),
+    ],
+)
+def test_output_of_another_type_is_found(one, reason):
+    culprit = bisect(graph_with_sigmoids("good"), f"O1,{one}")
+    assert (culprit.one, culprit.number > 0) == (one, True)
+    assert culprit.rewrite.startswith("retype: ")
+    assert reason in culprit.reason
+
+
+def test_graph_that_cannot_be_evaluated_is_found():
+    b = GraphBuilder({"ids": TensorType((2,), DType.I64)})
+    graph = b.done(b.op(EmbeddingOp, b.weight(3, 2), b.graph.inputs[0], location="table"))
+    culprit = bisect(graph, "dce,test-unevaluable")
+    assert (culprit.one, culprit.rewrite) == ("test-unevaluable", "out-of-table: embedding at 'table'")
+    assert "cannot be evaluated" in culprit.reason
+
+
 def test_crash_without_a_rewrite_is_found():
     culprit = bisect(graph_with_sigmoids("good"), "O3,test-crash")
     assert (culprit.one, culprit.number, culprit.rewrite) == ("test-crash", 0, "")

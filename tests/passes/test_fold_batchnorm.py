@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tersor.ir import TensorType, parse
-from tersor.ir.ops import AddOp, BatchNormOp, LinearOp, PadOp, ReluOp
+from tersor.ir import DType, TensorType, parse
+from tersor.ir.ops import AddOp, BatchNormOp, Conv2dOp, LinearOp, PadOp, ReluOp
 from tersor.passes import PassManager, parse_pipeline
 from tersor.tests.checks import kinds, refusals, rules, run_checked
 from tersor.tests.random_graphs import GraphBuilder
@@ -117,3 +117,30 @@ def test_o2_folds_what_canonicalization_uncovers():
     shifted = b.op(AddOp, b.conv(padded, 4, bias=False), b.weight(4, 1, 1))
     outcome = run_checked(b.done(b.op(ReluOp, b.batch_norm(shifted))), "O2")
     assert kinds(outcome.graph) == ["conv2d", "relu"]
+
+
+@pytest.mark.parametrize("after_conv", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_parameters_that_are_not_finite_are_kept(bad, after_conv):
+    b = builder()
+    x = b.conv(b.graph.inputs[0], 4) if after_conv else b.graph.inputs[0]
+    gamma, mean = torch.tensor([1.0, bad, 2.0, 3.0]), torch.zeros(4)
+    norm = b.op(BatchNormOp, x, b.constant(mean), b.weight(4, positive=True), b.constant(gamma), b.weight(4))
+    graph = b.done(norm)
+    outcome = PassManager(parse_pipeline("fold-batchnorm")).run(graph)
+    assert kinds(outcome.graph) == ["conv2d", "mul", "add"][not after_conv :]
+    numbers = torch.randn(1, 4, 6, 6, generator=b.generator)
+    expected, actual = graph.evaluate(numbers)[0], outcome.graph.evaluate(numbers)[0]
+    assert not actual[:, 1].isfinite().any()
+    torch.testing.assert_close(actual[:, [0, 2, 3]], expected[:, [0, 2, 3]])
+
+
+def test_folding_keeps_the_precision_of_the_bias():
+    b = GraphBuilder({"x": TensorType((1, 2, 3, 3), DType.BF16)})
+    weight, bias = b.constant(torch.ones(2, 2, 1, 1, dtype=torch.bfloat16)), b.constant(torch.full((2,), 1 + 2**-10))
+    conv = b.op(Conv2dOp, b.graph.inputs[0], weight, bias)
+    zero, one = (b.constant(torch.full((2,), value).bfloat16()) for value in (0.0, 1.0))
+    norm = b.op(BatchNormOp, conv, zero, one, eps=0.0)
+    outcome = PassManager(parse_pipeline("fold-batchnorm")).run(b.done(norm))
+    assert kinds(outcome.graph) == ["conv2d"]
+    assert torch.equal(outcome.graph.outputs[0].op.bias.op.evaluate(), torch.full((2,), 1 + 2**-10))

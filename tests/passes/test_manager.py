@@ -4,8 +4,8 @@ import pytest
 import tersor
 import tersor.tests.passes.example_passes
 import torch
-from tersor.ir import Graph, IRError, TensorType, TersorError, load_ir, parse
-from tersor.ir.ops import AddOp, ReluOp, SigmoidOp
+from tersor.ir import DType, Graph, IRError, TensorType, TersorError, load_ir, parse
+from tersor.ir.ops import AddOp, EmbeddingOp, ReluOp, SigmoidOp
 from tersor.passes import PassError, PassManager, parse_pipeline, run_passes
 from tersor.passes.instruments import (
     CheckEach,
@@ -86,6 +86,16 @@ def test_text_without_weights(graph):
     assert any(op.name == "batch_norm" for op in optimized.ops)
 
 
+def test_passes_may_add_weights_to_a_graph_without():
+    """The constant that joins two additions is a new weight; the graph's own ones are still not loaded afterwards."""
+    b = GraphBuilder({"x": TensorType((1, 4, 6, 6))})
+    shifted = b.op(AddOp, b.conv(b.graph.inputs[0], 4, bias=False), b.number(0.5))
+    graph = parse(str(b.done(shifted)))
+    outcome = PassManager(parse_pipeline("canonicalize"), (VerifyEach(),)).run(graph)
+    assert [op.name for op in outcome.graph.ops if op.inputs] == ["conv2d"]
+    assert len(outcome.graph.weights) == 1
+
+
 def test_calibration_iterators_are_kept(graph):
     seen = []
 
@@ -146,6 +156,13 @@ def test_check_each_compares_with_the_graph_before_the_pass(graph):
     run_passes(graph, "test-drift,test-drift", instruments=[VerifyEach(), CheckEach()])
     with pytest.raises(PassError, match=r"more than the tolerance 1e-05"):
         run_passes(graph, "test-drift", instruments=[CheckEach(tolerance=1e-5)])
+
+
+def test_check_each_tells_inputs_that_cannot_be_evaluated():
+    b = GraphBuilder({"ids": TensorType((1,), DType.I64)})
+    graph = b.done(b.op(EmbeddingOp, b.weight(3, 2), b.graph.inputs[0]))
+    with pytest.raises(IRError, match="embedding: cannot be evaluated on these operands: index out of range"):
+        run_passes(graph, "dce", instruments=[CheckEach([torch.tensor([7])])])
 
 
 def test_check_each_takes_inputs_and_tolerance(graph):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
-from tersor.ir import TensorType, Value
+import torch
+from tersor.ir import DType, TensorType, Value
 from tersor.ir.ops import LinearOp, MatmulOp, ReluOp
 from tersor.tests.checks import body, kinds, refusals, run_checked
 from tersor.tests.random_graphs import GraphBuilder
@@ -41,7 +44,7 @@ def test_attention_without_softmax_is_linear_in_the_sequence():
 def test_the_textbook_chain():
     """Cormen et al., Introduction to Algorithms, section on matrix-chain multiplication: 15125 multiply-adds."""
     extents = [30, 35, 15, 5, 10, 20, 25]
-    shapes = {f"a{i}": (rows, columns) for i, (rows, columns) in enumerate(zip(extents, extents[1:], strict=False))}
+    shapes = {f"a{i}": (rows, columns) for i, (rows, columns) in enumerate(pairwise(extents))}
     b = builder(**shapes)
     product, *rest = b.graph.inputs
     for factor in rest:
@@ -100,3 +103,12 @@ def test_a_bias_within_the_chain_ends_it():
     b = builder(x=(8, 32))
     graph = b.done(b.linear(b.linear(b.graph.inputs[0], 32, bias=True), 2, bias=False))
     assert kinds(run_checked(graph, RULE).graph) == ["linear", "linear"]
+
+
+def test_bias_that_an_addition_would_round_is_refused():
+    b = GraphBuilder({"x": TensorType((64, 4), DType.BF16), "y": TensorType((4, 64), DType.BF16)})
+    product = matmul(b, *b.graph.inputs)
+    weight, bias = b.constant(torch.ones(4, 64, dtype=torch.bfloat16)), b.constant(torch.ones(4))
+    outcome = run_checked(b.done(b.op(LinearOp, product, weight, bias)), RULE)
+    assert refusals(outcome) == [f"{RULE} refused linear: its bias is f32, which an addition would round"]
+    assert kinds(outcome.graph) == ["matmul", "linear"]

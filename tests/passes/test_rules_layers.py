@@ -3,7 +3,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from tersor.ir import TensorType
+import torch
+from tersor.ir import DType, TensorType
 from tersor.ir.ops import (
     AdaptiveAvgPool2dOp,
     AddOp,
@@ -212,3 +213,19 @@ def test_location_and_rule_are_kept():
     conv = run_checked(b.done(b.conv(padded, 4, location="layer1.0.conv1")), "canonicalize").graph.outputs[0].op
     assert isinstance(conv, Conv2dOp)
     assert (conv.location, conv.rule) == ("layer1.0.conv1", "pad-into-conv")
+
+
+def test_bias_operand_keeps_location_and_precision_of_the_bias():
+    """A bf16 convolution may have an f32 bias; 1 + 2^-10 would be rounded to 1 in bf16."""
+    b = GraphBuilder({"x": TensorType((1, 2, 3, 3), DType.BF16)})
+    weight, addend = (
+        b.constant(torch.ones(2, 2, 1, 1, dtype=torch.bfloat16)),
+        b.constant(torch.ones(2, 1, 1).bfloat16()),
+    )
+    bias = b.constant(torch.full((2,), 2**-10))
+    conv = b.op(Conv2dOp, b.graph.inputs[0], weight, bias, location="conv")
+    graph = b.done(b.op(AddOp, conv, addend, location="add"))
+    outcome = run_checked(graph, "canonicalize", fires="bias-operand", tolerance=0.01)
+    merged = outcome.graph.outputs[0].op
+    assert merged.location == "conv"
+    assert torch.equal(merged.bias.op.evaluate(), torch.full((2,), 1 + 2**-10))

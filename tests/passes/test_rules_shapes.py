@@ -171,3 +171,12 @@ def test_unread_op_stays_for_dce():
     graph = b.done(b.graph.inputs[0])
     assert rules(run_checked(graph, "canonicalize")) == []
     assert rules(run_checked(graph, "dce")) == ["dead-op"]
+
+
+@pytest.mark.parametrize(("inner", "outer"), [((3, 4, 2), (1, 1, 1)), ((2, 3, 1), (1, 1, 3)), ((0, 4, 3), (2, 2, 1))])
+def test_empty_slice_of_slice(inner, outer):
+    b = builder(2, 4)
+    first = b.op(SliceOp, b.graph.inputs[0], axis=1, **dict(zip(("start", "stop", "step"), inner, strict=True)))
+    second = b.op(SliceOp, first, axis=1, **dict(zip(("start", "stop", "step"), outer, strict=True)))
+    outcome = run_checked(b.done(second), "canonicalize", fires="slice-of-slice")
+    assert outcome.graph.outputs[0].shape == (2, 0)

@@ -43,14 +43,6 @@ def test_biases_stay_float32_and_weights_are_fresh():
     assert torch.equal(graph.weights["conv.weight"], original)
 
 
-def test_the_first_layer_computes_in_float32_and_rounds():
-    b = builder(1, 3, 8, 8)
-    graph = b.done(b.conv(b.op(ReluOp, b.conv(b.graph.inputs[0], 32)), 32))
-    outcome = run_checked(graph, "to-bf16", tolerance=TOLERANCE)
-    assert kinds(outcome.graph) == ["conv2d", "cast", "relu", "conv2d", "cast"]
-    assert dtypes(outcome.graph, Conv2dOp) == [DType.F32, DType.BF16]
-
-
 def test_attention_keeps_its_mask_and_layer_norm_its_parameters():
     b = GraphBuilder({"x": TensorType((1, 2, 8, 16)), "mask": TensorType((8, 8))})
     x, mask = b.graph.inputs

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from tersor.ir import Graph, verify
+from tersor.ir import Graph, TensorType, Value, ops, verify
 from tersor.passes import run_passes
 from tersor.passes.numeric import seeded_inputs
 from tersor.targets import Executable, compile_graph, resolve_target
 from tersor.targets.lowering import Program, lower
+from tersor.tests.random_graphs import GraphBuilder
 
 NATIVE = "x86:native"
+Build = Callable[[GraphBuilder, Value], Value]
 TOLERANCE = 1e-5  # of the largest finite output
 
 
@@ -74,3 +76,26 @@ def _first_difference(actual: torch.Tensor, expected: torch.Tensor, same: torch.
     return (
         f"{len(places)} elements differ, first at {first}: {actual[first].item()} instead of {expected[first].item()}"
     )
+
+
+# Short names for building graphs ------------------------------------------------------------------------------------
+
+
+def builder(**shapes: tuple[int, ...]) -> GraphBuilder:
+    return GraphBuilder({name: TensorType(shape) for name, shape in shapes.items()})
+
+
+def reshape(b: GraphBuilder, x: Value, *shape: int) -> Value:
+    return b.op(ops.ReshapeOp, x, shape=shape)
+
+
+def permute(b: GraphBuilder, x: Value, *dims: int) -> Value:
+    return b.op(ops.PermuteOp, x, dims=dims)
+
+
+def part(b: GraphBuilder, x: Value, axis: int, start: int, stop: int, step: int = 1) -> Value:
+    return b.op(ops.SliceOp, x, axis=axis, start=start, stop=stop, step=step)
+
+
+def expand(b: GraphBuilder, x: Value, *shape: int) -> Value:
+    return b.op(ops.ExpandOp, x, shape=shape)

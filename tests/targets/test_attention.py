@@ -62,3 +62,13 @@ def test_nan_is_not_hidden():
     query[0, 0, 1] = math.nan
     (result,) = check(graph, query, key, value)
     assert result[0, 0, 1].isnan().all()
+
+
+def test_equal_masks_that_are_stretches_of_buffers_of_different_sizes():
+    """They differ in nothing but the size of the buffer, which is part of a kernel's signature."""
+    sequences = {name: TensorType((1, 2, 6, 8)) for name in ("q", "k", "v")}
+    b = GraphBuilder({**sequences, "short": TensorType((6, 6)), "long": TensorType((9, 6))})
+    query, key, value, short, long = b.graph.inputs
+    stretch = b.op(ops.SliceOp, long, axis=0, start=0, stop=6, step=1)
+    results = [b.op(ops.AttentionOp, query, key, value, mask, causal=False) for mask in (short, stretch)]
+    check(b.done(*results))

@@ -197,3 +197,23 @@ def test_missing_vector_code_after_an_anchor():
     graph = builder.done(builder.op(ops.ExpOp, half, location="fc.exp"))
     with pytest.raises(CompileError, match=r"no vector code for exp at 'fc\.exp'"):
         compiled(graph, "fuse,layout")
+
+
+@pytest.mark.parametrize("pipeline", ["layout", "fuse,layout"])
+def test_a_value_with_itself(pipeline: str):
+    """TVM holds x - x for 0 and x == x for true, whatever x is."""
+    b = GraphBuilder({"x": TensorType((40,))})
+    (x,) = b.graph.inputs
+    pairs = [(x, x), (x, b.op(ops.ReshapeOp, b.op(ops.ReshapeOp, x, shape=(8, 5)), shape=(40,)))]
+    kinds = (ops.SubOp, ops.DivOp, ops.EqOp, ops.NeOp, ops.LtOp, ops.LeOp, ops.GtOp, ops.GeOp)
+    graph = b.done(*(b.op(kind, *pair) for kind in kinds for pair in pairs))
+    numbers = torch.tensor([*SPECIAL, *range(40 - len(SPECIAL))], dtype=torch.float32)
+    for actual, expected in zip(compiled(graph, pipeline)(numbers), graph.evaluate(numbers), strict=True):
+        assert_same(actual, expected, "x with itself")
+
+
+def test_integer_power_is_refused():
+    b = GraphBuilder({"x": TensorType((8,), DType.I64), "y": TensorType((8,), DType.I64)})
+    graph = b.done(b.op(ops.PowOp, *b.graph.inputs))
+    with pytest.raises(CompileError, match=r"no vector code for pow on i64\[8\]"):
+        compiled(graph)

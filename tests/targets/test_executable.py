@@ -13,9 +13,13 @@ import pytest
 import tersor
 import torch
 from tersor import TersorError
+from tersor.ir import DType, TensorType, ops
 from tersor.targets import Executable
 from tersor.targets.features import required_features
+from tersor.tests.random_graphs import GraphBuilder
 from torch import nn
+
+from .compiled import compiled
 
 TOLERANCE = 1e-5  # of the largest output
 
@@ -216,3 +220,43 @@ def test_random_inputs_are_valid_and_repeatable(ports: Executable) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert [tensor.dtype for tensor in first] == [torch.float32, torch.int64, torch.bool]
     ports(*first)
+
+
+@pytest.mark.parametrize("dtype", [DType.I64, DType.I32])
+def test_row_numbers_that_the_table_lacks(dtype: DType) -> None:
+    b = GraphBuilder({"ids": TensorType((2, 3), dtype)})
+    ids, table = b.graph.inputs[0], b.weight(10, 24)
+    direct = b.op(ops.EmbeddingOp, table, b.op(ops.ReshapeOp, ids, shape=(6,)))
+    doubled = b.op(ops.EmbeddingOp, table, b.op(ops.AddOp, ids, ids))
+    graph = b.done(direct, doubled)
+    executable = compiled(graph)
+    rows = next(iter(graph.weights.values()))
+    given = torch.tensor([[0, 9, 4], [1, 2, 3]], dtype=dtype.torch)
+    first, second = executable(given)
+    assert torch.equal(first, rows[given.reshape(-1).long()])
+    assert torch.equal(second, rows[(2 * given).clamp(max=9).long()])  # computed ones are clamped
+    for wrong in (10, -1, 2**31 - 1):
+        given[0, 0] = wrong
+        with pytest.raises(TersorError, match="input 'ids' must hold row numbers from 0 to 9"):
+            executable(given)
+
+
+def test_equal_outputs_have_memory_of_their_own() -> None:
+    b = GraphBuilder({"x": TensorType((8,))})
+    same = b.op(ops.ReluOp, b.graph.inputs[0])
+    first, second, third = compiled(b.done(same, same, b.op(ops.ReshapeOp, same, shape=(2, 4))))(torch.ones(8))
+    first.zero_()
+    assert torch.equal(second, torch.ones(8))
+    second.zero_()
+    assert torch.equal(third, torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("threads", [0, 1.5, "2", True, 10**6])
+def test_wrong_thread_counts_are_refused_before_anything_is_compiled(threads: Any) -> None:
+    with pytest.raises(TersorError, match="threads must be a whole number between 1 and"):
+        tersor.compile(None, threads=threads)
+
+
+def test_a_target_must_be_a_name_or_a_record() -> None:
+    with pytest.raises(TersorError, match="a target is a name such as 'x86:native'"):
+        tersor.compile(None, target=None)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import ModuleType
+
 import pytest
 import torch
 import torch.nn.functional as F
 import tvm
 from tersor.targets.catalog import host_features, resolve_target
-from tersor.targets.templates import amx, conv2d_bf16, matmul_bf16
+from tersor.targets.templates import amx, conv2d_bf16, conv2d_bf16_narrow, matmul_bf16
 from tersor.targets.templates.conv2d_spec import Conv2dSpec
 from tersor.targets.templates.matmul_spec import MatmulSpec
 
@@ -31,6 +34,12 @@ CONVOLUTIONS = {
     "pointwise with padding": Conv2dSpec(1, 32, 4, 4, 32, (1, 1), (1, 1), (1, 1, 1, 1)),
     "one position": Conv2dSpec(1, 96, 1, 1, 24),
 }
+PICTURES = {
+    "7x7 stride 2": Conv2dSpec(1, 3, 19, 38, 48, (7, 7), (2, 2), (3, 3, 3, 3)),
+    "3x3": Conv2dSpec(2, 3, 13, 19, 20, (3, 3), (1, 1), (1, 1, 1, 1)),
+    "one channel": Conv2dSpec(1, 1, 9, 7, 16, (5, 5), (1, 2), (2, 2, 2, 2)),
+    "all of a panel, uneven": Conv2dSpec(1, 4, 5, 33, 40, (3, 8), (3, 2), (0, 1, 2, 0), (2, 1)),
+}
 
 
 def rounded(*shape: int, generator: torch.Generator) -> torch.Tensor:
@@ -51,7 +60,7 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE * scale)
 
 
-def check_conv2d(spec: Conv2dSpec, knobs: conv2d_bf16.Conv2dBf16Knobs) -> None:
+def check_conv2d(spec: Conv2dSpec, knobs: conv2d_bf16.Conv2dBf16Knobs, template: ModuleType = conv2d_bf16) -> None:
     generator = torch.Generator().manual_seed(0)
     x = rounded(spec.n, spec.c, spec.h, spec.w, generator=generator)
     weight = rounded(spec.o, spec.c, *spec.kernel, generator=generator)
@@ -59,10 +68,10 @@ def check_conv2d(spec: Conv2dSpec, knobs: conv2d_bf16.Conv2dBf16Knobs) -> None:
     padded = -(-spec.o // LANES) * LANES
     bias = torch.randn(padded, generator=generator)
     other = torch.randn(spec.n * padded * spec.out_h * spec.out_w, generator=generator)
-    prim_func = conv2d_bf16.build(spec, TARGET, knobs, bias_add_relu(shape, LANES))
-    packed = conv2d_bf16.pack_weight(spec, TARGET, knobs, weight)
-    blocked = to_blocked(x.float(), LANES).bfloat16()
-    flat = run(prim_func, blocked, packed, bias, other, out_size=out_elements(shape, LANES))
+    prim_func = template.build(spec, TARGET, knobs, bias_add_relu(shape, LANES))
+    packed = template.pack_weight(spec, TARGET, knobs, weight)
+    data = to_blocked(x.float(), LANES).bfloat16() if spec.input_layout == "blocked" else x
+    flat = run(prim_func, data, packed, bias, other, out_size=out_elements(shape, LANES))
     top, left, bottom, right = spec.padding
     padded_x = F.pad(x.double(), (left, right, top, bottom))
     result = F.conv2d(padded_x, weight.double(), stride=spec.stride, dilation=spec.dilation).float()
@@ -70,7 +79,7 @@ def check_conv2d(spec: Conv2dSpec, knobs: conv2d_bf16.Conv2dBf16Knobs) -> None:
 
 
 def bf16(spec: Conv2dSpec) -> Conv2dSpec:
-    return Conv2dSpec(**{**vars(spec), "dtype": "bfloat16"})
+    return replace(spec, dtype="bfloat16")
 
 
 @needs_amx
@@ -86,6 +95,22 @@ def test_conv2d(name: str):
 @pytest.mark.parametrize(("row_units", "output_units"), [(3, 1), (1, 2), (2, 3)])
 def test_conv2d_in_units(row_units: int, output_units: int):
     check_conv2d(bf16(CONVOLUTIONS["3x3 stride 2"]), conv2d_bf16.Conv2dBf16Knobs(1, 1, row_units, output_units))
+
+
+@needs_amx
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures(name: str):
+    spec = replace(bf16(PICTURES[name]), input_layout="plain")
+    assert conv2d_bf16_narrow.supports(spec, TARGET)
+    for knobs in (*conv2d_bf16_narrow.candidates(spec, TARGET), conv2d_bf16.Conv2dBf16Knobs(1, 1, 2, 2)):
+        check_conv2d(spec, knobs, conv2d_bf16_narrow)
+
+
+def test_pictures_have_few_channels_and_small_steps():
+    spec = replace(bf16(PICTURES["3x3"]), input_layout="plain")
+    assert not conv2d_bf16_narrow.supports(replace(spec, c=9), TARGET)
+    assert not conv2d_bf16_narrow.supports(replace(spec, stride=(4, 4)), TARGET)
+    assert not conv2d_bf16_narrow.supports(replace(spec, dilation=(2, 2)), TARGET)
 
 
 def test_conv2d_is_for_dense_blocked_bfloat16_on_amx():

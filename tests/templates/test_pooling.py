@@ -97,6 +97,16 @@ def test_max_of_negative_numbers_ignores_padding():
     torch.testing.assert_close(from_blocked(flat, (1, 16, 4, 4), 16), F.max_pool2d(x, 3, 1, 1))
 
 
+def test_max_keeps_nan():
+    spec = PoolSpec(1, 16, 9, 9, kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1))
+    x = torch.randn(1, 16, 9, 9, generator=torch.Generator().manual_seed(0))
+    x[0, 3, 4, 4] = x[0, 7, 0, 0] = x[0, 9, 8, 7] = torch.nan
+    out = out_elements((1, 16, 5, 5), 16)
+    flat = run(build(spec, AVX512, candidates(spec, AVX512)[0]), AVX512, to_blocked(x, 16), out_elements=out)
+    expected = F.max_pool2d(x, 3, 2, 1)
+    torch.testing.assert_close(from_blocked(flat, (1, 16, 5, 5), 16), expected, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 @pytest.mark.parametrize("size", [(1, 32, 7, 7), (2, 17, 3, 5), (1, 16, 1, 1), (1, 8, 2, 4)])
 def test_global_average(size, target):

@@ -74,3 +74,14 @@ def test_epilogue(axes):
 def test_a_spec_that_makes_no_sense_is_refused(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         ReduceSpec(*arguments)
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("kind", ["max", "min"])
+def test_nan_and_infinities_survive(kind, axes):
+    x = torch.randn(11, 53, generator=torch.Generator().manual_seed(0))
+    x[0, 3], x[4, 52], x[7, 17] = torch.nan, torch.nan, torch.inf
+    x[:, 20] = -torch.inf
+    spec = ReduceSpec(kind, (11, 53), axes)
+    result = run(build(spec, AVX512, candidates(spec, AVX512)[0]), AVX512, x, out_elements=spec.out_size)
+    torch.testing.assert_close(result, REFERENCES[kind](x, axes).reshape(-1), rtol=0, atol=0, equal_nan=True)
