@@ -71,9 +71,13 @@ demo: $(STAMP) ## compile EfficientNet-Lite0 and compare it with the other runti
 bench: $(STAMP) ## measure the headline networks; options go into ARGS="--models resnet18 --threads 2"
 	@$(RUN) -m benchmarks.cpu $(ARGS)
 
-bench-publish: $(STAMP) ## measure every network on a quiet machine, into benchmarks/results/$(MACHINE).*
+bench-publish: $(STAMP) ## measure every network, in float32 and bf16, on a quiet machine, into benchmarks/results/$(MACHINE)*
+	@echo "[bench 1/2] float32"
 	@$(RUN) -m benchmarks.cpu --models all --roofline --artifact --json benchmarks/results/$(MACHINE).json \
 	    --chart benchmarks/results/$(MACHINE).svg --markdown benchmarks/README.md $(ARGS)
+	@echo "[bench 2/2] bf16"
+	@$(RUN) -m benchmarks.cpu --models all --precision bf16 --json benchmarks/results/$(MACHINE)-bf16.json \
+	    --chart benchmarks/results/$(MACHINE)-bf16.svg --markdown benchmarks/README.md $(ARGS)
 
 clean: ## remove caches and build outputs; .venv stays
 	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -243,7 +243,9 @@ def opt(
       tersor opt model.ir -p O3 --verify-each --check-each --timing -o out.ir
       tersor opt model.ir -p O3 --bisect
     """
+    from .passes import as_pipeline
     from .passes.driver import OptRequest, run_bisect, run_opt
+    from .report import describe_bisection, describe_outcome
 
     request = OptRequest(
         source=source,
@@ -262,7 +264,18 @@ def opt(
         reproducer_dir=reproducer_dir,
         plugins=tuple(plugin or ()),
     )
-    raise typer.Exit(run_bisect(request, as_json) if bisect else run_opt(request, as_json))
+    if bisect:
+        culprit = run_bisect(request)
+        if as_json:
+            _print_json({"pipeline": str(as_pipeline(pipeline)), "culprit": describe_bisection(culprit)})
+        else:
+            print(culprit if culprit is not None else f"all rewrites of {str(as_pipeline(pipeline))!r} are right")
+        raise typer.Exit(0 if culprit is None else 1)
+    outcome = run_opt(request)
+    if as_json:
+        _print_json({"pipeline": str(as_pipeline(pipeline)), **describe_outcome(outcome, output)})
+    elif output is None:
+        print(outcome.graph, end="")
 
 
 @app.command()
@@ -274,13 +287,15 @@ def passes(plugin: PluginOption = None, as_json: JsonOption = False) -> None:
       tersor passes
       tersor passes --json
     """
-    from .passes.driver import describe_passes, import_plugins, print_passes
+    from .passes import PRESETS, list_passes
+    from .passes.driver import import_plugins
+    from .report import describe_passes, known_passes_table, presets_table
 
     import_plugins(plugin or ())
     if as_json:
-        _print_json(describe_passes())
+        _print_json({"passes": describe_passes(list_passes()), "presets": PRESETS})
     else:
-        print_passes()
+        Console().print(known_passes_table(list_passes()), presets_table(PRESETS))
 
 
 def _compile(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     import torch
 
+    from .passes import Culprit, Option, Outcome, PassInfo
     from .passes.report import Report
     from .targets import Target
     from .targets.executable import KernelTime
@@ -68,6 +72,56 @@ def passes_table(report: Report) -> Table:
             style="" if record.changed else "dim",
         )
     return table
+
+
+def known_passes_table(passes: Sequence[PassInfo]) -> Table:
+    """Names, exactness, options and summaries of passes."""
+    table = Table("pass", "keeps", title="passes", title_justify="left")
+    table.add_column("options", no_wrap=True)
+    table.add_column("summary")
+    for info in passes:
+        options = (f"{o.name}: {o.type}" + ("" if o.required else f" = {o.default}") for o in info.options)
+        table.add_row(info.name, info.exactness.value, Text("\n".join(options)), info.summary)  # types have brackets
+    return table
+
+
+def presets_table(presets: Mapping[str, str]) -> Table:
+    """What each preset stands for."""
+    table = Table("preset", "stands for", title="presets", title_justify="left")
+    for name, text in presets.items():
+        table.add_row(name, Text(text or "nothing", overflow="fold"))
+    return table
+
+
+def describe_passes(passes: Sequence[PassInfo]) -> list[dict[str, Any]]:
+    """`known_passes_table` as JSON types."""
+    return [
+        {
+            "name": info.name,
+            "summary": info.summary,
+            "exactness": info.exactness.value,
+            "options": [_describe_option(option) for option in info.options],
+        }
+        for info in passes
+    ]
+
+
+def _describe_option(option: Option) -> dict[str, Any]:
+    default = option.default.value if isinstance(option.default, Enum) else option.default
+    return {"name": option.name, "type": option.type, "default": default, "required": option.required}
+
+
+def describe_outcome(outcome: Outcome, output: Path | None) -> dict[str, Any]:
+    """What passes did, and the IR or the file that it was written to, as JSON types."""
+    result = {"ir": str(outcome.graph)} if output is None else {"output": str(output)}
+    return {"passes": outcome.report.to_json(), **result}
+
+
+def describe_bisection(culprit: Culprit | None) -> dict[str, Any] | None:
+    """What bisection found, as JSON types; None if all is right."""
+    if culprit is None:
+        return None
+    return {("pass" if name == "one" else name): value for name, value in vars(culprit).items()}
 
 
 def kernels_table(kernels: Sequence[KernelTime], top: int | None = None) -> Table:

@@ -112,7 +112,8 @@ def _add_legend(figure: Any, axes: Any, ratios: Mapping[str, Mapping[str, float]
 
 
 def _title(content: Record) -> str:
-    names = ", ".join(MARKS[runner][0] for runner in RUNTIMES)
+    present = {runner for model in content["models"] for runner in medians(model)}
+    names = ", ".join(MARKS[runner][0] for runner in RUNTIMES if runner in present)
     machine = content["machine"]
     return (
         f"How many times longer than Tersor the others take (best: the fastest of {names})\n"

@@ -3,6 +3,7 @@
 ::
 
     python -m benchmarks.cpu --models resnet18,vgg16 --threads 2 --json out.json
+    python -m benchmarks.cpu --models resnet18 --precision bf16
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from rich.console import Console
 from benchmarks import chart, readme
 from benchmarks.harness import Comparison, Row, Schedule, difference, measure
 from benchmarks.models import MODELS, load
-from benchmarks.peers import PEERS, Arrays, Network, Runner, UnsupportedModel
+from benchmarks.peers import PEERS, Arrays, Network, Precision, Runner, UnsupportedModel
 from benchmarks.probe import Probe, probe
 from benchmarks.results import ModelResult, record, write
 from benchmarks.roofline import Roofline, probe_table, roofline, roofline_tables
 from benchmarks.startup import Startup, startup
-from benchmarks.tables import AGREEMENT, TERSOR, summary, table
+from benchmarks.tables import AGREEMENT, TERSOR, disagreeing, summary, table
 
 HEADLINE_MODELS = ("resnet18", "vgg16", "mobilenetv2", "efficientnet_lite0", "minilm")
 ALL = "all"
+PIPELINES = {Precision.FLOAT32: "O3", Precision.BF16: "O3,to-bf16"}
 
 
 class TersorRunner:
@@ -52,9 +54,9 @@ class Benchmark:
     Parameters
     ----------
     names
-        Runners; the first is the reference for the outputs.
-    threads
-        For every runner.
+        Runners; those that cannot run a model are left out of it.
+    threads, precision
+        For every runner; outputs are compared with PyTorch's in float32.
     schedule
         How long to measure.
     pipeline
@@ -71,6 +73,7 @@ class Benchmark:
         self,
         names: Sequence[str],
         threads: int,
+        precision: Precision,
         schedule: Schedule,
         pipeline: str,
         limits: Probe | None,
@@ -79,6 +82,7 @@ class Benchmark:
     ) -> None:
         self.names = names
         self.threads = threads
+        self.precision = precision
         self.schedule = schedule
         self.pipeline = pipeline
         self.limits = limits
@@ -89,9 +93,9 @@ class Benchmark:
         """Build, check and time all runners on one model, and Tersor's kernels and start-up if asked for."""
         module, inputs = load(model)
         with tempfile.TemporaryDirectory() as folder:
-            network = Network(module, inputs, Path(folder))
+            network = Network(module, inputs, Path(folder), self.precision)
             runners, built, left_out = self._build(model, network)
-            comparison = self._compare(model, network.arrays, runners, built)
+            comparison = self._compare(model, network, runners, built)
             return ModelResult(comparison, left_out, self._roofline(model, runners, network), self._startup(model))
 
     def _build(self, model: str, network: Network) -> tuple[list[Runner], list[float], dict[str, str]]:
@@ -115,15 +119,15 @@ class Benchmark:
             return TersorRunner(network, self.threads, self.pipeline)
         return PEERS[name](network, self.threads)
 
-    def _compare(self, model: str, arrays: Arrays, runners: Sequence[Runner], built: Sequence[float]) -> Comparison:
-        reference = [output.copy() for output in runners[0].run(arrays)]
-        gaps = [difference(reference, runner.run(arrays)) for runner in runners]
+    def _compare(self, model: str, network: Network, runners: Sequence[Runner], built: Sequence[float]) -> Comparison:
+        arrays = network.arrays
+        gaps = [difference(network.expected, runner.run(arrays)) for runner in runners]
         with self.console.status("") as status:
             latencies = measure(
                 runners, arrays, self.schedule, progress=lambda runner: status.update(f"{model}: timing {runner}")
             )
         rows = zip(latencies, latencies.values(), built, gaps, strict=True)
-        return Comparison(model, self.threads, tuple(Row(*row) for row in rows))
+        return Comparison(model, self.threads, tuple(Row(*row) for row in rows), self.precision)
 
     def _roofline(self, model: str, runners: Sequence[Runner], network: Network) -> Roofline | None:
         if self.limits is None:
@@ -144,10 +148,15 @@ def main(
     models: Annotated[str, typer.Option(help="Comma-separated names, package.module:factory, or 'all'.")] = ",".join(
         HEADLINE_MODELS
     ),
-    peers: Annotated[str, typer.Option(help="Comma-separated runtimes; the first is the reference.")] = ",".join(PEERS),
+    peers: Annotated[str, typer.Option(help="Comma-separated runtimes.")] = ",".join(PEERS),
     threads: Annotated[int, typer.Option(min=1, help="Threads for every runner.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of calls per runner.")] = Schedule.rounds,
-    pipeline: Annotated[str, typer.Option(help="Tersor's pass pipeline.")] = "O3",
+    precision: Annotated[
+        Precision, typer.Option(help="What all compute in; inputs and outputs stay float32.")
+    ] = Precision.FLOAT32,
+    pipeline: Annotated[
+        str | None, typer.Option(help="Tersor's pass pipeline; by default O3, for bf16 O3,to-bf16.")
+    ] = None,
     tersor: Annotated[bool, typer.Option(help="Include Tersor.")] = True,
     with_roofline: Annotated[
         bool, typer.Option("--roofline", help="Time each of Tersor's kernels against the machine's limits.")
@@ -163,7 +172,7 @@ def main(
         Path | None, typer.Option(help="Write the tables between the markers of this Markdown file.")
     ] = None,
 ) -> None:
-    """Compare latencies at batch 1; exit 1 when a runner's outputs disagree with the first one's.
+    """Compare latencies at batch 1; exit 1 when outputs disagree with PyTorch's in float32.
 
     \b
     Examples:
@@ -172,6 +181,8 @@ def main(
     """
     if not tersor and (with_roofline or artifact or chart_path or markdown):
         raise typer.BadParameter("--roofline, --artifact, --chart and --markdown need Tersor; drop --no-tersor")
+    if with_roofline and precision is not Precision.FLOAT32:
+        raise typer.BadParameter("--roofline knows the machine's limits in float32 only; drop it or --precision")
     console = Console()
     chosen = list(MODELS) if models == ALL else models.split(",")
     for model in chosen:
@@ -182,7 +193,9 @@ def main(
         raise typer.BadParameter("no runner is left to measure")
     schedule = Schedule(rounds=rounds)
     limits = measure_limits(threads, console) if with_roofline else None
-    benchmark = Benchmark(names, threads, schedule, pipeline, limits, artifact, console)
+    benchmark = Benchmark(
+        names, threads, precision, schedule, pipeline or PIPELINES[precision], limits, artifact, console
+    )
     results: list[ModelResult] = []
     for model in chosen:
         results.append(benchmark.run(model))
@@ -196,8 +209,8 @@ def main(
         chart.draw(record(results, schedule, limits), chart_path)
     if markdown is not None:
         readme.update(markdown, record(results, schedule, limits), chart_path)
-    if any(not row.difference <= AGREEMENT for comparison in comparisons for row in comparison.rows):
-        console.print(f"[bold red]outputs differ by more than {AGREEMENT:g} of their scale[/]")
+    if any(True for comparison in comparisons for _ in disagreeing(comparison)):
+        console.print(f"[bold red]outputs differ by more than {AGREEMENT[precision]:g} of their scale[/]")
         raise typer.Exit(1)
 
 

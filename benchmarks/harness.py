@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from .peers import Arrays, Runner
+from .peers import Arrays, Precision, Runner
 
 PACKAGES = (
     "tersor",
@@ -94,16 +94,17 @@ class Row:
     runner: str
     latency: Latency
     build_seconds: float
-    difference: float  # largest absolute difference to the first runner over its largest absolute output
+    difference: float  # largest absolute one to the reference outputs, over their largest absolute value
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runners' results on one model; the first row is the reference for the outputs."""
+    """All runners' results on one model, with the precision that they computed in."""
 
     model: str
     threads: int
     rows: tuple[Row, ...]
+    precision: Precision = Precision.FLOAT32
 
     def median(self, runner: str) -> float:
         """Return the median latency of `runner` in seconds; KeyError if it did not take part."""

@@ -1,18 +1,20 @@
 """The other runtimes behind one small interface, with the settings that a careful user would choose.
 
 A runner is anything with a ``name`` and ``run(inputs)``; see `Runner`. Each peer below is one, made from a
-`Network` and a thread count. All compute in float32: OpenVINO would silently choose bfloat16 on processors
-that have it, so it is told not to, and so is ncnn.
+`Network`, which tells the precision, and a thread count. OpenVINO would silently choose bf16 on processors that
+have it, so it is always told what to do, and so is ncnn. What goes in and comes out is float32 for all.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import shutil
 import subprocess
 import sysconfig
 import warnings
 from collections.abc import Sequence
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -27,8 +29,18 @@ ONNX_OPSET = 17  # the first with LayerNormalization as one operator
 PNNX_TYPES = {torch.float32: "f32", torch.int64: "i64", torch.int32: "i32"}
 
 
+class Precision(StrEnum):
+    """What runners compute in; inputs and outputs are float32 in any case."""
+
+    FLOAT32 = "float32"
+    BF16 = "bf16"
+
+
+OPENVINO_PRECISIONS = {Precision.FLOAT32: "f32", Precision.BF16: "bf16"}
+
+
 class UnsupportedModel(Exception):
-    """A peer cannot run a model; the message says why."""
+    """A peer cannot run a model in the precision asked for; the message says why."""
 
 
 class Runner(Protocol):
@@ -63,19 +75,39 @@ class Network:
         Example inputs; they fix the shapes.
     folder : Path
         Existing directory that receives the files.
+    precision : Precision
+        What the runners made from it compute in.
     """
 
-    def __init__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: tuple[torch.Tensor, ...],
+        folder: Path,
+        precision: Precision = Precision.FLOAT32,
+    ) -> None:
         if module.training:
             raise ValueError("the module is in training mode; call module.eval() first")
         self.module = module
         self.inputs = inputs
         self.folder = folder
+        self.precision = precision
 
     @property
     def arrays(self) -> list[np.ndarray]:
         """The example inputs as NumPy arrays."""
         return [tensor.numpy() for tensor in self.inputs]
+
+    @cached_property
+    def expected(self) -> list[np.ndarray]:
+        """PyTorch's outputs for the example inputs, in float32 whatever the precision."""
+        with torch.inference_mode():
+            return _output_arrays(self.module(*self.inputs))
+
+    @cached_property
+    def torch_module(self) -> nn.Module:
+        """The module in the precision: itself, or a copy in bf16."""
+        return self.module if self.precision is Precision.FLOAT32 else InBf16(self.module)
 
     @cached_property
     def onnx_path(self) -> Path:
@@ -120,6 +152,37 @@ class Network:
         return graph, self.folder / "model.ncnn.bin"
 
 
+class InBf16(nn.Module):
+    """A copy of a module with weights and arithmetic in bf16, which is faster than autocast; float32 at its boundary.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Float32 module whose outputs are a tensor or a tuple of tensors; it stays as it is.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).bfloat16()
+        self.eval()
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        output = self.module(*(_cast(tensor, torch.float32, torch.bfloat16) for tensor in inputs))
+        if isinstance(output, tuple):
+            return tuple(_cast(tensor, torch.bfloat16, torch.float32) for tensor in output)
+        return _cast(output, torch.bfloat16, torch.float32)
+
+
+def _cast(tensor: torch.Tensor, source: torch.dtype, target: torch.dtype) -> torch.Tensor:
+    """Cast what has the source type; indices and masks stay as they are."""
+    return tensor.to(target) if tensor.dtype == source else tensor
+
+
+def _output_arrays(output: torch.Tensor | tuple[torch.Tensor, ...]) -> list[np.ndarray]:
+    outputs = output if isinstance(output, tuple) else (output,)
+    return [tensor.numpy() for tensor in outputs]
+
+
 class TorchEager:
     """PyTorch as it comes, in inference mode."""
 
@@ -127,7 +190,7 @@ class TorchEager:
 
     def __init__(self, network: Network, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.call = network.module
+        self.call = network.torch_module
 
     @staticmethod
     def available() -> str | None:
@@ -136,9 +199,7 @@ class TorchEager:
 
     def run(self, inputs: Arrays) -> list[np.ndarray]:
         with torch.inference_mode():
-            output = self.call(*map(torch.from_numpy, inputs))
-        outputs = output if isinstance(output, tuple) else (output,)
-        return [tensor.numpy() for tensor in outputs]
+            return _output_arrays(self.call(*map(torch.from_numpy, inputs)))
 
 
 class TorchCompile(TorchEager):
@@ -151,7 +212,7 @@ class TorchCompile(TorchEager):
         import torch._inductor.config
 
         torch.compiler.reset()  # a cached graph of the same module would hide the setting below
-        self.call = torch.compile(network.module)
+        self.call = torch.compile(network.torch_module)
         # torch.compile(options={"freezing": True}) is accepted without effect in torch 2.13.
         # One compile thread: a pool of workers would still be busy when the timing starts.
         with torch._inductor.config.patch(freezing=True, compile_threads=1):
@@ -173,6 +234,8 @@ class OnnxRuntime:
     name: ClassVar[str] = "onnxruntime"
 
     def __init__(self, network: Network, threads: int) -> None:
+        if network.precision is Precision.BF16:
+            raise UnsupportedModel("its CPU provider has no bf16 kernels for x86")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -193,7 +256,7 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """OpenVINO's CPU plugin, tuned for latency, held to float32."""
+    """OpenVINO's CPU plugin, tuned for latency."""
 
     name: ClassVar[str] = "openvino"
 
@@ -203,7 +266,7 @@ class OpenVino:
         core = openvino.Core()
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[network.precision],
             "INFERENCE_NUM_THREADS": threads,
         }
         compiled = core.compile_model(core.read_model(network.onnx_path), "CPU", settings)
@@ -221,7 +284,7 @@ class OpenVino:
 
 
 class Ncnn:
-    """ncnn with Winograd and its matrix kernels, held to float32; pnnx converts the model, without a network."""
+    """ncnn with Winograd and its matrix kernels; pnnx converts the model, without a network."""
 
     name: ClassVar[str] = "ncnn"
 
@@ -237,7 +300,7 @@ class Ncnn:
         options.use_sgemm_convolution = True
         options.use_packing_layout = True
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False
-        options.use_bf16_storage = False
+        options.use_bf16_packed = options.use_bf16_storage = network.precision is Precision.BF16
         if self.net.load_param(str(graph)) or self.net.load_model(str(weights)):
             raise UnsupportedModel("ncnn cannot load what pnnx made of the model")
 

@@ -1,5 +1,7 @@
 """Tables in Markdown, written between the markers of ``benchmarks/README.md`` from a record of measurements.
 
+Each precision has its own pair of markers.
+
 ::
 
     python -m benchmarks.readme benchmarks/results/MACHINE.json --chart benchmarks/results/MACHINE.svg
@@ -8,6 +10,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +18,18 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import chart
+from benchmarks.peers import Precision
 from benchmarks.results import Record, medians, read
 from benchmarks.tables import RUNTIMES, TERSOR, milliseconds, times
 
 README = Path(__file__).parent / "README.md"
-BEGIN = "<!-- results:begin, written by python -m benchmarks.readme -->"
-END = "<!-- results:end -->"
+MARKERS = {
+    precision: (
+        f"<!-- results {precision}: begin, written by python -m benchmarks.readme -->",
+        f"<!-- results {precision}: end -->",
+    )
+    for precision in Precision
+}
 FAMILIES = 3  # families of kernels named per model
 COLUMNS = {
     "torch": "PyTorch",
@@ -32,7 +41,7 @@ COLUMNS = {
 
 
 def update(path: Path, content: Record, picture: Path | None = None) -> None:
-    """Replace what stands between the markers of a Markdown file.
+    """Replace what stands between the markers of a Markdown file for the record's precision.
 
     Parameters
     ----------
@@ -48,13 +57,14 @@ def update(path: Path, content: Record, picture: Path | None = None) -> None:
     ValueError
         If the file lacks the markers.
     """
+    begin, end = MARKERS[Precision(content["precision"])]
     text = path.read_text("utf-8")
-    before, found, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"{path} lacks the lines '{BEGIN}' and '{END}'")
+        raise ValueError(f"{path} lacks the lines '{begin}' and '{end}'")
     shown = "" if picture is None else f"![How many times longer the others take]({_link(picture, path)})\n\n"
-    path.write_text(f"{before}{BEGIN}\n\n{shown}{render(content)}\n{END}{after}", "utf-8")
+    path.write_text(f"{before}{begin}\n\n{shown}{render(content)}\n{end}{after}", "utf-8")
 
 
 def _link(target: Path, page: Path) -> str:
@@ -65,12 +75,14 @@ def render(content: Record) -> str:
     """All tables of a record that it has data for."""
     models = content["models"]
     parts = [_conditions(content), _latencies(models)]
+    if content["precision"] != Precision.FLOAT32:
+        parts.append(_differences(models))
     if any(model["left_out"] for model in models):
         parts.append(_left_out(models))
     if any(model["startup"] for model in models):
-        parts += ["### Before the first answer", _startups(models)]
+        parts += ["#### Before the first answer", _startups(models)]
     if any(model["roofline"] for model in models):
-        parts += ["### What remains between us and the limit", _limits(content["probe"]), _remains(content)]
+        parts += ["#### What remains between us and the limit", _limits(content["probe"]), _remains(content)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,17 +108,31 @@ def _latencies(models: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             [model["model"], milliseconds(found[TERSOR]), *others, times(model["torch_over_tersor"]), best],
         )
-    runtimes = ", ".join(COLUMNS[name] for name in RUNTIMES)
+    runtimes = ", ".join(COLUMNS[name] for name in RUNTIMES if name in present)
     return f"{_markdown(header, rows)}\n\nThe best runtime is the fastest of {runtimes}."
 
 
 def _left_out(models: Sequence[Mapping[str, Any]]) -> str:
-    reasons = (
-        f"{COLUMNS[name]} does not run {model['model']}: {reason}."
-        for model in models
-        for name, reason in model["left_out"].items()
+    """One line per runtime and reason; the models are named unless it is all of them."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for model in models:
+        for name, reason in model["left_out"].items():
+            found[name, reason].append(model["model"])
+    return "\n".join(
+        f"{COLUMNS[name]} does not run {'any model' if len(names) == len(models) > 1 else ', '.join(names)}: {reason}."
+        for (name, reason), names in found.items()
     )
-    return "\n".join(reasons)
+
+
+def _differences(models: Sequence[Mapping[str, Any]]) -> str:
+    found = [{row["runner"]: row["difference"] for row in model["rows"]} for model in models]
+    present = [name for name in (TERSOR, *COLUMNS) if any(name in differences for differences in found)]
+    header = ["model", *(COLUMNS.get(name, "Tersor") for name in present)]
+    rows = [
+        [model["model"], *(f"{differences[name]:.2%}" if name in differences else "-" for name in present)]
+        for model, differences in zip(models, found, strict=True)
+    ]
+    return f"Largest difference to PyTorch in float32, of the output's scale:\n\n{_markdown(header, rows)}"
 
 
 def _startups(models: Sequence[Mapping[str, Any]]) -> str:

@@ -46,7 +46,7 @@ def record(results: Sequence[ModelResult], schedule: Schedule, probe: Probe | No
     Parameters
     ----------
     results
-        One per model; the first tells the thread count.
+        One per model; the first tells the thread count and the precision.
     schedule
         How they were measured.
     probe
@@ -57,7 +57,7 @@ def record(results: Sequence[ModelResult], schedule: Schedule, probe: Probe | No
         "machine": machine(),
         "threads": results[0].comparison.threads,
         "batch": 1,
-        "precision": "float32",
+        "precision": results[0].comparison.precision.value,
         "versions": versions(),
         "schedule": asdict(schedule),
         "probe": None if probe is None else asdict(probe),

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from benchmarks.harness import Comparison
+from benchmarks.harness import Comparison, Row
+from benchmarks.peers import Precision
 
 TERSOR = "tersor"
 RUNTIMES = ("onnxruntime", "openvino", "ncnn")  # the fastest of these is what a deployed model is compared with
-AGREEMENT = 1e-4  # largest difference between float32 runtimes, relative to the output's scale
+# Largest difference to PyTorch in float32, relative to the output's scale.
+AGREEMENT = {Precision.FLOAT32: 1e-4, Precision.BF16: 2e-2}
 
 
 def table(comparison: Comparison) -> Table:
     """Lay one comparison out."""
-    view = Table(title=f"{comparison.model}, batch 1, float32, {comparison.threads} thread(s)", title_justify="left")
+    view = Table(
+        title=f"{comparison.model}, batch 1, {comparison.precision}, {comparison.threads} thread(s)",
+        title_justify="left",
+    )
     view.add_column("runner", no_wrap=True)
-    for title in ("median ms", "25-75 %", "x fastest", "differs by", "build s"):
-        view.add_column(title, justify="right", no_wrap=True)
+    for name in ("median ms", "25-75 %", "x fastest", "differs by", "build s"):
+        view.add_column(name, justify="right", no_wrap=True)
     fastest = min(row.latency.median for row in comparison.rows)
     for row in comparison.rows:
         latency = row.latency
-        agrees = row.difference <= AGREEMENT
+        agrees = row.difference <= AGREEMENT[comparison.precision]
         view.add_row(
             row.runner,
             milliseconds(latency.median),
@@ -33,6 +38,24 @@ def table(comparison: Comparison) -> Table:
             style="bold" if row.runner == TERSOR else "",
         )
     return view
+
+
+def disagreeing(comparison: Comparison) -> Iterator[Row]:
+    """The rows that are too far from the reference for a benchmark to count.
+
+    In float32 that is whoever is beyond `AGREEMENT`. In bf16 rounding alone brings some networks beyond it, whoever
+    computes, so there it is Tersor if it is beyond it and farther away than every other runner.
+    """
+    limit = AGREEMENT[comparison.precision]
+    for row in comparison.rows:
+        if row.difference <= limit:
+            continue
+        if comparison.precision is Precision.FLOAT32:
+            yield row
+        elif row.runner == TERSOR:
+            others = (other.difference for other in comparison.rows if other is not row)
+            if not any(row.difference <= other for other in others):
+                yield row
 
 
 def summary(comparisons: Sequence[Comparison]) -> Table:

@@ -1,7 +1,7 @@
 """The main job, end to end: EfficientNet-Lite0 with its ImageNet weights, compiled, compared and saved.
 
-``make demo`` runs it. It recognises a picture with PyTorch and with the compiled program, tells what each pass changed, measures
-both beside the other runtimes, writes ``model.tersor`` and runs that file again in a new process.
+``make demo`` runs it. It recognises a picture with PyTorch and with the compiled program, tells what each pass changed,
+measures both beside the other runtimes, writes ``model.tersor`` and runs that file again in a new process.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import tersor
 import torch
 from rich.console import Console
 from rich.table import Table
+from tersor.report import passes_table
+from tersor.targets import Executable
 
-import tersor
 from benchmarks.cpu import table as latency_table
 from benchmarks.harness import Comparison, Row, Schedule, difference, measure
 from benchmarks.models import efficientnet_lite0
 from benchmarks.peers import PEERS, Network, Runner
-from tersor.report import passes_table
-from tersor.targets import Executable
 
 THREADS = 2
 ARTIFACT = Path("model.tersor")

@@ -11,8 +11,8 @@ import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..ir import DType, TensorType
-from .templates.base import VectorAt
+from ..ir import TensorType
+from .templates.base import VectorAt, row_major_strides
 from .templates.builder import broadcast, load, split_index
 from .templates.vectors import lanes_of, load_strided
 from .views import View
@@ -26,11 +26,6 @@ def dot(coords: Sequence[Expr], strides: Sequence[int]) -> Expr:
     for coordinate, stride in zip(coords, strides, strict=True):
         offset = offset + coordinate * stride
     return offset
-
-
-def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Elements between neighbours along each dimension of a plain tensor."""
-    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
 
 
 def reshape_at(at: VectorAt, kernel_shape: Sequence[int], shape: Sequence[int]) -> VectorAt:
@@ -100,10 +95,3 @@ def flatten_physical(tensor: torch.Tensor, channel_block: int = 0) -> torch.Tens
     padded = tensor.new_zeros((batch, blocks * channel_block, *spatial))
     padded[:, :channels] = tensor
     return padded.reshape(batch, blocks, channel_block, -1).transpose(2, 3).contiguous().reshape(-1)
-
-
-def unflatten_physical(buffer: torch.Tensor, type: TensorType) -> torch.Tensor:
-    """The logical tensor behind a flat buffer in plain layout; shares its memory."""
-    if type.dtype is DType.BOOL:
-        buffer = buffer.view(torch.bool)
-    return buffer.reshape(type.shape)

@@ -239,7 +239,7 @@ def _sigmoid(op: Op, a: Expr) -> Expr:
 
 @emits(ir_ops.SiluOp)
 def _silu(op: Op, a: Expr) -> Expr:
-    return a * vector_math.sigmoid(a)
+    return vector_math.silu(a)
 
 
 @emits(ir_ops.HardSigmoidOp)
@@ -270,15 +270,22 @@ def _erf(op: Op, a: Expr) -> Expr:
 
 @emits(ir_ops.GeluOp)
 def _gelu(op: Op, a: Expr) -> Expr:
-    if op.attrs.approximate == "tanh":
-        inner = like(a, math.sqrt(2 / math.pi)) * (a + like(a, 0.044715) * a * a * a)
-        return like(a, 0.5) * a * (like(a, 1) + vector_math.tanh(bind(inner)))
-    return like(a, 0.5) * a * (like(a, 1) + vector_math.erf(bind(a * like(a, math.sqrt(0.5)))))
+    return vector_math.gelu_tanh(a) if op.attrs.approximate == "tanh" else vector_math.gelu(a)
 
 
 @emits(ir_ops.LogOp)
 def _log(op: Op, a: Expr) -> Expr:
     return tirx.log(a)
+
+
+@emits(ir_ops.Log1pOp)
+def _log1p(op: Op, a: Expr) -> Expr:
+    return vector_math.log1p(a)
+
+
+@emits(ir_ops.Expm1Op)
+def _expm1(op: Op, a: Expr) -> Expr:
+    return vector_math.expm1(a)
 
 
 @emits(ir_ops.SqrtOp)
@@ -343,6 +350,8 @@ _FLOAT32_ONLY = frozenset(
         ir_ops.ErfOp,
         ir_ops.GeluOp,
         ir_ops.LogOp,
+        ir_ops.Log1pOp,
+        ir_ops.Expm1Op,
         ir_ops.SinOp,
         ir_ops.CosOp,
     }

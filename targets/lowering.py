@@ -17,7 +17,7 @@ from ..ir.ops import ConcatOp, SliceOp
 from .addressing import flatten_physical
 from .kernel import CompileError, Kernel, constant_tensor, select_kernel
 from .kernels.data_movement import copy_kernel, part_kernel
-from .places import Place, find_places, is_aligned, part_offsets, same_storage
+from .places import Place, find_places, is_aligned, keeps_bytes, part_offsets
 from .record import Target
 from .views import View, apply_view, is_view
 
@@ -135,7 +135,7 @@ class _Lowering:
             self._views[op.result] = View.whole(op.result)
         elif is_view(op) and not op.inputs[0].type.channel_block:
             self._views[op.result] = apply_view(op, self.view(op.inputs[0])) or self._moved_copy(op)
-        elif same_storage(op):
+        elif keeps_bytes(op):
             (x,) = op.inputs
             source = self.view(x) if x.type.channel_block else self.contiguous(x)
             self._views[op.result] = View(source.base, op.result.type, 0, View.whole(op.result).strides)

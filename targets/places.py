@@ -76,7 +76,7 @@ def resolve(value: Value, places: Mapping[Value, Place]) -> Place:
     return Place(value, offset)
 
 
-def same_storage(op: Op) -> bool:
+def keeps_bytes(op: Op) -> bool:
     """Whether a relayout leaves every byte where it is: one position, whole channel blocks."""
     if not isinstance(op, RelayoutOp):
         return False
@@ -101,4 +101,4 @@ def _owns_buffer(value: Value, places: Mapping[Value, Place]) -> bool:
     """Whether a kernel writes ``value``, in a buffer of its own or at its place."""
     if value in places:
         return True
-    return value.op is not None and not is_constant(value) and not is_view(value.op) and not same_storage(value.op)
+    return value.op is not None and not is_constant(value) and not is_view(value.op) and not keeps_bytes(value.op)

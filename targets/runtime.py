@@ -20,7 +20,9 @@ import torch
 import tvm
 import tvm_ffi
 from tvm import relax
+from tvm.support import cc
 
+from ..ir import TersorError
 from .record import ALIGNMENT
 
 _configured = threading.local()
@@ -35,7 +37,9 @@ class LinkedCode:
 
     @classmethod
     def link(cls, executable: Any) -> LinkedCode:
-        """Link TVM's compiled executable and load it."""
+        """Link TVM's compiled executable with the C compiler that TVM finds, and load it."""
+        if cc.get_cc() is None:
+            raise TersorError("no C compiler to link with: install gcc or clang, or name one in the variable CC")
         with tempfile.TemporaryDirectory(prefix="tersor-") as directory:
             path = Path(directory) / "model.so"
             executable.export_library(str(path))

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from benchmarks import chart, readme
 from benchmarks.harness import Comparison, Latency, Row, Schedule
+from benchmarks.peers import Precision
 from benchmarks.probe import Probe
 from benchmarks.results import ModelResult, read, record, write
 from benchmarks.roofline import KernelUse, Roofline, probe_table, roofline_tables
@@ -19,6 +20,9 @@ PROBE = Probe(2, 100.0, 200.0, 150.0, 20.0, 5.0, 2**22, 2**25)
 CONV = KernelUse("conv2d_0", "conv2d+relu", "features.block", 3, 4e-4, 3e-4, 6e7, 400_000)
 POOL = KernelUse("pool2d_1", "max_pool2d", "", 1, 1e-4, 1e-5, 0.0, 800_000)
 STARTUP = Startup(12.34, 2**30, 3 * 2**20, 1.5, 0.0123, 0.02)
+
+
+BEGIN, END = readme.MARKERS[Precision.FLOAT32]
 
 
 def result(left_out: dict[str, str] | None = None) -> ModelResult:
@@ -63,12 +67,12 @@ def test_files_of_another_schema_are_refused(tmp_path) -> None:
 
 def test_the_readme_gets_its_tables_between_the_markers(tmp_path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", "utf-8")
+    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", "utf-8")
     content = record([result({"ncnn": "it lacks a layer"})], Schedule(), PROBE)
     readme.update(path, content, tmp_path / "results" / "c.svg")
     text = path.read_text("utf-8")
     assert text.startswith("before\n")
-    assert text.endswith(f"{readme.END}\nafter\n")
+    assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text
     assert "(results/c.svg)" in text
     assert "| net | 1.000 | 4.000 | 3.000 | 2.100 | 4.00 | **2.10** |" in text
@@ -82,13 +86,32 @@ def test_the_readme_gets_its_tables_between_the_markers(tmp_path) -> None:
 def test_a_file_without_markers_is_refused(tmp_path) -> None:
     path = tmp_path / "README.md"
     path.write_text("nothing\n", "utf-8")
-    with pytest.raises(ValueError, match="results:begin"):
+    with pytest.raises(ValueError, match="results float32: begin"):
         readme.update(path, record([result()], Schedule(), PROBE))
 
 
 def test_the_own_readme_has_the_markers() -> None:
     text = readme.README.read_text("utf-8")
-    assert text.count(readme.BEGIN) == text.count(readme.END) == 1
+    assert all(text.count(marker) == 1 for pair in readme.MARKERS.values() for marker in pair)
+
+
+def test_bf16_has_its_own_place_in_the_readme(tmp_path) -> None:
+    bf16_begin, bf16_end = readme.MARKERS[Precision.BF16]
+    path = tmp_path / "README.md"
+    path.write_text(f"{BEGIN}\nkept\n{END}\n{bf16_begin}\nold\n{bf16_end}\n", "utf-8")
+    rows = tuple(Row(name, Latency.from_blocks([[0.001]]), 1.0, 0.0123) for name in ("torch", "openvino", "tersor"))
+    reason = {"onnxruntime": "it lacks bf16"}
+    results = [ModelResult(Comparison(name, 2, rows, Precision.BF16), reason) for name in ("a", "b")]
+    content = record(results, Schedule())
+    assert content["precision"] == "bf16"
+    assert all(model["left_out"] == reason for model in content["models"])
+    readme.update(path, json.loads(json.dumps(content)))
+    text = path.read_text("utf-8")
+    assert text.startswith(f"{BEGIN}\nkept\n{END}\n{bf16_begin}\n")
+    assert "old" not in text
+    assert "| b | 1.23% | 1.23% | 1.23% |" in text
+    assert "ONNX Runtime does not run any model: it lacks bf16." in text
+    assert "is the fastest of OpenVINO." in text
 
 
 def test_the_chart_shows_who_took_part(tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.cpu import available_peers
+from benchmarks.cpu import PIPELINES, TersorRunner, available_peers, main
 from benchmarks.harness import Comparison, Latency, Row, Schedule, difference, measure
 from benchmarks.models import MODELS, load
-from benchmarks.peers import PEERS, Network, UnsupportedModel
-from benchmarks.tables import summary, table
+from benchmarks.peers import PEERS, Network, Precision, UnsupportedModel
+from benchmarks.tables import disagreeing, summary, table
 
 # Counts of torchvision's definitions; DeiT's for ViT-Tiny, the weight files' for EfficientNet-Lite0 and MiniLM.
 PARAMETERS = {
@@ -103,18 +104,47 @@ def test_minilm_heeds_its_mask() -> None:
     assert (unmasked[:, :100] - expected[:, :100]).abs().max() > 1e-3
 
 
+def small_network(folder: Path, precision: Precision = Precision.FLOAT32) -> Network:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
+    return Network(module, (torch.randn(1, 3, 8, 8),), folder, precision)
+
+
 @pytest.mark.parametrize("peer", [name for name in PEERS if name != "torch-compile"])
 def test_peers_agree_with_pytorch(peer: str, tmp_path) -> None:
     reason = PEERS[peer].available()
     if reason is not None:
         pytest.skip(reason)
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
-    network = Network(module, (torch.randn(1, 3, 8, 8),), tmp_path)
-    with torch.inference_mode():
-        expected = module(*network.inputs).numpy()
+    network = small_network(tmp_path)
+    assert difference(network.expected, PEERS[peer](network, threads=1).run(network.arrays)) < 1e-5
+
+
+@pytest.mark.parametrize("peer", [name for name in PEERS if name not in ("torch-compile", "onnxruntime")])
+def test_peers_compute_in_bf16_and_return_float32(peer: str, tmp_path) -> None:
+    reason = PEERS[peer].available()
+    if reason is not None:
+        pytest.skip(reason)
+    network = small_network(tmp_path, Precision.BF16)
     outputs = PEERS[peer](network, threads=1).run(network.arrays)
-    assert difference([expected], outputs) < 1e-5
+    assert [output.dtype for output in outputs] == [np.float32]
+    assert 1e-4 < difference(network.expected, outputs) < 2e-2  # float32 would be below
+    assert all(parameter.dtype == torch.float32 for parameter in network.module.parameters())
+
+
+def test_tersor_computes_in_bf16_with_its_pipeline(tmp_path) -> None:
+    network = small_network(tmp_path, Precision.BF16)
+    outputs = TersorRunner(network, 1, PIPELINES[Precision.BF16]).run(network.arrays)
+    assert 1e-4 < difference(network.expected, outputs) < 2e-2
+
+
+def test_onnxruntime_is_left_out_in_bf16(tmp_path) -> None:
+    with pytest.raises(UnsupportedModel, match="no bf16 kernels"):
+        PEERS["onnxruntime"](small_network(tmp_path, Precision.BF16), threads=1)
+
+
+def test_limits_are_for_float32_only() -> None:
+    with pytest.raises(typer.BadParameter, match="limits in float32 only"):
+        main(precision=Precision.BF16, with_roofline=True)
 
 
 def test_ncnn_refuses_what_its_converter_leaves_untranslated(tmp_path) -> None:
@@ -171,6 +201,23 @@ def test_difference_is_relative_and_sees_doubling_nan_and_shapes() -> None:
         difference(reference, [reference[0][:1], reference[1]])
     with pytest.raises(ValueError, match="1 outputs"):
         difference(reference, reference[:1])
+
+
+def disagreeing_names(precision: Precision, **differences: float) -> list[str]:
+    rows = tuple(Row(name, latency(1.0), 0.0, gap) for name, gap in differences.items())
+    return [row.runner for row in disagreeing(Comparison("net", 2, rows, precision))]
+
+
+def test_float32_runners_must_all_agree() -> None:
+    assert disagreeing_names(Precision.FLOAT32, torch=0.0, openvino=2e-4, tersor=math.nan) == ["openvino", "tersor"]
+    assert disagreeing_names(Precision.FLOAT32, torch=0.0, openvino=1e-5, tersor=1e-4) == []
+
+
+def test_in_bf16_only_tersor_can_disagree_and_not_where_rounding_brings_others_as_far() -> None:
+    assert disagreeing_names(Precision.BF16, openvino=0.5, tersor=0.01) == []
+    assert disagreeing_names(Precision.BF16, openvino=0.08, tersor=0.07) == []
+    assert disagreeing_names(Precision.BF16, openvino=0.01, tersor=0.07) == ["tersor"]
+    assert disagreeing_names(Precision.BF16, openvino=0.01, tersor=math.nan) == ["tersor"]
 
 
 def test_ratios_compare_with_the_fastest_that_took_part() -> None:

@@ -94,8 +94,10 @@ def _floor_divide(ctx: Context, lhs: Operand, rhs: Operand) -> Value:
     """
     if ctx.dtype is DType.F64:
         ctx.refuse("floor division of float64; use torch.floor(a / b), which rounds the quotient first")
-    operands = (ctx.cast(ctx.operand(operand, ctx.dtype), DType.F64) for operand in (lhs, rhs))
-    return ctx.cast(ctx.emit(FloorOp, ctx.emit(DivOp, *operands)), ctx.dtype)
+    # A number stays in float32, as in PyTorch, however narrow the tensor is.
+    operands = (ctx.operand(x, ctx.dtype if isinstance(x, Value) else DType.F32) for x in (lhs, rhs))
+    quotient = ctx.emit(DivOp, *(ctx.cast(operand, DType.F64) for operand in operands))
+    return ctx.cast(ctx.emit(FloorOp, quotient), ctx.dtype)
 
 
 def _comparison(kind: type[Op]) -> Converter:

@@ -1,7 +1,7 @@
 """The rules of `canonicalize`, grouped by what they rewrite."""
 
-from . import algebra, layers, shapes, windows
+from . import algebra, decompose, layers, shapes, windows
 
-RULES = (*shapes.RULES, *algebra.RULES, *windows.RULES, *layers.RULES)
+RULES = (*shapes.RULES, *algebra.RULES, *windows.RULES, *layers.RULES, *decompose.RULES)
 
 __all__ = ["RULES"]

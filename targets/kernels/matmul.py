@@ -21,7 +21,7 @@ def select_linear(group: Group, context: KernelContext) -> Kernel:
     data, weight, bias = group.anchor_operand(0), group.anchor_operand(1), group.anchor_operand(2)
     assert data is not None and weight is not None
     if not is_constant(weight):
-        raise CompileError(f"{op.describe()}: the weight is computed at run time; use matmul for that")
+        raise CompileError(f"{op.describe()}: the weight is computed at run time; run the pass 'canonicalize'")
     outputs, inputs = weight.shape
     rows = math.prod(data.shape[:-1])
     source = context.contiguous(data)

@@ -19,7 +19,9 @@ def select_softmax(group: Group, context: KernelContext) -> Kernel:
     assert isinstance(op, SoftmaxOp)
     dtype = anchor_type(group)
     if op.attrs.log or op.attrs.axis != op.x.type.rank - 1:
-        raise CompileError(f"{op.describe()}: only softmax along the last axis, without logarithm, has a kernel")
+        raise CompileError(
+            f"{op.describe()}: only softmax along the last axis has a kernel; run the pass 'canonicalize'"
+        )
     data = group.anchor_operand(0)
     assert data is not None
     *rows, columns = data.shape

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..record import Target
-from .matmul_spec import ACTIVATION, MatmulSpec, row_major_strides
+from .base import row_major_strides
+from .matmul_spec import ACTIVATION, MatmulSpec
 from .parallelism import balance
 
 

@@ -8,6 +8,7 @@ output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,3 +74,8 @@ class Epilogue:
 
 
 NO_EPILOGUE = Epilogue()
+
+
+def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Elements between neighbours along each dimension of a plain tensor."""
+    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))

@@ -19,12 +19,12 @@ from tvm.tirx.script.builder import ir as T
 
 from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import RegisterTile, load, loop, make_prim_func, store, store_result, when
+from .builder import RegisterTile, load, loop, make_prim_func, prefetch, store, store_result, when
 from .matmul_pack import RhsPanels, pack_activation
 from .matmul_spec import ACTIVATION, PACKED, MatmulKnobs, MatmulSpec, candidates, reads_rhs_in_place
 from .matmul_tile import accumulate
 from .parallelism import chunk_loop, shared_loop
-from .vectors import lane_slice, pieces, prefetch
+from .vectors import lane_slice, pieces
 
 __all__ = ["MatmulKnobs", "MatmulSpec", "build", "candidates", "pack_weight"]
 

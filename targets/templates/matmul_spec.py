@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..record import Target
+from .base import row_major_strides
 from .bfloat16 import check_numbers
 from .parallelism import balance, imbalance
 
@@ -137,14 +138,6 @@ class MatmulKnobs:
     def row_tiles(self, spec: MatmulSpec) -> int:
         """Number of register tiles down the rows."""
         return -(-spec.m // self.rows)
-
-
-def row_major_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Element strides of a plain tensor."""
-    strides = [1] * len(shape)
-    for axis in range(len(shape) - 2, -1, -1):
-        strides[axis] = strides[axis + 1] * shape[axis + 1]
-    return tuple(strides)
 
 
 def candidates(spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:

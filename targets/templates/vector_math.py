@@ -115,6 +115,29 @@ def exp_nonpositive(value: Expr) -> Expr:
     return bind(tirx.Select(x < constant(_EXP_SMALLEST_NORMAL, lanes), constant(0.0, lanes), result))
 
 
+def log1p(value: Expr) -> Expr:
+    """``log(1 + x)`` for each lane, exact to rounding near zero too.
+
+    Kahan's formula: ``log(u) * x / (u - 1)`` for ``u = 1 + x`` as rounded, whose error cancels; ``x`` where ``u`` is 1.
+    """
+    lanes = lanes_of(value)
+    x, one, infinity = bind(value), constant(1.0, lanes), constant(float("inf"), lanes)
+    u = bind(one + x)
+    result = bind(tirx.log(u) * bind(x / bind(u - one)))
+    return bind(tirx.Select(u == one, x, tirx.Select(u < infinity, result, u)))
+
+
+def expm1(value: Expr) -> Expr:
+    """``exp(x) - 1`` for each lane, exact to rounding near zero too: the inverse of `log1p`'s formula."""
+    lanes = lanes_of(value)
+    x, one = bind(value), constant(1.0, lanes)
+    u = bind(exp(x))
+    below = bind(u - one)
+    corrected = bind(below * bind(x / tirx.log(u)))
+    near = tirx.And(x > constant(-0.5, lanes), x < one)  # elsewhere u - 1 loses nothing
+    return bind(tirx.Select(u == one, x, tirx.Select(near, corrected, below)))
+
+
 def sigmoid(value: Expr) -> Expr:
     """``1 / (1 + exp(-x))`` for each lane, within 1e-6 of the exact result, relative."""
     one = constant(1.0, lanes_of(value))
@@ -135,8 +158,8 @@ def gelu(value: Expr) -> Expr:
     """``x / 2 * (1 + erf(x / sqrt(2)))`` for each lane: the exact form, PyTorch's default."""
     lanes = lanes_of(value)
     x = bind(value)
-    half = constant(0.5, lanes) * x
-    return bind(half + half * erf(x * constant(0.70710678118654752, lanes)))
+    both = constant(1.0, lanes) + erf(x * constant(0.70710678118654752, lanes))
+    return bind(constant(0.5, lanes) * x * both)
 
 
 def gelu_tanh(value: Expr) -> Expr:
@@ -144,8 +167,7 @@ def gelu_tanh(value: Expr) -> Expr:
     lanes = lanes_of(value)
     x = bind(value)
     inner = x * (constant(0.79788456080286536, lanes) + constant(0.035677408136300125, lanes) * x * x)
-    half = constant(0.5, lanes) * x
-    return bind(half + half * tanh(inner))
+    return bind(constant(0.5, lanes) * x * (constant(1.0, lanes) + tanh(inner)))
 
 
 def silu(value: Expr) -> Expr:

@@ -12,7 +12,6 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .bfloat16 import bits_of
 from .builder import RegisterTile, broadcast, load, store
 
 Expr = Any
@@ -149,10 +148,3 @@ def _swap_blocks(values: Sequence[Expr], distance: int) -> list[Expr]:
 def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
     """The given lanes of several vectors, counted through all of them."""
     return tirx.Shuffle(list(vectors), [tirx.IntImm("int32", lane) for lane in lanes])
-
-
-def prefetch(buffer: Buffer, offset: Index, locality: int = 3) -> None:
-    """Hint that ``buffer[offset]`` is read soon: ``locality`` 3 brings it into L1, 2 into L2. Past the end is fine."""
-    read, data = 0, 1
-    address = T.address_of(bits_of(buffer)[offset])
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, T.int32(read), T.int32(locality), T.int32(data)))

@@ -69,7 +69,7 @@ CASES: list[tuple[type[Op], dict[str, object], tuple[DType, ...]]] = [
     (ops.HardSigmoidOp, {}, FLOATS),
     (ops.HardSwishOp, {}, FLOATS),
     *((kind, {}, (DType.F32,)) for kind in (ops.SigmoidOp, ops.SiluOp, ops.TanhOp, ops.ExpOp, ops.ErfOp)),
-    *((kind, {}, (DType.F32,)) for kind in (ops.LogOp, ops.SinOp, ops.CosOp)),
+    *((kind, {}, (DType.F32,)) for kind in (ops.LogOp, ops.Log1pOp, ops.Expm1Op, ops.SinOp, ops.CosOp)),
     (ops.GeluOp, {}, (DType.F32,)),
     (ops.GeluOp, {"approximate": "tanh"}, (DType.F32,)),
     *((ops.CastOp, {"dtype": dtype}, ALL) for dtype in ALL),

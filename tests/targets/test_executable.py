@@ -260,3 +260,10 @@ def test_wrong_thread_counts_are_refused_before_anything_is_compiled(threads: An
 def test_a_target_must_be_a_name_or_a_record() -> None:
     with pytest.raises(TersorError, match="a target is a name such as 'x86:native'"):
         tersor.compile(None, target=None)
+
+
+def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvm.support.cc.get_cc", lambda: None)
+    b = GraphBuilder({"x": TensorType((8,))})
+    with pytest.raises(TersorError, match="no C compiler to link with: install gcc or clang"):
+        compiled(b.done(b.op(ops.ReluOp, b.graph.inputs[0])))

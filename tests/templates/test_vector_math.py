@@ -59,6 +59,15 @@ def test_bounded_functions(function, reference, rtol, atol):
     torch.testing.assert_close(apply(function, x).double(), reference(x.double()), rtol=rtol, atol=atol, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    ("function", "reference"), [(vector_math.log1p, torch.log1p), (vector_math.expm1, torch.expm1)]
+)
+def test_differences_from_one_do_not_cancel(function, reference):
+    magnitudes = torch.logspace(-40, 1.9, 5_000)
+    x = torch.cat([SPECIAL, magnitudes, -magnitudes, torch.linspace(-1, 1, 5_001)])
+    torch.testing.assert_close(apply(function, x).double(), reference(x.double()), rtol=5e-7, atol=0, equal_nan=True)
+
+
 def test_clamps_keep_not_a_number():
     x = torch.tensor([float("nan"), -2.0, 0.5, 9.0])
     clamped = apply(lambda value: vector_math.minimum(vector_math.maximum(value, 0.0), 6.0), x)
