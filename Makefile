@@ -57,11 +57,11 @@ types: $(STAMP) ## check the types of the IR and the passes
 	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/tersor # mypy must see the checkout under its package name
 	@MYPYPATH=$(VENV)/src $(RUN) -m mypy -p tersor.ir -p tersor.passes
 
-test: lint ## run the quick tests, after the checks of style
+test: lint types ## run the quick tests, after the checks of style and types
 	@echo "[test] pytest, $(WORKERS) workers, without the slow suites"
 	@$(RUN) -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
-test-all: lint ## run all tests, the slow suites too
+test-all: lint types ## run all tests, the slow suites too
 	@echo "[test] pytest, $(WORKERS) workers, all suites"
 	@$(RUN) -m pytest -n $(WORKERS) $(ARGS)
 

@@ -209,7 +209,7 @@ def main(
         chart.draw(record(results, schedule, limits), chart_path)
     if markdown is not None:
         readme.update(markdown, record(results, schedule, limits), chart_path)
-    if any(True for comparison in comparisons for _ in disagreeing(comparison)):
+    if any(disagreeing(comparison) for comparison in comparisons):
         console.print(f"[bold red]outputs differ by more than {AGREEMENT[precision]:g} of their scale[/]")
         raise typer.Exit(1)
 

@@ -153,7 +153,7 @@ class Network:
 
 
 class InBf16(nn.Module):
-    """A copy of a module with weights and arithmetic in bf16, which is faster than autocast; float32 at its boundary.
+    """A copy of a module with weights and arithmetic in bf16, float32 at its boundary; no slower than autocast.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rich.table import Table
 
@@ -17,10 +17,8 @@ AGREEMENT = {Precision.FLOAT32: 1e-4, Precision.BF16: 2e-2}
 
 def table(comparison: Comparison) -> Table:
     """Lay one comparison out."""
-    view = Table(
-        title=f"{comparison.model}, batch 1, {comparison.precision}, {comparison.threads} thread(s)",
-        title_justify="left",
-    )
+    title = f"{comparison.model}, batch 1, {comparison.precision}, {comparison.threads} thread(s)"
+    view = Table(title=title, title_justify="left")
     view.add_column("runner", no_wrap=True)
     for name in ("median ms", "25-75 %", "x fastest", "differs by", "build s"):
         view.add_column(name, justify="right", no_wrap=True)
@@ -40,22 +38,18 @@ def table(comparison: Comparison) -> Table:
     return view
 
 
-def disagreeing(comparison: Comparison) -> Iterator[Row]:
+def disagreeing(comparison: Comparison) -> list[Row]:
     """The rows that are too far from the reference for a benchmark to count.
 
     In float32 that is whoever is beyond `AGREEMENT`. In bf16 rounding alone brings some networks beyond it, whoever
     computes, so there it is Tersor if it is beyond it and farther away than every other runner.
     """
-    limit = AGREEMENT[comparison.precision]
-    for row in comparison.rows:
-        if row.difference <= limit:
-            continue
-        if comparison.precision is Precision.FLOAT32:
-            yield row
-        elif row.runner == TERSOR:
-            others = (other.difference for other in comparison.rows if other is not row)
-            if not any(row.difference <= other for other in others):
-                yield row
+    beyond = [row for row in comparison.rows if not row.difference <= AGREEMENT[comparison.precision]]
+    if comparison.precision == Precision.FLOAT32:
+        return beyond
+    own = [row for row in beyond if row.runner == TERSOR]
+    others = [row.difference for row in comparison.rows if row.runner != TERSOR]
+    return [row for row in own if not any(row.difference <= difference for difference in others)]
 
 
 def summary(comparisons: Sequence[Comparison]) -> Table:

@@ -38,16 +38,20 @@ class ChannelShuffle(Pass):
     def run(self, graph: Graph, context: PassContext) -> Result:
         rewriter = context.rewriter(graph)
         for op in graph.ops:
+            if not isinstance(op, ReshapeOp) or op.graph is not graph:
+                continue
             groups = _groups(op)
-            if op.graph is graph and groups and rewriter.commit(_RULE, op):
+            if groups and rewriter.commit(_RULE, op):
                 _rewrite(op, groups, rewriter)
         return Result(rewriter.changed)
 
 
-def _groups(op: Op) -> int:
+def _groups(op: ReshapeOp) -> int:
     """Groups of the channel shuffle that ends with ``op``; 0 if there is none."""
-    permute = op.x.op if isinstance(op, ReshapeOp) else None
-    split = permute.x.op if isinstance(permute, PermuteOp) else None
+    permute = op.x.op
+    if not isinstance(permute, PermuteOp):
+        return 0
+    split = permute.x.op
     if not isinstance(split, ReshapeOp) or split.x.type.rank != 4 or split.x.shape != op.result.shape:
         return 0
     batch, channels, *spatial = split.x.shape
@@ -57,7 +61,7 @@ def _groups(op: Op) -> int:
     return groups if fits and alone and permute.attrs.dims == (0, 2, 1, 3, 4) else 0
 
 
-def _rewrite(op: Op, groups: int, rewriter: Rewriter) -> None:
+def _rewrite(op: ReshapeOp, groups: int, rewriter: Rewriter) -> None:
     source = op.x.op.x.op.x
     parts: tuple[Value, ...] = (source,)
     if isinstance(source.op, ConcatOp) and source.op.attrs.axis == 1 and source.has_one_use:

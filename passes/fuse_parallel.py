@@ -43,12 +43,13 @@ from ..ir.ops import (
     ReshapeOp,
     SliceOp,
 )
-from ..ir.ops.data_movement import CHANNEL_QUANTUM
 from .base import Exactness, Pass, PassContext, Result
 from .matching import numbers, prune, tensor, weight_name
 from .registry import register_pass
 
 Layer = Conv2dOp | LinearOp
+
+_CHANNEL_QUANTUM = 16  # the widest channel block of any target in float32: slices at multiples of it fit every block
 
 
 @register_pass("fuse-parallel")
@@ -95,7 +96,7 @@ def _refusal(layer: Layer) -> str:
         return "" if _takes_strides(result) else "a reader of its result needs contiguous rows"
     if layer.attrs.groups != 1:
         return f"it has {layer.attrs.groups} groups"
-    if layer.x.shape[0] != 1 or layer.weight.shape[0] % CHANNEL_QUANTUM:
+    if layer.x.shape[0] != 1 or layer.weight.shape[0] % _CHANNEL_QUANTUM:
         return f"slices of {layer.result.type} would be copied"
     if any(isinstance(user, ConcatOp) for user in result.users):
         return "it writes straight into a concatenation"
@@ -144,9 +145,10 @@ def _join(layers: list[Layer], rewriter: Rewriter) -> None:
     axis = 1 if isinstance(first, Conv2dOp) else joined.result.type.rank - 1
     parts, start = [], 0
     for layer in layers:
-        attrs = SliceOp.attrs_type(axis=axis, start=start, stop=start + layer.weight.shape[0])
+        stop = start + layer.weight.shape[0]
+        attrs = SliceOp.attrs_type(axis=axis, start=start, stop=stop)
         parts.append(rewriter.create(SliceOp, (joined.result,), attrs, location=layer.location).result)
-        start = attrs.stop
+        start = stop
     for chain, part in zip(chains, parts, strict=True):
         constants = chain[0].inputs[1:]
         rewriter.replace(chain[-1], part)

@@ -95,7 +95,8 @@ class ToBf16(Pass):
             rewriter.refuse(_RULE, graph.ops[0], "layouts are chosen already; run to-bf16 before layout")
             return Result(False)
         groups = [op for op in graph.ops if isinstance(op, FusedOp) and op.body is not None]
-        if not any(_is_float_compute(op) for part in (graph, *(group.body for group in groups)) for op in part.ops):
+        parts = [graph, *(group.body for group in groups if group.body is not None)]
+        if not any(_is_float_compute(op) for part in parts for op in part.ops):
             return Result(False)
         original = graph.clone()
         for group in groups:

@@ -12,8 +12,6 @@ from ..core import Attrs, Op, Operand
 from ..traits import ChannelFlow, Cost, Storage
 from ..types import DType, TensorType
 
-CHANNEL_QUANTUM = 16  # the widest channel block of any target in float32; parts in multiples of it fit every block
-
 
 @dataclass(frozen=True)
 class ShapeAttrs(Attrs):
