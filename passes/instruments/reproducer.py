@@ -42,8 +42,9 @@ class Reproducer(Instrument):
         options = [option for instrument in instruments for option in instrument.reproduce(self.directory)]
         if step.rewrites_left is not None:
             options += ["--bisect-limit", str(step.rewrites_left)]
+        built_in = __package__.rpartition(".")[0]
         for plugin in sorted({find_pass(one.name).__module__ for one in step.remaining.passes}):
-            if not plugin.startswith(f"{__package__.partition('.')[0]}."):
+            if not plugin.startswith(f"{built_in}."):
                 options += ["--plugin", plugin]
         command = shlex.join(["tersor", "opt", str(path), "-p", str(step.remaining), *options])
         header = [
