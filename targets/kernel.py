@@ -107,12 +107,6 @@ def select_kernel(op: Op, context: KernelContext) -> Kernel:
     return selector(group, context)
 
 
-def has_template(op: Op) -> bool:
-    """Whether some template computes ``op``."""
-    group = Group.of(op)
-    return (None if group.anchor is None else type(group.anchor)) in _SELECTORS
-
-
 def anchor_type(group: Group, *, ignore: Sequence[Value | None] = ()) -> str:
     """How templates name the element type of the anchor's operands: ``"float32"`` or ``"bfloat16"``.
 
@@ -260,11 +254,6 @@ def buffer_size(view: View) -> int:
     return view.base.type.physical_size
 
 
-def result_view(group: Group) -> View:
-    """How a group's result is stored unless something speaks for another order."""
-    return View.whole(group.result)
-
-
 __all__ = [
     "CompileError",
     "FusedEpilogue",
@@ -273,8 +262,6 @@ __all__ = [
     "anchor_type",
     "buffer_size",
     "constant_tensor",
-    "has_template",
-    "result_view",
     "select_kernel",
     "selects",
 ]
