@@ -9,12 +9,13 @@ from .compare import fingerprint, structurally_equal
 from .core import Attrs, Op, Operand, Use, Value
 from .errors import IRError, TersorError, TersorWarning
 from .graph import Graph, clone_op
-from .interpreter import check_inputs, evaluate
+from .interpreter import check_inputs, evaluate, evaluate_op
+from .isolate import graph_of
 from .names import suggest
 from .parser import IR_VERSION, load_ir, parse, save_ir
 from .printer import print_attrs, print_graph
 from .rewriter import Refusal, RewriteLog, Rewriter, apply_rules
-from .traits import ChannelFlow, Cost, Storage
+from .traits import ChannelFlow, Cost, OnIntegers, Storage
 from .types import DType, TensorType
 from .verifier import verify, weights_loaded
 from .weights import WeightStore
@@ -27,6 +28,7 @@ __all__ = [
     "DType",
     "Graph",
     "IRError",
+    "OnIntegers",
     "Op",
     "Operand",
     "Refusal",
@@ -44,7 +46,9 @@ __all__ = [
     "clone_op",
     "dataflow",
     "evaluate",
+    "evaluate_op",
     "fingerprint",
+    "graph_of",
     "is_constant",
     "live_ops",
     "load_ir",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .errors import IRError
-from .traits import ChannelFlow, Cost, Storage
+from .traits import ChannelFlow, Cost, OnIntegers, Storage
 from .types import TensorType
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ class Op:
     linear: ClassVar[bool] = False  # linear in the first operand, the others being fixed
     view: ClassVar[bool] = False  # plain row-major result has the operand's elements in the same order
     channels: ClassVar[ChannelFlow] = ChannelFlow.OTHER
+    channel_axis: ClassVar[int] = 1  # dimension of the result along which an op that makes channels puts them
     default_storage: ClassVar[Storage] = Storage.PLAIN  # layout that its kernels work on; see `storage`
+    on_integers: ClassVar[OnIntegers] = OnIntegers.NOTHING
 
     reads_narrow_plain: ClassVar[bool] = False  # a blocked op that reads operand 0 row-major if narrower than a block
 
@@ -240,6 +242,11 @@ class Op:
     def storage(self) -> Storage:
         """Layout that this op's kernels work on; overridden where it depends on attributes or shapes."""
         return self.default_storage
+
+    @property
+    def channel_groups(self) -> int:
+        """Groups of channels that an op which makes channels keeps apart; overridden by grouped convolution."""
+        return 1
 
     def macs(self) -> int:
         """Multiply-adds of one execution."""

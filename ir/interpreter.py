@@ -54,13 +54,7 @@ def evaluate(
     with torch.no_grad():
         for op in graph.ops:
             operands = [None if value is None else environment[value] for value in op.operands]
-            try:
-                results = op.evaluate(*operands)
-            except KeyError as error:
-                raise op.error(f"weight {error} is not in the graph's weight store") from error
-            except _EVALUATION_ERRORS as error:
-                raise op.error(f"cannot be evaluated on these operands: {error}") from error
-            tensors = results if isinstance(results, tuple) else (results,)
+            tensors = evaluate_op(op, operands)
             environment.update(zip(op.results, tensors, strict=True))
             if observe is not None:
                 observe(op, tensors)
@@ -69,6 +63,17 @@ def evaluate(
                 if not remaining[value]:
                     del environment[value]
     return tuple(environment[value] for value in graph.outputs)
+
+
+def evaluate_op(op: Op, operands: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
+    """Results of one op; raises IRError, naming it, when it cannot be evaluated on ``operands``."""
+    try:
+        results = op.evaluate(*operands)
+    except KeyError as error:
+        raise op.error(f"weight {error} is not in the graph's weight store") from error
+    except _EVALUATION_ERRORS as error:
+        raise op.error(f"cannot be evaluated on these operands: {error}") from error
+    return results if isinstance(results, tuple) else (results,)
 
 
 def check_inputs(graph: Graph, inputs: Sequence[torch.Tensor]) -> None:

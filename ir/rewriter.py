@@ -142,6 +142,16 @@ class Rewriter:
         self._committed()
         self.graph.set_operand(index, value)
 
+    def update(self, op: Op, attrs: Attrs) -> None:
+        """Give ``op`` other attributes, and its results the types that follow from its attributes and operands.
+
+        Extents may change by this: call it for all ops that read a changed result too, in execution order.
+        """
+        self._committed()
+        op.attrs = attrs
+        for result, type in zip(op.results, op.infer_types(), strict=True):
+            result.type = type
+
     def set_layout(self, value: Value, channel_block: int) -> None:
         """Store ``value`` in another physical layout."""
         self._committed()

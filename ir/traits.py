@@ -7,13 +7,28 @@ from enum import Enum
 
 
 class ChannelFlow(Enum):
-    """How the operands' channels (dimension 1, or the last one after a linear layer) reach the result."""
+    """How the indices of the operands' dimensions, channels above all, reach the result.
 
-    IDENTITY = "identity"  # channel i of every non-broadcast operand becomes channel i of the result
-    PRODUCES = "produces"  # a weight's dimension 0 makes new channels; its dimension 1 consumes those of the operand
-    CONCAT = "concat"  # the operands' channels follow one another
-    RESHAPE = "reshape"  # channels are regrouped: flatten, split into heads, shuffle
-    OTHER = "other"  # nothing is known: channels must not be changed across this op
+    Channel pruning asks this to know which slices of which weights go together. What an op needs besides is in its
+    attributes: ``axis``, ``dims``, ``start`` and so on.
+    """
+
+    SOURCE = "source"  # no operands: a constant, which can be made smaller along every dimension
+    # Elementwise ops: index i of every operand, where it is not broadcast, becomes index i of the result. Other ops:
+    # so do dimensions 0 and 1 of the first operand, and further operands are vectors of one number per channel.
+    IDENTITY = "identity"
+    # The weight's dimension 0 makes new channels (`Op.channel_axis` of the result), its dimension 1 consumes those of
+    # the first operand, in `Op.channel_groups` groups; a bias is a vector of one number per new channel.
+    PRODUCES = "produces"
+    CONCAT = "concat"  # the operands' indices along `axis` follow one another
+    RESHAPE = "reshape"  # indices are regrouped: flatten, split into heads
+    PERMUTE = "permute"  # dimension i of the result is dimension `dims[i]` of the operand
+    SLICE = "slice"  # a range along `axis`
+    PAD = "pad"  # new indices around those of the operand
+    EXPAND = "expand"  # extents of 1 are repeated
+    REDUCE = "reduce"  # the indices along `axes` are combined, all others stay apart
+    SHUFFLE = "shuffle"  # the operands' channels follow one another, are shuffled, and a range is kept
+    OTHER = "other"  # nothing is known: no extent may change across this op
 
 
 class Storage(Enum):
@@ -22,6 +37,15 @@ class Storage(Enum):
     PLAIN = "plain"  # row-major only
     FOLLOWS = "follows"  # whichever layout its operands have, the result in the same one
     BLOCKED = "blocked"  # channel blocks for the result, and for operands that have enough channels
+
+
+class OnIntegers(Enum):
+    """What an op makes of operands of 8-bit integers; see "Integers" in docs/kernels.md."""
+
+    NOTHING = "nothing"  # it is not defined for them, or means something else
+    SUMS = "sums"  # exact i32 sums of products with an i8 weight
+    MEANS = "means"  # f32 means of the integers
+    MOVES = "moves"  # some of the operands' integers, which mean what they meant before
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,12 @@ class TensorType:
         """The same type in plain layout."""
         return self.with_layout(0)
 
+    def stays_in_place(self, channel_block: int) -> bool:
+        """Whether storing the tensor in ``channel_block`` moves no element: one position, whole blocks."""
+        if channel_block == self.channel_block:
+            return True
+        return math.prod(self.shape[2:]) == 1 and self.shape[1] % max(channel_block, self.channel_block) == 0
+
     def with_layout(self, channel_block: int) -> TensorType:
         """The same logical type in another layout."""
         return self if channel_block == self.channel_block else replace(self, channel_block=channel_block)

@@ -69,6 +69,7 @@ from .fused import FusedOp
 from .matmul import AttentionOp, LinearOp, MatmulOp
 from .normalization import BatchNormOp, LayerNormOp, SoftmaxOp
 from .pooling import AdaptiveAvgPool2dOp, AvgPool2dOp, MaxPool2dOp
+from .quantization import DequantizeOp, ObserveOp, QuantizeOp
 from .reduction import MaxOp, MeanOp, MinOp, ReduceOp, SumOp
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "ConcatOp",
     "Conv2dOp",
     "CosOp",
+    "DequantizeOp",
     "DivOp",
     "EmbeddingOp",
     "EqOp",
@@ -121,9 +123,11 @@ __all__ = [
     "MulOp",
     "NeOp",
     "NegOp",
+    "ObserveOp",
     "PadOp",
     "PermuteOp",
     "PowOp",
+    "QuantizeOp",
     "ReciprocalOp",
     "ReduceOp",
     "RelayoutOp",

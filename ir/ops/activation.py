@@ -11,6 +11,7 @@ from torch.nn import functional
 from ..core import Attrs, Op, Operand
 from ..traits import ChannelFlow, Storage
 from ..types import DType, TensorType
+from .integers import integer_range
 
 
 class UnaryOp(Op):
@@ -50,9 +51,21 @@ class ClampAttrs(Attrs):
 
 
 class ClampOp(UnaryOp, name="clamp", attrs=ClampAttrs):
-    """min(max(x, min), max); ReLU6 is ``clamp {min=0.0, max=6.0}``."""
+    """min(max(x, min), max); ReLU6 is ``clamp {min=0.0, max=6.0}``.
+
+    For integers, bounds are cut to integers first, towards zero, and to the range of their type.
+    """
+
+    @property
+    def integer_bounds(self) -> tuple[int, int]:
+        """The bounds in effect for an integer operand."""
+        low, high = integer_range(self.x.type.dtype)
+        bounds = (min(max(bound, low), high) for bound in (self.attrs.min, self.attrs.max))
+        return tuple(math.trunc(bound) for bound in bounds)
 
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.is_floating_point():
+            return torch.clamp(x, *self.integer_bounds)
         low = None if self.attrs.min == -math.inf else self.attrs.min
         high = None if self.attrs.max == math.inf else self.attrs.max
         return x.clone() if low is None and high is None else torch.clamp(x, low, high).to(x.dtype)

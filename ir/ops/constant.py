@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..core import Attrs, Op
+from ..traits import ChannelFlow
 from ..types import DType, TensorType
 
 
@@ -20,6 +21,8 @@ class WeightAttrs(Attrs):
 
 class WeightOp(Op, name="weight", attrs=WeightAttrs):
     """A tensor of the weight store; several ops may name one id (shared weights)."""
+
+    channels = ChannelFlow.SOURCE
 
     def infer_types(self) -> tuple[TensorType, ...]:
         return (self.attrs.type,)
@@ -41,6 +44,8 @@ class FullAttrs(Attrs):
 
 class FullOp(Op, name="full", attrs=FullAttrs):
     """A tensor filled with one number; rank 0 is how scalars of the model enter the graph."""
+
+    channels = ChannelFlow.SOURCE
 
     def infer_types(self) -> tuple[TensorType, ...]:
         try:

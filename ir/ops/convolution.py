@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from ..core import Attrs, Op, Operand, Value
-from ..traits import ChannelFlow, Storage
-from ..types import DType, TensorType
+from ..core import Attrs, Op, Operand
+from ..traits import ChannelFlow, OnIntegers, Storage
+from ..types import TensorType
+from .integers import QUANTIZED, exact_sums, sum_type
 
 
 def window_extent(
@@ -26,19 +27,18 @@ def window_extent(
     return extent
 
 
-def fits_bias(bias: Value | None, x: TensorType) -> bool:
-    """Whether a bias has an element type that can be added to sums of products of ``x``."""
-    return bias is None or bias.type.dtype is x.dtype or (x.dtype is DType.BF16 and bias.type.dtype is DType.F32)
-
-
 @dataclass(frozen=True)
 class Conv2dAttrs(Attrs):
-    """``padding`` is (top, left, bottom, right) zeros; the other pairs are (height, width)."""
+    """``padding`` is (top, left, bottom, right) zeros; the other pairs are (height, width).
+
+    ``zero_point`` is the integer that stands for zero in an operand of 8-bit integers, and fills its padding.
+    """
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    zero_point: int = 0
 
     def __post_init__(self) -> None:
         if min(*self.stride, *self.dilation, self.groups) < 1 or min(self.padding) < 0:
@@ -48,7 +48,8 @@ class Conv2dAttrs(Attrs):
 class Conv2dOp(Op, name="conv2d", attrs=Conv2dAttrs):
     """2-d convolution: x [N,C,H,W], weight [O,C/groups,KH,KW], bias [O] -> [N,O,OH,OW].
 
-    The bias of a bf16 convolution may be f32; it is added before the sum is rounded.
+    The bias of a bf16 convolution may be f32; it is added before the sum is rounded. An x of u8 or i8 takes an i8
+    weight and an i32 bias; the result is the exact i32 sum of products of ``x - zero_point``.
     """
 
     x = Operand()
@@ -57,7 +58,17 @@ class Conv2dOp(Op, name="conv2d", attrs=Conv2dAttrs):
     linear = True
     channels = ChannelFlow.PRODUCES
     default_storage = Storage.BLOCKED
-    reads_narrow_plain = True  # the first layer: three channels of a picture
+    on_integers = OnIntegers.SUMS
+
+    @property
+    def reads_narrow_plain(self) -> bool:
+        """The first layer: three channels of a picture."""
+        return self.x.type.dtype not in QUANTIZED or self.attrs.groups == 1
+
+    @property
+    def channel_groups(self) -> int:
+        """As many as the attribute says."""
+        return self.attrs.groups
 
     @property
     def is_depthwise(self) -> bool:
@@ -72,16 +83,20 @@ class Conv2dOp(Op, name="conv2d", attrs=Conv2dAttrs):
             raise self.error(f"weight {weight} does not fit {x} with groups={attrs.groups}")
         if self.bias is not None and self.bias.shape != (weight.shape[0],):
             raise self.error(f"bias {self.bias.type} must have the weight's {weight.shape[0]} output channels")
-        if x.dtype is not weight.dtype or not fits_bias(self.bias, x):
-            raise self.error(f"operands must have one element type, got {', '.join(str(v.type) for v in self.inputs)}")
+        dtype = sum_type(self, x, weight, self.bias, weight.size // max(1, weight.shape[0]), attrs.zero_point)
         top, left, bottom, right = attrs.padding
         height = window_extent(x.shape[2], weight.shape[2], attrs.stride[0], top, bottom, attrs.dilation[0])
         width = window_extent(x.shape[3], weight.shape[3], attrs.stride[1], left, right, attrs.dilation[1])
         if height < 1 or width < 1:
             raise self.error(f"the {weight.shape[2]}x{weight.shape[3]} window is larger than the padded operand {x}")
-        return (x.with_shape((x.shape[0], weight.shape[0], height, width)),)
+        return (TensorType((x.shape[0], weight.shape[0], height, width), dtype),)
 
     def evaluate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if self.x.type.dtype in QUANTIZED:
+            return exact_sums(self, self._convolve, x, weight, bias, self.attrs.zero_point)
+        return self._convolve(x, weight, bias)
+
+    def _convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         attrs = self.attrs
         top, left, bottom, right = attrs.padding
         padding = (top, left)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, Cost, Storage
+from ..traits import ChannelFlow, Cost, OnIntegers, Storage
 from ..types import DType, TensorType
 
 
@@ -27,6 +27,7 @@ class ReshapeOp(Op, name="reshape", attrs=ShapeAttrs):
     linear = True
     view = True
     channels = ChannelFlow.RESHAPE
+    on_integers = OnIntegers.MOVES
 
     def infer_types(self) -> tuple[TensorType, ...]:
         if math.prod(self.attrs.shape) != self.x.type.size:
@@ -49,6 +50,8 @@ class PermuteOp(Op, name="permute", attrs=PermuteAttrs):
 
     x = Operand()
     linear = True
+    channels = ChannelFlow.PERMUTE
+    on_integers = OnIntegers.MOVES
 
     def infer_types(self) -> tuple[TensorType, ...]:
         if sorted(self.attrs.dims) != list(range(self.x.type.rank)):
@@ -64,6 +67,7 @@ class ExpandOp(Op, name="expand", attrs=ShapeAttrs):
 
     x = Operand()
     linear = True
+    channels = ChannelFlow.EXPAND
 
     def infer_types(self) -> tuple[TensorType, ...]:
         try:
@@ -93,6 +97,8 @@ class SliceOp(Op, name="slice", attrs=SliceAttrs):
 
     x = Operand()
     linear = True
+    channels = ChannelFlow.SLICE
+    on_integers = OnIntegers.MOVES
 
     @property
     def storage(self) -> Storage:
@@ -126,6 +132,7 @@ class ConcatOp(Op, name="concat", attrs=AxisAttrs):
     parts = Operand(variadic=True)
     linear = True
     channels = ChannelFlow.CONCAT
+    on_integers = OnIntegers.MOVES
 
     @property
     def storage(self) -> Storage:
@@ -166,7 +173,9 @@ class ChannelShuffleOp(Op, name="channel_shuffle", attrs=ChannelShuffleAttrs):
 
     parts = Operand(variadic=True)
     linear = True
-    default_storage = Storage.FOLLOWS
+    channels = ChannelFlow.SHUFFLE
+    default_storage = Storage.BLOCKED
+    on_integers = OnIntegers.MOVES
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -206,6 +215,8 @@ class PadOp(Op, name="pad", attrs=PadAttrs):
     """Surround with a constant."""
 
     x = Operand()
+    channels = ChannelFlow.PAD
+    on_integers = OnIntegers.MOVES
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, attrs = self.x.type, self.attrs

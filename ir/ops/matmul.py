@@ -9,29 +9,45 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow
+from ..traits import ChannelFlow, OnIntegers
 from ..types import TensorType
-from .convolution import fits_bias
+from .integers import QUANTIZED, exact_sums, sum_type
 
 
-class LinearOp(Op, name="linear"):
-    """x [..., K] times weight [N, K] transposed, plus bias [N] -> [..., N]; a bf16 layer's bias may be f32."""
+@dataclass(frozen=True)
+class LinearAttrs(Attrs):
+    """``zero_point`` is the integer that stands for zero in an operand of 8-bit integers."""
+
+    zero_point: int = 0
+
+
+class LinearOp(Op, name="linear", attrs=LinearAttrs):
+    """x [..., K] times weight [N, K] transposed, plus bias [N] -> [..., N]; a bf16 layer's bias may be f32.
+
+    An x of u8 or i8 takes an i8 weight and an i32 bias; the result is the exact i32 sum of products of
+    ``x - zero_point``.
+    """
 
     x = Operand()
     weight = Operand()
     bias = Operand(optional=True)
     linear = True
     channels = ChannelFlow.PRODUCES
+    channel_axis = -1
+    on_integers = OnIntegers.SUMS
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, weight = self.x.type, self.weight.type
-        if x.rank < 1 or weight.rank != 2 or x.shape[-1] != weight.shape[1] or x.dtype is not weight.dtype:
+        if x.rank < 1 or weight.rank != 2 or x.shape[-1] != weight.shape[1]:
             raise self.error(f"weight {weight} does not fit {x}")
-        if self.bias is not None and (self.bias.shape != (weight.shape[0],) or not fits_bias(self.bias, x)):
+        if self.bias is not None and self.bias.shape != (weight.shape[0],):
             raise self.error(f"bias {self.bias.type} does not fit weight {weight}")
-        return (x.with_shape((*x.shape[:-1], weight.shape[0])),)
+        dtype = sum_type(self, x, weight, self.bias, weight.shape[1], self.attrs.zero_point)
+        return (TensorType((*x.shape[:-1], weight.shape[0]), dtype),)
 
     def evaluate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if self.x.type.dtype in QUANTIZED:
+            return exact_sums(self, functional.linear, x, weight, bias, self.attrs.zero_point)
         if bias is not None and bias.dtype is not x.dtype:
             return functional.linear(x.to(bias.dtype), weight.to(bias.dtype), bias).to(x.dtype)
         return functional.linear(x, weight, bias)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, Storage
+from ..traits import ChannelFlow, OnIntegers, Storage
 from ..types import TensorType
 from .convolution import window_extent
+from .integers import QUANTIZED, mean_of_sums, mean_type
 
 
 @dataclass(frozen=True)
@@ -63,24 +65,39 @@ class Pool2dOp(Op):
 class MaxPool2dOp(Pool2dOp, name="max_pool2d", attrs=Pool2dAttrs):
     """Largest element of each window; padding never wins."""
 
+    on_integers = OnIntegers.MOVES
+
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
         attrs = self.attrs
         return functional.max_pool2d(x, attrs.kernel, attrs.stride, attrs.padding, attrs.dilation, attrs.ceil)
 
 
 class AvgPool2dOp(Pool2dOp, name="avg_pool2d", attrs=Pool2dAttrs):
-    """Mean of each window; ``count_include_pad`` divides by the whole window at the border too."""
+    """Mean of each window; ``count_include_pad`` divides by the whole window at the border too.
+
+    Means of 8-bit integers are f32: the exact sum, to which padding adds 0, times the f32 reciprocal of the count.
+    """
 
     linear = True
+    on_integers = OnIntegers.MEANS
 
     def infer_types(self) -> tuple[TensorType, ...]:
         if self.attrs.dilation != (1, 1):
             raise self.error("average pooling has no dilation")
-        return super().infer_types()
+        (result,) = super().infer_types()
+        return (result.with_dtype(mean_type(self, self.x.type, math.prod(self.attrs.kernel))),)
 
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        if self.x.type.dtype not in QUANTIZED:
+            return self._average(x)
+        ones = torch.ones((1, 1, *x.shape[2:]), dtype=torch.float64)
+        covered = self._average(ones, divisor=1)  # elements in each window, padding left out
+        return mean_of_sums(self._average(x.double(), divisor=1), (covered / self._average(ones)).round())
+
+    def _average(self, x: torch.Tensor, divisor: int | None = None) -> torch.Tensor:
         attrs = self.attrs
-        return functional.avg_pool2d(x, attrs.kernel, attrs.stride, attrs.padding, attrs.ceil, attrs.count_include_pad)
+        window = (attrs.kernel, attrs.stride, attrs.padding, attrs.ceil, attrs.count_include_pad)
+        return functional.avg_pool2d(x, *window, divisor_override=divisor)
 
 
 @dataclass(frozen=True)
@@ -91,18 +108,25 @@ class AdaptivePoolAttrs(Attrs):
 
 
 class AdaptiveAvgPool2dOp(Op, name="adaptive_avg_pool2d", attrs=AdaptivePoolAttrs):
-    """Means over windows that divide the operand into ``size`` parts."""
+    """Means over windows that divide the operand into ``size`` parts; f32 for 8-bit integers, see `AvgPool2dOp`."""
 
     x = Operand()
     linear = True
     channels = ChannelFlow.IDENTITY
     default_storage = Storage.BLOCKED
+    on_integers = OnIntegers.MEANS
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x = self.x.type
         if x.rank != 4 or min(self.attrs.size) < 1:
             raise self.error(f"needs a 4-d operand and a positive size, got {x} and {self.attrs.size}")
-        return (x.with_shape((*x.shape[:2], *self.attrs.size)),)
+        terms = math.prod(x.shape[2:]) // math.prod(self.attrs.size)
+        if x.dtype in QUANTIZED and any(x.shape[2 + i] % self.attrs.size[i] for i in range(2)):
+            raise self.error(f"{x} has no {self.attrs.size} windows of one size; average it in floating point")
+        return (TensorType((*x.shape[:2], *self.attrs.size), mean_type(self, x, terms)),)
 
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        if self.x.type.dtype in QUANTIZED:
+            window = tuple(x.shape[2 + i] // self.attrs.size[i] for i in range(2))
+            return mean_of_sums(functional.avg_pool2d(x.double(), window, divisor_override=1), math.prod(window))
         return functional.adaptive_avg_pool2d(x, self.attrs.size)

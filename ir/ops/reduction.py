@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,8 +10,9 @@ from typing import ClassVar
 import torch
 
 from ..core import Attrs, Op, Operand
-from ..traits import Storage
+from ..traits import ChannelFlow, OnIntegers, Storage
 from ..types import TensorType
+from .integers import QUANTIZED, mean_of_sums, mean_type
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class ReduceOp(Op):
     """Base of the reductions."""
 
     x = Operand()
+    channels = ChannelFlow.REDUCE
     function: ClassVar[Callable[..., torch.Tensor]]
 
     def infer_types(self) -> tuple[TensorType, ...]:
@@ -40,10 +43,25 @@ class ReduceOp(Op):
 
 
 class MeanOp(ReduceOp, name="mean", attrs=ReduceAttrs):
-    """Arithmetic mean."""
+    """Arithmetic mean; f32 for 8-bit integers: the exact sum times the f32 reciprocal of the count."""
 
     function = torch.mean
     linear = True
+    on_integers = OnIntegers.MEANS
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        (result,) = super().infer_types()
+        return (result.with_dtype(mean_type(self, self.x.type, self._terms)),)
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        if self.x.type.dtype not in QUANTIZED:
+            return super().evaluate(x)
+        return mean_of_sums(x.sum(self.attrs.axes, keepdim=self.attrs.keepdim, dtype=torch.int64), self._terms)
+
+    @property
+    def _terms(self) -> int:
+        """Elements of one sum."""
+        return math.prod(self.x.shape[axis] for axis in self.attrs.axes)
 
     @property
     def storage(self) -> Storage:

@@ -1,0 +1,38 @@
+"""One op as a graph of its own, to be run, timed or rewritten apart from its network."""
+
+from __future__ import annotations
+
+from .analysis import is_constant
+from .core import Op, Value
+from .graph import Graph, clone_op
+from .ops import RelayoutOp
+
+
+def graph_of(op: Op) -> Graph:
+    """A graph of ``op`` alone: constants that it reads stay constants, everything else becomes an input.
+
+    Inputs and outputs are row-major, as every program's are; what is stored in channel blocks is converted.
+    """
+    assert op.graph is not None
+    variable = [value for value in dict.fromkeys(op.inputs) if not is_constant(value)]
+    inputs = [(f"x{index}", value.type.logical) for index, value in enumerate(variable)]
+    graph = Graph(op.name, inputs, op.graph.weights.copy())
+    mapping: dict[Value, Value] = {}
+    for value, given in zip(variable, graph.inputs, strict=True):
+        mapping[value] = _stored_in_blocks(graph, given, value.type.channel_block)
+    for value in dict.fromkeys(op.inputs):
+        if is_constant(value):
+            assert value.op is not None
+            graph.append(clone_op(value.op, mapping))
+    graph.append(clone_op(op, mapping))
+    graph.outputs = tuple(_stored_in_blocks(graph, mapping[result], 0) for result in op.results)
+    return graph
+
+
+def _stored_in_blocks(graph: Graph, value: Value, block: int) -> Value:
+    """``value``, converted to channel blocks of that many channels; 0 stands for row-major."""
+    if value.type.channel_block == block:
+        return value
+    relayout = graph.append(RelayoutOp((value,), RelayoutOp.attrs_type(channel_block=block)))
+    relayout.result.type = value.type.with_layout(block)
+    return relayout.result
