@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..ir import Graph, Op, RewriteLog, Rewriter, TersorError
+from ..ir import Graph, Op, RewriteLog, Rewriter, TensorType, TersorError
 
 if TYPE_CHECKING:
     import torch
@@ -50,15 +50,51 @@ _TOLERANCES = {
 }
 
 
+class Comparison(Protocol):
+    """Seconds of one execution of two graphs, and how much of their ratio is chance.
+
+    The faster one is faster when it takes less than ``1 - noise`` of the other's time.
+    """
+
+    @property
+    def before(self) -> float: ...
+
+    @property
+    def after(self) -> float: ...
+
+    @property
+    def noise(self) -> float: ...
+
+
 class Latency(Protocol):
-    """Measured time on a target, for passes that decide by measurement; given to `PassManager.run` by its caller."""
+    """Time on a target, measured or predicted, for passes that decide by it; `PassManager.run` is given it."""
 
     def graph_seconds(self, graph: Graph) -> float:
-        """Median seconds of one execution of ``graph``."""
+        """Seconds of one execution of ``graph``."""
         ...
 
     def op_seconds(self, op: Op) -> float:
-        """Median seconds of one execution of ``op`` alone."""
+        """Seconds of one execution of ``op`` alone."""
+        ...
+
+    def compare(self, before: Graph, after: Graph) -> Comparison:
+        """Seconds of two graphs that do the same work differently; where they are measured, by turns."""
+        ...
+
+
+class LayoutCosts(Protocol):
+    """What physical layouts cost on a target, in whole numbers of some unit of time or traffic.
+
+    Only sums are compared, so the unit does not matter; whole numbers keep the sums exact. `PassContext.target` makes
+    one by its method ``layout_costs()``.
+    """
+
+    def access(self, type: TensorType) -> int:
+        """One kernel's reading, or writing, of a whole tensor stored as ``type`` says, padding included."""
+        ...
+
+    def relayout(self, type: TensorType, channel_block: int) -> int:
+        """A kernel that stores such a tensor in ``channel_block`` instead; 0 where no element would move."""
         ...
 
 
@@ -69,7 +105,7 @@ class PassContext:
     Attributes
     ----------
     target
-        The machine to optimize for, opaque here, or None.
+        The machine to optimize for, or None; passes ask its ``lanes()`` and ``layout_costs()``, nothing else.
     calibration
         Batches of inputs, one sequence of tensors each, or None; may be iterated repeatedly.
     log
@@ -108,6 +144,7 @@ class Pass:
 
     name: ClassVar[str] = ""  # set by `register_pass`
     exactness: ClassVar[Exactness] = Exactness.EXACT
+    measures: ClassVar[bool] = False  # asks `PassContext.latency`: callers that can measure should give one
 
     @property
     def tolerance(self) -> float:

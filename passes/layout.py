@@ -1,26 +1,30 @@
 """``layout``: choose where each tensor's elements lie, for the whole graph at once.
 
 Before: every value is stored row-major. After: convolutions read and write channel blocks of the target's vector width
-(NCHW16c), everything between them stays blocked, and `RelayoutOp`s stand only where a blocked value meets an op that
-needs row-major storage, or the other way round. ::
+(NCHW16c), what lies between them stays blocked where that is cheapest, and `RelayoutOp`s stand only where a value is
+read in another layout than it is made in. ::
 
     %1 = conv2d(%x, %w)            : f32[1,64,56,56]      ->  : f32[1,64,56,56]@c16
     %2 = max_pool2d(%1)            : f32[1,64,28,28]      ->  : f32[1,64,28,28]@c16
     %3 = reshape(%2)               : f32[1,50176]         ->  %3 = relayout(%2) : f32[1,64,28,28]; reshape(%3)
 
-Layout never changes values, so the pass is exact. A value is relaid at most once in each direction, however many ops
-read it. Method: one forward sweep; an op declares through its trait `Op.storage` whether it wants blocks (convolution),
-follows its operands (pooling, elementwise ops), or needs plain storage (everything else). Published as layout
-propagation by Liu et al., "Optimizing CNN Model Inference on CPUs", 2019.
+The choice is the cheapest there is, by the target's `LayoutCosts`: see `tersor.passes.layout_cut` for what an op may
+choose, what it costs and how the minimum is found. A value is relaid at most once, however many ops read it; graph
+inputs and outputs are row-major: that is the program's contract. Layout never changes values, so the pass is exact.
+
+Which algorithm computes a convolution (direct, Winograd, GEMM) is no part of this problem: all of them read and write
+the same blocks, so the cheapest one of each layer is cheapest in every layout, and `tersor.targets.kernels` chooses it
+layer by layer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir import Graph, Op, Rewriter, Storage, Value, is_constant
-from ..ir.ops import FusedOp, RelayoutOp
-from .base import Pass, PassContext, Result
+from ..ir import Graph, Op, Rewriter, Storage, TensorType, Value
+from ..ir.ops import RelayoutOp
+from .base import LayoutCosts, Pass, PassContext, Result
+from .layout_cut import cheapest_blocked_ops, origin, reads
 from .registry import register_pass
 
 
@@ -49,67 +53,72 @@ class Layout(Pass):
                 if op.storage is Storage.BLOCKED:
                     rewriter.refuse("layout", op, "no target is given, nor how many channels a block has")
             return Result(False)
-        sweep = _Sweep(graph, rewriter, block)
+        costs: LayoutCosts = TrafficCosts() if context.target is None else context.target.layout_costs()
+        blocked = cheapest_blocked_ops(graph, block, costs)
+        _Assignment(rewriter, blocked, block).apply()
+        return Result(rewriter.changed)
+
+
+class TrafficCosts:
+    """`LayoutCosts` where no target is given: bytes moved."""
+
+    def access(self, type: TensorType) -> int:
+        return type.physical_size * type.dtype.itemsize
+
+    def relayout(self, type: TensorType, channel_block: int) -> int:
+        if type.stays_in_place(channel_block):
+            return 0
+        return self.access(type) + self.access(type.with_layout(channel_block))
+
+
+class _Assignment:
+    """Carries a choice of layouts out; relayouts that exist already are used, and removed where nothing reads them."""
+
+    def __init__(self, rewriter: Rewriter, blocked: frozenset[Op], block: int) -> None:
+        self._rewriter = rewriter
+        self._blocked = blocked
+        self._block = block
+        self._copies: dict[tuple[Value, int], Value] = {}
+
+    def apply(self) -> None:
+        graph = self._rewriter.graph
         for op in graph.ops:
-            sweep.visit(op)
-        sweep.finish()
-        return Result(sweep.rewriter.changed)
+            if isinstance(op, RelayoutOp):
+                self._copies.setdefault((origin(op.x), op.attrs.channel_block), op.result)
+            elif op.inputs:
+                self._store(op, self._block if op in self._blocked else 0)
+        for index, value in enumerate(graph.outputs):
+            self._return(index, value)
+        for op in reversed(graph.ops):
+            if isinstance(op, RelayoutOp) and not op.result.uses and self._rewriter.commit("layout", op):
+                self._rewriter.erase(op)
 
-
-class _Sweep:
-    def __init__(self, graph: Graph, rewriter: Rewriter, block: int) -> None:
-        self.graph = graph
-        self.rewriter = rewriter
-        self.block = block
-
-    def visit(self, op: Op) -> None:
-        if not op.inputs or isinstance(op, RelayoutOp):
+    def _store(self, op: Op, block: int) -> None:
+        """Make ``op`` write its results in ``block``, and read its operands as that demands."""
+        sources = [(index, origin(value), read) for index, value, read in reads(op, self._block)]
+        wanted = [(index, source, read.layout(block, source)) for index, source, read in sources]
+        stale = [(i, source, layout) for i, source, layout in wanted if self._find(source, layout) != op.operands[i]]
+        results = [result for result in op.results if result.type.channel_block != block]
+        if not (stale or results) or not self._rewriter.commit("layout", op):
             return
-        blocked = self._wants_blocks(op)
-        for index, value in enumerate(op.operands):
-            if value is None or is_constant(value):
-                continue
-            wanted = self.block if blocked and self._takes_blocks(op, index, value) else 0
-            if value.type.channel_block != wanted:
-                self._relay(op, index, value, wanted)
-        for result in op.results:
-            if result.type.channel_block != (self.block if blocked else 0) and self.rewriter.commit("layout", op):
-                self.rewriter.set_layout(result, self.block if blocked else 0)
+        for index, source, layout in stale:
+            self._rewriter.set_operand(op, index, self._find(source, layout) or self._relay(source, layout))
+        for result in results:
+            self._rewriter.set_layout(result, block)
 
-    def finish(self) -> None:
-        """Graph outputs are row-major: that is the program's contract."""
-        for index, value in enumerate(self.graph.outputs):
-            if value.type.channel_block and value.op is not None and self.rewriter.commit("layout", value.op):
-                self.rewriter.set_output(index, self._relaid(value, 0) or self._relayout(value, 0, after=True))
+    def _return(self, index: int, value: Value) -> None:
+        """Make output ``index`` of the graph row-major."""
+        source = origin(value)
+        if self._find(source, 0) is value or source.op is None or not self._rewriter.commit("layout", source.op):
+            return
+        self._rewriter.set_output(index, self._find(source, 0) or self._relay(source, 0, after=True))
 
-    def _wants_blocks(self, op: Op) -> bool:
-        members = op.body.ops if isinstance(op, FusedOp) and op.body is not None else (op,)
-        storages = {member.storage for member in members if member.inputs}
-        if Storage.PLAIN in storages or any(result.type.rank not in (2, 4) for result in op.results):
-            return False
-        if Storage.BLOCKED in storages:
-            return True
-        return any(value.type.channel_block and value.type.rank == 4 for value in op.inputs)
+    def _find(self, source: Value, layout: int) -> Value | None:
+        """The same tensor as ``source`` in another layout, where it exists."""
+        return source if source.type.channel_block == layout else self._copies.get((source, layout))
 
-    def _takes_blocks(self, op: Op, index: int, value: Value) -> bool:
-        if value.type.rank not in (4, op.results[0].type.rank):
-            return False
-        anchor = op.anchor if isinstance(op, FusedOp) else op
-        narrow = anchor is not None and anchor.reads_narrow_plain and index == 0 and value.shape[1] < self.block
-        return not narrow or value.type.channel_block > 0
-
-    def _relay(self, op: Op, index: int, value: Value, wanted: int) -> None:
-        if self.rewriter.commit("layout", op):
-            self.rewriter.set_operand(op, index, self._relaid(value, wanted) or self._relayout(value, wanted))
-
-    def _relaid(self, value: Value, wanted: int) -> Value | None:
-        """The same tensor in the wanted layout, where it exists already."""
-        if isinstance(value.op, RelayoutOp) and value.op.x.type.channel_block == wanted:
-            return value.op.x
-        return next(
-            (u.result for u in value.users if isinstance(u, RelayoutOp) and u.attrs.channel_block == wanted), None
-        )
-
-    def _relayout(self, value: Value, wanted: int, *, after: bool = False) -> Value:
-        attrs = RelayoutOp.attrs_type(channel_block=wanted)
-        return self.rewriter.create(RelayoutOp, (value,), attrs, after=after).result
+    def _relay(self, source: Value, layout: int, *, after: bool = False) -> Value:
+        attrs = RelayoutOp.attrs_type(channel_block=layout)
+        made = self._rewriter.create(RelayoutOp, (source,), attrs, after=after).result
+        self._copies[source, layout] = made
+        return made

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from tersor.ir import DType, Graph, TensorType
+from tersor.ir import DType, Graph, TensorType, structurally_equal
 from tersor.ir.ops import (
     AddOp,
     AttentionOp,
@@ -22,7 +22,7 @@ from tersor.ir.ops import (
     WhereOp,
 )
 from tersor.tests.checks import body, kinds, rules, run_checked
-from tersor.tests.random_graphs import GraphBuilder
+from tersor.tests.random_graphs import GraphBuilder, random_graph
 
 
 def builder(*shape: int) -> GraphBuilder:
@@ -42,7 +42,7 @@ def test_conv_with_epilogue():
     expected = """
         graph @test(%x: f32[1,4,6,6]) {
         %0 = weight {id="conv.weight", type=f32[4,4,3,3]} : f32[4,4,3,3]
-        %1 = fused(%x, %0) : f32[1,4,6,6] loc("conv") rule("fuse") BODY
+        %1 = fused(%x, %0) : f32[1,4,6,6] loc("conv") rule("fuse-epilogue") BODY
         %0 = full {value=0.5} : f32[]
         %1 = conv2d(%x, %arg1, _) {padding=[1,1,1,1]} : f32[1,4,6,6] loc("conv")
         %2 = mul(%1, %0) : f32[1,4,6,6] loc("scale")
@@ -204,3 +204,26 @@ def test_layout_of_the_last_op_is_kept():
 def test_single_ops_are_not_wrapped():
     b = builder()
     assert rules(run_checked(b.done(b.conv(b.op(ReluOp, b.graph.inputs[0]), 8)), "fuse")) == []
+
+
+def test_epilogues_alone_leave_other_elementwise_ops_single():
+    b = builder(1, 4, 6, 6)
+    x = b.graph.inputs[0]
+    outputs = (b.op(ReluOp, b.conv(x, 4)), b.op(MulOp, x, b.op(SigmoidOp, x)))
+    graph = run_checked(b.done(*outputs), "fuse-epilogue").graph
+    assert kinds(graph) == ["fused", "sigmoid", "mul"]
+
+
+def test_elementwise_groups_alone_leave_layers_single():
+    b = builder(1, 4, 6, 6)
+    x = b.graph.inputs[0]
+    outputs = (b.op(ReluOp, b.conv(x, 4)), b.op(MulOp, x, b.op(SigmoidOp, x)))
+    graph = run_checked(b.done(*outputs), "fuse-elementwise").graph
+    assert kinds(graph) == ["conv2d", "relu", "fused"]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_fuse_is_both_in_turn(seed: int):
+    graph = random_graph(seed, 14)
+    fused = run_checked(graph, "fuse").graph
+    assert structurally_equal(fused, run_checked(graph, "fuse-epilogue,fuse-elementwise").graph)

@@ -1,0 +1,127 @@
+"""``fuse-epilogue``: fuse a producer with the elementwise ops behind it into one group, which becomes one kernel.
+
+Before::
+
+    %1 = conv2d(%x, %w, %b)
+    %2 = add(%1, %x)
+    %3 = relu(%2)
+
+After::
+
+    %3 = fused(%x, %w, %b) body @conv2d_add_relu(%x, %w, %b) {
+      %0 = conv2d(%x, %w, %b)
+      %1 = add(%0, %x)
+      %2 = relu(%1)
+      return %2
+    }
+
+Groups are found in two steps, on the original ops, before anything changes.
+
+1. From each anchor (convolution, matrix product, attention, pooling, reduction, softmax, normalisation), the latest in
+   execution order first, the group grows to the anchor's post-dominator as long as all paths to it are elementwise ops
+   of the anchor's result shape; then to the post-dominator of that, and so on (Chen et al. 2018, "TVM", section 3).
+   Where an addition joins two convolutions it so goes to the later one, whose result is still in registers; the other
+   is read from memory.
+2. Elementwise ops that only feed a group, the last first, join it: a gate that is multiplied with a convolution, say.
+
+A group of one op stays as it is, and so do relayouts, which are not elementwise in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import networkx
+
+from ..ir import Graph, Op, dataflow, post_dominators
+from ..ir.ops import (
+    AdaptiveAvgPool2dOp,
+    AttentionOp,
+    AvgPool2dOp,
+    Conv2dOp,
+    LayerNormOp,
+    LinearOp,
+    MatmulOp,
+    MaxPool2dOp,
+    QuantizeOp,
+    ReduceOp,
+    SoftmaxOp,
+)
+from .base import Pass, PassContext, Result
+from .outline import Group, home_of, is_fusible, outline_groups
+from .registry import register_pass
+
+ANCHORS = (
+    Conv2dOp,
+    LinearOp,
+    MatmulOp,
+    AttentionOp,
+    MaxPool2dOp,
+    AvgPool2dOp,
+    AdaptiveAvgPool2dOp,
+    ReduceOp,
+    SoftmaxOp,
+    LayerNormOp,
+)
+
+
+@register_pass("fuse-epilogue")
+@dataclass(frozen=True)
+class FuseEpilogue(Pass):
+    """Fuse layers with the elementwise ops behind them, residual additions included."""
+
+    def run(self, graph: Graph, context: PassContext) -> Result:
+        rewriter = context.rewriter(graph)
+        outline_groups(_find_groups(graph), self.name, rewriter)
+        return Result(rewriter.changed)
+
+
+def _find_groups(graph: Graph) -> list[Group]:
+    flow = dataflow(graph)
+    dominators = post_dominators(graph)
+    group_of: dict[Op, Group] = {}
+    groups: list[Group] = []
+    for anchor in reversed(graph.ops):
+        if not isinstance(anchor, ANCHORS):
+            continue
+        group = Group(anchor.result.shape, [anchor], anchor)
+        groups.append(group)
+        group_of[anchor] = group
+        sink: Op = anchor
+        while (step := _next_step(sink, group, flow, dominators, group_of)) is not None:
+            sink = step[-1]
+            group.members.extend(step)
+            group_of.update(dict.fromkeys(step, group))
+    for op in reversed(graph.ops):
+        home = home_of(op, group_of) if op not in group_of and is_fusible(op) else None
+        if home is not None:
+            home.members.append(op)
+            group_of[op] = home
+    return groups
+
+
+def _next_step(
+    sink: Op,
+    group: Group,
+    flow: networkx.DiGraph,
+    dominators: dict[Op, Op | str],
+    group_of: dict[Op, Group],
+) -> list[Op] | None:
+    """The ops from ``sink`` (exclusive) to its post-dominator (inclusive, last), or None if they cannot all join.
+
+    A group ends with a ``quantize``: what reads its result, which is a quarter as large, does so from memory.
+    """
+    if isinstance(sink, QuantizeOp):
+        return None
+    end = dominators.get(sink)
+    if not isinstance(end, Op):
+        return None
+    step = [end]
+    if set(flow.successors(sink)) != {end}:
+        between = networkx.descendants(flow, sink) & networkx.ancestors(flow, end)
+        step = [*between, end]
+    readers = {user for op in (sink, *step[:-1]) for user in flow.successors(op)}
+    if not readers <= set(step):  # a dead op reads a value of the group
+        return None
+    fits = all(is_fusible(op) and op not in group_of and op.result.shape == group.shape for op in step)
+    return step if fits else None
