@@ -11,7 +11,7 @@ from tvm_ffi import structural_equal
 
 from ..ir import DType, Op
 from ..ir import ops as ir_ops
-from .templates import vector_math
+from .templates import integers, vector_math
 from .templates.bfloat16 import BFLOAT16
 from .templates.builder import constant
 from .templates.vectors import bind, dtype_of, lanes_of
@@ -39,6 +39,18 @@ NUMBERS = {**STORAGE, DType.BF16: BFLOAT16}
 # Element types of vectors in registers.
 REGISTERS = {**STORAGE, DType.BF16: "float32"}
 
+_LEAVES_FINITE = (
+    ir_ops.DivOp,
+    ir_ops.PowOp,
+    ir_ops.ExpOp,
+    ir_ops.Expm1Op,
+    ir_ops.LogOp,
+    ir_ops.Log1pOp,
+    ir_ops.SqrtOp,
+    ir_ops.RsqrtOp,
+    ir_ops.ReciprocalOp,
+)
+
 _EMITTERS: dict[type[Op], Emitter] = {}
 
 
@@ -52,6 +64,11 @@ def emits(*kinds: type[Op]) -> Callable[[Emitter], Emitter]:
     return register
 
 
+def can_leave_finite(op: Op) -> bool:
+    """Whether an op can make NaN or an infinity of small finite numbers, zero included."""
+    return isinstance(op, _LEAVES_FINITE)
+
+
 def can_emit(op: Op) -> bool:
     """Whether an elementwise op has a vector form on its element types."""
     if type(op) in _FLOAT32_ONLY:
@@ -62,9 +79,13 @@ def can_emit(op: Op) -> bool:
     return type(op) in _EMITTERS
 
 
-def emit(op: Op, *operands: Expr) -> Expr:
-    """The result of an elementwise op on vectors of one lane count; booleans are in their stored form."""
-    return bind(as_stored(_EMITTERS[type(op)](op, *operands)))
+def emit(op: Op, *operands: Expr, exact: bool = False) -> Expr:
+    """The result of an elementwise op on vectors of one lane count; booleans are in their stored form.
+
+    With ``exact``, a float32 result is rounded before anything else happens to it, as in the reference evaluation.
+    """
+    result = as_stored(_EMITTERS[type(op)](op, *operands))
+    return bind(integers.rounded(result) if exact and dtype_of(result, 1) == "float32" else result)
 
 
 def like(vector: Expr, value: float) -> Expr:
@@ -214,11 +235,14 @@ def _where(op: Op, condition: Expr, a: Expr, b: Expr) -> Expr:
 
 @emits(ir_ops.ReluOp)
 def _relu(op: Op, a: Expr) -> Expr:
-    return at_least(a, 0)
+    return a if dtype_of(a, 1).startswith("uint") else at_least(a, 0)
 
 
 @emits(ir_ops.ClampOp)
 def _clamp(op: Op, a: Expr) -> Expr:
+    if not op.x.type.dtype.is_floating:
+        low, high = op.integer_bounds
+        return tirx.Min(tirx.Max(a, like(a, low)), like(a, high))
     if op.attrs.min != -math.inf:
         a = at_least(a, op.attrs.min)
     if op.attrs.max != math.inf:
@@ -339,6 +363,16 @@ def _cast(op: Op, a: Expr) -> Expr:
     if op.attrs.dtype is DType.BOOL:
         return as_condition(a)
     return cast(a, REGISTERS[op.attrs.dtype])
+
+
+@emits(ir_ops.QuantizeOp)
+def _quantize(op: Op, a: Expr) -> Expr:
+    return integers.quantize(a, op.attrs.scale, op.attrs.zero_point, STORAGE[op.attrs.dtype])
+
+
+@emits(ir_ops.DequantizeOp)
+def _dequantize(op: Op, a: Expr, scale: Expr) -> Expr:
+    return integers.dequantize(a, scale, op.attrs.zero_point)
 
 
 _FLOAT32_ONLY = frozenset(

@@ -1,0 +1,121 @@
+"""The loop over tiles of sums in which the epilogue of one tile runs while the matrix unit works on the next one.
+
+    for tile:
+        for step of tile:
+            sums += left @ right
+            some positions of the tile before: output = epilogue(its sums)
+    the last tile: output = epilogue(its sums)
+
+The matrix unit takes its 16 cycles for a product without help, and vector instructions are executed meanwhile if they
+stand next to it: a processor looks only some hundred instructions ahead. Sums go to memory in two places by turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from .amx import TileShape, scratch
+from .builder import bind, when
+
+Buffer = Any
+Index = Any
+
+MOST_PIECES = 5  # of an epilogue that are written out, which costs compile time
+
+
+@dataclass(frozen=True)
+class FinishedTile:
+    """A tile whose sums are in memory.
+
+    Attributes
+    ----------
+    group, position
+        Group of outputs, and first position; past the last position where there is no such tile.
+    sums, place
+        Where its sums lie: a row of outputs for each position.
+    """
+
+    group: Index
+    position: Index
+    sums: Buffer
+    place: Index
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The epilogue of the tile before, cut into as many pieces as the current tile has steps.
+
+    Attributes
+    ----------
+    tile
+        The tile before.
+    positions
+        Its positions.
+    finish
+        ``finish(tile, begin, count)`` applies the epilogue to some positions, and ignores those past the last one.
+    """
+
+    tile: FinishedTile
+    positions: int
+    finish: Callable[[FinishedTile, Index, int], None]
+
+    def after_step(self, outer: Index, inner: int, inner_steps: int, outer_steps: int) -> None:
+        """Do the share of step ``inner`` of so many, in round ``outer`` of so many, if it is given one."""
+        interval = -(-inner_steps // MOST_PIECES)
+        if inner % interval:
+            return
+        pieces = -(-inner_steps // interval)
+        share = -(-self.positions // (pieces * outer_steps))
+        if inner // interval * share >= self.positions:
+            return
+        begin = bind((outer * pieces + inner // interval) * share)
+        exists = begin < self.positions if (pieces * outer_steps - 1) * share >= self.positions else True
+        when(exists, lambda: self.finish(self.tile, begin, share))
+
+
+def for_each_tile(
+    groups: tuple[Index, Index],
+    tiles: Index,
+    shape: TileShape,
+    end: Index,
+    multiply: Callable[[Index, Index, Buffer, Index, Pending], None],
+    finish: Callable[[FinishedTile, Index, int], None],
+) -> None:
+    """Loop over all tiles of some groups of outputs.
+
+    Parameters
+    ----------
+    groups
+        First group and one past the last.
+    tiles
+        Tiles of positions in each group.
+    shape
+        What the tiles are.
+    end
+        One past the last position.
+    multiply
+        ``multiply(group, position, sums, place, pending)`` writes the sums of one tile, and calls
+        ``pending.after_step`` behind each step.
+    finish
+        See `Pending`.
+    """
+    first_group, end_group = groups
+    size = shape.positions * shape.outputs
+    sums = scratch(2 * size, shape.sum_type)
+    total = bind((end_group - first_group) * tiles)
+
+    def finished(index: Index) -> FinishedTile:
+        tile = tirx.max(index, 0)
+        position = tirx.Select(index < 0, end, tile % tiles * shape.positions)
+        return FinishedTile(bind(first_group + tile // tiles), bind(position), sums, bind((index + 2) % 2 * size))
+
+    with T.serial(0, total) as index:
+        pending = Pending(finished(index - 1), shape.positions, finish)
+        group, position = bind(first_group + index // tiles), bind(index % tiles * shape.positions)
+        multiply(group, position, sums, index % 2 * size, pending)
+    finish(finished(total - 1), 0, shape.positions)

@@ -1,0 +1,115 @@
+"""Direct convolution of integers: the tile of `tersor.targets.templates.conv2d`, four input channels at a time.
+
+    tile[row, column, vector] += broadcast(four channels of input[row, column]) . weight[vector]
+
+A block of channels in memory is a few words of four bytes, so that the loops are those of float32 with a quarter of the
+channels. Taps that would read padding are left out; the sums start from what corrects the zero point for those that
+remain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tvm import tirx
+
+from ..record import Target
+from . import conv2d, conv2d_spec
+from .base import NO_EPILOGUE, BufferSpec, Epilogue
+from .builder import load, make_prim_func
+from .compensation import BorderClasses, append_table, border_table, packed_bytes, view_as, view_table
+from .conv2d import ConvolutionWriter
+from .conv2d_spec import Conv2dKnobs, Conv2dSpec, output_groups
+from .dot_product import WORD, DotProduct, dot_product
+from .operand_types import is_integer
+
+Buffer = Any
+Expr = Any
+Index = Any
+
+
+def supports(spec: Conv2dSpec, target: Target) -> bool:
+    """Whether this template computes ``spec`` on ``target``."""
+    return is_integer(spec.dtype) and spec.input_layout == "blocked"
+
+
+def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dKnobs]:
+    """Feasible knobs, the best analytic guess first: a word costs what one channel does in float32.
+
+    Weights that do not stay in L1 are prefetched: even from L2 they come too late otherwise.
+    """
+    spare = replace(target, vector_registers=target.vector_registers - dot_product(target, spec.dtype).extra_registers)
+    if spec.groups > 1:
+        found = conv2d.candidates(spec, spare)
+    else:
+        in_words = conv2d.candidates(replace(spec, c=-(-spec.c // WORD)), spare)
+        found = [replace(knobs, block_chunk=WORD * knobs.block_chunk) for knobs in in_words]
+    weight_bytes = spec.o * spec.c // spec.groups * spec.kernel[0] * spec.kernel[1]
+    return found if 2 * weight_bytes <= target.l1_bytes else sorted(found, key=lambda knobs: not knobs.prefetch)
+
+
+def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, weight: torch.Tensor) -> torch.Tensor:
+    """Reorder an int8 weight of shape (o, c / groups, kh, kw), and append what corrects the zero point; flat."""
+    packed = conv2d_spec.pack_weight(spec, target, knobs, weight, WORD)
+    zero = spec.zero_point + dot_product(target, spec.dtype).offset
+    if not zero:
+        return packed
+    rows, columns = (BorderClasses(window) for window in spec.windows())
+    outputs = spec.output_blocks(target) * target.lanes()
+    return append_table(packed, border_table(weight, zero, rows, columns, outputs))
+
+
+def build(
+    spec: Conv2dSpec,
+    target: Target,
+    knobs: Conv2dKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "conv2d_int8",
+) -> tirx.PrimFunc:
+    """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
+    lanes = target.lanes()
+    products = dot_product(target, spec.dtype)
+    rows, columns = (BorderClasses(window) for window in spec.windows())
+    outputs = spec.output_blocks(target) * lanes
+    table = len(rows.representatives) * len(columns.representatives) * outputs
+    table = table if spec.zero_point + products.offset else 0
+    channels = sum(g.count * g.vectors * g.span for g in output_groups(spec, target, knobs.vectors)) * lanes
+    weight_bytes = channels * spec.kernel[0] * spec.kernel[1] * lanes
+    data_bytes = spec.n * spec.input_blocks(target) * spec.h * spec.w * lanes
+    inputs = (
+        BufferSpec("data", data_bytes, spec.dtype),
+        BufferSpec("weight", packed_bytes(weight_bytes, table), "int8"),
+    )
+    output = BufferSpec("output", spec.n * spec.out_h * spec.out_w * outputs, epilogue.dtype)
+
+    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        words = view_as(main[0], "int32", data_bytes // WORD), view_as(main[1], "int32", weight_bytes // WORD)
+        writer = _Writer(spec, target, knobs, epilogue, *words, extra, out, products)
+        if table:
+            writer.start_from(view_table(main[1], weight_bytes, table), rows, columns)
+        writer.write()
+
+    return make_prim_func(name, inputs, output, body, epilogue)
+
+
+class _Writer(ConvolutionWriter):
+    """Starts sums from the table of compensations."""
+
+    arithmetic: DotProduct
+    table: Buffer = None
+
+    def start_from(self, table: Buffer, rows: BorderClasses, columns: BorderClasses) -> None:
+        """Set what sums start from; zero otherwise."""
+        self.table = table
+        self.row_classes = rows
+        self.column_classes = columns
+
+    def first_sum(self, output_block: Index, y: Index, x: int) -> Expr:
+        """The compensation of one vector at a position."""
+        if self.table is None:
+            return super().first_sum(output_block, y, x)
+        place = self.row_classes.of(y) * len(self.column_classes.representatives) + self.column_classes.of(x)
+        return load(self.table, (place * self.output_blocks + output_block) * self.lanes, self.lanes)

@@ -1,0 +1,265 @@
+"""Convolution of integers on a matrix unit: that of bfloat16 with panels of 64 channels and sums in int32.
+
+A row of a panel holds 64 bytes, as there, which are four blocks of channels in memory. Padding is filled with the zero
+point, so that one compensation for each output corrects all positions: the sums start from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tvm import tirx
+
+from ..record import Target
+from . import amx
+from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TileShape
+from .amx_pipeline import FinishedTile, Pending, for_each_tile
+from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from .builder import bind, constant, load, loop, make_prim_func, store, store_result, when
+from .compensation import append_table, packed_bytes, uniform_table, view_as, view_table
+from .conv2d_bf16 import Conv2dBf16Knobs, Plan, UnitWriter, split
+from .conv2d_spec import Conv2dSpec
+from .operand_types import is_integer
+from .parallelism import shared_loop
+
+Buffer = Any
+Index = Any
+
+BLOCKS = 4  # of 16 channels in a row of a panel
+BLOCK = TILE_DEPTH // BLOCKS  # elements of a panel (two bytes) that one block takes
+CHANNELS = BLOCKS * TILE_COLUMNS
+
+
+@dataclass(frozen=True)
+class Conv2dInt8AmxKnobs(Conv2dBf16Knobs):
+    """How the kernel is tiled; see the base class."""
+
+    signed: bool = False
+
+    @property
+    def shape(self) -> TileShape:
+        """The tiles of sums."""
+        kind = amx.SignedTileShape if self.signed else amx.UnsignedTileShape
+        return kind(self.rows, self.columns)
+
+
+@dataclass(frozen=True)
+class _Plan(Plan):
+    """Sizes in pairs of bytes, which makes them those of bfloat16 but for the channels in a row."""
+
+    @property
+    def depth(self) -> int:
+        """Panels of 64 channels."""
+        return -(-self.spec.c // CHANNELS)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Packed weights."""
+        return 2 * self.groups * self.group_size
+
+    @property
+    def table_size(self) -> int:
+        """Compensations, one for each output of the groups; none are needed where zero is zero."""
+        return self.groups * self.knobs.shape.outputs if self.spec.zero_point else 0
+
+
+def supports(spec: Conv2dSpec, target: Target) -> bool:
+    """Whether this template computes ``spec`` on ``target``."""
+    is_plain = spec.groups == 1 and spec.input_layout == "blocked" and is_integer(spec.dtype)
+    return is_plain and amx.INTEGER_FEATURE in target.features and target.lanes() == TILE_COLUMNS
+
+
+def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dInt8AmxKnobs]:
+    """Feasible knobs, the best analytic guess first."""
+    signed = spec.dtype == "int8"
+    columns = 2 if spec.o > TILE_COLUMNS else 1
+    found: dict[Conv2dInt8AmxKnobs, None] = {}
+    for rows, wide in ((2, columns), (1, columns), (3, 1)):
+        plan = _Plan(spec, Conv2dInt8AmxKnobs(rows, wide, signed=signed))
+        found.update(dict.fromkeys(split(plan, target, by_outputs=choice) for choice in (False, True)))
+    is_small = spec.n * spec.out_h * spec.out_w <= TILE_ROWS
+    is_heavy = spec.c * spec.o * spec.kernel[0] * spec.kernel[1] > target.l2_bytes // 2
+    return sorted(found, key=lambda one: (one.rows != (1 if is_small else 2), (one.output_units > 1) != is_heavy))
+
+
+def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, weight: torch.Tensor) -> torch.Tensor:
+    """Reorder an int8 weight of shape (o, c, kh, kw) to [output group, 64 channels, kh, kw, tile], zero padded.
+
+    What corrects the zero point is appended.
+    """
+    expected = (spec.o, spec.c, *spec.kernel)
+    if tuple(weight.shape) != expected:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    plan = _Plan(spec, knobs)
+    outputs = knobs.shape.outputs
+    padded = weight.new_zeros(plan.groups * outputs, plan.depth * CHANNELS, *spec.kernel)
+    padded[: spec.o, : spec.c] = weight
+    parts = padded.reshape(plan.groups, outputs, plan.depth, CHANNELS, *spec.kernel)
+    packed = amx.pack_quads(parts.permute(0, 2, 4, 5, 3, 1)).reshape(-1)
+    if not plan.table_size:
+        return packed
+    return append_table(packed, uniform_table(weight, spec.zero_point, plan.table_size))
+
+
+def build(
+    spec: Conv2dSpec,
+    target: Target,
+    knobs: Conv2dInt8AmxKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "conv2d_int8_amx",
+) -> tirx.PrimFunc:
+    """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
+    plan = _Plan(spec, knobs)
+    lanes = target.lanes()
+    data_bytes = spec.n * spec.input_blocks(target) * lanes * spec.h * spec.w
+    weight = BufferSpec("weight", packed_bytes(plan.weight_bytes, plan.table_size), "int8")
+    output = BufferSpec("output", spec.n * spec.output_blocks(target) * spec.out_h * spec.out_w * lanes, epilogue.dtype)
+
+    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        data, packed = main
+        words = view_as(packed, "uint16", plan.weight_bytes // 2)
+        table = view_table(packed, plan.weight_bytes, plan.table_size) if plan.table_size else None
+        extents = (spec.n, knobs.row_units, knobs.output_units)
+        with shared_loop(extents, macs=spec.macs) as (n, row_unit, output_unit):
+            writer = _Writer(plan, target, epilogue, (data, words), extra, out)
+            writer.table = table
+            writer.write(n, row_unit, output_unit)
+
+    return make_prim_func(name, (BufferSpec("data", data_bytes, spec.dtype), weight), output, body, epilogue)
+
+
+class _Writer(UnitWriter):
+    """Gathers panels of 64 channels; the epilogue of each tile runs while the matrix unit works on the next one."""
+
+    plan: _Plan
+    table: Buffer | None = None
+
+    def write(self, n: Index, row_unit: Index, output_unit: Index) -> None:
+        """Gather panels, then all tiles of the groups of outputs."""
+        plan, knobs, units = self.plan, self.knobs, self.knobs.output_units
+        height, step = self.row_taps.window.out, knobs.shape.positions
+        first = bind(row_unit * height // knobs.row_units)
+        rows = bind((row_unit + 1) * height // knobs.row_units - first)
+        panels = amx.panels(plan.panel_size)
+        for row_phase, column_phase in itertools.product(self.row_taps.phases, self.column_taps.phases):
+            self.gather(n, first, rows, row_phase, column_phase, panels)
+        knobs.shape.begin()
+        tiles = bind(((rows - 1) * plan.row_length + self.column_taps.window.out + step - 1) // step)
+        first_group = bind(output_unit * plan.groups // units)
+        last_group = bind((output_unit + 1) * plan.groups // units)
+
+        def multiply(group: Index, position: Index, sums: Buffer, place: Index, pending: Pending) -> None:
+            self._multiply_and(group, position, panels, sums, place, pending)
+
+        def finish(tile: FinishedTile, begin: Index, count: int) -> None:
+            self._finish(n, first, rows, tile, begin, count)
+
+        for_each_tile((first_group, last_group), tiles, knobs.shape, rows * plan.row_length, multiply, finish)
+        knobs.shape.end()
+
+    def gather(self, n: Index, first: Index, rows: Index, row_phase: int, column_phase: int, panels: Buffer) -> None:
+        """Copy one phase of the rows that this unit reads; channels that do not exist stay what they are."""
+        whole, rest = divmod(self.input_blocks, BLOCKS)
+        window, phase = self.row_taps.window, self.plan.phase_index(row_phase, column_phase) * self.plan.depth
+
+        def copy(depth: Index, blocks: int) -> None:
+            with loop(rows + self.row_taps.reach) as row:
+                image_row = bind((first + row) * window.stride + (row_phase - window.pad))
+                to = bind(((phase + depth) * self.plan.plane + row * self.plan.row_length) * TILE_DEPTH)
+                when(
+                    self.is_inside(image_row, row_phase),
+                    lambda: self._copy_blocks(n, depth * BLOCKS, blocks, image_row, column_phase, panels, to),
+                    lambda: self._fill(panels, to, blocks, 0, self.plan.row_length),
+                )
+
+        if whole:
+            with loop(whole) as depth:
+                copy(depth, BLOCKS)
+        if rest:
+            copy(whole, rest)
+
+    def _copy_blocks(
+        self, n: Index, block: Index, blocks: int, image_row: Index, column_phase: int, panels: Buffer, to: Index
+    ) -> None:
+        """One row of the image, so many blocks of it side by side."""
+        window = self.column_taps.window
+        begin, end = self.column_taps.valid(column_phase)
+        plane = self.row_taps.window.size * window.size * TILE_COLUMNS
+        start = (n * self.input_blocks + block) * plane + image_row * (window.size * TILE_COLUMNS)
+        start = bind(start + (column_phase - window.pad) * TILE_COLUMNS)
+        self._fill(panels, to, blocks, 0, begin)
+        with loop(end, begin) as column:
+            for index in range(blocks):
+                value = load(self.data, start + index * plane + column * (window.stride * TILE_COLUMNS), TILE_COLUMNS)
+                place = to + column * TILE_DEPTH + index * BLOCK
+                store(panels, place, tirx.reinterpret(f"uint16x{BLOCK}", value), BLOCK)
+        self._fill(panels, to, blocks, end, self.plan.row_length)
+
+    def _fill(self, panels: Buffer, to: Index, blocks: int, begin: int, end: int) -> None:
+        """Padding: bytes that hold the zero point."""
+        pair = (self.spec.zero_point & 0xFF) * 0x0101
+        if begin < end:
+            with loop(end, begin) as column:
+                store(panels, to + column * TILE_DEPTH, constant(pair, blocks * BLOCK, "uint16"), blocks * BLOCK)
+
+    def _multiply_and(
+        self, group: Index, position: Index, panels: Buffer, sums: Buffer, place: Index, pending: Pending
+    ) -> None:
+        """Write the sums of one tile."""
+        plan = self.plan
+        kernel_height, kernel_width = self.row_taps.window.kernel, self.column_taps.window.kernel
+        taps = kernel_height * kernel_width
+        tiles = self.knobs.shape.tiles()
+        if self.table is None:
+            tiles.clear()
+        else:
+            tiles.start_from(self.table, group * self.knobs.shape.outputs)
+        with loop(plan.depth) as depth:
+            weight = bind(group * plan.group_size + depth * (taps * plan.step_size))
+            panel = bind((depth * plan.plane + position) * TILE_DEPTH)
+            for tap, (ky, kx) in enumerate(itertools.product(range(kernel_height), range(kernel_width))):
+                phase = plan.phase_index(self.row_taps.phase[ky], self.column_taps.phase[kx])
+                shift = self.row_taps.shift[ky] * plan.row_length + self.column_taps.shift[kx]
+                at = panel + (phase * plan.depth * plan.plane + shift) * TILE_DEPTH
+                tiles.multiply_add(panels, at, self.weight, weight + tap * plan.step_size)
+                pending.after_step(depth, tap, taps, plan.depth)
+        tiles.store(sums, place)
+
+    def _finish(self, n: Index, first: Index, rows: Index, tile: FinishedTile, begin: Index, count: int) -> None:
+        """Apply the epilogue to some positions of a tile, as far as they belong to an output, and store them."""
+        columns = self.knobs.columns
+        rest = self.output_blocks % columns
+
+        def of_blocks(blocks: int) -> None:
+            with loop(count) as index:
+                position = bind(begin + index)
+                self._store_position(n, first, rows, tile, blocks, position)
+
+        is_last = tile.group == self.plan.groups - 1 if self.plan.groups > 1 else True
+        when(is_last if rest else False, lambda: of_blocks(rest), lambda: of_blocks(columns))
+
+    def _store_position(
+        self, n: Index, first: Index, rows: Index, tile: FinishedTile, blocks: int, index: Index
+    ) -> None:
+        """All outputs of one position."""
+        height, width, length = self.row_taps.window.out, self.column_taps.window.out, self.plan.row_length
+        position = bind(tile.position + index)
+        row = bind(position // length) if length > 1 else position
+        x = bind(position % length) if length > 1 else 0
+
+        def write() -> None:
+            y = first + row
+            for offset in range(blocks):
+                block = tile.group * self.knobs.columns + offset
+                flat = (((n * self.output_blocks + block) * height + y) * width + x) * TILE_COLUMNS
+                place = (y // self.spec.out_w, y % self.spec.out_w) if self.plan.is_flat else (y, x)
+                at = VectorAt((n, block * TILE_COLUMNS, *place), 1, TILE_COLUMNS, flat)
+                source = tile.place + index * self.knobs.shape.outputs + offset * TILE_COLUMNS
+                store_result(self.out, load(tile.sums, source, TILE_COLUMNS), at, self.epilogue, self.extra)
+
+        belongs = tirx.And(index < self.knobs.shape.positions, row < rows)
+        when(belongs if length == width else tirx.And(belongs, x < width), write)

@@ -1,0 +1,287 @@
+"""Convolution of the few channels of a picture in integers: four neighbouring taps of one channel make a dot product.
+
+    for image, piece of the rows in parallel:
+        padded = the input rows that the piece reads, and their padding
+        for group of outputs, row, column tile:
+            for channel, kernel row, four taps:
+                tile[column, vector] += broadcast(padded[channel, column * stride ... + 3]) . weight[vector]
+
+The input is plain, so what four taps read are four bytes in a row. Taps that are further apart (dilation) are
+multiplied one by one, as dot products with three weights of zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..record import Target
+from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from .builder import RegisterTile, bind, constant, load, loop, make_prim_func, store_result, when
+from .compensation import append_table, packed_bytes, uniform_table, view_as, view_table
+from .conv2d_spec import Conv2dSpec
+from .dot_product import WORD, dot_product
+from .operand_types import is_integer
+from .padded_rows import RowCopier
+from .parallelism import shared_loop
+from .spatial import Window, balanced_split, tile_runs
+
+Buffer = Any
+Expr = Any
+Index = Any
+
+PADDED_SHARE = 2  # the padded rows of a piece take at most this part of L1
+MOST_VECTORS = 4
+
+
+@dataclass(frozen=True)
+class Conv2dInt8NarrowKnobs:
+    """How the kernel is tiled.
+
+    Attributes
+    ----------
+    vectors, columns
+        Output channel blocks and output columns of a register tile.
+    row_units
+        Pieces of each image, every one with padded rows of its own.
+    """
+
+    vectors: int
+    columns: int
+    row_units: int = 1
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Sizes that follow from a spec and its knobs."""
+
+    spec: Conv2dSpec
+    knobs: Conv2dInt8NarrowKnobs
+    lanes: int
+
+    @property
+    def rows(self) -> Window:
+        """The vertical axis."""
+        spec = self.spec
+        return Window(spec.h, spec.out_h, spec.kernel[0], spec.stride[0], spec.padding[0], spec.dilation[0])
+
+    @property
+    def columns(self) -> Window:
+        """The horizontal axis."""
+        spec = self.spec
+        return Window(spec.w, spec.out_w, spec.kernel[1], spec.stride[1], spec.padding[1], spec.dilation[1])
+
+    @property
+    def taps(self) -> int:
+        """Horizontal taps in one word."""
+        return WORD if self.spec.dilation[1] == 1 else 1
+
+    @property
+    def words(self) -> int:
+        """Words of one kernel row of one channel."""
+        return -(-self.spec.kernel[1] // self.taps)
+
+    @property
+    def groups(self) -> int:
+        """Groups of output blocks; blocks past the last one are computed and dropped."""
+        return -(-self.spec.o // (self.knobs.vectors * self.lanes))
+
+    @property
+    def group_size(self) -> int:
+        """Packed words of one group's weights."""
+        return self.spec.c * self.spec.kernel[0] * self.words * self.knobs.vectors * self.lanes
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of all groups."""
+        return self.groups * self.knobs.vectors * self.lanes
+
+    @property
+    def length(self) -> int:
+        """Columns of a padded row, those included that only taps without weight read."""
+        window = self.columns
+        read = (window.out - 1) * window.stride + (self.words - 1) * self.taps * window.dilation + WORD
+        return max(window.pad + window.size, read)
+
+    @property
+    def padded_rows(self) -> int:
+        """Most padded rows of a piece, of each channel."""
+        window = self.rows
+        return (-(-window.out // self.knobs.row_units) - 1) * window.stride + (window.kernel - 1) * window.dilation + 1
+
+    @property
+    def padded_bytes(self) -> int:
+        """Size of the padded rows of a piece."""
+        return self.spec.c * self.padded_rows * self.length
+
+
+def supports(spec: Conv2dSpec, target: Target) -> bool:
+    """Whether this template computes ``spec`` on ``target``."""
+    return is_integer(spec.dtype) and spec.groups == 1 and spec.input_layout == "plain"
+
+
+def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dInt8NarrowKnobs]:
+    """Feasible knobs, the best analytic guess first: few loads for each product, no blocks that are dropped."""
+    registers = target.vector_registers - dot_product(target, spec.dtype).extra_registers
+    blocks = spec.output_blocks(target)
+    found = []
+    for vectors in range(1, min(MOST_VECTORS, blocks) + 1):
+        columns = max(balanced_split(spec.out_w, max(1, (registers - vectors - 1) // vectors)))
+        found.append(Conv2dInt8NarrowKnobs(vectors, columns))
+
+    def cost(knobs: Conv2dInt8NarrowKnobs) -> float:
+        tiles = -(-blocks // knobs.vectors) * -(-spec.out_w // knobs.columns)
+        products, loads = knobs.vectors * knobs.columns, knobs.vectors + knobs.columns
+        return tiles * (products + loads / 2)
+
+    return [_split(_Plan(spec, knobs, target.lanes()), target) for knobs in sorted(found, key=cost)]
+
+
+def _split(plan: _Plan, target: Target) -> Conv2dInt8NarrowKnobs:
+    """Pieces whose padded rows stay in L1, and that give all cores work."""
+    height, room = plan.spec.out_h, target.l1_bytes // PADDED_SHARE
+    cut = (replace(plan, knobs=replace(plan.knobs, row_units=units)) for units in range(1, height))
+    units = next((one.knobs.row_units for one in cut if one.padded_bytes <= room), height)
+    return replace(plan.knobs, row_units=min(height, -(-units // target.cores) * target.cores))
+
+
+def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8NarrowKnobs, weight: torch.Tensor) -> torch.Tensor:
+    """Reorder an int8 weight of shape (o, c, kh, kw) to [output group, c, kh, word, output, tap]; the table follows."""
+    expected = (spec.o, spec.c, *spec.kernel)
+    if tuple(weight.shape) != expected:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    plan = _Plan(spec, knobs, target.lanes())
+    by_word = weight.new_zeros(plan.outputs, spec.c, spec.kernel[0], plan.words * plan.taps)
+    by_word[: spec.o, ..., : spec.kernel[1]] = weight
+    padded = weight.new_zeros(plan.groups, plan.outputs // plan.groups, spec.c, spec.kernel[0], plan.words, WORD)
+    padded[..., : plan.taps] = by_word.reshape(*padded.shape[:-1], plan.taps)
+    packed = padded.permute(0, 2, 3, 4, 1, 5).reshape(-1)
+    zero = spec.zero_point + dot_product(target, spec.dtype).offset
+    return append_table(packed, uniform_table(weight, zero, plan.outputs)) if zero else packed
+
+
+def build(
+    spec: Conv2dSpec,
+    target: Target,
+    knobs: Conv2dInt8NarrowKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "conv2d_int8_narrow",
+) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; plain in, blocked out."""
+    plan = _Plan(spec, knobs, target.lanes())
+    words = plan.groups * plan.group_size
+    table = plan.outputs if spec.zero_point + dot_product(target, spec.dtype).offset else 0
+    data_bytes = spec.n * spec.c * spec.h * spec.w
+    weight = BufferSpec("weight", packed_bytes(words * WORD, table), "int8")
+    channels = spec.output_blocks(target) * target.lanes()
+    output = BufferSpec("output", spec.n * channels * spec.out_h * spec.out_w, epilogue.dtype)
+
+    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        data, packed = view_as(main[0], "uint8", data_bytes), view_as(main[1], "int32", words)
+        corrections = view_table(main[1], words * WORD, table) if table else None
+        with shared_loop((spec.n, knobs.row_units), macs=spec.macs) as (n, unit):
+            _UnitWriter(plan, target, epilogue, (data, packed, corrections), extra, out, n).write(unit)
+
+    return make_prim_func(name, (BufferSpec("data", data_bytes, spec.dtype), weight), output, body, epilogue)
+
+
+class _UnitWriter:
+    """Writes what one thread does: some rows of an image."""
+
+    def __init__(
+        self,
+        plan: _Plan,
+        target: Target,
+        epilogue: Epilogue,
+        main: tuple[Buffer, Buffer, Buffer | None],
+        extra: Sequence[Buffer],
+        out: Buffer,
+        n: Index,
+    ) -> None:
+        self.plan = plan
+        self.spec = plan.spec
+        self.vectors = plan.knobs.vectors
+        self.lanes = plan.lanes
+        self.output_blocks = plan.spec.output_blocks(target)
+        self.products = dot_product(target, plan.spec.dtype)
+        self.copier = RowCopier(self.products, plan.spec.zero_point, target.vector_bytes)
+        self.epilogue = epilogue
+        self.data, self.weight, self.table = main
+        self.extra = extra
+        self.out = out
+        self.n = n
+
+    def write(self, unit: Index) -> None:
+        """Copy the rows of a piece with their padding, then all its tiles."""
+        plan, rows, units = self.plan, self.plan.rows, self.plan.knobs.row_units
+        begin = 0 if units == 1 else bind(unit * rows.out // units)
+        end = rows.out if units == 1 else bind((unit + 1) * rows.out // units)
+        padded = T.alloc_buffer((plan.padded_bytes,), "uint8", scope="global", align=64)
+        first = bind(begin * rows.stride - rows.pad)
+        count = (end - begin - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1
+        with loop(self.spec.c) as channel, loop(count) as row:
+            self._pad_row(channel, first + row, padded, bind((channel * plan.padded_rows + row) * plan.length))
+        columns = replace(plan.columns, pad=0, size=plan.length)
+        with loop(plan.groups) as group, loop(end, begin) as y:
+            for run in tile_runs(columns, plan.knobs.columns):
+                with loop(run.count) as index:
+                    self._tile(padded, group, y, y - begin, bind(run.start + index * run.width), run.width)
+
+    def _pad_row(self, channel: Index, image_row: Index, padded: Buffer, to: Index) -> None:
+        width, height = self.spec.w, self.spec.h
+        source = bind(((self.n * self.spec.c + channel) * height + image_row) * width)
+        exists = tirx.And(image_row >= 0, image_row < height)
+        left = self.plan.columns.pad
+        self.copier.copy(self.data, source, width, left, self.plan.length, padded, to, exists)
+
+    def _tile(self, padded: Buffer, group: Index, y: Index, row: Index, x: Index, width: int) -> None:
+        tile = RegisterTile(width * self.vectors, self.lanes, self.products.sum_type)
+        for index in range(tile.count):
+            tile[index] = self._first_sum(group * self.vectors + index % self.vectors)
+        with loop(self.spec.c) as channel, loop(self.spec.kernel[0]) as ky:
+            self._kernel_row(tile, padded, group, channel, ky, (row, x, width))
+        self._finish(tile, group, y, x, width)
+
+    def _first_sum(self, block: Index) -> Expr:
+        if self.table is None:
+            return constant(0, self.lanes, "int32")
+        return load(self.table, block * self.lanes, self.lanes)
+
+    def _kernel_row(
+        self, tile: RegisterTile, padded: Buffer, group: Index, channel: Index, ky: Index, at: tuple[Index, Index, int]
+    ) -> None:
+        plan, lanes, products = self.plan, self.lanes, self.products
+        row, x, width = at
+        image_row = channel * plan.padded_rows + row * plan.rows.stride + ky * plan.rows.dilation
+        line = bind(image_row * plan.length + x * plan.columns.stride)
+        step = plan.words * self.vectors * lanes
+        weight = bind(group * plan.group_size + (channel * plan.rows.kernel + ky) * step)
+        for word in range(plan.words):
+            places = (weight + (word * self.vectors + vector) * lanes for vector in range(self.vectors))
+            right = [products.right(load(self.weight, place, lanes)) for place in places]
+            for position in range(width):
+                column = position * plan.columns.stride + word * plan.taps * plan.columns.dilation
+                element = tirx.reinterpret("int32", load(padded, line + column, WORD))
+                left = products.prepare(T.Broadcast(element, lanes))
+                for vector in range(self.vectors):
+                    products.multiply_add(tile, position * self.vectors + vector, left, right[vector])
+
+    def _finish(self, tile: RegisterTile, group: Index, y: Index, x: Index, width: int) -> None:
+        rows, columns = self.plan.rows, self.plan.columns
+        for vector in range(self.vectors):
+            block = group * self.vectors + vector
+
+            def write(block: Index = block, vector: int = vector) -> None:
+                for position in range(width):
+                    place = ((self.n * self.output_blocks + block) * rows.out + y) * columns.out + x + position
+                    at = VectorAt((self.n, block * self.lanes, y, x + position), 1, self.lanes, place * self.lanes)
+                    value = tile[position * self.vectors + vector]
+                    store_result(self.out, value, at, self.epilogue, self.extra)
+
+            always = self.plan.groups * self.vectors == self.output_blocks
+            when(True if always else block < self.output_blocks, write)

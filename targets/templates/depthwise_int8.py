@@ -1,0 +1,245 @@
+"""Depthwise convolution of integers in blocked layout: four neighbouring taps of each channel make one dot product.
+
+    for plane, piece of its rows in parallel:
+        padded = the input rows that the piece reads, and their padding
+        for row, column tile, kernel row, four taps:
+            tile[column] += transposed(padded[column * stride ... + 3]) . weight[four taps]
+
+Neighbouring columns of a block lie one behind the other: what four taps read is one load, and a shuffle brings the four
+numbers of each channel together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..record import Target
+from . import depthwise
+from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from .builder import RegisterTile, bind, constant, load, loop, make_prim_func, store_result
+from .compensation import append_table, packed_bytes, uniform_table, view_as, view_table
+from .depthwise import DepthwiseKnobs, DepthwiseSpec
+from .dot_product import WORD, dot_product
+from .operand_types import is_integer
+from .padded_rows import RowCopier
+from .parallelism import shared_loop
+from .spatial import Window, tile_runs
+from .vectors import shuffle
+
+Buffer = Any
+Expr = Any
+Index = Any
+
+PADDED_SHARE = 2  # the padded rows of a piece take at most this part of L1
+MOST_UNROLLED = 4  # words of weights for which all kernel rows are written out
+MOST_COLUMNS = 8  # of a tile: enough to hide the latency of the products
+
+
+def supports(spec: DepthwiseSpec, target: Target) -> bool:
+    """Whether this template computes ``spec`` on ``target``."""
+    return is_integer(spec.dtype)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Sizes that follow from a spec and its knobs."""
+
+    spec: DepthwiseSpec
+    knobs: DepthwiseKnobs
+    lanes: int
+
+    @property
+    def rows(self) -> Window:
+        """The vertical axis."""
+        spec = self.spec
+        return Window(spec.h, spec.out_h, spec.kernel[0], spec.stride[0], spec.padding[0], spec.dilation[0])
+
+    @property
+    def columns(self) -> Window:
+        """The horizontal axis."""
+        spec = self.spec
+        return Window(spec.w, spec.out_w, spec.kernel[1], spec.stride[1], spec.padding[1], spec.dilation[1])
+
+    @property
+    def blocks(self) -> int:
+        """Channel blocks."""
+        return -(-self.spec.c // self.lanes)
+
+    @property
+    def quads(self) -> int:
+        """Groups of four horizontal taps."""
+        return -(-self.spec.kernel[1] // WORD)
+
+    @property
+    def length(self) -> int:
+        """Columns of a padded row, those included that only taps without weight read."""
+        window = self.columns
+        read = (window.out - 1) * window.stride + (self.quads * WORD - 1) * window.dilation + 1
+        return max(window.pad + window.size, read)
+
+    @property
+    def padded_rows(self) -> int:
+        """Most padded rows of a piece."""
+        window = self.rows
+        return (-(-window.out // self.knobs.pieces) - 1) * window.stride + (window.kernel - 1) * window.dilation + 1
+
+    @property
+    def padded_bytes(self) -> int:
+        """Size of the padded rows of a piece."""
+        return self.padded_rows * self.length * self.lanes
+
+    @property
+    def weight_block(self) -> int:
+        """Words of one channel block's weights."""
+        return self.spec.kernel[0] * self.quads * self.lanes
+
+
+def candidates(spec: DepthwiseSpec, target: Target) -> list[DepthwiseKnobs]:
+    """Feasible knobs, the best analytic guess first: pieces whose padded rows stay in L1."""
+    least = depthwise.candidates(replace(spec, dtype="float32", zero_point=0), target)[0].pieces
+    room = target.l1_bytes // PADDED_SHARE
+    found = []
+    for columns in (MOST_COLUMNS, MOST_COLUMNS // 2):
+        plans = (_Plan(spec, DepthwiseKnobs(columns, count), target.lanes()) for count in range(least, spec.out_h))
+        count = next((plan.knobs.pieces for plan in plans if plan.padded_bytes <= room), max(least, spec.out_h))
+        found.append(DepthwiseKnobs(min(columns, spec.out_w), count))
+    return list(dict.fromkeys(found))
+
+
+def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
+    """Reorder an int8 weight of shape (c, 1, kh, kw) to [channel block, kh, word, lane, tap]; the table follows."""
+    expected = (spec.c, 1, *spec.kernel)
+    if tuple(weight.shape) != expected:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    plan = _Plan(spec, knobs, target.lanes())
+    padded = weight.new_zeros(plan.blocks * plan.lanes, spec.kernel[0], plan.quads * WORD)
+    padded[: spec.c, :, : spec.kernel[1]] = weight[:, 0]
+    parts = padded.reshape(plan.blocks, plan.lanes, spec.kernel[0], plan.quads, WORD)
+    packed = parts.permute(0, 2, 3, 1, 4).reshape(-1)
+    zero = spec.zero_point + dot_product(target, spec.dtype).offset
+    return append_table(packed, uniform_table(weight, zero, plan.blocks * plan.lanes)) if zero else packed
+
+
+def build(
+    spec: DepthwiseSpec,
+    target: Target,
+    knobs: DepthwiseKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "depthwise_int8",
+) -> tirx.PrimFunc:
+    """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
+    plan = _Plan(spec, knobs, target.lanes())
+    channels = plan.blocks * plan.lanes
+    words = plan.blocks * plan.weight_block
+    zero = spec.zero_point + dot_product(target, spec.dtype).offset
+    table = channels if zero else 0
+    inputs = (
+        BufferSpec("data", spec.n * channels * spec.h * spec.w, spec.dtype),
+        BufferSpec("weight", packed_bytes(words * WORD, table), "int8"),
+    )
+    output = BufferSpec("output", spec.n * channels * spec.out_h * spec.out_w, epilogue.dtype)
+
+    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        data, packed = main
+        weight = view_as(packed, "int32", words)
+        corrections = view_table(packed, words * WORD, table) if table else None
+        moved = sum(buffer.size for buffer in (*inputs, output))
+        with shared_loop((spec.n * plan.blocks, knobs.pieces), macs=spec.macs, bytes_moved=moved) as (plane, piece):
+            main = view_as(data, "uint8", inputs[0].size), weight, corrections
+            _PieceWriter(plan, target, epilogue, main, extra, out, plane).write(piece)
+
+    return make_prim_func(name, inputs, output, body, epilogue)
+
+
+class _PieceWriter:
+    """Writes what one thread does: some rows of one plane."""
+
+    def __init__(
+        self,
+        plan: _Plan,
+        target: Target,
+        epilogue: Epilogue,
+        main: tuple[Buffer, Buffer, Buffer | None],
+        extra: Sequence[Buffer],
+        out: Buffer,
+        plane: Index,
+    ) -> None:
+        self.plan = plan
+        self.lanes = plan.lanes
+        self.products = dot_product(target, plan.spec.dtype)
+        self.copier = RowCopier(self.products, plan.spec.zero_point, target.vector_bytes)
+        self.epilogue = epilogue
+        self.data, self.weight, self.table = main
+        self.extra = extra
+        self.out = out
+        self.plane = plane
+        self.block = bind(plane % plan.blocks)
+
+    def write(self, piece: Index) -> None:
+        """Copy the rows of a piece with their padding, then all its tiles."""
+        plan, rows, count = self.plan, self.plan.rows, self.plan.knobs.pieces
+        begin = 0 if count == 1 else bind(piece * rows.out // count)
+        end = rows.out if count == 1 else bind((piece + 1) * rows.out // count)
+        padded = T.alloc_buffer((plan.padded_bytes,), "uint8", scope="global", align=64)
+        first = bind(begin * rows.stride - rows.pad)
+        with loop((end - begin - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1) as row:
+            self._pad_row(first + row, padded, bind(row * (plan.length * self.lanes)))
+        columns = replace(plan.columns, pad=0, size=plan.length)
+        with loop(end, begin) as y:
+            for run in tile_runs(columns, plan.knobs.columns):
+                with loop(run.count) as index:
+                    self._tile(padded, y, y - begin, bind(run.start + index * run.width), run.width)
+
+    def _pad_row(self, image_row: Index, padded: Buffer, to: Index) -> None:
+        window, lanes, height = self.plan.columns, self.lanes, self.plan.rows.size
+        width = window.size * lanes
+        source = bind((self.plane * height + image_row) * width)
+        exists = tirx.And(image_row >= 0, image_row < height)
+        left, length = window.pad * lanes, self.plan.length * lanes
+        self.copier.copy(self.data, source, width, left, length, padded, to, exists)
+
+    def _tile(self, padded: Buffer, y: Index, row: Index, x: Index, width: int) -> None:
+        plan, lanes, products = self.plan, self.lanes, self.products
+        rows, columns = plan.rows, plan.columns
+        tile = RegisterTile(width, lanes, products.sum_type)
+        for position in range(width):
+            no_correction = constant(0, lanes, "int32")
+            tile[position] = no_correction if self.table is None else load(self.table, self.block * lanes, lanes)
+        weight = bind(self.block * plan.weight_block)
+
+        def kernel_row(ky: Index) -> None:
+            line = (row * rows.stride + ky * rows.dilation) * plan.length + x * columns.stride
+            for quad in range(plan.quads):
+                factors = products.right(load(self.weight, weight + (ky * plan.quads + quad) * lanes, lanes))
+                for position in range(width):
+                    column = position * columns.stride + quad * WORD * columns.dilation
+                    words = products.prepare(self._words(padded, line + column))
+                    products.multiply_add(tile, position, words, factors)
+
+        if rows.kernel * plan.quads <= MOST_UNROLLED:  # then LLVM keeps the weights in registers from tile to tile
+            for ky in range(rows.kernel):
+                kernel_row(ky)
+        else:
+            with loop(rows.kernel) as ky:
+                kernel_row(ky)
+        image, channel = self.plane // plan.blocks, self.block * lanes
+        for position in range(width):
+            flat = ((self.plane * rows.out + y) * columns.out + x + position) * lanes
+            at = VectorAt((image, channel, y, x + position), 1, lanes, flat)
+            store_result(self.out, tile[position], at, self.epilogue, self.extra)
+
+    def _words(self, padded: Buffer, column: Index) -> Expr:
+        """What four taps read from a column on, the four bytes of each channel side by side."""
+        lanes, dilation = self.lanes, self.plan.columns.dilation
+        order = [tap * lanes + lane for lane in range(lanes) for tap in range(WORD)]
+        if dilation == 1:
+            vectors = [load(padded, column * lanes, WORD * lanes)]
+        else:
+            vectors = [load(padded, (column + tap * dilation) * lanes, lanes) for tap in range(WORD)]
+        return tirx.reinterpret(f"int32x{lanes}", shuffle(vectors, order))

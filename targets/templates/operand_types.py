@@ -1,0 +1,21 @@
+"""Element types that templates multiply: floating point, or integers with a zero point."""
+
+from __future__ import annotations
+
+from .bfloat16 import NUMBER_TYPES
+
+INTEGER_RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
+
+
+def is_integer(dtype: str) -> bool:
+    """Whether sums of products are exact, in int32."""
+    return dtype in INTEGER_RANGES
+
+
+def check_operands(dtype: str, zero_point: int = 0) -> None:
+    """Refuse element types that products are not computed of, and zero points out of range; raises ValueError."""
+    if dtype not in (*NUMBER_TYPES, *INTEGER_RANGES):
+        raise ValueError(f"dtype {dtype} is not supported; {', '.join((*NUMBER_TYPES, *INTEGER_RANGES))} are")
+    lowest, highest = INTEGER_RANGES.get(dtype, (0, 0))
+    if not lowest <= zero_point <= highest:
+        raise ValueError(f"zero_point={zero_point} of {dtype} must be in {lowest} … {highest}")
