@@ -29,7 +29,6 @@ Kalamkar et al., "A Study of BFLOAT16 for Deep Learning Training", 2019.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,8 +59,9 @@ from ..ir.ops import (
 from .base import Exactness, Pass, PassContext, Result
 from .fuse import Fuse
 from .matching import numbers, prune, tensor, weight_name
-from .numeric import Deviation, deviation, seeded_inputs
+from .numeric import largest_deviation, seeded_inputs
 from .registry import register_pass
+from .unfuse import take_apart
 
 _RULE = "to-bf16"
 _COMPUTE = (Conv2dOp, LinearOp, MatmulOp, AttentionOp)
@@ -94,19 +94,19 @@ class ToBf16(Pass):
         if any(isinstance(op, RelayoutOp) for op in graph.ops):
             rewriter.refuse(_RULE, graph.ops[0], "layouts are chosen already; run to-bf16 before layout")
             return Result(False)
-        groups = [op for op in graph.ops if isinstance(op, FusedOp) and op.body is not None]
-        parts = [graph, *(group.body for group in groups if group.body is not None)]
+        bodies = [op.body for op in graph.ops if isinstance(op, FusedOp) and op.body is not None]
+        parts = [graph, *bodies]
         if not any(_is_float_compute(op) for part in parts for op in part.ops):
             return Result(False)
         original = graph.clone()
-        for group in groups:
-            _take_apart(group, rewriter)
+        fused = take_apart(graph, rewriter, _RULE)
         converted = sum(_convert(op, rewriter) for op in graph.ops)
-        if groups:
+        if fused:
             Fuse().run(graph, context)
         if not converted:
             return Result(rewriter.changed)
-        error = _error(original, graph, context)
+        batches = [seeded_inputs(original)] if context.calibration is None else context.calibration
+        error = largest_deviation(original, graph, batches)
         return Result(True, (f"{converted} ops in bf16; {error}" if error else f"{converted} ops in bf16",))
 
 
@@ -187,23 +187,3 @@ def _replace(op: Op, rounded: Value, rewriter: Rewriter) -> None:
     operands = op.inputs
     rewriter.replace(op, rewriter.create(CastOp, (rounded,), CastOp.attrs_type(dtype=DType.F32)).result)
     prune(rewriter, operands)
-
-
-def _take_apart(group: FusedOp, rewriter: Rewriter) -> None:
-    """Put the ops of a fused group back into the graph."""
-    assert group.body is not None
-    if not rewriter.commit(_RULE, group):
-        return
-    mapping: dict[Value, Value] = dict(zip(group.body.inputs, group.inputs, strict=True))
-    for op in group.body.ops:
-        operands = [None if value is None else mapping[value] for value in op.operands]
-        copy = rewriter.create(type(op), operands, op.attrs, location=op.location)
-        mapping.update(zip(op.results, copy.results, strict=True))
-    rewriter.replace(group, [mapping[value] for value in group.body.outputs])
-
-
-def _error(original: Graph, graph: Graph, context: PassContext) -> Deviation | None:
-    """The largest deviation of an output from the float32 graph's; None where there are no outputs to compare."""
-    batches: Sequence[Sequence[torch.Tensor]] = list(context.calibration or [seeded_inputs(original)])
-    found = [deviation(original.evaluate(*batch), graph.evaluate(*batch)) for batch in batches]
-    return max(found, key=lambda one: one.relative, default=None)

@@ -12,8 +12,17 @@ from ...ir.ops import AttentionOp
 from ..addressing import load_operand
 from ..emit import NUMBERS, as_condition
 from ..group import Group
-from ..kernel import FusedEpilogue, Kernel, KernelContext, Operand, anchor_type, buffer_size, selects
-from ..templates import attention
+from ..kernel import (
+    FusedEpilogue,
+    Kernel,
+    KernelContext,
+    Operand,
+    anchor_type,
+    buffer_size,
+    chosen_kernel,
+    selects,
+)
+from ..templates.attention_spec import AttentionSpec
 from ..templates.base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from ..templates.builder import broadcast, constant
 from ..views import View
@@ -22,14 +31,14 @@ from .matmul import permuted_result
 
 @selects(AttentionOp)
 def select_attention(group: Group, context: KernelContext) -> Kernel:
-    """``attention``: heads are split and merged by strides, the mask is applied to the scores."""
+    """``attention`` or ``attention_bf16``: heads are split and merged by strides, the mask is applied to the scores."""
     op = group.anchor
     assert isinstance(op, AttentionOp)
     operands = [group.anchor_operand(index) for index in range(3)]
     query, key, value = (context.view(operand) for operand in operands if operand is not None)
     *batch, queries, width = query.type.shape
     result = permuted_result(group)
-    spec = attention.AttentionSpec(
+    spec = AttentionSpec(
         tuple(batch),
         queries,
         key.type.shape[-2],
@@ -49,17 +58,17 @@ def select_attention(group: Group, context: KernelContext) -> Kernel:
         buffer_size(result),
         anchor_type(group, ignore=(group.anchor_operand(3),)),
     )
-    knobs = context.knobs("attention", spec, attention.candidates(spec, context.target))
+    choice = context.choose("attention", spec)
     epilogue = FusedEpilogue(group, context, result)
     mask = _Mask(op, group.anchor_operand(3), context)
-    return Kernel(
-        template="attention",
-        spec=spec,
-        knobs=knobs,
-        variant=f"{mask.variant} {epilogue.variant}",
+    return chosen_kernel(
+        choice,
         operands=(query, key, value, *mask.operands, *epilogue.operands),
         result=result,
-        build=lambda name: attention.build(spec, context.target, knobs, epilogue.build(), name, mask.build()),
+        build=lambda name: choice.template.build(
+            spec, context.target, choice.knobs, epilogue.build(), name, mask.build()
+        ),
+        variant=f"{mask.variant} {epilogue.variant}",
     )
 
 

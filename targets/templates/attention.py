@@ -27,7 +27,7 @@ from .softmax import write_exponentials
 from .vector_math import maximum
 from .vectors import bind, lanes_of, pieces
 
-__all__ = ["AttentionKnobs", "AttentionSpec", "build", "candidates"]
+__all__ = ["AttentionKnobs", "AttentionSpec", "SoftmaxRows", "build", "candidates", "operands"]
 
 Buffer = Any
 Index = Any
@@ -49,18 +49,90 @@ def build(
     ``mask.apply`` is called on each vector of scaled scores, with coordinates ``(*batch, query, key)``; the epilogue
     on each vector of the result, with coordinates ``(*batch, query, element)``.
     """
-    inputs = (
-        BufferSpec("query", spec.query_size, spec.dtype),
-        BufferSpec("key", spec.key_size, spec.dtype),
-        BufferSpec("value", spec.value_size, spec.dtype),
-        *mask.buffers,
-    )
     output = BufferSpec("out", spec.out_size, epilogue.dtype)
 
     def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
         _Writer(spec, target, knobs, mask, epilogue, buffers, extra, out).write()
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func(name, operands(spec, mask), output, body, epilogue)
+
+
+def operands(spec: AttentionSpec, mask: Epilogue) -> tuple[BufferSpec, ...]:
+    """The buffers that an attention reads, those of the mask included."""
+    return (
+        BufferSpec("query", spec.query_size, spec.dtype),
+        BufferSpec("key", spec.key_size, spec.dtype),
+        BufferSpec("value", spec.value_size, spec.dtype),
+        *mask.buffers,
+    )
+
+
+class SoftmaxRows:
+    """Turns rows of scores into weights, and stores rows of results: what attention is beside its two products.
+
+    Attributes
+    ----------
+    score_stride
+        Elements between rows of scores.
+    """
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        lanes: int,
+        mask: Epilogue,
+        epilogue: Epilogue,
+        mask_buffers: Sequence[Buffer],
+        extra: Sequence[Buffer],
+        out: Buffer,
+        score_stride: int,
+    ) -> None:
+        self.spec = spec
+        self.lanes = lanes
+        self.mask = mask
+        self.epilogue = epilogue
+        self.mask_buffers = mask_buffers
+        self.extra = extra
+        self.out = out
+        self.score_stride = score_stride
+
+    def write_weights(self, batch: Sequence[Index], first: Index, row: Index, scores: Buffer, factors: Buffer) -> None:
+        """Turn one row of scores into exponentials; what is left to divide by goes into ``factors``."""
+        base = row * self.score_stride
+        vectors = RowVectors(self.spec.keys, self.lanes, unroll=4)
+
+        def read(offset: Index, lanes: int) -> Expr:
+            score = load(scores, base + offset, lanes) * constant(self.spec.scale, lanes)
+            at = VectorAt((*batch, first + row, offset), len(batch) + 1, lanes, base + offset)
+            return self.mask.apply(score, at, self.mask_buffers)
+
+        def write(offset: Index, value: Expr) -> None:
+            store(scores, base + offset, value, lanes_of(value))
+
+        total, rest = write_exponentials(vectors, read, write, least_peak=_LEAST_PEAK)
+        if rest is not None:
+            vectors.store_rest(rest, write)
+        # The largest score contributes 1 to the sum; it is less only where no key can be seen, and then the weights are
+        # 0.
+        store(factors, row, constant(1.0, 1) / maximum(total, 1.0), 1)
+
+    def store_row(
+        self,
+        batch: Sequence[Index],
+        row: Index,
+        column: Index,
+        count: int,
+        sums: Buffer,
+        at: Index,
+        factor: Expr,
+    ) -> None:
+        """Store ``count`` columns of one row of results: sums from element ``at``, times ``factor``."""
+        strides = self.spec.context.out_strides
+        base = _offset(0, batch, strides) + row * strides[-2]
+        for start, lanes in pieces(count, self.lanes):
+            value = load(sums, at + start, lanes) * broadcast(factor, lanes)
+            place = VectorAt((*batch, row, column + start), len(batch) + 1, lanes, base + column + start)
+            store_result(self.out, value, place, self.epilogue, self.extra)
 
 
 class _Writer:
@@ -79,11 +151,7 @@ class _Writer:
     ) -> None:
         self.spec = spec
         self.knobs = knobs
-        self.mask = mask
-        self.epilogue = epilogue
-        self.query, self.key, self.value, *self.mask_buffers = inputs
-        self.extra = extra
-        self.out = out
+        self.query, self.key, self.value, *mask_buffers = inputs
         self.lanes = target.lanes()
         self.columns = knobs.vectors * self.lanes
         self.tile_knobs = MatmulKnobs(knobs.rows, knobs.vectors, pack_rhs=True)
@@ -91,6 +159,7 @@ class _Writer:
         # Rows of scores a multiple of 4 KiB apart would all compete for the same few lines of L1, hence one more
         # vector.
         self.score_stride = self.key_panels * self.columns + self.lanes
+        self.rows = SoftmaxRows(spec, self.lanes, mask, epilogue, mask_buffers, extra, out, self.score_stride)
 
     def write(self) -> None:
         spec, knobs = self.spec, self.knobs
@@ -130,7 +199,7 @@ class _Writer:
     ) -> None:
         self._write_scores(batch, rows, first, keys, scores)
         with loop(rows) as row:
-            self._write_weights(batch, first, row, scores, factors)
+            self.rows.write_weights(batch, first, row, scores, factors)
         self._write_context(batch, rows, first, values, scores, factors)
 
     def _write_scores(self, batch: Sequence[Index], rows: int, first: Index, keys: RhsPanels, scores: Buffer) -> None:
@@ -149,26 +218,6 @@ class _Writer:
                     at = row * self.score_stride + panel * self.columns + vector * self.lanes
                     store(scores, at, tile[row * self.knobs.vectors + vector], self.lanes)
 
-    def _write_weights(self, batch: Sequence[Index], first: Index, row: Index, scores: Buffer, factors: Buffer) -> None:
-        """Turn one row of scores into exponentials; what is left to divide by goes into ``factors``."""
-        base = row * self.score_stride
-        vectors = RowVectors(self.spec.keys, self.lanes, unroll=4)
-
-        def read(offset: Index, lanes: int) -> Expr:
-            score = load(scores, base + offset, lanes) * constant(self.spec.scale, lanes)
-            at = VectorAt((*batch, first + row, offset), len(batch) + 1, lanes, base + offset)
-            return self.mask.apply(score, at, self.mask_buffers)
-
-        def write(offset: Index, value: Expr) -> None:
-            store(scores, base + offset, value, lanes_of(value))
-
-        total, rest = write_exponentials(vectors, read, write, least_peak=_LEAST_PEAK)
-        if rest is not None:
-            vectors.store_rest(rest, write)
-        # The largest score contributes 1 to the sum; it is less only where no key can be seen, and then the weights are
-        # 0.
-        store(factors, row, constant(1.0, 1) / maximum(total, 1.0), 1)
-
     def _write_context(
         self,
         batch: Sequence[Index],
@@ -179,8 +228,6 @@ class _Writer:
         factors: Buffer,
     ) -> None:
         spec = self.spec
-        *_, row_stride, _ = spec.context.out_strides
-        out_base = _offset(0, batch, spec.context.out_strides) + first * row_stride
         panels = -(-spec.value_width // self.columns)
         rest = spec.value_width - (panels - 1) * self.columns
         staging = T.alloc_buffer((rows * self.columns,), "float32", align=64)
@@ -193,12 +240,8 @@ class _Writer:
                 def write() -> None:
                     with loop(rows) as row:
                         factor = bind(factors[row])
-                        for start, lanes in pieces(count, self.lanes):
-                            column = panel * self.columns + start
-                            value = load(staging, row * self.columns + start, lanes) * broadcast(factor, lanes)
-                            flat = out_base + row * row_stride + column
-                            at = VectorAt((*batch, first + row, column), len(batch) + 1, lanes, flat)
-                            store_result(self.out, value, at, self.epilogue, self.extra)
+                        at = row * self.columns
+                        self.rows.store_row(batch, first + row, panel * self.columns, count, staging, at, factor)
 
                 return write
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from ..record import Target
 from .base import row_major_strides
@@ -141,4 +143,16 @@ def candidates(spec: AttentionSpec, target: Target) -> list[AttentionKnobs]:
         rows = -(-spec.queries // tiles)
         (row_chunks,) = balance(spec.scores.batch_size, (tiles,), target.cores)
         found[AttentionKnobs(rows, vectors, row_chunks)] = None
+    for knobs in tuple(found):
+        found.update(dict.fromkeys(_variants(spec, target, knobs)))
     return list(found)
+
+
+def _variants(spec: AttentionSpec, target: Target, knobs: AttentionKnobs) -> Iterator[AttentionKnobs]:
+    """Smaller tiles, other numbers of pieces, more or less unrolling."""
+    for rows in dict.fromkeys((knobs.rows, -(-knobs.rows // 2))):
+        tiles = -(-spec.queries // rows)
+        pieces = dict.fromkeys((min(knobs.row_chunks, tiles), 1, min(target.cores, tiles), tiles))
+        for row_chunks, unroll in itertools.product(pieces, (2, 1, 4)):
+            if spec.scores.batch_size * row_chunks >= min(target.cores, spec.scores.batch_size * tiles):
+                yield replace(knobs, rows=rows, row_chunks=row_chunks, unroll=unroll)

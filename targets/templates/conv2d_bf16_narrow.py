@@ -1,4 +1,4 @@
-"""Convolution of the few channels of a picture in bfloat16 on a matrix unit: the taps of a row share one panel.
+"""Convolution of the few channels of a picture in bfloat16: the taps of a row share one panel.
 
 Three channels would fill a tenth of a tile's depth, so a row of a panel holds, for one output column, what all taps of
 a kernel row read in all channels: with a 7 x 7 kernel 3 * 8 of its 32 numbers. What is left to sum over is the rows of
@@ -23,9 +23,11 @@ from ..record import Target
 from . import amx
 from .amx import TILE_DEPTH, TILE_ROWS
 from .base import NO_EPILOGUE, Epilogue
+from .bf16_tiles import fitting_rows, unit_of
 from .bfloat16 import BFLOAT16, BITS
 from .builder import bind, constant, load, loop, store, when
-from .conv2d_bf16 import Conv2dBf16Knobs, Plan, Taps, UnitWriter, build_units, split
+from .conv2d_bf16 import UnitWriter, build_units
+from .conv2d_bf16_plan import PAIRS, Conv2dBf16Knobs, Plan, Taps, split
 from .conv2d_spec import Conv2dSpec
 from .spatial import Window
 from .vectors import bind as bind_vector
@@ -35,14 +37,12 @@ Buffer = Any
 Index = Any
 Expr = Any
 
-PAIRS = TILE_DEPTH // 2
-
 
 def supports(spec: Conv2dSpec, target: Target) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     is_dense = spec.groups == 1 and spec.input_layout == "plain" and spec.dtype == BFLOAT16 and not spec.pointwise
     fits = spec.stride[1] in (1, 2) and spec.dilation[1] == 1 and spec.c * _tap_pairs(spec) <= PAIRS
-    return is_dense and fits and amx.FEATURE in target.features and target.lanes() == amx.TILE_COLUMNS
+    return is_dense and fits and unit_of(target) is not None
 
 
 def _tap_pairs(spec: Conv2dSpec) -> int:
@@ -66,6 +66,10 @@ class _NarrowPlan(Plan):
         return 1
 
     @property
+    def pairs(self) -> int:
+        return self.spec.c * _tap_pairs(self.spec)
+
+    @property
     def row_length(self) -> int:
         """Columns of a panel, whole squares."""
         return -(-self.spec.out_w // TILE_ROWS) * TILE_ROWS
@@ -80,9 +84,13 @@ class _NarrowPlan(Plan):
 
 def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dBf16Knobs]:
     """Feasible knobs, the best analytic guess first."""
+    unit = unit_of(target)
+    if unit is None:
+        raise ValueError(f"{target.name} has no instruction that multiplies bfloat16 numbers")
     columns = 2 if spec.o > amx.TILE_COLUMNS else 1
-    found = [split(_NarrowPlan(spec, Conv2dBf16Knobs(rows, columns)), target) for rows in (2, 1)]
-    return list(dict.fromkeys(found))
+    most = fitting_rows(unit, spec.out_h * spec.out_w, columns)
+    found = [Conv2dBf16Knobs(rows, columns, unit=unit) for rows in (most, max(1, most // 2))]
+    return [split(_NarrowPlan(spec, knobs), target) for knobs in dict.fromkeys(found)]
 
 
 def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight: torch.Tensor) -> torch.Tensor:

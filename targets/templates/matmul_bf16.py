@@ -1,7 +1,7 @@
-"""Dense layer in bfloat16 on a matrix unit: rows are gathered into panels of 32 columns, the weight is packed in pairs.
+"""Matrix product in bfloat16: rows are gathered into panels of 32 columns, the right-hand side is packed in pairs.
 
-    for unit in parallel(piece of the rows, piece of the outputs):
-        panel[columns of 32, row] = a
+    for unit in parallel(batch, piece of the rows, piece of the outputs):
+        panel[columns of 32, row] = a; an activation on the right is packed too
         for group of outputs, tile of rows:
             sums = 0
             for columns of 32:
@@ -9,13 +9,13 @@
             out = epilogue(sums)
 
 Gathering makes every tile one contiguous kilobyte. Rows read in place would be a power of two of bytes apart in many
-models, and would then compete for the same few lines of L1.
+models, and would then compete for the same few lines of L1. A weight is packed when the model is compiled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,18 +23,21 @@ from tvm import tirx
 
 from ..record import Target
 from . import amx
-from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE, SumTiles, TileShape
+from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .bfloat16 import BFLOAT16, BITS, bits_of
-from .builder import bind, constant, load, loop, make_prim_func, store, store_result, when
-from .matmul_spec import PACKED, MatmulSpec
-from .parallelism import chunk_loop, shared_loop
+from .bf16_panels import can_pack_right, depth_of, gather_rows, offset_of, pack_right
+from .bf16_tiles import SumsShape, Unit, fitting_rows, sums_shape, unit_of
+from .bfloat16 import BFLOAT16, bits_of
+from .builder import bind, load, loop, make_prim_func, store_result, when
+from .matmul_spec import ACTIVATION, PACKED, MatmulSpec
+from .parallelism import balance, chunk_loop, shared_loop
 from .vectors import pieces
 
 Buffer = Any
 Index = Any
 
-FEWEST_ROWS = 4  # fewer would leave most of a tile idle: the vector kernel streams the weight as fast
+# Fewer rows would leave most of a tile idle, and the vector kernel streams the right-hand side as fast.
+FEWEST_ROWS = {PACKED: 4, ACTIVATION: 8}
 PANEL_SHARE = 3  # panels take at most this part of L2
 
 
@@ -45,20 +48,23 @@ class MatmulBf16Knobs:
     Attributes
     ----------
     rows, columns
-        Tiles of rows and of outputs whose sums are in registers.
+        Tiles of rows and of outputs whose sums are in registers; a tile of ``"dot"`` has a single row.
     row_units, output_units
         Pieces of the rows and of the groups of outputs, for caches and threads.
+    unit
+        What multiplies; see `tersor.targets.templates.bf16_tiles`.
     """
 
     rows: int
     columns: int
     row_units: int = 1
     output_units: int = 1
+    unit: Unit = "amx"
 
     @property
-    def shape(self) -> TileShape:
+    def shape(self) -> SumsShape:
         """The tiles of sums."""
-        return TileShape(self.rows, self.columns)
+        return sums_shape(self.unit, self.rows, self.columns)
 
     def groups(self, spec: MatmulSpec) -> int:
         """Groups of outputs whose sums are in registers at once."""
@@ -70,37 +76,39 @@ class MatmulBf16Knobs:
 
     def panel_size(self, spec: MatmulSpec) -> int:
         """Elements of all panels of a unit, and what the last tile reads beyond them."""
-        return (_depth(spec) * self.unit_rows(spec) + self.shape.positions) * TILE_DEPTH
+        return (depth_of(spec.k) * self.unit_rows(spec) + self.shape.positions) * TILE_DEPTH
 
 
 def supports(spec: MatmulSpec, target: Target) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
-    is_dense = spec.rhs == PACKED and not spec.batch and spec.dtype == BFLOAT16 and spec.a_strides[-1] == 1
-    return is_dense and spec.m >= FEWEST_ROWS and amx.FEATURE in target.features
+    fits = not spec.batch if spec.rhs == PACKED else can_pack_right(spec)
+    is_deep = spec.dtype == BFLOAT16 and spec.a_strides[-1] == 1 and spec.m >= FEWEST_ROWS[spec.rhs]
+    return fits and is_deep and unit_of(target) is not None
 
 
 def candidates(spec: MatmulSpec, target: Target) -> list[MatmulBf16Knobs]:
     """Feasible knobs, the best analytic guess first."""
-    rows = 1 if spec.m <= amx.TILE_ROWS else 2
+    unit = unit_of(target)
+    if unit is None:
+        raise ValueError(f"{target.name} has no instruction that multiplies bfloat16 numbers")
     columns = 1 if spec.n <= TILE_COLUMNS else 2
+    knobs = MatmulBf16Knobs(fitting_rows(unit, spec.m, columns), columns, unit=unit)
+    if spec.rhs == ACTIVATION:
+        tiles = -(-spec.m // knobs.shape.positions)
+        (row_units,) = balance(spec.batch_size, (tiles,), target.cores)
+        return [replace(knobs, row_units=row_units)]
     weight_bytes = 2 * spec.n * spec.k
-    by_outputs = weight_bytes > target.l2_bytes // 2 or spec.m < rows * amx.TILE_ROWS * target.cores
-    knobs = [_split(spec, target, rows, columns, by_outputs=choice) for choice in (by_outputs, not by_outputs)]
-    return list(dict.fromkeys(knobs))
+    by_outputs = weight_bytes > target.l2_bytes // 2 or spec.m < knobs.shape.positions * target.cores
+    found = [_split(spec, target, knobs, by_outputs=choice) for choice in (by_outputs, not by_outputs)]
+    return list(dict.fromkeys(found))
 
 
-def _split(spec: MatmulSpec, target: Target, rows: int, columns: int, *, by_outputs: bool) -> MatmulBf16Knobs:
+def _split(spec: MatmulSpec, target: Target, knobs: MatmulBf16Knobs, *, by_outputs: bool) -> MatmulBf16Knobs:
     """Units such that panels stay in L2 and all cores have work."""
-    pieces_of_rows = -(-2 * spec.m * _depth(spec) * TILE_DEPTH * PANEL_SHARE // target.l2_bytes)
-    knobs = MatmulBf16Knobs(rows, columns, pieces_of_rows)
+    pieces_of_rows = -(-2 * spec.m * depth_of(spec.k) * TILE_DEPTH * PANEL_SHARE // target.l2_bytes)
     if by_outputs and knobs.groups(spec) >= target.cores:
-        return MatmulBf16Knobs(rows, columns, pieces_of_rows, target.cores)
-    return MatmulBf16Knobs(rows, columns, min(spec.m, -(-pieces_of_rows // target.cores) * target.cores))
-
-
-def _depth(spec: MatmulSpec) -> int:
-    """Panels of 32 columns."""
-    return -(-spec.k // TILE_DEPTH)
+        return replace(knobs, row_units=pieces_of_rows, output_units=target.cores)
+    return replace(knobs, row_units=min(spec.m, -(-pieces_of_rows // target.cores) * target.cores))
 
 
 def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
@@ -108,7 +116,7 @@ def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulBf16Knobs, weight
     if tuple(weight.shape) != (spec.n, spec.k):
         raise ValueError(f"the weight must be [{spec.n}, {spec.k}], not {list(weight.shape)}")
     groups, outputs = knobs.groups(spec), knobs.shape.outputs
-    padded = weight.new_zeros(groups * outputs, _depth(spec) * TILE_DEPTH, dtype=torch.bfloat16)
+    padded = weight.new_zeros(groups * outputs, depth_of(spec.k) * TILE_DEPTH, dtype=torch.bfloat16)
     padded[: spec.n, : spec.k] = weight.detach()
     return amx.pack_pairs(padded.reshape(groups, outputs, -1).transpose(1, 2)).reshape(-1)
 
@@ -120,19 +128,22 @@ def build(
     epilogue: Epilogue = NO_EPILOGUE,
     name: str = "matmul_bf16",
 ) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(a, weight, *epilogue buffers, out)``.
+    """Write the PrimFunc ``name(a, rhs, *epilogue buffers, out)``.
 
-    The epilogue sees coordinates ``(row, column)`` with the lanes along the columns.
+    The epilogue sees coordinates ``(*batch, row, column)`` with the lanes along the columns.
     """
-    weight_size = knobs.groups(spec) * _depth(spec) * knobs.columns * TILE_SIZE
-    inputs = (BufferSpec("a", spec.a_size, BFLOAT16), BufferSpec("weight", weight_size, BFLOAT16))
+    weight_size = knobs.groups(spec) * depth_of(spec.k) * knobs.columns * TILE_SIZE
+    rhs_size = weight_size if spec.rhs == PACKED else spec.rhs_size
+    inputs = (BufferSpec("a", spec.a_size, BFLOAT16), BufferSpec("rhs", rhs_size, BFLOAT16))
     output = BufferSpec("out", spec.out_size, epilogue.dtype)
 
     def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
-        with shared_loop((knobs.row_units, knobs.output_units), macs=spec.macs) as (row_unit, output_unit):
-            _UnitWriter(spec, knobs, epilogue, main, extra, out).write(row_unit, output_unit)
+        extents = (*spec.batch, knobs.row_units, knobs.output_units)
+        with shared_loop(extents, macs=spec.macs) as (*batch, row_unit, output_unit):
+            _UnitWriter(spec, knobs, epilogue, main, extra, out, batch).write(row_unit, output_unit)
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    importing = replace(epilogue, llvm_ir=epilogue.llvm_ir + knobs.shape.llvm_ir)
+    return make_prim_func(name, inputs, output, body, importing)
 
 
 class _UnitWriter:
@@ -146,55 +157,41 @@ class _UnitWriter:
         main: Sequence[Buffer],
         extra: Sequence[Buffer],
         out: Buffer,
+        batch: Sequence[Index],
     ) -> None:
         self.spec = spec
         self.knobs = knobs
         self.epilogue = epilogue
-        self.a, self.weight = (bits_of(buffer) for buffer in main)
+        self.a, self.rhs = (bits_of(buffer) for buffer in main)
         self.extra = extra
         self.out = out
+        self.batch = batch
         self.panel = knobs.unit_rows(spec) * TILE_DEPTH
 
     def write(self, row_unit: Index, output_unit: Index) -> None:
         spec, units, step = self.spec, self.knobs.row_units, self.knobs.shape.positions
         first = 0 if units == 1 else bind(row_unit * spec.m // units)
         rows = spec.m if units == 1 else bind((row_unit + 1) * spec.m // units - first)
+        right = self.rhs if spec.rhs == PACKED else pack_right(spec, self.rhs, self.batch, self.knobs.shape)
         panels = amx.panels(self.knobs.panel_size(spec))
         sums = amx.sums_buffer(self.knobs.shape)
-        self._gather(first, rows, panels)
-        amx.configure()
+        base = bind(offset_of(spec.a_offset, self.batch, spec.a_strides) + first * spec.a_strides[-2])
+        gather_rows(self.a, base, spec.a_strides[-2], rows, spec.k, panels, self.knobs.unit_rows(spec))
+        self.knobs.shape.begin()
         tiles = (rows + step - 1) // step
         with chunk_loop(output_unit, self.knobs.output_units, self.knobs.groups(spec)) as group, loop(tiles) as tile:
             row = bind(tile * step)
-            self._multiply(group, row, panels, sums)
+            self._multiply(group, row, panels, right, sums)
             self._finish(first, rows, group, row, sums)
-        amx.release()
+        self.knobs.shape.end()
 
-    def _gather(self, first: Index, rows: Index, panels: Buffer) -> None:
-        """Copy the rows of this unit; columns past the last one are zero."""
-        spec = self.spec
-        whole, rest = divmod(spec.k, TILE_DEPTH)
-        with loop(rows) as row:
-            source = bind(spec.a_offset + (first + row) * spec.a_strides[-2])
-            target = bind(row * TILE_DEPTH)
-            if whole:
-                with loop(whole) as depth:
-                    value = load(self.a, source + depth * TILE_DEPTH, TILE_DEPTH)
-                    store(panels, target + depth * self.panel, value, TILE_DEPTH)
-            if rest:
-                at = target + whole * self.panel
-                for start, lanes in pieces(rest, TILE_DEPTH):
-                    store(panels, at + start, load(self.a, source + whole * TILE_DEPTH + start, lanes), lanes)
-                for start, lanes in pieces(TILE_DEPTH - rest, TILE_DEPTH):
-                    store(panels, at + rest + start, constant(0, lanes, BITS), lanes)
-
-    def _multiply(self, group: Index, row: Index, panels: Buffer, sums: Buffer) -> None:
-        depths, step = _depth(self.spec), self.knobs.columns * TILE_SIZE
-        tiles = SumTiles(self.knobs.shape)
+    def _multiply(self, group: Index, row: Index, panels: Buffer, right: Buffer, sums: Buffer) -> None:
+        depths, step = depth_of(self.spec.k), self.knobs.columns * TILE_SIZE
+        tiles = self.knobs.shape.tiles()
         tiles.clear()
         with loop(depths) as depth:
             weight = bind((group * depths + depth) * step)
-            tiles.multiply_add(panels, bind(depth * self.panel + row * TILE_DEPTH), self.weight, weight)
+            tiles.multiply_add(panels, bind(depth * self.panel + row * TILE_DEPTH), right, weight)
         tiles.store(sums)
 
     def _finish(self, first: Index, rows: Index, group: Index, row: Index, sums: Buffer) -> None:
@@ -210,9 +207,9 @@ class _UnitWriter:
         when(is_last if rest else False, lambda: of_columns(rest), lambda: of_columns(outputs))
 
     def _store_row(self, row: Index, group: Index, count: int, index: Index, sums: Buffer) -> None:
-        outputs = self.knobs.shape.outputs
+        outputs, batch = self.knobs.shape.outputs, self.batch
+        base = offset_of(self.spec.out_offset, batch, self.spec.out_strides) + row * self.spec.out_strides[-2]
         for start, lanes in pieces(count, TILE_COLUMNS):
             column = group * outputs + start
-            flat = self.spec.out_offset + row * self.spec.out_strides[-2] + column
-            at = VectorAt((row, column), 1, lanes, flat)
+            at = VectorAt((*batch, row, column), len(batch) + 1, lanes, base + column)
             store_result(self.out, load(sums, index * outputs + start, lanes), at, self.epilogue, self.extra)

@@ -1,0 +1,215 @@
+"""Scaled dot-product attention in bfloat16: both products on the matrix unit or by dot products of pairs.
+
+    for unit in parallel(head, piece of the queries):
+        panels of the queries; packed keys and values
+        for tile of queries:
+            scores = queries @ keys transposed
+            for row: weights = exp(scale * scores + mask - peak); factor = 1 / sum
+            panels of the weights, rounded to bfloat16
+            out = (weights @ values) * factor
+
+Scores, exponentials and their sums are float32. All operands are read and written in place through strides, so that
+splitting and merging heads costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..record import Target
+from . import amx
+from .amx import TILE_COLUMNS, TILE_DEPTH
+from .attention import SoftmaxRows, operands
+from .attention_spec import AttentionSpec
+from .base import NO_EPILOGUE, BufferSpec, Epilogue
+from .bf16_panels import can_pack_right, depth_of, gather_rows, offset_of, pack_right, tile_at
+from .bf16_tiles import SumsShape, Unit, fitting_rows, sums_shape, unit_of
+from .bfloat16 import BFLOAT16, ROUNDING_IR, bits_of, round_in_hardware
+from .builder import bind, constant, load, loop, make_prim_func, store, when
+from .parallelism import balance, shared_loop
+from .vectors import pieces
+
+Buffer = Any
+Index = Any
+
+FEWEST_QUERIES = 4  # fewer do not repay packing keys and values
+
+
+@dataclass(frozen=True)
+class AttentionBf16Knobs:
+    """How an attention is cut up.
+
+    Attributes
+    ----------
+    rows, columns
+        Tiles of queries, and of keys or elements of values, whose sums are in registers.
+    row_chunks
+        Pieces that the queries of one head are cut into; pieces times heads is what threads share.
+    unit
+        What multiplies; see `tersor.targets.templates.bf16_tiles`.
+    """
+
+    rows: int
+    columns: int
+    row_chunks: int = 1
+    unit: Unit = "amx"
+
+    @property
+    def shape(self) -> SumsShape:
+        """The tiles of sums."""
+        return sums_shape(self.unit, self.rows, self.columns)
+
+
+def supports(spec: AttentionSpec, target: Target) -> bool:
+    """Whether this template computes ``spec`` on ``target``; elements of a query must lie side by side."""
+    fits = spec.scores.a_strides[-1] == 1 and can_pack_right(spec.scores) and can_pack_right(spec.context)
+    return spec.dtype == BFLOAT16 and fits and spec.queries >= FEWEST_QUERIES and unit_of(target) is not None
+
+
+def candidates(spec: AttentionSpec, target: Target) -> list[AttentionBf16Knobs]:
+    """Feasible knobs, best analytic guess first."""
+    unit = unit_of(target)
+    if unit is None:
+        raise ValueError(f"{target.name} has no instruction that multiplies bfloat16 numbers")
+    columns = 1 if max(spec.keys, spec.value_width) <= TILE_COLUMNS else 2
+    most = fitting_rows(unit, spec.queries, columns)
+    found = []
+    for rows in (most, -(-most // 2)):
+        positions = sums_shape(unit, rows, columns).positions
+        (row_chunks,) = balance(spec.scores.batch_size, (-(-spec.queries // positions),), target.cores)
+        found.append(AttentionBf16Knobs(rows, columns, row_chunks, unit))
+    return list(dict.fromkeys(found))
+
+
+def build(
+    spec: AttentionSpec,
+    target: Target,
+    knobs: AttentionBf16Knobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "attention_bf16",
+    mask: Epilogue = NO_EPILOGUE,
+) -> tirx.PrimFunc:
+    """Write the PrimFunc ``name(query, key, value, *mask buffers, *epilogue buffers, out)``.
+
+    ``mask`` and ``epilogue`` are those of `tersor.targets.templates.attention.build`.
+    """
+    output = BufferSpec("out", spec.out_size, epilogue.dtype)
+
+    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        _Writer(spec, target, knobs, mask, epilogue, buffers, extra, out).write()
+
+    llvm_ir = (epilogue.llvm_ir or ROUNDING_IR) + knobs.shape.llvm_ir
+    return make_prim_func(name, operands(spec, mask), output, body, replace(epilogue, llvm_ir=llvm_ir))
+
+
+class _Writer:
+    """Writes the loops of one attention; methods go from the outermost loop inwards."""
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        target: Target,
+        knobs: AttentionBf16Knobs,
+        mask: Epilogue,
+        epilogue: Epilogue,
+        inputs: Sequence[Buffer],
+        extra: Sequence[Buffer],
+        out: Buffer,
+    ) -> None:
+        self.spec = spec
+        self.knobs = knobs
+        self.shape = knobs.shape
+        query, key, value, *mask_buffers = inputs
+        self.query, self.key, self.value = (bits_of(buffer) for buffer in (query, key, value))
+        self.key_groups = -(-spec.keys // self.shape.outputs)
+        self.value_groups = -(-spec.value_width // self.shape.outputs)
+        self.chunk_rows = -(-spec.queries // knobs.row_chunks)
+        # Rows a multiple of 4 KiB apart would compete for the same few lines of L1, hence one more vector.
+        stride = max(self.key_groups * self.shape.outputs, depth_of(spec.keys) * TILE_DEPTH) + target.lanes()
+        self.rows = SoftmaxRows(spec, target.lanes(), mask, epilogue, mask_buffers, extra, out, stride)
+
+    def write(self) -> None:
+        spec, chunks, step = self.spec, self.knobs.row_chunks, self.shape.positions
+        with shared_loop((*spec.batch, chunks), macs=spec.macs) as (*batch, chunk):
+            first = 0 if chunks == 1 else bind(chunk * spec.queries // chunks)
+            count = spec.queries if chunks == 1 else bind((chunk + 1) * spec.queries // chunks - first)
+            keys = pack_right(spec.scores, self.key, batch, self.shape)
+            values = pack_right(spec.context, self.value, batch, self.shape)
+            queries = self._gather_queries(batch, first, count)
+            scores = amx.scratch(step * self.rows.score_stride, "float32")
+            weights = amx.panels(depth_of(spec.keys) * step * TILE_DEPTH)
+            sums = amx.sums_buffer(self.shape)
+            factors = T.alloc_buffer((step,), "float32")
+            self.shape.begin()
+            with loop((count + step - 1) // step) as tile:
+                done = bind(tile * step)
+                self._write_scores(done, queries, keys, scores)
+                with loop(tirx.min(step, count - done)) as row:
+                    self.rows.write_weights(batch, first + done, row, scores, factors)
+                    self._round_weights(row, scores, weights)
+                self._write_context(batch, first + done, count - done, weights, values, sums, factors)
+            self.shape.end()
+
+    def _gather_queries(self, batch: Sequence[Index], first: Index, count: Index) -> Buffer:
+        product = self.spec.scores
+        row_stride = product.a_strides[-2]
+        plane = self.chunk_rows + self.shape.positions
+        panels = amx.panels(depth_of(self.spec.width) * plane * TILE_DEPTH)
+        base = bind(offset_of(product.a_offset, batch, product.a_strides) + first * row_stride)
+        gather_rows(self.query, base, row_stride, count, self.spec.width, panels, plane)
+        return panels
+
+    def _write_scores(self, done: Index, queries: Buffer, keys: Buffer, scores: Buffer) -> None:
+        depths, columns = depth_of(self.spec.width), self.knobs.columns
+        plane = (self.chunk_rows + self.shape.positions) * TILE_DEPTH
+        with loop(self.key_groups) as group:
+            tiles = self.shape.tiles()
+            tiles.clear()
+            with loop(depths) as depth:
+                left = bind(depth * plane + done * TILE_DEPTH)
+                tiles.multiply_add(queries, left, keys, bind(tile_at(group, depth, 0, depths, columns)))
+            tiles.store(scores, bind(group * self.shape.outputs), self.rows.score_stride)
+
+    def _round_weights(self, row: Index, scores: Buffer, weights: Buffer) -> None:
+        """Copy a row of exponentials to panels; what fills the last panel up is zero."""
+        keys, depths = self.spec.keys, depth_of(self.spec.keys)
+        base = bind(row * self.rows.score_stride)
+        for start, lanes in pieces(depths * TILE_DEPTH - keys, TILE_COLUMNS):
+            store(scores, base + keys + start, constant(0.0, lanes), lanes)
+        with loop(depths) as depth:
+            value = load(scores, base + depth * TILE_DEPTH, TILE_DEPTH)
+            at = (depth * self.shape.positions + row) * TILE_DEPTH
+            store(weights, at, round_in_hardware(value), TILE_DEPTH)
+
+    def _write_context(
+        self,
+        batch: Sequence[Index],
+        first: Index,
+        count: Index,
+        weights: Buffer,
+        values: Buffer,
+        sums: Buffer,
+        factors: Buffer,
+    ) -> None:
+        depths, columns, outputs = depth_of(self.spec.keys), self.knobs.columns, self.shape.outputs
+        groups, rest = self.value_groups, self.spec.value_width % outputs
+        with loop(groups) as group:
+            tiles = self.shape.tiles()
+            tiles.clear()
+            with loop(depths) as depth:
+                left = bind(depth * (self.shape.positions * TILE_DEPTH))
+                tiles.multiply_add(weights, left, values, bind(tile_at(group, depth, 0, depths, columns)))
+            tiles.store(sums)
+
+            def of_width(width: int, group: Index = group) -> None:
+                with loop(tirx.min(self.shape.positions, count)) as row:
+                    factor = bind(factors[row])
+                    self.rows.store_row(batch, first + row, group * outputs, width, sums, row * outputs, factor)
+
+            is_last = group == groups - 1 if groups > 1 else True
+            when(is_last if rest else False, lambda: of_width(rest), lambda: of_width(outputs))

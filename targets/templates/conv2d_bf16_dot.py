@@ -1,0 +1,90 @@
+"""Direct convolution in bfloat16 by dot products of channel pairs, for processors that have no matrix unit.
+
+The loops are those of `tersor.targets.templates.conv2d`. What is one channel there is a pair here: pairs lie side by
+side in a block of the input, and in the packed weight ``[…, pair of channels, output, channel of the pair]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..record import Target
+from . import conv2d
+from .arithmetic import Arithmetic
+from .base import NO_EPILOGUE, BufferSpec, Epilogue
+from .bf16_tiles import unit_of
+from .bfloat16 import BFLOAT16, bits_of
+from .builder import RegisterTile, make_prim_func
+from .conv2d import ConvolutionWriter
+from .conv2d_spec import Conv2dKnobs, Conv2dSpec, output_groups
+from .conv2d_tiling import candidates
+from .dot_bf16 import DOT_IR, PAIR, WORD, dot
+
+__all__ = ["Conv2dKnobs", "build", "candidates", "pack_weight", "supports"]
+
+Buffer = Any
+
+
+class _Pairs(Arithmetic):
+    """Pairs of bfloat16 numbers; sums are float32."""
+
+    packing = PAIR
+
+    def multiply_add(self, tile: RegisterTile, index: int, left: Any, right: Any) -> None:
+        tile[index] = dot(tile[index], left, right)
+
+
+def supports(spec: Conv2dSpec, target: Target) -> bool:
+    """Whether this template computes ``spec`` on ``target``, and no other does it faster."""
+    return spec.dtype == BFLOAT16 and spec.input_layout == "blocked" and unit_of(target) == "dot"
+
+
+def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, weight: torch.Tensor) -> torch.Tensor:
+    """Reorder a weight of shape (o, c / groups, kh, kw) the way the kernel reads it, flat and zero padded."""
+    packed = conv2d.pack_weight(spec, target, knobs, weight.to(torch.bfloat16))
+    outputs = [group.vectors * target.lanes() for group in output_groups(spec, target, knobs.vectors)]
+    parts = packed.split(_weight_sizes(spec, target, knobs))
+    paired = (part.reshape(-1, PAIR, width).transpose(1, 2) for part, width in zip(parts, outputs, strict=True))
+    return torch.cat([part.reshape(-1) for part in paired])
+
+
+def _weight_sizes(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> list[int]:
+    """Packed weights of each run of groups of outputs."""
+    per_vector = math.prod(spec.kernel) * spec.input_block(target) * target.lanes()
+    return [g.count * g.vectors * g.span * per_vector for g in output_groups(spec, target, knobs.vectors)]
+
+
+def build(
+    spec: Conv2dSpec,
+    target: Target,
+    knobs: Conv2dKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    name: str = "conv2d_bf16_dot",
+) -> tirx.PrimFunc:
+    """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
+    channels = spec.input_blocks(target) * spec.input_block(target)
+    outputs = spec.output_blocks(target) * target.lanes()
+    inputs = (
+        BufferSpec("data", spec.n * channels * spec.h * spec.w, BFLOAT16),
+        BufferSpec("weight", sum(_weight_sizes(spec, target, knobs)), BFLOAT16),
+    )
+    output = BufferSpec("output", spec.n * outputs * spec.out_h * spec.out_w, epilogue.dtype)
+
+    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        data, weight = (_words(buffer, one.size) for buffer, one in zip(main, inputs, strict=True))
+        ConvolutionWriter(spec, target, knobs, epilogue, data, weight, extra, out, _Pairs()).write()
+
+    importing = replace(epilogue, llvm_ir=epilogue.llvm_ir + DOT_IR)
+    return make_prim_func(name, inputs, output, body, importing)
+
+
+def _words(buffer: Buffer, size: int) -> Buffer:
+    """An argument's pairs, each as one word."""
+    return T.decl_buffer((size // PAIR,), WORD, data=T.Bind(T.address_of(bits_of(buffer)[0])))
