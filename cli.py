@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from .cli_log import log
+from .cli_rpc import rpc_server, rpc_tracker
+from .cli_tune import tune
+
 if TYPE_CHECKING:
     from .frontend import LoadedModel
     from .targets import Executable
@@ -22,12 +26,17 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="tersor",
     help="Compiler-style graph optimization for PyTorch models, with every speedup measured. "
-    "Kernels are chosen by analytic models; this version does not tune them by measurement.",
+    "Kernels are chosen by analytic models, and by measurements where there are any.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+app.command()(tune)
+app.add_typer(log)
+app.command()(rpc_tracker)
+app.command()(rpc_server)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
 PluginOption = Annotated[
@@ -39,6 +48,9 @@ ModelArgument = Annotated[
 ]
 TargetOption = Annotated[str, typer.Option(help="Machine to compile for; see `tersor targets`.")]
 PipelineOption = Annotated[str, typer.Option("-p", "--pipeline", help="Passes and presets, comma-separated.")]
+LogDirOption = Annotated[
+    Path | None, typer.Option(help="Folder of tuning records, used on top of those that ship with Tersor.")
+]
 
 
 @app.command()
@@ -54,6 +66,10 @@ def compile(
         list[Path] | None,
         typer.Option(help="A batch for passes that need data (.npy, .npz, .safetensors); may be repeated."),
     ] = None,
+    tune: Annotated[
+        int, typer.Option(min=0, help="Kernel candidates to measure first; `tersor tune` shows how it goes on.")
+    ] = 0,
+    log_dir: LogDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compile a model to a file that `tersor run`, `tersor bench` and tersor.load() take.
@@ -64,12 +80,12 @@ def compile(
       tersor compile package.module:factory --target x86:znver4 -p O2 -o model.tersor
       tersor compile old.tersor -o new.tersor    (again, from the graph that it contains)
     """
-    from .report import describe_model, passes_table, progress
+    from .report import describe_kernels, describe_model, passes_table, progress
     from .targets.artifact import check_output
 
     check_output(output)
     with progress() as shown:
-        executable, _ = _compile(model, target, pipeline, threads, data or (), shown.begin)
+        executable, _ = _compile(model, target, pipeline, threads, data or (), shown.begin, tune=tune, log_dir=log_dir)
         shown.begin("write")
         executable.save(output)
     size = output.stat().st_size
@@ -79,7 +95,7 @@ def compile(
         return
     console = Console()
     console.print(passes_table(executable.report))
-    console.print(f"{executable!r}: {len(executable.info.kernels)} kernel calls", highlight=False, soft_wrap=True)
+    console.print(f"{executable!r}: {describe_kernels(executable.info)}", highlight=False, soft_wrap=True)
     console.print(f"wrote {output} ({size / 2**20:.1f} MiB)", highlight=False, soft_wrap=True)
 
 
@@ -132,6 +148,7 @@ def bench(
     threads: ThreadsOption = None,
     repeat: Annotated[int, typer.Option(min=1, help="Calls to time at least.")] = 50,
     kernels: Annotated[bool, typer.Option("--kernels", help="Time each kernel too.")] = False,
+    log_dir: LogDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time a model, compiled now or before, on random inputs.
@@ -155,7 +172,7 @@ def bench(
             shown.begin("load")
             executable, loaded = load(model), None
         else:
-            executable, loaded = _compile(model, target, pipeline, threads, (), shown.begin)
+            executable, loaded = _compile(model, target, pipeline, threads, (), shown.begin, log_dir=log_dir)
         if threads is not None:
             executable.threads = threads
         shown.begin("time")
@@ -305,6 +322,9 @@ def _compile(
     threads: int | None,
     data: Sequence[Path],
     begin: Callable[[str], None],
+    *,
+    tune: int = 0,
+    log_dir: Path | None = None,
 ) -> tuple[Executable, LoadedModel | None]:
     """Compile what MODEL names; also returns the model itself, unless it is the graph of an artifact."""
     from .compiler import compile_in_stages
@@ -321,7 +341,15 @@ def _compile(
     graph = load_graph(model) if loaded is None else loaded.to_graph()
     batches = [read_inputs([path], graph.inputs) for path in data] or None
     executable = compile_in_stages(
-        graph, None, target=record, pipeline=pipeline, calibration=batches, threads=None, begin=begin
+        graph,
+        None,
+        target=record,
+        pipeline=pipeline,
+        calibration=batches,
+        threads=None,
+        begin=begin,
+        tune=tune,
+        log_dir=log_dir,
     )
     return executable, loaded
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import passes
 from .frontend import from_torch
-from .ir import Graph, TersorError, weights_loaded
-from .passes import PassManager, as_pipeline
+from .ir import Graph, TersorError, TersorWarning, weights_loaded
+from .passes import PassManager, Pipeline, as_pipeline
 from .passes.instruments.base import Instrument, Step
 from .targets import Executable, Target, compile_graph, resolve_target
 from .targets.executable import check_threads
+from .targets.latency import MeasuredLatency
+from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
+from .targets.tuning.records import best
+from .targets.tuning.scheduler import Budget
+from .targets.tuning.session import Observer
+from .targets.tuning.tuned import Tuned, load_tuned
 
 # What code generation needs of a graph, whatever the pipeline: no batch norm left, a physical layout for every value.
 REQUIRED_PASSES = "fold-batchnorm,layout"
@@ -45,9 +53,11 @@ def compile(
     calibration
         Batches for passes that need data.
     tune
-        Measured trials to spend on tuning; only 0 is possible so far.
+        Kernel candidates to measure before compiling, those that ``log_dir`` holds included: calling again with the
+        same folder measures nothing. 0 uses what is recorded.
     log_dir
-        Where tuning records are kept.
+        A folder of tuning records, used on top of those that ship with Tersor and appended to; with ``tune``,
+        ``tuning_logs`` in the current folder if omitted.
     threads
         Threads of one call, which the work is split for; by default all cores this process may use.
 
@@ -61,8 +71,8 @@ def compile(
     TersorError
         For whatever in the input cannot be compiled, with what to do.
     """
-    if tune or log_dir is not None:
-        raise TersorError("tuning is not available in this version; call compile() without tune and log_dir")
+    if type(tune) is not int or tune < 0:
+        raise TersorError(f"tune must be a whole number of trials, 0 or more, not {tune!r}")
     return compile_in_stages(
         graph_or_module,
         example_inputs,
@@ -70,6 +80,8 @@ def compile(
         pipeline=pipeline,
         calibration=calibration,
         threads=threads,
+        tune=tune,
+        log_dir=None if log_dir is None else Path(log_dir),
         begin=lambda stage: None,
     )
 
@@ -103,7 +115,69 @@ def run_passes(
         For an unknown pass, option or target, a malformed pipeline or graph, or a pass that fails.
     """
     record = None if target is None else resolve_target(target)
-    return passes.run_passes(graph, pipeline, target=record, calibration=calibration, **options)
+    stages = as_pipeline(pipeline)
+    latency = _latency(stages, record)
+    return passes.run_passes(graph, stages, target=record, calibration=calibration, latency=latency, **options)
+
+
+def _latency(pipeline: Pipeline, target: Target | None) -> MeasuredLatency | None:
+    """Measures for the passes of a pipeline that ask; None where none does, or the target's code does not run here."""
+    if target is None or not any(one.measures for one in pipeline.passes):
+        return None
+    try:
+        check_measurable(target)
+    except TersorError:
+        return None
+    tuned = load_tuned(target, None)
+
+    def program(graph: Graph) -> Executable:
+        optimized = passes.run_passes(graph, f"O3,{REQUIRED_PASSES}", target=target)
+        return compile_graph(optimized, target, threads=min(target.cores, os.cpu_count() or 1), choose=tuned)
+
+    return MeasuredLatency(program)
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """A graph that is ready for code generation.
+
+    Attributes
+    ----------
+    graph
+        After all passes, with layout.
+    target
+        The machine; its cores are the threads of one call.
+    report
+        What the passes did.
+    """
+
+    graph: Graph
+    target: Target
+    report: Any
+
+
+def optimize_in_stages(
+    graph_or_module: Any,
+    example_inputs: Any,
+    *,
+    target: str | Target,
+    pipeline: str,
+    calibration: Iterable[Any] | None,
+    threads: int | None,
+    begin: Callable[[str], None],
+) -> Optimized:
+    """Everything of `compile` that comes before tuning and code generation."""
+    record = resolve_target(target)
+    if threads is not None:
+        record = replace(record, cores=check_threads(threads))
+    stages = as_pipeline(",".join(text for text in (pipeline, REQUIRED_PASSES) if text))
+    begin("export")
+    graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
+    if not weights_loaded(graph):
+        raise TersorError("the graph's weights are not loaded: read it by load_ir, or give its weights to ir.parse")
+    manager = PassManager(stages, instruments=(_PassStages(begin),))
+    outcome = manager.run(graph, target=record, calibration=calibration, latency=_latency(stages, record))
+    return Optimized(outcome.graph, record, outcome.report)
 
 
 def compile_in_stages(
@@ -115,19 +189,48 @@ def compile_in_stages(
     calibration: Iterable[Any] | None,
     threads: int | None,
     begin: Callable[[str], None],
+    tune: int = 0,
+    log_dir: Path | None = None,
+    observer: Observer | None = None,
 ) -> Executable:
-    """`compile`, telling ``begin`` the name of each stage when it starts."""
-    record = resolve_target(target)
-    if threads is not None:
-        record = replace(record, cores=check_threads(threads))
-    stages = as_pipeline(",".join(text for text in (pipeline, REQUIRED_PASSES) if text))
-    begin("export")
-    graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
-    if not weights_loaded(graph):
-        raise TersorError("the graph's weights are not loaded: read it by load_ir, or give its weights to ir.parse")
-    manager = PassManager(stages, instruments=(_PassStages(begin),))
-    outcome = manager.run(graph, target=record, calibration=calibration)
-    return compile_graph(outcome.graph, record, threads=threads, report=outcome.report, begin=begin)
+    """`compile`, telling ``begin`` the name of each stage when it starts, and ``observer`` how tuning goes on."""
+    optimized = optimize_in_stages(
+        graph_or_module,
+        example_inputs,
+        target=target,
+        pipeline=pipeline,
+        calibration=calibration,
+        threads=threads,
+        begin=begin,
+    )
+    if tune:
+        begin("tune")
+        tuned = _tune(optimized, tune, log_dir or DEFAULT_LOG_DIR, observer)
+    else:
+        tuned = load_tuned(optimized.target, log_dir)
+        for note in tuned.problems if log_dir is None else tuned.notes:
+            _warn(note)
+    return compile_graph(
+        optimized.graph,
+        optimized.target,
+        threads=threads,
+        choose=tuned,
+        report=optimized.report,
+        begin=begin,
+    )
+
+
+def _tune(optimized: Optimized, trials: int, log_dir: Path, observer: Observer | None) -> Tuned:
+    check_measurable(optimized.target)
+    records = load_records(optimized.target, log_dir, say=_warn)
+    result = tune_graph(
+        optimized.graph, optimized.target, Budget(trials), log_dir=log_dir, records=records, observer=observer
+    )
+    return Tuned(best(result.records))
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, TersorWarning, stacklevel=4)
 
 
 class _PassStages(Instrument):

@@ -14,7 +14,7 @@ from tvm.tirx.script.builder import ir as T
 from ..ir import TensorType
 from .templates.base import VectorAt, row_major_strides
 from .templates.builder import broadcast, load, split_index
-from .templates.vectors import lanes_of, load_strided
+from .templates.vectors import dtype_of, lanes_of, load_strided
 from .views import View
 
 Expr = Any
@@ -70,6 +70,15 @@ def load_operand(buffer: Any, operand: View, at: VectorAt, result: View) -> Expr
     if not isinstance(offset, int) and lanes_of(offset) == at.lanes > 1:
         return buffer[offset]
     return load_strided(buffer, offset, operand.strides[axis] if varies else 0, at.lanes)
+
+
+def only_channels(vector: Expr, at: VectorAt, channels: int) -> Expr:
+    """The vector of a blocked result with zero in the lanes past its last channel."""
+    channel = at.coords[1] if at.lanes == 1 or at.axis != 1 else T.Ramp(at.coords[1], 1, at.lanes)
+    exists = channel < broadcast(tirx.const(channels, "int32"), lanes_of(channel))
+    if lanes_of(exists) != at.lanes:
+        exists = broadcast(exists, at.lanes)
+    return tirx.Select(exists, vector, broadcast(tirx.const(0, dtype_of(vector, 1)), at.lanes))
 
 
 def _load_blocked(buffer: Any, type: TensorType, coords: list[Expr], axis: int, varies: bool, lanes: int) -> Expr:

@@ -1,8 +1,9 @@
 """The container of an artifact: a zip whose members are stored uncompressed and aligned, so that they can be mapped.
 
 Any zip tool can list and unpack it. `Archive` trusts nothing that it reads: every size and offset is checked against
-the file before it is used. The SHA-256 of the index member stands in the zip's comment; the index holds those of the
-other members.
+the file before it is used. The SHA-256 of the index member stands in the zip's comment; the index holds digests of the
+other members. A digest is the SHA-256 of the SHA-256s of a member's chunks, so that all cores check a large member at
+once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import mmap
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _ZIP64_THRESHOLD = 1 << 30
 _COMMENT = "tersor sha256 "
 _ENCRYPTED = 0x1
 _LARGEST_INDEX = 64 << 20  # bytes
+_CHUNK_BYTES = 8 << 20  # part of the format: other chunks have other digests
 
 
 class ArchiveWriter:
@@ -53,19 +55,19 @@ class ArchiveWriter:
         self._file.close()
 
     def add(self, name: str, size: int, chunks: Iterable[Any]) -> Member:
-        """Append a member of ``size`` bytes that come as buffers; returns its size and hash."""
-        digest = hashlib.sha256()
+        """Append a member of ``size`` bytes that come as buffers; returns its size and digest."""
+        digest = _StreamDigest()
         large = size >= _ZIP64_THRESHOLD
         with self._zip.open(self._aligned(name, large), "w", force_zip64=large) as stream:
             for chunk in chunks:
                 digest.update(chunk)
                 stream.write(chunk)
-        return Member(size, digest.hexdigest())
+        return Member(size, digest.finish())
 
     def add_index(self, name: str, data: bytes) -> None:
         """Append the member that describes the others; its hash becomes the comment of the zip."""
-        member = self.add(name, len(data), [data])
-        self._zip.comment = (_COMMENT + member.sha256).encode()
+        self.add(name, len(data), [data])
+        self._zip.comment = (_COMMENT + hashlib.sha256(data).hexdigest()).encode()
 
     def _aligned(self, name: str, large: bool) -> zipfile.ZipInfo:
         info = zipfile.ZipInfo(name)  # dated 1980, so that equal models give equal bytes
@@ -134,16 +136,53 @@ class Archive:
             raise ArtifactError(f"{self.path}: {error}") from error
 
     def check(self, members: Mapping[str, Member]) -> None:
-        """Compare members with their recorded sizes and hashes; raises ArtifactError that names one that differs."""
+        """Compare members with their recorded sizes and digests; raises ArtifactError that names one that differs."""
         views = {name: self[name] for name in members}
         for name, member in members.items():
             if len(views[name]) != member.size:
                 raise ArtifactError(f"{self.path}: {name} has {len(views[name])} bytes, not {member.size}; {DAMAGED}")
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-            digests = pool.map(lambda view: hashlib.sha256(view).hexdigest(), views.values())
-        for (name, member), digest in zip(members.items(), digests, strict=True):
-            if digest != member.sha256:
+            hashes = {name: pool.map(_sha256, _chunks(view)) for name, view in views.items()}
+            digests = {name: _sha256(b"".join(parts)).hex() for name, parts in hashes.items()}
+        for name, member in members.items():
+            if digests[name] != member.digest:
                 raise ArtifactError(f"{self.path}: {name} was altered (its SHA-256 is not the recorded one); {DAMAGED}")
+
+
+class _StreamDigest:
+    """The digest of a member whose bytes come in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._hashes: list[bytes] = []
+        self._chunk = hashlib.sha256()
+        self._missing = _CHUNK_BYTES
+
+    def update(self, data: Any) -> None:
+        view = memoryview(data).cast("B")
+        while len(view) >= self._missing:
+            self._chunk.update(view[: self._missing])
+            view = view[self._missing :]
+            self._next_chunk()
+        self._chunk.update(view)
+        self._missing -= len(view)
+
+    def finish(self) -> str:
+        if self._missing < _CHUNK_BYTES:
+            self._next_chunk()
+        return _sha256(b"".join(self._hashes)).hex()
+
+    def _next_chunk(self) -> None:
+        self._hashes.append(self._chunk.digest())
+        self._chunk = hashlib.sha256()
+        self._missing = _CHUNK_BYTES
+
+
+def _chunks(data: memoryview) -> Iterator[memoryview]:
+    return (data[start : start + _CHUNK_BYTES] for start in range(0, len(data), _CHUNK_BYTES))
+
+
+def _sha256(data: Any) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _directory(file: Any, data: memoryview) -> tuple[dict[str, zipfile.ZipInfo], bytes]:

@@ -1,16 +1,17 @@
 """The file of a compiled model, ``model.tersor``: code, weights and graph in one archive.
 
 =====================  ===================================================================================
-``manifest.json``      inputs, outputs, target, kernels, versions, and the SHA-256 of every other member
+``manifest.json``      inputs, outputs, target, kernels, versions, and a digest of every other member
 ``model.so``           the compiled code
 ``constants.bin``      the code's constants, laid out as kernels read them; mapped, not read
 ``graph.ir``           the graph that was compiled, as text
 ``graph.safetensors``  its weights
 =====================  ===================================================================================
 
-`load` checks the whole file before it maps any code. The hashes find damage, not malice: whoever can write the file can
-write fitting hashes, and its code runs with the rights of the process, as any program's does. Constants stay mapped
-while the model is in use, so the file may be deleted or replaced (as `save` does it) but not changed in place.
+`load` checks what it reads before it maps any code: all but the weights of the graph, which are as large as the
+constants and are checked when the graph is asked for. The digests find damage, not malice: whoever can write the file
+can write fitting digests, and its code runs with the rights of the process, as any program's does. Constants stay
+mapped while the model is in use, so the file may be deleted or replaced (as `save` does it) but not changed in place.
 """
 
 from __future__ import annotations
@@ -102,18 +103,19 @@ def load(path: str | Path, *, threads: int | None = None) -> Executable:
     Raises
     ------
     ArtifactError
-        When the file is missing, damaged or of a newer format, or this machine or this TVM cannot run its code.
+        When the file is missing, damaged or of another format, or this machine or this TVM cannot run its code. The
+        executable's ``graph`` raises it too, when the graph's weights are damaged.
     """
     path = Path(path)
     archive, manifest = _open(path)
     _check_host(path, manifest)
-    archive.check(manifest.members)
+    archive.check({name: manifest.members[name] for name in (CODE, CONSTANTS, GRAPH)})
     constants = _map_constants(path, archive[CONSTANTS], manifest.constants)
 
     from .executable import Executable
 
     code = _load_code(path, archive[CODE])
-    graph = partial(_read_graph, path, archive)
+    graph = partial(_read_graph, path, archive, manifest)
     return Executable(manifest.model, code, constants, graph=graph, threads=threads)
 
 
@@ -123,12 +125,11 @@ def load_graph(path: str | Path) -> Graph:
     Raises
     ------
     ArtifactError
-        When the file is missing, damaged or of a newer format.
+        When the file is missing, damaged or of another format.
     """
     path = Path(path)
     archive, manifest = _open(path)
-    archive.check({name: manifest.members[name] for name in (GRAPH, WEIGHTS)})
-    return _read_graph(path, archive)
+    return _read_graph(path, archive, manifest)
 
 
 def is_artifact(path: str | Path) -> bool:
@@ -274,7 +275,8 @@ def _load_code(path: Path, data: memoryview) -> Any:
             ) from error
 
 
-def _read_graph(path: Path, archive: Archive) -> Graph:
+def _read_graph(path: Path, archive: Archive, manifest: Manifest) -> Graph:
+    archive.check({name: manifest.members[name] for name in (GRAPH, WEIGHTS)})
     try:
         weights = WeightStore(safetensors.torch.load(bytes(archive[WEIGHTS])))
         return parse(str(archive[GRAPH], "utf-8"), weights)

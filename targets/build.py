@@ -8,7 +8,7 @@ from typing import Any
 from ..ir import Cost, Graph
 from .executable import Executable, KernelInfo, ModelInfo, Port
 from .indices import index_limits
-from .lowering import Call, ChooseKnobs, Program, lower
+from .lowering import Call, Choose, Program, lower
 from .memory import MemoryPlan, plan_memory
 from .record import Target
 from .runtime import LinkedCode
@@ -19,7 +19,7 @@ def compile_graph(
     target: Target,
     *,
     threads: int | None = None,
-    choose_knobs: ChooseKnobs | None = None,
+    choose: Choose | None = None,
     report: Any = None,
     begin: Callable[[str], None] = lambda stage: None,
 ) -> Executable:
@@ -29,7 +29,7 @@ def compile_graph(
     ----------
     threads
         Threads of one call; all usable cores by default.
-    choose_knobs
+    choose
         See `tersor.targets.lowering.lower`.
     report
         What the passes did, kept with the executable.
@@ -44,7 +44,7 @@ def compile_graph(
     from .codegen import build, relax_module
 
     begin("choose kernels")
-    program = lower(graph, target, choose_knobs)
+    program = lower(graph, target, choose)
     begin("generate code")
     plan = plan_memory(program)
     module, functions = relax_module(program, plan)
@@ -86,4 +86,5 @@ def _kernel_info(call: Call, function: str) -> KernelInfo:
         knobs=str(call.kernel.knobs),
         macs=cost.macs,
         bytes=cost.bytes,
+        tuned=call.kernel.choice is not None and call.kernel.choice.tuned,
     )

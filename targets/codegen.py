@@ -17,6 +17,7 @@ from .emit import STORAGE
 from .lowering import Program
 from .memory import MemoryPlan
 from .record import Target
+from .tir_pipeline import PIPELINE
 
 ENTRY = "main"
 
@@ -82,7 +83,7 @@ def build(module: Any, target: Target) -> Any:
             relax.transform.AttachGlobalSymbol(),
         ]
     )
-    return relax.build(module, tvm.target.Target(target.tvm_target()), relax_pipeline=pipeline)
+    return relax.build(module, tvm.target.Target(target.tvm_target()), relax_pipeline=pipeline, tir_pipeline=PIPELINE)
 
 
 def _buffer_type(value: Value) -> Any:

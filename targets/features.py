@@ -12,6 +12,7 @@ from .record import Target
 _CPUINFO_NAMES = {
     "sse3": "pni",
     "ssse3": "ssse3",
+    "sse4a": "sse4a",
     "sse4.1": "sse4_1",
     "sse4.2": "sse4_2",
     "popcnt": "popcnt",

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 
 from ..ir import DType, Op, TensorType, TersorError, Value, is_constant, print_attrs
-from ..ir.ops import FullOp, WeightOp
-from .addressing import flatten_physical, load_operand, reshape_at, same_storage
-from .emit import NUMBERS, REGISTERS, STORAGE, as_stored, can_emit, emit
+from ..ir.ops import DequantizeOp, FullOp, QuantizeOp, WeightOp
+from ..ir.ops.integers import QUANTIZED
+from .addressing import flatten_physical, load_operand, only_channels, reshape_at, same_storage
+from .emit import NUMBERS, REGISTERS, STORAGE, as_stored, can_emit, can_leave_finite, emit
 from .group import Group
 from .record import Target
 from .templates.base import BufferSpec, Epilogue, VectorAt
 from .templates.bfloat16 import ROUNDING_IR, has_rounding_instruction, round_in_hardware
 from .templates.builder import constant
+from .templates.registry import template_module
+from .tuning.option import Option, Workload
 from .views import View
 
 Operand = View | torch.Tensor
@@ -28,6 +32,38 @@ Operand = View | torch.Tensor
 
 class CompileError(TersorError):
     """A graph that a target cannot be compiled for."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of a workload's options a kernel is.
+
+    Attributes
+    ----------
+    workload
+        What is computed.
+    option
+        The template and its knobs.
+    spec
+        What that template takes.
+    tuned
+        Whether the option comes from a record; else it is the analytic default.
+    """
+
+    workload: Workload
+    option: Option
+    spec: Any
+    tuned: bool = False
+
+    @property
+    def template(self) -> ModuleType:
+        """The template's module."""
+        return template_module(self.option.template)
+
+    @property
+    def knobs(self) -> Any:
+        """How the template is tiled."""
+        return self.option.knobs
 
 
 @dataclass(frozen=True)
@@ -48,6 +84,8 @@ class Kernel:
         How the output is stored.
     build
         ``build(name)`` writes the PrimFunc.
+    choice
+        Where template and knobs come from; None for a kernel that there is only one way to write.
     """
 
     template: str
@@ -57,6 +95,7 @@ class Kernel:
     operands: tuple[Operand, ...]
     result: View
     build: Callable[[str], Any]
+    choice: Choice | None = None
 
     @property
     def key(self) -> str:
@@ -79,8 +118,11 @@ class KernelContext(Protocol):
     def constant(self, value: Value) -> torch.Tensor:
         """The tensor behind a weight or a filled tensor."""
 
-    def knobs(self, template: str, spec: Any, candidates: Sequence[Any]) -> Any:
-        """The candidate to use: the tuned one where a record exists, else the first."""
+    def choose(self, kind: str, spec: Any) -> Choice:
+        """The template and the knobs to use for a spec: the tuned ones where a record exists, else the default."""
+
+    def compute(self, kernel: Kernel, result: Value) -> None:
+        """Call ``kernel`` first, for an intermediate result of the op at hand."""
 
 
 Selector = Callable[[Group, KernelContext], Kernel]
@@ -107,8 +149,10 @@ def select_kernel(op: Op, context: KernelContext) -> Kernel:
     return selector(group, context)
 
 
-def anchor_type(group: Group, *, ignore: Sequence[Value | None] = ()) -> str:
+def anchor_type(group: Group, *, ignore: Sequence[Value | None] = (), integers: bool = False) -> str:
     """How templates name the element type of the anchor's operands: ``"float32"`` or ``"bfloat16"``.
+
+    With ``integers``, also that of a first operand of 8-bit integers: ``"uint8"`` or ``"int8"``.
 
     Raises
     ------
@@ -116,12 +160,15 @@ def anchor_type(group: Group, *, ignore: Sequence[Value | None] = ()) -> str:
         When an operand is of another type, those in ``ignore`` apart.
     """
     assert group.anchor is not None
+    first = group.anchor.inputs[0].type.dtype
+    if integers and first in QUANTIZED:
+        return NUMBERS[first]
     for value in group.anchor.inputs:
         if value.type.dtype not in (DType.F32, DType.BF16) and group.outer(value) not in ignore:
             raise CompileError(
                 f"{group.anchor.describe()} on {value.type}: kernels take f32 or bf16 operands; cast the model first"
             )
-    return NUMBERS[group.anchor.inputs[0].type.dtype]
+    return NUMBERS[first]
 
 
 def constant_tensor(value: Value, weights: Any) -> torch.Tensor:
@@ -133,7 +180,7 @@ def constant_tensor(value: Value, weights: Any) -> torch.Tensor:
 
 
 class FusedEpilogue:
-    """The epilogue of a group: its buffers' operands, and the code that it becomes.
+    """The epilogue of a group: its buffers' operands, the code that it becomes, and the `result` that it stores.
 
     Parameters
     ----------
@@ -163,13 +210,15 @@ class FusedEpilogue:
             )
         self._group = group
         self._target = context.target
-        self._result = result
+        self.result = result
         self._kernel_shape = tuple(kernel_shape or result.type.shape)
         self._values = group.epilogue_operands
         pairs = [_operand(value, context, result) for value in self._values]
         self._has_bias = bias is not None
         if bias is not None:
             pairs.insert(0, _operand(bias, context, result, per_channel=True))
+        # What stands between integers is rounded like the reference, so that it rounds to the same integers.
+        self._exact = any(isinstance(op, QuantizeOp | DequantizeOp) for op in group.epilogue)
         self._views = tuple(view for view, _ in pairs)
         self.operands: tuple[Operand, ...] = tuple(operand for _, operand in pairs)
 
@@ -185,14 +234,24 @@ class FusedEpilogue:
             numbers[op.result] = f"{len(numbers)}"
             lines.append(f"{op.name}({operands}){print_attrs(op.attrs)}")
         views = " ".join(
-            f"{view.type}+{view.offset}{view.strides} of {buffer_size(view)}" for view in (*self._views, self._result)
+            f"{view.type}+{view.offset}{view.strides} of {buffer_size(view)}" for view in (*self._views, self.result)
         )
         return f"bias={self._has_bias} {' '.join(lines)} on {views}"
 
     @property
     def is_flat(self) -> bool:
         """Whether every operand is read at the result's own offset, or is one number: coordinates do not matter."""
-        return all(view.type.size == 1 or same_storage(view, self._result) for view in self._views)
+        reads_in_place = all(view.type.size == 1 or same_storage(view, self.result) for view in self._views)
+        return reads_in_place and not self._clears_padding
+
+    @property
+    def _clears_padding(self) -> bool:
+        """Whether lanes without a channel must be set to zero, since they may hold NaN or an infinity.
+
+        A convolution multiplies them by weights of zero, which keeps only finite numbers out of its sums.
+        """
+        block, shape = self.result.type.channel_block, self.result.type.shape
+        return block > 0 and shape[1] % block > 0 and any(can_leave_finite(op) for op in self._group.epilogue)
 
     def build(self) -> Epilogue:
         """The epilogue in the form that templates take."""
@@ -200,7 +259,7 @@ class FusedEpilogue:
             BufferSpec(f"e{index}", _extent(view, operand), NUMBERS[view.type.dtype])
             for index, (view, operand) in enumerate(zip(self._views, self.operands, strict=True))
         )
-        dtype = self._result.type.dtype
+        dtype = self.result.type.dtype
         if dtype is DType.BF16 and has_rounding_instruction(self._target):
             return Epilogue(buffers, self._apply_and_round, STORAGE[dtype], ROUNDING_IR)
         return Epilogue(buffers, self._apply, NUMBERS[dtype])
@@ -209,8 +268,8 @@ class FusedEpilogue:
         return round_in_hardware(self._apply(vector, at, buffers))
 
     def _apply(self, vector: Any, at: VectorAt, buffers: Sequence[Any]) -> Any:
-        at = reshape_at(at, self._kernel_shape, self._result.type.shape)
-        loaded = [load_operand(b, view, at, self._result) for b, view in zip(buffers, self._views, strict=True)]
+        at = reshape_at(at, self._kernel_shape, self.result.type.shape)
+        loaded = [load_operand(b, view, at, self.result) for b, view in zip(buffers, self._views, strict=True)]
         if self._has_bias:
             vector = vector + loaded.pop(0)
         environment = dict(zip(self._values, loaded, strict=True))
@@ -221,8 +280,43 @@ class FusedEpilogue:
                 environment[op.result] = constant(op.attrs.value, at.lanes, REGISTERS[op.attrs.dtype])
                 continue
             operands = [environment[self._group.outer(value)] for value in op.inputs]
-            environment[op.result] = emit(op, *operands)
-        return as_stored(environment[self._group.computed])
+            environment[op.result] = emit(op, *operands, exact=self._exact)
+        computed = as_stored(environment[self._group.computed])
+        return only_channels(computed, at, self.result.type.shape[1]) if self._clears_padding else computed
+
+
+def fused_kernel(
+    choice: Choice, context: KernelContext, operands: Sequence[Operand], epilogue: FusedEpilogue
+) -> Kernel:
+    """The kernel of a template that takes ``operands`` and an epilogue."""
+    return chosen_kernel(
+        choice,
+        operands=(*operands, *epilogue.operands),
+        result=epilogue.result,
+        build=lambda name: choice.template.build(choice.spec, context.target, choice.knobs, epilogue.build(), name),
+        variant=epilogue.variant,
+    )
+
+
+def chosen_kernel(
+    choice: Choice,
+    *,
+    operands: Sequence[Operand],
+    result: View,
+    build: Callable[[str], Any],
+    variant: str = "",
+) -> Kernel:
+    """The kernel of a template that is built in its own way."""
+    return Kernel(
+        template=choice.option.template,
+        spec=choice.spec,
+        knobs=choice.knobs,
+        variant=variant,
+        operands=tuple(operands),
+        result=result,
+        build=build,
+        choice=choice,
+    )
 
 
 def _operand(value: Value, context: KernelContext, result: View, *, per_channel: bool = False) -> tuple[View, Operand]:
@@ -255,13 +349,16 @@ def buffer_size(view: View) -> int:
 
 
 __all__ = [
+    "Choice",
     "CompileError",
     "FusedEpilogue",
     "Kernel",
     "KernelContext",
     "anchor_type",
     "buffer_size",
+    "chosen_kernel",
     "constant_tensor",
+    "fused_kernel",
     "select_kernel",
     "selects",
 ]

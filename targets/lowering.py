@@ -15,13 +15,16 @@ import torch
 from ..ir import Graph, Op, Value, is_constant
 from ..ir.ops import ConcatOp, SliceOp
 from .addressing import flatten_physical
-from .kernel import CompileError, Kernel, constant_tensor, select_kernel
+from .algorithms import Options
+from .kernel import Choice, CompileError, Kernel, constant_tensor, select_kernel
 from .kernels.data_movement import copy_kernel, part_kernel
 from .places import Place, find_places, is_aligned, keeps_bytes, part_offsets
 from .record import Target
+from .tuning.option import Option, Workload
 from .views import View, apply_view, is_view
 
-ChooseKnobs = Callable[[str, Any, Sequence[Any]], Any]
+# The option to use for a workload, one of the given ones; None leaves it to the analytic default.
+Choose = Callable[[Workload, Options], Option | None]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Program:
         The buffers returned, one for each output of the graph, row-major.
     places
         Buffers that are stretches of other buffers.
+    views
+        Where each value of the graph can be read.
     """
 
     graph: Graph
@@ -73,15 +78,16 @@ class Program:
     constants: tuple[torch.Tensor, ...]
     outputs: tuple[Value, ...]
     places: Mapping[Value, Place]
+    views: Mapping[Value, View]
 
 
-def lower(graph: Graph, target: Target, choose_knobs: ChooseKnobs | None = None) -> Program:
+def lower(graph: Graph, target: Target, choose: Choose | None = None) -> Program:
     """Choose a kernel for every op of ``graph``.
 
     Parameters
     ----------
-    choose_knobs
-        ``choose_knobs(template, spec, candidates)`` picks a tuned candidate; the first one, the analytic default, if
+    choose
+        ``choose(workload, options)`` picks a tuned option or answers None for the default; always the default if
         omitted.
 
     Raises
@@ -89,16 +95,16 @@ def lower(graph: Graph, target: Target, choose_knobs: ChooseKnobs | None = None)
     CompileError
         When an op has no template; all such ops are listed.
     """
-    return _Lowering(graph, target, choose_knobs).run()
+    return _Lowering(graph, target, choose).run()
 
 
 class _Lowering:
     """Implements `KernelContext` over one graph."""
 
-    def __init__(self, graph: Graph, target: Target, choose_knobs: ChooseKnobs | None) -> None:
+    def __init__(self, graph: Graph, target: Target, choose: Choose | None) -> None:
         self.graph = graph
         self.target = target
-        self._choose_knobs = choose_knobs
+        self._choose = choose
         self._views: dict[Value, View] = {value: View.whole(value) for value in graph.inputs}
         self._places = find_places(graph)
         self._copies: dict[Value, View] = {}
@@ -125,7 +131,7 @@ class _Lowering:
         for value in self.graph.outputs:
             outputs.append(self._output(value, outputs))
         calls, constants = tuple(self._calls), tuple(self._constants)
-        return Program(self.graph, self.target, calls, constants, tuple(outputs), self._places)
+        return Program(self.graph, self.target, calls, constants, tuple(outputs), self._places, self._views)
 
     def _lower_op(self, op: Op) -> None:
         if not op.inputs or (isinstance(op, SliceOp) and op.result in self._places):
@@ -186,10 +192,17 @@ class _Lowering:
     def constant(self, value: Value) -> torch.Tensor:
         return constant_tensor(value, self.graph.weights)
 
-    def knobs(self, template: str, spec: Any, candidates: Sequence[Any]) -> Any:
-        if self._choose_knobs is None:
-            return candidates[0]
-        return self._choose_knobs(template, spec, candidates)
+    def choose(self, kind: str, spec: Any) -> Choice:
+        workload = Workload(kind, spec)
+        options = Options(workload, self.target)
+        tuned = None if self._choose is None else self._choose(workload, options)
+        option = tuned or options.default
+        return Choice(workload, option, options.algorithm(option).spec, tuned is not None)
+
+    def compute(self, kernel: Kernel, result: Value) -> None:
+        assert self._op is not None
+        self._call(kernel, result, self._op)
+        self._views[result] = kernel.result
 
     def _is_stretch(self, view: View) -> bool:
         """Whether the elements of a view lie side by side in a buffer of the program, where kernels may read them."""

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ..ir import IRError, TensorType, TersorError
 from .model_info import ModelInfo
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class ArtifactError(TersorError):
@@ -20,10 +20,10 @@ class ArtifactError(TersorError):
 
 @dataclass(frozen=True)
 class Member:
-    """Size in bytes and SHA-256 (hexadecimal) of one member of the archive."""
+    """Size in bytes and digest (hexadecimal, see `tersor.targets.archive`) of one member of the archive."""
 
     size: int
-    sha256: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Manifest:
     members
         All members of the archive but the manifest itself.
     schema
-        Version of this format; a reader refuses newer ones.
+        Version of this format; a reader refuses all others.
     """
 
     created: str
@@ -80,7 +80,7 @@ class Manifest:
         Raises
         ------
         ArtifactError
-            When the text is not JSON, the schema is newer, or a field, which is named, is missing, unknown or of the
+            When the text is not JSON, the schema is another, or a field, which is named, is missing, unknown or of the
             wrong type.
         """
         try:
@@ -93,6 +93,10 @@ class Manifest:
         if schema > SCHEMA:
             raise ArtifactError(
                 f"schema {schema} is newer than {SCHEMA}, the newest known here; update tersor to read it"
+            )
+        if schema < SCHEMA:
+            raise ArtifactError(
+                f"schema {schema} is older than {SCHEMA}, the only one known here; compile the model again"
             )
         return _decode(cls, tree, "manifest")
 
@@ -112,7 +116,7 @@ def _encode(value: Any) -> Any:
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """Make a ``kind`` of ``value``, which is from JSON.
 
-    ``kind`` is str, int, TensorType, tuple[X, ...], Mapping[str, X] or a dataclass of such.
+    ``kind`` is str, bool, int, TensorType, tuple[X, ...], Mapping[str, X] or a dataclass of such.
     """
     if kind is TensorType:
         return _decode_type(_decode(str, value, where), where)
@@ -151,7 +155,7 @@ def _decode_type(text: str, where: str) -> TensorType:
         raise ArtifactError(f"{where}: {error}") from error
 
 
-_JSON_NAMES: dict[type, str] = {list: "a list", dict: "an object", str: "text"}
+_JSON_NAMES: dict[type, str] = {list: "a list", dict: "an object", str: "text", bool: "true or false"}
 
 
 def _expect(kind: type, value: Any, where: str) -> Any:

@@ -27,7 +27,10 @@ class Port:
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """One kernel call of a compiled model: which PrimFunc, for which op, and its work in multiply-adds and bytes."""
+    """One kernel call of a compiled model: which PrimFunc, for which op, and its work in multiply-adds and bytes.
+
+    ``tuned`` tells whether template and knobs come from a record of measurements.
+    """
 
     function: str
     op: str
@@ -36,6 +39,7 @@ class KernelInfo:
     knobs: str
     macs: int
     bytes: int
+    tuned: bool = False
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,7 @@ def resolve(value: Value, places: Mapping[Value, Place]) -> Place:
 
 def keeps_bytes(op: Op) -> bool:
     """Whether a relayout leaves every byte where it is: one position, whole channel blocks."""
-    if not isinstance(op, RelayoutOp):
-        return False
-    block = max(op.x.type.channel_block, op.result.type.channel_block)
-    positions = op.x.type.size // (op.x.shape[0] * op.x.shape[1])
-    return positions == 1 and op.x.shape[1] % block == 0
+    return isinstance(op, RelayoutOp) and op.x.type.stays_in_place(op.result.type.channel_block)
 
 
 def _slice_offset(op: SliceOp) -> int | None:

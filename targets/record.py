@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .layout_costs import MemoryTraffic
+
 ALIGNMENT = 64  # bytes; where every buffer of a program starts, and what its kernels assume
 
 
@@ -46,6 +48,10 @@ class Target:
     def lanes(self, dtype_bytes: int = 4) -> int:
         """Elements of ``dtype_bytes`` bytes in one vector register."""
         return self.vector_bytes // dtype_bytes
+
+    def layout_costs(self) -> MemoryTraffic:
+        """What storing tensors in channel blocks costs here, for the pass ``layout``."""
+        return MemoryTraffic(self.cores)
 
     def tvm_target(self) -> dict[str, Any]:
         """The JSON target that TVM's LLVM code generator takes."""

@@ -14,7 +14,7 @@ from ...ir.ops import ConcatOp, EmbeddingOp, PadOp, RelayoutOp
 from ..addressing import load_operand
 from ..emit import STORAGE
 from ..group import Group
-from ..kernel import CompileError, Kernel, KernelContext, buffer_size, selects
+from ..kernel import CompileError, Kernel, KernelContext, buffer_size, chosen_kernel, selects
 from ..record import Target
 from ..templates import elementwise, relayout, row_copy
 from ..templates.base import BufferSpec, VectorAt
@@ -161,13 +161,10 @@ def select_relayout(group: Group, context: KernelContext) -> Kernel:
     spec = relayout.RelayoutSpec(
         direction, batch, channels, math.prod(spatial), block or op.x.type.channel_block, STORAGE[op.x.type.dtype]
     )
-    knobs = context.knobs("relayout", spec, relayout.candidates(spec, context.target))
-    return Kernel(
-        template="relayout",
-        spec=spec,
-        knobs=knobs,
-        variant="",
+    choice = context.choose("relayout", spec)
+    return chosen_kernel(
+        choice,
         operands=(context.contiguous(op.x) if to_blocked else context.view(op.x),),
         result=View.whole(group.result),
-        build=lambda function: relayout.build(spec, context.target, knobs, name=function),
+        build=lambda function: relayout.build(spec, context.target, choice.knobs, name=function),
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..emit import STORAGE
 from ..group import Group
-from ..kernel import FusedEpilogue, Kernel, KernelContext, selects
+from ..kernel import FusedEpilogue, Kernel, KernelContext, chosen_kernel, selects
 from ..templates import elementwise
 from ..views import View
 
@@ -23,17 +23,18 @@ def select_elementwise(group: Group, context: KernelContext) -> Kernel:
     spec = elementwise.ElementwiseSpec(
         result.type.shape or (1,), (), walk, block, STORAGE[result.type.dtype], operations=4 * len(group.epilogue)
     )
-    knobs = context.knobs("elementwise", spec, elementwise.candidates(spec, context.target))
+    choice = context.choose("elementwise", spec)
 
     def nothing(at: Any, buffers: Any) -> None:
         return None
 
-    return Kernel(
-        template="elementwise",
-        spec=spec,
-        knobs=knobs,
-        variant=epilogue.variant,
+    def build(name: str) -> Any:
+        return elementwise.build(spec, context.target, choice.knobs, nothing, epilogue.build(), name)
+
+    return chosen_kernel(
+        choice,
         operands=epilogue.operands,
         result=result,
-        build=lambda function: elementwise.build(spec, context.target, knobs, nothing, epilogue.build(), function),
+        build=build,
+        variant=epilogue.variant,
     )

@@ -7,17 +7,17 @@ import math
 from ...ir import is_constant
 from ...ir.ops import LinearOp, MatmulOp, PermuteOp
 from ..group import Group
-from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, buffer_size, selects
-from ..templates import matmul, matmul_bf16
+from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, buffer_size, fused_kernel, selects
+from ..templates.matmul_spec import ACTIVATION, MatmulSpec
 from ..views import View
 
 
 @selects(LinearOp)
 def select_linear(group: Group, context: KernelContext) -> Kernel:
-    """``matmul`` or ``matmul_bf16`` on a packed weight; leading dimensions are rows."""
+    """A product with a packed weight; leading dimensions are rows."""
     op = group.anchor
     assert isinstance(op, LinearOp)
-    dtype = anchor_type(group)
+    dtype = anchor_type(group, integers=True)
     data, weight, bias = group.anchor_operand(0), group.anchor_operand(1), group.anchor_operand(2)
     assert data is not None and weight is not None
     if not is_constant(weight):
@@ -26,21 +26,12 @@ def select_linear(group: Group, context: KernelContext) -> Kernel:
     rows = math.prod(data.shape[:-1])
     source = context.contiguous(data)
     result = View.whole(group.result)
-    spec = matmul.MatmulSpec(rows, outputs, inputs, a_size=buffer_size(source), dtype=dtype)
-    template = matmul_bf16 if matmul_bf16.supports(spec, context.target) else matmul
-    name = template.__name__.rpartition(".")[2]
-    knobs = context.knobs(name, spec, template.candidates(spec, context.target))
-    packed = template.pack_weight(spec, context.target, knobs, context.constant(weight))
+    zero_point = op.attrs.zero_point
+    spec = MatmulSpec(rows, outputs, inputs, a_size=buffer_size(source), dtype=dtype, zero_point=zero_point)
+    choice = context.choose("matmul", spec)
+    packed = choice.template.pack_weight(spec, context.target, choice.knobs, context.constant(weight))
     epilogue = FusedEpilogue(group, context, result, bias=bias, kernel_shape=(rows, outputs))
-    return Kernel(
-        template=name,
-        spec=spec,
-        knobs=knobs,
-        variant=epilogue.variant,
-        operands=(source, packed, *epilogue.operands),
-        result=result,
-        build=lambda function: template.build(spec, context.target, knobs, epilogue.build(), function),
-    )
+    return fused_kernel(choice, context, (source, packed), epilogue)
 
 
 @selects(MatmulOp)
@@ -55,11 +46,11 @@ def select_matmul(group: Group, context: KernelContext) -> Kernel:
     a, b = context.view(left), context.view(right)
     b_strides = b.strides[-2:] if not op.attrs.transpose_rhs else (b.strides[-1], b.strides[-2])
     result = permuted_result(group)
-    spec = matmul.MatmulSpec(
+    spec = MatmulSpec(
         rows,
         columns,
         left.shape[-1],
-        matmul.ACTIVATION,
+        ACTIVATION,
         tuple(batch),
         a_strides=(*_batch_strides(a, batch), *a.strides[-2:]),
         rhs_strides=(*_batch_strides(b, batch), *b_strides),
@@ -71,17 +62,7 @@ def select_matmul(group: Group, context: KernelContext) -> Kernel:
         out_size=buffer_size(result),
         dtype=dtype,
     )
-    knobs = context.knobs("matmul", spec, matmul.candidates(spec, context.target))
-    epilogue = FusedEpilogue(group, context, result)
-    return Kernel(
-        template="matmul",
-        spec=spec,
-        knobs=knobs,
-        variant=epilogue.variant,
-        operands=(a, b, *epilogue.operands),
-        result=result,
-        build=lambda function: matmul.build(spec, context.target, knobs, epilogue.build(), function),
-    )
+    return fused_kernel(context.choose("matmul", spec), context, (a, b), FusedEpilogue(group, context, result))
 
 
 def permuted_result(group: Group) -> View:

@@ -7,7 +7,7 @@ import math
 from ...ir import DType, Value, is_constant
 from ...ir.ops import LayerNormOp, SoftmaxOp
 from ..group import Group
-from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, Operand, anchor_type, selects
+from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, Operand, anchor_type, fused_kernel, selects
 from ..templates import layer_norm, softmax
 from ..views import View
 
@@ -27,17 +27,8 @@ def select_softmax(group: Group, context: KernelContext) -> Kernel:
     *rows, columns = data.shape
     result = View.whole(group.result)
     spec = softmax.SoftmaxSpec(math.prod(rows), columns, data.shape, dtype)
-    knobs = context.knobs("softmax", spec, softmax.candidates(spec, context.target))
     epilogue = FusedEpilogue(group, context, result)
-    return Kernel(
-        template="softmax",
-        spec=spec,
-        knobs=knobs,
-        variant=epilogue.variant,
-        operands=(context.contiguous(data), *epilogue.operands),
-        result=result,
-        build=lambda function: softmax.build(spec, context.target, knobs, epilogue.build(), function),
-    )
+    return fused_kernel(context.choose("softmax", spec), context, (context.contiguous(data),), epilogue)
 
 
 @selects(LayerNormOp)
@@ -55,17 +46,8 @@ def select_layer_norm(group: Group, context: KernelContext) -> Kernel:
     parameters = tuple(_parameter(value, context) for value in (gamma, beta) if value is not None)
     shape = data.shape if op.attrs.dims == 1 else (rows, columns)
     spec = layer_norm.LayerNormSpec(rows, columns, op.attrs.eps, gamma is not None, beta is not None, shape, dtype)
-    knobs = context.knobs("layer_norm", spec, layer_norm.candidates(spec, context.target))
     epilogue = FusedEpilogue(group, context, result, kernel_shape=shape)
-    return Kernel(
-        template="layer_norm",
-        spec=spec,
-        knobs=knobs,
-        variant=epilogue.variant,
-        operands=(context.contiguous(data), *parameters, *epilogue.operands),
-        result=result,
-        build=lambda function: layer_norm.build(spec, context.target, knobs, epilogue.build(), function),
-    )
+    return fused_kernel(context.choose("layer_norm", spec), context, (context.contiguous(data), *parameters), epilogue)
 
 
 def _parameter(value: Value, context: KernelContext) -> Operand:

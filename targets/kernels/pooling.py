@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ...ir.ops import AdaptiveAvgPool2dOp, AvgPool2dOp, MaxPool2dOp
 from ..group import Group
-from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, selects
-from ..templates import pooling
+from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, fused_kernel, selects
+from ..templates import loops, pooling
 from ..views import View
+from .fallback import loop_kernel
 
 
 @selects(MaxPool2dOp, AvgPool2dOp)
@@ -27,37 +28,33 @@ def select_pool2d(group: Group, context: KernelContext) -> Kernel:
         attrs.dilation,
         attrs.ceil,
         attrs.count_include_pad,
-        anchor_type(group),
+        anchor_type(group, integers=True),
     )
     return _pool2d(spec, group, context)
 
 
 @selects(AdaptiveAvgPool2dOp)
 def select_adaptive_average(group: Group, context: KernelContext) -> Kernel:
-    """``pool2d`` where all windows have one size."""
+    """``pool2d`` where all windows have one size, else plain loops."""
     op = group.anchor
     assert isinstance(op, AdaptiveAvgPool2dOp)
     batch, channels, height, width = op.x.shape
     rows, columns = op.attrs.size
     if height % rows or width % columns:
-        raise CompileError(f"{op.describe()}: a plane of {height}x{width} has no {rows}x{columns} equal windows")
+        anchor_type(group)
+        source = blocked_operand(group, context)
+        unequal = loops.AdaptivePoolSpec(batch, channels, height, width, rows, columns, source.type.channel_block)
+        return loop_kernel("adaptive_pool2d", unequal, group, context, source)
     window = (height // rows, width // columns)
-    spec = pooling.PoolSpec(batch, channels, height, width, "avg", window, window, dtype=anchor_type(group))
+    spec = pooling.PoolSpec(
+        batch, channels, height, width, "avg", window, window, dtype=anchor_type(group, integers=True)
+    )
     return _pool2d(spec, group, context)
 
 
 def _pool2d(spec: pooling.PoolSpec, group: Group, context: KernelContext) -> Kernel:
-    knobs = context.knobs("pool2d", spec, pooling.candidates(spec, context.target))
     epilogue = FusedEpilogue(group, context, View.whole(group.result))
-    return Kernel(
-        template="pool2d",
-        spec=spec,
-        knobs=knobs,
-        variant=epilogue.variant,
-        operands=(blocked_operand(group, context), *epilogue.operands),
-        result=View.whole(group.result),
-        build=lambda function: pooling.build(spec, context.target, knobs, epilogue.build(), function),
-    )
+    return fused_kernel(context.choose("pool2d", spec), context, (blocked_operand(group, context),), epilogue)
 
 
 def blocked_operand(group: Group, context: KernelContext) -> View:

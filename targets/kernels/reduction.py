@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ...ir.ops import MaxOp, MeanOp, MinOp, SumOp
+from ..emit import STORAGE
 from ..group import Group
-from ..kernel import FusedEpilogue, Kernel, KernelContext, anchor_type, selects
-from ..templates import pooling, reduce
+from ..kernel import FusedEpilogue, Kernel, KernelContext, anchor_type, fused_kernel, selects
+from ..templates import loops, pooling, reduce
 from ..views import View
+from .fallback import loop_kernel
 from .pooling import blocked_operand
 
 _FUNCTIONS = {MeanOp: "mean", SumOp: "sum", MaxOp: "max", MinOp: "min"}
@@ -20,25 +22,20 @@ def select_reduce(group: Group, context: KernelContext) -> Kernel:
     data = group.anchor_operand(0)
     assert data is not None
     result = View.whole(group.result)
+    if not isinstance(op, MeanOp) and STORAGE[data.type.dtype] in loops.INTEGERS and not data.type.channel_block:
+        integers = loops.IntegerReduceSpec(_FUNCTIONS[type(op)], data.shape, op.attrs.axes, STORAGE[data.type.dtype])
+        return loop_kernel("integer_reduce", integers, group, context, context.contiguous(data))
+    dtype = anchor_type(group, integers=isinstance(op, MeanOp))
     if data.type.channel_block:
         return _global_average(group, context, result)
-    spec = reduce.ReduceSpec(_FUNCTIONS[type(op)], data.shape, op.attrs.axes, anchor_type(group))
-    knobs = context.knobs("reduce", spec, reduce.candidates(spec, context.target))
+    spec = reduce.ReduceSpec(_FUNCTIONS[type(op)], data.shape, op.attrs.axes, dtype)
     epilogue = FusedEpilogue(group, context, result, kernel_shape=(result.type.size,))
-    return Kernel(
-        template="reduce",
-        spec=spec,
-        knobs=knobs,
-        variant=epilogue.variant,
-        operands=(context.contiguous(data), *epilogue.operands),
-        result=result,
-        build=lambda function: reduce.build(spec, context.target, knobs, epilogue.build(), function),
-    )
+    return fused_kernel(context.choose("reduce", spec), context, (context.contiguous(data),), epilogue)
 
 
 def _global_average(group: Group, context: KernelContext, result: View) -> Kernel:
     source = blocked_operand(group, context)
-    spec = pooling.GlobalAveragePoolSpec(*source.type.shape, anchor_type(group))
+    spec = pooling.GlobalAveragePoolSpec(*source.type.shape, anchor_type(group, integers=True))
     epilogue = FusedEpilogue(group, context, result)
     return Kernel(
         template="global_average_pool2d",

@@ -12,7 +12,7 @@ use of a tile: `tersor.targets.catalog.host_features` does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tvm import tirx
@@ -25,6 +25,7 @@ Buffer = Any
 Index = Any
 
 FEATURE = "amx_bf16"
+INTEGER_FEATURE = "amx_int8"
 TILE_ROWS = 16
 TILE_DEPTH = 32  # bfloat16 numbers in a row of a tile
 TILE_COLUMNS = 16  # float32 sums in a row of a tile
@@ -33,12 +34,27 @@ _ROW_BYTES = 64
 _REGISTERS = 8
 
 
+class Sums(Protocol):
+    """What scratch memory for sums follows from."""
+
+    sum_type: str
+
+    @property
+    def positions(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class TileShape:
     """``rows`` by ``columns`` tiles of sums; each step loads so many tiles of the left and of the right operand."""
 
     rows: int
     columns: int
+
+    llvm_ir = ""  # what a kernel must import
+    instruction = "tdpbf16ps"
+    sum_type = "float32"
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns) < 1 or self.rows * self.columns + self.rows + self.columns > _REGISTERS:
@@ -53,6 +69,18 @@ class TileShape:
     def outputs(self) -> int:
         """Columns of sums."""
         return self.columns * TILE_COLUMNS
+
+    def begin(self) -> None:
+        """Prepare the registers of this thread; goes with `end`, inside one iteration of a loop."""
+        configure()
+
+    def end(self) -> None:
+        """Give the registers back."""
+        release()
+
+    def tiles(self, pairs: int = TILE_DEPTH // 2) -> SumTiles:
+        """The sums of one tile in registers; all of a row is multiplied, be it more than ``pairs`` or not."""
+        return SumTiles(self)
 
 
 def configure() -> None:
@@ -72,6 +100,21 @@ def release() -> None:
     _call("tilerelease")
 
 
+@dataclass(frozen=True)
+class UnsignedTileShape(TileShape):
+    """Tiles of int32 sums; rows of 64 uint8 numbers on the left, quads of int8 numbers on the right."""
+
+    instruction = "tdpbusd"
+    sum_type = "int32"
+
+
+@dataclass(frozen=True)
+class SignedTileShape(UnsignedTileShape):
+    """The same with int8 numbers on the left."""
+
+    instruction = "tdpbssd"
+
+
 class SumTiles:
     """The sums of one `TileShape` in registers, and the operands of one step."""
 
@@ -86,6 +129,13 @@ class SumTiles:
         for register in range(self.shape.rows * self.shape.columns):
             _call("tilezero", _register(register))
 
+    def start_from(self, table: Buffer, at: Index) -> None:
+        """Set the sums of every row to the numbers of ``table`` from ``at`` on."""
+        for row in range(self.shape.rows):
+            for column in range(self.shape.columns):
+                sums = row * self.shape.columns + column
+                _transfer("tileloadd64", sums, table, at + column * TILE_COLUMNS, 0)
+
     def multiply_add(self, left: Buffer, left_at: Index, right: Buffer, right_at: Index) -> None:
         """Add one step: rows of 32 numbers, 64 bytes apart, from ``left_at``; packed tiles one behind the other."""
         for row, register in enumerate(self._left):
@@ -95,14 +145,14 @@ class SumTiles:
         for row, left_register in enumerate(self._left):
             for column, right_register in enumerate(self._right):
                 sums = row * self.shape.columns + column
-                _call("tdpbf16ps", _register(sums), _register(left_register), _register(right_register))
+                _call(self.shape.instruction, _register(sums), _register(left_register), _register(right_register))
 
-    def store(self, target: Buffer) -> None:
-        """Write the sums as a row-major matrix of ``positions`` x ``outputs`` float32 numbers."""
-        columns = self.shape.outputs
+    def store(self, target: Buffer, first: Index = 0, row_stride: int = 0) -> None:
+        """Write the sums as rows of ``outputs`` float32 numbers, from element ``first``; side by side by default."""
+        columns = row_stride or self.shape.outputs
         for row in range(self.shape.rows):
             for column in range(self.shape.columns):
-                at = row * TILE_ROWS * columns + column * TILE_COLUMNS
+                at = first + (row * TILE_ROWS * columns + column * TILE_COLUMNS)
                 _transfer("tilestored64", row * self.shape.columns + column, target, at, 4 * columns)
 
 
@@ -111,23 +161,33 @@ def pack_pairs(matrix: torch.Tensor) -> torch.Tensor:
 
     ``depth`` and ``columns`` are multiples of 32 and 16.
     """
+    return _pack(matrix, 2)
+
+
+def pack_quads(matrix: torch.Tensor) -> torch.Tensor:
+    """The same for integers: ``[..., depth, columns]`` to ``[..., depth / 64, columns / 16, 1024]``."""
+    return _pack(matrix, 4)
+
+
+def _pack(matrix: torch.Tensor, group: int) -> torch.Tensor:
     *batch, depth, columns = matrix.shape
-    split = matrix.reshape(*batch, depth // TILE_DEPTH, TILE_DEPTH // 2, 2, columns // TILE_COLUMNS, TILE_COLUMNS)
+    depth, columns = depth // (group * TILE_ROWS), columns // TILE_COLUMNS
+    split = matrix.reshape(*batch, depth, TILE_ROWS, group, columns, TILE_COLUMNS)
     order = (*range(len(batch)), *(len(batch) + axis for axis in (0, 3, 1, 4, 2)))
-    return split.permute(order).reshape(*batch, depth // TILE_DEPTH, columns // TILE_COLUMNS, TILE_SIZE)
+    return split.permute(order).reshape(*batch, depth, columns, TILE_ROWS * group * TILE_COLUMNS)
 
 
 def panels(elements: int) -> Buffer:
     """Scratch memory of the thread for the left operand."""
-    return _scratch(elements, BITS)
+    return scratch(elements, BITS)
 
 
-def sums_buffer(shape: TileShape) -> Buffer:
+def sums_buffer(shape: Sums) -> Buffer:
     """Scratch memory of the thread for one `TileShape` of sums."""
-    return _scratch(shape.positions * shape.outputs, "float32")
+    return scratch(shape.positions * shape.outputs, shape.sum_type)
 
 
-def _scratch(elements: int, dtype: str) -> Buffer:
+def scratch(elements: int, dtype: str) -> Buffer:
     """Memory of which tiles read and write more than the element whose address they are given.
 
     TVM and LLVM cannot see that, and cut an allocation down to what they do see. Hence a store to its last element.

@@ -20,11 +20,12 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..record import Target
+from .arithmetic import FLOAT32, Arithmetic
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .builder import (
     RegisterTile,
     bind,
-    broadcast,
+    constant,
     load,
     loop,
     make_prim_func,
@@ -33,6 +34,7 @@ from .builder import (
     store_result,
     when,
 )
+from .conv2d_space import candidates
 from .conv2d_spec import (
     Conv2dKnobs,
     Conv2dSpec,
@@ -42,12 +44,14 @@ from .conv2d_spec import (
     pack_weight,
     reached_input_blocks,
 )
-from .conv2d_tiling import candidates
 from .parallelism import shared_loop
 from .spatial import TapRange, TileRun, tile_runs
 from .window_loops import tap_bounds
 
 __all__ = ["Conv2dKnobs", "Conv2dSpec", "build", "candidates", "pack_weight"]
+
+Expr = Any
+Index = Any
 
 
 def build(
@@ -73,12 +77,12 @@ def build(
     output = BufferSpec("output", spec.n * spec.output_blocks(target) * spec.out_h * spec.out_w * lanes, epilogue.dtype)
 
     def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
-        _Writer(spec, target, knobs, epilogue, main[0], main[1], extra, out).write()
+        ConvolutionWriter(spec, target, knobs, epilogue, main[0], main[1], extra, out).write()
 
     return make_prim_func(name, inputs, output, body, epilogue)
 
 
-class _Writer:
+class ConvolutionWriter:
     """Writes the loops of one convolution; methods go from the outermost loop inwards."""
 
     def __init__(
@@ -91,7 +95,9 @@ class _Writer:
         weight: Any,
         extra: Sequence[Any],
         output: Any,
+        arithmetic: Arithmetic = FLOAT32,
     ) -> None:
+        self.arithmetic = arithmetic
         self.spec = spec
         self.target = target
         self.knobs = knobs
@@ -101,7 +107,7 @@ class _Writer:
         self.extra = extra
         self.output = output
         self.lanes = target.lanes()
-        self.block = spec.input_block(target)
+        self.block = spec.input_block(target) // arithmetic.packing
         self.input_blocks = spec.input_blocks(target)
         self.output_blocks = spec.output_blocks(target)
         self.row_window, self.column_window = spec.windows()
@@ -113,15 +119,16 @@ class _Writer:
         self.columns = tile_runs(self.column_window, knobs.columns)
         # Tiles one row high find their kernel rows at run time: one piece of code instead of three or more.
         self.dynamic_rows = knobs.rows == 1 and self.row_window.kernel > 1
-        self.rows = (
-            [TileRun(0, 1, self.row_window.out, (TapRange(0, self.row_window.kernel, (0,)),))]
-            if self.dynamic_rows
-            else tile_runs(self.row_window, knobs.rows)
-        )
+        single_rows = TileRun(0, 1, self.row_window.out, (TapRange(0, self.row_window.kernel, (0,)),))
+        self.rows = [single_rows] if self.dynamic_rows else tile_runs(self.row_window, knobs.rows)
         self.row_limit = max(run.width for run in self.rows)
         self.row_tiles = sum(run.count for run in self.rows)
         self.units = min(knobs.spatial_units, self.row_tiles)
         self.groups = output_groups(spec, target, knobs.vectors)
+
+    def first_sum(self, output_block: Index, y: Index, x: int) -> Expr:
+        """What the sums of one vector start from, at a position or at one of which the same taps read padding."""
+        return constant(0, self.lanes, self.arithmetic.sum_type)
 
     def write(self) -> None:
         """The parallel loop over units and the choice of output group."""
@@ -156,7 +163,7 @@ class _GroupWriter:
     """Writes what one unit computes: some row tiles of one group of output blocks."""
 
     def __init__(
-        self, conv: _Writer, groups: OutputGroups, n: Any, first_output: Any, first_input: Any, group: Any
+        self, conv: ConvolutionWriter, groups: OutputGroups, n: Any, first_output: Any, first_input: Any, group: Any
     ) -> None:
         self.conv = conv
         self.lanes = conv.lanes
@@ -172,7 +179,8 @@ class _GroupWriter:
         preceding *= taps * conv.block * self.lanes
         self.weight_base = bind(preceding + group * (groups.span * self.weight_block))
         # Without convolution groups, the last block stops at the last real channel.
-        self.tail = spec.c % conv.block if spec.groups == 1 else 0
+        channels = -(-spec.c // conv.arithmetic.packing)
+        self.tail = channels % conv.block if spec.groups == 1 else 0
         self.full_blocks = groups.span - bool(self.tail)
         self.chunk = min(conv.knobs.block_chunk or groups.span, groups.span)
         self.chunks = -(-groups.span // self.chunk)
@@ -189,7 +197,7 @@ class _GroupWriter:
 
     def _allocate_partial_sums(self, tiles: int) -> None:
         self.partial_row_tile = self.conv.row_limit * self.conv.column_window.out * self.weight_row
-        self.partial = T.alloc_buffer((tiles * self.partial_row_tile,), "float32")
+        self.partial = T.alloc_buffer((tiles * self.partial_row_tile,), self.conv.arithmetic.sum_type)
 
     def _row_tile(self, chunk: Any, tile: Any, slot: Any, runs: Sequence[TileRun], passed: int) -> None:
         run = runs[0]
@@ -222,21 +230,28 @@ class _TileWriter:
         self.x = x
         self.chunk = chunk
         self.slot = slot
-        self.tile = RegisterTile(rows.width * columns.width * group.vectors, group.lanes)
+        sum_type = self.conv.arithmetic.sum_type
+        self.tile = RegisterTile(rows.width * columns.width * group.vectors, group.lanes, sum_type)
 
     def write(self) -> None:
         """One pass over a chunk of input blocks."""
         group = self.group
         if group.chunks == 1:
-            self.tile.fill(0.0)
+            self._start()
             self._accumulate(0, group.full_blocks, self.conv.block)
             self._accumulate(group.full_blocks, group.full_blocks + bool(group.tail), group.tail)
             self._finish()
             return
         begin = bind(self.chunk * group.chunk)
-        when(self.chunk == 0, lambda: self.tile.fill(0.0), lambda: self._partial_sums(self._reload))
+        when(self.chunk == 0, self._start, lambda: self._partial_sums(self._reload))
         self._accumulate(begin, bind(tirx.min(begin + group.chunk, group.full_blocks)), self.conv.block)
         when(self.chunk == group.chunks - 1, self._last_chunk, lambda: self._partial_sums(self._spill))
+
+    def _start(self) -> None:
+        for index, row, column, vector in self._places():
+            y = self.y + row if self.conv.dynamic_rows else self.rows.start + row
+            block = self.group.first_output + vector
+            self.tile[index] = self.conv.first_sum(block, y, self.columns.start + column)
 
     def _last_chunk(self) -> None:
         full = self.group.full_blocks
@@ -298,14 +313,15 @@ class _TileWriter:
         if conv.knobs.prefetch:
             for vector in range(group.vectors):
                 prefetch(conv.weight, weight + (conv.knobs.prefetch + vector) * lanes)
-        vectors = [bind(load(conv.weight, weight + vector * lanes, lanes)) for vector in range(group.vectors)]
+        places = (weight + vector * lanes for vector in range(group.vectors))
+        vectors = [conv.arithmetic.right(load(conv.weight, place, lanes)) for place in places]
         column_step = conv.column_window.stride * conv.pixel_step
         row_step = conv.row_window.stride * conv.column_window.size * conv.pixel_step
         for row, column in itertools.product(*used):
-            value = bind(broadcast(conv.data[data + (row * row_step + column * column_step)], lanes))
+            value = conv.arithmetic.left(conv.data[data + (row * row_step + column * column_step)], lanes)
             first = (row * self.columns.width + column) * group.vectors
             for index, vector in enumerate(vectors, first):
-                self.tile.multiply_add(index, value, vector)
+                conv.arithmetic.multiply_add(self.tile, index, value, vector)
 
     def _finish(self) -> None:
         group, conv = self.group, self.conv

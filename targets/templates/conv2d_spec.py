@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ..record import Target
-from .bfloat16 import check_numbers
+from .operand_types import check_operands
 from .spatial import Window
 
 Index = Any  # a Python int, or a tvm expression of the group's number
@@ -31,7 +31,10 @@ class Conv2dSpec:
     input_layout
         ``"blocked"`` (NCHW{lanes}c) or ``"plain"`` (NCHW). The output is always blocked.
     dtype
-        Element type of input and packed weight; sums are float32.
+        Element type of input and packed weight, and sums are float32; or ``"uint8"`` or ``"int8"``: that of the input,
+        with weights in int8 and sums in int32.
+    zero_point
+        The integer that stands for zero in the input: sums are over ``(x - zero_point) * w``.
     """
 
     n: int
@@ -46,12 +49,13 @@ class Conv2dSpec:
     groups: int = 1
     input_layout: Literal["blocked", "plain"] = "blocked"
     dtype: str = "float32"
+    zero_point: int = 0
 
     def __post_init__(self) -> None:
         positive = (self.n, self.c, self.h, self.w, self.o, self.groups)
         if min(*positive, *self.kernel, *self.stride, *self.dilation) < 1 or min(self.padding) < 0:
             raise ValueError(f"sizes must be positive and padding not negative: {self}")
-        check_numbers(self.dtype)
+        check_operands(self.dtype, self.zero_point)
         if self.c % self.groups or self.o % self.groups:
             raise ValueError(f"groups={self.groups} must divide c={self.c} and o={self.o}")
         if self.input_layout not in ("blocked", "plain"):
@@ -192,14 +196,16 @@ def reached_input_blocks(spec: Conv2dSpec, target: Target, groups: OutputGroups)
     return first_input_block(spec, target, last) + groups.span
 
 
-def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, weight: torch.Tensor) -> torch.Tensor:
-    """Reorder a weight of shape (o, c / groups, kh, kw) the way the kernel reads it.
+def pack_weight(
+    spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, weight: torch.Tensor, packing: int = 1
+) -> torch.Tensor:
+    """Reorder a weight of shape (o, c / groups, kh, kw) the way the kernel reads it, ``packing`` channels at a time.
 
     Returns
     -------
     torch.Tensor
-        Flat and contiguous: for each group of output blocks [input block, kh, kw, input channel, output channel], zero
-        where a channel is padding or belongs to another convolution group.
+        Flat and contiguous: for each group of output blocks [input block, kh, kw, input channels, output channel,
+        input channel of ``packing``], zero where a channel is padding or belongs to another convolution group.
     """
     expected = (spec.o, spec.c // spec.groups, *spec.kernel)
     if tuple(weight.shape) != expected:
@@ -214,8 +220,8 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, weight: to
             begin = first_input_block(spec, target, first)
             begin = min(begin, spec.input_blocks(target) - groups.span) * block
             piece = dense[first * lanes : first * lanes + rows, begin : begin + groups.span * block]
-            piece = piece.reshape(rows, groups.span, block, *spec.kernel)
-            pieces.append(piece.permute(1, 3, 4, 2, 0).reshape(-1))
+            piece = piece.reshape(rows, groups.span, block // packing, packing, *spec.kernel)
+            pieces.append(piece.permute(1, 4, 5, 2, 0, 3).reshape(-1))
     return torch.cat(pieces)
 
 

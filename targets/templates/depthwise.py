@@ -18,8 +18,8 @@ from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .builder import RegisterTile, bind, load, loop, make_prim_func, store_result
 from .conv2d_spec import Conv2dSpec
-from .spatial import TileRun, balanced_split
-from .window_loops import for_each_tile, row_pieces, tap_bounds, widest_tile
+from .spatial import TileRun
+from .window_loops import for_each_tile, piece_counts, tap_bounds, tile_widths
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class DepthwiseSpec:
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     dtype: str = "float32"
+    zero_point: int = 0
 
     def __post_init__(self) -> None:
         _ = self.conv2d  # validates
@@ -54,6 +55,7 @@ class DepthwiseSpec:
             self.dilation,
             groups=self.c,
             dtype=self.dtype,
+            zero_point=self.zero_point,
         )
 
     @property
@@ -84,10 +86,9 @@ def candidates(spec: DepthwiseSpec, target: Target) -> list[DepthwiseKnobs]:
     """Feasible knobs, the best analytic guess first."""
     conv = spec.conv2d
     rows, columns = conv.windows()
-    pieces = row_pieces(spec.n * conv.output_blocks(target), rows.out, target)
-    widest = widest_tile(columns, target, columns.kernel)
-    widths = dict.fromkeys(max(balanced_split(columns.out, limit)) for limit in range(widest, 3, -1))
-    return [DepthwiseKnobs(width, pieces) for width in widths or (widest,)]
+    shares = piece_counts(spec.n * conv.output_blocks(target), rows.out, target)
+    widths = tile_widths(columns, target, columns.kernel)
+    return [DepthwiseKnobs(width, pieces) for pieces in shares for width in widths]
 
 
 def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,8 @@ from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .builder import RegisterTile, load, loop, make_prim_func, prefetch, store, store_result, when
 from .matmul_pack import RhsPanels, pack_activation
-from .matmul_spec import ACTIVATION, PACKED, MatmulKnobs, MatmulSpec, candidates, reads_rhs_in_place
+from .matmul_space import candidates
+from .matmul_spec import ACTIVATION, PACKED, MatmulKnobs, MatmulSpec, reads_rhs_in_place
 from .matmul_tile import accumulate
 from .parallelism import chunk_loop, shared_loop
 from .vectors import lane_slice, pieces
@@ -74,13 +75,15 @@ def build(
     output = BufferSpec("out", spec.out_size, epilogue.dtype)
 
     def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
-        _Writer(spec, target, knobs, epilogue, buffers, extra, out).write()
+        MatmulWriter(spec, target, knobs, epilogue, buffers, extra, out).write()
 
     return make_prim_func(name, inputs, output, body, epilogue)
 
 
-class _Writer:
+class MatmulWriter:
     """Writes the loops of one matrix product."""
+
+    sum_type = "float32"
 
     def __init__(
         self,
@@ -107,20 +110,20 @@ class _Writer:
         extents = (*spec.batch, knobs.column_chunks, knobs.row_chunks)
         with shared_loop(extents, macs=spec.macs, bytes_moved=4 * spec.batch_size * spec.n * spec.k) as indices:
             *batch, column_chunk, row_chunk = indices
-            panels = self._panels(batch, column_chunk)
+            panels = self.panels_of(batch, column_chunk)
             staging = None
             if self.epilogue is not NO_EPILOGUE:
-                staging = T.alloc_buffer((knobs.rows * self.columns,), "float32", align=64)
+                staging = T.alloc_buffer((knobs.rows * self.columns,), self.sum_type, align=64)
             tiles = knobs.row_tiles(spec)
             with chunk_loop(row_chunk, knobs.row_chunks, tiles) as tile:
                 self._row_tile(batch, tile, column_chunk, panels, staging)
 
-    def _panels(self, batch: Sequence[Index], column_chunk: Index) -> RhsPanels:
+    def panels_of(self, batch: Sequence[Index], column_chunk: Index) -> RhsPanels:
         """Where this piece of work finds the right-hand side; an activation may be copied first."""
         spec, knobs = self.spec, self.knobs
         if spec.rhs == PACKED:
             return RhsPanels(self.rhs, 0, spec.k * self.columns, self.columns)
-        base = _offset(spec.rhs_offset, batch, spec.rhs_strides)
+        base = offset_of(spec.rhs_offset, batch, spec.rhs_strides)
         in_place = RhsPanels(self.rhs, base, self.columns, spec.rhs_strides[-2])
         if not knobs.pack_rhs:
             return in_place
@@ -155,7 +158,7 @@ class _Writer:
         panels: RhsPanels,
         staging: Buffer | None,
     ) -> None:
-        sums = self._sums(batch, rows, first_row, panels, panel)
+        sums = self.sums(batch, rows, first_row, panels, panel)
         whole = self.columns
         rest = self.spec.n - (self.panels - 1) * self.columns
 
@@ -172,20 +175,15 @@ class _Writer:
                     store(staging, at, sums[row * self.knobs.vectors + vector], self.lanes)
         when(panel < self.panels - 1 if rest < whole else True, store_columns(whole), store_columns(rest))
 
-    def _sums(
+    def sums(
         self, batch: Sequence[Index], rows: int, first_row: Index, panels: RhsPanels, panel: Index
     ) -> RegisterTile:
         """The register tile after all steps of ``k``."""
         spec, knobs = self.spec, self.knobs
         *_, row_stride, k_stride = spec.a_strides
-        a_base = _offset(spec.a_offset, batch, spec.a_strides) + first_row * row_stride
+        a_base = offset_of(spec.a_offset, batch, spec.a_strides) + first_row * row_stride
         rhs_base = panels.base + (panel - panels.first) * panels.panel_stride
         vectors, lanes = knobs.vectors, self.lanes
-
-        def prefetch_step(k: Index) -> None:
-            ahead = rhs_base + k * panels.k_stride + knobs.prefetch_bytes // 4
-            for vector in range(vectors):
-                prefetch(panels.buffer, ahead + vector * lanes)
 
         return accumulate(
             rows,
@@ -196,8 +194,20 @@ class _Writer:
             lambda k, vector: load(panels.buffer, rhs_base + k * panels.k_stride + vector * lanes, lanes),
             unroll=knobs.unroll,
             chains=knobs.chains,
-            before_step=prefetch_step if knobs.prefetch_bytes else None,
+            before_step=self.prefetching(panels, rhs_base),
         )
+
+    def prefetching(self, panels: RhsPanels, base: Index) -> Callable[[Index], None] | None:
+        """What a step does to have the packed weight in cache some steps later; ``base`` is where the panel begins."""
+        if not self.knobs.prefetch_bytes:
+            return None
+
+        def step(k: Index) -> None:
+            ahead = base + k * panels.k_stride + self.knobs.prefetch_bytes // 4
+            for vector in range(self.knobs.vectors):
+                prefetch(panels.buffer, ahead + vector * self.lanes)
+
+        return step
 
     def _store(
         self,
@@ -215,7 +225,7 @@ class _Writer:
         written out for each vector of the tile.
         """
         *_, row_stride, _ = self.spec.out_strides
-        out_base = _offset(self.spec.out_offset, batch, self.spec.out_strides)
+        out_base = offset_of(self.spec.out_offset, batch, self.spec.out_strides)
 
         def store_row(row: Index, values: Callable[[int, int], Expr]) -> None:
             for start, lanes in pieces(count, self.lanes):
@@ -237,7 +247,7 @@ class _Writer:
             store_row(row, from_registers)
 
 
-def _offset(base: Index, batch: Sequence[Index], strides: Sequence[int]) -> Index:
+def offset_of(base: Index, batch: Sequence[Index], strides: Sequence[int]) -> Index:
     """Element offset of one product of the batch; ``strides`` may go on beyond the batch dimensions."""
     for index, stride in zip(batch, strides, strict=False):
         base = base + index * stride

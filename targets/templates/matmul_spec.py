@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..record import Target
 from .base import row_major_strides
-from .bfloat16 import check_numbers
+from .operand_types import check_operands
 from .parallelism import balance, imbalance
 
 PACKED = "packed"
@@ -35,7 +35,10 @@ class MatmulSpec:
     a_size, rhs_size, out_size
         Element counts of the buffers; by default just large enough.
     dtype
-        Element type of the operands, a packed weight included; sums are float32.
+        Element type of the operands, a packed weight included, and sums are float32; or ``"uint8"`` or ``"int8"``: that
+        of ``a``, with weights in int8 and sums in int32.
+    zero_point
+        The integer that stands for zero in ``a``: sums are over ``(a - zero_point) * rhs``.
     """
 
     m: int
@@ -53,13 +56,14 @@ class MatmulSpec:
     rhs_size: int = 0
     out_size: int = 0
     dtype: str = "float32"
+    zero_point: int = 0
 
     def __post_init__(self) -> None:
         if self.rhs not in (PACKED, ACTIVATION):
             raise ValueError(f"rhs must be {PACKED!r} or {ACTIVATION!r}, not {self.rhs!r}")
         if min(self.m, self.n, self.k, *self.batch) < 1:
             raise ValueError(f"every extent must be positive: {self}")
-        check_numbers(self.dtype)
+        check_operands(self.dtype, self.zero_point)
         if self.rhs == PACKED and (self.rhs_strides or self.rhs_offset or self.rhs_size):
             raise ValueError("a packed right-hand side has no strides, offset or size of its own")
         self._fill("a", (*self.batch, self.m, self.k))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .builder import RegisterTile, broadcast, loop
+from .arithmetic import FLOAT32, Arithmetic
+from .builder import RegisterTile, loop
 
 Expr = Any
 Index = Any
@@ -22,7 +23,7 @@ def accumulate(
     unroll: int = 1,
     chains: int = 1,
     before_step: Callable[[Index], None] | None = None,
-    dtype: str = "float32",
+    arithmetic: Arithmetic = FLOAT32,
 ) -> RegisterTile:
     """Sums ``tile[row * vectors + v] = sum_k element(row, k) * vector_at(k, v)`` in registers.
 
@@ -40,20 +41,20 @@ def accumulate(
         Steps written out in the loop, and independent sums for each result, added up at the end.
     before_step
         Emits what else a step does, a prefetch for example.
-    dtype
-        Element type.
+    arithmetic
+        What elements are, and how they are multiplied.
     """
-    tile = RegisterTile(rows * vectors * chains, lanes, dtype)
-    tile.fill(0.0)
+    tile = RegisterTile(rows * vectors * chains, lanes, arithmetic.sum_type)
+    tile.fill(0)
 
     def step(k: Index, chain: int) -> None:
         if before_step is not None:
             before_step(k)
-        right = [vector_at(k, vector) for vector in range(vectors)]
+        right = [arithmetic.right(vector_at(k, vector)) for vector in range(vectors)]
         for row in range(rows):
-            left = broadcast(element(row, k), lanes)
+            left = arithmetic.left(element(row, k), lanes)
             for vector in range(vectors):
-                tile.multiply_add((chain * rows + row) * vectors + vector, left, right[vector])
+                arithmetic.multiply_add(tile, (chain * rows + row) * vectors + vector, left, right[vector])
 
     unroll = max(unroll, chains)
     whole = steps // unroll

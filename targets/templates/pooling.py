@@ -1,4 +1,8 @@
-"""Max and average pooling over windows, and global average pooling, in blocked layout."""
+"""Max and average pooling over windows, and global average pooling, in blocked layout.
+
+Of 8-bit integers the maximum is one; averages are float32: the int32 sum times the reciprocal of the count, each
+rounded once.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,12 @@ from tvm import tirx
 from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, store_result
+from .integers import accumulator, add, mean
+from .operand_types import INTEGER_RANGES, check_operands, is_integer
 from .parallelism import shared_loop
-from .spatial import TileRun, Window, balanced_split
+from .spatial import TileRun, Window
 from .vectors import maximum
-from .window_loops import for_each_tile, row_pieces, tap_bounds, widest_tile
+from .window_loops import for_each_tile, piece_counts, tap_bounds, tile_widths
 
 GLOBAL_ACCUMULATORS = 8  # independent sums that hide the latency of an addition
 
@@ -52,6 +58,7 @@ class PoolSpec:
             raise ValueError(f"sizes must be positive: {self}")
         if min(self.padding) < 0:
             raise ValueError(f"padding must not be negative: {self}")
+        check_operands(self.dtype)
         if self.mode not in ("max", "avg"):
             raise ValueError(f"unknown pooling mode {self.mode!r}; use 'max' or 'avg'")
         if self.mode == "avg" and self.dilation != (1, 1):
@@ -98,10 +105,8 @@ class PoolKnobs:
 def candidates(spec: PoolSpec, target: Target) -> list[PoolKnobs]:
     """Feasible knobs, the best analytic guess first."""
     rows, columns = spec.windows()
-    pieces = row_pieces(spec.n * -(-spec.c // target.lanes()), rows.out, target)
-    widest = widest_tile(columns, target, 0)
-    widths = dict.fromkeys(max(balanced_split(columns.out, limit)) for limit in range(widest, 3, -1))
-    return [PoolKnobs(width, pieces) for width in widths or (widest,)]
+    shares = piece_counts(spec.n * -(-spec.c // target.lanes()), rows.out, target)
+    return [PoolKnobs(width, pieces) for pieces in shares for width in tile_widths(columns, target, 0)]
 
 
 def build(
@@ -115,6 +120,8 @@ def build(
     lanes = target.lanes()
     blocks = -(-spec.c // lanes)
     rows, columns = spec.windows()
+    combine = maximum if spec.mode == "max" else add
+    sum_type = spec.dtype if spec.mode == "max" and is_integer(spec.dtype) else accumulator(spec.dtype)
     inputs = (BufferSpec("data", spec.n * blocks * spec.h * spec.w * lanes, spec.dtype),)
     output = BufferSpec("output", spec.n * blocks * rows.out * columns.out * lanes, epilogue.dtype)
 
@@ -131,18 +138,17 @@ def build(
                         for position in taps.positions:
                             column = position * columns.stride + kx * columns.dilation
                             value = load(data, first + column * lanes, lanes)
-                            kept = tile[position]
-                            tile[position] = maximum(kept, value) if spec.mode == "max" else kept + value
+                            tile[position] = combine(tile[position], value)
 
         def write_tile(plane: Any, y: Any, x: Any, run: TileRun) -> None:
-            tile = RegisterTile(run.width, lanes)
-            tile.fill(float("-inf") if spec.mode == "max" else 0.0)
+            tile = RegisterTile(run.width, lanes, sum_type)
+            tile.fill(_lowest(spec.dtype) if spec.mode == "max" else 0)
             gather(tile, plane, y, x, run)
             image, channel = plane // blocks, plane % blocks * lanes
             for position in range(run.width):
                 value = tile[position]
                 if spec.mode == "avg":
-                    value = value * broadcast(_reciprocal_count(spec, y, x + position), lanes)
+                    value = mean(value, broadcast(_reciprocal_count(spec, y, x + position), lanes))
                 flat = ((plane * rows.out + y) * columns.out + x + position) * lanes
                 at = VectorAt((image, channel, y, x + position), 1, lanes, flat)
                 store_result(out, value, at, epilogue, extra)
@@ -150,6 +156,11 @@ def build(
         for_each_tile(spec.n * blocks, rows, columns, knobs.columns, knobs.pieces, write_tile)
 
     return make_prim_func(name, inputs, output, body, epilogue)
+
+
+def _lowest(dtype: str) -> float:
+    """What every number is at least as large as."""
+    return INTEGER_RANGES[dtype][0] if is_integer(dtype) else float("-inf")
 
 
 def _reciprocal_count(spec: PoolSpec, y: Any, x: Any) -> Any:
@@ -204,21 +215,21 @@ def build_global_average(
         (data,) = main
         with shared_loop((spec.n, blocks), bytes_moved=4 * inputs[0].size) as (image, block):
             plane = bind(image * blocks + block)
-            tile = RegisterTile(sums, lanes)
+            tile = RegisterTile(sums, lanes, accumulator(spec.dtype))
 
-            def add(index: int, position: Any) -> None:
-                tile[index] = tile[index] + load(data, (plane * size + position) * lanes, lanes)
+            def accumulate(index: int, position: Any) -> None:
+                tile[index] = add(tile[index], load(data, (plane * size + position) * lanes, lanes))
 
-            tile.fill(0.0)
+            tile.fill(0)
             with loop(size // sums) as step:
                 for index in range(sums):
-                    add(index, step * sums + index)
+                    accumulate(index, step * sums + index)
             for index in range(size % sums):
-                add(index, size // sums * sums + index)
+                accumulate(index, size // sums * sums + index)
             total = tile[0]
             for index in range(1, sums):
                 total = total + tile[index]
             at = VectorAt((image, block * lanes, 0, 0), 1, lanes, plane * lanes)
-            store_result(out, total * constant(1.0 / size, lanes), at, epilogue, extra)
+            store_result(out, mean(total, constant(1.0 / size, lanes)), at, epilogue, extra)
 
     return make_prim_func(name, inputs, output, body, epilogue)

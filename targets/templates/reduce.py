@@ -19,6 +19,8 @@ from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .bfloat16 import check_numbers
 from .builder import RegisterTile, constant, load, loop, make_prim_func, store_result, when
+from .integers import accumulator, mean, widened
+from .operand_types import is_integer
 from .parallelism import shared_loop
 from .row_vectors import RowVectors, flat_row
 from .vectors import combine_all, horizontal, lanes_of, maximum, minimum
@@ -28,7 +30,7 @@ Index = Any
 Expr = Any
 
 _COMBINE = {"sum": operator.add, "mean": operator.add, "max": maximum, "min": minimum}
-_NEUTRAL = {"sum": 0.0, "mean": 0.0, "max": float("-inf"), "min": float("inf")}
+_NEUTRAL = {"sum": 0, "mean": 0, "max": float("-inf"), "min": float("inf")}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ReduceSpec:
     """``kind`` (``"sum"``, ``"mean"``, ``"max"`` or ``"min"``) of a tensor of ``shape`` over ``axes``.
 
     Axes count from 0. The result has the kept axes in their order; with or without axes of extent 1 its flat buffer is
-    the same.
+    the same. Of 8-bit integers there is the mean only, as float32.
     """
 
     kind: str
@@ -53,7 +55,8 @@ class ReduceSpec:
             raise ValueError(f"axes must be named, each once: {self.axes}")
         if any(not 0 <= axis < len(self.shape) for axis in self.axes):
             raise ValueError(f"axes {self.axes} are not all axes of a tensor of shape {self.shape}")
-        check_numbers(self.dtype)
+        if self.kind != "mean" or not is_integer(self.dtype):
+            check_numbers(self.dtype)
 
     @property
     def in_size(self) -> int:
@@ -112,8 +115,7 @@ def build(
     def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
         def write(flat: Index, value: Expr) -> None:
             if spec.kind == "mean":
-                share = spec.out_size / spec.in_size
-                value = value * constant(share, lanes_of(value))
+                value = mean(value, constant(spec.out_size / spec.in_size, lanes_of(value)))
             store_result(out, value, VectorAt((flat,), 0, lanes_of(value), flat), epilogue, extra)
 
         _Nest(spec, target.lanes(), knobs.unroll, buffers[0], write).write()
@@ -141,6 +143,7 @@ class _Nest:
         self.write_result = write
         self.combine = _COMBINE[spec.kind]
         self.neutral = _NEUTRAL[spec.kind]
+        self.sum_type = accumulator(spec.dtype)
 
     def write(self) -> None:
         """Write all loops; threads share the kept axes, and the columns where the last axis is kept."""
@@ -165,6 +168,9 @@ class _Nest:
         """How much there is to do, for the decision between one thread and several."""
         return {"macs": self.spec.macs, "bytes_moved": 4 * (self.spec.in_size + self.spec.out_size)}
 
+    def _read(self, offset: Index, lanes: int) -> Expr:
+        return widened(load(self.x, offset, lanes), self.sum_type)
+
     def _last_columns(self, base: Index, out_base: Index, start: int) -> None:
         """The columns from ``start`` on, fewer than one step; the last vector overlaps its predecessor if it can."""
         vectors = (self.length - start) // self.lanes
@@ -182,12 +188,12 @@ class _Nest:
 
     def _columns(self, base: Index, out_base: Index, column: Index, vectors: int, lanes: int) -> None:
         """``vectors`` vectors of results, accumulated down the reduced axes."""
-        tile = RegisterTile(vectors, lanes)
+        tile = RegisterTile(vectors, lanes, self.sum_type)
         tile.fill(self.neutral)
 
         def add(offset: Index) -> None:
             for vector in range(vectors):
-                value = load(self.x, base + offset + column + vector * lanes, lanes)
+                value = self._read(base + offset + column + vector * lanes, lanes)
                 tile[vector] = self.combine(tile[vector], value)
 
         _for_each(self.reduced, 0, add)
@@ -196,13 +202,13 @@ class _Nest:
 
     def _fold_row(self, base: Index, flat: Index) -> None:
         """One result: whole vectors along the last axis, then the fold over the lanes."""
-        row = RowVectors(self.length, self.lanes, self.unroll)
-        tile = RegisterTile(min(self.unroll, max(1, row.whole)), self.lanes)
+        row = RowVectors(self.length, self.lanes, self.unroll, self.sum_type)
+        tile = RegisterTile(min(self.unroll, max(1, row.whole)), self.lanes, self.sum_type)
         tile.fill(self.neutral)
 
         def add_row(offset: Index) -> None:
             def read(column: Index, lanes: int) -> Expr:
-                return load(self.x, base + offset + column, lanes)
+                return self._read(base + offset + column, lanes)
 
             def add(column: Index, slot: int) -> None:
                 tile[slot] = self.combine(tile[slot], read(column, self.lanes))

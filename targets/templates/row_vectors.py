@@ -34,11 +34,14 @@ class RowVectors:
         Lanes of one vector.
     unroll
         Vectors that one step of a loop handles.
+    dtype
+        Element type of the vectors in registers.
     """
 
     length: int
     lanes: int
     unroll: int
+    dtype: str = "float32"
 
     @property
     def whole(self) -> int:
@@ -68,8 +71,8 @@ class RowVectors:
         """
         if self.whole:
             return bind(read(self.length - self.lanes, self.lanes))
-        scratch = T.alloc_buffer((self.lanes,), "float32")
-        store(scratch, 0, constant(padding, self.lanes), self.lanes)
+        scratch = T.alloc_buffer((self.lanes,), self.dtype)
+        store(scratch, 0, constant(padding, self.lanes, self.dtype), self.lanes)
         for start, lanes in pieces(self.rest, self.lanes):
             store(scratch, start, read(start, lanes), lanes)
         return bind(load(scratch, 0, self.lanes))
@@ -81,7 +84,7 @@ class RowVectors:
             is_fresh = lane >= constant(self.lanes - self.rest, self.lanes, "int32")
         else:
             is_fresh = lane < constant(self.rest, self.lanes, "int32")
-        return tirx.Select(is_fresh, value, constant(other, self.lanes))
+        return tirx.Select(is_fresh, value, constant(other, self.lanes, self.dtype))
 
     def store_rest(self, value: Expr, write: Callable[[Index, Expr], None]) -> None:
         """Hand the rest to ``write(offset, vector)``: overlapping lanes are written a second time, padding is not."""

@@ -7,6 +7,7 @@ Tiles of one width and one such pattern form a *run*, which a template writes on
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ def tap_ranges(window: Window, start: int, width: int) -> tuple[TapRange, ...]:
 
 def tile_runs(window: Window, limit: int) -> list[TileRun]:
     """Tile an axis with tiles of at most ``limit`` positions and group equal neighbours into runs."""
+    return list(_tile_runs(window, limit))
+
+
+@lru_cache(maxsize=1024)
+def _tile_runs(window: Window, limit: int) -> tuple[TileRun, ...]:
     runs: list[TileRun] = []
     start = 0
     for width in balanced_split(window.out, limit):
@@ -90,4 +96,4 @@ def tile_runs(window: Window, limit: int) -> list[TileRun]:
         else:
             runs.append(TileRun(start, width, 1, taps))
         start += width
-    return runs
+    return tuple(runs)

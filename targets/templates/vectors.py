@@ -45,17 +45,19 @@ def bind(value: Expr) -> Expr:
 
 
 def maximum(kept: Expr, value: Expr) -> Expr:
-    """The larger of two floats lane by lane, NaN where either is: a masked ``max`` and the comparison for its mask."""
+    """The larger of two numbers lane by lane, NaN where either is: a masked ``max`` and the comparison for its mask."""
     return _unless_nan(kept, tirx.Select(kept > value, kept, value))
 
 
 def minimum(kept: Expr, value: Expr) -> Expr:
-    """The smaller of two floats lane by lane, NaN where either is."""
+    """The smaller of two numbers lane by lane, NaN where either is."""
     return _unless_nan(kept, tirx.Select(kept < value, kept, value))
 
 
 def _unless_nan(kept: Expr, chosen: Expr) -> Expr:
     """``chosen``, which is already NaN where the other operand is, but ``kept`` where that is NaN."""
+    if not dtype_of(kept, 1).startswith("float"):
+        return chosen
     lowest = broadcast(tirx.const(float("-inf"), dtype_of(kept, 1)), lanes_of(kept))
     return tirx.Select(kept >= lowest, chosen, kept)
 

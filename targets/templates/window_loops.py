@@ -10,7 +10,7 @@ from tvm import tirx
 from ..record import Target
 from .builder import bind, loop
 from .parallelism import shared_loop
-from .spatial import TileRun, Window, tile_runs
+from .spatial import TileRun, Window, balanced_split, tile_runs
 
 Expr = Any
 
@@ -31,6 +31,21 @@ def row_pieces(planes: int, rows: int, target: Target) -> int:
     """Pieces to cut each of ``planes`` images of ``rows`` rows into, so that all cores get equal work."""
     wanted = UNITS_PER_CORE * target.cores
     return min(rows, -(-wanted // planes))
+
+
+def piece_counts(planes: int, rows: int, target: Target) -> list[int]:
+    """Numbers of pieces to try for each of ``planes`` images of ``rows`` rows, the usual one first."""
+    usual = row_pieces(planes, rows, target)
+    others = (1, target.cores, 2 * usual, rows)
+    return list(
+        dict.fromkeys((usual, *(count for count in others if count <= rows and count * planes >= target.cores)))
+    )
+
+
+def tile_widths(window: Window, target: Target, taps: int) -> list[int]:
+    """Widths of register tiles that waste no columns and spill nothing, the widest first; see :func:`widest_tile`."""
+    widest = widest_tile(window, target, taps)
+    return list(dict.fromkeys(max(balanced_split(window.out, limit)) for limit in range(widest, 3, -1))) or [widest]
 
 
 def widest_tile(window: Window, target: Target, taps: int) -> int:

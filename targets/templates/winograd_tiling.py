@@ -25,7 +25,7 @@ EXPOSED = 0.25  # share of the shorter of arithmetic and weight traffic that pre
 USABLE_L2 = 0.5  # share of L2 that weights or intermediate results may fill and stay there
 ALLOWED_ERROR = 2e-5  # of one layer, relative to its largest output; a network may have dozens of layers
 WIDE_TILE_PENALTY = {2: 1.0, 4: 1.0, 6: 1.08}  # the widest must win by this much: less accurate, twice the code
-MOST_CANDIDATES = 24
+MOST_CANDIDATES = 160
 
 
 def candidates(spec: Conv2dSpec, target: Target) -> list[WinogradKnobs]:

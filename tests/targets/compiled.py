@@ -10,6 +10,7 @@ from tersor.passes import run_passes
 from tersor.passes.numeric import seeded_inputs
 from tersor.targets import Executable, compile_graph, resolve_target
 from tersor.targets.lowering import Program, lower
+from tersor.targets.record import Target
 from tersor.tests.random_graphs import GraphBuilder
 
 NATIVE = "x86:native"
@@ -17,7 +18,7 @@ Build = Callable[[GraphBuilder, Value], Value]
 TOLERANCE = 1e-5  # of the largest finite output
 
 
-def prepared(graph: Graph, pipeline: str = "layout", target: str = NATIVE) -> Graph:
+def prepared(graph: Graph, pipeline: str = "layout", target: str | Target = NATIVE) -> Graph:
     """The graph after a pipeline, verified; without layout when the pipeline does not ask for it."""
     optimized = run_passes(graph, pipeline, target=resolve_target(target)) if pipeline else graph
     verify(optimized)
@@ -34,7 +35,7 @@ def templates(program: Program) -> list[str]:
     return [call.kernel.template for call in program.calls]
 
 
-def compiled(graph: Graph, pipeline: str = "layout", target: str = NATIVE) -> Executable:
+def compiled(graph: Graph, pipeline: str = "layout", target: str | Target = NATIVE) -> Executable:
     """The graph as machine code."""
     return compile_graph(prepared(graph, pipeline, target), resolve_target(target))
 

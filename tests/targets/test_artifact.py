@@ -21,7 +21,7 @@ from tersor.targets import artifact as artifact_module
 from tersor.targets.archive import ALIGNMENT, Archive, ArchiveWriter
 from tersor.targets.artifact import CODE, CONSTANTS, GRAPH, MANIFEST, WEIGHTS, load, load_graph, read_manifest
 from tersor.targets.features import required_features
-from tersor.targets.manifest import ArtifactError
+from tersor.targets.manifest import SCHEMA, ArtifactError
 from tersor.targets.runtime import LinkedCode
 
 MEMBERS = (CODE, CONSTANTS, GRAPH, WEIGHTS)
@@ -41,7 +41,7 @@ def rewrite(source: Path, path: Path, edit: Callable[[dict[str, Any]], None], **
         for name, data in (members | {name.replace("_", "."): data for name, data in replaced.items()}).items():
             if data is not None:
                 member = archive.add(name, len(data), [data])
-                manifest["members"][name] = {"size": member.size, "sha256": member.sha256}
+                manifest["members"][name] = {"size": member.size, "digest": member.digest}
         edit(manifest)
         archive.add_index(MANIFEST, json.dumps(manifest).encode())
     return path
@@ -157,16 +157,58 @@ def test_what_llvm_may_use_by_itself_is_required() -> None:
 # Damage -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("member", [*MEMBERS, MANIFEST])
-def test_an_altered_member_is_named(member: str, artifact: Path, tmp_path: Path, refused: Any) -> None:
+def alter(artifact: Path, member: str, path: Path) -> Path:
+    """Write a copy in which one bit of a member is another."""
     data = bytearray(artifact.read_bytes())
     with zipfile.ZipFile(artifact) as archive:
         info = archive.getinfo(member)
     middle = data.index(contents(artifact)[member], info.header_offset) + info.file_size // 2
     data[middle] ^= 1
-    path = tmp_path / "altered.tersor"
     path.write_bytes(data)
-    assert f"{member} was altered" in refused(path)
+    return path
+
+
+@pytest.mark.parametrize("member", [CODE, CONSTANTS, GRAPH, MANIFEST])
+def test_an_altered_member_is_named(member: str, artifact: Path, tmp_path: Path, refused: Any) -> None:
+    assert f"{member} was altered" in refused(alter(artifact, member, tmp_path / "altered.tersor"))
+
+
+def test_altered_weights_of_the_graph_are_named_when_it_is_asked_for(
+    artifact: Path, executable: Executable, example: torch.Tensor, tmp_path: Path
+) -> None:
+    path = alter(artifact, WEIGHTS, tmp_path / "altered.tersor")
+    loaded = tersor.load(path)
+    assert torch.equal(loaded(example), executable(example))
+    for read in (lambda: loaded.graph, lambda: load_graph(path), lambda: loaded.save(tmp_path / "again.tersor")):
+        with pytest.raises(ArtifactError, match=f"{WEIGHTS} was altered"):
+            read()
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (5, 3), (7, 1), (8,), (8, 8), (3, 20, 1), (64, 1)], ids=str)
+def test_digests_do_not_depend_on_how_the_bytes_come(
+    sizes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "_CHUNK_BYTES", 8)
+    pieces = [bytes(range(size)) for size in sizes]
+    whole = b"".join(pieces)
+    path = tmp_path / "some.zip"
+    with ArchiveWriter(path) as archive:
+        members = {"a": archive.add("a", len(whole), pieces), "b": archive.add("b", len(whole), [whole])}
+    assert members["a"] == members["b"]
+    Archive(path).check(members)
+
+
+@pytest.mark.parametrize("position", [0, 7, 8, 16, 19])
+def test_every_chunk_counts(position: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_module, "_CHUNK_BYTES", 8)
+    data = bytearray(20)
+    path = tmp_path / "some.zip"
+    with ArchiveWriter(path) as archive:
+        before = archive.add("a", len(data), [data])
+        data[position] = 1
+        archive.add("b", len(data), [data])
+    with pytest.raises(ArtifactError, match="b was altered"):
+        Archive(path).check({"b": before})
 
 
 def test_a_truncated_file_is_refused_wherever_it_ends(artifact: Path, tmp_path: Path, refused: Any) -> None:
@@ -268,11 +310,16 @@ def test_a_graph_that_is_no_graph_is_an_error(artifact: Path, tmp_path: Path) ->
 
 def test_a_newer_schema_is_refused_whatever_else_it_brings(artifact: Path, tmp_path: Path, refused: Any) -> None:
     def edit(manifest: dict[str, Any]) -> None:
-        manifest["schema"] = 2
+        manifest["schema"] = SCHEMA + 1
         manifest["something new"] = True
 
     path = rewrite(artifact, tmp_path / "newer.tersor", edit, model_so=None, new_bin=b"x")
-    assert "schema 2 is newer than 1" in refused(path)
+    assert f"schema {SCHEMA + 1} is newer than {SCHEMA}" in refused(path)
+
+
+def test_an_older_schema_is_refused(artifact: Path, tmp_path: Path, refused: Any) -> None:
+    path = rewrite(artifact, tmp_path / "older.tersor", set_at("schema", to=1))
+    assert "compile the model again" in refused(path)
 
 
 def test_a_manifest_that_is_not_json_is_refused(artifact: Path, tmp_path: Path, refused: Any) -> None:
@@ -317,9 +364,9 @@ def set_at(*keys: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (set_at("constants", 0, "count", to=10**18), "constant 0 of the manifest is not within constants.bin"),
         (set_at("constants", 0, "dtype", to="load"), "constant 0 of the manifest is not within constants.bin"),
         (set_at("members", CODE, "size", to=3), f"{CODE} has"),
-        (set_at("members", CODE, "sha256", to="00"), f"{CODE} was altered"),
+        (set_at("members", CODE, "digest", to="00"), f"{CODE} was altered"),
         (set_at("members", to={}), "has no hash of"),
-        (set_at("members", "evil.so", to={"size": 1, "sha256": ""}), "has a hash of an unknown member 'evil.so'"),
+        (set_at("members", "evil.so", to={"size": 1, "digest": ""}), "has a hash of an unknown member 'evil.so'"),
     ],
 )
 def test_wrong_fields_are_named(edit: Any, message: str, artifact: Path, tmp_path: Path, refused: Any) -> None:

@@ -73,6 +73,9 @@ CASES: list[tuple[type[Op], dict[str, object], tuple[DType, ...]]] = [
     (ops.GeluOp, {}, (DType.F32,)),
     (ops.GeluOp, {"approximate": "tanh"}, (DType.F32,)),
     *((ops.CastOp, {"dtype": dtype}, ALL) for dtype in ALL),
+    (ops.QuantizeOp, {"scale": 0.02, "zero_point": 100}, (DType.F32,)),
+    (ops.QuantizeOp, {"scale": 1.0, "dtype": DType.I8}, (DType.F32,)),
+    (ops.ClampOp, {"min": -7.5, "max": 3.5}, SMALL),
 ]
 # PyTorch's own kernels overflow here though the result is representable.
 _OVERFLOWS = (ops.GeluOp, ops.HardSwishOp)
@@ -137,7 +140,7 @@ def defined_for(kind: type[Op], attrs: dict[str, object], x: torch.Tensor) -> to
 
 
 def test_every_elementwise_op_has_a_case():
-    kinds = {kind for kind, _, _ in CASES}
+    kinds = {kind for kind, _, _ in CASES} | {ops.DequantizeOp}  # its operands differ in type: see test_integers.py
     assert {kind for kind in Op.kinds.values() if kind.elementwise and kind.__module__.startswith("tersor.")} == kinds
 
 

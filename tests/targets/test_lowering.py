@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 from tersor.ir import DType, TensorType, Value, ops
-from tersor.targets.kernel import CompileError
 from tersor.tests.random_graphs import GraphBuilder
 
-from .compiled import Build, builder, check, lowered, part, permute, reshape
+from .compiled import Build, builder, check, lowered, part, permute, reshape, templates
 
 # Broadcasting into epilogues --------------------------------------------------------------------------------------
 
@@ -219,8 +218,27 @@ def test_adaptive_pooling_into_equal_windows(plane: tuple[int, int], size: tuple
     check(b.done(b.op(ops.ReluOp, b.op(ops.AdaptiveAvgPool2dOp, b.graph.inputs[0], size=size))), pipeline="fuse,layout")
 
 
-def test_adaptive_pooling_into_unequal_windows_is_refused():
-    b = builder(x=(2, 24, 7, 7))
-    pooled = b.op(ops.AdaptiveAvgPool2dOp, b.graph.inputs[0], location="pool", size=(3, 1))
-    with pytest.raises(CompileError, match=r"adaptive_avg_pool2d at 'pool': a plane of 7x7 has no 3x1 equal windows"):
-        lowered(b.done(pooled))
+@pytest.mark.parametrize(("plane", "size"), [((7, 7), (3, 1)), ((10, 7), (3, 4)), ((2, 3), (4, 5))])
+def test_adaptive_pooling_into_unequal_windows(plane: tuple[int, int], size: tuple[int, int]):
+    b = builder(x=(2, 19, *plane))
+    pooled = b.op(ops.AdaptiveAvgPool2dOp, b.graph.inputs[0], size=size)
+    check(b.done(pooled))
+    graph = b.done(b.op(ops.AddOp, b.op(ops.ReluOp, pooled), b.number(0.5, 2, 19, *size)))
+    check(graph, pipeline="fuse,layout")
+    called = templates(lowered(graph, "fuse,layout"))
+    assert called == ["relayout", "loops", "elementwise", "relayout"]
+
+
+@pytest.mark.parametrize("target", ["x86:native", "x86:avx2"])
+@pytest.mark.parametrize("groups", [1, 17])
+def test_padding_lanes_never_spoil_a_convolution(target: str, groups: int):
+    """``x / x`` of a lane without a channel is NaN, which a weight of zero does not remove."""
+    b = builder(x=(1, 17, 6, 5))
+    ones = b.op(ops.AddOp, b.op(ops.ReluOp, b.conv(b.graph.inputs[0], 17)), b.constant(torch.ones(17, 1, 1)))
+    ratio = b.op(ops.DivOp, ones, ones)
+    weight = b.weight(34, 17 // groups, 3, 3)
+    check(
+        b.done(b.op(ops.Conv2dOp, ratio, weight, groups=groups, padding=(1, 1, 1, 1))),
+        pipeline="fuse,layout",
+        target=target,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -28,11 +29,15 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("batch", "plane"), [(1, (4, 4)), (2, (3, 5)), (1, (1, 1))], ids=str)
 def test_channel_gather(case: str, batch: int, plane: tuple[int, int], target):
-    counts, sources = CASES[case]
+    check_gather(*CASES[case], batch, plane, target)
+
+
+def check_gather(counts: Sequence[int], sources: Sequence[int], batch: int, plane: tuple[int, int], target) -> None:
+    """Build, run and compare; padded channels must be zero."""
     block = target.lanes()
-    generator = torch.Generator().manual_seed(len(case))
+    generator = torch.Generator().manual_seed(len(sources))
     parts = [torch.randn(batch, count, *plane, generator=generator) for count in counts]
-    spec = ChannelGatherSpec(batch, plane[0] * plane[1], counts, tuple(sources), block)
+    spec = ChannelGatherSpec(batch, plane[0] * plane[1], tuple(counts), tuple(sources), block)
     stored = [to_blocked(part, block) for part in parts]
     result = run(build(spec, target), target, *stored, out_elements=spec.size(len(sources)))
     padded = (batch, spec.blocks(len(sources)) * block, *plane)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from tersor.targets.kernels.convolution import winograd_pays
+from tersor.targets.algorithms import winograd_pays
 from tersor.targets.templates.base import NO_EPILOGUE
 from tersor.targets.templates.conv2d import Conv2dSpec
 from tersor.targets.templates.conv2d_tiling import feasible_positions

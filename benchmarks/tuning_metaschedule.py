@@ -1,0 +1,187 @@
+"""Seconds until a convolution's kernel is as fast as MetaSchedule gets it: by MetaSchedule, and by Tersor's own search.
+
+Both build in preloaded pools, run in a process of their own and start from an empty log; the start of their processes
+counts. MetaSchedule searches schedules of TVM's own definition of the convolution (NCHW, batch 1), for a given time.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tersor
+import torch
+from rich.table import Table
+from tersor.targets import resolve_target
+from tersor.targets.record import Target
+from tersor.targets.tuning import metaschedule
+from tersor.targets.tuning.extract import extract_tasks
+from tersor.targets.tuning.measure import LocalMeasurer
+from tersor.targets.tuning.scheduler import Budget
+from tersor.targets.tuning.session import Point, TuningSession
+from tersor.targets.tuning.task import Task
+from tvm import te, topi
+
+PIPELINE = "O3,fold-batchnorm,layout"
+NEAR = 1.02  # of the best that MetaSchedule found: reached when a kernel is that close
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A 3x3 or pointwise convolution with stride 1 that keeps the size of the image."""
+
+    channels: int
+    size: int
+    outputs: int
+    kernel: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds."""
+        return self.channels * self.outputs * self.kernel**2 * self.size**2
+
+    def gflops(self, seconds: float) -> float:
+        """10^9 floating-point operations a second of the direct method, whichever is used."""
+        return 2e-9 * self.macs / seconds
+
+    def __str__(self) -> str:
+        return f"{self.kernel}x{self.kernel}, {self.channels} to {self.outputs} channels, {self.size}x{self.size}"
+
+
+CONVOLUTIONS = (
+    Convolution(64, 56, 64, 3),
+    Convolution(128, 28, 128, 3),
+    Convolution(256, 14, 1024, 1),
+)
+
+
+@dataclass(frozen=True)
+class Race:
+    """How long both took to the same speed.
+
+    Attributes
+    ----------
+    convolution
+        What was computed.
+    goal
+        Seconds of a call that both reached: MetaSchedule's best within its time, and 2 %.
+    theirs, ours
+        Seconds of tuning until a kernel was that fast; ours is infinite if none was.
+    their_trials, our_trials
+        Candidates measured by then.
+    their_best, our_best
+        Seconds of a call of the fastest kernels.
+    """
+
+    convolution: str
+    macs: int
+    goal: float
+    theirs: float
+    ours: float
+    their_trials: int
+    our_trials: int
+    their_best: float
+    our_best: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times sooner Tersor is there."""
+        return self.theirs / self.ours
+
+
+def race(convolution: Convolution, target: Target, their_seconds: float, our_seconds: float, seed: int = 0) -> Race:
+    """Tune one convolution by both.
+
+    Parameters
+    ----------
+    target
+        This machine; ``target.cores`` is the number of threads.
+    their_seconds, our_seconds
+        Time for each.
+    seed
+        Of both searches.
+    """
+    with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
+        theirs = metaschedule.tune(
+            definition(convolution), target, Path(folder), trials=10_000, max_seconds=their_seconds, seed=seed
+        )
+    goal = NEAR * theirs.seconds
+    first = next(point for point in theirs.history if point.best <= goal)
+    history = search(task_of(convolution, target), our_seconds, seed)
+    reached = next((point for point in history if point.latency <= goal), Point(math.inf, 0, math.nan))
+    return Race(
+        convolution=str(convolution),
+        macs=convolution.macs,
+        goal=goal,
+        theirs=first.elapsed,
+        ours=reached.seconds,
+        their_trials=first.trials,
+        our_trials=reached.trials,
+        their_best=theirs.seconds,
+        our_best=min(point.latency for point in history),
+    )
+
+
+def definition(convolution: Convolution) -> object:
+    """The convolution as a function of TVM's tensor expressions, not scheduled."""
+    side, kernel = convolution.size, convolution.kernel
+    data = te.placeholder((1, convolution.channels, side, side), name="data")
+    weight = te.placeholder((convolution.outputs, convolution.channels, kernel, kernel), name="weight")
+    return te.create_prim_func([data, weight, topi.nn.conv2d(data, weight, 1, kernel // 2, 1)])
+
+
+def task_of(convolution: Convolution, target: Target) -> Task:
+    """The convolution as a task for Tersor's search."""
+    module = torch.nn.Conv2d(
+        convolution.channels, convolution.outputs, convolution.kernel, padding=convolution.kernel // 2, bias=False
+    )
+    example = torch.zeros(1, convolution.channels, convolution.size, convolution.size)
+    graph = tersor.run_passes(tersor.from_torch(module.eval(), (example,)), PIPELINE, target=target)
+    return next(task for task in extract_tasks(graph, target) if task.workload.kind == "conv2d")
+
+
+def search(task: Task, seconds: float, seed: int) -> tuple[Point, ...]:
+    """Tune one task from nothing; how its latency fell, from the first measured batch on."""
+    with LocalMeasurer() as measurer:
+        return TuningSession([task], measurer, Budget(seconds=seconds), seed=seed).run().history[1:]
+
+
+def run(
+    convolutions: Sequence[Convolution] = CONVOLUTIONS,
+    *,
+    threads: int = 2,
+    their_seconds: float = 180.0,
+    our_seconds: float = 60.0,
+) -> list[Race]:
+    """Race on each convolution."""
+    target = replace(resolve_target("x86:native"), cores=threads)
+    return [race(one, target, their_seconds, our_seconds) for one in convolutions]
+
+
+def table(races: Sequence[Race]) -> Table:
+    """The results for people."""
+    result = Table(title="Seconds of tuning to the same speed")
+    for heading in (
+        "convolution",
+        "GFLOP/s",
+        "MetaSchedule",
+        "Tersor",
+        "sooner",
+        "MetaSchedule's best",
+        "Tersor's best",
+    ):
+        result.add_column(heading, justify="left" if heading == "convolution" else "right")
+    for one in races:
+        result.add_row(
+            one.convolution,
+            f"{2e-9 * one.macs / one.goal:.0f}",
+            f"{one.theirs:.0f} s, {one.their_trials} trials",
+            f"{one.ours:.1f} s, {one.our_trials} trials",
+            f"{one.ratio:.0f}x",
+            f"{2e-9 * one.macs / one.their_best:.0f} GFLOP/s",
+            f"{2e-9 * one.macs / one.our_best:.0f} GFLOP/s",
+        )
+    return result

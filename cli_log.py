@@ -1,0 +1,212 @@
+"""The commands ``tersor log …``: look at records of measurements, merge and prune them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .targets.tuning.manage import Statistics
+    from .targets.tuning.option import Workload
+    from .targets.tuning.records import Record
+
+log = typer.Typer(name="log", help="Look at tuning records, merge and prune them.", no_args_is_help=True)
+
+LogDirArgument = Annotated[Path, typer.Argument(metavar="LOG_DIR", help="Folder of records.")]
+TargetOption = Annotated[str | None, typer.Option(help="Only records for this machine; see `tersor targets`.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
+DEFAULT_LOG_DIR = Path("tuning_logs")
+
+
+@log.command()
+def stats(log_dir: LogDirArgument = DEFAULT_LOG_DIR, target: TargetOption = None, as_json: JsonOption = False) -> None:
+    """Count records, how they ended, and what they gain, for each target and number of threads.
+
+    \b
+    Examples:
+      tersor log stats
+      tersor log stats logs --target x86:znver4 --json
+    """
+    from .targets.tuning.log import read_log
+    from .targets.tuning.manage import statistics_of
+
+    content = read_log(_existing(log_dir), _target_name(target))
+    rows = statistics_of(content.records)
+    if as_json:
+        _print_json(
+            {
+                "targets": [vars(row) for row in rows],
+                "ignored": dict(content.ignored),
+                "problems": list(content.problems),
+            }
+        )
+        return
+    console = _console()
+    console.print(_statistics_table(rows))
+    _print_ignored(console, sum((row.ignored for row in rows), content.ignored))
+    _print_problems(console, content.problems)
+
+
+@log.command()
+def best(
+    log_dir: LogDirArgument = DEFAULT_LOG_DIR,
+    target: Annotated[str, typer.Option(help="Machine to use records for; see `tersor targets`.")] = "x86:native",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of one call; the target's cores if omitted.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the options that a compiler uses instead of its analytic defaults.
+
+    \b
+    Examples:
+      tersor log best
+      tersor log best logs --target x86:znver4 --threads 1
+    """
+    from dataclasses import replace
+
+    from .targets import resolve_target
+    from .targets.tuning import records
+    from .targets.tuning.log import read_log
+
+    machine = resolve_target(target)
+    if threads is not None:
+        machine = replace(machine, cores=threads)
+    content = read_log(_existing(log_dir), machine.name)
+    fit = records.fitting(content.records, machine)
+    chosen = records.best(fit.records)
+    if as_json:
+        rows = [_describe(workload, record) for workload, record in chosen.items()]
+        _print_json({"best": rows, "ignored": dict(content.ignored + fit.ignored), "problems": list(content.problems)})
+        return
+    console = _console()
+    console.print(_best_table(chosen, machine.name, machine.cores))
+    _print_ignored(console, content.ignored + fit.ignored)
+    _print_problems(console, content.problems)
+
+
+@log.command()
+def merge(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Folders of records, or .jsonl files.")],
+    into: Annotated[Path, typer.Option(help="Folder to add the records to.")] = DEFAULT_LOG_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Add the records of other folders or files to a folder, each record once.
+
+    \b
+    Examples:
+      tersor log merge /mnt/board1/logs /mnt/board2/logs --into tuning_logs
+      tersor log merge records.jsonl
+    """
+    from .targets.tuning import manage
+
+    merged = manage.merge(sources, into)
+    if as_json:
+        counts = {"added": merged.added, "known": merged.known}
+        _print_json({**counts, "ignored": dict(merged.log.ignored), "problems": list(merged.log.problems)})
+        return
+    console = _console()
+    console.print(f"added {merged.added} records to {into}, which had {merged.known} of them already")
+    _print_ignored(console, merged.log.ignored)
+    _print_problems(console, merged.log.problems)
+
+
+@log.command()
+def prune(
+    log_dir: LogDirArgument = DEFAULT_LOG_DIR,
+    keep: Annotated[int, typer.Option(min=1, help="Fastest options of each problem to keep.")] = 16,
+    target: TargetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Drop damaged lines, duplicates, records of other versions, and slow candidates.
+
+    \b
+    Examples:
+      tersor log prune
+      tersor log prune logs --keep 4 --target x86:znver4
+    """
+    from .targets.tuning import manage
+
+    pruned = manage.prune(_existing(log_dir), keep, _target_name(target))
+    if as_json:
+        _print_json({"kept": pruned.kept, "dropped": dict(pruned.dropped)})
+        return
+    console = _console()
+    console.print(f"kept {pruned.kept} records, dropped {pruned.dropped.total()}")
+    for reason, count in sorted(pruned.dropped.items()):
+        console.print(f"  {count} {reason}")
+
+
+def _target_name(target: str | None) -> str | None:
+    from .targets import resolve_target
+
+    return None if target is None else resolve_target(target).name
+
+
+def _existing(log_dir: Path) -> Path:
+    from .ir import TersorError
+
+    if not log_dir.is_dir():
+        raise TersorError(f"{log_dir}: no such folder; `tersor tune` makes one")
+    return log_dir
+
+
+def _describe(workload: Workload, record: Record) -> dict[str, Any]:
+    outcome = record.outcome
+    return {
+        "workload": workload.to_json(),
+        "option": record.option.to_json(),
+        "seconds": outcome.seconds,
+        "default_seconds": outcome.baseline,
+        "gain": 1 / outcome.ratio,
+    }
+
+
+def _statistics_table(rows: Sequence[Statistics]) -> Table:
+    table = Table(title="tuning records", title_justify="left")
+    for name in ("target", "threads", "records", "ok", "failed", "problems", "improved", "gain"):
+        table.add_column(name, justify="left" if name == "target" else "right")
+    for row in rows:
+        ok = row.statuses["ok"]
+        failed = ", ".join(f"{count} {status}" for status, count in sorted(row.statuses.items()) if status != "ok")
+        numbers = (row.threads, row.records, ok, failed or 0, row.workloads, row.improved)
+        table.add_row(row.target, *map(str, numbers), f"{row.gain:.3f}")
+    return table
+
+
+def _best_table(chosen: dict[Workload, Record], target: str, threads: int) -> Table:
+    table = Table(title=f"chosen on {target}, {threads} threads", title_justify="left")
+    for name in ("layer", "problem", "option"):
+        table.add_column(name, overflow="fold")
+    for name in ("us", "gain"):
+        table.add_column(name, justify="right")
+    for workload, record in sorted(chosen.items(), key=lambda item: item[1].outcome.ratio):
+        outcome = record.outcome
+        names = (record.task.location, str(workload), str(record.option))
+        table.add_row(*names, f"{outcome.seconds * 1e6:.1f}", f"{1 / outcome.ratio:.3f}")
+    return table
+
+
+def _print_ignored(console: Console, ignored: Counter[str]) -> None:
+    for reason, count in sorted(ignored.items()):
+        console.print(f"ignored {count} record{'s' * (count != 1)}: {reason}")
+
+
+def _print_problems(console: Console, problems: Sequence[str]) -> None:
+    for problem in problems:
+        console.print(problem)
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))

@@ -1,0 +1,155 @@
+"""The command ``tersor tune``: reads options, shows progress, prints what was reached."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from .ir import Graph
+    from .targets.tuning.session import TuningResult
+
+
+def tune(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A .pt2 file, an IR file, package.module:factory, or a .tersor file.")
+    ],
+    target: Annotated[str, typer.Option(help="Machine to tune for; its code must run here.")] = "x86:native",
+    pipeline: Annotated[str, typer.Option("-p", "--pipeline", help="Passes and presets, comma-separated.")] = "O3",
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Candidates to measure, those already in the log included.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option("--time", help="Seconds to spend on tuning.")] = None,
+    log_dir: Annotated[
+        Path, typer.Option(help="Folder of records: what it holds is not measured again, what is measured is added.")
+    ] = Path("tuning_logs"),
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads to split the work for; the target's cores if omitted.")
+    ] = None,
+    shipped: Annotated[bool, typer.Option(help="Start from the records that ship with Tersor, too.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the random picks.")] = 0,
+    metaschedule: Annotated[
+        int, typer.Option(min=0, metavar="TRIALS", help="Schedules to try for each kernel that has no template.")
+    ] = 0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the tuned model to this file.")] = None,
+    chart: Annotated[Path | None, typer.Option(help="Draw the convergence to this file (.svg, .png, .pdf).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable results.")] = False,
+) -> None:
+    """Measure kernel candidates of a model until nothing more is to gain or the budget is spent. Ctrl-C keeps all.
+
+    \b
+    Examples:
+      tersor tune model.pt2 --time 120 -o model.tersor
+      tersor tune package.module:factory --trials 500 --log-dir logs
+      tersor tune model.tersor --time 60 --chart convergence.svg
+    """
+    from .compiler import optimize_in_stages
+    from .ir import TersorError
+    from .report import progress
+    from .targets import compile_graph
+    from .targets.artifact import check_output
+    from .targets.tuning.chart import draw
+    from .targets.tuning.driver import check_measurable, load_records, tune_graph
+    from .targets.tuning.progress import observer
+    from .targets.tuning.records import best
+    from .targets.tuning.scheduler import Budget
+    from .targets.tuning.tuned import Tuned
+
+    if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
+        raise TersorError(f"--time must be a positive number of seconds, not {seconds:g}")
+    for path in (output, chart):
+        if path is not None:
+            check_output(path)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with progress() as shown:
+        shown.begin("load")
+        graph = _load(model)
+        optimized = optimize_in_stages(
+            graph, None, target=target, pipeline=pipeline, calibration=None, threads=threads, begin=shown.begin
+        )
+    check_measurable(optimized.target)
+    records = load_records(
+        optimized.target, log_dir, shipped=shipped, say=lambda line: console.print(line, markup=False)
+    )
+    result = tune_graph(
+        optimized.graph,
+        optimized.target,
+        Budget(trials, seconds),
+        log_dir=log_dir,
+        records=records,
+        observer=observer(),
+        seed=seed,
+        metaschedule_trials=metaschedule,
+    )
+    if chart is not None:
+        draw(result.history, chart, graph.name)
+    if output is not None:
+        with progress() as shown:
+            executable = compile_graph(
+                optimized.graph,
+                optimized.target,
+                threads=threads,
+                choose=Tuned(best(result.records)),
+                report=optimized.report,
+                begin=shown.begin,
+            )
+            shown.begin("write")
+            executable.save(output)
+    if as_json:
+        print(json.dumps(describe(result), indent=2))
+
+
+def _load(model: str) -> Graph:
+    from .frontend import load_model
+    from .targets.artifact import is_artifact, load_graph
+
+    return load_graph(model) if is_artifact(model) else load_model(model).to_graph()
+
+
+def describe(result: TuningResult) -> dict[str, Any]:
+    """A session's result as JSON types; what was not timed is null."""
+    return {
+        "untuned_seconds": result.untuned_seconds,
+        "tuned_seconds": result.tuned_seconds,
+        "trials": result.trials,
+        "seconds": result.seconds,
+        "reason": result.reason,
+        "interrupted": result.interrupted,
+        "failures": dict(result.failures),
+        "tasks": [
+            {
+                "location": one.task.location,
+                "workload": one.task.workload.to_json(),
+                "uses": one.task.weight,
+                "option": one.option.to_json(),
+                "default_seconds": _number(one.default_seconds),
+                "seconds": _number(one.seconds),
+                "trials": one.trials,
+                "failed": one.failed,
+                "candidates": one.candidates,
+            }
+            for one in result.tasks
+        ],
+        "batches": [
+            {
+                "task": report.task,
+                "trials": report.trials,
+                "failed": report.failed,
+                "rank_correlation": _number(report.correlation),
+                "regret": _number(report.regret),
+            }
+            for report in result.batches
+        ],
+        "history": [
+            {"seconds": point.seconds, "trials": point.trials, "latency": point.latency} for point in result.history
+        ],
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,201 @@
+"""Which templates can compute a workload, and with which knobs: the whole space that tuning searches.
+
+The first option is the analytic default, used where nothing has been measured. Points that a target's registers, caches
+or the divisibility of the shapes rule out are never listed: see ``candidates`` of each template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from types import ModuleType
+from typing import Any, overload
+
+from .record import Target
+from .templates import (
+    attention_bf16,
+    conv2d_bf16,
+    conv2d_bf16_dot,
+    conv2d_bf16_narrow,
+    conv2d_bf16_patches,
+    conv2d_tiling,
+    matmul_bf16,
+    winograd,
+)
+from .templates.attention_spec import AttentionSpec
+from .templates.bfloat16 import BFLOAT16
+from .templates.conv2d_spec import Conv2dSpec
+from .templates.depthwise import DepthwiseSpec
+from .templates.matmul_spec import MatmulSpec
+from .templates.operand_types import is_integer
+from .templates.registry import template_module
+from .tuning.option import Option, Workload
+
+WINOGRAD_GAIN = 1.2  # estimated speed-up below which direct convolution is used, which is more accurate
+# Templates for 8-bit integers, the fastest first.
+_INTEGER_CONVOLUTIONS = ("conv2d_int8_amx", "conv2d_int8_narrow", "conv2d_int8")
+_INTEGER_PRODUCTS = ("matmul_int8_amx", "matmul_int8")
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A template that computes a workload, and the spec that it takes."""
+
+    template: str
+    spec: Any
+
+    @property
+    def module(self) -> ModuleType:
+        """Where the template's ``candidates`` and ``build`` are."""
+        return template_module(self.template)
+
+
+class Options(Sequence[Option]):
+    """All options for a workload on a target, the default first; knobs are enumerated when they are asked for."""
+
+    def __init__(self, workload: Workload, target: Target) -> None:
+        self.workload = workload
+        self.target = target
+        self.algorithms = algorithms(workload, target)
+
+    @property
+    def default(self) -> Option:
+        """The analytic choice."""
+        first = self.algorithms[0]
+        return Option(first.template, _candidates(first, self.target)[0])
+
+    def algorithm(self, option: Option) -> Algorithm:
+        """The algorithm of an option; raises LookupError when its template does not compute the workload."""
+        for one in self.algorithms:
+            if one.template == option.template:
+                return one
+        raise LookupError(f"{option.template} does not compute {self.workload}")
+
+    @cached_property
+    def _all(self) -> tuple[Option, ...]:
+        return tuple(Option(one.template, knobs) for one in self.algorithms for knobs in _candidates(one, self.target))
+
+    @cached_property
+    def _members(self) -> frozenset[Option]:
+        return frozenset(self._all)
+
+    def __contains__(self, option: object) -> bool:
+        return option in self._members or self._accepts(option)
+
+    def _accepts(self, option: object) -> bool:
+        """Whether a template takes knobs that it does not list."""
+        if not isinstance(option, Option):
+            return False
+        accepts = {one.template: getattr(one.module, "accepts", None) for one in self.algorithms}.get(option.template)
+        return accepts is not None and accepts(option.knobs)
+
+    def __iter__(self) -> Iterator[Option]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @overload
+    def __getitem__(self, index: int) -> Option: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Option]: ...
+    def __getitem__(self, index: int | slice) -> Option | Sequence[Option]:
+        return self._all[index]
+
+
+@lru_cache(maxsize=4096)
+def _candidates(algorithm: Algorithm, target: Target) -> tuple[Any, ...]:
+    return tuple(algorithm.module.candidates(algorithm.spec, target))
+
+
+def algorithms(workload: Workload, target: Target) -> tuple[Algorithm, ...]:
+    """The templates that compute ``workload`` on ``target``, the analytic choice first."""
+    several = _ALGORITHMS.get(workload.kind)
+    if several is None:
+        return (Algorithm(workload.kind, workload.spec),)
+    return tuple(several(workload.spec, target))
+
+
+def _conv2d(spec: Conv2dSpec, target: Target) -> Iterator[Algorithm]:
+    if depthwise := _as_depthwise(spec):  # direct convolution would multiply by mostly zeros
+        yield Algorithm("depthwise_int8" if is_integer(spec.dtype) else "depthwise", depthwise)
+        return
+    if is_integer(spec.dtype):
+        yield from _supporting(_INTEGER_CONVOLUTIONS, spec, target)
+        return
+    if conv2d_bf16.supports(spec, target):
+        yield Algorithm("conv2d_bf16", spec)
+    if conv2d_bf16_dot.supports(spec, target):
+        yield Algorithm("conv2d_bf16_dot", spec)
+    if conv2d_bf16_patches.supports(spec, target):
+        yield Algorithm("conv2d_bf16_patches", spec)
+    if conv2d_bf16_narrow.supports(spec, target):
+        yield Algorithm("conv2d_bf16_narrow", spec)
+    transformable = winograd.supports(spec) is None
+    first = transformable and winograd_pays(spec, target)
+    if first:
+        yield Algorithm("winograd", spec)
+    yield Algorithm("conv2d", spec)
+    if transformable and not first:
+        yield Algorithm("winograd", spec)
+
+
+def _supporting(templates: Sequence[str], spec: Any, target: Target) -> Iterator[Algorithm]:
+    return (Algorithm(name, spec) for name in templates if template_module(name).supports(spec, target))
+
+
+def _as_depthwise(spec: Conv2dSpec) -> DepthwiseSpec | None:
+    if spec.groups == 1 or not spec.c == spec.o == spec.groups or spec.input_layout != "blocked":
+        return None
+    return DepthwiseSpec(
+        spec.n,
+        spec.c,
+        spec.h,
+        spec.w,
+        spec.kernel,
+        spec.stride,
+        spec.padding,
+        spec.dilation,
+        spec.dtype,
+        spec.zero_point,
+    )
+
+
+def winograd_pays(spec: Conv2dSpec, target: Target) -> bool:
+    """Whether Winograd's algorithm applies and is estimated to be clearly faster than direct convolution."""
+    if winograd.supports(spec) is not None:
+        return False
+    direct = conv2d_tiling.estimate_cycles(spec, target, _candidates(Algorithm("conv2d", spec), target)[0])
+    transformed = winograd.estimate_cycles(spec, target, _candidates(Algorithm("winograd", spec), target)[0])
+    return transformed * WINOGRAD_GAIN < direct
+
+
+def _matmul(spec: MatmulSpec, target: Target) -> Iterator[Algorithm]:
+    if is_integer(spec.dtype):
+        yield from _supporting(_INTEGER_PRODUCTS, spec, target)
+        return
+    if spec.dtype == BFLOAT16 and matmul_bf16.supports(spec, target):
+        yield Algorithm("matmul_bf16", spec)
+    yield Algorithm("matmul", spec)
+
+
+def _attention(spec: AttentionSpec, target: Target) -> Iterator[Algorithm]:
+    if attention_bf16.supports(spec, target):
+        yield Algorithm("attention_bf16", spec)
+    yield Algorithm("attention", spec)
+
+
+def _loops(spec: Any, target: Target) -> Iterator[Algorithm]:
+    yield Algorithm("loops", spec)
+
+
+_ALGORITHMS: dict[str, Callable[[Any, Target], Iterator[Algorithm]]] = {
+    "adaptive_pool2d": _loops,
+    "attention": _attention,
+    "conv2d": _conv2d,
+    "integer_reduce": _loops,
+    "matmul": _matmul,
+}
+
+__all__ = ["Algorithm", "Options", "algorithms", "winograd_pays"]

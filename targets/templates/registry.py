@@ -1,0 +1,116 @@
+"""Every template that records of measurements name: its module, its knobs, and the version of its code.
+
+**Raise a template's version when the same knobs come to mean other code**: records of other versions are ignored.
+Modules are imported when they are asked for, since most need TVM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from ...ir.names import suggest
+
+
+@dataclass(frozen=True)
+class Template:
+    """A kernel template.
+
+    Attributes
+    ----------
+    module
+        File in this folder.
+    knobs
+        Class of its knobs, in that module.
+    version
+        Of the code that it writes.
+    """
+
+    module: str
+    knobs: str
+    version: int = 1
+
+
+TEMPLATES = {
+    "attention": Template("attention", "AttentionKnobs"),
+    "attention_bf16": Template("attention_bf16", "AttentionBf16Knobs"),
+    "conv2d": Template("conv2d", "Conv2dKnobs"),
+    "conv2d_bf16": Template("conv2d_bf16", "Conv2dBf16Knobs"),
+    "conv2d_bf16_dot": Template("conv2d_bf16_dot", "Conv2dKnobs"),
+    "conv2d_bf16_narrow": Template("conv2d_bf16_narrow", "Conv2dBf16Knobs"),
+    "conv2d_bf16_patches": Template("conv2d_bf16_patches", "Conv2dBf16Knobs"),
+    "conv2d_int8": Template("conv2d_int8", "Conv2dKnobs"),
+    "conv2d_int8_amx": Template("conv2d_int8_amx", "Conv2dInt8AmxKnobs"),
+    "conv2d_int8_narrow": Template("conv2d_int8_narrow", "Conv2dInt8NarrowKnobs"),
+    "depthwise": Template("depthwise", "DepthwiseKnobs"),
+    "depthwise_int8": Template("depthwise_int8", "DepthwiseKnobs"),
+    "elementwise": Template("elementwise", "ElementwiseKnobs"),
+    "layer_norm": Template("layer_norm", "LayerNormKnobs"),
+    "loops": Template("loops", "LoopKnobs"),
+    "matmul": Template("matmul", "MatmulKnobs"),
+    "matmul_bf16": Template("matmul_bf16", "MatmulBf16Knobs"),
+    "matmul_int8": Template("matmul_int8", "MatmulKnobs"),
+    "matmul_int8_amx": Template("matmul_int8_amx", "MatmulInt8AmxKnobs"),
+    "pool2d": Template("pooling", "PoolKnobs"),
+    "reduce": Template("reduce", "ReduceKnobs"),
+    "relayout": Template("relayout", "RelayoutKnobs"),
+    "softmax": Template("softmax", "SoftmaxKnobs"),
+    "winograd": Template("winograd", "WinogradKnobs"),
+}
+
+# What can be asked for, whichever template computes it: module and class of the spec.
+SPECS = {
+    "adaptive_pool2d": ("loops", "AdaptivePoolSpec"),
+    "attention": ("attention", "AttentionSpec"),
+    "conv2d": ("conv2d_spec", "Conv2dSpec"),
+    "elementwise": ("elementwise", "ElementwiseSpec"),
+    "integer_reduce": ("loops", "IntegerReduceSpec"),
+    "layer_norm": ("layer_norm", "LayerNormSpec"),
+    "matmul": ("matmul_spec", "MatmulSpec"),
+    "pool2d": ("pooling", "PoolSpec"),
+    "reduce": ("reduce", "ReduceSpec"),
+    "relayout": ("relayout", "RelayoutSpec"),
+    "softmax": ("softmax", "SoftmaxSpec"),
+}
+
+
+def template_module(name: str) -> ModuleType:
+    """The module of a template: ``candidates``, ``build``, perhaps ``pack_weight`` and ``estimate_cycles``.
+
+    Raises
+    ------
+    LookupError
+        For an unknown template.
+    """
+    return _module(_template(name).module)
+
+
+def template_version(name: str) -> int:
+    """Version of a template's code; raises LookupError for an unknown template."""
+    return _template(name).version
+
+
+def knobs_type(name: str) -> Any:
+    """Class of a template's knobs; raises LookupError for an unknown template."""
+    template = _template(name)
+    return getattr(_module(template.module), template.knobs)
+
+
+def spec_type(kind: str) -> Any:
+    """Class of the specs of one kind of kernel; raises LookupError for an unknown kind."""
+    if kind not in SPECS:
+        raise LookupError(f"unknown kind of kernel {kind!r}{suggest(kind, list(SPECS))}")
+    module, name = SPECS[kind]
+    return getattr(_module(module), name)
+
+
+def _template(name: str) -> Template:
+    if name not in TEMPLATES:
+        raise LookupError(f"unknown template {name!r}{suggest(name, list(TEMPLATES))}")
+    return TEMPLATES[name]
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f".{name}", __package__)

@@ -1,0 +1,112 @@
+"""From a task and an option to machine code: what a build worker does.
+
+Only the kernel itself is compiled, not what moves its operands, so that a candidate takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import tvm
+
+from ...ir import Graph, TersorError, WeightStore, parse
+from ...ir.ops import WeightOp
+from ..algorithms import Options
+from ..lowering import Call, Program, lower
+from ..record import Target
+from ..tir_pipeline import PIPELINE
+from .option import Option, Workload
+from .task import Task
+
+ENTRY = "main"  # name of the function in a candidate's shared object
+
+# How a task's graph is lowered with one option; tests put kernels that misbehave here.
+Lowering = Callable[[Task, Graph, Option], Program]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A candidate as machine code.
+
+    Attributes
+    ----------
+    option
+        What was built.
+    code
+        A shared object whose function `ENTRY` is the kernel.
+    seconds
+        Time to generate it.
+    """
+
+    option: Option
+    code: bytes
+    seconds: float
+
+
+def lower_with(task: Task, graph: Graph, option: Option) -> Program:
+    """The task's program, its own kernel computed by ``option``."""
+
+    def choose(workload: Workload, options: Options) -> Option | None:
+        return option if workload == task.workload else None
+
+    return lower(graph, task.target, choose)
+
+
+def tuned_call(program: Program, task: Task) -> Call:
+    """The call that the task is about; raises TersorError when the program has none."""
+    for call in program.calls:
+        if call.kernel.choice is not None and call.kernel.choice.workload == task.workload:
+            return call
+    raise TersorError(f"the task's graph does not lower to its workload {task.workload}")
+
+
+def build_candidate(lowering: Lowering, task: Task, option: Option) -> Built:
+    """Generate the code of one candidate.
+
+    Raises
+    ------
+    TersorError
+        When the option does not fit the task.
+    """
+    start = time.perf_counter()
+    program = lowering(task, _shapes_only(task.ir_text), option)
+    code = compile_function(tuned_call(program, task).kernel.build(ENTRY), task.target)
+    return Built(option, code, time.perf_counter() - start)
+
+
+def compile_function(function: Any, target: Target, pipeline: str | None = PIPELINE) -> bytes:
+    """A PrimFunc as a shared object with the function `ENTRY`.
+
+    ``pipeline`` is the one that models are built with, which takes loops; None is TVM's own, which takes schedulable
+    blocks too.
+    """
+    module = tvm.IRModule({ENTRY: function.with_attr("tirx.is_scheduled", True)})
+    executable = tvm.tirx.build(module, target=tvm.target.Target(target.tvm_target()), pipeline=pipeline)
+    with tempfile.TemporaryDirectory(prefix="tersor-") as directory:
+        path = Path(directory) / "kernel.so"
+        executable.export_library(str(path))
+        return path.read_bytes()
+
+
+def load_function(code: bytes) -> Any:
+    """The function of a shared object, ready to be called with flat TVM tensors."""
+    with tempfile.TemporaryDirectory(prefix="tersor-") as directory:
+        path = Path(directory) / "kernel.so"
+        path.write_bytes(code)
+        return tvm.runtime.load_module(str(path))[ENTRY]
+
+
+@lru_cache(maxsize=4)
+def _shapes_only(ir_text: str) -> Graph:
+    """The task's graph with weights that have no numbers: code does not depend on them, and packing costs nothing."""
+    graph = parse(ir_text)
+    records = [op.attrs for op in graph.ops if isinstance(op, WeightOp)]
+    shapes = {one.id: torch.empty(one.type.shape, dtype=one.type.dtype.torch, device="meta") for one in records}
+    return parse(ir_text, WeightStore(shapes))

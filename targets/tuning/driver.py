@@ -1,0 +1,143 @@
+"""Tuning as a user asks for it: a graph, a budget and a folder in; measured options for the compiler out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ...ir import Graph, TersorError
+from ..catalog import host_features
+from ..record import Target
+from .extract import extract_tasks
+from .measure import LocalMeasurer, Measurer
+from .model import require_xgboost
+from .records import Record
+from .scheduler import Budget
+from .search import SearchOptions
+from .session import Observer, TuningResult, TuningSession
+from .task import Task
+from .tuned import gather_records
+
+DEFAULT_LOG_DIR = Path("tuning_logs")  # in the current folder
+MOST_PROBLEMS = 5  # lines of a damaged log that are named one by one
+
+
+def check_measurable(target: Target) -> None:
+    """Raise TersorError when code for ``target`` does not run on this machine."""
+    from ..features import required_features
+
+    if target.family != "x86":
+        raise TersorError(f"{target.name} cannot be measured here; tune on such a machine, or over RPC")
+    lacking = sorted(set(required_features(target)) - host_features())
+    if lacking:
+        raise TersorError(
+            f"{target.name} cannot be measured here: this processor lacks {', '.join(lacking)}; tune for x86:native"
+        )
+
+
+def load_records(
+    target: Target,
+    log_dir: Path | None,
+    *,
+    shipped: bool = True,
+    say: Callable[[str], None] = lambda message: None,
+) -> list[Record]:
+    """The records that hold for ``target``: those of ``log_dir``, and what ships with Tersor of other candidates.
+
+    Parameters
+    ----------
+    target
+        The machine; ``target.cores`` is the number of threads.
+    log_dir
+        A folder of records, or None; it need not exist.
+    shipped
+        Whether to use those that ship with Tersor.
+    say
+        Told of damaged lines of ``log_dir``, and of how many of its records do not hold and why.
+    """
+    gathered = gather_records(target, log_dir, shipped=shipped)
+    for problem in gathered.problems[:MOST_PROBLEMS]:
+        say(problem)
+    if len(gathered.problems) > MOST_PROBLEMS:
+        say(f"{len(gathered.problems) - MOST_PROBLEMS} more lines cannot be read")
+    for reason, count in sorted(gathered.ignored.items()):
+        say(f"{log_dir}: {count} records ignored: {reason}")
+    return list(gathered.records)
+
+
+def tune_graph(
+    graph: Graph,
+    target: Target,
+    budget: Budget,
+    *,
+    log_dir: Path | None = DEFAULT_LOG_DIR,
+    records: Sequence[Record] = (),
+    measurer: Measurer | None = None,
+    settings: SearchOptions | None = None,
+    observer: Observer | None = None,
+    seed: int = 0,
+    metaschedule_trials: int = 0,
+) -> TuningResult:
+    """Tune the kernels of an optimized graph, to which the pass ``layout`` has been applied.
+
+    Parameters
+    ----------
+    target
+        The machine; ``target.cores`` is the number of threads.
+    budget
+        When to stop at the latest.
+    log_dir
+        Where to append what is measured; None to keep it in memory only.
+    records
+        From `load_records`.
+    measurer
+        Builds and times candidates; by default a `LocalMeasurer` for the duration of this call.
+    settings
+        How each kernel is searched.
+    observer
+        Is told how it goes on.
+    seed
+        Of the random picks.
+    metaschedule_trials
+        Schedules that MetaSchedule may try for each kernel that has no template, on top of the budget.
+
+    Raises
+    ------
+    TersorError
+        When xgboost is missing, or nothing can be measured here.
+    """
+    require_xgboost()
+    own = LocalMeasurer() if measurer is None else None
+    measurer = own or measurer
+    try:
+        if own is not None:
+            own.start()  # its processes import what they need while tasks are extracted and records learned from
+        tasks = extract_tasks(graph, target)
+        if metaschedule_trials:
+            records = [*records, *_tune_loops(tasks, measurer, log_dir, metaschedule_trials, seed)]
+        return TuningSession(
+            tasks,
+            measurer,
+            budget,
+            records=records,
+            log_dir=log_dir,
+            settings=settings,
+            observer=observer,
+            seed=seed,
+        ).run()
+    finally:
+        if own is not None:
+            own.close()
+
+
+def _tune_loops(
+    tasks: Sequence[Task], measurer: Measurer, log_dir: Path | None, trials: int, seed: int
+) -> list[Record]:
+    """Have MetaSchedule search the kernels without a template."""
+    from .metaschedule import is_searchable, tune_task
+
+    with tempfile.TemporaryDirectory(prefix="tersor-") as scratch:
+        folder = Path(scratch) if log_dir is None else log_dir
+        searchable = [task for task in tasks if is_searchable(task)]
+        return [record for task in searchable for record in tune_task(task, measurer, folder, trials=trials, seed=seed)]

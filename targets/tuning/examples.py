@@ -1,0 +1,74 @@
+"""Records as examples to learn from: one for each candidate, drift between its visits taken out."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+
+from .features import Features, describe_candidate
+from .model import Example
+from .option import Option, Workload
+from .outcome import Outcome
+from .records import Record
+
+
+class Examples:
+    """Collects records as they come.
+
+    A candidate's time is the median of its ratios to the default, times the median of all timings of the default: the
+    machine may have been slower when some of them were taken.
+    """
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self._visits: dict[Workload, dict[Option, list[Outcome]]] = {}
+        self._build_seconds: dict[tuple[Workload, Option], float] = {}
+        self._features: dict[tuple[Workload, Option], Features] = {}
+        for record in records:
+            self.add(record)
+
+    def __len__(self) -> int:
+        """Candidates that ran."""
+        return sum(len(visits) for visits in self._visits.values())
+
+    def add(self, record: Record) -> None:
+        """Take up one measurement; failed ones teach nothing about time."""
+        if not record.outcome.ok:
+            return
+        visits = self._visits.setdefault(record.workload, {})
+        visits.setdefault(record.option, []).append(record.outcome)
+        key = (record.workload, record.option)
+        self._build_seconds.setdefault(key, record.outcome.build_seconds)
+        if key not in self._features:
+            option = record.option
+            spec, target = record.workload.spec, record.task.target
+            self._features[key] = describe_candidate(spec, option.template, option.knobs, target)
+
+    def seconds(self) -> dict[tuple[Workload, Option], float]:
+        """Typical seconds of every candidate that ran."""
+        return {
+            (workload, option): seconds
+            for workload, visits in self._visits.items()
+            for option, seconds in typical_seconds(visits).items()
+        }
+
+    def all(self) -> list[Example]:
+        """Every candidate that ran, those of one workload as one group."""
+        return [
+            Example(key[0], self._features[key], seconds, self._build_seconds[key])
+            for key, seconds in self.seconds().items()
+        ]
+
+
+def typical_seconds(visits: dict[Option, list[Outcome]]) -> dict[Option, float]:
+    """Seconds of each candidate of one workload, drift between visits taken out where a default was timed beside it."""
+    outcomes = [one for several in visits.values() for one in several]
+    baselines = [one.baseline for one in outcomes if not math.isnan(one.baseline)]
+    found: dict[Option, float] = {}
+    for option, several in visits.items():
+        ratios = [one.ratio for one in several if not math.isnan(one.baseline)]
+        if ratios:
+            found[option] = statistics.median(ratios) * statistics.median(baselines)
+        else:
+            found[option] = statistics.median(one.seconds for one in several)
+    return found

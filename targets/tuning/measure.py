@@ -1,0 +1,184 @@
+"""Measuring candidates: build a batch, then run it; nothing is built while something is timed."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, wait
+from dataclasses import asdict
+from typing import Protocol
+
+from ..catalog import usable_cores
+from .builder import WorkerPool
+from .candidate import Built, Lowering, build_candidate, lower_with
+from .option import Option
+from .outcome import Outcome, Status
+from .process import OutOfMemoryError, WorkerDiedError, WorkerStartError, WorkerTimeoutError
+from .runner import LocalRunner, Runner, RunSettings
+from .sandbox import RunResult
+from .task import Task
+from .worker import describe_error
+
+BUILD_SHARE = 0.7  # of the time for a batch: what is not built by then is not measured
+MOST_KEPT = 512  # candidates whose code is kept, some tens of kilobytes each: the best are measured again
+
+
+class Measurer(Protocol):
+    """Tells how fast options are."""
+
+    def measure(
+        self,
+        task: Task,
+        options: Sequence[Option],
+        incumbent: Option | None,
+        *,
+        seconds: float = math.inf,
+        keep: Callable[[Outcome], object] | None = None,
+    ) -> list[Outcome]:
+        """Measure ``options``, each beside ``incumbent``.
+
+        Parameters
+        ----------
+        task, options, incumbent
+            What to measure.
+        seconds
+            Time after which no candidate is begun any more.
+        keep
+            Called with each outcome as soon as there is one: what comes after may be interrupted.
+
+        Returns
+        -------
+        One outcome for each option, in order; those that the time was too short for are left out.
+        """
+
+    def close(self) -> None:
+        """Give back what the measurer holds."""
+
+
+class LocalMeasurer:
+    """Builds in a pool of workers, or in any executor, and runs on this machine, or through any runner.
+
+    Parameters
+    ----------
+    executor
+        Where to build: anything with the interface of ``concurrent.futures``, for example
+        ``dask.distributed.Client(...).get_executor()``. It stays the caller's to shut down. By default a `WorkerPool`
+        with one worker for each usable core.
+    runner
+        Where to run; by default a `LocalRunner`. The measurer closes it.
+    build_timeout
+        Seconds that building one candidate may take.
+    lowering
+        How a task's graph is lowered with an option.
+    """
+
+    def __init__(
+        self,
+        executor: Executor | None = None,
+        runner: Runner | None = None,
+        *,
+        build_timeout: float = 60.0,
+        lowering: Lowering = lower_with,
+    ) -> None:
+        self._pool = None if executor is not None else WorkerPool(usable_cores(), timeout=build_timeout)
+        self._executor: Executor = executor or self._pool
+        self._runner = runner or LocalRunner(RunSettings(lowering=lowering))
+        self._build_timeout = build_timeout
+        self._lowering = lowering
+        self._built: dict[tuple[Task, Option], Built] = {}  # the least recently used first
+
+    def start(self) -> None:
+        """Start all processes, which take seconds to import what they need; else the first measurement does."""
+        self._runner.warm_up()
+        if self._pool is not None:
+            self._pool.start()
+
+    def measure(
+        self,
+        task: Task,
+        options: Sequence[Option],
+        incumbent: Option | None,
+        *,
+        seconds: float = math.inf,
+        keep: Callable[[Outcome], object] | None = None,
+    ) -> list[Outcome]:
+        """See `Measurer.measure`.
+
+        Raises
+        ------
+        WorkerError
+            When worker processes cannot even start; the message is their own.
+        """
+        deadline = time.monotonic() + seconds
+        keep = keep or (lambda outcome: None)
+        self._runner.warm_up()
+        wanted = dict.fromkeys([*([] if incumbent is None else [incumbent]), *options])
+        built, outcomes = self._build(task, wanted, BUILD_SHARE * seconds)
+        for option in options:
+            if option in outcomes:
+                keep(outcomes[option])
+        if incumbent is None or incumbent in built or incumbent in outcomes:  # else there was no time for it
+            candidates = [built[option] for option in dict.fromkeys(options) if option in built]
+            for candidate, result in self._runner.run(task, candidates, built.get(incumbent)):
+                outcomes[candidate.option] = _outcome(candidate, result)
+                keep(outcomes[candidate.option])
+                if time.monotonic() >= deadline:
+                    break
+        return [outcomes[option] for option in options if option in outcomes]
+
+    def close(self) -> None:
+        """End the processes that the measurer started, whatever they are at."""
+        self._runner.close()
+        if self._pool is not None:
+            self._pool.abandon()
+            self._pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> LocalMeasurer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _build(
+        self, task: Task, options: Iterable[Option], seconds: float
+    ) -> tuple[dict[Option, Built], dict[Option, Outcome]]:
+        """Build what has not been built; returns what can be run, and what failed. The rest took too long."""
+        built = {option: self._built.pop((task, option)) for option in options if (task, option) in self._built}
+        futures = {
+            option: self._executor.submit(build_candidate, self._lowering, task, option)
+            for option in options
+            if option not in built
+        }
+        patience = self._build_timeout * max(1, len(futures))
+        _, late = wait(futures.values(), min(patience, seconds))
+        failed: dict[Option, Outcome] = {}
+        for option, future in futures.items():
+            if future in late:
+                future.cancel()
+                if patience <= seconds:
+                    failed[option] = Outcome(option, "timeout", detail=f"not built within {patience:g} s")
+            elif error := future.exception():
+                if isinstance(error, WorkerStartError):
+                    raise error
+                failed[option] = Outcome(option, _build_status(error), detail=describe_error(error))
+            else:
+                built[option] = future.result()
+        if late and self._pool is not None:
+            self._pool.abandon()  # a build would disturb what is timed next
+        self._built.update({(task, option): one for option, one in built.items()})
+        while len(self._built) > MOST_KEPT:
+            del self._built[next(iter(self._built))]
+        return built, failed
+
+
+def _build_status(error: BaseException) -> Status:
+    if isinstance(error, WorkerTimeoutError):
+        return "timeout"
+    is_killed = isinstance(error, WorkerDiedError) and error.signal == signal.SIGKILL
+    return "out-of-memory" if is_killed or isinstance(error, OutOfMemoryError) else "build-error"
+
+
+def _outcome(built: Built, result: RunResult) -> Outcome:
+    return Outcome(built.option, **asdict(result), build_seconds=built.seconds)

@@ -1,0 +1,316 @@
+"""MetaSchedule, TVM's general search, for kernels that have no template.
+
+Its search strategy and cost model are used as they are. Building and running are ours: a pool of preloaded workers,
+and a process of its own whose crashes are results. Its database is a pair of JSON files in its own folder under the
+log directory, so that a search goes on where the last one stopped.
+
+`tvm.s_tir.tensor_intrin` imports the intrinsics of every GPU, which takes 35 to 45 seconds; a stand-in package with the
+intrinsics of the processor's family takes its place.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import tvm
+from tvm import s_tir
+
+from ..algorithms import Options
+from ..catalog import usable_cores
+from ..record import Target
+from ..templates import loops
+from . import scheduled
+from .builder import WorkerPool
+from .candidate import compile_function
+from .log import append, target_folder
+from .measure import Measurer
+from .option import Option
+from .records import Purpose, Record
+from .sandbox import RunResult, Sandbox, Setup
+from .task import Task
+from .timing import TimingPolicy
+from .worker import describe_error
+
+_FOLDER = "metaschedule"
+_FAMILIES = {"x86": "x86", "arm": "arm_cpu"}
+_BATCH = 16
+_BUILD_TIMEOUT = 60.0
+_RUN_TIMEOUT = 10.0
+_SETUP_TIMEOUT = 120.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The best after a batch: seconds since the start, trials so far, and the fastest kernel's seconds."""
+
+    elapsed: float
+    trials: int
+    best: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found.
+
+    Attributes
+    ----------
+    seconds
+        Of the fastest schedule; infinite when none computed the right numbers.
+    trials
+        Schedules measured.
+    failures
+        How many of them failed, by status.
+    history
+        The best after each batch.
+    """
+
+    seconds: float
+    trials: int
+    failures: dict[str, int]
+    history: tuple[Progress, ...]
+
+
+def tune(
+    function: Any,
+    target: Target,
+    log_dir: Path,
+    *,
+    trials: int = 64,
+    max_seconds: float | None = None,
+    good_enough: float = 0.0,
+    seed: int = 0,
+    executor: Executor | None = None,
+    policy: TimingPolicy | None = None,
+) -> Search:
+    """Search schedules of a function and keep what is measured in the database under ``log_dir``.
+
+    Parameters
+    ----------
+    function
+        An unscheduled PrimFunc, as `tvm.te.create_prim_func` makes it.
+    target
+        The machine, which must be this one; ``target.cores`` is the number of threads.
+    trials
+        Schedules to measure.
+    max_seconds
+        Stop after the batch in which so much time has passed.
+    good_enough
+        Stop after the batch in which a kernel took no more than these seconds.
+    seed
+        Of the search.
+    executor
+        Where to build; a pool of its own if omitted.
+    policy
+        How kernels are timed.
+    """
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        if executor is None:
+            executor = stack.enter_context(WorkerPool(usable_cores(), (scheduled.__name__,), timeout=_BUILD_TIMEOUT))
+        sandbox = Sandbox(scheduled.__name__, setup_timeout=_SETUP_TIMEOUT)
+        stack.callback(sandbox.close)
+        sandbox.warm_up()
+        return _Searcher(function, target, log_dir, seed, executor, sandbox, policy or TimingPolicy()).run(
+            trials, start, max_seconds, good_enough
+        )
+
+
+def best_trace(function: Any, target: Target, log_dir: Path) -> str | None:
+    """How the fastest known schedule of an unscheduled PrimFunc is made, as JSON text; None if there is none."""
+    folder = database_folder(target, log_dir)
+    if not folder.is_dir():
+        return None
+    tvm_target = tvm.target.Target(target.tvm_target())
+    record = _database(folder).query_tuning_record(_module(function), tvm_target, "main")
+    return None if record is None else json.dumps(_plain(record.trace.as_json()))
+
+
+def tune_task(
+    task: Task, measurer: Measurer, log_dir: Path, *, trials: int = 64, max_seconds: float | None = None, seed: int = 0
+) -> list[Record]:
+    """Tune a kernel that has no template of its own, and record the winner beside the fixed rule.
+
+    Parameters
+    ----------
+    task
+        A task of which `is_searchable` holds.
+    measurer
+        Measures the winner as any candidate: against the interpreter, and beside the default.
+    log_dir
+        Where the database is, and where records are appended.
+    trials, max_seconds, seed
+        See `tune`.
+
+    Returns
+    -------
+    What was measured; empty when no schedule computed the right numbers.
+    """
+    default = Options(task.workload, task.target).default
+    function = loops.definition(task.workload.spec)
+    tune(function, task.target, log_dir, trials=trials, max_seconds=max_seconds, seed=seed)
+    trace = best_trace(function, task.target, log_dir)
+    if trace is None:
+        return []
+    option = Option(default.template, loops.LoopKnobs(trace))
+    purposes: tuple[Purpose, ...] = ("trial", "final", "final")
+    records = [
+        Record.now(task, outcome, purpose)
+        for purpose in purposes
+        for outcome in measurer.measure(task, [default, option], default)
+    ]
+    append(log_dir, records)
+    return records
+
+
+def is_searchable(task: Task) -> bool:
+    """Whether a task's kernel has no template of its own."""
+    return isinstance(task.workload.spec, loops.LoopSpec)
+
+
+def database_folder(target: Target, log_dir: Path) -> Path:
+    """Where the database of a target is."""
+    return target_folder(log_dir, target.name) / _FOLDER
+
+
+def load_intrinsics(family: str) -> None:
+    """Register the tensor intrinsics of a processor family, and of no other."""
+    name = "tvm.s_tir.tensor_intrin"
+    if name in sys.modules:
+        return
+    package = ModuleType(name)
+    package.__path__ = [str(Path(folder) / "tensor_intrin") for folder in s_tir.__path__]
+    sys.modules[name] = s_tir.tensor_intrin = package
+    if family in _FAMILIES:
+        import_module(f"{name}.{_FAMILIES[family]}")
+
+
+class _Searcher:
+    """One search: MetaSchedule proposes, we build and run, and tell it."""
+
+    def __init__(
+        self,
+        function: Any,
+        target: Target,
+        log_dir: Path,
+        seed: int,
+        executor: Executor,
+        sandbox: Sandbox,
+        policy: TimingPolicy,
+    ) -> None:
+        load_intrinsics(target.family)
+        from tvm.s_tir import meta_schedule
+
+        self._ms = meta_schedule
+        self._target = target
+        self._tvm_target = tvm.target.Target(target.tvm_target())
+        self._executor = executor
+        self._sandbox = sandbox
+        self._policy = policy
+        self._module = _module(function)
+        types = scheduled.argument_types(function)
+        self._setup: Setup = (
+            scheduled.prepare,
+            (compile_function(function, target, pipeline=None), types, target.cores),
+        )
+        folder = database_folder(target, log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._database = _database(folder)
+        self._workload = self._database.commit_workload(self._module)
+        self._context = meta_schedule.TuneContext(
+            mod=self._module,
+            target=self._tvm_target,
+            space_generator="post-order-apply",
+            search_strategy="evolutionary",
+            task_name="main",
+            rand_state=seed + 1,
+            num_threads=usable_cores(),
+        )
+        self._model = meta_schedule.cost_model.CostModel.create("xgb", num_tuning_cores=usable_cores())
+
+    def run(self, trials: int, start: float, max_seconds: float | None, good_enough: float) -> Search:
+        """Search until one of the limits is reached."""
+        best, done = float("inf"), 0
+        failures: dict[str, int] = {}
+        history: list[Progress] = []
+        spaces = self._context.generate_design_space()
+        self._context.pre_tuning(trials, min(_BATCH, trials), spaces, self._database, self._model)
+        try:
+            while done < trials and (candidates := self._context.generate_measure_candidates()):
+                results = self._measure([candidate.sch.mod for candidate in candidates])
+                self._tell(candidates, results)
+                for result in results:
+                    if result.status == "ok":
+                        best = min(best, result.seconds)
+                    else:
+                        failures[result.status] = failures.get(result.status, 0) + 1
+                done += len(results)
+                elapsed = time.perf_counter() - start
+                history.append(Progress(elapsed, done, best))
+                if best <= good_enough or (max_seconds is not None and elapsed >= max_seconds):
+                    break
+        finally:
+            self._context.post_tuning()
+        return Search(best, done, failures, tuple(history))
+
+    def _measure(self, modules: Sequence[Any]) -> list[RunResult]:
+        """Build all, then run all."""
+        submit, target = self._executor.submit, self._target
+        futures = [submit(scheduled.build_scheduled, tvm.ir.save_json(module), target) for module in modules]
+        done = wait(futures, _BUILD_TIMEOUT * len(futures)).done
+        self._sandbox.wait_ready()
+        results = []
+        for future in futures:
+            if future not in done:
+                future.cancel()
+                results.append(RunResult("timeout", detail="not built in time"))
+            elif error := future.exception():
+                results.append(RunResult("build-error", detail=describe_error(error)))
+            else:
+                code, _ = future.result()
+                results.append(self._sandbox.run(self._setup, scheduled.run, code, self._policy, timeout=_RUN_TIMEOUT))
+        return results
+
+    def _tell(self, candidates: Sequence[Any], results: Sequence[RunResult]) -> None:
+        ms = self._ms
+        told = [
+            ms.runner.RunnerResult([result.seconds], None)
+            if result.status == "ok"
+            else ms.runner.RunnerResult(None, f"{result.status}: {result.detail}")
+            for result in results
+        ]
+        self._model.update(self._context, candidates, told)
+        self._context.notify_runner_results(candidates, told)
+        for candidate, result in zip(candidates, results, strict=True):
+            if result.status == "ok":
+                record = ms.database.TuningRecord(
+                    candidate.sch.trace, self._workload, [result.seconds], self._tvm_target, candidate.args_info
+                )
+                self._database.commit_tuning_record(record)
+
+
+def _plain(value: Any) -> Any:
+    """TVM's containers and numbers as Python's."""
+    value = getattr(value, "value", value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return [_plain(item) for item in value]
+
+
+def _module(function: Any) -> Any:
+    return tvm.IRModule({"main": function.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)})
+
+
+def _database(folder: Path) -> Any:
+    from tvm.s_tir.meta_schedule.database import JSONDatabase
+
+    return JSONDatabase(work_dir=str(folder))

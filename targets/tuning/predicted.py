@@ -1,0 +1,129 @@
+"""Predicted latency of graphs and ops, for passes that decide by time without measuring: from records alone.
+
+A kernel that was measured takes what was measured. One that was not takes what `LatencyRegressor` has learned from the
+others. What tuning knows nothing about (a copy, a global average) takes its memory traffic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ...ir import Graph, Op, WeightStore, graph_of, parse
+from ...ir.ops import RelayoutOp, WeightOp
+from ..lowering import Call, lower
+from ..record import Target
+from .estimate import LAUNCH_SECONDS, STREAM
+from .examples import Examples
+from .features import describe_candidate
+from .latency import LatencyRegressor
+from .option import Option, Workload
+from .records import Record, best
+from .tuned import Tuned
+
+MEASURED_ERROR = 0.03  # relative: what a timing is worth on another day
+TRAFFIC_ERROR = 0.5  # of time derived from memory traffic alone
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of one execution, and the relative error to expect in about two cases of three."""
+
+    seconds: float
+    error: float
+
+
+@dataclass(frozen=True)
+class PredictedComparison:
+    """Predicted seconds of two graphs; ``noise`` is the relative error of their ratio."""
+
+    before: float
+    after: float
+    noise: float
+
+
+class PredictedLatency:
+    """Implements `tersor.passes.base.Latency` without running anything.
+
+    Parameters
+    ----------
+    target
+        The machine; ``target.cores`` is the number of threads.
+    records
+        Measurements that fit the target, from `tersor.targets.tuning.driver.load_records`.
+    prepare
+        What turns a graph into one that can be lowered: the pass ``layout``, and whatever comes before it.
+    seed
+        Of the regressor.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        records: Iterable[Record],
+        prepare: Callable[[Graph], Graph] = lambda graph: graph,
+        seed: int = 0,
+    ) -> None:
+        records = list(records)
+        examples = Examples(records)
+        self._target = target
+        self._prepare = prepare
+        self._tuned = Tuned(best(records))
+        self._known = examples.seconds()
+        self._regressor = LatencyRegressor(seed)
+        self._regressor.fit(examples.all())
+
+    def graph_seconds(self, graph: Graph) -> float:
+        """Predicted seconds of one execution of ``graph``."""
+        return self.predict(graph).seconds
+
+    def op_seconds(self, op: Op) -> float:
+        """Predicted seconds of one execution of ``op`` alone, without the changes of layout around it."""
+        calls = self._calls(graph_of(op))
+        is_relayout = isinstance(op, RelayoutOp)
+        return self._sum(call for call in calls if is_relayout or not isinstance(call.op, RelayoutOp)).seconds
+
+    def compare(self, before: Graph, after: Graph) -> PredictedComparison:
+        """Predicted seconds of both graphs; their errors are taken to be independent."""
+        old, new = self.predict(before), self.predict(after)
+        return PredictedComparison(old.seconds, new.seconds, math.hypot(old.error, new.error))
+
+    def predict(self, graph: Graph) -> Prediction:
+        """Seconds of ``graph`` and their error; the errors of its kernels are taken to be independent."""
+        return self._sum(self._calls(graph))
+
+    def _calls(self, graph: Graph) -> tuple[Call, ...]:
+        return lower(_without_numbers(self._prepare(graph)), self._target, self._tuned).calls
+
+    def _sum(self, calls: Iterable[Call]) -> Prediction:
+        parts = [self._predict_call(call) for call in calls]
+        seconds = math.fsum(part.seconds for part in parts)
+        if not seconds:
+            return Prediction(0.0, 0.0)
+        return Prediction(seconds, math.hypot(*(part.seconds * part.error for part in parts)) / seconds)
+
+    def predict_workload(self, workload: Workload, option: Option) -> Prediction:
+        """Seconds of one kernel call and their error."""
+        known = self._known.get((workload, option))
+        if known is not None:
+            return Prediction(known, MEASURED_ERROR)
+        features = describe_candidate(workload.spec, option.template, option.knobs, self._target)
+        seconds, error = self._regressor.predict([features])
+        return Prediction(float(seconds[0]), float(error[0]))
+
+    def _predict_call(self, call: Call) -> Prediction:
+        choice = call.kernel.choice
+        if choice is not None:
+            return self.predict_workload(choice.workload, choice.option)
+        moved = call.op.cost().bytes if call.op is not None else 2 * call.result.type.bytes
+        return Prediction(LAUNCH_SECONDS + moved / (STREAM * self._target.cores), TRAFFIC_ERROR)
+
+
+def _without_numbers(graph: Graph) -> Graph:
+    """The same graph on weights that have shapes only: nothing is packed, and time does not depend on numbers."""
+    records = [op.attrs for op in graph.ops if isinstance(op, WeightOp)]
+    shapes = {one.id: torch.empty(one.type.shape, dtype=one.type.dtype.torch, device="meta") for one in records}
+    return parse(str(graph), WeightStore(shapes))

@@ -1,0 +1,366 @@
+"""One tuning session: propose, measure, record, learn, and again, until the budget is spent or nothing is to gain.
+
+Every candidate is timed beside the analytic default, so that a drifting machine slows both and their ratio stays. What
+looks best is measured again before it is used: the fastest of many noisy timings is too good to be true.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ...ir import TersorError
+from ..algorithms import Options
+from . import log
+from .examples import Examples
+from .measure import Measurer
+from .model import Ranker
+from .option import Option, Workload
+from .outcome import Outcome
+from .records import NOISE, Purpose, Record, best
+from .scheduler import Budget, Scheduler
+from .search import BatchReport, SearchOptions, TaskSearch
+from .task import Task
+
+FINALISTS = 3  # candidates of each task that are measured again
+FINAL_VISITS = 4  # of the best, those of the search included
+ROUNDS = 8  # of finals at most: a winner that loses its place makes room for one that was measured once
+CLOSE = 0.03  # how much slower than the best a finalist may be
+RESERVE = 0.15  # share of the time budget that is kept for the finals
+REFIT_GROWTH = 0.1  # share of new examples after which the ranker learns again
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What came of one task.
+
+    Attributes
+    ----------
+    task
+        What was tuned.
+    option
+        What will be used: the default unless another option was confirmed to be faster.
+    default_seconds, seconds
+        One call with the default and with ``option``; NaN when nothing was timed.
+    trials, failed, candidates
+        Options measured, those of them that did not run, and how many there are.
+    """
+
+    task: Task
+    option: Option
+    default_seconds: float
+    seconds: float
+    trials: int
+    failed: int
+    candidates: int
+
+    @property
+    def speedup(self) -> float:
+        """Time of the default over that of the option."""
+        return self.default_seconds / self.seconds
+
+
+@dataclass(frozen=True)
+class Point:
+    """The model's latency, the sum over its tasks, after some seconds and trials of tuning."""
+
+    seconds: float
+    trials: int
+    latency: float
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """What a session reached.
+
+    Attributes
+    ----------
+    tasks
+        In the order given.
+    records
+        All that hold for the target: those of earlier sessions first.
+    history
+        How the model's latency fell.
+    batches
+        How the ranker did.
+    reason
+        Why the session ended.
+    trials, seconds
+        Spent in this session.
+    interrupted
+        Whether the user stopped it.
+    """
+
+    tasks: tuple[TaskResult, ...]
+    records: tuple[Record, ...]
+    history: tuple[Point, ...]
+    batches: tuple[BatchReport, ...]
+    reason: str
+    trials: int
+    seconds: float
+    interrupted: bool
+
+    @property
+    def untuned_seconds(self) -> float:
+        """Sum of all timed kernels with their defaults."""
+        return sum(one.task.weight * one.default_seconds for one in self.tasks if one.default_seconds > 0)
+
+    @property
+    def tuned_seconds(self) -> float:
+        """Sum of all timed kernels as they will be used."""
+        return sum(one.task.weight * one.seconds for one in self.tasks if one.seconds > 0)
+
+    @property
+    def failures(self) -> Counter[str]:
+        """How often candidates failed in which way, over all records."""
+        return Counter(record.outcome.status for record in self.records if not record.outcome.ok)
+
+
+class Observer(Protocol):
+    """Is told how a session goes on."""
+
+    def started(self, searches: Sequence[TaskSearch], scheduler: Scheduler) -> None:
+        """The searches, which change from now on."""
+
+    def batch(self, search: TaskSearch, report: BatchReport) -> None:
+        """A batch was measured."""
+
+    def say(self, message: str) -> None:
+        """Something that the user should know."""
+
+    def finished(self, result: TuningResult) -> None:
+        """The end."""
+
+
+class Silent:
+    """An `Observer` that shows nothing."""
+
+    def started(self, searches: Sequence[TaskSearch], scheduler: Scheduler) -> None:
+        pass
+
+    def batch(self, search: TaskSearch, report: BatchReport) -> None:
+        pass
+
+    def say(self, message: str) -> None:
+        pass
+
+    def finished(self, result: TuningResult) -> None:
+        pass
+
+
+class TuningSession:
+    """Tunes the tasks of one model.
+
+    Parameters
+    ----------
+    tasks
+        From `extract_tasks`.
+    measurer
+        Builds and times candidates; not closed here.
+    budget
+        When to stop at the latest. Trials of earlier sessions that are in ``records`` count.
+    records
+        Earlier measurements that fit the target: those of these tasks are not repeated, the others teach the ranker.
+    log_dir
+        Where to append what is measured; None to keep it in memory only.
+    settings
+        How each task is searched.
+    observer
+        Is told how it goes on.
+    seed
+        Of the random picks.
+    clock
+        Seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        measurer: Measurer,
+        budget: Budget,
+        *,
+        records: Iterable[Record] = (),
+        log_dir: Path | None = None,
+        settings: SearchOptions | None = None,
+        observer: Observer | None = None,
+        seed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        settings = settings or SearchOptions()
+        self._measurer = measurer
+        self._log_dir = log_dir
+        self._observer = observer or Silent()
+        self._generator = np.random.default_rng(seed)
+        self._records = list(records)
+        self._searches = [TaskSearch(task, Options(task.workload, task.target), settings) for task in tasks]
+        self._restore()
+        reserved = RESERVE * budget.seconds if budget.seconds is not None else 0.0
+        self._scheduler = Scheduler(self._searches, budget, reserved, clock)
+        self._scheduler.trials = self._earlier = sum(search.trials for search in self._searches)
+        self._examples = Examples(self._records)
+        self._learned = 0
+        self._ranker = Ranker(seed)
+        self._batches: list[BatchReport] = []
+        self._steps: list[tuple[float, int, int, float]] = []  # seconds, trials, search, ratio to the default
+
+    def run(self) -> TuningResult:
+        """Tune until the end; an interrupt from the keyboard ends the session early and loses nothing.
+
+        Raises
+        ------
+        TersorError
+            When nothing can be measured here, for example because workers do not start.
+        """
+        self._observer.started(self._searches, self._scheduler)
+        reason = ""
+        try:
+            self._search()
+            self._confirm()
+        except KeyboardInterrupt:
+            reason = "interrupted"
+        except TersorError:
+            self._observer.finished(self._result("measuring failed"))
+            raise
+        result = self._result(reason)
+        self._observer.finished(result)
+        return result
+
+    # Steps --------------------------------------------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        of_workload: dict[Workload, list[Outcome]] = {}
+        for record in self._records:
+            of_workload.setdefault(record.workload, []).append(record.outcome)
+        for search in self._searches:
+            search.restore(of_workload.get(search.task.workload, ()))
+
+    def _search(self) -> None:
+        self._learn()
+        while (search := self._scheduler.next(self._ranker)) is not None:
+            options = search.propose(self._ranker, self._generator, self._scheduler.batch_limit(search))
+            before, started = search.trials, self._scheduler.elapsed
+            outcomes = self._measure(search, options, "trial", self._scheduler.seconds_to_search)
+            report = search.record(outcomes, self._ranker)
+            spent = self._scheduler.elapsed - started
+            self._scheduler.spent(search, spent, search.trials - before)
+            if not outcomes:  # the time was too short
+                continue
+            self._batches.append(report)
+            self._note(search)
+            self._observer.batch(search, report)
+            if search.failing:
+                reason = next(one.detail or one.status for one in outcomes if one.option == search.default)
+                self._observer.say(f"{search.task.location or search.task.workload}: not tuned: {reason}")
+            self._learn()
+
+    def _confirm(self) -> None:
+        """Measure again, beside the default, what seems to win by lucky timings: one visit each round.
+
+        The visits of a candidate are apart in time, so that not all of them fall into one disturbance.
+        """
+        for _ in range(ROUNDS):
+            waiting = [search for search in self._searches if self._is_unsure(search)]
+            for search in sorted(waiting, key=lambda one: -one.task.weight * one.default_seconds):
+                left = self._scheduler.seconds_left
+                if left <= 0:
+                    self._tell_unconfirmed()
+                    return
+                limit = search.ratio(search.best) * (1 + CLOSE)
+                finalists = [one for one in search.ranked() if search.ratio(one) <= limit and one != search.default]
+                search.restore(self._measure(search, finalists[:FINALISTS], "final", left))
+                self._note(search)
+
+    def _is_unsure(self, search: TaskSearch) -> bool:
+        """Whether a task's best seems faster than the default and was not measured often enough to tell."""
+        return search.ratio(search.best) < 1 - NOISE and search.visits(search.best) < FINAL_VISITS
+
+    def _tell_unconfirmed(self) -> None:
+        chosen = best(self._records)
+        lost = [one for one in self._searches if self._is_unsure(one) and one.task.workload not in chosen]
+        if lost:
+            self._observer.say(
+                f"the time ended before the best options of {len(lost)} tasks were confirmed, which stay untuned; "
+                "tune again with the same log folder to go on"
+            )
+
+    def _measure(
+        self, search: TaskSearch, options: Sequence[Option], purpose: Purpose, seconds: float
+    ) -> list[Outcome]:
+        def keep(outcome: Outcome) -> None:
+            record = Record.now(search.task, outcome, purpose)
+            self._records.append(record)
+            self._examples.add(record)
+            self._save(record)
+
+        return self._measurer.measure(search.task, options, search.default, seconds=seconds, keep=keep)
+
+    def _save(self, record: Record) -> None:
+        if self._log_dir is None:
+            return
+        try:
+            log.append(self._log_dir, [record])
+        except TersorError as error:
+            self._log_dir = None
+            self._observer.say(f"{error}; going on without writing the log")
+
+    def _learn(self) -> None:
+        """Train the ranker again once there is enough that it has not seen."""
+        known = len(self._examples)
+        if known > self._learned * (1 + REFIT_GROWTH):
+            self._ranker.fit(self._examples.all())
+            self._learned = known
+
+    def _note(self, search: TaskSearch) -> None:
+        ratio = search.ratio(search.best)
+        if not math.isnan(ratio):
+            scheduler = self._scheduler
+            self._steps.append((scheduler.elapsed, scheduler.trials, self._searches.index(search), ratio))
+
+    # Results ------------------------------------------------------------------------------------------------------
+
+    def _result(self, reason: str) -> TuningResult:
+        """What was reached; ``reason`` is why it ended early, empty if it did not."""
+        chosen = best(self._records)
+        tasks = tuple(self._task_result(search, chosen.get(search.task.workload)) for search in self._searches)
+        return TuningResult(
+            tasks=tasks,
+            records=tuple(self._records),
+            history=self._history(),
+            batches=tuple(self._batches),
+            reason=reason or self._scheduler.reason,
+            trials=self._scheduler.trials - self._earlier,
+            seconds=self._scheduler.elapsed,
+            interrupted=reason == "interrupted",
+        )
+
+    def _task_result(self, search: TaskSearch, chosen: Record | None) -> TaskResult:
+        option = search.default if chosen is None else chosen.option
+        default_seconds = search.default_seconds
+        return TaskResult(
+            task=search.task,
+            option=option,
+            default_seconds=default_seconds,
+            seconds=default_seconds * search.ratio(option),
+            trials=search.trials,
+            failed=search.failed,
+            candidates=len(search.options),
+        )
+
+    def _history(self) -> tuple[Point, ...]:
+        """The model's latency after each batch; a task that had not been timed yet counts with its default."""
+        weighted = [search.task.weight * search.default_seconds for search in self._searches]
+        weighted = [0.0 if math.isnan(seconds) else seconds for seconds in weighted]
+        ratios = [1.0] * len(weighted)
+        points = [Point(0.0, self._earlier, sum(weighted))]
+        for seconds, trials, index, ratio in self._steps:
+            ratios[index] = ratio
+            latency = sum(one * by for one, by in zip(weighted, ratios, strict=True))
+            points.append(Point(seconds, trials, latency))
+        return tuple(points)

@@ -1,0 +1,93 @@
+"""What the compiler asks: the option that records say is the fastest for a workload."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..algorithms import Options
+from ..record import Target
+from .log import Log, read_log, shipped_log_dir
+from .option import Option, Workload
+from .records import Record, best, fitting
+
+
+class Tuned:
+    """Answers `tersor.targets.lowering.lower` from records.
+
+    Parameters
+    ----------
+    records
+        For each workload the record whose option is used.
+    ignored
+        How many records did not count, by reason.
+    problems
+        ``file:line: reason`` for each line of a log that is no record.
+    """
+
+    def __init__(
+        self,
+        records: Mapping[Workload, Record],
+        ignored: Counter[str] | None = None,
+        problems: tuple[str, ...] = (),
+    ) -> None:
+        self.records = dict(records)
+        self.ignored: Counter[str] = Counter(ignored)
+        self.problems = problems
+
+    def __call__(self, workload: Workload, options: Options) -> Option | None:
+        """The recorded option, or None for the default: without a record, or when the option is not offered here."""
+        record = self.records.get(workload)
+        if record is None or record.option not in options:
+            return None
+        return record.option
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line for each reason why records were ignored, and for each damaged line."""
+        counts = (f"ignored {count} record{'s' * (count != 1)}: {why}" for why, count in sorted(self.ignored.items()))
+        return (*counts, *self.problems)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Records that hold for a target, how many of the user's do not and why, and ``file:line: reason`` of bad lines."""
+
+    records: tuple[Record, ...]
+    ignored: Counter[str]
+    problems: tuple[str, ...]
+
+
+def gather_records(target: Target, log_dir: str | Path | None = None, *, shipped: bool = True) -> Gathered:
+    """The records of ``log_dir``, and those that ship with Tersor of options that ``log_dir`` has not measured.
+
+    Parameters
+    ----------
+    target
+        The machine; ``target.cores`` is the number of threads.
+    log_dir
+        A folder of records, or None; it need not exist.
+    shipped
+        Whether to use those that ship with Tersor.
+
+    Raises
+    ------
+    LogError
+        When a log cannot be read.
+    """
+    nothing = Log((), (), Counter())
+    own = nothing if log_dir is None else read_log(log_dir, target.name)
+    is_shipped = log_dir is not None and Path(log_dir).resolve() == shipped_log_dir().resolve()
+    other = read_log(shipped_log_dir(), target.name) if shipped and not is_shipped else nothing
+    ours, theirs = fitting(own.records, target), fitting(other.records, target)
+    measured = {(record.workload, record.option) for record in ours.records if record.is_measured}
+    others = [record for record in theirs.records if (record.workload, record.option) not in measured]
+    return Gathered((*others, *ours.records), own.ignored + ours.ignored, own.problems + other.problems)
+
+
+def load_tuned(target: Target, log_dir: str | Path | None = None) -> Tuned:
+    """What the records that ship with Tersor, and those of ``log_dir`` on top, say; see `gather_records`."""
+    gathered = gather_records(target, log_dir)
+    return Tuned(best(gathered.records), gathered.ignored, gathered.problems)

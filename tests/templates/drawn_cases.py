@@ -1,0 +1,120 @@
+"""Hypothesis strategies for the templates: shapes, strides, groups, dilations, odd channels, layouts and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tersor.targets.templates.conv2d import Conv2dSpec
+from tersor.targets.templates.depthwise import DepthwiseSpec
+from tersor.targets.templates.pooling import PoolSpec
+
+from .window_cases import TARGETS
+
+targets = st.sampled_from(TARGETS)
+batches = st.integers(1, 2)
+channels = st.integers(1, 40)
+extents = st.integers(1, 9)
+choices = st.integers(0, 3)  # which candidate to build, counted round
+
+
+def search(check: Callable[..., None], cases: st.SearchStrategy[tuple[Any, ...]], examples: int) -> None:
+    """Call ``check`` with drawn arguments, the same ones in every run."""
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(cases)
+    def run(case: tuple[Any, ...]) -> None:
+        check(*case)
+
+    run()
+
+
+def pairs(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
+    """A number for each of height and width."""
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+@st.composite
+def windows(draw: st.DrawFn, largest: int = 4) -> dict[str, Any]:
+    """Plane, kernel, stride, padding and dilation of a convolution whose window fits the padded plane."""
+    kernel, stride, dilation = draw(pairs(1, largest)), draw(pairs(1, 3)), draw(pairs(1, 2))
+    padding = (*draw(pairs(0, 3)), *draw(pairs(0, 3)))
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in range(2)]
+    plane = [max(1, spans[i] - padding[i] - padding[i + 2]) + draw(st.integers(0, 8)) for i in range(2)]
+    return {
+        "h": plane[0],
+        "w": plane[1],
+        "kernel": kernel,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+    }
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> Conv2dSpec:
+    """Dense and grouped convolutions of blocked or row-major operands."""
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    inputs, outputs = (groups * draw(st.integers(1, 20 if groups > 1 else 40)) for _ in range(2))
+    layout = draw(st.sampled_from(["blocked", "plain"]))
+    return Conv2dSpec(draw(batches), inputs, o=outputs, groups=groups, input_layout=layout, **draw(windows()))
+
+
+@st.composite
+def winograd_convolutions(draw: st.DrawFn) -> Conv2dSpec:
+    """3x3 convolutions of stride 1, which Winograd's algorithm computes."""
+    padding = (*draw(pairs(0, 3)), *draw(pairs(0, 3)))
+    h, w = (max(1, 3 - padding[i] - padding[i + 2]) + draw(st.integers(0, 12)) for i in range(2))
+    return Conv2dSpec(draw(batches), draw(channels), h, w, draw(channels), (3, 3), padding=padding)
+
+
+@st.composite
+def depthwise_convolutions(draw: st.DrawFn) -> DepthwiseSpec:
+    """One filter per channel."""
+    return DepthwiseSpec(draw(batches), draw(channels), **draw(windows(5)))
+
+
+@st.composite
+def poolings(draw: st.DrawFn, mode: str) -> PoolSpec:
+    """Windows padded alike on both sides, as PyTorch's; average pooling has no dilation."""
+    kernel = draw(pairs(1, 4))
+    dilation = draw(pairs(1, 2)) if mode == "max" else (1, 1)
+    before = tuple(draw(st.integers(0, extent // 2)) for extent in kernel)
+    spans = [dilation[i] * (kernel[i] - 1) + 1 for i in range(2)]
+    h, w = (max(1, spans[i] - 2 * before[i]) + draw(st.integers(0, 8)) for i in range(2))
+    return PoolSpec(
+        draw(batches),
+        draw(channels),
+        h,
+        w,
+        mode,
+        kernel,
+        draw(pairs(1, 3)),
+        (*before, *before),
+        dilation,
+        ceil_mode=draw(st.booleans()),
+        count_include_pad=draw(st.booleans()),
+    )
+
+
+@st.composite
+def reductions(draw: st.DrawFn) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """Kind, shape and the axes that are reduced, in any order."""
+    shape = tuple(draw(st.lists(st.integers(1, 20), min_size=1, max_size=4)))
+    axes = draw(st.lists(st.integers(0, len(shape) - 1), min_size=1, max_size=len(shape), unique=True))
+    return draw(st.sampled_from(["sum", "mean", "max", "min"])), shape, tuple(axes)
+
+
+@st.composite
+def gathers(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+    """Channels of each part, and for each channel of the result the one of all parts that it comes from."""
+    counts = draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    return counts, draw(st.lists(st.integers(0, sum(counts) - 1), min_size=1, max_size=50))

@@ -1,0 +1,128 @@
+"""Tasks and a measurer that need neither a compiler nor a quiet machine: times are a formula plus seeded noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from tersor.targets import resolve_target
+from tersor.targets.record import Target
+from tersor.targets.templates.conv2d_spec import Conv2dKnobs, Conv2dSpec
+from tersor.targets.templates.winograd_spec import WinogradKnobs
+from tersor.targets.tuning.estimate import estimate_seconds
+from tersor.targets.tuning.option import Option, Workload
+from tersor.targets.tuning.outcome import Outcome
+from tersor.targets.tuning.task import Task
+
+TARGET: Target = resolve_target("x86:znver4")
+SHAPES = ((64, 56, 64), (128, 28, 128), (256, 14, 256), (512, 7, 512), (96, 35, 80), (160, 17, 224))
+
+
+def conv_task(channels: int, size: int, outputs: int, kernel: int = 3, weight: int = 1) -> Task:
+    """A convolution that keeps the size of the image."""
+    spec = Conv2dSpec(1, channels, size, size, outputs, (kernel, kernel), (1, 1), (kernel // 2,) * 4)
+    return Task(Workload("conv2d", spec), "", TARGET, weight, spec.macs, 0, f"conv{channels}x{size}")
+
+
+def conv_tasks(count: int = len(SHAPES)) -> list[Task]:
+    """The first tasks of a small network."""
+    return [conv_task(*shape) for shape in SHAPES[:count]]
+
+
+def true_seconds(task: Task, option: Option) -> float:
+    """What the fake machine takes: the analytic estimate, and what that knows nothing about."""
+    seconds = estimate_seconds(task.workload.spec, option.knobs, task.target)
+    knobs = option.knobs
+    if isinstance(knobs, Conv2dKnobs):
+        return seconds * (1.0 + 0.25 * (knobs.vectors == 2) + 0.04 * abs(knobs.rows - 2))
+    if isinstance(knobs, WinogradKnobs):
+        return seconds * (1.0 + 0.5 * (knobs.m == 6) + 0.3 * (knobs.order == "outputs"))
+    return seconds
+
+
+class FakeMeasurer:
+    """A `Measurer` with a fake clock.
+
+    Parameters
+    ----------
+    noise
+        Standard deviation of the logarithm of each timing.
+    drift
+        Factor by which the machine slows down from one batch to the next.
+    fails
+        The status of an option; ``"ok"`` unless it says otherwise.
+    stop_after
+        Batches after which the user presses Ctrl-C.
+    """
+
+    def __init__(
+        self,
+        noise: float = 0.01,
+        drift: float = 1.0,
+        fails: Callable[[Option], str] = lambda option: "ok",
+        stop_after: int | None = None,
+    ) -> None:
+        self.seconds = 0.0
+        self.measured: list[tuple[Task, Option]] = []
+        self.batches = 0
+        self._noise = noise
+        self._drift = drift
+        self._fails = fails
+        self._stop_after = stop_after
+        self._generator = np.random.default_rng(0)
+
+    def clock(self) -> float:
+        """Fake seconds: a tenth for each candidate."""
+        return self.seconds
+
+    def measure(
+        self,
+        task: Task,
+        options: Sequence[Option],
+        incumbent: Option | None,
+        *,
+        seconds: float = math.inf,
+        keep: Callable[[Outcome], object] | None = None,
+    ) -> list[Outcome]:
+        deadline = self.seconds + seconds
+        outcomes: list[Outcome] = []
+        for option in options:
+            if self.seconds >= deadline:
+                break
+            if self.batches == self._stop_after and outcomes:  # in the middle of a batch
+                raise KeyboardInterrupt
+            outcomes.append(self._outcome(task, option, incumbent))
+            if keep is not None:
+                keep(outcomes[-1])
+        self.batches += 1
+        return outcomes
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> FakeMeasurer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _outcome(self, task: Task, option: Option, incumbent: Option | None) -> Outcome:
+        self.seconds += 0.1
+        self.measured.append((task, option))
+        status = self._fails(option)
+        if status != "ok":
+            return Outcome(option, status, detail=f"fake {status}")
+        seconds, baseline = self._time(task, option), math.nan
+        if option == incumbent:
+            baseline = seconds
+        elif incumbent is not None and self._fails(incumbent) == "ok":
+            baseline = self._time(task, incumbent)
+        return Outcome(option, "ok", seconds, 0.01, 10, baseline, "", 0.05)
+
+    def _time(self, task: Task, option: Option) -> float:
+        slow = self._drift**self.batches
+        return true_seconds(task, option) * slow * math.exp(self._noise * self._generator.standard_normal())

@@ -1,0 +1,13 @@
+"""Jobs for worker processes that need neither PyTorch nor TVM."""
+
+from __future__ import annotations
+
+
+def double(number: int) -> int:
+    """A job for a worker."""
+    return 2 * number
+
+
+def fail(message: str) -> None:
+    """A job that goes wrong."""
+    raise ValueError(f"first line\n{message}")

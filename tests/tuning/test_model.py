@@ -1,0 +1,178 @@
+"""Features, the ranker and the latency regressor, on a machine whose times are a formula."""
+
+from __future__ import annotations
+
+import builtins
+import math
+
+import numpy as np
+import pytest
+from tersor import TersorError
+from tersor.targets.algorithms import Options
+from tersor.targets.templates.attention_spec import AttentionSpec
+from tersor.targets.templates.conv2d_spec import Conv2dSpec
+from tersor.targets.templates.matmul_spec import ACTIVATION, MatmulSpec
+from tersor.targets.templates.pooling import PoolSpec
+from tersor.targets.templates.relayout import TO_BLOCKED, RelayoutSpec
+from tersor.targets.tuning.estimate import work_of
+from tersor.targets.tuning.examples import typical_seconds
+from tersor.targets.tuning.features import Table, describe_candidate
+from tersor.targets.tuning.latency import LatencyRegressor
+from tersor.targets.tuning.model import Example, Ranker, place_of_best, rank_correlation, regret
+from tersor.targets.tuning.option import Option
+from tersor.targets.tuning.outcome import Outcome
+from tersor.targets.tuning.task import Task
+from tersor.tests.tuning.fakes import conv_task, conv_tasks, true_seconds
+
+
+def examples_of(task: Task, noise: float = 0.0) -> list[Example]:
+    generator = np.random.default_rng(0)
+    spec = task.workload.spec
+    return [
+        Example(
+            task.workload,
+            describe_candidate(spec, option.template, option.knobs, task.target),
+            true_seconds(task, option) * math.exp(noise * generator.standard_normal()),
+        )
+        for option in Options(task.workload, task.target)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "elements"),
+    [
+        (Conv2dSpec(1, 8, 10, 10, 16, (3, 3)), (800, 16 * 8 * 9, 16 * 64)),
+        (Conv2dSpec(1, 8, 10, 10, 8, (3, 3), groups=8), (800, 8 * 9, 8 * 64)),
+        (MatmulSpec(5, 7, 3), (15, 21, 35)),
+        (MatmulSpec(5, 7, 3, ACTIVATION, (2,)), (30 + 42, 0, 70)),
+        (AttentionSpec((1, 2), 4, 6, 8, 8, 0.35), (2 * (4 * 8 + 6 * 16), 0, 2 * 4 * 8)),
+        (PoolSpec(1, 3, 8, 8), (192, 0, 48)),
+        (RelayoutSpec(TO_BLOCKED, 1, 5, 9, 16), (45, 0, 144)),
+    ],
+)
+def test_work_counts_elements_and_is_a_product(spec, elements):
+    work = work_of(spec)
+    assert (work.read, work.weights, work.written) == elements
+    assert work.rows * work.columns * work.depth == work.macs
+
+
+def test_features_are_finite_and_tell_candidates_apart():
+    task = conv_task(64, 56, 64)
+    samples = [example.features for example in examples_of(task)]
+    assert all(math.isfinite(value) for sample in samples for value in sample.values())
+    encoded = np.nan_to_num(Table(samples).encode(samples), nan=-1.0)
+    assert len(np.unique(encoded, axis=0)) == len(samples)
+
+
+def test_table_leaves_out_what_it_was_not_made_from():
+    table = Table([{"a": 1.0, "b": 2.0}])
+    encoded = table.encode([{"b": 3.0, "c": 4.0}])
+    assert table.names == ["a", "b"]
+    assert np.isnan(encoded[0, 0]) and encoded[0, 1] == 3.0
+
+
+def test_untrained_ranker_is_the_analytic_estimate():
+    samples = [example.features for example in examples_of(conv_task(64, 56, 64))]
+    ranker = Ranker()
+    ranker.fit([Example("one", samples[0], 1.0)])
+    assert not ranker.trained
+    np.testing.assert_allclose(ranker.predict(samples), [s["estimate"] * math.log(2) for s in samples])
+    assert ranker.predict([]).shape == (0,)
+
+
+def test_ranker_learns_from_other_layers():
+    *others, unseen = conv_tasks()
+    ranker = Ranker()
+    untrained = Ranker()
+    ranker.fit([example for task in others for example in examples_of(task, noise=0.02)])
+    held = examples_of(unseen)
+    samples, actual = [one.features for one in held], [one.seconds for one in held]
+    assert rank_correlation(ranker.predict(samples), actual) > 0.9
+    assert rank_correlation(ranker.predict(samples), actual) > rank_correlation(untrained.predict(samples), actual)
+    assert place_of_best(ranker.predict(samples), actual) <= 0.1
+
+
+def test_ranker_ignores_how_slow_a_layer_is_as_a_whole():
+    """Only differences within a layer are learned: a layer on a slow day must not spoil the others."""
+    first, second = (examples_of(task) for task in conv_tasks(2))
+    slow = [Example(one.group, one.features, 3 * one.seconds) for one in second]
+    samples = [one.features for one in first]
+    fair, unfair = Ranker(), Ranker()
+    fair.fit(first + second)
+    unfair.fit(first + slow)
+    np.testing.assert_allclose(fair.predict(samples), unfair.predict(samples), atol=1e-5)
+
+
+def test_ranker_repeats_itself():
+    examples = examples_of(conv_task(64, 56, 64))
+    samples = [one.features for one in examples]
+    first, second = Ranker(seed=3), Ranker(seed=3)
+    first.fit(examples)
+    second.fit(examples)
+    assert np.array_equal(first.predict(samples), second.predict(samples))
+
+
+def test_scores_of_a_ranking():
+    actual = [3.0, 1.0, 2.0, 4.0]
+    assert rank_correlation(actual, actual) == pytest.approx(1.0)
+    assert rank_correlation([-one for one in actual], actual) == pytest.approx(-1.0)
+    assert rank_correlation([1, 1, 2], [1, 1, 2]) == pytest.approx(1.0)
+    assert math.isnan(rank_correlation([1.0], [1.0])) and math.isnan(rank_correlation([1, 1], [1, 2]))
+    assert (place_of_best(actual, actual), place_of_best([-one for one in actual], actual)) == (0.0, 1.0)
+    assert regret([2, 1, 0, 3], actual) == pytest.approx(1.0)
+    assert regret(actual, actual) == 0.0
+
+
+def test_regressor_predicts_layers_never_seen_within_its_error():
+    tasks = [
+        conv_task(16 * c, size, 16 * o, kernel)
+        for c in (1, 2, 4, 8)
+        for size in (7, 14, 28)
+        for o in (2, 4, 8)
+        for kernel in (1, 3)
+    ]
+    unseen = tasks[::5]
+    seen = [task for task in tasks if task not in unseen]
+    regressor = LatencyRegressor()
+    regressor.fit([example for task in seen for example in examples_of(task, noise=0.03)[::9]])
+    held = [example for task in unseen for example in examples_of(task)[::7]]
+    actual = np.array([one.seconds for one in held])
+    seconds, error = regressor.predict([one.features for one in held])
+    off = np.abs(seconds / actual - 1)
+    assert np.median(off) < 0.1
+    assert 0.5 < np.mean(off <= error) <= 1.0
+    assert np.median(error) < 0.3
+
+
+def test_regressor_knows_when_it_knows_nothing():
+    regressor = LatencyRegressor()
+    examples = examples_of(conv_task(64, 56, 64))
+    regressor.fit(examples)  # one layer only: nothing to judge itself by
+    assert not regressor.trained
+    seconds, error = regressor.predict([examples[0].features])
+    assert seconds[0] == pytest.approx(2.0 ** examples[0].features["estimate"])
+    assert error[0] == 1.0
+    assert regressor.predict([])[0].shape == (0,)
+
+
+def test_drift_between_visits_is_taken_out():
+    fast, slow = Option("conv2d", 1), Option("conv2d", 2)
+    visits = {
+        fast: [Outcome(fast, "ok", 1.0, baseline=1.0), Outcome(fast, "ok", 2.1, baseline=2.0)],
+        slow: [Outcome(slow, "ok", 1.5, baseline=1.0)],
+    }
+    seconds = typical_seconds(visits)
+    assert seconds[slow] / seconds[fast] == pytest.approx(1.5 / 1.025)
+
+
+def test_missing_xgboost_says_what_to_install(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name == "xgboost":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(TersorError, match=r"needs xgboost.*pip install 'tersor\[tune\]'"):
+        Ranker()

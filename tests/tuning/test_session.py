@@ -1,0 +1,211 @@
+"""Whole sessions: they converge, resume, stop, and survive what goes wrong."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tersor import TersorError
+from tersor.targets.algorithms import Options
+from tersor.targets.tuning import session as session_module
+from tersor.targets.tuning.chart import draw
+from tersor.targets.tuning.log import read_log
+from tersor.targets.tuning.progress import Lines, LiveTable, results_table
+from tersor.targets.tuning.records import CONFIRMATIONS, fitting
+from tersor.targets.tuning.scheduler import Budget
+from tersor.targets.tuning.session import Silent, TuningResult, TuningSession
+from tersor.tests.tuning.fakes import TARGET, FakeMeasurer, conv_tasks, true_seconds
+
+
+class Messages(Silent):
+    """Keeps what a session says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def tune(measurer: FakeMeasurer, *, count: int = 4, trials: int | None = None, seconds: float | None = None, **rest):
+    budget = Budget(trials, seconds)
+    return TuningSession(conv_tasks(count), measurer, budget, clock=measurer.clock, **rest).run()
+
+
+def excess(result: TuningResult, fastest: bool = True) -> float:
+    """True latency of what was chosen over that of the best, or of the default, options."""
+    chosen = sum(true_seconds(one.task, one.option) for one in result.tasks)
+    reference = 0.0
+    for one in result.tasks:
+        options = Options(one.task.workload, one.task.target)
+        reference += min(true_seconds(one.task, o) for o in (options if fastest else [options.default]))
+    return chosen / reference
+
+
+@pytest.fixture(scope="module")
+def finished() -> TuningResult:
+    return tune(FakeMeasurer(noise=0.02))
+
+
+def test_converges_to_the_best_options(finished):
+    assert excess(finished) < 1.03
+    assert excess(finished, fastest=False) < 0.97  # there was something to gain
+    assert finished.reason == "nothing more is to gain"
+    assert finished.trials < sum(one.candidates for one in finished.tasks)
+
+
+def test_result_adds_up(finished):
+    assert finished.untuned_seconds > finished.tuned_seconds > 0
+    assert not finished.interrupted and not finished.failures
+    assert finished.history[0].latency == pytest.approx(finished.untuned_seconds)
+    assert finished.history[-1].latency == pytest.approx(finished.tuned_seconds, rel=0.03)
+    assert sum(report.trials for report in finished.batches) >= finished.trials
+    assert len(finished.records) >= finished.trials
+
+
+def test_every_winner_was_confirmed(finished):
+    for one in finished.tasks:
+        visits = [r for r in finished.records if (r.workload, r.option) == (one.task.workload, one.option)]
+        options = Options(one.task.workload, one.task.target)
+        assert one.option == options.default or len(visits) >= 1 + CONFIRMATIONS
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_never_slower_than_the_default(seed):
+    """Where timings are all noise, the default stays or what replaces it is as good."""
+    result = tune(FakeMeasurer(noise=0.08), seed=seed)
+    for one in result.tasks:
+        options = Options(one.task.workload, one.task.target)
+        assert true_seconds(one.task, one.option) <= 1.05 * true_seconds(one.task, options.default)
+
+
+def test_drift_is_survived():
+    assert excess(tune(FakeMeasurer(drift=1.1))) < 1.03
+
+
+def test_resumes_without_measuring(tmp_path):
+    first = tune(FakeMeasurer(), log_dir=tmp_path, trials=60)
+    records = fitting(read_log(tmp_path).records, TARGET).records
+    assert len(records) == len(first.records)
+    again = FakeMeasurer()
+    second = tune(again, log_dir=tmp_path, trials=60, records=records)
+    assert again.measured == []
+    assert second.trials == 0
+    assert [one.option for one in second.tasks] == [one.option for one in first.tasks]
+    assert second.tuned_seconds == pytest.approx(first.tuned_seconds)
+
+
+def test_goes_on_where_it_was(tmp_path):
+    tune(FakeMeasurer(), log_dir=tmp_path, trials=24)
+    records = fitting(read_log(tmp_path).records, TARGET).records
+    done = {(record.workload, record.option) for record in records}
+    measurer = FakeMeasurer()
+    result = tune(measurer, log_dir=tmp_path, records=records)
+    repeated = [task for task, option in measurer.measured if (task.workload, option) in done]
+    assert len(repeated) <= 3 * len(result.tasks)  # only what was to be confirmed
+    assert excess(result) < 1.03
+
+
+def test_other_layers_teach_a_new_one():
+    """With records of other layers, a first batch already holds something as fast as the best."""
+    known = tune(FakeMeasurer()).records
+    *_, last = conv_tasks(6)
+    measurer = FakeMeasurer()
+    budget = Budget(trials=8)
+    result = TuningSession([last], measurer, budget, records=known, clock=measurer.clock).run()
+    options = Options(last.workload, last.target)
+    assert true_seconds(last, result.tasks[0].option) <= 1.05 * min(true_seconds(last, o) for o in options)
+
+
+def test_time_is_kept():
+    measurer = FakeMeasurer()
+    result = tune(measurer, seconds=6.0)
+    assert result.seconds <= 6.5
+    assert result.reason == "the time is spent"
+    assert measurer.seconds == result.seconds
+
+
+def test_failures_are_recorded_and_do_no_harm(tmp_path):
+    statuses = {2: "crash", 4: "wrong", 6: "timeout"}
+    measurer = FakeMeasurer(
+        fails=lambda option: statuses[option.knobs.m] if option.template == "winograd" else "ok",
+    )
+    messages = Messages()
+    result = tune(measurer, log_dir=tmp_path, observer=messages)
+    assert set(result.failures) <= set(statuses.values()) and result.failures
+    failing = [one for one in result.tasks if Options(one.task.workload, TARGET).default.template == "winograd"]
+    assert failing and all(one.option.template == "winograd" for one in failing)  # the default stays, untuned
+    assert any("not tuned: fake" in line for line in messages.lines)
+    assert all(one.option.template == "conv2d" for one in result.tasks if one not in failing)
+    assert len(read_log(tmp_path).records) == len(result.records)
+
+
+def test_interrupt_keeps_everything(tmp_path):
+    result = tune(FakeMeasurer(stop_after=6), log_dir=tmp_path)
+    assert result.interrupted and result.reason == "interrupted"
+    assert 40 < result.trials <= sum(report.trials for report in result.batches)
+    assert len(read_log(tmp_path).records) == len(result.records) > 40
+    assert result.tuned_seconds <= result.untuned_seconds
+
+
+def test_what_was_measured_before_an_interrupt_is_kept(tmp_path):
+    measurer = FakeMeasurer(stop_after=2)  # after the first candidate of the third batch
+    result = tune(measurer, log_dir=tmp_path)
+    assert result.interrupted
+    assert len(result.records) == len(measurer.measured)
+    assert len(read_log(tmp_path).records) == len(measurer.measured)
+
+
+def test_short_time_is_shared_by_all_tasks():
+    result = tune(FakeMeasurer(), count=6, seconds=4.0)
+    assert all(one.trials >= 2 for one in result.tasks)
+    assert result.seconds <= 4.2
+
+
+def test_full_disk_costs_no_measurement(tmp_path, monkeypatch):
+    def full(folder: Path, records) -> None:
+        raise TersorError(f"{folder}: no space left on device")
+
+    monkeypatch.setattr(session_module.log, "append", full)
+    messages = Messages()
+    result = tune(FakeMeasurer(), log_dir=tmp_path, observer=messages)
+    assert messages.lines == [f"{tmp_path}: no space left on device; going on without writing the log"]
+    assert excess(result) < 1.03
+
+
+def test_no_tasks_is_no_mistake():
+    result = TuningSession([], FakeMeasurer(), Budget(trials=10)).run()
+    assert (result.tasks, result.trials) == ((), 0)
+
+
+# Progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_plain_lines():
+    text = io.StringIO()
+    result = tune(FakeMeasurer(), count=2, observer=Lines(Console(file=text, soft_wrap=True)))
+    lines = text.getvalue().splitlines()
+    assert lines[0].startswith("2 tasks, ")
+    assert len(lines) == len(result.batches) + 2
+    assert "conv64x56: " in lines[1] and "rank correlation" in lines[1] and "regret" in lines[1]
+    assert "ms untuned" in lines[-1] and "nothing more is to gain" in lines[-1]
+
+
+def test_live_table():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=160)
+    result = tune(FakeMeasurer(), count=2, seconds=60, observer=LiveTable(console))
+    shown = text.getvalue()
+    for column in ("share", "best ms", "gain", "GFLOP/s", "s left"):
+        assert column in shown
+    assert results_table(result).row_count == 2
+
+
+def test_chart(tmp_path, finished):
+    pytest.importorskip("matplotlib", reason="the chart needs matplotlib")
+    draw(finished.history, tmp_path / "chart.svg", "net")
+    assert "<svg" in (tmp_path / "chart.svg").read_text()
+    with pytest.raises(TersorError, match="cannot be written"):
+        draw(finished.history, tmp_path / "chart.abc")
