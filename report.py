@@ -204,6 +204,12 @@ def targets_table(targets: Sequence[Target], host: Target | None) -> Table:
     return table
 
 
+def describe_kernels(info: ModelInfo) -> str:
+    """How many kernel calls a compiled model makes, and how many of them records of measurements decided."""
+    tuned = sum(kernel.tuned for kernel in info.kernels)
+    return f"{len(info.kernels)} kernel calls, {tuned} of them chosen by tuning records"
+
+
 def describe_model(info: ModelInfo) -> dict[str, Any]:
     """Name, inputs, outputs, target and number of kernels of a compiled model, as JSON types."""
     return {
@@ -212,6 +218,7 @@ def describe_model(info: ModelInfo) -> dict[str, Any]:
         "inputs": [{"name": port.name, "type": str(port.type)} for port in info.inputs],
         "outputs": [{"name": port.name, "type": str(port.type)} for port in info.outputs],
         "kernels": len(info.kernels),
+        "tuned_kernels": sum(kernel.tuned for kernel in info.kernels),
     }
 
 

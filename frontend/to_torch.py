@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..ir import Graph, Op, Value, WeightStore, check_inputs
-from ..ir.ops import BatchNormOp, FusedOp, WeightOp
+from ..ir import Graph, Op, TersorError, Value, WeightStore, check_inputs
+from ..ir.ops import BatchNormOp, DequantizeOp, FusedOp, QuantizeOp, WeightOp
 
 
 def to_torch(graph: Graph) -> GraphModule:
@@ -27,7 +27,8 @@ class GraphModule(nn.Module):
 
     The module starts in evaluation mode, in which it computes what the graph computes. In training mode (``train()``),
     batch normalisations use the statistics of the batch and update the stored ones, as in PyTorch; nothing else
-    differs: dropout does not exist in a graph. ``tersor.from_torch`` turns the module into a graph again.
+    differs: dropout does not exist in a graph. ``tersor.from_torch`` turns the module into a graph again, unless it is
+    one of 8-bit integers: these run, but have no operators in PyTorch that could be exported.
 
     Parameters
     ----------
@@ -53,6 +54,8 @@ class GraphModule(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Take one tensor per graph input, and return the output, or a tuple of several."""
         graph = self._program.graph
+        if self._program.is_quantized and torch.compiler.is_exporting():
+            raise TersorError("it computes with 8-bit integers; export the model that it was quantized from")
         check_inputs(graph, inputs)
         outputs = self._run(graph, inputs)
         return outputs[0] if len(outputs) == 1 else outputs
@@ -99,6 +102,8 @@ class _Program:
         Ids of the weights that batch normalisations read as mean or variance.
     trainable_norms
         Batch normalisations of which both statistics are weights, so that they can be updated.
+    is_quantized
+        Whether some of the ops compute with 8-bit integers.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -107,6 +112,8 @@ class _Program:
         self.statistics: set[str] = set()
         self.trainable_norms: set[Op] = set()
         self._find_norms(self.graph, {})
+        groups = (op.body.ops if op.body is not None else (op,) for op in self.graph.ops)
+        self.is_quantized = any(isinstance(op, QuantizeOp | DequantizeOp) for group in groups for op in group)
 
     def _find_norms(self, graph: Graph, weights: Mapping[Value, str]) -> None:
         weights = dict(weights)

@@ -11,13 +11,17 @@ from . import (  # noqa: F401 (registers passes)
     fold_batchnorm,
     fold_constants,
     fuse,
+    fuse_elementwise,
+    fuse_epilogue,
     fuse_parallel,
     instruments,
     layout,
+    lowrank,
+    pruning,
     reassociate_matmul,
     to_bf16,
 )
-from .base import Exactness, Latency, Pass, PassContext, PassError, Result
+from .base import Comparison, Exactness, Latency, Pass, PassContext, PassError, Result
 from .bisect import Culprit, bisect
 from .manager import Outcome, PassManager, run_passes
 from .pipeline import PRESETS, Pipeline, PipelineError, Preset, as_pipeline, parse_pipeline, print_pass
@@ -26,6 +30,7 @@ from .report import PassRecord, Report
 
 __all__ = [
     "PRESETS",
+    "Comparison",
     "Culprit",
     "Exactness",
     "Latency",

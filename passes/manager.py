@@ -130,6 +130,7 @@ def run_passes(
     *,
     target: Any = None,
     calibration: Iterable[Sequence[Any]] | None = None,
+    latency: Latency | None = None,
     instruments: Sequence[Instrument] = (),
     bisect_limit: int | None = None,
 ) -> Graph:
@@ -145,6 +146,8 @@ def run_passes(
         The machine to optimize for, for passes that ask.
     calibration
         Batches of inputs (one sequence of tensors each), for passes that ask.
+    latency
+        Measures on the target, for passes that decide by time.
     instruments
         Checks, prints, dumps and so on around every pass (`tersor.passes.instruments`).
     bisect_limit
@@ -160,4 +163,4 @@ def run_passes(
     PassManager : returns a report too.
     """
     manager = PassManager(as_pipeline(pipeline), tuple(instruments), bisect_limit)
-    return manager.run(graph, target=target, calibration=calibration).graph
+    return manager.run(graph, target=target, calibration=calibration, latency=latency).graph

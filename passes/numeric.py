@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import networkx
@@ -11,6 +11,8 @@ import torch
 
 from ..ir import DType, Graph, IRError, Value
 from ..ir.ops import EmbeddingOp
+
+_RANGES = {DType.U8: (0, 256), DType.I8: (-128, 128)}  # of bytes that index no table
 
 
 @dataclass(frozen=True)
@@ -91,22 +93,37 @@ def difference(
     return (f"{worst}, more than the tolerance {tolerance:g}" if worst.exceeds(tolerance) else ""), outputs
 
 
+def largest_deviation(before: Graph, after: Graph, batches: Iterable[Sequence[torch.Tensor]]) -> Deviation | None:
+    """How far the outputs of two graphs are apart, at most, on batches of inputs; None if there are no batches."""
+    found = (deviation(before.evaluate(*batch), after.evaluate(*batch)) for batch in batches)
+    return max(found, key=lambda one: one.relative, default=None)
+
+
 def seeded_inputs(graph: Graph, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Random inputs that fit ``graph``: normal floats, booleans, and integers that stay inside of embedding tables."""
+    """Random inputs that fit ``graph``: normal floats, booleans, bytes, integers inside of embedding tables."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(_random(value, _index_limit(graph, value), generator) for value in graph.inputs)
 
 
-def _random(value: Value, limit: int, generator: torch.Generator) -> torch.Tensor:
+def first_batch(graph: Graph, calibration: Iterable[Sequence[torch.Tensor]] | None) -> Sequence[torch.Tensor]:
+    """The first batch of calibration data, or `seeded_inputs` where there is none."""
+    batch = None if calibration is None else next(iter(calibration), None)
+    return seeded_inputs(graph) if batch is None else batch
+
+
+def _random(value: Value, limit: int | None, generator: torch.Generator) -> torch.Tensor:
     dtype = value.type.dtype
     if dtype.is_floating:
         return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(dtype.torch)
-    high = 2 if dtype is DType.BOOL else limit
-    return torch.randint(0, high, value.shape, generator=generator).to(dtype.torch)
+    if limit is None or dtype is DType.BOOL:
+        low, high = _RANGES.get(dtype, (0, 2))  # wider integers are masks
+    else:
+        low, high = 0, limit
+    return torch.randint(low, high, value.shape, generator=generator).to(dtype.torch)
 
 
-def _index_limit(graph: Graph, value: Value) -> int:
-    """Smallest table that ``value`` indexes, directly or through integer ops; 2 if it indexes none (a mask)."""
+def _index_limit(graph: Graph, value: Value) -> int | None:
+    """Smallest table that ``value`` indexes, directly or through integer ops; None if it indexes none."""
     flow = networkx.DiGraph()
     flow.add_node(value)
     for op in graph.ops:
@@ -115,4 +132,4 @@ def _index_limit(graph: Graph, value: Value) -> int:
                 flow.add_edges_from((operand, result) for operand in op.inputs)
     reached = {value, *networkx.descendants(flow, value)}
     tables = [op.table.shape[0] for op in graph.ops if isinstance(op, EmbeddingOp) and op.indices in reached]
-    return min(tables, default=2)
+    return min(tables, default=None)

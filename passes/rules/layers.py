@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from ...ir import Op, Rewriter, Value, is_constant
 from ...ir.ops import AddOp, Conv2dOp, LinearOp, MatmulOp, PermuteOp, WeightOp
+from ...ir.ops.integers import QUANTIZED
 from ..matching import numbers, replace, tensor, weight_name
 
 
@@ -55,6 +56,9 @@ def matmul_to_linear(op: Op, rewriter: Rewriter) -> bool:
         return False
     if is_constant(op.lhs):
         return False  # fold-constants evaluates it
+    if op.lhs.type.dtype in QUANTIZED:
+        rewriter.refuse("matmul-to-linear", op, "linear layers sum products of 8-bit integers in i32")
+        return False
     matrix = op.rhs
     if not op.attrs.transpose_rhs and tensor(matrix) is None:
         rewriter.refuse("matmul-to-linear", op, "the weights are not loaded")

@@ -35,7 +35,7 @@ def pad_into_conv(op: Op, rewriter: Rewriter) -> bool:
     if not isinstance(op, Conv2dOp) or not isinstance(op.x.op, PadOp):
         return False
     pad = op.x.op
-    if not _is_spatial(pad) or pad.attrs.value != 0:
+    if not _is_spatial(pad) or pad.attrs.value != op.attrs.zero_point:
         rewriter.refuse("pad-into-conv", op, "the padding is not zeros around height and width")
         return False
     if not rewriter.commit("pad-into-conv", op):
@@ -47,6 +47,7 @@ def pad_into_conv(op: Op, rewriter: Rewriter) -> bool:
         padding=(top + above, left + before, bottom + below, right + behind),
         dilation=op.attrs.dilation,
         groups=op.attrs.groups,
+        zero_point=op.attrs.zero_point,
     )
     replace(rewriter, op, rewriter.create(Conv2dOp, (pad.x, op.weight, op.bias), attrs).result)
     return True
@@ -76,6 +77,9 @@ def adaptive_pool(op: Op, rewriter: Rewriter) -> bool:
     plane, size = op.x.shape[2:], op.attrs.size
     if any(extent % parts for extent, parts in zip(plane, size, strict=True)):
         rewriter.refuse("adaptive-pool", op, f"a plane of {plane} does not divide into {size} equal windows")
+        return False
+    if plane == size and op.result.type.dtype is not op.x.type.dtype:
+        rewriter.refuse("adaptive-pool", op, "means of integers are f32")
         return False
     if not rewriter.commit("adaptive-pool", op):
         return False

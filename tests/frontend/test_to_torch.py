@@ -10,6 +10,7 @@ from tersor import ir
 from tersor.frontend import GraphModule, from_torch, to_torch
 from tersor.ir import DType, Graph, TensorType
 from tersor.ir.ops import AddOp, BatchNormOp, FusedOp, ReluOp, WeightOp
+from tersor.tests.integer_graphs import small_resnet
 from torch import nn
 
 
@@ -178,3 +179,13 @@ def test_ids_that_would_hide_something_get_an_underscore(same):
     x = torch.rand(2)
     same(module(x).detach(), graph.evaluate(x)[0])
     same(from_torch(module, x).evaluate(x)[0], graph.evaluate(x)[0])
+
+
+def test_integers_run_but_are_not_exported():
+    graph = small_resnet()
+    module = to_torch(graph)
+    x = torch.randn(1, 3, 22, 18)
+    assert torch.equal(module(x), graph.evaluate(x)[0])
+    assert {str(tensor.dtype) for tensor in module.buffers()} == {"torch.int8", "torch.int32"}
+    with pytest.raises(ir.TersorError, match="it computes with 8-bit integers; export the model that it was quantized"):
+        from_torch(module, x)

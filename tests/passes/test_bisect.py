@@ -135,3 +135,10 @@ def test_seeded_inputs_stay_inside_of_tables():
     assert second.max() == 1
     assert torch.equal(first, seeded_inputs(graph)[0])
     assert not torch.equal(first, seeded_inputs(graph, seed=1)[0])
+
+
+def test_seeded_bytes_take_all_values():
+    b = GraphBuilder({"x": TensorType((5000,), DType.I8), "y": TensorType((5000,), DType.U8)})
+    signed, unsigned = seeded_inputs(b.done(*b.graph.inputs))
+    assert (signed.min(), signed.max()) == (-128, 127)
+    assert (unsigned.min(), unsigned.max()) == (0, 255)

@@ -6,7 +6,7 @@ from tersor.ir import Graph, parse, structurally_equal
 from tersor.tests.checks import run_checked
 from tersor.tests.random_graphs import random_graph, random_graphs
 
-PASSES = ["canonicalize", "dce", "cse", "fold-constants", "fold-batchnorm", "fuse"]
+PASSES = ["canonicalize", "dce", "cse", "fold-constants", "fold-batchnorm", "fuse-epilogue", "fuse-elementwise", "fuse"]
 quick = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 

@@ -1,0 +1,22 @@
+"""Low-rank layers: how a weight is factorized, how ranks are chosen, and replacing layers by their factors.
+
+Importing this package registers its pass, methods and rank rules.
+"""
+
+from . import low_rank  # noqa: F401 (registers the pass)
+from .candidate import Candidate, find_candidates
+from .methods import Factorization, method_names, register_method
+from .ranks import RankRule, rank_rule_names, register_rank_rule
+from .spectrum import Spectrum
+
+__all__ = [
+    "Candidate",
+    "Factorization",
+    "RankRule",
+    "Spectrum",
+    "find_candidates",
+    "method_names",
+    "rank_rule_names",
+    "register_method",
+    "register_rank_rule",
+]

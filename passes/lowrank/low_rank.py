@@ -1,0 +1,208 @@
+"""Replace layers by chains of smaller ones: a weight of nearly low rank is the product of narrow weights.
+
+Before::
+
+    %1 = conv2d(%x, %conv.weight, %conv.bias)     : f32[1,256,14,14]      256 channels in, 3x3
+
+After ``low-rank{method=tucker2}``, with ranks 64 and 80::
+
+    %1 = conv2d(%x, %conv.weight.reduce)          : f32[1,64,14,14]       1x1
+    %2 = conv2d(%1, %conv.weight.core)            : f32[1,80,14,14]       3x3
+    %3 = conv2d(%2, %conv.weight.expand, %conv.bias)  : f32[1,256,14,14]  1x1
+
+How a layer is taken apart is the method's business (`methods`), how much of it stays the rank rule's (`ranks`). Ranks
+are rounded up to the target's vector width. The referee then decides layer by layer: with ``keep=faster`` a layer is
+replaced only if the chain measures faster on the target.
+
+Layers that share a weight are factorized once and share the factors. Groups made by ``fuse`` are taken apart first and
+fused again afterwards. Refused, with the reason in the report: layers that the method is not made for, grouped ones,
+weights that are no float32 constants, factors of an earlier run, and layers whose chain has no fewer multiply-adds.
+Fails after ``layout`` and without weights. The report gives each layer's ranks, multiply-adds, milliseconds and output
+error, on the first calibration batch or on seeded random inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...ir import Graph, Op, Rewriter, TersorError, Value, graph_of, weights_loaded
+from ...ir.ops import FusedOp, RelayoutOp
+from ..base import Exactness, Pass, PassContext, Result
+from ..fuse import Fuse
+from ..matching import replace, weight_name
+from ..numeric import first_batch, largest_deviation
+from ..referee import Keep, Referee, Trial, Verdict, output_errors
+from ..registry import register_pass
+from ..unfuse import take_apart
+from .candidate import find_candidates
+from .methods import Factorization, Layer, Ranks, find_method
+from .ranks import Request, parse_rank_rule
+
+_RULE = "low-rank"
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """What a layer is to be replaced by; layers that share a weight share ``factors`` and ``weights``."""
+
+    factors: Factorization
+    ranks: Ranks
+    weights: tuple[torch.Tensor, ...]
+
+
+@register_pass(_RULE)
+@dataclass(frozen=True)
+class LowRank(Pass):
+    """Replace convolutions and linear layers by chains of smaller ones.
+
+    Attributes
+    ----------
+    method
+        How a layer is factorized: ``svd``, ``spatial``, ``tucker2``.
+    ranks
+        How ranks are chosen: ``vbmf``, ``energy:0.9``, ``macs:0.5``, ``fixed:32``.
+    keep
+        Whether only layers stay that the target measures faster, or all.
+    multiple
+        Ranks are rounded up to a multiple of this; 0 takes the target's vector width.
+    """
+
+    method: str = "tucker2"
+    ranks: str = "vbmf"
+    keep: Keep = Keep.FASTER
+    multiple: int = 0
+
+    exactness = Exactness.APPROXIMATE
+    measures = True
+
+    def __post_init__(self) -> None:
+        find_method(self.method)
+        parse_rank_rule(self.ranks)
+        if self.multiple < 0:
+            raise ValueError(f"multiple must be 1 or more, or 0 for the target's vector width, not {self.multiple}")
+
+    @property
+    def tolerance(self) -> float:
+        """Infinite: before fine-tuning, outputs may be anywhere; the check still asks for their number and shape."""
+        return float("inf")
+
+    def run(self, graph: Graph, context: PassContext) -> Result:
+        if not weights_loaded(graph):
+            raise TersorError("the graph's weights are not loaded, so no layer can be factorized")
+        if any(isinstance(op, RelayoutOp) for op in graph.ops):
+            raise TersorError("layouts are chosen already; run low-rank before layout")
+        rewriter = context.rewriter(graph)
+        planned = graph.clone()  # everything is decided here; the graph itself changes only if something stays
+        take_apart(planned, Rewriter(planned), _RULE)
+        chains = self._chains(planned, context, rewriter)
+        if not chains:
+            return Result(False, ("no layer to factorize",))
+        batch = first_batch(graph, context.calibration)
+        referee = Referee(self.keep, context.latency)
+        verdicts = _judge(planned, chains, referee, batch)
+        notes = tuple(verdict.note for verdict in verdicts.values())
+        kept = {op: chain for op, chain in chains.items() if verdicts[op].stays}
+        if not kept:
+            return Result(False, notes)
+        whole = _judge_whole(graph, planned, kept, referee, batch)
+        if not whole.stays:
+            return Result(False, (*notes, whole.note))
+        twins = _apply(graph, planned, kept, rewriter, context)
+        return Result(rewriter.changed, (*notes, whole.note) if twins else ("left out by the bisection limit",))
+
+    def _chains(self, graph: Graph, context: PassContext, rewriter: Rewriter) -> dict[Op, _Chain]:
+        """What each layer is to become that does fewer multiply-adds then; all others are refused."""
+        candidates, refused = find_candidates(graph, find_method(self.method))
+        for op, reason in refused:
+            rewriter.refuse(_RULE, op, reason)
+        lanes = context.target.lanes() if context.target is not None else 1
+        request = Request(graph.cost().macs, self.multiple or lanes)
+        chosen = parse_rank_rule(self.ranks).choose(candidates, request)
+        chains: dict[Op, _Chain] = {}
+        for candidate, ranks in zip(candidates, chosen, strict=True):
+            reason = _pointless(candidate.macs, ranks, 0 if ranks is None else candidate.macs_at(ranks))
+            if reason or ranks is None:
+                for op in candidate.layers:
+                    rewriter.refuse(_RULE, op, reason)
+                continue
+            weights = tuple(one.float() for one in candidate.factors.weights(ranks))
+            chains.update((op, _Chain(candidate.factors, ranks, weights)) for op in candidate.layers)
+        return dict(sorted(chains.items(), key=lambda item: graph.ops.index(item[0])))
+
+
+def _pointless(before: int, ranks: Ranks | None, after: int) -> str:
+    if ranks is None:
+        return "others lose less for the multiply-adds that are wanted"
+    if after < before:
+        return ""
+    return f"at rank {_shown(ranks)} it needs {after} multiply-adds instead of {before}"
+
+
+def _shown(ranks: Ranks) -> str:
+    return "x".join(map(str, ranks))
+
+
+def _judge(
+    graph: Graph, chains: dict[Op, _Chain], referee: Referee, batch: Sequence[torch.Tensor]
+) -> dict[Op, Verdict]:
+    """The referee's verdict on each chain by itself."""
+    pairs = {op: _pair(op, chain) for op, chain in chains.items()}
+    errors = output_errors(graph, {op: after for op, (_, after) in pairs.items()}, batch)
+    return {
+        op: referee.judge(
+            Trial(f"{op.location or op.describe()} at rank {_shown(chain.ranks)}", (pairs[op],), errors[op])
+        )
+        for op, chain in chains.items()
+    }
+
+
+def _pair(op: Op, chain: _Chain) -> tuple[Graph, Graph]:
+    """The layer alone, and its chain alone."""
+    before = graph_of(op)
+    after = before.clone()
+    _replace(after, {after.outputs[0].op: chain}, Rewriter(after))
+    return before, after
+
+
+def _judge_whole(
+    graph: Graph, planned: Graph, kept: dict[Op, _Chain], referee: Referee, batch: Sequence[torch.Tensor]
+) -> Verdict:
+    changed, mapping = planned.clone_with_map()
+    _replace(changed, {mapping[op.results[0]].op: chain for op, chain in kept.items()}, Rewriter(changed))
+    error = largest_deviation(graph, changed, [batch])
+    return referee.judge_whole(graph, changed, f"before fine-tuning, {error}" if error else "")
+
+
+def _apply(graph: Graph, planned: Graph, kept: dict[Op, _Chain], rewriter: Rewriter, context: PassContext) -> bool:
+    """Make the planned changes in the graph itself; False if a bisection limit forbids to take groups apart."""
+    fused = take_apart(graph, rewriter, _RULE)
+    if any(isinstance(op, FusedOp) for op in graph.ops):
+        return False
+    twins = dict(zip(planned.ops, graph.ops, strict=True))
+    _replace(graph, {twins[op]: chain for op, chain in kept.items()}, rewriter)
+    if fused:
+        Fuse().run(graph, context)
+    return True
+
+
+def _replace(graph: Graph, chains: dict[Op | None, _Chain], rewriter: Rewriter) -> None:
+    """Replace layers by their chains; those that shared a weight share its factors, which stand before the first."""
+    made: dict[Factorization, list[Value]] = {}
+    for op in graph.ops:
+        if op not in chains or not isinstance(op, Layer) or not rewriter.commit(_RULE, op):
+            continue
+        chain = chains[op]
+        parts, attrs = chain.factors.parts, chain.factors.attrs(op)
+        if chain.factors not in made:
+            made[chain.factors] = [
+                rewriter.weight(weight, weight_name(op.weight, part))
+                for weight, part in zip(chain.weights, parts, strict=True)
+            ]
+        value, weights = op.x, made[chain.factors]
+        for index, weight in enumerate(weights):
+            bias = op.bias if index == len(weights) - 1 else None
+            value = rewriter.create(type(op), (value, weight, bias), attrs[index]).result
+        replace(rewriter, op, value)

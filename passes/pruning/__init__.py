@@ -1,0 +1,20 @@
+"""Channel pruning: which channels go together, how important they are, which stay, and removing the others.
+
+Importing this package registers its passes and criteria.
+"""
+
+from . import prune, reestimate_batchnorm  # noqa: F401 (registers passes)
+from .criteria import Criterion, Scoring, criterion_names, register_criterion
+from .groups import ChannelGroup, ChannelMap, Layer, Place, find_channels
+
+__all__ = [
+    "ChannelGroup",
+    "ChannelMap",
+    "Criterion",
+    "Layer",
+    "Place",
+    "Scoring",
+    "criterion_names",
+    "find_channels",
+    "register_criterion",
+]

@@ -1,0 +1,35 @@
+"""The program in docs/compression.md runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import tersor
+import torch
+from torch import nn
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "compression.md"
+
+
+def test_prune_fine_tune_compile():
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    images = torch.randn(256, 1, 8, 8, generator=generator)
+    labels = (images[:, 0, :4].mean((1, 2)) > images[:, 0, 4:].mean((1, 2))).long()
+    layers = [nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)]
+    model = nn.Sequential(*layers, nn.BatchNorm2d(32), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(128, 2))
+    (program,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
+    assert len([line for line in program.splitlines() if line.strip()]) <= 16
+
+    found = {"tersor": tersor, "torch": torch, "model": model.eval(), "images": images, "labels": labels}
+    exec(compile(program, str(DOCUMENT), "exec"), found)
+
+    tuned, deployed, executable = found["tuned"].eval(), found["deployed"], found["program"]
+    answers = torch.cat([tuned(part) for part in images.split(32)]).argmax(1)
+    assert (answers == labels).float().mean() > 0.9
+    with torch.no_grad():
+        torch.testing.assert_close(deployed(images[5:6]), tuned(images[:32])[5:6], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(executable(images[5:6]), deployed(images[5:6]), rtol=1e-4, atol=1e-4)
+    macs = [tersor.from_torch(module, images[:1]).cost().macs for module in (deployed, model)]
+    assert macs[0] <= 0.5 * macs[1]

@@ -1,0 +1,226 @@
+"""The referee: what stays, and what it says; pruning before it; measuring for it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import tersor
+import torch
+from tersor.ir import Graph, TensorType, fingerprint
+from tersor.ir.ops import Conv2dOp, ReluOp
+from tersor.passes import PassManager, as_pipeline, run_passes
+from tersor.passes.referee import Keep, Referee, Trial, output_errors
+from tersor.targets.latency import LEAST_NOISE, MeasuredLatency
+from tersor.targets.tuning.predicted import PredictedLatency
+from tersor.targets.tuning.timing import Timing
+from tersor.tests.passes.lowrank.planted import Clock, Reading, conv_graph, linear_graph, planted
+from tersor.tests.random_graphs import GraphBuilder
+
+BIG, SMALL = linear_graph(torch.ones(20, 30)), linear_graph(torch.ones(10, 30))
+
+
+class Fixed(Clock):
+    """Says what it is told."""
+
+    def __init__(self, *readings: Reading) -> None:
+        super().__init__()
+        self.readings = list(readings)
+
+    def compare(self, before: Graph, after: Graph) -> Reading:
+        return self.readings.pop(0)
+
+
+def judge(keep: Keep, *readings: Reading, error: float | None = None):
+    return Referee(keep, Fixed(*readings)).judge(Trial("layer", ((BIG, SMALL),) * len(readings), error))
+
+
+def test_keeps_what_is_faster_beyond_the_noise():
+    assert judge(Keep.FASTER, Reading(1.0, 0.89, 0.1)).stays
+    assert not judge(Keep.FASTER, Reading(1.0, 0.91, 0.1)).stays
+    assert not judge(Keep.FASTER, Reading(1.0, 1.5, 0.1)).stays
+    assert judge(Keep.ALL, Reading(1.0, 1.5, 0.1)).stays
+
+
+def test_notes():
+    faster = judge(Keep.FASTER, Reading(2e-3, 1e-3, 0.1), error=0.0123)
+    assert faster.note == "layer: multiply-adds 1800 -> 900 (0.500), 2 -> 1 ms (0.500), error 0.0123"
+    slower = judge(Keep.FASTER, Reading(2e-3, 3e-3, 0.1))
+    assert slower.note == "layer undone, not faster: multiply-adds 1800 -> 900 (0.500), 2 -> 3 ms (1.500)"
+
+
+def test_several_layers_are_added_up():
+    # 0.1 faster and 0.05 slower; the noise of the sum is that of independent parts
+    readings = (Reading(1.0, 0.9, 0.03), Reading(1.0, 1.05, 0.04))
+    verdict = judge(Keep.FASTER, *readings)
+    assert not verdict.stays
+    assert "multiply-adds 3600 -> 1800 (0.500), 2000 -> 1950 ms (0.975)" in verdict.note
+    assert judge(Keep.FASTER, Reading(1.0, 0.9, 0.03), Reading(1.0, 1.04, 0.04)).stays
+
+
+def test_without_a_clock_everything_stays():
+    verdict = Referee(Keep.FASTER, None).judge(Trial("layer", ((BIG, SMALL),)))
+    assert verdict.stays
+    assert verdict.note == "layer: multiply-adds 1800 -> 900 (0.500), not measured"
+
+
+def test_a_whole_graph_is_undone_only_if_slower():
+    def whole(after: float) -> bool:
+        return Referee(Keep.FASTER, Fixed(Reading(1.0, after, 0.05))).judge_whole(BIG, SMALL).stays
+
+    assert [whole(after) for after in (0.5, 1.0, 1.04, 1.2)] == [True, True, True, False]
+
+
+def test_errors_of_layers_that_share_an_operand():
+    b = GraphBuilder({"x": TensorType((1, 8, 6, 6))})
+    x = b.graph.inputs[0]
+    one, two = (b.conv(x, 4, location=name) for name in ("one", "two"))
+    graph = b.done(one, two)
+    half = tersor.ir.graph_of(two.op)
+    half.weights = tersor.ir.WeightStore({id: tensor / 2 for id, tensor in half.weights.items()})
+    same = tersor.ir.graph_of(one.op)
+    errors = output_errors(graph, {one.op: same, two.op: half}, (torch.ones(1, 8, 6, 6),))
+    assert errors == {one.op: 0.0, two.op: pytest.approx(0.5, abs=1e-6)}
+
+
+# Pruning ----------------------------------------------------------------------------------------------------------
+
+
+def chain() -> Graph:
+    b = GraphBuilder({"x": TensorType((1, 8, 6, 6))})
+    x = b.op(ReluOp, b.conv(b.graph.inputs[0], 16, location="first"))
+    x = b.op(ReluOp, b.conv(x, 32, location="second"))
+    return b.done(b.conv(x, 5, 1, location="third"))
+
+
+def channels(graph: Graph) -> dict[str, int]:
+    return {op.location: op.result.shape[1] for op in graph.ops if isinstance(op, Conv2dOp)}
+
+
+def prune(latency: Clock, options: str = "", prefix: str = ""):
+    return PassManager(as_pipeline(f"{prefix}prune-channels{{macs=0.5{options}}}")).run(chain(), latency=latency)
+
+
+class DislikesSecond(Clock):
+    """The layer "third" alone, which only the second group shrinks, is slow unless it is whole."""
+
+    def compare(self, before: Graph, after: Graph) -> Reading:
+        (*_, last) = after.ops
+        self.factor = 1e3 if last.location == "third" and len(after.ops) < 5 else 1.0
+        return super().compare(before, after)
+
+
+def test_pruning_keeps_groups_that_are_faster():
+    clock = Clock()
+    outcome = prune(clock)
+    before, after = clock.asked[
+        1
+    ]  # "second", which the first group shrinks from the left, as the other group leaves it
+    assert before.inputs[0].shape[1] == 16 > after.inputs[0].shape[1]
+    assert before.outputs[0].shape[1] == after.outputs[0].shape[1] < 32
+    notes = outcome.report.records[0].notes
+    assert channels(outcome.graph)["first"] < 16
+    assert channels(outcome.graph)["second"] < 32
+    assert " ms (0." in notes[0]
+    assert [re.sub(r"^\d+", "n", note).split(": multiply")[0] for note in notes[2:]] == [
+        "n of 16 channels: first",
+        "n of 32 channels: second",
+    ]
+    assert all(" ms (0." in note for note in notes[2:])
+
+
+@pytest.mark.parametrize("prefix", ["", "O3,"])
+def test_pruning_restores_groups_that_are_not(prefix: str):
+    outcome = prune(DislikesSecond(), prefix=prefix)
+    assert channels(run_passes(chain(), "prune-channels"))["second"] < 32
+    ops = [one for op in outcome.graph.ops for one in (op.body.ops if op.body is not None else (op,))]
+    found = {op.location: op.result.shape[1] for op in ops if isinstance(op, Conv2dOp)}
+    assert found["second"] == 32
+    assert found["first"] < 16
+    assert " of 32 channels: second undone, not faster: multiply-adds " in outcome.report.records[-1].notes[-1]
+    everything = prune(DislikesSecond(), ",keep=all", prefix)
+    assert "undone" not in "".join(everything.report.records[-1].notes)
+
+
+def test_pruning_that_helps_nowhere_changes_nothing():
+    outcome = prune(Clock(factor=1e3))
+    assert channels(outcome.graph) == {"first": 16, "second": 32, "third": 5}
+    assert not outcome.report.records[0].changed
+    fused = prune(Clock(factor=1e3), prefix="O3,")
+    assert any(op.name == "fused" for op in fused.graph.ops)
+
+
+def test_run_passes_takes_a_latency():
+    small = run_passes(chain(), "low-rank{ranks=fixed:2}", latency=Clock(factor=1e3))
+    assert fingerprint(small) == fingerprint(chain())
+
+
+# Measuring --------------------------------------------------------------------------------------------------------
+
+
+class Program:
+    """A compiled graph, as far as measuring is concerned."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def random_inputs(self) -> tuple:
+        return ()
+
+
+def measured() -> tuple[MeasuredLatency, list[Graph]]:
+    compiled: list[Graph] = []
+
+    def compile(graph: Graph) -> Program:
+        compiled.append(graph)
+        return Program(graph)
+
+    def time(candidate, incumbent, policy) -> Timing:
+        return Timing(1e-3, 0.001, 10, float("nan") if incumbent is None else 2e-3)
+
+    return MeasuredLatency(compile, time=time), compiled
+
+
+def test_measured_pairs_are_kept():
+    latency, compiled = measured()
+    for _ in range(2):
+        reading = latency.compare(BIG, SMALL)
+        assert (reading.before, reading.after, reading.noise) == (2e-3, 1e-3, LEAST_NOISE)
+    same_work = linear_graph(torch.full((20, 30), 7.0))
+    assert latency.compare(same_work, SMALL) is reading
+    assert compiled == [SMALL, BIG]
+    assert latency.compare(BIG, same_work).after == latency.compare(BIG, same_work).before == 1e-3
+    assert latency.graph_seconds(BIG) == 1e-3
+    assert len(compiled) == 3
+
+
+def test_fingerprint_of_work():
+    other = linear_graph(torch.full((20, 30), 7.0))
+    assert fingerprint(other) != fingerprint(BIG)
+    assert fingerprint(other, numbers=False) == fingerprint(BIG, numbers=False) != fingerprint(SMALL, numbers=False)
+
+
+def test_predictions_are_compared_too():
+    target = tersor.targets.resolve_target("x86:avx2")
+    latency = PredictedLatency(target, [], lambda graph: run_passes(graph, "layout", target=target))
+    reading = latency.compare(BIG, SMALL)
+    assert reading.before == latency.graph_seconds(BIG) > reading.after == latency.graph_seconds(SMALL) > 0
+    assert reading.noise > 0.5, "without records, a prediction proves nothing"
+    assert not Referee(Keep.FASTER, latency).judge(Trial("layer", ((BIG, SMALL),))).stays
+
+
+def test_compile_measures_on_this_machine():
+    graph = conv_graph(planted("tucker2", 32, 32))
+    program = tersor.compile(graph, pipeline="low-rank{ranks=fixed:4,multiple=4,keep=all}", threads=1)
+    layer, whole, *_ = program.report.records[0].notes
+    assert " ms (" in layer
+    assert " ms (" in whole
+    (x,) = program.random_inputs()
+    torch.testing.assert_close(program(x), graph.evaluate(x)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_other_machines_are_not_measured():
+    graph = conv_graph(planted("tucker2", 32, 32))
+    foreign = tersor.targets.Target("arm:test", "arm", "generic", 16, 32, 2**15, 2**20, 0, 2)
+    small = tersor.run_passes(graph, "low-rank{ranks=fixed:4}", target=foreign)
+    assert small.cost().macs < graph.cost().macs
