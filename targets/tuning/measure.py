@@ -82,8 +82,10 @@ class LocalMeasurer:
         build_timeout: float = 60.0,
         lowering: Lowering = lower_with,
     ) -> None:
-        self._pool = None if executor is not None else WorkerPool(usable_cores(), timeout=build_timeout)
-        self._executor: Executor = executor or self._pool
+        self._pool: WorkerPool | None = None
+        if executor is None:
+            executor = self._pool = WorkerPool(usable_cores(), timeout=build_timeout)
+        self._executor = executor
         self._runner = runner or LocalRunner(RunSettings(lowering=lowering))
         self._build_timeout = build_timeout
         self._lowering = lowering
@@ -121,7 +123,9 @@ class LocalMeasurer:
                 keep(outcomes[option])
         if incumbent is None or incumbent in built or incumbent in outcomes:  # else there was no time for it
             candidates = [built[option] for option in dict.fromkeys(options) if option in built]
-            for candidate, result in self._runner.run(task, candidates, built.get(incumbent)):
+            for candidate, result in self._runner.run(
+                task, candidates, None if incumbent is None else built.get(incumbent)
+            ):
                 outcomes[candidate.option] = _outcome(candidate, result)
                 keep(outcomes[candidate.option])
                 if time.monotonic() >= deadline:

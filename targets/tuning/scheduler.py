@@ -67,7 +67,8 @@ class Scheduler:
         self._clock = clock
         self._started = clock()
         self._costs: dict[TaskSearch, list[float]] = {}
-        self._tried = 0  # candidates of all batches; `trials` may start with those of earlier sessions
+        self._tried = 0  # candidates of the batches in `_costs`; `trials` counts others, too
+        self._is_first = True
         self.trials = 0
         self.reason = ""
 
@@ -102,9 +103,12 @@ class Scheduler:
         return sum(search.task.weight * search.default_seconds for search in self._searches if not search.failing)
 
     def spent(self, search: TaskSearch, seconds: float, trials: int) -> None:
-        """Take note of a batch."""
-        self._costs.setdefault(search, []).append(seconds)
+        """Take note of a batch; the time of the first, which waits for processes to start, tells nothing of others."""
         self.trials += trials
+        if self._is_first:
+            self._is_first = False
+            return
+        self._costs.setdefault(search, []).append(seconds)
         self._tried += trials
 
     def batch_limit(self, search: TaskSearch) -> float:

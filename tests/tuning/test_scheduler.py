@@ -57,6 +57,7 @@ def test_time_goes_where_it_saves_most():
         first_batch(search)
     scheduler = Scheduler([light, heavy], Budget())
     assert scheduler.next(Ranker()) is heavy
+    scheduler.spent(light, 9.0, 0)  # processes had to start
     scheduler.spent(light, 1.0, 8)
     scheduler.spent(heavy, 1000.0, 8)  # building its candidates takes very long
     assert scheduler.next(Ranker()) is light
@@ -93,6 +94,8 @@ def test_time_ends_it_before_a_batch_that_would_not_fit():
     searches = searches_of(1, 1)
     scheduler = Scheduler(searches, Budget(seconds=10.0), reserved=2.0, clock=clock)
     first_batch(scheduler.next(Ranker()))
+    scheduler.spent(searches[0], 9.0, 8)  # processes had to start: other batches need not take so long
+    assert scheduler.next(Ranker()) is not None
     clock.now = 3.0
     scheduler.spent(searches[0], 3.0, 8)
     assert scheduler.next(Ranker()) is not None
