@@ -49,7 +49,7 @@ class Scheduler:
     budget
         When to stop at the latest.
     reserved
-        Seconds of the budget to leave for checking the winners.
+        Seconds of the budget to leave for checking the winners; may be set anew as winners come.
     clock
         Seconds, for tests.
     """
@@ -63,7 +63,7 @@ class Scheduler:
     ) -> None:
         self._searches = tuple(searches)
         self._budget = budget
-        self._reserved = reserved
+        self.reserved = reserved
         self._clock = clock
         self._started = clock()
         self._costs: dict[TaskSearch, list[float]] = {}
@@ -85,7 +85,7 @@ class Scheduler:
     @property
     def seconds_to_search(self) -> float:
         """Seconds of the budget that remain for the search."""
-        return self.seconds_left - self._reserved
+        return self.seconds_left - self.reserved
 
     @property
     def trials_left(self) -> float:

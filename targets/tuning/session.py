@@ -33,7 +33,8 @@ FINALISTS = 3  # candidates of each task that are measured again
 FINAL_VISITS = 4  # of the best, those of the search included
 ROUNDS = 8  # of finals at most: a winner that loses its place makes room for one that was measured once
 CLOSE = 0.03  # how much slower than the best a finalist may be
-RESERVE = 0.15  # share of the time budget that is kept for the finals
+FINAL_SECONDS = 0.15  # that timing one candidate takes whose code is at hand
+LEAST_RESERVE, MOST_RESERVE = 0.1, 0.5  # shares of the time budget that are kept for the finals
 REFIT_GROWTH = 0.1  # share of new examples after which the ranker learns again
 
 
@@ -201,8 +202,8 @@ class TuningSession:
         self._records = list(records)
         self._searches = [TaskSearch(task, Options(task.workload, task.target), settings) for task in tasks]
         self._restore()
-        reserved = RESERVE * budget.seconds if budget.seconds is not None else 0.0
-        self._scheduler = Scheduler(self._searches, budget, reserved, clock)
+        self._scheduler = Scheduler(self._searches, budget, clock=clock)
+        self._seconds = budget.seconds
         self._scheduler.trials = self._earlier = sum(search.trials for search in self._searches)
         self._examples = Examples(self._records)
         self._learned = 0
@@ -243,6 +244,7 @@ class TuningSession:
 
     def _search(self) -> None:
         self._learn()
+        self._reserve()
         while (search := self._scheduler.next(self._ranker)) is not None:
             options = search.propose(self._ranker, self._generator, self._scheduler.batch_limit(search))
             before, started = search.trials, self._scheduler.elapsed
@@ -259,6 +261,15 @@ class TuningSession:
                 reason = next(one.detail or one.status for one in outcomes if one.option == search.default)
                 self._observer.say(f"{search.task.location or search.task.workload}: not tuned: {reason}")
             self._learn()
+            self._reserve()
+
+    def _reserve(self) -> None:
+        """Keep as much of the time as the finals of all present winners are going to take."""
+        if self._seconds is None:
+            return
+        visits = sum(FINAL_VISITS - one.visits(one.best) for one in self._searches if self._is_unsure(one))
+        least, most = LEAST_RESERVE * self._seconds, MOST_RESERVE * self._seconds
+        self._scheduler.reserved = min(max(visits * FINALISTS * FINAL_SECONDS, least), most)
 
     def _confirm(self) -> None:
         """Measure again, beside the default, what seems to win by lucky timings: one visit each round.
@@ -267,7 +278,7 @@ class TuningSession:
         """
         for _ in range(ROUNDS):
             waiting = [search for search in self._searches if self._is_unsure(search)]
-            for search in sorted(waiting, key=lambda one: -one.task.weight * one.default_seconds):
+            for search in sorted(waiting, key=_promised_seconds, reverse=True):
                 left = self._scheduler.seconds_left
                 if left <= 0:
                     self._tell_unconfirmed()
@@ -364,3 +375,8 @@ class TuningSession:
             latency = sum(one * by for one, by in zip(weighted, ratios, strict=True))
             points.append(Point(seconds, trials, latency))
         return tuple(points)
+
+
+def _promised_seconds(search: TaskSearch) -> float:
+    """Seconds of the model's latency that a task's best seems to save."""
+    return search.task.weight * search.default_seconds * (1 - search.ratio(search.best))
