@@ -18,6 +18,7 @@ from . import (  # noqa: F401 (registers passes)
     layout,
     lowrank,
     pruning,
+    quantization,
     reassociate_matmul,
     to_bf16,
 )

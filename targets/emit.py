@@ -375,6 +375,11 @@ def _dequantize(op: Op, a: Expr, scale: Expr) -> Expr:
     return integers.dequantize(a, scale, op.attrs.zero_point)
 
 
+@emits(ir_ops.ObserveOp)
+def _observe(op: Op, a: Expr) -> Expr:
+    return a
+
+
 _FLOAT32_ONLY = frozenset(
     {
         ir_ops.SigmoidOp,

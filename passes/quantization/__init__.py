@@ -1,0 +1,18 @@
+"""Quantization: which values become integers, which numbers these stand for, and the integer graph.
+
+Importing this package registers its passes and calibrators.
+"""
+
+from . import annotate, bias_correction, calibrate, quantize, realize  # noqa: F401 (registers passes)
+from .calibrators import Calibrator, Observer, calibrator_names, register_calibrator
+from .scheme import IntegerLayer, Step, integer_layer
+
+__all__ = [
+    "Calibrator",
+    "IntegerLayer",
+    "Observer",
+    "Step",
+    "calibrator_names",
+    "integer_layer",
+    "register_calibrator",
+]

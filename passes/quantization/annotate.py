@@ -1,0 +1,103 @@
+"""``quantize-annotate``: note which values are to be stored as 8-bit integers.
+
+Before::
+
+    %1 = relu(%0)                             : f32[1,64,56,56]
+    %2 = conv2d(%1, %w, %b)                   : f32[1,64,56,56]
+
+After::
+
+    %1 = relu(%0)                             : f32[1,64,56,56]
+    %2 = observe(%1)                          : f32[1,64,56,56]
+    %3 = conv2d(%2, %w, %b)                   : f32[1,64,56,56]
+
+Which ones is decided by `placement` from the traits of the ops. The graph still computes the same;
+``quantize-calibrate`` fills in the ranges, ``quantize-realize`` makes integers of it. In between the graph is text like
+any other: notes can be removed or changed by hand.
+
+Groups made by ``fuse`` are taken apart. Refused, with the reason in the report: layers that ``skip`` names, weights
+computed at run time, and sums that may not fit into i32. Fails after ``layout``, where batch normalisations are not
+folded, and for targets without integer kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...ir import DType, Graph, OnIntegers, Rewriter, TersorError, Value
+from ...ir.ops import BatchNormOp, ObserveOp, RelayoutOp
+from ...ir.ops.integers import QUANTIZED
+from ..base import Pass, PassContext, Result
+from ..registry import register_pass
+from ..unfuse import take_apart
+from .placement import check_patterns, float_layers, refusal, stored_as_integers
+
+_RULE = "quantize-annotate"
+_FAMILIES = ("x86", "arm")  # of targets with templates for 8-bit integers
+
+
+@register_pass(_RULE)
+@dataclass(frozen=True)
+class QuantizeAnnotate(Pass):
+    """Note which values are to be stored as 8-bit integers.
+
+    Attributes
+    ----------
+    activations
+        ``u8`` or ``i8``.
+    skip
+        Names of layers that stay in floating point; ``*`` stands for anything, as in ``skip=[head,layer4.*]``.
+    """
+
+    activations: DType = DType.U8
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.activations not in QUANTIZED:
+            raise ValueError(f"activations must be u8 or i8, not {self.activations.value}")
+
+    def run(self, graph: Graph, context: PassContext) -> Result:
+        rewriter = context.rewriter(graph)
+        check_order(graph, context, _RULE)
+        take_apart(graph, rewriter, _RULE)
+        check_patterns(graph, self.skip)
+        layers = []
+        for op in float_layers(graph):
+            reason = refusal(op, self.skip)
+            if reason:
+                rewriter.refuse(_RULE, op, reason)
+            else:
+                layers.append(op)
+        stored = stored_as_integers(graph, layers)
+        noted = sum(_note(value, self.activations, rewriter) for value in stored)
+        note = f"{len(layers)} layers can compute on integers, {len(stored)} values are stored as such, {noted} new"
+        return Result(rewriter.changed, (note,))
+
+
+def check_order(graph: Graph, context: PassContext, rule: str) -> None:
+    """Raise TersorError where a graph, or a target, cannot be quantized."""
+    family = getattr(context.target, "family", None)
+    if family is not None and family not in _FAMILIES:
+        raise TersorError(f"{context.target.name} has no kernels for 8-bit integers; leave out {rule}")
+    for op in graph.ops:
+        if isinstance(op, RelayoutOp):
+            raise TersorError(f"layouts are chosen already; run {rule} before layout")
+        layer = op.x.op if isinstance(op, BatchNormOp) else None
+        if layer is not None and layer.on_integers is OnIntegers.SUMS:
+            raise TersorError(f"{op.describe()} is not folded into the layer before it; put O2 or O3 before {rule}")
+
+
+def _note(value: Value, dtype: DType, rewriter: Rewriter) -> bool:
+    """Let all ops that read ``value`` read a note about it; False if they do already, or bisection forbids it."""
+    readers = [use for use in value.uses if not isinstance(use.user, Graph)]
+    if not readers or any(isinstance(use.user, ObserveOp) for use in readers):
+        return False
+    positions = {op: index for index, op in enumerate(rewriter.graph.ops)}
+    anchor = value.op or min(value.users, key=positions.__getitem__)
+    if not rewriter.commit(_RULE, anchor):
+        return False
+    note = rewriter.create(ObserveOp, (value,), ObserveOp.attrs_type(dtype=dtype), after=value.op is not None)
+    for use in readers:
+        assert not isinstance(use.user, Graph)
+        rewriter.set_operand(use.user, use.index, note.result)
+    return True

@@ -1,0 +1,100 @@
+"""``bias-correction``: take what rounding the weights adds to each channel's mean out of the bias.
+
+Before::
+
+    %2 = observe(%1) {high=5.25}
+    %3 = conv2d(%2, %w, %b)
+
+After::
+
+    %3 = conv2d(%2, %w, %b.corrected)
+
+With rounded weights W + D a layer's outputs are off by D x, on average by D E[x]; the new bias is ``b - D E[x]``. The
+expectation of a convolution is the convolution of the expectation, so one mean operand a layer is all that is kept of
+the calibration data, and padding is accounted for. Outputs of the floating-point graph move by what the rounding will
+move them back.
+
+The first accuracy pass: it runs between ``quantize-calibrate`` and ``quantize-realize``, once, before layers are
+rounded. Method: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019
+(section 4.2, with measured expectations).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...ir import Graph, Op, Rewriter, Value, evaluate
+from ...ir.ops import ObserveOp
+from ..base import Exactness, Pass, PassContext, Result
+from ..matching import numbers, prune, weight_name
+from ..registry import register_pass
+from .calibrate import calibration_batches
+from .placement import Layer, float_layers, refusal
+from .scheme import representable_weight
+
+_RULE = "bias-correction"
+_SUFFIX = "corrected"  # of the ids of biases, so that a second run leaves them alone
+
+
+@register_pass(_RULE)
+@dataclass(frozen=True)
+class BiasCorrection(Pass):
+    """Correct biases by what rounding the weights adds to each channel's mean."""
+
+    exactness = Exactness.APPROXIMATE
+
+    def run(self, graph: Graph, context: PassContext) -> Result:
+        layers = [op for op in float_layers(graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]
+        if not layers:
+            return Result(False, ("no layer is to be quantized; put it after quantize-calibrate",))
+        means = _mean_operands(graph, layers, context.calibration)
+        rewriter = context.rewriter(graph)
+        shares = [_correct(op, means[op.x], rewriter) for op in layers if not _is_corrected(op)]
+        if not shares:
+            return Result(False)
+        return Result(rewriter.changed, (f"{len(shares)} biases corrected, by {max(shares):.3g} at most",))
+
+
+def _is_corrected(op: Layer) -> bool:
+    """Whether an earlier run has corrected this layer: its bias says so."""
+    return op.bias is not None and _SUFFIX in op.bias.op.attrs.id.split(".")
+
+
+def _mean_operands(
+    graph: Graph, layers: Sequence[Layer], calibration: Iterable[Sequence[torch.Tensor]] | None
+) -> dict[Value, torch.Tensor]:
+    """The mean of each layer's first operand over all batches, in float64."""
+    wanted = {op.x for op in layers}
+    sums: dict[Value, torch.Tensor] = {}
+    count = 0
+
+    def observe(op: Op, results: tuple[torch.Tensor, ...]) -> None:
+        for value, tensor in zip(op.results, results, strict=True):
+            if value in wanted:
+                sums[value] = tensor.double() + sums.get(value, 0.0)
+
+    for batch in calibration_batches(graph, calibration):
+        evaluate(graph, batch, observe)
+        count += 1
+    return {value: total / count for value, total in sums.items()}
+
+
+def _correct(op: Layer, mean: torch.Tensor, rewriter: Rewriter) -> float:
+    """Give a layer another bias; returns the largest correction."""
+    weight, bias = op.weight, op.bias
+    exact = numbers(weight).double()
+    shift = op.evaluate(mean, representable_weight(exact) - exact, None)
+    assert isinstance(shift, torch.Tensor)
+    channel = op.channel_axis % shift.ndim
+    correction = shift.mean([axis for axis in range(shift.ndim) if axis != channel])
+    if not rewriter.commit(_RULE, op):
+        return 0.0
+    old = torch.zeros_like(correction) if bias is None else numbers(bias).double()
+    name = weight_name(weight if bias is None else bias, _SUFFIX if bias is not None else f"bias.{_SUFFIX}")
+    rewriter.set_operand(op, 2, rewriter.weight((old - correction).float(), name))
+    if bias is not None:
+        prune(rewriter, (bias,))
+    return correction.abs().max().item()

@@ -1,0 +1,191 @@
+"""Make integers of a graph with calibrated notes: the rewriting behind ``quantize-realize``.
+
+One sweep in execution order. Each value that is stored as integers is remembered with the step that they stand for;
+readers take the integers where they know what to do with them, and else numbers made of these by a ``dequantize`` of
+their own: one that two ops share would be stored as f32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...ir import DType, Graph, OnIntegers, Op, Rewriter, TensorType, Value
+from ...ir.ops import (
+    AvgPool2dOp,
+    DequantizeOp,
+    MulOp,
+    ObserveOp,
+    PadOp,
+    QuantizeOp,
+    SubOp,
+    WeightOp,
+)
+from ..matching import numbers, prune, weight_name
+from .placement import Layer
+from .scheme import Step, integer_layer
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A value as integers."""
+
+    integers: Value
+    step: Step
+
+
+def step_of(note: Op) -> Step:
+    """What a calibrated note asks for."""
+    return Step.covering(note.attrs.low, note.attrs.high, note.attrs.dtype)
+
+
+class IntegerGraph:
+    """Rewrites a graph in place.
+
+    Parameters
+    ----------
+    rewriter
+        Of the graph.
+    rule
+        Name of the rewrites.
+    layers
+        Layers to compute on integers, where their operand has a note.
+
+    Attributes
+    ----------
+    stored
+        For the results of all notes, and of what moves integers, the integers.
+    """
+
+    def __init__(self, rewriter: Rewriter, rule: str, layers: Iterable[Layer]) -> None:
+        self._rewriter = rewriter
+        self._rule = rule
+        self._layers = set(layers)
+        self.stored: dict[Value, Stored] = {}
+
+    def build(self) -> None:
+        """Rewrite everything, and remove what nothing reads any more."""
+        before = self._rewriter.graph.ops
+        for op in before:
+            self._visit(op)
+        self._return_numbers()
+        for op in reversed(before):
+            if op.graph is self._rewriter.graph and op.result in self.stored and not op.result.uses:
+                self._rewriter.erase(op)
+
+    def _visit(self, op: Op) -> None:
+        stored = [self.stored.get(value) for value in op.inputs]
+        first = stored[0] if stored else None
+        if isinstance(op, ObserveOp):
+            self._store(op)
+        elif first is not None and op in self._layers:
+            self._sum(op, first)
+        elif first is not None and op.on_integers is OnIntegers.MOVES and _can_move(op, stored):
+            self._move(op, [one for one in stored if one is not None])
+        elif first is not None and op.on_integers is OnIntegers.MEANS and _can_average(op, first.step):
+            self._average(op, first)
+        elif any(stored) and self._rewriter.commit(self._rule, op):
+            for index, value in enumerate(op.operands):
+                if value in self.stored:
+                    self._rewriter.set_operand(op, index, self._number(self.stored[value]))
+
+    def _store(self, note: ObserveOp) -> None:
+        step = step_of(note)
+        moved = self.stored.get(note.x)
+        if moved is not None and moved.step == step:
+            self.stored[note.result] = moved
+            return
+        if self._rewriter.commit(self._rule, note):
+            source = note.x if moved is None else self._number(moved)
+            attrs = QuantizeOp.attrs_type(scale=step.scale, zero_point=step.zero_point, dtype=step.dtype)
+            self.stored[note.result] = Stored(self._rewriter.create(QuantizeOp, (source,), attrs).result, step)
+
+    def _sum(self, op: Op, x: Stored) -> None:
+        """``dequantize(op(integers))``, with a scale for each channel."""
+        assert isinstance(op, Layer)
+        if not self._rewriter.commit(self._rule, op):  # it goes on reading the note, which stays then
+            return
+        rewriter, operands = self._rewriter, op.inputs[1:]
+        layer = integer_layer(numbers(op.weight), None if op.bias is None else numbers(op.bias), x.step.scale)
+        weight = rewriter.weight(layer.weight, weight_name(op.weight, "i8"))
+        bias = None if layer.bias is None else rewriter.weight(layer.bias, weight_name(op.bias, "i32"))
+        attrs = replace(op.attrs, zero_point=x.step.zero_point)
+        sums = rewriter.create(type(op), (x.integers, weight, bias), attrs).result
+        scales = layer.scales.float().reshape(scale_shape(op))
+        number = rewriter.create(DequantizeOp, (sums, rewriter.weight(scales, weight_name(op.weight, "scale"))))
+        rewriter.replace(op, number.result)
+        prune(rewriter, operands)
+
+    def _move(self, op: Op, parts: list[Stored]) -> None:
+        if not self._rewriter.commit(self._rule, op):
+            return
+        step, attrs = parts[0].step, op.attrs
+        if isinstance(op, PadOp):
+            attrs = replace(attrs, value=float(step.zero_point))
+        moved = self._rewriter.create(type(op), [part.integers for part in parts], attrs)
+        self.stored[op.result] = Stored(moved.result, step)
+
+    def _average(self, op: Op, x: Stored) -> None:
+        """``(mean of integers - zero point) * scale``."""
+        if not self._rewriter.commit(self._rule, op):  # it goes on reading the note, which stays then
+            return
+        mean = self._rewriter.create(type(op), (x.integers,), op.attrs).result
+        if x.step.zero_point:
+            mean = self._rewriter.create(SubOp, (mean, self._constant(x.step.zero_point))).result
+        self._rewriter.replace(op, self._rewriter.create(MulOp, (mean, self._constant(x.step.scale))).result)
+
+    def _return_numbers(self) -> None:
+        """Outputs of the graph are floating-point numbers."""
+        graph = self._rewriter.graph
+        for index, value in enumerate(graph.outputs):
+            if value in self.stored and value.op is not None and self._rewriter.commit(self._rule, value.op):
+                self._rewriter.set_output(index, self._number(self.stored[value]))
+
+    def _number(self, stored: Stored) -> Value:
+        attrs = DequantizeOp.attrs_type(zero_point=stored.step.zero_point)
+        return self._rewriter.create(DequantizeOp, (stored.integers, self._constant(stored.step.scale)), attrs).result
+
+    def _constant(self, number: float) -> Value:
+        return self._rewriter.full(float(number), TensorType(()))
+
+
+def scale_shape(op: Layer) -> tuple[int, ...]:
+    """Shape in which one number per channel broadcasts to the result of ``op``."""
+    behind = -1 - (op.channel_axis % op.result.type.rank - op.result.type.rank)
+    return (-1, *[1] * behind)
+
+
+def integer_twin(op: Layer, step: Step) -> Graph:
+    """A graph of the layer alone on integers: its operand and its result are stored as ``step`` says.
+
+    Times are what it is for; the result's scale is any.
+    """
+    graph = Graph(op.name, [("x", TensorType(op.x.shape, step.dtype))])
+
+    def constant(tensor: torch.Tensor, hint: str) -> Value:
+        type = TensorType(tuple(tensor.shape), DType.from_torch(tensor.dtype))
+        return graph.append(WeightOp((), WeightOp.attrs_type(id=graph.weights.add(tensor, hint), type=type))).result
+
+    layer = integer_layer(numbers(op.weight), None if op.bias is None else numbers(op.bias), step.scale)
+    bias = None if layer.bias is None else constant(layer.bias, "bias")
+    attrs = replace(op.attrs, zero_point=step.zero_point)
+    sums = graph.append(type(op)((graph.inputs[0], constant(layer.weight, "weight"), bias), attrs)).result
+    scales = constant(layer.scales.float().reshape(scale_shape(op)), "scale")
+    number = graph.append(DequantizeOp((sums, scales))).result
+    stored = QuantizeOp.attrs_type(scale=1.0, zero_point=step.zero_point, dtype=step.dtype)
+    graph.outputs = (graph.append(QuantizeOp((number,), stored)).result,)
+    return graph
+
+
+def _can_move(op: Op, stored: list[Stored | None]) -> bool:
+    """Whether all operands have integers that mean the same, and what ``op`` adds to them has a meaning too."""
+    steps = {None if one is None else one.step for one in stored}
+    return len(steps) == 1 and not (isinstance(op, PadOp) and op.attrs.value)
+
+
+def _can_average(op: Op, step: Step) -> bool:
+    """Whether padding, which adds 0 to integer sums, adds what stands for zero."""
+    counts_padding = isinstance(op, AvgPool2dOp) and op.attrs.count_include_pad and any(op.attrs.padding)
+    return not (counts_padding and step.zero_point)

@@ -1,0 +1,181 @@
+"""Which layers compute on integers, and which values are therefore stored as integers.
+
+A layer that computes integer sums wants its operand as integers. That operand is best rounded where it is made, in the
+epilogue of the kernel before, so the wish travels backwards: through ops that move integers (pooling, concatenation,
+reshaping) to their operands, through means to what they average, and through elementwise ops, which stay in floating
+point in registers, to concatenations and poolings that are stored before them. Where an elementwise op joins two
+layers, an addition of a shortcut for example, one of them is stored in memory: the earlier one, as integers, unless
+something else reads it that only knows floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import cast
+
+from ...ir import DType, Graph, OnIntegers, Op, TersorError, Value, is_constant
+from ...ir.ops import Conv2dOp, LinearOp, ObserveOp
+from ..matching import tensor
+from .scheme import MOST_TERMS
+
+Layer = Conv2dOp | LinearOp  # what has the trait `OnIntegers.SUMS`: operands x, weight and bias
+
+
+def find_notes(graph: Graph) -> list[ObserveOp]:
+    """All notes about values that are to be stored as integers, in execution order."""
+    return [op for op in graph.ops if isinstance(op, ObserveOp)]
+
+
+def underlying(value: Value) -> Value:
+    """What ``value`` is a note about; ``value`` itself if it is none."""
+    while isinstance(value.op, ObserveOp):
+        value = value.op.x
+    return value
+
+
+def name_of(value: Value) -> str:
+    """What makes ``value``, for messages."""
+    value = underlying(value)
+    if value.op is None:
+        return f"input {value.name!r}"
+    return value.op.location or value.op.describe()
+
+
+def float_layers(graph: Graph) -> list[Layer]:
+    """Layers that could compute integer sums, and compute in float32."""
+    layers = (cast(Layer, op) for op in graph.ops if op.on_integers is OnIntegers.SUMS)
+    return [op for op in layers if op.result.type.dtype is DType.F32]
+
+
+def refusal(op: Layer, skip: Sequence[str]) -> str:
+    """Why a layer stays in floating point; empty if it need not."""
+    if any(fnmatchcase(op.location, pattern) for pattern in skip):
+        return "it is to be skipped"
+    if is_constant(underlying(op.x)):
+        return "its operand is a constant"
+    numbers = [tensor(value) for value in (op.weight, op.bias) if value is not None]
+    if any(one is None for one in numbers):
+        return "its weight or bias is computed at run time, or not loaded"
+    if not all(bool(one.isfinite().all()) for one in numbers if one is not None):
+        return "its weight or bias has numbers that are not finite"
+    terms = op.weight.type.size // max(1, op.weight.shape[0])
+    if not terms:
+        return "it has no operand"
+    return f"sums of {terms} products may not fit into i32" if terms > MOST_TERMS else ""
+
+
+def check_patterns(graph: Graph, skip: Sequence[str]) -> None:
+    """Raise TersorError for a pattern that is no layer's name."""
+    names = [op.location for op in float_layers(graph)]
+    for pattern in skip:
+        if names and not any(fnmatchcase(name, pattern) for name in names):
+            some = ", ".join(name for name in names[:3] if name)
+            raise TersorError(f"skip={pattern} fits no layer; layers have names such as {some or '(none)'}")
+
+
+def stored_as_integers(graph: Graph, layers: Iterable[Layer]) -> dict[Value, None]:
+    """Values to be stored as integers when ``layers`` compute on integers, in the order in which they were found.
+
+    Notes that are in the graph already (`ObserveOp`) are seen through.
+    """
+    return _Placement(graph, layers).stored
+
+
+class _Placement:
+    def __init__(self, graph: Graph, layers: Iterable[Layer]) -> None:
+        self.layers: set[Op | None] = set(layers)
+        self.stored: dict[Value, None] = {}
+        self.position = {op: index for index, op in enumerate(graph.ops)}
+        for op in graph.ops:
+            if op in self.layers:
+                self.want(underlying(op.inputs[0]))
+        for op in reversed(graph.ops):
+            if op.on_integers is OnIntegers.MEANS:
+                self.want_if_made_of_integers(op.inputs[0])
+        for op in graph.ops:
+            if op.elementwise and not isinstance(op, ObserveOp):
+                self._join(op)
+
+    def want(self, value: Value) -> None:
+        """Store ``value`` as integers, and what should be then."""
+        if value in self.stored or value.type.dtype is not DType.F32 or is_constant(value):
+            return
+        self.stored[value] = None
+        op = value.op
+        if op is None:
+            return
+        if op.on_integers in (OnIntegers.MOVES, OnIntegers.MEANS):
+            for operand in _data(op):
+                self.want(operand)
+        elif op.elementwise:
+            for source in self._sources(value):
+                if source.op is not None and source.op.on_integers is OnIntegers.MOVES and not source.op.view:
+                    self.want(source)
+
+    def want_if_made_of_integers(self, value: Value) -> None:
+        """Store ``value`` as integers where all that makes and reads it can do so."""
+        value = underlying(value)
+        if self._is_integer_made(value) and _reads_integers(value):
+            self.want(value)
+
+    def _sources(self, value: Value) -> list[Value]:
+        """What ``value`` is computed from by elementwise ops, up to values that are stored as integers."""
+        found: dict[Value, None] = {}
+        seen = {value}
+        pending = [value]
+        while pending:
+            op = pending.pop().op
+            for operand in () if op is None else _data(op):
+                if operand in seen:
+                    continue
+                seen.add(operand)
+                if operand.op is not None and operand.op.elementwise and operand not in self.stored:
+                    pending.append(operand)
+                else:
+                    found[operand] = None
+        return list(found)
+
+    def _origins(self, value: Value) -> list[Value]:
+        is_computed = value.op is not None and value.op.elementwise and value not in self.stored
+        return self._sources(value) if is_computed else [value]
+
+    def _is_integer_made(self, value: Value) -> bool:
+        """Whether integers are what makes ``value``, by any of the ops that pass integers on."""
+        seen: set[Value] = set()
+        pending = [value]
+        while pending:
+            one = pending.pop()
+            if one in self.stored or one.op in self.layers:
+                return True
+            if one in seen or one.op is None:
+                continue
+            seen.add(one)
+            if one.op.elementwise or one.op.on_integers in (OnIntegers.MOVES, OnIntegers.MEANS):
+                pending.extend(_data(one.op))
+        return False
+
+    def _join(self, op: Op) -> None:
+        """Of two layers that meet in an elementwise op, store the earlier one."""
+        full = [value for value in _data(op) if value.shape == op.result.shape]
+        latest = {value: max((self._made_at(one) for one in self._origins(value)), default=-1) for value in full}
+        last = max(latest.values(), default=-1)
+        for value, made_at in latest.items():
+            if 0 <= made_at < last:
+                self.want_if_made_of_integers(value)
+
+    def _made_at(self, value: Value) -> int:
+        """Position of what makes ``value``; -1 if it is read from memory anyway."""
+        return -1 if value.op is None or value in self.stored else self.position[value.op]
+
+
+def _data(op: Op) -> list[Value]:
+    """What an op reads besides constants, and besides a layer's weight."""
+    values = op.inputs[:1] if op.on_integers is OnIntegers.SUMS else op.inputs
+    return [underlying(value) for value in values if not is_constant(value)]
+
+
+def _reads_integers(value: Value) -> bool:
+    """Whether all readers of ``value`` can take integers, or floating-point numbers made of these in registers."""
+    readers = [user for op in value.users for user in (op.result.users if isinstance(op, ObserveOp) else (op,))]
+    return all(op.elementwise or op.on_integers is not OnIntegers.NOTHING for op in readers)

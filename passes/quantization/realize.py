@@ -1,0 +1,151 @@
+"""``quantize-realize``: an integer graph of one with calibrated notes.
+
+Before::
+
+    %1 = observe(%x) {low=-2.0, high=3.1}             : f32[1,64,56,56]
+    %2 = conv2d(%1, %w, %b)                           : f32[1,64,56,56]
+    %3 = relu(%2)                                     : f32[1,64,56,56]
+    %4 = observe(%3) {high=5.1}                       : f32[1,64,56,56]
+
+After::
+
+    %1 = quantize(%x) {scale=0.02, zero_point=100}    : u8[1,64,56,56]
+    %2 = conv2d(%1, %w.i8, %b.i32) {zero_point=100}   : i32[1,64,56,56]
+    %3 = dequantize(%2, %w.scale.steps)               : f32[1,64,56,56]
+    %4 = quantize(%3) {scale=1.0}                     : u8[1,64,56,56]
+
+Activations have one scale and zero point a tensor, weights one scale for each output channel, biases are i32
+(`scheme`). Everything between the sums and the next ``quantize`` is ordinary elementwise arithmetic, which ``fuse``
+puts into the layer's kernel; so run ``fuse`` (or ``O3``) behind this pass. Outputs of the graph are numbers as before.
+
+The referee decides layer by layer: with ``keep=faster`` a layer that the target does not measure faster on integers
+stays as it is, and what would be stored as integers for it alone too. The report gives milliseconds of each layer,
+and the error of outputs and stored values on the first calibration batches. Fails where notes have no range yet.
+Scheme: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+CVPR 2018; Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference", 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ...ir import Graph, Rewriter, TersorError, graph_of, weights_loaded
+from ...ir.ops import FusedOp, ObserveOp
+from ..base import Exactness, Pass, PassContext, Result
+from ..fuse import Fuse
+from ..matching import replace
+from ..numeric import seeded_inputs
+from ..referee import Keep, Referee, Trial
+from ..registry import register_pass
+from ..unfuse import take_apart
+from .annotate import check_order
+from .integer_graph import IntegerGraph, Stored, integer_twin, step_of
+from .placement import Layer, find_notes, float_layers, name_of, refusal, stored_as_integers
+from .quality import measure_quality
+from .tidy import tidy
+
+_RULE = "quantize-realize"
+
+
+@register_pass(_RULE)
+@dataclass(frozen=True)
+class QuantizeRealize(Pass):
+    """Store noted values as integers, and compute on these.
+
+    Attributes
+    ----------
+    keep
+        Whether only layers change that the target measures faster on integers, or all that can.
+    """
+
+    keep: Keep = Keep.FASTER
+
+    exactness = Exactness.APPROXIMATE
+    measures = True
+
+    def run(self, graph: Graph, context: PassContext) -> Result:
+        return self.realize(graph, context, graph.clone())
+
+    def realize(self, graph: Graph, context: PassContext, exact: Graph) -> Result:
+        """Do what `run` does, and report errors against ``exact``, which this changes too.
+
+        Parameters
+        ----------
+        exact
+            The graph before accuracy passes changed it, with the same notes.
+        """
+        check_order(graph, context, _RULE)
+        rewriter = context.rewriter(graph)
+        bodies = [op.body for op in graph.ops if isinstance(op, FusedOp) and op.body is not None]
+        if not any(find_notes(part) for part in (graph, *bodies)):
+            return Result(False, ("no value is to be stored as integers",))
+        if not weights_loaded(graph):
+            raise TersorError("the graph's weights are not loaded, so no layer can be quantized")
+        for op in (op for part in (graph, *bodies) for op in find_notes(part)):
+            if not op.attrs.is_calibrated:
+                raise TersorError(f"the range of {name_of(op.x)} is not known; run quantize-calibrate first")
+        take_apart(exact, Rewriter(exact), _RULE)
+        fused = take_apart(graph, rewriter, _RULE)
+        lines = self._realize(exact, graph, rewriter, context)
+        if fused:
+            Fuse().run(graph, context)
+        return Result(rewriter.changed, lines)
+
+    def _realize(self, exact: Graph, graph: Graph, rewriter: Rewriter, context: PassContext) -> tuple[str, ...]:
+        referee = Referee(self.keep, context.latency)
+        layers, lines = _judge(graph, referee)
+        if layers:
+            planned, stored = _planned(graph, layers)
+            named = [(name_of(op.x), op.result, one) for op, one in zip(find_notes(exact), stored, strict=True) if one]
+            batches = [seeded_inputs(exact)] if context.calibration is None else context.calibration
+            quality = measure_quality(exact, planned, named, batches)
+            whole = referee.judge_whole(_without_notes(exact), planned, "; ".join(quality.output_notes))
+            lines = (whole.note, *quality.value_notes, *lines)
+            layers = layers if whole.stays else []
+        _drop_notes(graph, layers, rewriter)
+        if layers:
+            IntegerGraph(rewriter, _RULE, layers).build()
+            tidy(graph, rewriter, _RULE)
+        return lines
+
+
+def _judge(graph: Graph, referee: Referee) -> tuple[list[Layer], tuple[str, ...]]:
+    """Layers that are to compute on integers, and the referee's lines where it has measured."""
+    layers = [op for op in float_layers(graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]
+    if referee.latency is None:
+        return layers, ()
+    kept, lines = [], []
+    for op in layers:
+        pair = (graph_of(op), integer_twin(op, step_of(op.x.op)))
+        verdict = referee.judge(Trial(op.location or op.describe(), (pair,)))
+        lines.append(verdict.note)
+        if verdict.stays:
+            kept.append(op)
+    return kept, tuple(lines)
+
+
+def _planned(graph: Graph, layers: Sequence[Layer]) -> tuple[Graph, list[Stored | None]]:
+    """The integer graph as a copy, and for each note of ``graph`` the integers that it became, if it did."""
+    copy, mapping = graph.clone_with_map()
+    twins = [op for op in (mapping[layer.result].op for layer in layers) if isinstance(op, Layer)]
+    rewriter = Rewriter(copy)
+    _drop_notes(copy, twins, rewriter)
+    integers = IntegerGraph(rewriter, _RULE, twins)
+    integers.build()
+    tidy(copy, rewriter, _RULE)
+    return copy, [integers.stored.get(mapping[note.result]) for note in find_notes(graph)]
+
+
+def _drop_notes(graph: Graph, layers: Iterable[Layer], rewriter: Rewriter) -> None:
+    """Remove notes about values that ``layers`` do not need as integers."""
+    needed = stored_as_integers(graph, layers)
+    for op in find_notes(graph):
+        if op.x not in needed and rewriter.commit(_RULE, op):
+            replace(rewriter, op, op.x)
+
+
+def _without_notes(graph: Graph) -> Graph:
+    copy = graph.clone()
+    _drop_notes(copy, (), Rewriter(copy))
+    return copy

@@ -1,0 +1,106 @@
+"""From ranges and weights to scales, zero points and integers: ``number = scale * (q - zero_point)``.
+
+Activations: one scale and zero point a tensor, chosen so that zero is an integer (it pads, and most activations have
+many zeros). Weights: one scale for each output channel, no zero point, from -127 to 127. Biases have the scale of the
+sums that they are added to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...ir import DType
+from ...ir.ops.integers import integer_range
+
+_LARGEST_WEIGHT = 127
+# Half of the range of i32 is for the bias, half for the products of the largest u8 and i8 numbers.
+_LARGEST_BIAS = 2**30
+MOST_TERMS = 2**30 // (255 * 128)  # in one sum
+_SMALLEST_SCALE = 1e-30  # far from numbers that f32 cannot hold any more
+
+
+@dataclass(frozen=True)
+class Step:
+    """How integers of a tensor stand for numbers.
+
+    Attributes
+    ----------
+    scale
+        Distance between neighbours.
+    zero_point
+        The integer that stands for zero.
+    dtype
+        u8 or i8.
+    """
+
+    scale: float
+    zero_point: int
+    dtype: DType
+
+    @classmethod
+    def covering(cls, low: float, high: float, dtype: DType) -> Step:
+        """The finest one that reaches from ``low`` to ``high`` and has zero among its numbers."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        smallest, largest = integer_range(dtype)
+        scale = max((high - low) / (largest - smallest), _SMALLEST_SCALE)
+        return cls(scale, smallest + min(round(-low / scale), largest - smallest), dtype)
+
+    def index_of(self, number: float) -> int:
+        """The nearest integer for ``number``, which may be outside of the type's range."""
+        return round(number / self.scale) + self.zero_point
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """Weight and bias of a layer as integers.
+
+    Attributes
+    ----------
+    weight
+        i8, the shape of the layer's weight.
+    bias
+        i32 [O], or None.
+    scales
+        float64 [O]: what one unit of each channel's sum stands for.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scales: torch.Tensor
+
+
+def weight_scales(weight: torch.Tensor) -> torch.Tensor:
+    """float64 scale of each output channel (dimension 0): the largest magnitude becomes 127."""
+    largest = weight.double().flatten(1).abs().amax(1)
+    return (largest / _LARGEST_WEIGHT).clamp(min=_SMALLEST_SCALE)
+
+
+def rounded_weight(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The integers of a weight, as float64, for scales of its dimension 0."""
+    steps = weight.double() / _per_channel(scales, weight)
+    return steps.round().clamp(-_LARGEST_WEIGHT, _LARGEST_WEIGHT)
+
+
+def representable_weight(weight: torch.Tensor) -> torch.Tensor:
+    """A weight after rounding to integers and back, as float64."""
+    scales = weight_scales(weight)
+    return rounded_weight(weight, scales) * _per_channel(scales, weight)
+
+
+def integer_layer(weight: torch.Tensor, bias: torch.Tensor | None, input_scale: float) -> IntegerLayer:
+    """Quantize a layer whose operand has the scale ``input_scale``.
+
+    A channel whose weights are so small beside its bias that the bias would not fit gets a coarser scale.
+    """
+    scales = weight_scales(weight)
+    if bias is not None:
+        scales = torch.maximum(scales, bias.double().abs() / (input_scale * _LARGEST_BIAS))
+    sums = scales * input_scale
+    integers = None if bias is None else (bias.double() / sums).round().to(torch.int32)
+    return IntegerLayer(rounded_weight(weight, scales).to(torch.int8), integers, sums)
+
+
+def _per_channel(scales: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return scales.reshape(-1, *[1] * (weight.ndim - 1))

@@ -1,0 +1,93 @@
+"""Fewer operations between integers: what a ``quantize`` does by itself need not be done before it.
+
+Before::
+
+    %3 = dequantize(%2, %scales)
+    %4 = relu(%3)
+    %5 = quantize(%4) {scale=0.05}
+
+After::
+
+    %3 = dequantize(%2, %scales / 0.05)
+    %5 = quantize(%3) {scale=1.0}
+
+- Bounds (``relu``, ``clamp``) that lie outside of the range of the integers are dropped: `quantize` saturates there.
+- Where everything between is additions and ``relu``, the division by the scale is done to the constants that the
+  numbers come from, once, instead of to each number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...ir import Graph, Op, Rewriter, TensorType, Value
+from ...ir.ops import AddOp, ClampOp, DequantizeOp, FullOp, MulOp, QuantizeOp, ReluOp, WeightOp
+from ...ir.ops.integers import integer_range
+from ..matching import numbers, prune, scalar, weight_name
+from .scheme import Step
+
+_SUFFIX = "steps"  # of the ids of scales in units of the quantize that follows
+
+
+def tidy(graph: Graph, rewriter: Rewriter, rule: str) -> None:
+    """Apply both to every ``quantize`` of the graph."""
+    for op in graph.ops:
+        if isinstance(op, QuantizeOp):
+            _drop_bounds(op, rewriter, rule)
+            _fold_scale(op, rewriter, rule)
+
+
+def _drop_bounds(op: QuantizeOp, rewriter: Rewriter, rule: str) -> None:
+    while op.x.op is not None and op.x.has_one_use and _is_redundant(op.x.op, op) and rewriter.commit(rule, op):
+        bound = op.x.op
+        rewriter.set_operand(op, 0, bound.inputs[0])
+        rewriter.erase(bound)
+
+
+def _is_redundant(bound: Op, op: QuantizeOp) -> bool:
+    """Whether the bounds become the outermost integers, or lie beyond them."""
+    step = Step(op.attrs.scale, op.attrs.zero_point, op.attrs.dtype)
+    smallest, largest = integer_range(step.dtype)
+    if isinstance(bound, ReluOp):
+        return step.zero_point == smallest
+    if not isinstance(bound, ClampOp):
+        return False
+    low, high = (max(min(one, 1e30), -1e30) for one in (bound.attrs.min, bound.attrs.max))  # they may be infinite
+    return step.index_of(low) <= smallest and step.index_of(high) >= largest
+
+
+def _fold_scale(op: QuantizeOp, rewriter: Rewriter, rule: str) -> None:
+    leaves = _leaves(op.x)
+    if op.attrs.scale == 1 or not leaves or not rewriter.commit(rule, op):
+        return
+    for leaf in leaves:
+        old = leaf.inputs[1]
+        number = scalar(old)
+        if number is not None:
+            fresh = rewriter.full(number / op.attrs.scale, TensorType(old.shape))
+        else:
+            fresh = rewriter.weight((numbers(old).double() / op.attrs.scale).float(), weight_name(old, _SUFFIX))
+        _place_before(fresh.op, leaf, rewriter)
+        rewriter.set_operand(leaf, 1, fresh)
+        prune(rewriter, (old,))
+    rewriter.update(op, replace(op.attrs, scale=1.0))
+
+
+def _leaves(value: Value) -> list[Op] | None:
+    """The scalings that ``value`` is a sum of; None if it is something else, or is read elsewhere."""
+    op = value.op
+    if op is None or not value.has_one_use:
+        return None
+    if isinstance(op, DequantizeOp | MulOp):
+        return [op] if isinstance(op.inputs[1].op, WeightOp | FullOp) else None
+    if not isinstance(op, AddOp | ReluOp):
+        return None
+    parts = [_leaves(operand) for operand in op.inputs]
+    return None if None in parts else [leaf for part in parts if part is not None for leaf in part]
+
+
+def _place_before(made: Op | None, reader: Op, rewriter: Rewriter) -> None:
+    """Move a constant, made where the rewrite was announced, to where it is read."""
+    assert made is not None
+    order = [op for op in rewriter.graph.ops if op is not made]
+    rewriter.reorder([*order[: order.index(reader)], made, *order[order.index(reader) :]])

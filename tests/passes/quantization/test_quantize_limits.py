@@ -1,0 +1,179 @@
+"""What ``quantize`` leaves in floating point, refuses, and asks the referee."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from tersor.ir import DType, Graph, Op, TersorError, ops, structurally_equal
+from tersor.ir.ops import AvgPool2dOp, Conv2dOp, DequantizeOp, QuantizeOp, ReluOp, SoftmaxOp
+from tersor.passes import PassManager, as_pipeline
+from tersor.tests.checks import kinds, refusals
+from tersor.tests.passes.quantization.networks import FEWEST_DECIBELS, STEPS, builder, data, decibels, quantized
+
+# What stays in floating point -----------------------------------------------------------------------------------------
+
+
+def test_skipped_layers_stay():
+    b = builder()
+    x = b.conv(b.conv(b.graph.inputs[0], 8, location="body.0"), 8, location="body.1")
+    outcome = quantized(b.done(b.conv(x, 4, location="head")), STEPS.replace("annotate", "annotate{skip=[body.1,he*]}"))
+    dtypes = [op.result.type.dtype for op in outcome.graph.ops if isinstance(op, Conv2dOp)]
+    assert dtypes == [DType.I32, DType.F32, DType.F32]
+    assert refusals(outcome) == [
+        "quantize-annotate refused conv2d at 'body.1': it is to be skipped",
+        "quantize-annotate refused conv2d at 'head': it is to be skipped",
+    ]
+    with pytest.raises(TersorError, match=r"skip=tail fits no layer; layers have names such as body\.0"):
+        quantized(b.graph, "quantize{skip=[tail]}")
+
+
+def test_sums_that_may_overflow_are_refused():
+    b = builder(1, 40000)
+    outcome = quantized(b.done(b.linear(b.graph.inputs[0], 2)))
+    assert refusals(outcome) == [
+        "quantize-annotate refused linear at 'fc': sums of 40000 products may not fit into i32"
+    ]
+    assert kinds(outcome.graph) == ["linear"]
+
+
+def test_ops_that_know_no_integers_read_numbers():
+    b = builder()
+    x = b.op(ReluOp, b.conv(b.graph.inputs[0], 8))
+    graph = b.done(b.conv(x, 4), b.op(SoftmaxOp, x, axis=1))
+    after = quantized(graph).graph
+    (softmax,) = (op for op in after.ops if isinstance(op, SoftmaxOp))
+    assert isinstance(softmax.x.op, DequantizeOp)
+    assert decibels(graph, after) > FEWEST_DECIBELS
+
+
+def test_outputs_keep_their_numbers():
+    """An output that a layer reads too is returned as it was before rounding."""
+    b = builder()
+    x = b.conv(b.graph.inputs[0], 8)
+    after = quantized(b.done(x, b.conv(x, 4))).graph
+    assert not isinstance(after.outputs[0].op.x.op, QuantizeOp)
+
+
+def test_counted_padding_around_a_zero_point_is_averaged_in_floating_point():
+    b = builder()
+    mean = b.op(AvgPool2dOp, b.conv(b.graph.inputs[0], 8), kernel=(3, 3), stride=(2, 2), padding=(1, 1))
+    graph = b.done(b.conv(mean, 4))
+    after = quantized(graph).graph
+    (pool,) = (op for op in after.ops if isinstance(op, AvgPool2dOp))
+    assert pool.x.type.dtype is DType.F32
+    assert decibels(graph, after) > FEWEST_DECIBELS
+
+
+# The referee ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Times:
+    before: float
+    after: float
+    noise: float = 0.02
+
+
+class StubLatency:
+    """Integers are faster, but for layers with ``slow`` output channels."""
+
+    def __init__(self, slow: int = 0, whole: float = 0.5) -> None:
+        self.slow, self.whole = slow, whole
+
+    def graph_seconds(self, graph: Graph) -> float:
+        raise NotImplementedError
+
+    def op_seconds(self, op: Op) -> float:
+        raise NotImplementedError
+
+    def compare(self, before: Graph, after: Graph) -> Times:
+        if before.inputs[0].type.dtype is after.inputs[0].type.dtype:
+            return Times(1e-3, self.whole * 1e-3)
+        return Times(1e-3, 2e-3 if before.outputs[0].shape[1] == self.slow else 0.5e-3)
+
+
+def three_layers() -> Graph:
+    b = builder()
+    x = b.conv(b.graph.inputs[0], 8, location="a")
+    return b.done(b.conv(b.op(ReluOp, b.conv(b.op(ReluOp, x), 9, location="b")), 10, location="c"))
+
+
+def test_layers_that_are_not_faster_stay():
+    graph = three_layers()
+    outcome = quantized(graph, latency=StubLatency(slow=9))
+    dtypes = [op.result.type.dtype for op in outcome.graph.ops if isinstance(op, Conv2dOp)]
+    assert dtypes == [DType.I32, DType.F32, DType.I32]
+    assert sum(isinstance(op, QuantizeOp) for op in outcome.graph.ops) == 2  # none before the one that stays
+    assert any(note.startswith("b undone, not faster") for note in outcome.report.records[-1].notes)
+    everything = quantized(graph, f"{STEPS}{{keep=all}}", latency=StubLatency(slow=9)).graph
+    assert structurally_equal(everything, quantized(graph).graph)
+
+
+def test_a_graph_that_would_be_slower_stays_whole():
+    graph = three_layers()
+    outcome = quantized(graph, "quantize{accuracy=[]}", latency=StubLatency(whole=1.5))
+    assert structurally_equal(outcome.graph, graph)
+    assert any(note.startswith("whole graph undone, slower") for note in outcome.report.records[0].notes)
+
+
+# Order and targets ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    name: str
+    family: str
+
+
+def test_what_cannot_be_quantized_says_why():
+    b = builder()
+    graph = b.done(b.conv(b.graph.inputs[0], 16))
+    with pytest.raises(TersorError, match=r"layouts are chosen already; run quantize-annotate before layout"):
+        quantized(graph, "layout{block=16},quantize")
+    with pytest.raises(TersorError, match=r"the range of input 'x' is not known; run quantize-calibrate first"):
+        quantized(graph, "quantize-annotate,quantize-realize")
+    with pytest.raises(TersorError, match=r"cuda:sm_90 has no kernels for 8-bit integers"):
+        quantized(graph, target=Machine("cuda:sm_90", "cuda"))
+    with pytest.raises(TersorError, match=r"activations must be u8 or i8, not f32"):
+        quantized(graph, "quantize{activations=f32}")
+    with pytest.raises(TersorError, match=r"unknown pass 'bias-corection'; did you mean 'bias-correction'"):
+        quantized(graph, "quantize{accuracy=[bias-corection]}")
+
+
+def test_batch_norms_must_be_folded():
+    b = builder()
+    statistics = (b.weight(8), b.weight(8, positive=True), b.weight(8), b.weight(8))
+    graph = b.done(b.op(ops.BatchNormOp, b.conv(b.graph.inputs[0], 8), *statistics))
+    with pytest.raises(TersorError, match=r"batch_norm is not folded into the layer before it; put O2 or O3 before"):
+        quantized(graph)
+    assert "quantize" in kinds(quantized(graph, "O2,quantize").graph)
+
+
+def test_nothing_to_quantize():
+    b = builder()
+    graph = b.done(b.op(ReluOp, b.graph.inputs[0]))
+    for pipeline in ("quantize", *STEPS.split(",")):
+        assert not quantized(graph, pipeline).report.records[0].changed
+
+
+def test_bisection_leaves_a_graph_that_runs():
+    """Whatever number of rewrites is allowed, the graph is whole and computes something near."""
+    graph = three_layers()
+    pipeline = "quantize{accuracy=[]}"
+    total = len(quantized(graph, pipeline).report.records[0].applied)
+    for limit in range(total + 1):
+        manager = PassManager(as_pipeline(pipeline), bisect_limit=limit)
+        try:
+            after = manager.run(graph, calibration=data(graph)).graph
+        except TersorError as error:
+            assert "is not known; run quantize-calibrate first" in str(error)
+            continue
+        assert decibels_or_equal(graph, after) > 20, limit
+
+
+def decibels_or_equal(exact: Graph, approximate: Graph) -> float:
+    same = all(torch.equal(exact.evaluate(*one)[0], approximate.evaluate(*one)[0]) for one in data(exact))
+    return math.inf if same else decibels(exact, approximate)
