@@ -125,7 +125,7 @@ def prune(
     target: TargetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Drop damaged lines, duplicates, records of other versions, and slow candidates.
+    """Drop damaged lines, duplicates, records of other versions, failures and slow candidates.
 
     \b
     Examples:

@@ -37,8 +37,8 @@ def rpc_server(
 
     \b
     Examples:
-      tersor rpc-server --key rpi4 --tracker 127.0.0.1:9190
-      tersor rpc-server --key rpi4 --tracker 192.168.1.10:9190 --host 192.168.1.20
+      tersor rpc-server --key znver4 --tracker 127.0.0.1:9190
+      tersor rpc-server --key znver4 --tracker 192.168.1.10:9190 --host 192.168.1.20
     """
     from .targets.tuning.server import serve
     from .targets.tuning.tracker import Address

@@ -51,15 +51,16 @@ def compile(
     pipeline
         Text of passes and presets, for example ``"O3"``.
     calibration
-        Batches for passes that need data.
+        Batches of inputs, one sequence of tensors each, for passes that need data.
     tune
         Kernel candidates to measure before compiling, those that ``log_dir`` holds included: calling again with the
         same folder measures nothing. 0 uses what is recorded.
     log_dir
-        A folder of tuning records, used on top of those that ship with Tersor and appended to; with ``tune``,
+        A folder of tuning records, used on top of those that ship with Tersor; with ``tune`` it is appended to, and is
         ``tuning_logs`` in the current folder if omitted.
     threads
-        Threads of one call, which the work is split for; by default all cores this process may use.
+        Threads of one call, which the work is split for. By default it is split for the target's cores, and calls use
+        all cores that this process may use, which is the same for ``"x86:native"``.
 
     Returns
     -------
@@ -103,9 +104,10 @@ def run_passes(
     pipeline
         Text of passes and presets, for example ``"fold-batchnorm,fuse"``.
     target
-        The machine to optimize for: a name, a `Target`, or None for passes that need none.
+        The machine to optimize for: a name, a `Target`, or None for passes that need none. Passes that decide by time
+        measure when code for it runs here; otherwise they do all that they were asked for.
     calibration
-        Batches of inputs, for passes that need data.
+        Batches of inputs, one sequence of tensors each, for passes that need data.
     options
         ``instruments`` and ``bisect_limit``, see `tersor.passes.run_passes`.
 

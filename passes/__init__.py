@@ -1,6 +1,6 @@
 """Passes over the graph IR: what a pass is, how passes are named, put into pipelines, run, checked and bisected.
 
-One pass a file. Importing this package registers all of them.
+One pass a file, families in folders. Importing this package registers all of them. See docs/passes.md.
 """
 
 from . import (  # noqa: F401 (registers passes)

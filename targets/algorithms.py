@@ -1,7 +1,8 @@
 """Which templates can compute a workload, and with which knobs: the whole space that tuning searches.
 
 The first option is the analytic default, used where nothing has been measured. Points that a target's registers, caches
-or the divisibility of the shapes rule out are never listed: see ``candidates`` of each template.
+or the divisibility of the shapes rule out are never listed: see ``candidates`` of each template. To add a template, see
+docs/kernels.md.
 """
 
 from __future__ import annotations

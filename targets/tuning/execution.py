@@ -29,6 +29,7 @@ from .timing import TimingPolicy, measure
 
 _GARBAGE = 0x7F  # every byte of a result buffer before a check; 3.4e38 as float32 and as bfloat16
 _MAX_COPIES = 16
+_COLD_BYTES = 256 << 20  # of constants that calls go through in turn, as many as a large network has
 MOST_BENCHES = 24  # tasks that are kept ready …
 MOST_BYTES = 1 << 30  # … and memory that they may hold
 
@@ -87,8 +88,7 @@ class Bench:
         call = tuned_call(program, self._task)
         if _types(call) != _types(self._call):
             raise TersorError(f"{built.option} takes other operands than the default does")
-        cache = 2 * self._task.threads * self._task.target.l2_bytes
-        return _Kernel(load_function(built.code), _constants(call, program), cache)
+        return _Kernel(load_function(built.code), _constants(call, program))
 
     def _bound_incumbent(self, incumbent: Built, buffers: Sequence[torch.Tensor]) -> Callable[[], object]:
         if self._incumbent is None or self._incumbent[0] != incumbent.option:
@@ -124,18 +124,17 @@ class Bench:
 class _Kernel:
     """A compiled function and its constants: the arguments in order, None where an activation goes.
 
-    ``cache`` is how many bytes of constants calls go through in turn. In a network a layer finds its weights beyond the
-    caches that a core has of its own, since other layers' weights came in between; called over and over it would not.
+    Calls go through copies of the constants in turn: in a network a layer finds its weights far away, since other
+    layers' weights came in between; called over and over it would find them in a cache.
     """
 
     function: Callable[..., object]
     constants: tuple[torch.Tensor | None, ...]
-    cache: int
 
     def bound(self, buffers: Sequence[torch.Tensor]) -> Callable[[], object]:
         """The kernel as a function of no arguments; ``buffers`` are the activations and the result."""
         size = sum(tensor.nbytes for tensor in self.constants if tensor is not None)
-        copies = min(_MAX_COPIES, max(1, -(-self.cache // size))) if size else 1
+        copies = min(_MAX_COPIES, max(1, -(-_COLD_BYTES // size))) if size else 1
         turns = cycle([self._arguments(buffers) for _ in range(copies)])
         function = self.function
         return lambda: function(*next(turns))

@@ -8,8 +8,10 @@ which is written behind a colon::
     class Energy(RankRule):
         share: float                                # energy:0.9
 
-        def choose(self, candidates, request):
-            return [... for candidate in candidates]
+        def rank(self, spectrum):
+            return ...                              # of one matrix; rounded to full vectors afterwards
+
+Rules that weigh layers against each other override `RankRule.choose` instead.
 """
 
 from __future__ import annotations
