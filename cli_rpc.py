@@ -28,7 +28,7 @@ def rpc_tracker(
 
 
 def rpc_server(
-    key: Annotated[str, typer.Option(help="What kind of machine this is, for example rpi4.")],
+    key: Annotated[str, typer.Option(help="What kind of machine this is, for example znver4.")],
     tracker: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The tracker to report to.")] = None,
     host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="First port to try.")] = 9091,

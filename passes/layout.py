@@ -13,8 +13,8 @@ choose, what it costs and how the minimum is found. A value is relaid at most on
 inputs and outputs are row-major: that is the program's contract. Layout never changes values, so the pass is exact.
 
 Which algorithm computes a convolution (direct, Winograd, GEMM) is no part of this problem: all of them read and write
-the same blocks, so the cheapest one of each layer is cheapest in every layout, and `tersor.targets.kernels` chooses it
-layer by layer.
+the same blocks, so the cheapest one of each layer is cheapest in every layout, and `tersor.targets.algorithms` chooses
+it layer by layer.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     element  = name ["{" [option {"," option}] "}"]       name of a pass, or a preset without options
     option   = name "=" value
 
-``O3,low-rank{method=tucker2,energy=0.95},dce`` prints back the same; options that equal their defaults are left out.
+``O3,low-rank{method=svd,ranks=energy:0.95},dce`` prints back the same; options that equal their defaults are left out.
 """
 
 from __future__ import annotations

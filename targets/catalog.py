@@ -21,7 +21,7 @@ KIB, MIB = 1024, 1024 * 1024
 _TILES = "amx_tile"
 _SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 
-# Instruction sets (in LLVM's names) that code for a target may use, and that /proc/cpuinfo must show before it is run.
+# Instruction sets that code for a target may use, as /proc/cpuinfo names them; it must show them before code is run.
 _AVX2 = ("avx2", "fma", "f16c", "bmi2")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _VNNI = (*_AVX512, "avx512_vnni")
