@@ -10,7 +10,6 @@ from tersor.ir import Graph, TensorType, ops
 from tersor.passes import run_passes
 from tersor.targets import resolve_target
 from tersor.targets.algorithms import Options
-from tersor.targets.tuning import tuned
 from tersor.targets.tuning.extract import extract_tasks
 from tersor.targets.tuning.log import append, log_files
 from tersor.targets.tuning.outcome import Outcome
@@ -18,11 +17,6 @@ from tersor.targets.tuning.records import Record
 from tersor.tests.random_graphs import GraphBuilder
 
 NATIVE = resolve_target("x86:native")
-
-
-@pytest.fixture(autouse=True)
-def nothing_shipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuned, "shipped_log_dir", lambda: tmp_path / "shipped")
 
 
 @pytest.fixture(scope="module")
