@@ -12,13 +12,13 @@ It is made from a weight, does what is costly once, and is then cut at any ranks
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 
-from ....ir import Attrs, TersorError, suggest
+from ....ir import Attrs
 from ....ir.ops import Conv2dOp, LinearOp
+from ...name_table import NameTable
 from ..spectrum import Spectrum
 
 Layer = Conv2dOp | LinearOp
@@ -60,30 +60,8 @@ class Factorization(ABC):
         """Multiply-adds of the chain that replaces ``op``."""
 
 
-MethodT = TypeVar("MethodT", bound=type[Factorization])
+METHODS: NameTable[type[Factorization]] = NameTable("method", family="low-rank")
 
-_METHODS: dict[str, type[Factorization]] = {}
-
-
-def register_method(name: str) -> Callable[[MethodT], MethodT]:
-    """Class decorator: make a method usable in pipelines; raises TersorError when the name is taken."""
-
-    def register(method: MethodT) -> MethodT:
-        if name in _METHODS:
-            raise TersorError(f"low-rank method {name!r} is registered twice; choose another name")
-        _METHODS[name] = method
-        return method
-
-    return register
-
-
-def find_method(name: str) -> type[Factorization]:
-    """The method registered under ``name``; raises ValueError that suggests the nearest name."""
-    if name not in _METHODS:
-        raise ValueError(f"unknown method {name!r}{suggest(name, _METHODS)}")
-    return _METHODS[name]
-
-
-def method_names() -> tuple[str, ...]:
-    """All registered names, sorted."""
-    return tuple(sorted(_METHODS))
+register_method = METHODS.register
+find_method = METHODS.find
+method_names = METHODS.names

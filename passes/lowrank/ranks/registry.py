@@ -16,12 +16,10 @@ Rules that weigh layers against each other override `RankRule.choose` instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import TypeVar, get_type_hints
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ....ir import TersorError, suggest
-from ...options import convert
+from ...name_table import NameTable, make_from_text
 from ..candidate import Candidate
 from ..methods import Ranks
 from ..spectrum import Spectrum
@@ -64,43 +62,12 @@ class RankRule:
         raise NotImplementedError
 
 
-RuleT = TypeVar("RuleT", bound=type[RankRule])
+RANK_RULES: NameTable[type[RankRule]] = NameTable("rank rule")
 
-_RULES: dict[str, type[RankRule]] = {}
-
-
-def register_rank_rule(name: str) -> Callable[[RuleT], RuleT]:
-    """Class decorator: make a rule usable in pipelines; raises TersorError when the name is taken."""
-
-    def register(rule: RuleT) -> RuleT:
-        if name in _RULES:
-            raise TersorError(f"rank rule {name!r} is registered twice; choose another name")
-        _RULES[name] = rule
-        return rule
-
-    return register
+register_rank_rule = RANK_RULES.register
+rank_rule_names = RANK_RULES.names
 
 
 def parse_rank_rule(text: str) -> RankRule:
     """Read ``name`` or ``name:number``; raises ValueError that says what is wrong."""
-    name, colon, number = text.partition(":")
-    if name not in _RULES:
-        raise ValueError(f"unknown rank rule {name!r}{suggest(name, _RULES)}")
-    rule = _RULES[name]
-    names = [entry.name for entry in fields(rule)]  # type: ignore[arg-type] # rules are dataclasses
-    if not names:
-        if colon:
-            raise ValueError(f"rank rule {name} takes no number, got {text!r}")
-        return rule()
-    if not number:
-        raise ValueError(f"rank rule {name} needs a number: {name}:{names[0].upper()}")
-    try:
-        value = convert(number, get_type_hints(rule)[names[0]])
-    except ValueError as error:
-        raise ValueError(f"ranks={text}: {error}") from None
-    return rule(value)
-
-
-def rank_rule_names() -> tuple[str, ...]:
-    """All registered names, sorted."""
-    return tuple(sorted(_RULES))
+    return make_from_text(RANK_RULES, text, option="ranks")

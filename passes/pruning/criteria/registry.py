@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ....ir import Graph, TersorError, suggest
+from ....ir import Graph, TersorError
+from ...name_table import NameTable
 from ..groups import ChannelGroup, Place
 
 Scores = NDArray[np.float64]
@@ -58,31 +59,11 @@ class Scoring:
 
 Criterion = Callable[[Sequence[ChannelGroup], Scoring], list[Scores]]
 
-_CRITERIA: dict[str, Criterion] = {}
+CRITERIA: NameTable[Criterion] = NameTable("criterion", family="pruning")
 
-
-def register_criterion(name: str) -> Callable[[Criterion], Criterion]:
-    """Decorator: make a criterion usable in pipelines; raises TersorError when the name is taken."""
-
-    def register(criterion: Criterion) -> Criterion:
-        if name in _CRITERIA:
-            raise TersorError(f"pruning criterion {name!r} is registered twice; choose another name")
-        _CRITERIA[name] = criterion
-        return criterion
-
-    return register
-
-
-def find_criterion(name: str) -> Criterion:
-    """The criterion registered under ``name``; raises ValueError that suggests the nearest name."""
-    if name not in _CRITERIA:
-        raise ValueError(f"unknown criterion {name!r}{suggest(name, _CRITERIA)}")
-    return _CRITERIA[name]
-
-
-def criterion_names() -> tuple[str, ...]:
-    """All registered names, sorted."""
-    return tuple(sorted(_CRITERIA))
+register_criterion = CRITERIA.register
+find_criterion = CRITERIA.find
+criterion_names = CRITERIA.names
 
 
 def per_channel(group: ChannelGroup, place: Place, numbers: torch.Tensor) -> Scores:

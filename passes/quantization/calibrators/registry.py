@@ -14,14 +14,12 @@ field, which is written behind a colon and has a default::
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Protocol, TypeVar, get_type_hints
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from ....ir import TersorError, suggest
-from ...options import convert
+from ...name_table import NameTable, make_from_text
 
 
 class Observer(Protocol):
@@ -45,40 +43,12 @@ class Calibrator:
         raise NotImplementedError
 
 
-CalibratorT = TypeVar("CalibratorT", bound=type[Calibrator])
+CALIBRATORS: NameTable[type[Calibrator]] = NameTable("calibrator")
 
-_CALIBRATORS: dict[str, type[Calibrator]] = {}
-
-
-def register_calibrator(name: str) -> Callable[[CalibratorT], CalibratorT]:
-    """Class decorator: make a calibrator usable in pipelines; raises TersorError when the name is taken."""
-
-    def register(calibrator: CalibratorT) -> CalibratorT:
-        if name in _CALIBRATORS:
-            raise TersorError(f"calibrator {name!r} is registered twice; choose another name")
-        _CALIBRATORS[name] = calibrator
-        return calibrator
-
-    return register
+register_calibrator = CALIBRATORS.register
+calibrator_names = CALIBRATORS.names
 
 
 def parse_calibrator(text: str) -> Calibrator:
     """Read ``name`` or ``name:number``; raises ValueError that says what is wrong."""
-    name, colon, number = text.partition(":")
-    if name not in _CALIBRATORS:
-        raise ValueError(f"unknown calibrator {name!r}{suggest(name, _CALIBRATORS)}")
-    kind = _CALIBRATORS[name]
-    if not colon:
-        return kind()
-    names = [entry.name for entry in fields(kind)]
-    if not names:
-        raise ValueError(f"calibrator {name} takes no number, got {text!r}")
-    try:
-        return kind(convert(number, get_type_hints(kind)[names[0]]))
-    except ValueError as error:
-        raise ValueError(f"method={text}: {error}") from None
-
-
-def calibrator_names() -> tuple[str, ...]:
-    """All registered names, sorted."""
-    return tuple(sorted(_CALIBRATORS))
+    return make_from_text(CALIBRATORS, text, option="method")

@@ -104,7 +104,7 @@ def test_is_a_trainable_module(method: str):
 
 
 def test_next_method_is_one_registration(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(registry.METHODS, "entries", dict(registry.METHODS.entries))
 
     @register_method("mirror")
     class Mirror(find_method("svd")):

@@ -145,7 +145,7 @@ def test_mistakes(ranks: str, message: str):
 
 
 def test_next_rule_is_one_registration(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    monkeypatch.setattr(registry.RANK_RULES, "entries", dict(registry.RANK_RULES.entries))
 
     @register_rank_rule("half")
     @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def test_bisection_among_fused_groups():
 
 
 def test_a_new_criterion_is_one_registration(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(registry, "_CRITERIA", dict(registry._CRITERIA))
+    monkeypatch.setattr(registry.CRITERIA, "entries", dict(registry.CRITERIA.entries))
 
     @register_criterion("first-channels")
     def first_channels(groups: list[ChannelGroup], scoring: Scoring) -> list[np.ndarray]:
