@@ -5,19 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from tersor.targets.templates.attention import AttentionKnobs, AttentionSpec, build, candidates
-from tersor.targets.templates.base import BufferSpec, Epilogue
-from tersor.targets.templates.builder import load
 
+from .attention_cases import fused_heads, mask_of_keys, reference, residual_of_heads
 from .window_cases import AVX512, TARGETS, run
 
 
 def random(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def reference(query, key, value, scale, mask=0.0) -> torch.Tensor:
-    scores = query.double() @ key.double().transpose(-1, -2) * scale + mask
-    return scores.softmax(-1) @ value.double()
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -39,28 +33,8 @@ def test_plain_operands(batch, queries, keys, width, value_width, target):
 
 @pytest.mark.parametrize(("tokens", "heads", "width"), [(37, 3, 16), (40, 2, 24)])
 def test_heads_are_split_and_merged_in_place(tokens, heads, width):
-    """Query, key and value are slices of one buffer [tokens, 3, heads, width]; the result is [tokens, heads, width]."""
     fused = random(tokens, 3, heads, width, seed=0)
-    strides = (width, 3 * heads * width, 1)
-    spec = AttentionSpec(
-        (heads,),
-        tokens,
-        tokens,
-        width,
-        width,
-        width**-0.5,
-        query_strides=strides,
-        key_strides=strides,
-        value_strides=strides,
-        out_strides=(width, heads * width, 1),
-        key_offset=heads * width,
-        value_offset=2 * heads * width,
-        query_size=fused.numel(),
-        key_size=fused.numel(),
-        value_size=fused.numel(),
-    )
-    query, key, value = (fused[:, part].permute(1, 0, 2) for part in range(3))
-    expected = reference(query, key, value, width**-0.5).permute(1, 0, 2)
+    spec, expected = fused_heads(fused, width**-0.5)
     for knobs in (*candidates(spec, AVX512)[:2], AttentionKnobs(5, 1, row_chunks=3, unroll=3)):
         prim_func = build(spec, AVX512, knobs)
         result = run(prim_func, AVX512, fused, fused, fused, out_elements=tokens * heads * width)
@@ -76,22 +50,9 @@ def test_mask_and_epilogue(keys):
     mask[0, 5:] = float("-inf")
     residual = random(heads, width, seed=3)
 
-    def add_mask(score, at, buffers):
-        image, _, _, column = at.coords
-        return score + load(buffers[0], image * keys + column, at.lanes)
-
-    def add_residual(result, at, buffers):
-        _, head, _, element = at.coords
-        return result + load(buffers[0], head * width + element, at.lanes)
-
     spec = AttentionSpec((batch, heads), queries, keys, width, width, 0.25)
-    prim_func = build(
-        spec,
-        AVX512,
-        candidates(spec, AVX512)[0],
-        Epilogue((BufferSpec("residual", residual.numel()),), add_residual),
-        mask=Epilogue((BufferSpec("mask", mask.numel()),), add_mask),
-    )
+    knobs = candidates(spec, AVX512)[0]
+    prim_func = build(spec, AVX512, knobs, residual_of_heads(residual), mask=mask_of_keys(mask))
     result = run(prim_func, AVX512, query, key, value, mask, residual, out_elements=spec.out_size)
     expected = reference(query, key, value, 0.25, mask[:, None, None].double()) + residual[:, None]
     torch.testing.assert_close(result.reshape(expected.shape).double(), expected, rtol=1e-4, atol=1e-5)

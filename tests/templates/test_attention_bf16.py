@@ -9,10 +9,8 @@ import torch
 from tersor.targets.record import Target
 from tersor.targets.templates.attention_bf16 import build, candidates, supports
 from tersor.targets.templates.attention_spec import AttentionSpec
-from tersor.targets.templates.base import BufferSpec, Epilogue
-from tersor.targets.templates.builder import load
 
-from .test_attention import reference
+from .attention_cases import fused_heads, mask_of_keys, reference, residual_of_heads
 from .test_bf16 import AMX, DOT, assert_near, on_both, rounded, run
 
 ROUNDING = 2.0**-8  # of the exponentials
@@ -46,33 +44,11 @@ def test_plain_operands(batch, queries, keys, width, value_width, target: Target
 
 @on_both
 def test_heads_are_split_and_merged_in_place(target: Target):
-    """Query, key and value are slices of one buffer [tokens, 3, heads, width]; the result is [tokens, heads, width]."""
-    tokens, heads, width = 37, 3, 24
-    fused = rounded(tokens, 3, heads, width, generator=torch.Generator().manual_seed(0))
-    strides = (width, 3 * heads * width, 1)
-    spec = AttentionSpec(
-        (heads,),
-        tokens,
-        tokens,
-        width,
-        width,
-        0.2,
-        query_strides=strides,
-        key_strides=strides,
-        value_strides=strides,
-        out_strides=(width, heads * width, 1),
-        key_offset=heads * width,
-        value_offset=2 * heads * width,
-        query_size=fused.numel(),
-        key_size=fused.numel(),
-        value_size=fused.numel(),
-        dtype="bfloat16",
-    )
-    query, key, value = (fused[:, part].permute(1, 0, 2) for part in range(3))
-    expected = reference(query, key, value, 0.2).permute(1, 0, 2).float()
+    fused = rounded(37, 3, 3, 24, generator=torch.Generator().manual_seed(0))
+    spec, expected = fused_heads(fused, 0.2, "bfloat16")
     prim_func = build(spec, target, candidates(spec, target)[0])
     out = run(prim_func, target, fused, fused, fused, out_size=spec.out_size)
-    assert_near(out.reshape(expected.shape), expected, ROUNDING)
+    assert_near(out.reshape(expected.shape), expected.float(), ROUNDING)
 
 
 @on_both
@@ -86,22 +62,9 @@ def test_mask_and_epilogue(keys: int, target: Target):
     mask[0, 5:] = float("-inf")
     residual = torch.randn(heads, width, generator=generator)
 
-    def add_mask(score, at, buffers):
-        image, _, _, column = at.coords
-        return score + load(buffers[0], image * keys + column, at.lanes)
-
-    def add_residual(result, at, buffers):
-        _, head, _, element = at.coords
-        return result + load(buffers[0], head * width + element, at.lanes)
-
     spec = AttentionSpec((batch, heads), queries, keys, width, width, 0.25, dtype="bfloat16")
-    prim_func = build(
-        spec,
-        target,
-        candidates(spec, target)[0],
-        Epilogue((BufferSpec("residual", residual.numel()),), add_residual),
-        mask=Epilogue((BufferSpec("mask", mask.numel()),), add_mask),
-    )
+    knobs = candidates(spec, target)[0]
+    prim_func = build(spec, target, knobs, residual_of_heads(residual), mask=mask_of_keys(mask))
     out = run(prim_func, target, query, key, value, mask, residual, out_size=spec.out_size)
     expected = reference(query, key, value, 0.25, mask[:, None, None].double()) + residual[:, None]
     assert_near(out.reshape(expected.shape), expected.float(), ROUNDING)
