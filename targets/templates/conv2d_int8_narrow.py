@@ -27,9 +27,9 @@ from .compensation import append_table, packed_bytes, uniform_table, view_as, vi
 from .conv2d_spec import Conv2dSpec
 from .dot_product import WORD, dot_product
 from .operand_types import is_integer
-from .padded_rows import RowCopier
+from .padded_rows import PaddedRows, RowCopier
 from .parallelism import shared_loop
-from .spatial import Window, balanced_split, tile_runs
+from .spatial import balanced_split, tile_runs
 
 Buffer = Any
 Expr = Any
@@ -65,18 +65,6 @@ class _Plan:
     lanes: int
 
     @property
-    def rows(self) -> Window:
-        """The vertical axis."""
-        spec = self.spec
-        return Window(spec.h, spec.out_h, spec.kernel[0], spec.stride[0], spec.padding[0], spec.dilation[0])
-
-    @property
-    def columns(self) -> Window:
-        """The horizontal axis."""
-        spec = self.spec
-        return Window(spec.w, spec.out_w, spec.kernel[1], spec.stride[1], spec.padding[1], spec.dilation[1])
-
-    @property
     def taps(self) -> int:
         """Horizontal taps in one word."""
         return WORD if self.spec.dilation[1] == 1 else 1
@@ -102,22 +90,15 @@ class _Plan:
         return self.groups * self.knobs.vectors * self.lanes
 
     @property
-    def length(self) -> int:
-        """Columns of a padded row, those included that only taps without weight read."""
-        window = self.columns
-        read = (window.out - 1) * window.stride + (self.words - 1) * self.taps * window.dilation + WORD
-        return max(window.pad + window.size, read)
-
-    @property
-    def padded_rows(self) -> int:
-        """Most padded rows of a piece, of each channel."""
-        window = self.rows
-        return (-(-window.out // self.knobs.row_units) - 1) * window.stride + (window.kernel - 1) * window.dilation + 1
+    def padded(self) -> PaddedRows:
+        """The padded rows of a piece, of one channel."""
+        reach = (self.words - 1) * self.taps * self.spec.dilation[1] + WORD
+        return PaddedRows(*self.spec.axes(), self.knobs.row_units, reach)
 
     @property
     def padded_bytes(self) -> int:
         """Size of the padded rows of a piece."""
-        return self.spec.c * self.padded_rows * self.length
+        return self.spec.c * self.padded.most_rows * self.padded.length
 
 
 def supports(spec: Conv2dSpec, target: Target) -> bool:
@@ -218,17 +199,14 @@ class _UnitWriter:
 
     def write(self, unit: Index) -> None:
         """Copy the rows of a piece with their padding, then all its tiles."""
-        plan, rows, units = self.plan, self.plan.rows, self.plan.knobs.row_units
-        begin = 0 if units == 1 else bind(unit * rows.out // units)
-        end = rows.out if units == 1 else bind((unit + 1) * rows.out // units)
+        plan, place = self.plan, self.plan.padded
+        begin, end = place.outputs(unit)
         padded = T.alloc_buffer((plan.padded_bytes,), "uint8", scope="global", align=64)
-        first = bind(begin * rows.stride - rows.pad)
-        count = (end - begin - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1
+        first, count = place.inputs(begin, end)
         with loop(self.spec.c) as channel, loop(count) as row:
-            self._pad_row(channel, first + row, padded, bind((channel * plan.padded_rows + row) * plan.length))
-        columns = replace(plan.columns, pad=0, size=plan.length)
+            self._pad_row(channel, first + row, padded, bind((channel * place.most_rows + row) * place.length))
         with loop(plan.groups) as group, loop(end, begin) as y:
-            for run in tile_runs(columns, plan.knobs.columns):
+            for run in tile_runs(place.without_padding, plan.knobs.columns):
                 with loop(run.count) as index:
                     self._tile(padded, group, y, y - begin, bind(run.start + index * run.width), run.width)
 
@@ -236,8 +214,8 @@ class _UnitWriter:
         width, height = self.spec.w, self.spec.h
         source = bind(((self.n * self.spec.c + channel) * height + image_row) * width)
         exists = tirx.And(image_row >= 0, image_row < height)
-        left = self.plan.columns.pad
-        self.copier.copy(self.data, source, width, left, self.plan.length, padded, to, exists)
+        place = self.plan.padded
+        self.copier.copy(self.data, source, width, place.columns.pad, place.length, padded, to, exists)
 
     def _tile(self, padded: Buffer, group: Index, y: Index, row: Index, x: Index, width: int) -> None:
         tile = RegisterTile(width * self.vectors, self.lanes, self.products.sum_type)
@@ -256,23 +234,24 @@ class _UnitWriter:
         self, tile: RegisterTile, padded: Buffer, group: Index, channel: Index, ky: Index, at: tuple[Index, Index, int]
     ) -> None:
         plan, lanes, products = self.plan, self.lanes, self.products
+        place, (rows, columns) = plan.padded, self.spec.axes()
         row, x, width = at
-        image_row = channel * plan.padded_rows + row * plan.rows.stride + ky * plan.rows.dilation
-        line = bind(image_row * plan.length + x * plan.columns.stride)
+        image_row = channel * place.most_rows + row * rows.stride + ky * rows.dilation
+        line = bind(image_row * place.length + x * columns.stride)
         step = plan.words * self.vectors * lanes
-        weight = bind(group * plan.group_size + (channel * plan.rows.kernel + ky) * step)
+        weight = bind(group * plan.group_size + (channel * rows.kernel + ky) * step)
         for word in range(plan.words):
             places = (weight + (word * self.vectors + vector) * lanes for vector in range(self.vectors))
             right = [products.right(load(self.weight, place, lanes)) for place in places]
             for position in range(width):
-                column = position * plan.columns.stride + word * plan.taps * plan.columns.dilation
+                column = position * columns.stride + word * plan.taps * columns.dilation
                 element = tirx.reinterpret("int32", load(padded, line + column, WORD))
                 left = products.prepare(T.Broadcast(element, lanes))
                 for vector in range(self.vectors):
                     products.multiply_add(tile, position * self.vectors + vector, left, right[vector])
 
     def _finish(self, tile: RegisterTile, group: Index, y: Index, x: Index, width: int) -> None:
-        rows, columns = self.plan.rows, self.plan.columns
+        rows, columns = self.spec.axes()
         for vector in range(self.vectors):
             block = group * self.vectors + vector
 

@@ -90,6 +90,10 @@ class Conv2dSpec:
         """The row and column windows; a pointwise convolution is one column of ``h * w`` rows."""
         if self.pointwise:
             return Window(self.h * self.w, self.h * self.w, 1, 1, 0, 1), Window(1, 1, 1, 1, 0, 1)
+        return self.axes()
+
+    def axes(self) -> tuple[Window, Window]:
+        """The vertical and the horizontal axis, those of a pointwise convolution too."""
         (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.stride, self.dilation
         return (
             Window(self.h, self.out_h, kh, sh, self.padding[0], dh),

@@ -18,7 +18,7 @@ from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .builder import RegisterTile, bind, load, loop, make_prim_func, store_result
 from .conv2d_spec import Conv2dSpec
-from .spatial import TileRun
+from .spatial import TileRun, Window
 from .window_loops import for_each_tile, piece_counts, tap_bounds, tile_widths
 
 
@@ -57,6 +57,10 @@ class DepthwiseSpec:
             dtype=self.dtype,
             zero_point=self.zero_point,
         )
+
+    def axes(self) -> tuple[Window, Window]:
+        """The vertical and the horizontal axis."""
+        return self.conv2d.axes()
 
     @property
     def out_h(self) -> int:

@@ -27,9 +27,9 @@ from .compensation import append_table, packed_bytes, uniform_table, view_as, vi
 from .depthwise import DepthwiseKnobs, DepthwiseSpec
 from .dot_product import WORD, dot_product
 from .operand_types import is_integer
-from .padded_rows import RowCopier
+from .padded_rows import PaddedRows, RowCopier
 from .parallelism import shared_loop
-from .spatial import Window, tile_runs
+from .spatial import tile_runs
 from .vectors import shuffle
 
 Buffer = Any
@@ -55,18 +55,6 @@ class _Plan:
     lanes: int
 
     @property
-    def rows(self) -> Window:
-        """The vertical axis."""
-        spec = self.spec
-        return Window(spec.h, spec.out_h, spec.kernel[0], spec.stride[0], spec.padding[0], spec.dilation[0])
-
-    @property
-    def columns(self) -> Window:
-        """The horizontal axis."""
-        spec = self.spec
-        return Window(spec.w, spec.out_w, spec.kernel[1], spec.stride[1], spec.padding[1], spec.dilation[1])
-
-    @property
     def blocks(self) -> int:
         """Channel blocks."""
         return -(-self.spec.c // self.lanes)
@@ -77,22 +65,15 @@ class _Plan:
         return -(-self.spec.kernel[1] // WORD)
 
     @property
-    def length(self) -> int:
-        """Columns of a padded row, those included that only taps without weight read."""
-        window = self.columns
-        read = (window.out - 1) * window.stride + (self.quads * WORD - 1) * window.dilation + 1
-        return max(window.pad + window.size, read)
-
-    @property
-    def padded_rows(self) -> int:
-        """Most padded rows of a piece."""
-        window = self.rows
-        return (-(-window.out // self.knobs.pieces) - 1) * window.stride + (window.kernel - 1) * window.dilation + 1
+    def padded(self) -> PaddedRows:
+        """The padded rows of a piece."""
+        reach = (self.quads * WORD - 1) * self.spec.dilation[1] + 1
+        return PaddedRows(*self.spec.axes(), self.knobs.pieces, reach)
 
     @property
     def padded_bytes(self) -> int:
         """Size of the padded rows of a piece."""
-        return self.padded_rows * self.length * self.lanes
+        return self.padded.most_rows * self.padded.length * self.lanes
 
     @property
     def weight_block(self) -> int:
@@ -183,30 +164,28 @@ class _PieceWriter:
 
     def write(self, piece: Index) -> None:
         """Copy the rows of a piece with their padding, then all its tiles."""
-        plan, rows, count = self.plan, self.plan.rows, self.plan.knobs.pieces
-        begin = 0 if count == 1 else bind(piece * rows.out // count)
-        end = rows.out if count == 1 else bind((piece + 1) * rows.out // count)
+        plan, place = self.plan, self.plan.padded
+        begin, end = place.outputs(piece)
         padded = T.alloc_buffer((plan.padded_bytes,), "uint8", scope="global", align=64)
-        first = bind(begin * rows.stride - rows.pad)
-        with loop((end - begin - 1) * rows.stride + (rows.kernel - 1) * rows.dilation + 1) as row:
-            self._pad_row(first + row, padded, bind(row * (plan.length * self.lanes)))
-        columns = replace(plan.columns, pad=0, size=plan.length)
+        first, count = place.inputs(begin, end)
+        with loop(count) as row:
+            self._pad_row(first + row, padded, bind(row * (place.length * self.lanes)))
         with loop(end, begin) as y:
-            for run in tile_runs(columns, plan.knobs.columns):
+            for run in tile_runs(place.without_padding, plan.knobs.columns):
                 with loop(run.count) as index:
                     self._tile(padded, y, y - begin, bind(run.start + index * run.width), run.width)
 
     def _pad_row(self, image_row: Index, padded: Buffer, to: Index) -> None:
-        window, lanes, height = self.plan.columns, self.lanes, self.plan.rows.size
-        width = window.size * lanes
+        place, lanes, height = self.plan.padded, self.lanes, self.plan.spec.h
+        width = self.plan.spec.w * lanes
         source = bind((self.plane * height + image_row) * width)
         exists = tirx.And(image_row >= 0, image_row < height)
-        left, length = window.pad * lanes, self.plan.length * lanes
+        left, length = place.columns.pad * lanes, place.length * lanes
         self.copier.copy(self.data, source, width, left, length, padded, to, exists)
 
     def _tile(self, padded: Buffer, y: Index, row: Index, x: Index, width: int) -> None:
         plan, lanes, products = self.plan, self.lanes, self.products
-        rows, columns = plan.rows, plan.columns
+        rows, columns = plan.spec.axes()
         tile = RegisterTile(width, lanes, products.sum_type)
         for position in range(width):
             no_correction = constant(0, lanes, "int32")
@@ -214,7 +193,7 @@ class _PieceWriter:
         weight = bind(self.block * plan.weight_block)
 
         def kernel_row(ky: Index) -> None:
-            line = (row * rows.stride + ky * rows.dilation) * plan.length + x * columns.stride
+            line = (row * rows.stride + ky * rows.dilation) * plan.padded.length + x * columns.stride
             for quad in range(plan.quads):
                 factors = products.right(load(self.weight, weight + (ky * plan.quads + quad) * lanes, lanes))
                 for position in range(width):
@@ -236,7 +215,7 @@ class _PieceWriter:
 
     def _words(self, padded: Buffer, column: Index) -> Expr:
         """What four taps read from a column on, the four bytes of each channel side by side."""
-        lanes, dilation = self.lanes, self.plan.columns.dilation
+        lanes, dilation = self.lanes, self.plan.spec.dilation[1]
         order = [tap * lanes + lane for lane in range(lanes) for tap in range(WORD)]
         if dilation == 1:
             vectors = [load(padded, column * lanes, WORD * lanes)]

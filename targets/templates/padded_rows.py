@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .builder import constant, load, loop, store, when
+from .builder import bind, constant, load, loop, store, when
 from .dot_product import DotProduct
+from .spatial import Window
 from .vectors import pieces
 
 Buffer = Any
@@ -15,6 +16,56 @@ Expr = Any
 Index = Any
 
 _SIGN_BIT = 0x80
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """The input rows that one piece of a convolution's output rows reads, with their padding.
+
+    Attributes
+    ----------
+    rows, columns
+        The axes of the convolution.
+    pieces
+        How many pieces the output rows are cut into.
+    reach
+        Neighbouring columns that one output reads, those included for which there is no weight.
+    """
+
+    rows: Window
+    columns: Window
+    pieces: int
+    reach: int
+
+    @property
+    def length(self) -> int:
+        """Columns of a padded row."""
+        window = self.columns
+        return max(window.pad + window.size, (window.out - 1) * window.stride + self.reach)
+
+    @property
+    def most_rows(self) -> int:
+        """Padded rows of the largest piece."""
+        return self._count(-(-self.rows.out // self.pieces))
+
+    @property
+    def without_padding(self) -> Window:
+        """The horizontal axis over padded rows."""
+        return replace(self.columns, pad=0, size=self.length)
+
+    def outputs(self, piece: Index) -> tuple[Index, Index]:
+        """First output row of a piece, and one past the last."""
+        if self.pieces == 1:
+            return 0, self.rows.out
+        return bind(piece * self.rows.out // self.pieces), bind((piece + 1) * self.rows.out // self.pieces)
+
+    def inputs(self, begin: Index, end: Index) -> tuple[Index, Index]:
+        """First input row that these output rows read, negative where it is padding, and how many rows they read."""
+        return bind(begin * self.rows.stride - self.rows.pad), self._count(end - begin)
+
+    def _count(self, outputs: Index) -> Index:
+        """Input rows that so many neighbouring output rows read."""
+        return (outputs - 1) * self.rows.stride + (self.rows.kernel - 1) * self.rows.dilation + 1
 
 
 @dataclass(frozen=True)
