@@ -173,6 +173,14 @@ def products(draw: st.DrawFn) -> MatmulSpec:
     return MatmulSpec(draw(st.integers(4, 40)), draw(st.integers(1, 70)), draw(st.integers(1, 150)), **draw(operands()))
 
 
+DRAWN_CONVOLUTIONS = {
+    "direct": (conv2d_int8, VNNI, convolutions(groups=True)),
+    "matrix unit": (conv2d_int8_amx, AMX, convolutions()),
+    "picture": (conv2d_int8_narrow, VNNI, convolutions(plain=True)),
+    "depthwise": (depthwise_int8, VNNI, convolutions(depthwise=True)),
+}
+
+
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_direct_convolution(name: str):
     need(VNNI)
@@ -208,32 +216,13 @@ def test_convolution_on_the_matrix_unit_in_units(row_units: int, output_units: i
     check_convolution(conv2d_int8_amx, spec, AMX, knobs)
 
 
+@pytest.mark.parametrize("kind", DRAWN_CONVOLUTIONS)
 @DRAWN
-@given(spec=convolutions(groups=True))
-def test_drawn_direct_convolutions(spec: Conv2dSpec):
-    need(VNNI)
-    check_convolution(conv2d_int8, spec, VNNI)
-
-
-@DRAWN
-@given(spec=convolutions())
-def test_drawn_convolutions_on_the_matrix_unit(spec: Conv2dSpec):
-    need(AMX)
-    check_convolution(conv2d_int8_amx, spec, AMX)
-
-
-@DRAWN
-@given(spec=convolutions(plain=True))
-def test_drawn_pictures(spec: Conv2dSpec):
-    need(VNNI)
-    check_convolution(conv2d_int8_narrow, spec, VNNI)
-
-
-@DRAWN
-@given(spec=convolutions(depthwise=True))
-def test_drawn_depthwise_convolutions(spec: DepthwiseSpec):
-    need(VNNI)
-    check_convolution(depthwise_int8, spec, VNNI)
+@given(data=st.data())
+def test_drawn_convolutions(kind: str, data: st.DataObject):
+    template, target, specs = DRAWN_CONVOLUTIONS[kind]
+    need(target)
+    check_convolution(template, data.draw(specs), target)
 
 
 @DRAWN
