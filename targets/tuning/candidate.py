@@ -13,22 +13,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 import tvm
 
-from ...ir import Graph, TersorError, WeightStore, parse
-from ...ir.ops import WeightOp
+from ...ir import Graph, TersorError
 from ..algorithms import Options
 from ..lowering import Call, Program, lower
 from ..record import Target
 from ..tir_pipeline import PIPELINE
 from .option import Option, Workload
-from .task import Task
+from .task import Task, hollow_graph
 
 ENTRY = "main"  # name of the function in a candidate's shared object
 
 # How a task's graph is lowered with one option; tests put kernels that misbehave here.
 Lowering = Callable[[Task, Graph, Option], Program]
+
+_recent_graph = lru_cache(maxsize=4)(hollow_graph)  # of tasks whose candidates are being built
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def build_candidate(lowering: Lowering, task: Task, option: Option) -> Built:
         When the option does not fit the task.
     """
     start = time.perf_counter()
-    program = lowering(task, _shapes_only(task.ir_text), option)
+    program = lowering(task, _recent_graph(task.ir_text), option)
     code = compile_function(tuned_call(program, task).kernel.build(ENTRY), task.target)
     return Built(option, code, time.perf_counter() - start)
 
@@ -101,12 +101,3 @@ def load_function(code: bytes) -> Any:
         path = Path(directory) / "kernel.so"
         path.write_bytes(code)
         return tvm.runtime.load_module(str(path))[ENTRY]
-
-
-@lru_cache(maxsize=4)
-def _shapes_only(ir_text: str) -> Graph:
-    """The task's graph with weights that have no numbers: code does not depend on them, and packing costs nothing."""
-    graph = parse(ir_text)
-    records = [op.attrs for op in graph.ops if isinstance(op, WeightOp)]
-    shapes = {one.id: torch.empty(one.type.shape, dtype=one.type.dtype.torch, device="meta") for one in records}
-    return parse(ir_text, WeightStore(shapes))

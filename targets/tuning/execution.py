@@ -24,10 +24,9 @@ from ..runtime import LinkedCode, VirtualMachine, set_threads, to_tvm
 from .candidate import Built, Lowering, load_function, lower_with, tuned_call
 from .option import Option
 from .sandbox import RunResult
-from .task import Task, check_outputs, seeded_inputs
+from .task import Task, check_outputs, seeded_inputs, spoil
 from .timing import TimingPolicy, measure
 
-_GARBAGE = 0x7F  # every byte of a result buffer before a check; 3.4e38 as float32 and as bfloat16
 _MAX_COPIES = 16
 _COLD_BYTES = 256 << 20  # of constants that calls go through in turn, as many as a large network has
 MOST_BENCHES = 24  # tasks that are kept ready …
@@ -109,7 +108,7 @@ class Bench:
             if index != self._index:
                 return False
             buffers = [torch.from_dlpack(one) for one, skip in zip(arguments, is_constant, strict=True) if not skip]
-            buffers[-1].view(torch.uint8).fill_(_GARBAGE)
+            spoil(buffers[-1])
             copies.extend(buffer.clone() for buffer in buffers)
             kernel.call(buffers)
             return True

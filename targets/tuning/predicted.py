@@ -10,10 +10,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
-
-from ...ir import Graph, Op, WeightStore, graph_of, parse
-from ...ir.ops import RelayoutOp, WeightOp
+from ...ir import Graph, Op, graph_of
+from ...ir.ops import RelayoutOp
 from ..lowering import Call, lower
 from ..record import Target
 from .estimate import LAUNCH_SECONDS, STREAM
@@ -22,6 +20,7 @@ from .features import describe_candidate
 from .latency import LatencyRegressor
 from .option import Option, Workload
 from .records import Record, best
+from .task import hollow_graph
 from .tuned import Tuned
 
 MEASURED_ERROR = 0.03  # relative: what a timing is worth on another day
@@ -96,7 +95,7 @@ class PredictedLatency:
         return self._sum(self._calls(graph))
 
     def _calls(self, graph: Graph) -> tuple[Call, ...]:
-        return lower(_without_numbers(self._prepare(graph)), self._target, self._tuned).calls
+        return lower(hollow_graph(str(self._prepare(graph))), self._target, self._tuned).calls
 
     def _sum(self, calls: Iterable[Call]) -> Prediction:
         parts = [self._predict_call(call) for call in calls]
@@ -120,10 +119,3 @@ class PredictedLatency:
             return self.predict_workload(choice.workload, choice.option)
         moved = call.op.cost().bytes if call.op is not None else 2 * call.result.type.bytes
         return Prediction(LAUNCH_SECONDS + moved / (STREAM * self._target.cores), TRAFFIC_ERROR)
-
-
-def _without_numbers(graph: Graph) -> Graph:
-    """The same graph on weights that have shapes only: nothing is packed, and time does not depend on numbers."""
-    records = [op.attrs for op in graph.ops if isinstance(op, WeightOp)]
-    shapes = {one.id: torch.empty(one.type.shape, dtype=one.type.dtype.torch, device="meta") for one in records}
-    return parse(str(graph), WeightStore(shapes))

@@ -17,9 +17,9 @@ from ..record import Target
 from ..runtime import set_threads, to_tvm
 from .candidate import compile_function, load_function
 from .sandbox import RunResult
+from .task import difference, spoil
 from .timing import TimingPolicy, measure
 
-_GARBAGE = 0x7F
 _TOLERANCE = 1e-4  # of the largest magnitude; integers must be equal
 
 
@@ -50,10 +50,10 @@ class _Bench:
 
     def run(self, code: bytes, policy: TimingPolicy) -> RunResult:
         call = self._call(load_function(code))
-        self._result.view(torch.uint8).fill_(_GARBAGE)
+        spoil(self._result)
         call()
-        if problem := _difference(self._expected, self._result):
-            return RunResult("wrong", detail=problem)
+        if problem := difference(self._expected, self._result, _TOLERANCE):
+            return RunResult("wrong", detail=f"the result {problem}")
         timing = measure(call, None, policy)
         return RunResult("ok", timing.seconds, timing.spread, timing.repeats)
 
@@ -65,15 +65,6 @@ class _Bench:
 def _random(generator: np.random.Generator, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
     numbers = generator.standard_normal(shape) if dtype.startswith("float") else generator.integers(0, 2, shape)
     return torch.from_numpy(np.asarray(numbers, dtype)).clone()
-
-
-def _difference(expected: torch.Tensor, actual: torch.Tensor) -> str:
-    """What is wrong with a result; empty if nothing is."""
-    if not expected.is_floating_point():
-        return "" if torch.equal(expected, actual) else f"{int((expected != actual).sum())} integers differ"
-    scale = expected.abs().max().item() or 1.0
-    worst = (expected.double() - actual.double()).abs().nan_to_num(torch.inf).max().item() / scale
-    return "" if worst <= _TOLERANCE else f"differs by {worst:.2g} of its scale, more than {_TOLERANCE:g}"
 
 
 _bench: _Bench | None = None  # the process's function; a worker process has one at a time

@@ -6,18 +6,20 @@ A worker process, or a reader years later, needs nothing else: weights and input
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ...ir import DType, Graph, TensorType, parse
+from ...ir import DType, Graph, TensorType, WeightStore, parse
+from ...ir.ops import WeightOp
 from ..record import Target
 from .codec import CodecError, decode, encode
 from .option import Workload
 
 # Largest allowed difference from the interpreter, relative to an output's largest magnitude; integers must be equal.
+_GARBAGE = 0x7F  # every byte; 3.4e38 as float32 and as bfloat16
 TOLERANCES = {DType.F64: 1e-10, DType.F32: 1e-4, DType.BF16: 2e-2, DType.F16: 5e-3}
 
 
@@ -92,12 +94,23 @@ class Task:
 
 def seeded_graph(ir_text: str) -> Graph:
     """Parse a graph and give it random weights, the same ones every time."""
+
+    def random(type: TensorType, name: str) -> torch.Tensor:
+        fan_in = max(1, type.size // type.shape[0]) if type.rank > 1 else 1
+        return _seeded_tensor(type, name, fan_in**-0.5)
+
+    return _graph_with(random, ir_text)
+
+
+def hollow_graph(ir_text: str) -> Graph:
+    """Parse a graph and give it weights that have no numbers: packing them costs nothing, and code is the same."""
+    return _graph_with(lambda type, name: torch.empty(type.shape, dtype=type.dtype.torch, device="meta"), ir_text)
+
+
+def _graph_with(make: Callable[[TensorType, str], torch.Tensor], ir_text: str) -> Graph:
     graph = parse(ir_text)
-    for op in graph.ops:
-        if op.name == "weight":
-            type = op.attrs.type
-            fan_in = max(1, type.size // type.shape[0]) if type.rank > 1 else 1
-            graph.weights.add(_seeded_tensor(type, op.attrs.id, fan_in**-0.5), op.attrs.id)
+    weights = [op.attrs for op in graph.ops if isinstance(op, WeightOp)]
+    graph.weights = WeightStore({one.id: make(one.type, one.id) for one in weights})
     return graph
 
 
@@ -114,19 +127,33 @@ def check_outputs(graph: Graph, expected: Sequence[torch.Tensor], actual: Sequen
     """
     tolerance = max(TOLERANCES.get(dtype, 0.0) for dtype in _dtypes(graph))
     for index, (wanted, got) in enumerate(zip(expected, actual, strict=True)):
-        if wanted.shape != got.shape or wanted.dtype != got.dtype:
-            return f"output {index} is {got.dtype} {list(got.shape)}, not {wanted.dtype} {list(wanted.shape)}"
-        if not wanted.is_floating_point():
-            if not torch.equal(wanted, got):
-                return f"output {index} differs in {int((wanted != got).sum())} of {wanted.numel()} integers"
-            continue
-        finite = wanted[wanted.isfinite()].abs()
-        scale = finite.max().item() if finite.numel() else 1.0
-        same = torch.isclose(got, wanted, rtol=0.0, atol=tolerance * scale, equal_nan=True)
-        if not same.all():
-            worst = (got.double() - wanted.double()).abs()[~same].nan_to_num(torch.inf).max().item()
-            return f"output {index} differs by {worst / (scale or 1.0):.2g} of its scale, more than {tolerance:g}"
+        if problem := difference(wanted, got, tolerance):
+            return f"output {index} {problem}"
     return ""
+
+
+def difference(expected: torch.Tensor, actual: torch.Tensor, tolerance: float) -> str:
+    """What ``actual`` does wrong, as the predicate of a sentence; empty if nothing.
+
+    Floating-point numbers may differ by ``tolerance`` times the largest magnitude that is expected.
+    """
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return f"is {actual.dtype} {list(actual.shape)}, not {expected.dtype} {list(expected.shape)}"
+    if not expected.is_floating_point():
+        wrong = int((expected != actual).sum())
+        return f"differs in {wrong} of {expected.numel()} integers" if wrong else ""
+    finite = expected[expected.isfinite()].abs()
+    scale = finite.max().item() if finite.numel() else 1.0
+    same = torch.isclose(actual, expected, rtol=0.0, atol=tolerance * scale, equal_nan=True)
+    if same.all():
+        return ""
+    worst = (actual.double() - expected.double()).abs()[~same].nan_to_num(torch.inf).max().item()
+    return f"differs by {worst / (scale or 1.0):.2g} of its scale, more than {tolerance:g}"
+
+
+def spoil(tensor: torch.Tensor) -> None:
+    """Fill with garbage what a kernel is to write: one that writes nothing must not find the last one's numbers."""
+    tensor.view(torch.uint8).fill_(_GARBAGE)
 
 
 def _dtypes(graph: Graph) -> set[DType]:
@@ -141,6 +168,3 @@ def _seeded_tensor(type: TensorType, name: str, scale: float = 1.0) -> torch.Ten
         return (scale * torch.randn(type.shape, generator=generator)).to(type.dtype.torch)
     low, high = {DType.I8: (-128, 128), DType.U8: (0, 256)}.get(type.dtype, (0, 2))
     return torch.randint(low, high, type.shape, generator=generator).to(type.dtype.torch)
-
-
-__all__ = ["TOLERANCES", "Task", "check_outputs", "seeded_graph", "seeded_inputs"]
