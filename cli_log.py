@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .targets.tuning import DEFAULT_LOG_DIR
+
 if TYPE_CHECKING:
     from .targets.tuning.manage import Statistics
     from .targets.tuning.option import Workload
@@ -22,7 +24,6 @@ log = typer.Typer(name="log", help="Look at tuning records, merge and prune them
 LogDirArgument = Annotated[Path, typer.Argument(metavar="LOG_DIR", help="Folder of records.")]
 TargetOption = Annotated[str | None, typer.Option(help="Only records for this machine; see `tersor targets`.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
-DEFAULT_LOG_DIR = Path("tuning_logs")
 
 
 @log.command()

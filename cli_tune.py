@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from .targets.tuning import DEFAULT_LOG_DIR
+
 if TYPE_CHECKING:
     from .ir import Graph
     from .targets.tuning.session import TuningResult
@@ -27,7 +29,7 @@ def tune(
     seconds: Annotated[float | None, typer.Option("--time", help="Seconds to spend on tuning.")] = None,
     log_dir: Annotated[
         Path, typer.Option(help="Folder of records: what it holds is not measured again, what is measured is added.")
-    ] = Path("tuning_logs"),
+    ] = DEFAULT_LOG_DIR,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads to split the work for; the target's cores if omitted.")
     ] = None,
@@ -55,6 +57,7 @@ def tune(
     from .targets.artifact import check_output
     from .targets.tuning.chart import draw
     from .targets.tuning.driver import check_measurable, load_records, tune_graph
+    from .targets.tuning.log import target_folder
     from .targets.tuning.progress import observer
     from .targets.tuning.records import best
     from .targets.tuning.scheduler import Budget
@@ -73,6 +76,7 @@ def tune(
             graph, None, target=target, pipeline=pipeline, calibration=None, threads=threads, begin=shown.begin
         )
     check_measurable(optimized.target)
+    console.print(f"measurements are added to {target_folder(log_dir, optimized.target.name)}", markup=False)
     records = load_records(
         optimized.target, log_dir, shipped=shipped, say=lambda line: console.print(line, markup=False)
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from ...ir import Graph, TersorError
 from ..catalog import host_features
 from ..record import Target
+from . import DEFAULT_LOG_DIR
 from .extract import extract_tasks
 from .measure import LocalMeasurer, Measurer
 from .model import require_xgboost
@@ -17,10 +18,7 @@ from .scheduler import Budget
 from .search import SearchOptions
 from .session import Observer, TuningResult, TuningSession
 from .task import Task
-from .tuned import gather_records
-
-DEFAULT_LOG_DIR = Path("tuning_logs")  # in the current folder
-MOST_PROBLEMS = 5  # lines of a damaged log that are named one by one
+from .tuned import load_tuned
 
 
 def check_measurable(target: Target) -> None:
@@ -43,27 +41,11 @@ def load_records(
     shipped: bool = True,
     say: Callable[[str], None] = lambda message: None,
 ) -> list[Record]:
-    """The records that hold for ``target``: those of ``log_dir``, and what ships with Tersor of other candidates.
-
-    Parameters
-    ----------
-    target
-        The machine; ``target.cores`` is the number of threads.
-    log_dir
-        A folder of records, or None; it need not exist.
-    shipped
-        Whether to use those that ship with Tersor.
-    say
-        Told of damaged lines of ``log_dir``, and of how many of its records do not hold and why.
-    """
-    gathered = gather_records(target, log_dir, shipped=shipped)
-    for problem in gathered.problems[:MOST_PROBLEMS]:
-        say(problem)
-    if len(gathered.problems) > MOST_PROBLEMS:
-        say(f"{len(gathered.problems) - MOST_PROBLEMS} more lines cannot be read")
-    for reason, count in sorted(gathered.ignored.items()):
-        say(f"{log_dir}: {count} records ignored: {reason}")
-    return list(gathered.records)
+    """The records that hold for ``target``, as `load_tuned` finds them; ``say`` is told what does not, and why."""
+    tuned = load_tuned(target, log_dir, shipped=shipped)
+    for note in tuned.notes:
+        say(note)
+    return list(tuned.known)
 
 
 def tune_graph(

@@ -14,7 +14,6 @@ from ...ir import TersorError
 
 LOOPBACK = "127.0.0.1"
 TRACKER_PORT = 9190
-SERVER_PORT = 9091
 PORTS = 100  # how many ports from the first one on are tried
 _ANSWER_TIMEOUT = 5.0
 

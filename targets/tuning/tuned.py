@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..algorithms import Options
@@ -12,6 +11,8 @@ from ..record import Target
 from .log import Log, read_log, shipped_log_dir
 from .option import Option, Workload
 from .records import Record, best, fitting
+
+MOST_PROBLEMS = 5  # lines of a damaged log that are named one by one
 
 
 class Tuned:
@@ -21,8 +22,10 @@ class Tuned:
     ----------
     records
         For each workload the record whose option is used.
+    known
+        All records that hold for the target, those included.
     ignored
-        How many records did not count, by reason.
+        How many of the user's records do not hold, by reason.
     problems
         ``file:line: reason`` for each line of a log that is no record.
     """
@@ -30,10 +33,12 @@ class Tuned:
     def __init__(
         self,
         records: Mapping[Workload, Record],
+        known: tuple[Record, ...] = (),
         ignored: Counter[str] | None = None,
         problems: tuple[str, ...] = (),
     ) -> None:
         self.records = dict(records)
+        self.known = known
         self.ignored: Counter[str] = Counter(ignored)
         self.problems = problems
 
@@ -46,22 +51,15 @@ class Tuned:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One line for each reason why records were ignored, and for each damaged line."""
+        """One line for each reason why records were ignored, and for each of the first damaged lines."""
         counts = (f"ignored {count} record{'s' * (count != 1)}: {why}" for why, count in sorted(self.ignored.items()))
-        return (*counts, *self.problems)
+        more = len(self.problems) - MOST_PROBLEMS
+        rest = (f"{more} more lines cannot be read",) if more > 0 else ()
+        return (*counts, *self.problems[:MOST_PROBLEMS], *rest)
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """Records that hold for a target, how many of the user's do not and why, and ``file:line: reason`` of bad lines."""
-
-    records: tuple[Record, ...]
-    ignored: Counter[str]
-    problems: tuple[str, ...]
-
-
-def gather_records(target: Target, log_dir: str | Path | None = None, *, shipped: bool = True) -> Gathered:
-    """The records of ``log_dir``, and those that ship with Tersor of options that ``log_dir`` has not measured.
+def load_tuned(target: Target, log_dir: str | Path | None = None, *, shipped: bool = True) -> Tuned:
+    """What the records of ``log_dir``, and those that ship with Tersor of options it has not measured, say.
 
     Parameters
     ----------
@@ -84,10 +82,5 @@ def gather_records(target: Target, log_dir: str | Path | None = None, *, shipped
     ours, theirs = fitting(own.records, target), fitting(other.records, target)
     measured = {(record.workload, record.option) for record in ours.records if record.is_measured}
     others = [record for record in theirs.records if (record.workload, record.option) not in measured]
-    return Gathered((*others, *ours.records), own.ignored + ours.ignored, own.problems + other.problems)
-
-
-def load_tuned(target: Target, log_dir: str | Path | None = None) -> Tuned:
-    """What the records that ship with Tersor, and those of ``log_dir`` on top, say; see `gather_records`."""
-    gathered = gather_records(target, log_dir)
-    return Tuned(best(gathered.records), gathered.ignored, gathered.problems)
+    known = (*others, *ours.records)
+    return Tuned(best(known), known, own.ignored + ours.ignored, own.problems + other.problems)

@@ -324,7 +324,7 @@ def test_what_does_not_count_of_the_own_log_is_told(shipped, tmp_path):
 
 def test_the_shipped_folder_is_read_once(shipped):
     append(shipped, [record(1), Record.now(TASK, Outcome(OPTIONS[3], "crash"))])
-    assert len(tuned.gather_records(ZNVER4, shipped).records) == 2
+    assert len(tuned.load_tuned(ZNVER4, shipped).known) == 2
 
 
 def test_an_option_that_is_not_offered_is_not_used(shipped):

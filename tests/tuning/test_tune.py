@@ -101,7 +101,7 @@ def test_records_of_others_are_counted(tmp_path: Path, optimized: tersor.ir.Grap
     append(tmp_path, [Record.now(task, Outcome(option, "ok", 1.0, baseline=1.0))])
     said: list[str] = []
     assert load_records(replace(NATIVE, cores=2), tmp_path, shipped=False, say=said.append) == []
-    assert said == [f"{tmp_path}: 1 records ignored: made for 1 thread"]
+    assert said == ["ignored 1 record: made for 1 thread"]
     assert len(load_records(replace(NATIVE, cores=1), tmp_path, shipped=False)) == 1
 
 
