@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, wait
+from contextlib import closing
 from dataclasses import asdict
-from typing import Protocol
+from typing import Self
 
 from ..catalog import usable_cores
 from .builder import WorkerPool
@@ -25,8 +27,8 @@ BUILD_SHARE = 0.7  # of the time for a batch: what is not built by then is not m
 MOST_KEPT = 512  # candidates whose code is kept, some tens of kilobytes each: the best are measured again
 
 
-class Measurer(Protocol):
-    """Tells how fast options are."""
+class Measurer(ABC):
+    """Tells how fast options are. It may be used as a context manager, which closes it."""
 
     def measure(
         self,
@@ -35,7 +37,7 @@ class Measurer(Protocol):
         incumbent: Option | None,
         *,
         seconds: float = math.inf,
-        keep: Callable[[Outcome], object] | None = None,
+        keep: Callable[[Outcome], object] = lambda outcome: None,
     ) -> list[Outcome]:
         """Measure ``options``, each beside ``incumbent``.
 
@@ -51,13 +53,41 @@ class Measurer(Protocol):
         Returns
         -------
         One outcome for each option, in order; those that the time was too short for are left out.
-        """
 
+        Raises
+        ------
+        WorkerError
+            When worker processes cannot even start; the message is their own.
+        """
+        measured: dict[Option, Outcome] = {}
+        with closing(self.outcomes(task, options, incumbent, seconds)) as outcomes:
+            for outcome in outcomes:
+                measured[outcome.option] = outcome
+                keep(outcome)
+        return [measured[option] for option in options if option in measured]
+
+    @abstractmethod
+    def outcomes(
+        self, task: Task, options: Sequence[Option], incumbent: Option | None, seconds: float
+    ) -> Generator[Outcome, None, None]:
+        """Yield the outcomes of `measure` as they come, in any order."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Get ready in the background; else the first measurement does."""
+
+    @abstractmethod
     def close(self) -> None:
         """Give back what the measurer holds."""
 
+    def __enter__(self) -> Self:
+        return self
 
-class LocalMeasurer:
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class LocalMeasurer(Measurer):
     """Builds in a pool of workers, or in any executor, and runs on this machine, or through any runner.
 
     Parameters
@@ -92,45 +122,28 @@ class LocalMeasurer:
         self._built: dict[tuple[Task, Option], Built] = {}  # the least recently used first
 
     def start(self) -> None:
-        """Start all processes, which take seconds to import what they need; else the first measurement does."""
+        """Start all processes, which take seconds to import what they need."""
         self._runner.warm_up()
         if self._pool is not None:
             self._pool.start()
 
-    def measure(
-        self,
-        task: Task,
-        options: Sequence[Option],
-        incumbent: Option | None,
-        *,
-        seconds: float = math.inf,
-        keep: Callable[[Outcome], object] | None = None,
-    ) -> list[Outcome]:
-        """See `Measurer.measure`.
-
-        Raises
-        ------
-        WorkerError
-            When worker processes cannot even start; the message is their own.
-        """
+    def outcomes(
+        self, task: Task, options: Sequence[Option], incumbent: Option | None, seconds: float
+    ) -> Generator[Outcome, None, None]:
+        """See `Measurer.outcomes`."""
         deadline = time.monotonic() + seconds
-        keep = keep or (lambda outcome: None)
         self._runner.warm_up()
         wanted = dict.fromkeys([*([] if incumbent is None else [incumbent]), *options])
-        built, outcomes = self._build(task, wanted, BUILD_SHARE * seconds)
-        for option in options:
-            if option in outcomes:
-                keep(outcomes[option])
-        if incumbent is None or incumbent in built or incumbent in outcomes:  # else there was no time for it
-            candidates = [built[option] for option in dict.fromkeys(options) if option in built]
-            for candidate, result in self._runner.run(
-                task, candidates, None if incumbent is None else built.get(incumbent)
-            ):
-                outcomes[candidate.option] = _outcome(candidate, result)
-                keep(outcomes[candidate.option])
-                if time.monotonic() >= deadline:
-                    break
-        return [outcomes[option] for option in options if option in outcomes]
+        built, failed = self._build(task, wanted, BUILD_SHARE * seconds)
+        yield from (failed[option] for option in options if option in failed)
+        if incumbent is not None and incumbent not in built and incumbent not in failed:
+            return  # there was no time for it
+        candidates = [built[option] for option in dict.fromkeys(options) if option in built]
+        beside = None if incumbent is None else built.get(incumbent)
+        for candidate, result in self._runner.run(task, candidates, beside):
+            yield _outcome(candidate, result)
+            if time.monotonic() >= deadline:
+                return
 
     def close(self) -> None:
         """End the processes that the measurer started, whatever they are at."""
@@ -138,12 +151,6 @@ class LocalMeasurer:
         if self._pool is not None:
             self._pool.abandon()
             self._pool.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> LocalMeasurer:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _build(
         self, task: Task, options: Iterable[Option], seconds: float
@@ -180,8 +187,9 @@ class LocalMeasurer:
 def _build_status(error: BaseException) -> Status:
     if isinstance(error, WorkerTimeoutError):
         return "timeout"
-    is_killed = isinstance(error, WorkerDiedError) and error.signal == signal.SIGKILL
-    return "out-of-memory" if is_killed or isinstance(error, OutOfMemoryError) else "build-error"
+    if isinstance(error, WorkerDiedError):
+        return "out-of-memory" if error.signal == signal.SIGKILL else "crash"
+    return "out-of-memory" if isinstance(error, OutOfMemoryError) else "build-error"
 
 
 def _outcome(built: Built, result: RunResult) -> Outcome:

@@ -11,6 +11,7 @@ from .option import Option
 
 Status = Literal["ok", "build-error", "crash", "timeout", "wrong", "out-of-memory"]
 STATUSES: tuple[str, ...] = get_args(Status)
+PASSING: tuple[Status, ...] = ("crash", "timeout", "out-of-memory")  # failures whose cause may be another program
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Outcome:
     def ok(self) -> bool:
         """Whether the candidate computed the right numbers and was timed."""
         return self.status == "ok"
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it failed in a way that another attempt may not; wrong numbers stay wrong."""
+        return self.status in PASSING
 
     @property
     def ratio(self) -> float:

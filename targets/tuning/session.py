@@ -240,7 +240,7 @@ class TuningSession:
         for record in self._records:
             of_workload.setdefault(record.workload, []).append(record.outcome)
         for search in self._searches:
-            search.restore(of_workload.get(search.task.workload, ()))
+            search.restore(_settled(of_workload.get(search.task.workload, ())))
 
     def _search(self) -> None:
         self._learn()
@@ -375,6 +375,12 @@ class TuningSession:
             latency = sum(one * by for one, by in zip(weighted, ratios, strict=True))
             points.append(Point(seconds, trials, latency))
         return tuple(points)
+
+
+def _settled(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Outcomes of earlier sessions without the options that failed once as they may not again: those are tried anew."""
+    attempts = Counter(outcome.option for outcome in outcomes)
+    return [one for one in outcomes if not (one.may_pass and attempts[one.option] == 1)]
 
 
 def _promised_seconds(search: TaskSearch) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 from tersor.targets import resolve_target
@@ -11,6 +11,7 @@ from tersor.targets.record import Target
 from tersor.targets.templates.conv2d_spec import Conv2dKnobs, Conv2dSpec
 from tersor.targets.templates.winograd_spec import WinogradKnobs
 from tersor.targets.tuning.estimate import estimate_seconds
+from tersor.targets.tuning.measure import Measurer
 from tersor.targets.tuning.option import Option, Workload
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.task import Task
@@ -41,7 +42,7 @@ def true_seconds(task: Task, option: Option) -> float:
     return seconds
 
 
-class FakeMeasurer:
+class FakeMeasurer(Measurer):
     """A `Measurer` with a fake clock.
 
     Parameters
@@ -76,39 +77,23 @@ class FakeMeasurer:
         """Fake seconds: a tenth for each candidate."""
         return self.seconds
 
-    def measure(
-        self,
-        task: Task,
-        options: Sequence[Option],
-        incumbent: Option | None,
-        *,
-        seconds: float = math.inf,
-        keep: Callable[[Outcome], object] | None = None,
-    ) -> list[Outcome]:
+    def outcomes(
+        self, task: Task, options: Sequence[Option], incumbent: Option | None, seconds: float
+    ) -> Generator[Outcome, None, None]:
         deadline = self.seconds + seconds
-        outcomes: list[Outcome] = []
-        for option in options:
+        for number, option in enumerate(options):
             if self.seconds >= deadline:
                 break
-            if self.batches == self._stop_after and outcomes:  # in the middle of a batch
+            if self.batches == self._stop_after and number:  # in the middle of a batch
                 raise KeyboardInterrupt
-            outcomes.append(self._outcome(task, option, incumbent))
-            if keep is not None:
-                keep(outcomes[-1])
+            yield self._outcome(task, option, incumbent)
         self.batches += 1
-        return outcomes
 
     def start(self) -> None:
         pass
 
     def close(self) -> None:
         pass
-
-    def __enter__(self) -> FakeMeasurer:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _outcome(self, task: Task, option: Option, incumbent: Option | None) -> Outcome:
         self.seconds += 0.1

@@ -103,7 +103,7 @@ def test_a_worker_that_dies_in_a_job_fails_that_job_only() -> None:
     good = default_of(task)
     with WorkerPool(1, timeout=20) as pool, LocalMeasurer(pool, Believing(), lowering=lower_misbehaving) as local:
         died, built = local.measure(task, [misbehave("builder dies"), good], None)
-    assert died.status == "build-error" and "exit code 3" in died.detail
+    assert died.status == "crash" and "exit code 3" in died.detail
     assert built.ok
 
 

@@ -15,6 +15,7 @@ from tersor.targets.tuning.log import read_log
 from tersor.targets.tuning.progress import Lines, LiveTable, results_table
 from tersor.targets.tuning.records import CONFIRMATIONS, fitting
 from tersor.targets.tuning.scheduler import Budget
+from tersor.targets.tuning.search import SearchOptions
 from tersor.targets.tuning.session import Silent, TuningResult, TuningSession
 from tersor.tests.tuning.fakes import TARGET, FakeMeasurer, conv_tasks, true_seconds
 
@@ -140,6 +141,23 @@ def test_failures_are_recorded_and_do_no_harm(tmp_path):
     assert any("not tuned: fake" in line for line in messages.lines)
     assert all(one.option.template == "conv2d" for one in result.tasks if one not in failing)
     assert len(read_log(tmp_path).records) == len(result.records)
+
+
+@pytest.mark.parametrize(("status", "attempts"), [("crash", 2), ("timeout", 2), ("wrong", 1), ("build-error", 1)])
+def test_what_may_pass_is_tried_once_more_in_a_later_session(tmp_path, status, attempts):
+    def fails(option):
+        return status if option == unlucky else "ok"
+
+    (task,) = conv_tasks(1)
+    unlucky = Options(task.workload, task.target)[1]
+    tried = []
+    for _ in range(4):
+        measurer = FakeMeasurer(fails=fails)
+        records = fitting(read_log(tmp_path).records, TARGET).records
+        tune(measurer, count=1, log_dir=tmp_path, records=records, settings=SearchOptions(patience=1000))
+        tried.append(measurer.measured.count((task, unlucky)))
+    assert tried[0] == 1
+    assert sum(tried) == attempts
 
 
 def test_interrupt_keeps_everything(tmp_path):
