@@ -27,7 +27,7 @@ from .softmax import write_exponentials
 from .vector_math import maximum
 from .vectors import bind, lanes_of, pieces
 
-__all__ = ["AttentionKnobs", "AttentionSpec", "SoftmaxRows", "build", "candidates", "operands"]
+__all__ = ["AttentionKnobs", "AttentionSpec", "SoftmaxRows", "build", "candidates", "make_attention"]
 
 Buffer = Any
 Index = Any
@@ -49,22 +49,44 @@ def build(
     ``mask.apply`` is called on each vector of scaled scores, with coordinates ``(*batch, query, key)``; the epilogue
     on each vector of the result, with coordinates ``(*batch, query, element)``.
     """
-    output = BufferSpec("out", spec.out_size, epilogue.dtype)
+    columns = knobs.vectors * target.lanes()
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
-        _Writer(spec, target, knobs, mask, epilogue, buffers, extra, out).write()
+    def write(inputs: Sequence[Buffer], rows: SoftmaxRows) -> None:
+        _Writer(spec, target, knobs, inputs, rows).write()
 
-    return make_prim_func(name, operands(spec, mask), output, body, epilogue)
+    return make_attention(name, spec, target, -(-spec.keys // columns) * columns, mask, epilogue, write)
 
 
-def operands(spec: AttentionSpec, mask: Epilogue) -> tuple[BufferSpec, ...]:
-    """The buffers that an attention reads, those of the mask included."""
-    return (
+def make_attention(
+    name: str,
+    spec: AttentionSpec,
+    target: Target,
+    score_columns: int,
+    mask: Epilogue,
+    epilogue: Epilogue,
+    write: Callable[[Sequence[Buffer], SoftmaxRows], None],
+) -> tirx.PrimFunc:
+    """Make the PrimFunc of an attention.
+
+    Parameters
+    ----------
+    score_columns
+        Elements that the kernel writes in a row of scores: the keys, and what fills up its last tile.
+    write
+        ``write((query, key, value), rows)`` emits the kernel's loops.
+    """
+    inputs = (
         BufferSpec("query", spec.query_size, spec.dtype),
         BufferSpec("key", spec.key_size, spec.dtype),
         BufferSpec("value", spec.value_size, spec.dtype),
-        *mask.buffers,
     )
+    output = BufferSpec("out", spec.out_size, epilogue.dtype)
+
+    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        rows = SoftmaxRows(spec, target.lanes(), score_columns, mask, epilogue, buffers[len(inputs) :], extra, out)
+        write(buffers[: len(inputs)], rows)
+
+    return make_prim_func(name, (*inputs, *mask.buffers), output, body, epilogue)
 
 
 class SoftmaxRows:
@@ -80,12 +102,12 @@ class SoftmaxRows:
         self,
         spec: AttentionSpec,
         lanes: int,
+        score_columns: int,
         mask: Epilogue,
         epilogue: Epilogue,
         mask_buffers: Sequence[Buffer],
         extra: Sequence[Buffer],
         out: Buffer,
-        score_stride: int,
     ) -> None:
         self.spec = spec
         self.lanes = lanes
@@ -94,7 +116,8 @@ class SoftmaxRows:
         self.mask_buffers = mask_buffers
         self.extra = extra
         self.out = out
-        self.score_stride = score_stride
+        # Rows a multiple of 4 KiB apart would compete for the same few lines of L1, hence one more vector.
+        self.score_stride = score_columns + lanes
 
     def write_weights(self, batch: Sequence[Index], first: Index, row: Index, scores: Buffer, factors: Buffer) -> None:
         """Turn one row of scores into exponentials; what is left to divide by goes into ``factors``."""
@@ -143,30 +166,24 @@ class _Writer:
         spec: AttentionSpec,
         target: Target,
         knobs: AttentionKnobs,
-        mask: Epilogue,
-        epilogue: Epilogue,
         inputs: Sequence[Buffer],
-        extra: Sequence[Buffer],
-        out: Buffer,
+        rows: SoftmaxRows,
     ) -> None:
         self.spec = spec
         self.knobs = knobs
-        self.query, self.key, self.value, *mask_buffers = inputs
+        self.query, self.key, self.value = inputs
+        self.rows = rows
         self.lanes = target.lanes()
         self.columns = knobs.vectors * self.lanes
         self.tile_knobs = MatmulKnobs(knobs.rows, knobs.vectors, pack_rhs=True)
         self.key_panels = -(-spec.keys // self.columns)
-        # Rows of scores a multiple of 4 KiB apart would all compete for the same few lines of L1, hence one more
-        # vector.
-        self.score_stride = self.key_panels * self.columns + self.lanes
-        self.rows = SoftmaxRows(spec, self.lanes, mask, epilogue, mask_buffers, extra, out, self.score_stride)
 
     def write(self) -> None:
         spec, knobs = self.spec, self.knobs
         with shared_loop((*spec.batch, knobs.row_chunks), macs=spec.macs) as (*batch, row_chunk):
             keys = self._panels(spec.scores, self.key, batch)
             values = self._panels(spec.context, self.value, batch)
-            scores = T.alloc_buffer((knobs.rows * self.score_stride,), "float32", align=64)
+            scores = T.alloc_buffer((knobs.rows * self.rows.score_stride,), "float32", align=64)
             factors = T.alloc_buffer((knobs.rows,), "float32")
             tiles = -(-spec.queries // knobs.rows)
             height, taller = divmod(spec.queries, tiles)
@@ -215,7 +232,7 @@ class _Writer:
             )
             for row in range(rows):
                 for vector in range(self.knobs.vectors):
-                    at = row * self.score_stride + panel * self.columns + vector * self.lanes
+                    at = row * self.rows.score_stride + panel * self.columns + vector * self.lanes
                     store(scores, at, tile[row * self.knobs.vectors + vector], self.lanes)
 
     def _write_context(
@@ -231,8 +248,9 @@ class _Writer:
         panels = -(-spec.value_width // self.columns)
         rest = spec.value_width - (panels - 1) * self.columns
         staging = T.alloc_buffer((rows * self.columns,), "float32", align=64)
+        stride = self.rows.score_stride
         with loop(panels) as panel:
-            tile = self._accumulate(rows, spec.keys, lambda row, k: scores[row * self.score_stride + k], values, panel)
+            tile = self._accumulate(rows, spec.keys, lambda row, k: scores[row * stride + k], values, panel)
             for index in range(rows * self.knobs.vectors):
                 store(staging, index * self.lanes, tile[index], self.lanes)
 

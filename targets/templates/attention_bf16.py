@@ -24,13 +24,13 @@ from tvm.tirx.script.builder import ir as T
 from ..record import Target
 from . import amx
 from .amx import TILE_COLUMNS, TILE_DEPTH
-from .attention import SoftmaxRows, operands
+from .attention import SoftmaxRows, make_attention
 from .attention_spec import AttentionSpec
-from .base import NO_EPILOGUE, BufferSpec, Epilogue
+from .base import NO_EPILOGUE, Epilogue
 from .bf16_panels import can_pack_right, depth_of, gather_rows, offset_of, pack_right, tile_at
-from .bf16_tiles import SumsShape, Unit, fitting_rows, sums_shape, unit_of
+from .bf16_tiles import SumsShape, Unit, fitting_rows, needed_unit, sums_shape, unit_of
 from .bfloat16 import BFLOAT16, ROUNDING_IR, bits_of, round_in_hardware
-from .builder import bind, constant, load, loop, make_prim_func, store, when
+from .builder import bind, constant, load, loop, store, when
 from .parallelism import balance, shared_loop
 from .vectors import pieces
 
@@ -73,9 +73,7 @@ def supports(spec: AttentionSpec, target: Target) -> bool:
 
 def candidates(spec: AttentionSpec, target: Target) -> list[AttentionBf16Knobs]:
     """Feasible knobs, best analytic guess first."""
-    unit = unit_of(target)
-    if unit is None:
-        raise ValueError(f"{target.name} has no instruction that multiplies bfloat16 numbers")
+    unit = needed_unit(target)
     columns = 1 if max(spec.keys, spec.value_width) <= TILE_COLUMNS else 2
     most = fitting_rows(unit, spec.queries, columns)
     found = []
@@ -98,40 +96,30 @@ def build(
 
     ``mask`` and ``epilogue`` are those of `tersor.targets.templates.attention.build`.
     """
-    output = BufferSpec("out", spec.out_size, epilogue.dtype)
+    outputs = knobs.shape.outputs
+    score_columns = max(-(-spec.keys // outputs) * outputs, depth_of(spec.keys) * TILE_DEPTH)
+    importing = replace(epilogue, llvm_ir=(epilogue.llvm_ir or ROUNDING_IR) + knobs.shape.llvm_ir)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
-        _Writer(spec, target, knobs, mask, epilogue, buffers, extra, out).write()
+    def write(inputs: Sequence[Buffer], rows: SoftmaxRows) -> None:
+        _Writer(spec, knobs, inputs, rows).write()
 
-    llvm_ir = (epilogue.llvm_ir or ROUNDING_IR) + knobs.shape.llvm_ir
-    return make_prim_func(name, operands(spec, mask), output, body, replace(epilogue, llvm_ir=llvm_ir))
+    return make_attention(name, spec, target, score_columns, mask, importing, write)
 
 
 class _Writer:
     """Writes the loops of one attention; methods go from the outermost loop inwards."""
 
     def __init__(
-        self,
-        spec: AttentionSpec,
-        target: Target,
-        knobs: AttentionBf16Knobs,
-        mask: Epilogue,
-        epilogue: Epilogue,
-        inputs: Sequence[Buffer],
-        extra: Sequence[Buffer],
-        out: Buffer,
+        self, spec: AttentionSpec, knobs: AttentionBf16Knobs, inputs: Sequence[Buffer], rows: SoftmaxRows
     ) -> None:
         self.spec = spec
         self.knobs = knobs
         self.shape = knobs.shape
-        query, key, value, *mask_buffers = inputs
-        self.query, self.key, self.value = (bits_of(buffer) for buffer in (query, key, value))
+        self.query, self.key, self.value = (bits_of(buffer) for buffer in inputs)
+        self.rows = rows
         self.key_groups = -(-spec.keys // self.shape.outputs)
         self.value_groups = -(-spec.value_width // self.shape.outputs)
         self.chunk_rows = -(-spec.queries // knobs.row_chunks)
-        # Rows a multiple of 4 KiB apart would compete for the same few lines of L1, hence one more vector.
-        stride = max(self.key_groups * self.shape.outputs, depth_of(spec.keys) * TILE_DEPTH) + target.lanes()
-        self.rows = SoftmaxRows(spec, target.lanes(), mask, epilogue, mask_buffers, extra, out, stride)
 
     def write(self) -> None:
         spec, chunks, step = self.spec, self.knobs.row_chunks, self.shape.positions

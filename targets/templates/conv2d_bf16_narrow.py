@@ -23,7 +23,7 @@ from ..record import Target
 from . import amx
 from .amx import TILE_DEPTH, TILE_ROWS
 from .base import NO_EPILOGUE, Epilogue
-from .bf16_tiles import fitting_rows, unit_of
+from .bf16_tiles import fitting_rows, needed_unit, unit_of
 from .bfloat16 import BFLOAT16, BITS
 from .builder import bind, constant, load, loop, store, when
 from .conv2d_bf16 import UnitWriter, build_units
@@ -84,9 +84,7 @@ class _NarrowPlan(Plan):
 
 def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dBf16Knobs]:
     """Feasible knobs, the best analytic guess first."""
-    unit = unit_of(target)
-    if unit is None:
-        raise ValueError(f"{target.name} has no instruction that multiplies bfloat16 numbers")
+    unit = needed_unit(target)
     columns = 2 if spec.o > amx.TILE_COLUMNS else 1
     most = fitting_rows(unit, spec.out_h * spec.out_w, columns)
     found = [Conv2dBf16Knobs(rows, columns, unit=unit) for rows in (most, max(1, most // 2))]

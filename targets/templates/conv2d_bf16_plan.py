@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tvm import tirx
 
 from ..record import Target
 from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
-from .bf16_tiles import SumsShape, Unit, fitting_rows, sums_shape, unit_of
+from .bf16_tiles import PanelKnobs, fitting_rows, needed_unit
 from .conv2d_spec import Conv2dSpec
 from .spatial import Window
 
@@ -22,31 +22,11 @@ PANEL_SHARE = 3  # panels take at most this part of L2
 
 
 @dataclass(frozen=True)
-class Conv2dBf16Knobs:
-    """How the kernel is tiled.
+class Conv2dBf16Knobs(PanelKnobs):
+    """How the kernel is tiled, with each image cut into ``row_units``; see the base class."""
 
-    Attributes
-    ----------
-    rows, columns
-        Tiles of positions and of outputs whose sums are in registers; a tile of ``"dot"`` has a single position.
-    row_units
-        Pieces of each image, every one with panels of its own.
-    output_units
-        Pieces of the groups of outputs; all of them gather the same panels.
-    unit
-        What multiplies; see `tersor.targets.templates.bf16_tiles`.
-    """
 
-    rows: int
-    columns: int
-    row_units: int = 1
-    output_units: int = 1
-    unit: Unit = "amx"
-
-    @property
-    def shape(self) -> SumsShape:
-        """The tiles of sums."""
-        return sums_shape(self.unit, self.rows, self.columns)
+KnobsT = TypeVar("KnobsT", bound=Conv2dBf16Knobs)
 
 
 @dataclass(frozen=True)
@@ -82,11 +62,11 @@ class Taps:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Generic[KnobsT]):
     """Sizes that follow from a spec and its knobs."""
 
     spec: Conv2dSpec
-    knobs: Conv2dBf16Knobs
+    knobs: KnobsT
 
     @property
     def rows(self) -> Taps:
@@ -182,9 +162,7 @@ class Plan:
 
 def split_units(plan_of: Callable[[Conv2dBf16Knobs], Plan], spec: Conv2dSpec, target: Target) -> list[Conv2dBf16Knobs]:
     """Knobs with several tiles of sums, and with units cut both ways, the best guess first."""
-    unit = unit_of(target)
-    if unit is None:
-        raise ValueError(f"{target.name} has no instruction that multiplies bfloat16 numbers")
+    unit = needed_unit(target)
     columns = 2 if spec.o > TILE_COLUMNS else 1
     best = fitting_rows(unit, spec.out_h * spec.out_w, columns)
     shapes = ((2, columns), (1, columns), (3, 1)) if unit == "amx" else ((best, columns), (-(-best // 2), columns))
@@ -196,7 +174,7 @@ def split_units(plan_of: Callable[[Conv2dBf16Knobs], Plan], spec: Conv2dSpec, ta
     return sorted(found, key=lambda one: (one.rows != best, (one.output_units > 1) != is_heavy))
 
 
-def split(plan: Plan, target: Target, *, by_outputs: bool = False) -> Conv2dBf16Knobs:
+def split(plan: Plan[KnobsT], target: Target, *, by_outputs: bool = False) -> KnobsT:
     """Units such that panels stay in L2 and all cores have work; ``by_outputs`` shares the weights among cores."""
     height = plan.rows.window.out
     room = target.l2_bytes // PANEL_SHARE

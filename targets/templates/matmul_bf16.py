@@ -26,7 +26,7 @@ from . import amx
 from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .bf16_panels import can_pack_right, depth_of, gather_rows, offset_of, pack_right
-from .bf16_tiles import SumsShape, Unit, fitting_rows, sums_shape, unit_of
+from .bf16_tiles import PanelKnobs, fitting_rows, needed_unit, unit_of
 from .bfloat16 import BFLOAT16, bits_of
 from .builder import bind, load, loop, make_prim_func, store_result, when
 from .matmul_spec import ACTIVATION, PACKED, MatmulSpec
@@ -42,29 +42,8 @@ PANEL_SHARE = 3  # panels take at most this part of L2
 
 
 @dataclass(frozen=True)
-class MatmulBf16Knobs:
-    """How a product is cut up.
-
-    Attributes
-    ----------
-    rows, columns
-        Tiles of rows and of outputs whose sums are in registers; a tile of ``"dot"`` has a single row.
-    row_units, output_units
-        Pieces of the rows and of the groups of outputs, for caches and threads.
-    unit
-        What multiplies; see `tersor.targets.templates.bf16_tiles`.
-    """
-
-    rows: int
-    columns: int
-    row_units: int = 1
-    output_units: int = 1
-    unit: Unit = "amx"
-
-    @property
-    def shape(self) -> SumsShape:
-        """The tiles of sums."""
-        return sums_shape(self.unit, self.rows, self.columns)
+class MatmulBf16Knobs(PanelKnobs):
+    """How a product is cut up: positions are rows; see the base class."""
 
     def groups(self, spec: MatmulSpec) -> int:
         """Groups of outputs whose sums are in registers at once."""
@@ -88,9 +67,7 @@ def supports(spec: MatmulSpec, target: Target) -> bool:
 
 def candidates(spec: MatmulSpec, target: Target) -> list[MatmulBf16Knobs]:
     """Feasible knobs, the best analytic guess first."""
-    unit = unit_of(target)
-    if unit is None:
-        raise ValueError(f"{target.name} has no instruction that multiplies bfloat16 numbers")
+    unit = needed_unit(target)
     columns = 1 if spec.n <= TILE_COLUMNS else 2
     knobs = MatmulBf16Knobs(fitting_rows(unit, spec.m, columns), columns, unit=unit)
     if spec.rhs == ACTIVATION:
