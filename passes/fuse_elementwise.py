@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from ..ir import Graph, Op
 from .base import Pass, PassContext, Result
-from .outline import Group, home_of, is_fusible, outline_groups
+from .outline import FusionGroup, home_of, is_fusible, outline_groups
 from .registry import register_pass
 
 
@@ -39,15 +39,15 @@ class FuseElementwise(Pass):
         return Result(rewriter.changed)
 
 
-def _find_groups(graph: Graph) -> list[Group]:
-    group_of: dict[Op, Group] = {}
-    groups: list[Group] = []
+def _find_groups(graph: Graph) -> list[FusionGroup]:
+    group_of: dict[Op, FusionGroup] = {}
+    groups: list[FusionGroup] = []
     for op in reversed(graph.ops):
         if not is_fusible(op):
             continue
         home = home_of(op, group_of)
         if home is None:
-            home = Group(op.result.shape)
+            home = FusionGroup(op.result.shape)
             groups.append(home)
         home.members.append(op)
         group_of[op] = home

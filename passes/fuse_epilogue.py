@@ -48,7 +48,7 @@ from ..ir.ops import (
     SoftmaxOp,
 )
 from .base import Pass, PassContext, Result
-from .outline import Group, home_of, is_fusible, outline_groups
+from .outline import FusionGroup, home_of, is_fusible, outline_groups
 from .registry import register_pass
 
 ANCHORS = (
@@ -76,15 +76,15 @@ class FuseEpilogue(Pass):
         return Result(rewriter.changed)
 
 
-def _find_groups(graph: Graph) -> list[Group]:
+def _find_groups(graph: Graph) -> list[FusionGroup]:
     flow = dataflow(graph)
     dominators = post_dominators(graph)
-    group_of: dict[Op, Group] = {}
-    groups: list[Group] = []
+    group_of: dict[Op, FusionGroup] = {}
+    groups: list[FusionGroup] = []
     for anchor in reversed(graph.ops):
         if not isinstance(anchor, ANCHORS):
             continue
-        group = Group(anchor.result.shape, [anchor], anchor)
+        group = FusionGroup(anchor.result.shape, [anchor], anchor)
         groups.append(group)
         group_of[anchor] = group
         sink: Op = anchor
@@ -102,10 +102,10 @@ def _find_groups(graph: Graph) -> list[Group]:
 
 def _next_step(
     sink: Op,
-    group: Group,
+    group: FusionGroup,
     flow: networkx.DiGraph,
     dominators: dict[Op, Op | str],
-    group_of: dict[Op, Group],
+    group_of: dict[Op, FusionGroup],
 ) -> list[Op] | None:
     """The ops from ``sink`` (exclusive) to its post-dominator (inclusive, last), or None if they cannot all join.
 

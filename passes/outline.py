@@ -19,7 +19,7 @@ _MAX_NAME = 60  # characters of a body's name
 
 
 @dataclass(eq=False)
-class Group:
+class FusionGroup:
     """Ops that become one kernel; all results have ``shape``, and only the last op's is read outside."""
 
     shape: tuple[int, ...]
@@ -32,7 +32,7 @@ def is_fusible(op: Op) -> bool:
     return op.elementwise and len(op.results) == 1
 
 
-def home_of(op: Op, group_of: dict[Op, Group]) -> Group | None:
+def home_of(op: Op, group_of: dict[Op, FusionGroup]) -> FusionGroup | None:
     """The group that ``op`` can join: the one that all its readers are in, of its shape, not read by the anchor."""
     readers = op.result.users
     homes = {group_of.get(reader) for reader in readers}
@@ -42,7 +42,7 @@ def home_of(op: Op, group_of: dict[Op, Group]) -> Group | None:
     return home
 
 
-def outline_groups(groups: list[Group], rule: str, rewriter: Rewriter) -> None:
+def outline_groups(groups: list[FusionGroup], rule: str, rewriter: Rewriter) -> None:
     """Replace each group of two ops or more by one `FusedOp` where the last of them stood."""
     position = {op: index for index, op in enumerate(rewriter.graph.ops)}
     for group in groups:

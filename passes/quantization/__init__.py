@@ -4,13 +4,13 @@ Importing this package registers its passes and calibrators.
 """
 
 from . import annotate, bias_correction, calibrate, quantize, realize  # noqa: F401 (registers passes)
-from .calibrators import Calibrator, Observer, calibrator_names, register_calibrator
+from .calibrators import Calibrator, RangeObserver, calibrator_names, register_calibrator
 from .scheme import IntegerLayer, Step, integer_layer
 
 __all__ = [
     "Calibrator",
     "IntegerLayer",
-    "Observer",
+    "RangeObserver",
     "Step",
     "calibrator_names",
     "integer_layer",

@@ -27,7 +27,7 @@ import torch
 from ...ir import Graph, IRError, OnIntegers, Op, TersorError, check_inputs, evaluate
 from ..base import Pass, PassContext, Result
 from ..registry import register_pass
-from .calibrators import Calibrator, Observer, parse_calibrator
+from .calibrators import Calibrator, RangeObserver, parse_calibrator
 from .placement import find_notes, name_of, underlying
 
 _RULE = "quantize-calibrate"
@@ -82,7 +82,7 @@ def observe_ranges(
     calibrator: Calibrator,
 ) -> tuple[dict[Op, tuple[float, float]], int]:
     """The range of what each of ``notes`` reads, and the number of batches that were seen."""
-    observers: dict[Op, Observer] = {op: calibrator.observer() for op in notes}
+    observers: dict[Op, RangeObserver] = {op: calibrator.observer() for op in notes}
     first: dict[Op, float] = {}  # the only number seen so far
     count = 0
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .registry import Calibrator, Observer, register_calibrator
+from .registry import Calibrator, RangeObserver, register_calibrator
 
 
 @register_calibrator("minmax")
@@ -15,7 +15,7 @@ from .registry import Calibrator, Observer, register_calibrator
 class MinMax(Calibrator):
     """From the smallest to the largest number of all batches."""
 
-    def observer(self) -> Observer:
+    def observer(self) -> RangeObserver:
         return _Extremes()
 
 

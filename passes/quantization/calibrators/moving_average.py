@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .registry import Calibrator, Observer, register_calibrator
+from .registry import Calibrator, RangeObserver, register_calibrator
 
 
 @register_calibrator("moving-average")
@@ -29,7 +29,7 @@ class MovingAverage(Calibrator):
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be from 0 to below 1, not {self.momentum:g}")
 
-    def observer(self) -> Observer:
+    def observer(self) -> RangeObserver:
         return _Average(self.momentum)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .registry import Calibrator, Observer, register_calibrator
+from .registry import Calibrator, RangeObserver, register_calibrator
 
 _SIDE = 2048  # bins on each side of zero
 _TINY = 1e-30  # smallest magnitude that bins are made for; all below is one bin
@@ -36,7 +36,7 @@ class Percentile(Calibrator):
         if not 50 < self.percent <= 100:
             raise ValueError(f"percentile must be above 50 and at most 100, not {self.percent:g}")
 
-    def observer(self) -> Observer:
+    def observer(self) -> RangeObserver:
         return _Histogram(self.percent / 100)
 
 

@@ -22,7 +22,7 @@ import torch
 from ...name_table import NameTable, make_from_text
 
 
-class Observer(Protocol):
+class RangeObserver(Protocol):
     """Sees one activation batch by batch, in bounded memory."""
 
     def observe(self, numbers: torch.Tensor) -> None:
@@ -38,7 +38,7 @@ class Observer(Protocol):
 class Calibrator:
     """Base of the calibrators."""
 
-    def observer(self) -> Observer:
+    def observer(self) -> RangeObserver:
         """A fresh observer for one activation."""
         raise NotImplementedError
 
