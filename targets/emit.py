@@ -14,7 +14,7 @@ from ..ir import ops as ir_ops
 from .templates import integers, vector_math
 from .templates.bfloat16 import BFLOAT16
 from .templates.builder import constant
-from .templates.vectors import bind, dtype_of, lanes_of
+from .templates.vectors import dtype_of, in_register, lanes_of
 
 Expr = Any
 Emitter = Callable[..., Expr]
@@ -85,7 +85,7 @@ def emit(op: Op, *operands: Expr, exact: bool = False) -> Expr:
     With ``exact``, a float32 result is rounded before anything else happens to it, as in the reference evaluation.
     """
     result = as_stored(_EMITTERS[type(op)](op, *operands))
-    return bind(integers.rounded(result) if exact and dtype_of(result, 1) == "float32" else result)
+    return in_register(integers.rounded(result) if exact and dtype_of(result, 1) == "float32" else result)
 
 
 def like(vector: Expr, value: float) -> Expr:
@@ -187,7 +187,7 @@ def _pow(op: Op, a: Expr, b: Expr) -> Expr:
     return tirx.power(a, b)
 
 
-_COMPARISONS = {
+_COMPARISONS: dict[type[Op], Callable[[Expr, Expr], Expr]] = {
     ir_ops.EqOp: tirx.EQ,
     ir_ops.LtOp: tirx.LT,
     ir_ops.LeOp: tirx.LE,
@@ -209,7 +209,7 @@ def _not_equal(op: Op, a: Expr, b: Expr) -> Expr:
 
 def _differ(a: Expr, b: Expr) -> Expr:
     """Stored booleans: whether the operands differ; NaN differs from everything, which TVM's own comparison denies."""
-    equal = bind(as_stored(_is_number(a) if _is_same_float(a, b) else tirx.EQ(a, b)))
+    equal = in_register(as_stored(_is_number(a) if _is_same_float(a, b) else tirx.EQ(a, b)))
     return like(equal, 1) - equal
 
 
@@ -239,14 +239,14 @@ def _relu(op: Op, a: Expr) -> Expr:
 
 
 @emits(ir_ops.ClampOp)
-def _clamp(op: Op, a: Expr) -> Expr:
+def _clamp(op: ir_ops.ClampOp, a: Expr) -> Expr:
     if not op.x.type.dtype.is_floating:
         low, high = op.integer_bounds
         return tirx.Min(tirx.Max(a, like(a, low)), like(a, high))
     if op.attrs.min != -math.inf:
         a = at_least(a, op.attrs.min)
     if op.attrs.max != math.inf:
-        a = bind(a) if op.attrs.min != -math.inf else a
+        a = in_register(a) if op.attrs.min != -math.inf else a
         a = at_most(a, op.attrs.max)
     return a
 
@@ -268,8 +268,8 @@ def _silu(op: Op, a: Expr) -> Expr:
 
 @emits(ir_ops.HardSigmoidOp)
 def _hard_sigmoid(op: Op, a: Expr) -> Expr:
-    shifted = bind(a + like(a, 3))
-    return at_most(bind(at_least(shifted, 0)), 6) * like(a, 1 / 6)
+    shifted = in_register(a + like(a, 3))
+    return at_most(in_register(at_least(shifted, 0)), 6) * like(a, 1 / 6)
 
 
 @emits(ir_ops.HardSwishOp)
@@ -338,7 +338,7 @@ def _cos(op: Op, a: Expr) -> Expr:
 
 
 @emits(ir_ops.NegOp)
-def _neg(op: Op, a: Expr) -> Expr:
+def _neg(op: ir_ops.NegOp, a: Expr) -> Expr:
     # From -0 rather than 0, so that the negative of 0 is -0.
     return like(a, -0.0) - a if op.x.type.dtype.is_floating else like(a, 0) - a
 

@@ -96,7 +96,7 @@ class _Mask:
     def build(self) -> Epilogue:
         if self._view is None and not self._causal:
             return NO_EPILOGUE
-        buffers = ()
+        buffers: tuple[BufferSpec, ...] = ()
         if self._view is not None:
             buffers = (BufferSpec("mask", buffer_size(self._view), NUMBERS[self._view.type.dtype]),)
         return Epilogue(buffers, self._apply)

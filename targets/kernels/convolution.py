@@ -27,14 +27,14 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
     batch, channels, height, width = data.shape
     source = context.view(data)
     plain = not source.type.channel_block
-    attrs, (outputs, _, *kernel) = op.attrs, weight.shape
+    attrs, (outputs, _, kernel_height, kernel_width) = op.attrs, weight.shape
     spec = Conv2dSpec(
         batch,
         channels,
         height,
         width,
         outputs,
-        tuple(kernel),
+        (kernel_height, kernel_width),
         attrs.stride,
         attrs.padding,
         attrs.dilation,

@@ -35,7 +35,8 @@ def select_reduce(group: Group, context: KernelContext) -> Kernel:
 
 def _global_average(group: Group, context: KernelContext, result: View) -> Kernel:
     source = blocked_operand(group, context)
-    spec = pooling.GlobalAveragePoolSpec(*source.type.shape, anchor_type(group, integers=True))
+    batch, channels, height, width = source.type.shape
+    spec = pooling.GlobalAveragePoolSpec(batch, channels, height, width, anchor_type(group, integers=True))
     epilogue = FusedEpilogue(group, context, result)
     return Kernel(
         template="global_average_pool2d",

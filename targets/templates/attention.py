@@ -25,7 +25,7 @@ from .parallelism import chunk_loop, shared_loop
 from .row_vectors import RowVectors
 from .softmax import write_exponentials
 from .vector_math import maximum
-from .vectors import bind, lanes_of, pieces
+from .vectors import in_register, lanes_of, pieces
 
 __all__ = ["AttentionKnobs", "AttentionSpec", "SoftmaxRows", "build", "candidates", "make_attention"]
 
@@ -257,7 +257,7 @@ class _Writer:
             def store_columns(count: int, panel: Index = panel) -> Callable[[], None]:
                 def write() -> None:
                     with loop(rows) as row:
-                        factor = bind(factors[row])
+                        factor = in_register(factors[row])
                         at = row * self.columns
                         self.rows.store_row(batch, first + row, panel * self.columns, count, staging, at, factor)
 

@@ -17,8 +17,7 @@ from .bf16_tiles import SumsShape
 from .bfloat16 import BITS
 from .builder import bind, constant, load, loop, store, when
 from .matmul_spec import MatmulSpec
-from .vectors import bind as bind_vector
-from .vectors import pieces, transpose
+from .vectors import in_register, pieces, transpose
 
 Buffer = Any
 Index = Any
@@ -105,7 +104,7 @@ def transpose_panels(rows: Buffer, plane: int, length: int, columns: int, tiles:
         source = bind((depth * plane + block * TILE_COLUMNS) * TILE_DEPTH)
         target = bind(tile_at(block // columns, depth, block % columns, depths, columns))
         loaded = [load(rows, source + column * TILE_DEPTH, TILE_DEPTH) for column in range(TILE_COLUMNS)]
-        words = transpose([bind_vector(tirx.reinterpret(_WORDS, row)) for row in loaded])
+        words = transpose([in_register(tirx.reinterpret(_WORDS, row)) for row in loaded])
         for pair, word in enumerate(words):
             store(tiles, target + pair * TILE_DEPTH, tirx.reinterpret(_TILE_ROW, word), TILE_DEPTH)
 

@@ -19,7 +19,7 @@ from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue
 from .builder import constant, load, loop, make_prim_func, store, when
 from .parallelism import shared_loop
-from .vectors import bind, shuffle
+from .vectors import in_register, shuffle
 
 Buffer = Any
 Index = Any
@@ -122,10 +122,10 @@ class _BlockGather:
         merged = None
         for (part, number), lanes in self.lanes.items():
             row = (image * spec.blocks(spec.parts[part]) + number) * spec.positions + position
-            vector = bind(load(parts[part], row * spec.block, spec.block))
+            vector = in_register(load(parts[part], row * spec.block, spec.block))
             if merged is None and len(lanes) == spec.block and all(lane == source for lane, source in lanes.items()):
                 return vector
             merged = constant(0, spec.block, spec.dtype) if merged is None else merged
             taken = [spec.block + lanes[lane] if lane in lanes else lane for lane in range(spec.block)]
-            merged = bind(shuffle((merged, vector), taken))
+            merged = in_register(shuffle((merged, vector), taken))
         return merged

@@ -71,10 +71,10 @@ def build(
     taps = spec.kernel[0] * spec.kernel[1]
     weight_rows = sum(g.count * g.vectors * g.span for g in groups) * spec.input_block(target) * taps
     inputs = (
-        BufferSpec("data", spec.n * spec.input_blocks(target) * spec.h * spec.w * spec.input_block(target), spec.dtype),
+        BufferSpec("data", spec.input_size(target), spec.dtype),
         BufferSpec("weight", weight_rows * lanes, spec.dtype),
     )
-    output = BufferSpec("output", spec.n * spec.output_blocks(target) * spec.out_h * spec.out_w * lanes, epilogue.dtype)
+    output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
     def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
         ConvolutionWriter(spec, target, knobs, epilogue, main[0], main[1], extra, out).write()
@@ -260,9 +260,9 @@ class _TileWriter:
 
     def _places(self) -> Iterator[tuple[int, int, int, int]]:
         """Index in the tile, row, column and vector of every accumulator."""
-        shape = (self.rows.width, self.columns.width, self.group.vectors)
-        for index, place in enumerate(itertools.product(*map(range, shape))):
-            yield (index, *place)
+        places = itertools.product(range(self.rows.width), range(self.columns.width), range(self.group.vectors))
+        for index, (row, column, vector) in enumerate(places):
+            yield index, row, column, vector
 
     def _accumulate(self, begin: Any, end: Any, channels: int) -> None:
         if isinstance(end, int) and begin == end:

@@ -30,8 +30,7 @@ from .conv2d_bf16 import UnitWriter, build_units
 from .conv2d_bf16_plan import PAIRS, Conv2dBf16Knobs, Plan, Taps, split
 from .conv2d_spec import Conv2dSpec
 from .spatial import Window
-from .vectors import bind as bind_vector
-from .vectors import pieces, transpose
+from .vectors import in_register, pieces, transpose
 
 Buffer = Any
 Index = Any
@@ -149,7 +148,7 @@ class _NarrowWriter(UnitWriter):
         with loop(plan.row_length // TILE_ROWS) as square:
             column = bind(square * TILE_ROWS)
             words = [
-                bind_vector(self._pairs(lines, channel * plan.line + 2 * pair, column))
+                in_register(self._pairs(lines, channel * plan.line + 2 * pair, column))
                 for channel in range(spec.c)
                 for pair in range(_tap_pairs(spec))
             ]

@@ -21,7 +21,7 @@ from tvm.tirx.script.builder import ir as T
 from ..record import Target
 from .arithmetic import Arithmetic
 from .builder import RegisterTile, broadcast, constant
-from .vectors import bind
+from .vectors import in_register
 
 Expr = Any
 
@@ -76,7 +76,7 @@ class DotProduct(Arithmetic):
 
     def prepare(self, words: Expr) -> Any:
         """A vector of words of activations, of the signs that the instruction takes."""
-        return bind(words)
+        return in_register(words)
 
     def multiply_add(self, tile: RegisterTile, index: int, left: Any, right: Any) -> None:
         """``tile[index] += left . right``."""
@@ -114,7 +114,7 @@ class PairwiseProduct(DotProduct):
         pairs = tirx.reinterpret(f"{element}x{lanes}", words)
         byte = constant(8, lanes, element)
         halves = ((pairs << byte) >> byte, pairs >> byte)
-        return tuple(bind(tirx.reinterpret(f"int16x{lanes}", half)) for half in halves)
+        return tuple(in_register(tirx.reinterpret(f"int16x{lanes}", half)) for half in halves)
 
     def add(self, sums: Expr, left: Any, right: Any) -> Expr:
         for one, other in zip(left, right, strict=True):
@@ -143,7 +143,7 @@ class PlainProduct(DotProduct):
         words = tirx.reinterpret(f"{element}x{self.lanes}", words)
         top = constant(24, self.lanes, element)
         shifted = (words << constant(24 - 8 * byte, self.lanes, element) for byte in range(WORD))
-        return tuple(bind(tirx.reinterpret(f"int32x{self.lanes}", one >> top)) for one in shifted)
+        return tuple(in_register(tirx.reinterpret(f"int32x{self.lanes}", one >> top)) for one in shifted)
 
     def add(self, sums: Expr, left: Any, right: Any) -> Expr:
         for one, other in zip(left, right, strict=True):

@@ -19,7 +19,7 @@ from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .builder import RegisterTile, broadcast, constant, load, make_prim_func, store_result
 from .parallelism import shared_loop
 from .row_vectors import RowVectors, check_rows, flat_row, row_extents
-from .vectors import bind, combine_all, horizontal, lanes_of
+from .vectors import combine_all, horizontal, in_register, lanes_of
 
 Buffer = Any
 Index = Any
@@ -126,15 +126,15 @@ def _write_row(
     lanes = row.lanes
     rest = row.load_rest(read, 0.0) if row.rest else None
     share = constant(1.0 / row.length, 1)
-    mean = bind(_sum(row, rest, read, lambda value: value) * share)
+    mean = in_register(_sum(row, rest, read, lambda value: value) * share)
     mean = broadcast(mean, lanes)
 
     def squared_distance(value: Expr) -> Expr:
-        distance = bind(value - mean)
+        distance = in_register(value - mean)
         return distance * distance
 
     variance = _sum(row, rest, read, squared_distance) * share
-    factor = broadcast(bind(constant(1.0, 1) / T.sqrt(variance + constant(epsilon, 1))), lanes)
+    factor = broadcast(in_register(constant(1.0, 1) / T.sqrt(variance + constant(epsilon, 1))), lanes)
     row.for_each_vector(lambda offset, _: write(offset, (read(offset, lanes) - mean) * factor))
     if rest is not None:
         row.store_rest((rest - mean) * factor, write)

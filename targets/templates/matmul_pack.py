@@ -10,7 +10,7 @@ from tvm.tirx.script.builder import ir as T
 from .builder import constant, load, loop, store, when
 from .matmul_spec import MatmulKnobs, MatmulSpec
 from .parallelism import chunk_loop
-from .vectors import bind, load_strided, pieces, transpose
+from .vectors import in_register, load_strided, pieces, transpose
 
 Buffer = Any
 Index = Any
@@ -42,88 +42,77 @@ def pack_activation(
     scratch = T.alloc_buffer((most_panels * spec.k * columns,), "float32", scope="global", align=64)
     first = column_chunk * panels // knobs.column_chunks
     *_, k_stride, column_stride = spec.rhs_strides
-    copy = _copy_transposed if k_stride == 1 and column_stride != 1 else _copy_rows
+    is_transposed = k_stride == 1 and column_stride != 1
     with chunk_loop(column_chunk, knobs.column_chunks, panels) as panel:
-        target = (panel - first) * (spec.k * columns)
-        source = base + panel * columns * column_stride
+        to, source = (panel - first) * (spec.k * columns), base + panel * columns * column_stride
+        copy = _PanelCopy(spec, lanes, rhs, source, scratch, to, columns)
+        write = copy.transposed if is_transposed else copy.row_by_row
         rest = spec.n - (panels - 1) * columns
         when(
             panel < panels - 1 if rest < columns else True,
-            lambda: copy(spec, lanes, rhs, source, scratch, target, columns, columns),
-            lambda: copy(spec, lanes, rhs, source, scratch, target, columns, rest),
+            lambda: write(columns),
+            lambda: write(rest),
         )
     return RhsPanels(scratch, 0, spec.k * columns, columns, first)
 
 
-def _copy_rows(
-    spec: MatmulSpec,
-    lanes: int,
-    rhs: Buffer,
-    source: Index,
-    scratch: Buffer,
-    target: Index,
-    columns: int,
-    valid: int,
-) -> None:
-    """Copy one panel row by row."""
-    with loop(spec.k) as k:
-        _copy_row(spec, lanes, rhs, source, scratch, target, columns, valid, k)
+@dataclass(frozen=True)
+class _PanelCopy:
+    """Copies one panel: from element ``source`` of ``rhs`` to element ``to`` of ``scratch``.
 
+    Its methods take the number of columns that exist; the others are filled with zeros.
+    """
 
-def _copy_row(
-    spec: MatmulSpec,
-    lanes: int,
-    rhs: Buffer,
-    source: Index,
-    scratch: Buffer,
-    target: Index,
-    columns: int,
-    valid: int,
-    k: Index,
-) -> None:
-    *_, k_stride, column_stride = spec.rhs_strides
-    runs = [(start, width, True) for start, width in pieces(valid, lanes)]
-    runs += [(valid + start, width, False) for start, width in pieces(columns - valid, lanes)]
-    for start, width, is_valid in runs:
-        value = constant(0.0, width)
-        if is_valid:
-            value = load_strided(rhs, source + k * k_stride + start * column_stride, column_stride, width)
-        store(scratch, target + k * columns + start, value, width)
+    spec: MatmulSpec
+    lanes: int
+    rhs: Buffer
+    source: Index
+    scratch: Buffer
+    to: Index
+    columns: int
 
+    def row_by_row(self, valid: int) -> None:
+        """For any strides."""
+        with loop(self.spec.k) as k:
+            self._row(k, valid)
 
-def _copy_transposed(
-    spec: MatmulSpec,
-    lanes: int,
-    rhs: Buffer,
-    source: Index,
-    scratch: Buffer,
-    target: Index,
-    columns: int,
-    valid: int,
-) -> None:
-    """Copy one panel whose columns are contiguous along ``k``, transposing squares of ``lanes`` in registers."""
-    column_stride = spec.rhs_strides[-1]
-    squares = spec.k // lanes
+    def _row(self, k: Index, valid: int) -> None:
+        *_, k_stride, column_stride = self.spec.rhs_strides
+        runs = [(start, width, True) for start, width in pieces(valid, self.lanes)]
+        runs += [(valid + start, width, False) for start, width in pieces(self.columns - valid, self.lanes)]
+        for start, width, is_valid in runs:
+            value = constant(0.0, width)
+            if is_valid:
+                at = self.source + k * k_stride + start * column_stride
+                value = load_strided(self.rhs, at, column_stride, width)
+            self._store(k, start, value, width)
 
-    def transpose_square(vector: Index, square: Index, valid_rows: int) -> None:
-        corner = source + vector * (lanes * column_stride) + square * lanes
-        rows = [bind(load(rhs, corner + column * column_stride, lanes)) for column in range(valid_rows)]
+    def transposed(self, valid: int) -> None:
+        """For columns that are contiguous along ``k``: squares of ``lanes`` are transposed in registers."""
+        lanes, depth = self.lanes, self.spec.k
+        squares = depth // lanes
+        whole_vectors, rest = divmod(valid, lanes)
+        if squares:
+            with loop(squares) as square:
+                if whole_vectors:
+                    with loop(whole_vectors) as vector:
+                        self._square(vector, square, lanes)
+                if whole_vectors * lanes < self.columns:
+                    self._square(whole_vectors, square, rest)
+                for vector in range(whole_vectors + 1, self.columns // lanes):
+                    for k in range(lanes):
+                        self._store(square * lanes + k, vector * lanes, constant(0.0, lanes), lanes)
+        if squares * lanes < depth:
+            with loop(depth, squares * lanes) as k:
+                self._row(k, valid)
+
+    def _square(self, vector: Index, square: Index, valid_rows: int) -> None:
+        lanes, stride = self.lanes, self.spec.rhs_strides[-1]
+        corner = self.source + vector * (lanes * stride) + square * lanes
+        rows = [in_register(load(self.rhs, corner + column * stride, lanes)) for column in range(valid_rows)]
         rows += [constant(0.0, lanes)] * (lanes - valid_rows)
         for k, row in enumerate(transpose(rows)):
-            store(scratch, target + (square * lanes + k) * columns + vector * lanes, row, lanes)
+            self._store(square * lanes + k, vector * lanes, row, lanes)
 
-    whole_vectors, rest = divmod(valid, lanes)
-    if squares:
-        with loop(squares) as square:
-            if whole_vectors:
-                with loop(whole_vectors) as vector:
-                    transpose_square(vector, square, lanes)
-            if whole_vectors * lanes < columns:
-                transpose_square(whole_vectors, square, rest)
-            for vector in range(whole_vectors + 1, columns // lanes):
-                for k in range(lanes):
-                    at = target + (square * lanes + k) * columns + vector * lanes
-                    store(scratch, at, constant(0.0, lanes), lanes)
-    if squares * lanes < spec.k:
-        with loop(spec.k, squares * lanes) as k:
-            _copy_row(spec, lanes, rhs, source, scratch, target, columns, valid, k)
+    def _store(self, k: Index, column: Index, value: Any, width: int) -> None:
+        store(self.scratch, self.to + k * self.columns + column, value, width)

@@ -179,13 +179,12 @@ def _cost(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> float:
     rows, vectors = tile
     panels = -(-spec.n // (vectors * target.lanes()))
     row_tiles = -(-spec.m // rows)
-    if row_tiles == 1:  # the panels are what threads share
-        panels *= imbalance(panels, target.cores)
+    idle = imbalance(panels, target.cores) if row_tiles == 1 else 1  # the panels are what threads share
     arithmetic = spec.m * vectors / 2  # two fused multiply-adds a cycle …
     latency = row_tiles * 4  # … each ready four cycles later
     loads = (spec.m + row_tiles * vectors) / 2 * 1.3  # two a cycle, but never quite
     from_l2 = row_tiles * vectors / 2  # of the panel, half hidden behind arithmetic
-    return panels * (max(arithmetic, loads, latency) + from_l2)
+    return panels * idle * (max(arithmetic, loads, latency) + from_l2)
 
 
 def _variants(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:

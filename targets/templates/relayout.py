@@ -19,7 +19,7 @@ from ..record import Target
 from .base import BufferSpec, Epilogue
 from .builder import constant, load, loop, make_prim_func, store, when
 from .parallelism import shared_loop
-from .vectors import bind, lane_slice, load_strided, pieces, transpose
+from .vectors import in_register, lane_slice, load_strided, pieces, transpose
 
 Buffer = Any
 Index = Any
@@ -150,7 +150,7 @@ class _Place:
 
 def _square_to_blocked(place: _Place, first: Index) -> None:
     block, dtype = place.spec.block, place.spec.dtype
-    rows = [bind(load(place.source, place.plain(channel, first), block)) for channel in range(place.channels)]
+    rows = [in_register(load(place.source, place.plain(channel, first), block)) for channel in range(place.channels)]
     rows += [constant(0, block, dtype)] * (block - place.channels)
     for position, row in enumerate(transpose(rows)):
         store(place.out, place.blocked(first + position), row, block)
@@ -158,7 +158,7 @@ def _square_to_blocked(place: _Place, first: Index) -> None:
 
 def _square_to_plain(place: _Place, first: Index) -> None:
     block = place.spec.block
-    rows = [bind(load(place.source, place.blocked(first + position), block)) for position in range(block)]
+    rows = [in_register(load(place.source, place.blocked(first + position), block)) for position in range(block)]
     for channel, row in enumerate(transpose(rows)[: place.channels]):
         store(place.out, place.plain(channel, first), row, block)
 
@@ -175,7 +175,7 @@ def _position_to_blocked(place: _Place, position: Index) -> None:
 
 def _position_to_plain(place: _Place, position: Index) -> None:
     spec = place.spec
-    vector = bind(load(place.source, place.blocked(position), spec.block))
+    vector = in_register(load(place.source, place.blocked(position), spec.block))
     if spec.positions == 1:
         for start, lanes in pieces(place.channels, spec.block):
             store(place.out, place.plain(start, position), lane_slice(vector, start, lanes), lanes)

@@ -16,7 +16,7 @@ from tvm.tirx.script.builder import ir as T
 
 from .bfloat16 import check_numbers
 from .builder import constant, load, loop, store
-from .vectors import bind, lane_slice, pieces
+from .vectors import in_register, lane_slice, pieces
 
 Expr = Any
 Index = Any
@@ -70,12 +70,12 @@ class RowVectors:
         :meth:`fresh` tells which lanes hold elements that no whole vector held.
         """
         if self.whole:
-            return bind(read(self.length - self.lanes, self.lanes))
+            return in_register(read(self.length - self.lanes, self.lanes))
         scratch = T.alloc_buffer((self.lanes,), self.dtype)
         store(scratch, 0, constant(padding, self.lanes, self.dtype), self.lanes)
         for start, lanes in pieces(self.rest, self.lanes):
             store(scratch, start, read(start, lanes), lanes)
-        return bind(load(scratch, 0, self.lanes))
+        return in_register(load(scratch, 0, self.lanes))
 
     def fresh(self, value: Expr, other: float) -> Expr:
         """``value`` in the lanes of the rest that hold new elements, ``other`` in those that overlap or pad."""
@@ -91,7 +91,7 @@ class RowVectors:
         if self.whole:
             write(self.length - self.lanes, value)
             return
-        value = bind(value)
+        value = in_register(value)
         for start, lanes in pieces(self.rest, self.lanes):
             write(start, lane_slice(value, start, lanes))
 

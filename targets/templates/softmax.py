@@ -21,7 +21,7 @@ from .builder import RegisterTile, broadcast, constant, load, make_prim_func, st
 from .parallelism import shared_loop
 from .row_vectors import RowVectors, check_rows, flat_row, row_extents
 from .vector_math import exp_nonpositive
-from .vectors import bind, combine_all, horizontal, lanes_of
+from .vectors import combine_all, horizontal, in_register, lanes_of
 
 Buffer = Any
 Index = Any
@@ -100,7 +100,7 @@ def build(
 
             scratch = T.alloc_buffer((max(1, row.whole) * row.lanes,), align=64)
             total, rest = write_exponentials(row, read, lambda offset, value: store(scratch, offset, value, row.lanes))
-            scale = broadcast(bind(constant(1.0, 1) / total), row.lanes)
+            scale = broadcast(in_register(constant(1.0, 1) / total), row.lanes)
             row.for_each_vector(lambda offset, _: write(offset, load(scratch, offset, row.lanes) * scale))
             if rest is not None:
                 row.store_rest(rest * scale, write)
@@ -136,7 +136,7 @@ def write_exponentials(
     rest = row.load_rest(read, float("-inf")) if row.rest else None
     if rest is not None:
         peak = T.max(peak, rest)
-    peak = broadcast(bind(horizontal(peak, T.max)), lanes)
+    peak = broadcast(in_register(horizontal(peak, T.max)), lanes)
     sums = RegisterTile(slots, lanes)
     sums.fill(0.0)
 

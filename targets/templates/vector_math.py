@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from .builder import constant
-from .vectors import bind, dtype_of, lanes_of
+from .vectors import dtype_of, in_register, lanes_of
 
 Expr = Any
 
@@ -88,15 +88,15 @@ def maximum(value: Expr, bound: float) -> Expr:
 def exp(value: Expr) -> Expr:
     """``e`` to the power of each lane, within 2 units in the last place from -inf (0) to inf, denormals included."""
     lanes = lanes_of(value)
-    x = bind(value)
-    x = bind(minimum(x, _EXP_LARGEST))
-    x = bind(maximum(x, _EXP_SMALLEST))
-    exponent = bind(_round(x * constant(_LOG2_E, lanes)))
+    x = in_register(value)
+    x = in_register(minimum(x, _EXP_LARGEST))
+    x = in_register(maximum(x, _EXP_SMALLEST))
+    exponent = in_register(_round(x * constant(_LOG2_E, lanes)))
     mantissa = _exp_mantissa(x, exponent)
     # 2^exponent may leave the range of normal numbers though the result does not, hence two factors.
-    power = bind(T.cast(exponent, dtype_of(x).replace("float", "int")))
-    half = bind(T.shift_right(power, constant(1, lanes, "int32")))
-    return bind(mantissa * _power_of_two(half) * _power_of_two(power - half))
+    power = in_register(T.cast(exponent, dtype_of(x).replace("float", "int")))
+    half = in_register(T.shift_right(power, constant(1, lanes, "int32")))
+    return in_register(mantissa * _power_of_two(half) * _power_of_two(power - half))
 
 
 def exp_nonpositive(value: Expr) -> Expr:
@@ -106,13 +106,13 @@ def exp_nonpositive(value: Expr) -> Expr:
     """
     lanes = lanes_of(value)
     integer = dtype_of(value).replace("float", "int")
-    x = bind(value)
-    shifted = bind(x * constant(_LOG2_E, lanes) + constant(_ROUNDING, lanes))
-    exponent = bind(shifted - constant(_ROUNDING, lanes))
+    x = in_register(value)
+    shifted = in_register(x * constant(_LOG2_E, lanes) + constant(_ROUNDING, lanes))
+    exponent = in_register(shifted - constant(_ROUNDING, lanes))
     power = T.shift_left(T.reinterpret(integer, shifted), constant(23, lanes, "int32"))
     bits = T.reinterpret(integer, _exp_mantissa(x, exponent)) + power
     result = T.reinterpret(dtype_of(x), bits)
-    return bind(tirx.Select(x < constant(_EXP_SMALLEST_NORMAL, lanes), constant(0.0, lanes), result))
+    return in_register(tirx.Select(x < constant(_EXP_SMALLEST_NORMAL, lanes), constant(0.0, lanes), result))
 
 
 def log1p(value: Expr) -> Expr:
@@ -121,27 +121,27 @@ def log1p(value: Expr) -> Expr:
     Kahan's formula: ``log(u) * x / (u - 1)`` for ``u = 1 + x`` as rounded, whose error cancels; ``x`` where ``u`` is 1.
     """
     lanes = lanes_of(value)
-    x, one, infinity = bind(value), constant(1.0, lanes), constant(float("inf"), lanes)
-    u = bind(one + x)
-    result = bind(tirx.log(u) * bind(x / bind(u - one)))
-    return bind(tirx.Select(u == one, x, tirx.Select(u < infinity, result, u)))
+    x, one, infinity = in_register(value), constant(1.0, lanes), constant(float("inf"), lanes)
+    u = in_register(one + x)
+    result = in_register(tirx.log(u) * in_register(x / in_register(u - one)))
+    return in_register(tirx.Select(u == one, x, tirx.Select(u < infinity, result, u)))
 
 
 def expm1(value: Expr) -> Expr:
     """``exp(x) - 1`` for each lane, exact to rounding near zero too: the inverse of `log1p`'s formula."""
     lanes = lanes_of(value)
-    x, one = bind(value), constant(1.0, lanes)
-    u = bind(exp(x))
-    below = bind(u - one)
-    corrected = bind(below * bind(x / tirx.log(u)))
+    x, one = in_register(value), constant(1.0, lanes)
+    u = in_register(exp(x))
+    below = in_register(u - one)
+    corrected = in_register(below * in_register(x / tirx.log(u)))
     near = tirx.And(x > constant(-0.5, lanes), x < one)  # elsewhere u - 1 loses nothing
-    return bind(tirx.Select(u == one, x, tirx.Select(near, corrected, below)))
+    return in_register(tirx.Select(u == one, x, tirx.Select(near, corrected, below)))
 
 
 def sigmoid(value: Expr) -> Expr:
     """``1 / (1 + exp(-x))`` for each lane, within 1e-6 of the exact result, relative."""
     one = constant(1.0, lanes_of(value))
-    return bind(one / (one + exp(constant(0.0, lanes_of(value)) - value)))
+    return in_register(one / (one + exp(constant(0.0, lanes_of(value)) - value)))
 
 
 def tanh(value: Expr) -> Expr:
@@ -157,30 +157,30 @@ def erf(value: Expr) -> Expr:
 def gelu(value: Expr) -> Expr:
     """``x / 2 * (1 + erf(x / sqrt(2)))`` for each lane: the exact form, PyTorch's default."""
     lanes = lanes_of(value)
-    x = bind(value)
+    x = in_register(value)
     both = constant(1.0, lanes) + erf(x * constant(0.70710678118654752, lanes))
-    return bind(constant(0.5, lanes) * x * both)
+    return in_register(constant(0.5, lanes) * x * both)
 
 
 def gelu_tanh(value: Expr) -> Expr:
     """``x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`` for each lane."""
     lanes = lanes_of(value)
-    x = bind(value)
+    x = in_register(value)
     inner = x * (constant(0.79788456080286536, lanes) + constant(0.035677408136300125, lanes) * x * x)
-    return bind(constant(0.5, lanes) * x * (constant(1.0, lanes) + tanh(inner)))
+    return in_register(constant(0.5, lanes) * x * (constant(1.0, lanes) + tanh(inner)))
 
 
 def silu(value: Expr) -> Expr:
     """``x * sigmoid(x)`` for each lane, also known as swish."""
-    x = bind(value)
-    return bind(x * sigmoid(x))
+    x = in_register(value)
+    return in_register(x * sigmoid(x))
 
 
 def _exp_mantissa(x: Expr, exponent: Expr) -> Expr:
     """``exp(x - exponent * ln 2)``, for ``exponent`` the rounded base-2 exponent of the result."""
     lanes = lanes_of(x)
-    r = bind(x - exponent * constant(_LN2_HIGH, lanes))
-    r = bind(r - exponent * constant(_LN2_LOW, lanes))
+    r = in_register(x - exponent * constant(_LN2_HIGH, lanes))
+    r = in_register(r - exponent * constant(_LN2_LOW, lanes))
     return _polynomial(r, _EXP_POLYNOMIAL) * (r * r) + r + constant(1.0, lanes)
 
 
@@ -205,8 +205,8 @@ def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
 
 def _odd_rational(value: Expr, largest: float, numerator: Sequence[float], denominator: Sequence[float]) -> Expr:
     """``x * P(x^2) / Q(x^2)`` for ``x`` clamped to ``[-largest, largest]``."""
-    x = bind(value)
-    x = bind(minimum(x, largest))
-    x = bind(maximum(x, -largest))
-    square = bind(x * x)
-    return bind(x * _polynomial(square, numerator) / _polynomial(square, denominator))
+    x = in_register(value)
+    x = in_register(minimum(x, largest))
+    x = in_register(maximum(x, -largest))
+    square = in_register(x * x)
+    return in_register(x * _polynomial(square, numerator) / _polynomial(square, denominator))

@@ -1,7 +1,7 @@
 """Vector helpers beyond plain loads and stores: lane slices, tails, horizontal reductions, strided loads, transposes.
 
 Vectors are TIR expressions of any number of lanes, so the same code serves AVX-512, AVX2 and NEON. Everything here is
-called while a PrimFunc is being written: :func:`bind` emits a statement.
+called while a PrimFunc is being written: :func:`in_register` emits a statement.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def dtype_of(value: Expr, lanes: int | None = None) -> str:
     return element if lanes == 1 else f"{element}x{lanes}"
 
 
-def bind(value: Expr) -> Expr:
+def in_register(value: Expr) -> Expr:
     """Compute a value once and give it a name: a register that holds it.
 
     TIR expressions are trees: without this, each use of a shared Python expression is generated anew. A ``T.Bind``
@@ -99,7 +99,7 @@ def horizontal(value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
     lanes = lanes_of(value)
     while lanes > 1:
         half = lanes // 2
-        value = bind(value)
+        value = in_register(value)
         value = combine(lane_slice(value, 0, half), lane_slice(value, half, half))
         lanes = half
     return value
@@ -142,8 +142,8 @@ def _swap_blocks(values: Sequence[Expr], distance: int) -> list[Expr]:
         if row & distance:
             continue
         pair = [values[row], values[row + distance]]
-        result[row] = bind(shuffle(pair, keep_low))
-        result[row + distance] = bind(shuffle(pair, keep_high))
+        result[row] = in_register(shuffle(pair, keep_low))
+        result[row + distance] = in_register(shuffle(pair, keep_high))
     return result
 
 

@@ -35,7 +35,7 @@ from .builder import (
     when,
 )
 from .conv2d_spec import Conv2dSpec, output_groups
-from .vectors import bind as bind_vector
+from .vectors import in_register
 from .winograd_patches import Patches
 from .winograd_spec import TileGrid, WinogradKnobs, pack_weight, packed_size, supports
 from .winograd_tiling import candidates, estimate_cycles
@@ -68,10 +68,10 @@ def build(
         raise ValueError(f"Winograd convolution does not apply: {reason}")
     lanes = target.lanes()
     inputs = (
-        BufferSpec("data", spec.n * spec.input_blocks(target) * spec.h * spec.w * lanes),
+        BufferSpec("data", spec.input_size(target)),
         BufferSpec("weight", packed_size(spec, target, knobs)),
     )
-    output = BufferSpec("output", spec.n * spec.output_blocks(target) * spec.out_h * spec.out_w * lanes, epilogue.dtype)
+    output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
     def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
         _Writer(spec, target, knobs, epilogue, main[0], main[1], extra, out).write()
@@ -229,12 +229,12 @@ class _Writer:
             panel_weight = bind(weight + block * (lanes * vectors * lanes))
             with loop(channels) as channel:
                 start = bind(panel_weight + channel * (vectors * lanes))
-                columns = [bind_vector(load(self.weight, start + v * lanes, lanes)) for v in range(vectors)]
+                columns = [in_register(load(self.weight, start + v * lanes, lanes)) for v in range(vectors)]
                 for line in range(lines):
                     prefetch(self.weight, ahead + ((block * lanes + channel) * lines + line) * lanes, 2)
                 element = bind(panel + channel)
                 for row in range(rows):
-                    value = bind_vector(broadcast(transformed[element + row * lanes], lanes))
+                    value = in_register(broadcast(transformed[element + row * lanes], lanes))
                     for v, column in enumerate(columns):
                         tile.multiply_add(row * vectors + v, value, column)
 

@@ -18,7 +18,7 @@ from tvm.tirx.script.builder import ir as T
 from .base import VectorAt
 from .builder import RegisterTile, bind, load, loop, store, when
 from .conv2d_spec import Conv2dSpec
-from .vectors import bind as bind_vector
+from .vectors import in_register
 from .winograd_spec import TileGrid, WinogradKnobs
 from .winograd_transforms import apply_transform, transforms
 
@@ -76,7 +76,7 @@ class Patches:
         image, y, x = self._first_output(tile)
         with loop(alpha) as column:
             start = bind(place + column * stride)
-            values = [bind_vector(load(products, start + row * (alpha * stride), lanes)) for row in range(alpha)]
+            values = [in_register(load(products, start + row * (alpha * stride), lanes)) for row in range(alpha)]
             self._stage_column(staging, column, apply_transform(matrix, values))
         plane = bind((image * -(-spec.o // lanes) + block) * spec.out_h)
         with loop(m if spec.out_h % m == 0 else bind(tirx.min(spec.out_h - y, m))) as row:
@@ -133,4 +133,4 @@ class Patches:
 
     def _staged_row(self, staging: Buffer, row: Expr) -> list[Expr]:
         alpha, lanes = self.knobs.alpha, self.lanes
-        return [bind_vector(load(staging, (row * alpha + column) * lanes, lanes)) for column in range(alpha)]
+        return [in_register(load(staging, (row * alpha + column) * lanes, lanes)) for column in range(alpha)]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .builder import constant
-from .vectors import bind, lanes_of
+from .vectors import in_register, lanes_of
 
 Expr = Any
 Matrix = tuple[tuple[Fraction, ...], ...]
@@ -118,14 +118,14 @@ def apply_transform(matrix: Matrix, vectors: Sequence[Expr]) -> list[Expr]:
         partner = next((r for r in range(row + 1, len(matrix)) if _is_pair(entries, matrix[r])), None)
         if partner is None:
             scale, value = _combine(_nonzero(entries), vectors)
-            results[row] = bind(_scaled(scale, value))
+            results[row] = in_register(_scaled(scale, value))
             continue
         even, odd = _halves(entries, matrix[partner])
         even_scale, even_value = _combine(even, vectors)
         odd_scale, odd_value = _combine(odd, vectors)
-        even_value, odd_value = bind(_scaled(even_scale, even_value)), bind(odd_value)
-        results[row] = bind(even_value + _scaled(odd_scale, odd_value))
-        results[partner] = bind(even_value - _scaled(odd_scale, odd_value))
+        even_value, odd_value = in_register(_scaled(even_scale, even_value)), in_register(odd_value)
+        results[row] = in_register(even_value + _scaled(odd_scale, odd_value))
+        results[partner] = in_register(even_value - _scaled(odd_scale, odd_value))
     return [results[row] for row in range(len(matrix))]
 
 
@@ -141,7 +141,7 @@ def _pair_columns(matrix: Matrix, vectors: Sequence[Expr]) -> tuple[Matrix, list
                 columns[first] = tuple(even.get(row, Fraction(0)) for row in range(len(matrix)))
                 columns[second] = tuple(odd.get(row, Fraction(0)) for row in range(len(matrix)))
                 a, b = values[first], values[second]
-                values[first], values[second] = bind(a + b), bind(a - b)
+                values[first], values[second] = in_register(a + b), in_register(a - b)
     return tuple(zip(*columns, strict=True)), values
 
 
