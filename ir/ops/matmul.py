@@ -22,7 +22,7 @@ class LinearAttrs(Attrs):
 
 
 class LinearOp(Op, name="linear", attrs=LinearAttrs):
-    """x [..., K] times weight [N, K] transposed, plus bias [N] -> [..., N]; a bf16 layer's bias may be f32.
+    """x [..., K] times weight [N, K] transposed, plus bias [N] -> [..., N]; a bf16 or f16 layer's bias may be f32.
 
     An x of u8 or i8 takes an i8 weight and an i32 bias; the result is the exact i32 sum of products of
     ``x - zero_point``.
@@ -136,11 +136,19 @@ class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
     def evaluate(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if mask is not None and mask.dtype is not torch.bool:
+        if mask is None:
+            return functional.scaled_dot_product_attention(
+                query, key, value, is_causal=self.attrs.causal, scale=self.scale
+            )
+        scores = (query.shape[-2], key.shape[-2])
+        if mask.ndim < 2:  # PyTorch takes one dimension for some ranks of the query only
+            mask = mask.expand(scores)
+        if mask.dtype is not torch.bool:
             mask = mask.to(query.dtype)
-        return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=self.attrs.causal, scale=self.scale
-        )
+        if self.attrs.causal:  # of which PyTorch takes no mask
+            seen = torch.ones(scores, dtype=torch.bool, device=mask.device).tril()
+            mask = mask & seen if mask.dtype is torch.bool else mask.masked_fill(~seen, -math.inf)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
 
     def macs(self) -> int:
         scores = self.query.type.size // self.query.shape[-1] * self.key.shape[-2]

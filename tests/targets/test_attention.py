@@ -50,6 +50,13 @@ def test_causal(queries: int, keys: int):
     check(graph, *numbers(graph))
 
 
+@pytest.mark.parametrize("dtype", [DType.F32, DType.BOOL])
+def test_one_mask_for_all_queries_of_a_causal_attention(dtype: DType):
+    graph = graph_with(6, 9, TensorType((9,), dtype), causal=True)
+    mask = torch.tensor([False, True, True, False, True, True, False, True, True])
+    check(graph, *numbers(graph), mask if dtype is DType.BOOL else torch.zeros(9).masked_fill(~mask, -math.inf))
+
+
 def test_masks_of_padding_tokens():
     graph = graph_with(6, 6, TensorType((2, 1, 1, 6), DType.BOOL))
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]], dtype=torch.bool)[:, None, None]
