@@ -98,13 +98,11 @@ def build(
 def build_units(plan: Plan, writer: type[UnitWriter], target: Target, epilogue: Epilogue, name: str) -> tirx.PrimFunc:
     """The PrimFunc whose units ``writer`` writes."""
     spec, knobs = plan.spec, plan.knobs
-    lanes = target.lanes()
-    channels = spec.input_blocks(target) * spec.input_block(target)
     inputs = (
-        BufferSpec("data", spec.n * channels * spec.h * spec.w, BFLOAT16),
+        BufferSpec("data", spec.input_size(target), BFLOAT16),
         BufferSpec("weight", plan.groups * plan.group_size, BFLOAT16),
     )
-    output = BufferSpec("output", spec.n * spec.output_blocks(target) * spec.out_h * spec.out_w * lanes, epilogue.dtype)
+    output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
     def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
         extents = (spec.n, knobs.row_units, knobs.output_units)

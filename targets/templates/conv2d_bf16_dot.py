@@ -69,13 +69,11 @@ def build(
     name: str = "conv2d_bf16_dot",
 ) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
-    channels = spec.input_blocks(target) * spec.input_block(target)
-    outputs = spec.output_blocks(target) * target.lanes()
     inputs = (
-        BufferSpec("data", spec.n * channels * spec.h * spec.w, BFLOAT16),
+        BufferSpec("data", spec.input_size(target), BFLOAT16),
         BufferSpec("weight", sum(_weight_sizes(spec, target, knobs)), BFLOAT16),
     )
-    output = BufferSpec("output", spec.n * outputs * spec.out_h * spec.out_w, epilogue.dtype)
+    output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
     def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
         data, weight = (_words(buffer, one.size) for buffer, one in zip(main, inputs, strict=True))

@@ -112,6 +112,14 @@ class Conv2dSpec:
         """Channel blocks of the output, a padded last one included."""
         return -(-self.o // target.lanes())
 
+    def input_size(self, target: Target) -> int:
+        """Elements of the input's buffer."""
+        return self.n * self.input_blocks(target) * self.input_block(target) * self.h * self.w
+
+    def output_size(self, target: Target) -> int:
+        """Elements of the output's buffer."""
+        return self.n * self.output_blocks(target) * target.lanes() * self.out_h * self.out_w
+
 
 @dataclass(frozen=True)
 class Conv2dKnobs:

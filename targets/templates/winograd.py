@@ -66,7 +66,6 @@ def build(
     reason = supports(spec)
     if reason is not None:
         raise ValueError(f"Winograd convolution does not apply: {reason}")
-    lanes = target.lanes()
     inputs = (
         BufferSpec("data", spec.input_size(target)),
         BufferSpec("weight", packed_size(spec, target, knobs)),

@@ -168,24 +168,25 @@ def test_any_conv2d(channels, outputs, size, kernel, stride, padding, groups, ta
     check_conv2d(spec, template.candidates(spec, target)[0], target, template)
 
 
+def check_plain_input(template: ModuleType, spec: Conv2dSpec, target: Target) -> None:
+    """All candidates, and units cut both ways."""
+    spec = replace(bf16(spec), input_layout="plain")
+    assert template.supports(spec, target)
+    found = template.candidates(spec, target)
+    for knobs in (*found, replace(found[0], rows=1, columns=1, row_units=2, output_units=2)):
+        check_conv2d(spec, knobs, target, template)
+
+
 @on_both
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures(name: str, target: Target):
-    spec = replace(bf16(PICTURES[name]), input_layout="plain")
-    assert conv2d_bf16_narrow.supports(spec, target)
-    found = conv2d_bf16_narrow.candidates(spec, target)
-    for knobs in (*found, replace(found[0], rows=1, columns=1, row_units=2, output_units=2)):
-        check_conv2d(spec, knobs, target, conv2d_bf16_narrow)
+    check_plain_input(conv2d_bf16_narrow, PICTURES[name], target)
 
 
 @on_both
 @pytest.mark.parametrize("name", PATCHES)
 def test_patches(name: str, target: Target):
-    spec = replace(bf16(PATCHES[name]), input_layout="plain")
-    assert conv2d_bf16_patches.supports(spec, target)
-    found = conv2d_bf16_patches.candidates(spec, target)
-    for knobs in (*found, replace(found[0], rows=1, columns=1, row_units=2, output_units=2)):
-        check_conv2d(spec, knobs, target, conv2d_bf16_patches)
+    check_plain_input(conv2d_bf16_patches, PATCHES[name], target)
 
 
 def test_patches_are_windows_that_do_not_overlap():
