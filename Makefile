@@ -13,6 +13,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 LOCKS := requirements.lock requirements-models.lock
+TYPED := ir frontend passes targets.kernels targets.templates # packages that mypy checks
 
 # Set-up is done when a stamp bears the checksum of all that it depends on, the checkout's place included.
 CHECKSUM := $(shell { cat $(LOCKS) pyproject.toml Makefile; pwd; } | cksum | cut -d' ' -f1)
@@ -24,7 +25,7 @@ COUNT = awk -v total="$$(grep -c == $(1))" \
 	     if (++seen % 10 == 0) { print "      " seen " of " total " packages found"; fflush() } } \
 	 /^Installing collected/ { print "      installing"; fflush() }'
 
-.PHONY: help setup test test-all lint types demo bench bench-publish clean
+.PHONY: help setup test test-all lint types demo digits bench bench-publish clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,10 +53,10 @@ lint: $(STAMP) ## check style and formatting
 	@echo "[lint] ruff format --check"
 	@$(RUN) -m ruff format --check .
 
-types: $(STAMP) ## check the types of the IR and the passes
+types: $(STAMP) ## check the types of the IR, the frontend, the passes and the CPU kernels
 	@echo "[types] mypy"
 	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/tersor # mypy must see the checkout under its package name
-	@MYPYPATH=$(VENV)/src $(RUN) -m mypy -p tersor.ir -p tersor.passes
+	@MYPYPATH=$(VENV)/src $(RUN) -m mypy $(addprefix -p tersor.,$(TYPED))
 
 test: lint types ## run the quick tests, after the checks of style and types
 	@echo "[test] pytest, $(WORKERS) workers, without the slow suites"
@@ -67,6 +68,9 @@ test-all: lint types ## run all tests, the slow suites too
 
 demo: $(STAMP) ## compile EfficientNet-Lite0 and compare it with the other runtimes
 	@$(RUN) -m examples.demo $(ARGS)
+
+digits: $(STAMP) ## train three small networks on digits, compress them, and show what it costs and gains
+	@$(RUN) -m examples.digits all $(ARGS)
 
 bench: $(STAMP) ## measure the headline networks; options go into ARGS="--models resnet18 --threads 2"
 	@$(RUN) -m benchmarks.cpu $(ARGS)

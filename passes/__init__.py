@@ -21,6 +21,7 @@ from . import (  # noqa: F401 (registers passes)
     quantization,
     reassociate_matmul,
     to_bf16,
+    to_fp16,
 )
 from .base import Comparison, Exactness, Latency, Pass, PassContext, PassError, Result
 from .bisect import Culprit, bisect

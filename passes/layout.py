@@ -11,6 +11,7 @@ read in another layout than it is made in. ::
 The choice is the cheapest there is, by the target's `LayoutCosts`: see `tersor.passes.layout_cut` for what an op may
 choose, what it costs and how the minimum is found. A value is relaid at most once, however many ops read it; graph
 inputs and outputs are row-major: that is the program's contract. Layout never changes values, so the pass is exact.
+Where a target's kernels take no channel blocks, as those for GPUs, everything stays row-major.
 
 Which algorithm computes a convolution (direct, Winograd, GEMM) is no part of this problem: all of them read and write
 the same blocks, so the cheapest one of each layer is cheapest in every layout, and `tersor.targets.algorithms` chooses
@@ -53,7 +54,9 @@ class Layout(Pass):
                 if op.storage is Storage.BLOCKED:
                     rewriter.refuse("layout", op, "no target is given, nor how many channels a block has")
             return Result(False)
-        costs: LayoutCosts = TrafficCosts() if context.target is None else context.target.layout_costs()
+        costs: LayoutCosts | None = TrafficCosts() if context.target is None else context.target.layout_costs()
+        if costs is None:
+            return Result(False)
         blocked = cheapest_blocked_ops(graph, block, costs)
         _Assignment(rewriter, blocked, block).apply()
         return Result(rewriter.changed)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ..ir import TersorError, Value, suggest
 from .model_info import Port
+from .output_path import obstacle_to_writing
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 
@@ -99,8 +100,8 @@ def write_outputs(path: Path, outputs: Sequence[torch.Tensor], ports: Sequence[P
 def check_output(path: Path, ports: Sequence[Port]) -> None:
     """Find out, before work is spent, whether a model's outputs can go to ``path``; raises TersorError if not."""
     check_suffix(path)
-    if not path.parent.is_dir():
-        raise TersorError(f"cannot write {path}: {path.parent} is not an existing directory; create it first")
+    if obstacle := obstacle_to_writing(path):
+        raise TersorError(obstacle)
     if path.suffix == ".npy" and len(ports) != 1:
         raise TersorError(f"{path}: a .npy file holds one array, the model has {len(ports)} outputs; use .npz")
 

@@ -17,7 +17,6 @@ mapped while the model is in use, so the file may be deleted or replaced (as `sa
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 import tempfile
 import zipfile
@@ -32,8 +31,11 @@ import torch
 
 from ..ir import DType, Graph, TersorError, WeightStore, parse, save_ir
 from .archive import ALIGNMENT, Archive, ArchiveWriter
-from .catalog import host_features
+from .catalog import host_features, host_machine
+from .families import backend_of, family_of
 from .manifest import ArtifactError, Constant, Manifest
+from .output_path import obstacle_to_writing
+from .record import Target
 
 if TYPE_CHECKING:
     from .executable import Executable
@@ -43,11 +45,6 @@ MANIFEST, CODE, CONSTANTS = "manifest.json", "model.so", "constants.bin"
 GRAPH, WEIGHTS = "graph.ir", "graph.safetensors"
 _MEMBERS = frozenset({CODE, CONSTANTS, GRAPH, WEIGHTS})
 
-_MACHINES = {
-    "x86": "x86_64",
-    "arm": "aarch64",
-}  # families of targets to architectures, as `platform.machine` names them
-_SYNONYMS = {"AMD64": "x86_64", "arm64": "aarch64"}
 _VERSIONED = ("tersor", "torch", "apache-tvm")
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (*(d.torch for d in DType), torch.uint16, torch.uint32)
@@ -84,10 +81,8 @@ def check_output(path: Path) -> None:
     """Find out, before work is spent, whether an artifact can go to ``path``; raises ArtifactError if not."""
     if path.is_dir():
         raise ArtifactError(f"{path} is a directory; give the name of a file")
-    if not path.parent.is_dir():
-        raise ArtifactError(f"cannot write {path}: {path.parent} is not an existing directory; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise ArtifactError(f"cannot write {path}: {path.parent} is read-only; choose another output path")
+    if obstacle := obstacle_to_writing(path):
+        raise ArtifactError(obstacle)
 
 
 def load(path: str | Path, *, threads: int | None = None) -> Executable:
@@ -114,7 +109,7 @@ def load(path: str | Path, *, threads: int | None = None) -> Executable:
 
     from .executable import Executable
 
-    code = _load_code(path, archive[CODE])
+    code = _load_code(path, archive[CODE], manifest.model.target)
     graph = partial(_read_graph, path, archive, manifest)
     return Executable(manifest.model, code, constants, graph=graph, threads=threads)
 
@@ -157,11 +152,11 @@ def _write(executable: Executable, path: Path, scratch: Path) -> None:
 
     save_ir(executable.graph, scratch / GRAPH)
     target = executable.info.target
-    constants, constants_bytes = _index_constants(executable.constants)
+    constants, constants_bytes = index_constants(executable.constants)
     with ArchiveWriter(path) as archive:
         members = {
             CODE: archive.add(CODE, len(executable.code.code), [executable.code.code]),
-            CONSTANTS: archive.add(CONSTANTS, constants_bytes, _constant_chunks(executable.constants)),
+            CONSTANTS: archive.add(CONSTANTS, constants_bytes, constant_chunks(executable.constants)),
             GRAPH: archive.add(GRAPH, (scratch / GRAPH).stat().st_size, _file_chunks(scratch / GRAPH)),
             WEIGHTS: archive.add(WEIGHTS, (scratch / WEIGHTS).stat().st_size, _file_chunks(scratch / WEIGHTS)),
         }
@@ -169,7 +164,7 @@ def _write(executable: Executable, path: Path, scratch: Path) -> None:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions={name: version(name) for name in _VERSIONED},
             system=platform.system(),
-            machine=_MACHINES[target.family],
+            machine=family_of(target).machine,
             features=required_features(target),
             model=executable.info,
             constants=constants,
@@ -178,7 +173,7 @@ def _write(executable: Executable, path: Path, scratch: Path) -> None:
         archive.add_index(MANIFEST, manifest.to_json().encode())
 
 
-def _index_constants(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Constant, ...], int]:
+def index_constants(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Constant, ...], int]:
     """Where each constant will lie, and the size of them all in bytes."""
     constants, end = [], 0
     for tensor in tensors:
@@ -187,7 +182,8 @@ def _index_constants(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Constant, .
     return tuple(constants), end
 
 
-def _constant_chunks(tensors: Sequence[torch.Tensor]) -> Iterator[Any]:
+def constant_chunks(tensors: Sequence[torch.Tensor]) -> Iterator[Any]:
+    """The bytes of all constants, as `index_constants` places them."""
     for tensor in tensors:
         if tensor.numel():
             yield tensor.view(torch.uint8).numpy().data
@@ -229,13 +225,17 @@ def _open(path: Path) -> tuple[Archive, Manifest]:
 def _check_host(path: Path, manifest: Manifest) -> None:
     here, machine = platform.system(), platform.machine()
     remedy = f"compile it for this one: tersor compile {path} --target x86:native -o NEW{SUFFIX}"
-    if (manifest.system, manifest.machine) != (here, _SYNONYMS.get(machine, machine)):
+    if (manifest.system, manifest.machine) != (here, host_machine()):
         made_for = f"{manifest.system} on {manifest.machine}"
         raise ArtifactError(f"{path}: compiled for {made_for}, this machine is {here} on {machine}; {remedy}")
     missing = sorted({*manifest.features, *manifest.model.target.features} - host_features())
     if missing:
         target = manifest.model.target.name
         raise ArtifactError(f"{path}: compiled for {target}, this processor lacks {', '.join(missing)}; {remedy}")
+    backend = backend_of(manifest.model.target)
+    obstacle = "" if backend is None else backend.obstacle_here(manifest.model.target)
+    if obstacle:
+        raise ArtifactError(f"{path}: compiled for {manifest.model.target.name}, {obstacle}; {remedy}")
     made_with, installed = manifest.versions.get("apache-tvm", "an unknown version"), version("apache-tvm")
     if made_with != installed:
         raise ArtifactError(
@@ -259,14 +259,15 @@ def _map_constants(path: Path, data: memoryview, constants: Sequence[Constant]) 
     return tensors
 
 
-def _load_code(path: Path, data: memoryview) -> Any:
+def _load_code(path: Path, data: memoryview, target: Target) -> Any:
     from .runtime import LinkedCode
 
+    backend = backend_of(target)
     with tempfile.TemporaryDirectory(prefix="tersor-") as private:  # readable by this user only
         library = Path(private) / CODE
         try:
             library.write_bytes(data)
-            return LinkedCode.load(library)
+            return LinkedCode.load(library) if backend is None else backend.load_code(library)
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ArtifactError(

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ..ir import Cost, Graph
+from .catalog import host_machine
 from .executable import Executable, KernelInfo, ModelInfo, Port
+from .families import backend_of, family_of
 from .indices import index_limits
 from .lowering import Call, Choose, Program, lower
 from .memory import MemoryPlan, plan_memory
 from .record import Target
 from .runtime import LinkedCode
+from .toolchain import find_toolchain
 
 
 def compile_graph(
@@ -40,9 +43,18 @@ def compile_graph(
     ------
     CompileError
         When ops have no kernel on the target.
+    TersorError
+        When the target is of another architecture, and there is no compiler to link for it with.
     """
+    backend = backend_of(target)
+    if backend is not None:
+        compiled_there: Executable = backend.compile_graph(graph, target, threads=threads, report=report, begin=begin)
+        return compiled_there
+
     from .codegen import build, relax_module
 
+    foreign = family_of(target).machine != host_machine()
+    toolchain = find_toolchain(target) if foreign else None  # asked before work is spent
     begin("choose kernels")
     program = lower(graph, target, choose)
     begin("generate code")
@@ -50,7 +62,7 @@ def compile_graph(
     module, functions = relax_module(program, plan)
     compiled = build(module, target)
     begin("link")
-    code = LinkedCode.link(compiled)
+    code = LinkedCode.link(compiled) if toolchain is None else LinkedCode.link_across(compiled, toolchain)
     return Executable(
         describe(program, functions, plan), code, program.constants, graph=graph, report=report, threads=threads
     )

@@ -13,38 +13,16 @@ import psutil
 
 from ..ir import TersorError
 from ..ir.names import suggest
+from .families import FAMILIES, X86
+from .families.base import KIB
 from .record import Target
-
-KIB, MIB = 1024, 1024 * 1024
 
 # Linux, "Using XSTATE features in user space applications" (Documentation/arch/x86/xstate.rst).
 _TILES = "amx_tile"
 _SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 
-# Instruction sets that code for a target may use, as /proc/cpuinfo names them; it must show them before code is run.
-_AVX2 = ("avx2", "fma", "f16c", "bmi2")
-_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
-_VNNI = (*_AVX512, "avx512_vnni")
-_VBMI = (*_VNNI, "avx512vbmi", "avx512_vbmi2", "avx512ifma", "avx512_bitalg", "avx512_vpopcntdq")
-_BF16 = (*_VBMI, "avx512_bf16")
-_AMX = (*_BF16, "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
-
-
-def _x86(name: str, mcpu: str, features: tuple[str, ...], l1: int, l2: int, l3: int) -> Target:
-    wide = "avx512f" in features
-    return Target(f"x86:{name}", "x86", mcpu, 64 if wide else 32, 32 if wide else 16, l1, l2, l3, 2, features)
-
-
-# Cache sizes: the vendors' optimization manuals, one core's share of L1 and L2.
-_RECORDS = (
-    _x86("avx2", "haswell", _AVX2, 32 * KIB, 256 * KIB, 8 * MIB),
-    _x86("skylake-avx512", "skylake-avx512", _AVX512, 32 * KIB, 1 * MIB, 16 * MIB),
-    _x86("cascadelake", "cascadelake", _VNNI, 32 * KIB, 1 * MIB, 16 * MIB),
-    _x86("icelake-server", "icelake-server", _VBMI, 48 * KIB, 1280 * KIB, 24 * MIB),
-    _x86("sapphirerapids", "sapphirerapids", _AMX, 48 * KIB, 2 * MIB, 32 * MIB),
-    _x86("znver3", "znver3", _AVX2, 32 * KIB, 512 * KIB, 32 * MIB),
-    _x86("znver4", "znver4", _BF16, 32 * KIB, 1 * MIB, 32 * MIB),
-)
+_SYNONYMS = {"AMD64": "x86_64", "arm64": "aarch64"}  # of architectures, by `platform.machine` on other systems
+_RECORDS = tuple(record for family in FAMILIES.values() for record in family.records)
 TARGETS = {record.name: record for record in _RECORDS}
 
 
@@ -83,8 +61,8 @@ def detect_host() -> Target:
         When this is not an x86-64 processor with AVX2.
     """
     available = host_features()
-    fitting = [record for record in _RECORDS if available.issuperset(record.features)]
-    if platform.machine() not in ("x86_64", "AMD64") or not fitting:
+    fitting = [record for record in X86.records if available.issuperset(record.features)]
+    if host_machine() != X86.machine or not fitting:
         raise TersorError(
             f"x86:native needs an x86-64 processor with AVX2 and FMA, this one is {platform.machine()}; "
             f"name a target instead: {', '.join(sorted(TARGETS))}"
@@ -97,6 +75,12 @@ def detect_host() -> Target:
         l3_bytes=_cache_bytes(3, best.l3_bytes),
         cores=usable_cores(),
     )
+
+
+def host_machine() -> str:
+    """This machine's architecture, under one name for each: ``"x86_64"``, ``"aarch64"``."""
+    machine = platform.machine()
+    return _SYNONYMS.get(machine, machine)
 
 
 def host_features() -> frozenset[str]:

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 
 from ..ir import DType, Graph, TensorType, TersorError
-from .catalog import host_features, usable_cores
-from .features import required_features
+from .catalog import usable_cores
+from .families import backend_of
+from .features import obstacle_here
 from .model_info import KernelInfo, ModelInfo, Port
+from .record import Target
 from .runtime import ALIGNMENT, LinkedCode, VirtualMachine, set_threads
 
 # Element types that TVM cannot address, and what lies in memory instead.
@@ -114,9 +116,9 @@ class Executable:
         self.report = report
         self.code = code
         self.constants = tuple(constants)
-        self._vm = VirtualMachine(code.module, self.constants)
+        self._obstacle = obstacle_here(info.target)
+        self._vm = None if code.module is None else _machine(info.target, code.module, self.constants)
         self._lock = threading.Lock()
-        self._lacking = sorted(set(required_features(info.target)) - host_features())
         self.threads = threads if threads is not None else usable_cores()
 
     @property
@@ -210,6 +212,13 @@ class Executable:
             activation_bytes=self.info.activation_bytes,
         )
 
+    def kernel_seconds(self, *inputs: Any) -> list[float]:
+        """Run the model once; returns the seconds of each kernel call, in execution order."""
+        flat = self._flatten(inputs)
+        with self._lock:
+            set_threads(self._threads)
+            return self._vm.run_timed(flat)
+
     def random_inputs(self, seed: int = 0) -> tuple[torch.Tensor, ...]:
         """Inputs of the right types: normally distributed floats, small integers and booleans that are all true."""
         generator = torch.Generator().manual_seed(seed)
@@ -221,16 +230,28 @@ class Executable:
 
         return save(self, path)
 
+    def save_bundle(self, path: str | Path, *, runtime: str | Path | None = None) -> Path:
+        """Write a folder, or a ``.tar.gz``, that runs without Python (see `tersor.targets.bundle`); returns its path.
+
+        Parameters
+        ----------
+        runtime
+            A folder with TVM's runtime libraries for the target; downloaded once if omitted.
+        """
+        from .bundle import save_bundle
+
+        return save_bundle(self, path, runtime=runtime)
+
     def _profile(self, flat: list[torch.Tensor], runs: int) -> tuple[KernelTime, ...]:
         samples = [self._vm.run_timed(flat) for _ in range(runs)]
         medians = [statistics.median(column) for column in zip(*samples, strict=True)]
         return tuple(KernelTime(kernel, s) for kernel, s in zip(self.info.kernels, medians, strict=True))
 
     def _flatten(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
-        if self._lacking:
+        if self._obstacle:
             raise TersorError(
-                f"{self.info.name} was compiled for {self.info.target.name}, this processor lacks "
-                f"{', '.join(self._lacking)}; save it and run it there, or compile it for x86:native"
+                f"{self.info.name} was compiled for {self.info.target.name}, {self._obstacle}; "
+                "save it and run it there, or compile it for x86:native"
             )
         ports = self.info.inputs
         if len(inputs) != len(ports):
@@ -240,7 +261,14 @@ class Executable:
 
     def __repr__(self) -> str:
         ports = ", ".join(f"{port.name}: {port.type}" for port in self.info.inputs)
-        return f"<tersor executable {self.info.name}({ports}) for {self.info.target.name}, {self._threads} threads>"
+        threads = f", {self._threads} threads" if backend_of(self.info.target) is None else ""
+        return f"<tersor executable {self.info.name}({ports}) for {self.info.target.name}{threads}>"
+
+
+def _machine(target: Target, module: Any, constants: Sequence[torch.Tensor]) -> Any:
+    """What runs loaded code: TVM's virtual machine on this processor, or the family's own."""
+    backend = backend_of(target)
+    return VirtualMachine(module, constants) if backend is None else backend.machine(module, constants)
 
 
 def check_threads(threads: int) -> int:

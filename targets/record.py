@@ -32,6 +32,10 @@ class Target:
         Physical cores that a program may use.
     features
         Instruction sets that generated code may use, for example ``"avx512_vnni"``; the artifact loader checks them.
+    mtriple
+        LLVM's name of architecture, system and calling convention; "" for those of the machine that compiles.
+    channel_blocks
+        Whether kernels take tensors that are stored in blocks of channels.
     """
 
     name: str
@@ -44,15 +48,18 @@ class Target:
     l3_bytes: int
     cores: int
     features: tuple[str, ...] = ()
+    mtriple: str = ""
+    channel_blocks: bool = True
 
     def lanes(self, dtype_bytes: int = 4) -> int:
         """Elements of ``dtype_bytes`` bytes in one vector register."""
         return self.vector_bytes // dtype_bytes
 
-    def layout_costs(self) -> MemoryTraffic:
-        """What storing tensors in channel blocks costs here, for the pass ``layout``."""
-        return MemoryTraffic(self.cores)
+    def layout_costs(self) -> MemoryTraffic | None:
+        """What storing tensors in channel blocks costs, for the pass ``layout``; None where no kernel takes them."""
+        return MemoryTraffic(self.cores) if self.channel_blocks else None
 
     def tvm_target(self) -> dict[str, Any]:
         """The JSON target that TVM's LLVM code generator takes."""
-        return {"kind": "llvm", "mcpu": self.mcpu, "num-cores": self.cores}
+        options = {"mtriple": self.mtriple} if self.mtriple else {}
+        return {"kind": "llvm", "mcpu": self.mcpu, "num-cores": self.cores, **options}

@@ -24,6 +24,7 @@ from tvm.support import cc
 
 from ..ir import TersorError
 from .record import ALIGNMENT
+from .toolchain import Toolchain
 
 _SKIP = 1  # what an instrument answers to have a call left out
 _configured = threading.local()
@@ -31,7 +32,7 @@ _configured = threading.local()
 
 @dataclass(frozen=True)
 class LinkedCode:
-    """A shared object: its bytes, and the TVM module that they were loaded as."""
+    """A shared object: its bytes, and the TVM module that they were loaded as; None for another architecture's."""
 
     code: bytes
     module: Any
@@ -45,6 +46,14 @@ class LinkedCode:
             path = Path(directory) / "model.so"
             executable.export_library(str(path))
             return cls.load(path)
+
+    @classmethod
+    def link_across(cls, executable: Any, toolchain: Toolchain) -> LinkedCode:
+        """Link TVM's compiled executable for another architecture."""
+        with tempfile.TemporaryDirectory(prefix="tersor-") as directory:
+            path = Path(directory) / "model.so"
+            executable.export_library(str(path), fcompile=toolchain.link_shared)
+            return cls(path.read_bytes(), None)
 
     @classmethod
     def load(cls, path: Path) -> LinkedCode:

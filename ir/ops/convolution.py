@@ -48,8 +48,8 @@ class Conv2dAttrs(Attrs):
 class Conv2dOp(Op, name="conv2d", attrs=Conv2dAttrs):
     """2-d convolution: x [N,C,H,W], weight [O,C/groups,KH,KW], bias [O] -> [N,O,OH,OW].
 
-    The bias of a bf16 convolution may be f32; it is added before the sum is rounded. An x of u8 or i8 takes an i8
-    weight and an i32 bias; the result is the exact i32 sum of products of ``x - zero_point``.
+    The bias of a bf16 or f16 convolution may be f32; it is added before the sum is rounded. An x of u8 or i8 takes an
+    i8 weight and an i32 bias; the result is the exact i32 sum of products of ``x - zero_point``.
     """
 
     x = Operand()

@@ -27,7 +27,7 @@ def fits_bias(bias: Value | None, x: TensorType) -> bool:
     """Whether a bias has an element type that can be added to sums of products of ``x``."""
     if bias is None or bias.type.dtype is x.dtype:
         return True
-    return x.dtype is DType.BF16 and bias.type.dtype is DType.F32
+    return x.dtype in (DType.BF16, DType.F16) and bias.type.dtype is DType.F32
 
 
 def sum_type(op: Op, x: TensorType, weight: TensorType, bias: Value | None, terms: int, zero_point: int) -> DType:

@@ -21,7 +21,7 @@ from tvm.tirx.script.builder import ir as T
 from ..record import Target
 from .arithmetic import Arithmetic
 from .builder import RegisterTile, broadcast, constant
-from .vectors import in_register
+from .vectors import in_register, shuffle
 
 Expr = Any
 
@@ -30,6 +30,7 @@ _SIGN_BITS = -0x7F7F7F80  # 0x80808080 as an int32
 _X86_VNNI = {16: ("avx512_vnni", "llvm.x86.avx512.vpdpbusd.512"), 8: ("avx_vnni", "llvm.x86.avx512.vpdpbusd.256")}
 _X86_PAIRS = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd"}
 _NEON_SDOT = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+_NEON_SMULL = "llvm.aarch64.neon.smull.v4i32"
 _NEON_USDOT = "llvm.aarch64.neon.usdot.v4i32.v16i8"
 
 
@@ -151,6 +152,25 @@ class PlainProduct(DotProduct):
         return sums
 
 
+@dataclass(frozen=True)
+class WideningProduct(PlainProduct):
+    """Four multiplications of int16 that add to int32 (``smlal``), for NEON without an instruction for four bytes."""
+
+    def left(self, element: Expr, lanes: int) -> tuple[Expr, ...]:
+        """Each byte of a word, widened and broadcast: lanes of one register, which the instruction can name."""
+        signs = tirx.reinterpret(f"{self.dtype}x{WORD}", element)
+        widened = in_register(tirx.Cast(f"int16x{WORD}", signs))
+        return tuple(shuffle([widened], [byte] * lanes) for byte in range(WORD))
+
+    def _split(self, words: Expr, dtype: str) -> tuple[Expr, ...]:
+        return tuple(in_register(tirx.Cast(f"int16x{self.lanes}", one)) for one in super()._split(words, dtype))
+
+    def add(self, sums: Expr, left: Any, right: Any) -> Expr:
+        for one, other in zip(left, right, strict=True):
+            sums = sums + T.call_llvm_pure_intrin(f"int32x{self.lanes}", self.intrinsic, one, other)
+        return sums
+
+
 def dot_product(target: Target, dtype: str) -> DotProduct:
     """The fastest exact dot product that ``target`` has for activations of ``dtype``."""
     lanes, features = target.lanes(), target.features
@@ -163,4 +183,6 @@ def dot_product(target: Target, dtype: str) -> DotProduct:
         return DotProduct(dtype, "uint8", lanes, _NEON_USDOT)
     if target.family == "arm" and "asimddp" in features:
         return DotProduct(dtype, "int8", lanes, _NEON_SDOT)
+    if target.family == "arm":
+        return WideningProduct(dtype, dtype, lanes, _NEON_SMULL)
     return PlainProduct(dtype, dtype, lanes, "")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tersor.targets.algorithms import Options
 from tersor.targets.catalog import host_features, resolve_target
 from tersor.targets.features import required_features
 from tersor.targets.record import Target
@@ -20,6 +21,7 @@ from tersor.targets.templates import (
     amx,
     conv2d_int8,
     conv2d_int8_amx,
+    conv2d_int8_amx_narrow,
     conv2d_int8_narrow,
     depthwise_int8,
     matmul_int8,
@@ -30,6 +32,7 @@ from tersor.targets.templates.conv2d_spec import Conv2dKnobs, Conv2dSpec
 from tersor.targets.templates.depthwise import DepthwiseKnobs, DepthwiseSpec
 from tersor.targets.templates.dot_product import DotProduct, PairwiseProduct, PlainProduct, dot_product
 from tersor.targets.templates.matmul_spec import MatmulKnobs, MatmulSpec
+from tersor.targets.tuning.option import Workload
 
 AMX = resolve_target("x86:sapphirerapids")
 VNNI = resolve_target("x86:icelake-server")
@@ -177,6 +180,11 @@ DRAWN_CONVOLUTIONS = {
     "direct": (conv2d_int8, VNNI, convolutions(groups=True)),
     "matrix unit": (conv2d_int8_amx, AMX, convolutions()),
     "picture": (conv2d_int8_narrow, VNNI, convolutions(plain=True)),
+    "picture, matrix unit": (
+        conv2d_int8_amx_narrow,
+        AMX,
+        convolutions(plain=True).filter(lambda spec: conv2d_int8_amx_narrow.supports(spec, AMX)),
+    ),
     "depthwise": (depthwise_int8, VNNI, convolutions(depthwise=True)),
 }
 
@@ -252,6 +260,24 @@ def test_pictures(name: str):
         spec = replace(PICTURES[name], dtype="uint8", zero_point=131)
         assert conv2d_int8_narrow.supports(spec, target)
         check_convolution(conv2d_int8_narrow, spec, target)
+
+
+@pytest.mark.parametrize("name", [name for name in PICTURES if name != "pointwise"])
+def test_pictures_on_the_matrix_unit(name: str):
+    need(AMX)
+    for dtype, zero_point in (("uint8", 131), ("int8", -128), ("uint8", 0)):
+        spec = replace(PICTURES[name], dtype=dtype, zero_point=zero_point)
+        assert conv2d_int8_amx_narrow.supports(spec, AMX)
+        for knobs in conv2d_int8_amx_narrow.candidates(spec, AMX):
+            check_convolution(conv2d_int8_amx_narrow, spec, AMX, knobs)
+
+
+def test_pictures_that_the_matrix_unit_leaves_to_the_vector_unit():
+    picture = replace(PICTURES["7x7 stride 2"], dtype="uint8")
+    assert not conv2d_int8_amx_narrow.supports(picture, VNNI)
+    assert not conv2d_int8_amx_narrow.supports(replace(picture, c=5), AMX)
+    assert not conv2d_int8_amx_narrow.supports(replace(picture, kernel=(11, 11), w=60, h=60), AMX)  # rows of one parity
+    assert not conv2d_int8_amx_narrow.supports(replace(picture, kernel=(1, 17)), AMX)
 
 
 def test_blocks_past_the_last_output_are_dropped():
@@ -333,7 +359,7 @@ def arm(name: str, *features: str) -> Target:
     [
         (arm("cortex-a76", "asimddp"), "sdot"),
         (arm("neoverse-v1", "asimddp", "i8mm"), "usdot"),
-        (arm("cortex-a72"), "mla"),
+        (arm("cortex-a72"), "smlal"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
@@ -360,6 +386,15 @@ def test_what_templates_support():
     assert not matmul_int8_amx.supports(MatmulSpec(1, 8, 8, dtype="uint8"), AMX)
     assert not matmul_int8.supports(MatmulSpec(1, 8, 8, rhs="activation", dtype="uint8"), AMX)
     assert not depthwise_int8.supports(DEPTHWISE["3x3"], VNNI)
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "template"),
+    [(32, (1, 1), "conv2d_int8"), (33, (1, 1), "conv2d_int8_amx"), (32, (3, 3), "conv2d_int8_amx")],
+)
+def test_short_sums_are_left_to_the_vector_unit(channels: int, kernel: tuple[int, int], template: str):
+    spec = Conv2dSpec(1, channels, 14, 14, 64, kernel, dtype="uint8")
+    assert Options(Workload("conv2d", spec), AMX).default.template == template
 
 
 def test_zero_points_are_checked():

@@ -1,0 +1,167 @@
+"""Numbers and latency of Tersor on an NVIDIA GPU, beside PyTorch in half precision.
+
+::
+
+    python -m benchmarks.cuda --models resnet18,mobilenetv2,vit_tiny --json out.json
+
+Every runner is timed in blocks of calls, by turns; a block's time is the mean of its calls, without copies to and from
+the GPU. Outputs are compared with PyTorch's in float32 on the processor.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tersor as compiler
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from tersor.targets import Executable, resolve_target
+from tersor.targets.cuda.backend import obstacle_here
+from tersor.targets.cuda.machine import CudaMachine
+from torch import nn
+
+from benchmarks.harness import difference
+from benchmarks.models import load
+
+DEFAULT_MODELS = "resnet18,mobilenetv2,vit_tiny"
+AGREEMENT = 2e-2  # of an output's scale
+CALLS = 50  # in a block
+WARM_UP = 10
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One runner on one model: median and least seconds of a call over blocks, and how far outputs are off."""
+
+    model: str
+    runner: str
+    median: float
+    min: float
+    difference: float
+
+
+class TersorRunner:
+    """A compiled model, run as one CUDA graph."""
+
+    name = "tersor"
+
+    def __init__(self, executable: Executable, inputs: Tensors) -> None:
+        self._executable = executable
+        self._inputs = inputs
+        self._machine = CudaMachine(executable.code.module, executable.constants)
+
+    def outputs(self) -> list[torch.Tensor]:
+        """What the model computes, through its public interface."""
+        made = self._executable(*self._inputs)
+        return list(made) if isinstance(made, tuple) else [made]
+
+    def seconds(self, calls: int) -> float:
+        """Mean time of a call."""
+        return self._machine.seconds([tensor.reshape(-1) for tensor in self._inputs], calls)
+
+
+class TorchRunner:
+    """PyTorch in half precision with channels last, eager or compiled."""
+
+    def __init__(self, module: nn.Module, inputs: Tensors, *, compiled: bool) -> None:
+        self.name = "torch.compile" if compiled else "torch"
+        half = copy.deepcopy(module).cuda().half().to(memory_format=torch.channels_last)
+        self._module = torch.compile(half, mode="max-autotune") if compiled else half
+        self._inputs = tuple(tensor.cuda().half() if tensor.is_floating_point() else tensor.cuda() for tensor in inputs)
+
+    @torch.inference_mode()
+    def outputs(self) -> list[torch.Tensor]:
+        """What the module computes, as float32 on the processor."""
+        made = self._module(*self._inputs)
+        return [tensor.float().cpu() for tensor in (made if isinstance(made, tuple | list) else [made])]
+
+    @torch.inference_mode()
+    def seconds(self, calls: int) -> float:
+        """Mean time of a call."""
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(calls):
+            self._module(*self._inputs)
+        torch.cuda.synchronize()
+        return (time.perf_counter() - started) / calls
+
+
+def main(
+    models: Annotated[str, typer.Option(help="Comma-separated; see benchmarks.models.")] = DEFAULT_MODELS,
+    target: Annotated[str, typer.Option(help="A CUDA target; see `tersor targets`.")] = "cuda:sm_90",
+    pipeline: Annotated[str, typer.Option(help="Tersor's pass pipeline.")] = "O3,to-fp16",
+    rounds: Annotated[int, typer.Option(min=1, help="Blocks of calls per runner.")] = 10,
+    torch_compile: Annotated[bool, typer.Option(help="Include torch.compile, which tunes for minutes.")] = True,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write all results to this file.")] = None,
+) -> None:
+    """Compare at batch 1 on this machine's GPU; exit 1 when outputs disagree with PyTorch's in float32."""
+    console = Console()
+    obstacle = obstacle_here(resolve_target(target))
+    if obstacle:
+        console.print(f"nothing to measure: {obstacle}")
+        raise typer.Exit(2)
+    if not torch.cuda.is_available():
+        console.print("leaving out PyTorch: this build of it does not see the GPU", style="yellow")
+    results = []
+    for model in models.split(","):
+        module, inputs = load(model)
+        with torch.inference_mode():
+            made = module(*inputs)
+        expected = list(made) if isinstance(made, tuple | list) else [made]
+        executable = compiler.compile(module, inputs, target=target, pipeline=pipeline)
+        runners: list[TersorRunner | TorchRunner] = [TersorRunner(executable, inputs)]
+        if torch.cuda.is_available():
+            variants = (False, True) if torch_compile else (False,)
+            runners += [TorchRunner(module, inputs, compiled=compiled) for compiled in variants]
+        results += measure(model, runners, [tensor.numpy() for tensor in expected], rounds)
+        console.print(table(results[-len(runners) :]))
+        if json_path is not None:  # after each model, so that an interrupted run leaves what it has
+            content = {"target": target, "pipeline": pipeline, "results": [asdict(result) for result in results]}
+            json_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if any(result.difference > AGREEMENT for result in results):
+        console.print(f"[bold red]outputs differ by more than {AGREEMENT:g} of their scale[/]")
+        raise typer.Exit(1)
+
+
+def measure(
+    model: str,
+    runners: Sequence[TersorRunner | TorchRunner],
+    expected: Sequence[np.ndarray],
+    rounds: int,
+) -> list[Result]:
+    """Check each runner's outputs, then time blocks of calls by turns."""
+    differences = [difference(expected, [tensor.numpy() for tensor in runner.outputs()]) for runner in runners]
+    for runner in runners:
+        runner.seconds(WARM_UP)
+    blocks = [[runner.seconds(CALLS) for runner in runners] for _ in range(rounds)]
+    return [
+        Result(model, runner.name, statistics.median(times), min(times), off)
+        for runner, times, off in zip(runners, zip(*blocks, strict=True), differences, strict=True)
+    ]
+
+
+def table(results: Sequence[Result]) -> Table:
+    """The runners of one model."""
+    shown = Table(title=results[0].model, title_justify="left")
+    shown.add_column("runner")
+    for name in ("median us", "min us", "difference"):
+        shown.add_column(name, justify="right")
+    for one in results:
+        shown.add_row(one.runner, f"{one.median * 1e6:.1f}", f"{one.min * 1e6:.1f}", f"{one.difference:.1e}")
+    return shown
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,196 @@
+"""Compute in a floating-point type of 16 bits: what ``to-bf16`` and ``to-fp16`` have in common.
+
+Convolutions, linear layers, matrix products and attention are converted wherever they are; elementwise ops, pooling,
+normalisation, means and data movement only where an operand is converted already, so that what stands between two
+converted ops stays narrow. Sums are accumulated in float32 and rounded once; biases and parameters of normalisations
+stay float32, and so do the graph's inputs and outputs.
+
+Groups made by ``fuse`` are taken apart first and fused again afterwards, so that ``O3,to-bf16`` and ``O2,to-bf16,fuse``
+are the same.
+
+Refused for weights that are not loaded, for numbers beyond the range of the type, and after ``layout``. The report
+tells how far the outputs are from those of the float32 graph, on the calibration batches or on seeded random inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..ir import DType, Graph, Op, Rewriter, TensorType, Value
+from ..ir.ops import (
+    AttentionOp,
+    AvgPool2dOp,
+    CastOp,
+    ConcatOp,
+    Conv2dOp,
+    ExpandOp,
+    FullOp,
+    FusedOp,
+    LayerNormOp,
+    LinearOp,
+    MatmulOp,
+    MaxPool2dOp,
+    MeanOp,
+    PadOp,
+    PermuteOp,
+    RelayoutOp,
+    ReshapeOp,
+    SliceOp,
+    SoftmaxOp,
+    WeightOp,
+)
+from .base import Exactness, Pass, PassContext, Result
+from .fuse import Fuse
+from .matching import numbers, prune, tensor, weight_name
+from .numeric import largest_deviation, seeded_inputs
+from .unfuse import take_apart
+
+_COMPUTE = (Conv2dOp, LinearOp, MatmulOp, AttentionOp)
+_FOLLOW = (
+    MaxPool2dOp,
+    AvgPool2dOp,
+    MeanOp,
+    SoftmaxOp,
+    LayerNormOp,
+    ConcatOp,
+    PadOp,
+    ReshapeOp,
+    PermuteOp,
+    SliceOp,
+    ExpandOp,
+)
+# Operands from this one on keep their element type: biases, parameters of a normalisation, masks.
+_KEPT_OPERANDS: dict[type[Op], int] = {Conv2dOp: 2, LinearOp: 2, LayerNormOp: 1, AttentionOp: 3}
+
+
+@dataclass(frozen=True)
+class HalfPrecision(Pass):
+    """Base of the passes; a subclass says which type.
+
+    Attributes
+    ----------
+    dtype
+        The narrow type.
+    """
+
+    exactness = Exactness.APPROXIMATE
+    dtype: ClassVar[DType]
+
+    def run(self, graph: Graph, context: PassContext) -> Result:
+        rewriter = context.rewriter(graph)
+        if any(isinstance(op, RelayoutOp) for op in graph.ops):
+            rewriter.refuse(self.name, graph.ops[0], f"layouts are chosen already; run {self.name} before layout")
+            return Result(False)
+        bodies = [op.body for op in graph.ops if isinstance(op, FusedOp) and op.body is not None]
+        parts = [graph, *bodies]
+        if not any(_is_float_compute(op) for part in parts for op in part.ops):
+            return Result(False)
+        original = graph.clone()
+        fused = take_apart(graph, rewriter, self.name)
+        conversion = _Conversion(rewriter, self.name, self.dtype)
+        converted = sum(conversion.convert(op) for op in graph.ops)
+        if fused:
+            Fuse().run(graph, context)
+        if not converted:
+            return Result(rewriter.changed)
+        batches = [seeded_inputs(original)] if context.calibration is None else context.calibration
+        error = largest_deviation(original, graph, batches)
+        done = f"{converted} ops in {self.dtype.value}"
+        return Result(True, (f"{done}; {error}" if error else done,))
+
+
+class _Conversion:
+    """Converts the ops of one graph, in execution order."""
+
+    def __init__(self, rewriter: Rewriter, rule: str, dtype: DType) -> None:
+        self._rewriter = rewriter
+        self._rule = rule
+        self._dtype = dtype
+
+    def convert(self, op: Op) -> bool:
+        """Replace ``op`` by casts, the same op on narrow numbers, and a cast back."""
+        if not self._is_candidate(op):
+            return False
+        reason = self._refusal(op)
+        if reason:
+            self._rewriter.refuse(self._rule, op, reason)
+            return False
+        if not self._rewriter.commit(self._rule, op):
+            return False
+        kept = _KEPT_OPERANDS.get(type(op), len(op.operands))
+        operands = [self._narrow(v) if index < kept else v for index, v in enumerate(op.operands)]
+        result = self._rewriter.create(type(op), operands, op.attrs, location=op.location).result
+        self._replace(op, result)
+        return True
+
+    def _is_candidate(self, op: Op) -> bool:
+        """Whether ``op`` is one to convert, now that everything before it is done."""
+        if len(op.results) != 1 or op.result.type.dtype is not DType.F32 or not op.inputs or isinstance(op, CastOp):
+            return False
+        if isinstance(op, _COMPUTE):
+            return True
+        follows = op.elementwise or isinstance(op, _FOLLOW)
+        return follows and any(self._source(value) is not None for value in op.inputs)
+
+    def _refusal(self, op: Op) -> str:
+        """Why ``op`` cannot be converted; empty if it can."""
+        kept = _KEPT_OPERANDS.get(type(op), len(op.operands))
+        for index, value in enumerate(op.operands):
+            if value is None:
+                continue
+            loaded = tensor(value)
+            if isinstance(value.op, WeightOp) and loaded is None:
+                return "a weight is not loaded"
+            if isinstance(value.op, FullOp) and not self._fits(
+                torch.tensor(float(value.op.attrs.value), dtype=torch.float64)
+            ):
+                return f"the constant {value.op.attrs.value} is beyond the range of {self._dtype.value}"
+            if index >= kept or loaded is None or loaded.dtype is not torch.float32:
+                continue
+            if not self._fits(loaded):
+                return f"a weight is beyond the range of {self._dtype.value}"
+        return ""
+
+    def _fits(self, numbers: torch.Tensor) -> bool:
+        """Whether what is finite stays finite."""
+        finite = numbers[numbers.isfinite()]
+        return bool(finite.to(self._dtype.torch).isfinite().all())
+
+    def _narrow(self, value: Value | None) -> Value | None:
+        """The narrow form of an operand; what is not float32 stays as it is."""
+        if value is None or value.type.dtype is not DType.F32:
+            return value
+        source = self._source(value)
+        if source is not None:
+            return source
+        if isinstance(value.op, FullOp):
+            return self._rewriter.full(value.op.attrs.value, TensorType(value.shape, self._dtype))
+        if isinstance(value.op, WeightOp):
+            return self._rewriter.weight(numbers(value).to(self._dtype.torch), weight_name(value, self._dtype.value))
+        made = (user for user in value.users if isinstance(user, CastOp) and user.attrs.dtype is self._dtype)
+        earlier = next(made, None)
+        if earlier is not None:
+            return earlier.result
+        return self._rewriter.create(CastOp, (value,), CastOp.attrs_type(dtype=self._dtype)).result
+
+    def _source(self, value: Value) -> Value | None:
+        """The narrow value that ``value`` is widened from, if it is."""
+        op = value.op
+        if isinstance(op, CastOp) and op.attrs.dtype is DType.F32 and op.x.type.dtype is self._dtype:
+            return op.x
+        return None
+
+    def _replace(self, op: Op, narrow: Value) -> None:
+        """Let readers of ``op`` read ``narrow``, widened again; remove the op and operands that nothing else reads."""
+        operands = op.inputs
+        widened = self._rewriter.create(CastOp, (narrow,), CastOp.attrs_type(dtype=DType.F32)).result
+        self._rewriter.replace(op, widened)
+        prune(self._rewriter, operands)
+
+
+def _is_float_compute(op: Op) -> bool:
+    """Whether this is one of the ops that make converting worth while, still in float32."""
+    return isinstance(op, _COMPUTE) and op.result.type.dtype is DType.F32

@@ -1,0 +1,206 @@
+"""Bundles: compiled models that run where neither Python nor TVM is installed.
+
+=====================  ====================================================================================
+``run``                starts the runner, unless the machine is of another architecture
+``runner``             the program: ``run --input x.npy --output y.npy``, ``run --bench 50 --threads 4``
+``lib/``               TVM's runtime libraries, which the runner loads
+``model.so``           the compiled code
+``constants.bin``      the code's constants, laid out as kernels read them; mapped, not read
+``manifest.txt``       inputs, outputs, constants and needed instruction sets (see ``runner/manifest.h``)
+``source/``            the runner's source, with the two headers that it needs
+``SHA256SUMS``         for ``sha256sum -c``, after a copy
+``README.md``          how to copy, run and rebuild it
+=====================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+import tvm_ffi
+
+from ..ir import TersorError
+from .artifact import constant_chunks, index_constants
+from .bundle_runtime import LIBRARIES, copy_runtime, runtime_libraries
+from .families import family_of
+from .features import required_features
+from .manifest import Constant
+from .record import Target
+from .toolchain import find_toolchain
+
+if TYPE_CHECKING:
+    from .executable import Executable
+    from .model_info import Port
+
+FORMAT = 1  # of manifest.txt
+MANIFEST = "manifest.txt"
+CODE, CONSTANTS = "model.so", "constants.bin"
+RUNNER = "runner"
+_RESOURCES = Path(__file__).parent / "runner"
+_COMPRESSION = 6
+_ARCHIVES = (".tar.gz", ".tgz")
+_HEADERS = ("tvm/ffi/c_api.h", "dlpack/dlpack.h")
+_GLIBC = re.compile(rb"GLIBC_2\.(\d+)")
+
+
+def save_bundle(executable: Executable, path: str | Path, *, runtime: str | Path | None = None) -> Path:
+    """Write a bundle; an existing one is replaced only when the new one is complete.
+
+    Parameters
+    ----------
+    path
+        A folder, or a file that ends in ``.tar.gz`` or ``.tgz``.
+    runtime
+        A folder with `tersor.targets.bundle_runtime.LIBRARIES` for the target; by default they come from this
+        installation or from PyPI, and are kept in the user's cache.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    TersorError
+        When there is no compiler for the target, its runtime libraries cannot be had, or ``path`` cannot be written.
+    """
+    path, target = Path(path), executable.info.target
+    if family_of(target).backend:
+        raise TersorError(f"bundles run on processors only, not on {target.name}; save an artifact instead")
+    check_bundle_output(path)
+    name = re.sub(r"\.(tar\.gz|tgz)$", "", path.name)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            folder = Path(scratch) / name
+            folder.mkdir()
+            write_runner(target, folder, None if runtime is None else Path(runtime))
+            write_model(executable, folder)
+            (folder / "README.md").write_text(_readme(executable, folder), encoding="utf-8")
+            (folder / "SHA256SUMS").write_text(_checksums(folder), encoding="utf-8")
+            _publish(folder, path)
+    except OSError as error:
+        where = error.filename or path
+        raise TersorError(f"cannot write {where}: {error.strerror or error}; choose another output path") from error
+    return path
+
+
+def check_bundle_output(path: Path) -> None:
+    """Find out, before work is spent, whether a bundle can go to ``path``; raises TersorError if not."""
+    if not path.absolute().parent.is_dir():
+        raise TersorError(f"cannot write {path}: {path.parent} is not an existing directory; create it first")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise TersorError(f"cannot write {path}: {path.parent} is read-only; choose another output path")
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise TersorError(f"{path} is a directory with other files in it; name a new one for the bundle")
+    if path.exists() and path.is_dir() == _is_archive(path):
+        raise TersorError(f"{path} is in the way; remove it, or choose another output path")
+
+
+def write_model(executable: Executable, folder: Path) -> None:
+    """Write what the runner runs: code, constants and manifest."""
+    constants, _ = index_constants(executable.constants)
+    (folder / CODE).write_bytes(executable.code.code)
+    with (folder / CONSTANTS).open("wb") as file:
+        file.writelines(constant_chunks(executable.constants))
+    sizes = {name: (folder / name).stat().st_size for name in (CODE, CONSTANTS)}
+    lines = _manifest_lines(executable, sizes, constants)
+    (folder / MANIFEST).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def write_runner(target: Target, folder: Path, runtime: Path | None = None) -> None:
+    """Write the runner, its source, and the libraries that it loads."""
+    machine = family_of(target).machine
+    toolchain = find_toolchain(target)
+    copy_runtime(runtime_libraries(machine, runtime), folder / "lib")
+    source = folder / "source"
+    shutil.copytree(_RESOURCES, source, ignore=shutil.ignore_patterns("*.in"))
+    for header in _HEADERS:
+        (source / header).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(tvm_ffi.libinfo.find_include_path()) / header, source / header)
+    libraries = [folder / "lib" / name for name in LIBRARIES]
+    toolchain.build_program(folder / RUNNER, source / "main.cpp", source, libraries)
+    start = folder / "run"
+    start.write_text(_filled("run.sh.in", machine=machine, target=target.name), encoding="utf-8")
+    start.chmod(0o755)
+
+
+def _manifest_lines(executable: Executable, sizes: Mapping[str, int], constants: Sequence[Constant]) -> Iterator[str]:
+    info = executable.info
+    yield f"tersor-bundle {FORMAT}"
+    yield f"model {info.name}"
+    yield f"target {info.target.name}"
+    yield f"machine {family_of(info.target).machine}"
+    yield from (f"feature {name}" for name in required_features(info.target))
+    yield from (f"file {name} {size}" for name, size in sizes.items())
+    yield from (f"input {_describe(port)}" for port in info.inputs)
+    yield from (f"output {_describe(port)}" for port in info.outputs)
+    yield from (f"constant {one.dtype} {one.offset} {one.count}" for one in constants)
+
+
+def _describe(port: Port) -> str:
+    shape = "x".join(str(extent) for extent in port.type.shape) or "scalar"
+    return f"{_dtype(port)} {shape} {port.rows} {port.name}"
+
+
+def _dtype(port: Port) -> str:
+    return str(port.type.dtype.torch).removeprefix("torch.")
+
+
+def _readme(executable: Executable, folder: Path) -> str:
+    info = executable.info
+    linked = [folder / RUNNER, folder / CODE, *(folder / "lib" / name for name in LIBRARIES)]
+    glibc = max(int(minor) for file in linked for minor in _GLIBC.findall(file.read_bytes()))
+    inputs = [f"- input `{port.name}`: {_dtype(port)} {list(port.type.shape)}" for port in info.inputs]
+    outputs = [f"- output `{port.name}`: {_dtype(port)} {list(port.type.shape)}" for port in info.outputs]
+    arguments = [f"--input {port.name}.npy" for port in info.inputs]
+    arguments += [f"--output {port.name}.npy" for port in info.outputs]
+    return _filled(
+        "README.md.in",
+        model=info.name,
+        target=info.target.name,
+        machine=family_of(info.target).machine,
+        version=version("tersor"),
+        tvm=version("apache-tvm"),
+        glibc=f"2.{glibc}",
+        features=", ".join(required_features(info.target)),
+        folder=folder.name,
+        threads=str(info.target.cores),
+        example=" ".join(arguments),
+        ports="\n".join([*inputs, *outputs]),
+    )
+
+
+def _filled(template: str, **words: str) -> str:
+    return Template((_RESOURCES / template).read_text(encoding="utf-8")).substitute(words)
+
+
+def _checksums(folder: Path) -> str:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder)}\n" for path in paths)
+
+
+def _is_archive(path: Path) -> bool:
+    return path.name.endswith(_ARCHIVES)
+
+
+def _publish(folder: Path, path: Path) -> None:
+    """Put a complete bundle where it was asked for."""
+    if _is_archive(path):
+        packed = folder.parent / path.name
+        with tarfile.open(packed, "w:gz", compresslevel=_COMPRESSION) as archive:
+            archive.add(folder, folder.name)
+        packed.replace(path)
+        return
+    if path.is_dir():
+        path.rename(folder.parent / "old")
+    folder.rename(path)

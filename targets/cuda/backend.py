@@ -1,0 +1,114 @@
+"""What the rest of Tersor asks of the CUDA family: compile a graph, load its code, run it, or say why not."""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import tvm
+import tvm_ffi
+
+from ...ir import Graph, TersorError
+from ..executable import Executable
+from ..indices import index_limits
+from ..model_info import ModelInfo, Port
+from ..record import Target
+from ..runtime import LinkedCode
+from ..toolchain import find_toolchain
+from . import anchors as _anchors  # noqa: F401  (fills the table of kernels by op)
+from .codegen import architecture, build, cuda_source
+from .embedded import binary_object, offer
+from .lowering import CudaProgram, lower
+from .machine import CudaMachine
+from .toolkit import compile_cuda, find_nvcc
+
+_NO_GPU = "no NVIDIA GPU with a driver was found here"
+_CUDA_RUNTIME = "libcudart.so.13"  # what apache-tvm 0.27 is linked with
+
+
+def compile_graph(
+    graph: Graph, target: Target, *, threads: int | None, report: Any, begin: Callable[[str], None]
+) -> Executable:
+    """Compile an optimized graph for a GPU, which need not be in this machine.
+
+    Raises
+    ------
+    CompileError
+        When ops have no kernel.
+    TersorError
+        When NVIDIA's compiler is missing or refuses, or a number of threads is given.
+    """
+    if threads is not None:
+        raise TersorError(f"threads share a processor's work; leave them out when compiling for {target.name}")
+    find_nvcc()  # asked before work is spent
+    toolchain = find_toolchain(target)
+    begin("choose kernels")
+    program = lower(graph, target)
+    begin("generate code")
+    compiled = build(program, target)
+    begin("compile kernels")
+    source = cuda_source(compiled)
+    binary = compile_cuda(source, architecture(target)).binary
+    begin("link")
+    with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
+        path = Path(folder) / "model.so"
+        addition = binary_object(Path(folder), source, binary, toolchain.command[0])
+        compiled.export_library(str(path), fcompile=toolchain.link_shared, addons=[str(addition)])
+        code = LinkedCode(path.read_bytes(), None) if obstacle_here(target) else load_code(path)
+    return Executable(_describe(graph, target, program), code, program.constants, graph=graph, report=report)
+
+
+def obstacle_here(target: Target) -> str:
+    """Why code for ``target`` cannot run in this process, as the end of a sentence; "" where it can."""
+    if tvm_ffi.get_global_func("ffi.Module.load_from_bytes.cuda", allow_missing=True) is None:
+        return _missing_library()
+    if not tvm.cuda(0).exist:
+        return _NO_GPU
+    found = str(tvm.cuda(0).compute_version)
+    needed = architecture(target).removeprefix("sm_")
+    if int(found.replace(".", "")) < int(needed):
+        return f"the GPU here has compute capability {found}"
+    return ""
+
+
+def _missing_library() -> str:
+    """Why TVM's runtime for GPUs could not be loaded, which it tries when it is imported."""
+    if not _loads("libcuda.so.1"):  # part of the driver
+        return _NO_GPU
+    if not _loads(_CUDA_RUNTIME):
+        return f"TVM's runtime for GPUs needs {_CUDA_RUNTIME} (of CUDA's runtime, on LD_LIBRARY_PATH)"
+    return "this build of TVM has no runtime for GPUs"
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def load_code(path: Path) -> LinkedCode:
+    """Load the shared object of a model; the file may be deleted afterwards."""
+    offer(path)
+    return LinkedCode.load(path)
+
+
+def machine(module: Any, constants: Sequence[torch.Tensor]) -> CudaMachine:
+    """Something to run a loaded program with."""
+    return CudaMachine(module, constants)
+
+
+def _describe(graph: Graph, target: Target, program: CudaProgram) -> ModelInfo:
+    limits = index_limits(graph)
+    return ModelInfo(
+        name=graph.name,
+        inputs=tuple(Port(value.name, value.type, limits.get(value, 0)) for value in graph.inputs),
+        outputs=tuple(Port(f"output{i}", value.type) for i, value in enumerate(graph.outputs)),
+        target=target,
+        kernels=program.calls,
+    )

@@ -1,0 +1,123 @@
+"""Relax module to code: TVM's passes, its default GPU schedules, and our kernels bound to their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.s_tir import dlight
+
+from ..record import Target
+from .kernel import CudaKernel
+from .lowering import ENTRY, CudaProgram
+
+_transform = relax.transform
+_WARP = 32
+_MOST_THREADS = 1024
+_SHARED_BYTES = 48 * 1024  # that a block gets without asking the driver for more
+
+
+def architecture(target: Target) -> str:
+    """``"sm_90"`` for ``cuda:sm_90``."""
+    return target.name.partition(":")[2]
+
+
+def tvm_target(target: Target) -> Any:
+    """TVM's description of the GPU and of the processor that launches its kernels."""
+    device = {
+        "kind": "cuda",
+        "arch": architecture(target),
+        "max_num_threads": _MOST_THREADS,
+        "max_threads_per_block": _MOST_THREADS,
+        "max_shared_memory_per_block": _SHARED_BYTES,
+        "thread_warp_size": _WARP,
+    }
+    return tvm.target.Target(device, host=target.tvm_target())
+
+
+def build(program: CudaProgram, target: Target) -> Any:
+    """Compile a program; returns TVM's executable, whose CUDA module holds source text (see `cuda_source`)."""
+    device = tvm_target(target)
+    with device, tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
+        module = tvm.transform.Sequential([*graph_passes(), *schedule_passes(), *call_passes()])(program.module)
+        module = _bind(module, program.kernels)
+        return relax.build(module, device, relax_pipeline=tvm.transform.Sequential(_memory_passes()))
+
+
+def cuda_source(executable: Any) -> str:
+    """The CUDA C++ that TVM generated, in which our templates are included; "" if the program has no kernels."""
+    sources = [module.inspect_source() for module in _imported(executable.mod) if module.kind == "cuda"]
+    return "\n".join(sources)
+
+
+def graph_passes() -> list[Any]:
+    """From Relax ops to fused loops that are not scheduled."""
+    return [
+        _transform.LegalizeOps(),
+        _transform.DeadCodeElimination(),
+        _transform.AnnotateTIROpPattern(),
+        _transform.FuseOps(),
+        _transform.FuseTIR(),
+    ]
+
+
+def schedule_passes() -> list[Any]:
+    """The default schedule of each loop nest: the first of these rules that knows it."""
+    rules = (dlight.gpu.Matmul, dlight.gpu.GEMV, dlight.gpu.Reduction, dlight.gpu.GeneralReduction, dlight.gpu.Fallback)
+    return [dlight.ApplyDefaultSchedule(*(rule() for rule in rules))]
+
+
+def call_passes() -> list[Any]:
+    """From functional calls to calls that write into a given buffer."""
+    return [
+        _transform.RewriteDataflowReshape(),
+        _transform.ToNonDataflow(),
+        _transform.RemovePurityChecking(),
+        _transform.CallTIRRewrite(),
+    ]
+
+
+def _memory_passes() -> list[Any]:
+    """Plan memory, and capture what is launched between the first and the last kernel as a CUDA graph."""
+    return [
+        _transform.StaticPlanBlockMemory(),
+        _transform.RewriteCUDAGraph(),
+        _transform.LowerAllocTensor(),
+        _transform.KillAfterLastUse(),
+        _transform.LowerRuntimeBuiltin(),
+        _transform.ComputePrimValue(),
+        _transform.VMShapeLower(),
+        _transform.AttachGlobalSymbol(),
+    ]
+
+
+def _bind(module: Any, kernels: Mapping[str, CudaKernel]) -> Any:
+    """Replace calls of a kernel's name by calls of its PrimFunc.
+
+    Until here names kept kernels out of passes that look into PrimFuncs, and expect loops of TVM's own making there.
+    """
+    binder = _Binder(module, kernels)
+    function = binder.visit_expr(module[ENTRY])
+    binder.builder_.update_func(module.get_global_var(ENTRY), function)
+    return binder.builder_.get()
+
+
+@mutator
+class _Binder(PyExprMutator):
+    def __init__(self, module: Any, kernels: Mapping[str, CudaKernel]) -> None:
+        super().__init__(module)
+        self._functions = {
+            name: self.builder_.add_func(kernel.prim_func(name), name) for name, kernel in kernels.items()
+        }
+
+    def visit_call_(self, call: Any) -> Any:
+        if isinstance(call.op, relax.ExternFunc) and call.op.global_symbol in self._functions:
+            return relax.Call(self._functions[call.op.global_symbol], call.args)
+        return super().visit_call_(call)
+
+
+def _imported(module: Any) -> list[Any]:
+    return [module, *(inner for one in module.imports for inner in _imported(one))]

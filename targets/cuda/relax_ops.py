@@ -1,0 +1,306 @@
+"""Ops without a template of ours as Relax ops, which TVM turns into loops and schedules by its default GPU rules.
+
+`RELAX` says for each op how; a function takes the op, its operands as Relax expressions, and how their dimensions are
+stored. Reductions of half-precision numbers are computed in float32, as the reference does it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from tvm import relax
+
+from ...ir import DType, Op
+from ...ir import ops as ir_ops
+from ...ir.ops.pooling import Pool2dOp
+from ...ir.ops.reduction import ReduceOp
+
+R = relax.op
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Where the dimensions of the IR's tensors lie: in order, or with the channels of an image last."""
+
+    channels_last: bool = False
+
+    def __call__(self, axis: int) -> int:
+        """The stored dimension that dimension ``axis`` of a 4-d tensor is."""
+        return (0, 3, 1, 2)[axis] if self.channels_last else axis
+
+    @property
+    def layout(self) -> str:
+        """The name that Relax has for the storage of an image."""
+        return "NHWC" if self.channels_last else "NCHW"
+
+    def order(self, values: Sequence[Any]) -> list[Any]:
+        """One value for each dimension, in stored order."""
+        return [values[axis] for axis in (0, 2, 3, 1)] if self.channels_last else list(values)
+
+
+ROW_MAJOR, CHANNELS_LAST = Axes(), Axes(channels_last=True)
+
+Emit = Callable[..., Any]
+RELAX: dict[type[Op], Emit] = {}
+
+
+def relax_dtype(dtype: DType) -> str:
+    """TVM's name of an element type."""
+    return str(dtype.torch).removeprefix("torch.")
+
+
+def scalar(value: float | int | bool, dtype: DType) -> Any:
+    """A Relax constant of one number."""
+    return relax.const(np.asarray(value), relax_dtype(dtype))
+
+
+def emits(*kinds: type[Op]) -> Callable[[Emit], Emit]:
+    """Register how ops of these kinds are computed: a function of the op, its operands, and ``axes``."""
+
+    def register(function: Emit) -> Emit:
+        RELAX.update(dict.fromkeys(kinds, function))
+        return function
+
+    return register
+
+
+# Elementwise -------------------------------------------------------------------------------------------------------
+
+_UNARY: dict[type[Op], Callable[[Any], Any]] = {
+    ir_ops.ReluOp: R.nn.relu,
+    ir_ops.SigmoidOp: R.sigmoid,
+    ir_ops.SiluOp: R.nn.silu,
+    ir_ops.TanhOp: R.tanh,
+    ir_ops.ExpOp: R.exp,
+    ir_ops.LogOp: R.log,
+    ir_ops.SqrtOp: R.sqrt,
+    ir_ops.RsqrtOp: R.rsqrt,
+    ir_ops.ErfOp: R.erf,
+    ir_ops.SinOp: R.sin,
+    ir_ops.CosOp: R.cos,
+    ir_ops.NegOp: R.negative,
+    ir_ops.AbsOp: R.abs,
+    ir_ops.FloorOp: R.floor,
+    ir_ops.CeilOp: R.ceil,
+    ir_ops.LogicalNotOp: R.logical_not,
+}
+_BINARY: dict[type[Op], Callable[[Any, Any], Any]] = {
+    ir_ops.AddOp: R.add,
+    ir_ops.SubOp: R.subtract,
+    ir_ops.MulOp: R.multiply,
+    ir_ops.DivOp: R.divide,
+    ir_ops.MaximumOp: R.maximum,
+    ir_ops.MinimumOp: R.minimum,
+    ir_ops.PowOp: R.power,
+    ir_ops.EqOp: R.equal,
+    ir_ops.NeOp: R.not_equal,
+    ir_ops.LtOp: R.less,
+    ir_ops.LeOp: R.less_equal,
+    ir_ops.GtOp: R.greater,
+    ir_ops.GeOp: R.greater_equal,
+    ir_ops.LogicalAndOp: R.logical_and,
+    ir_ops.LogicalOrOp: R.logical_or,
+}
+
+
+@emits(*_UNARY)
+def _unary(op: Op, x: Any, axes: Axes) -> Any:
+    return _UNARY[type(op)](x)
+
+
+@emits(*_BINARY)
+def _binary(op: Op, x: Any, y: Any, axes: Axes) -> Any:
+    return _BINARY[type(op)](x, y)
+
+
+@emits(ir_ops.WhereOp)
+def _where(op: Op, condition: Any, x: Any, y: Any, axes: Axes) -> Any:
+    return R.where(condition, x, y)
+
+
+@emits(ir_ops.CastOp)
+def _cast(op: Op, x: Any, axes: Axes) -> Any:
+    return R.astype(x, relax_dtype(op.attrs.dtype))
+
+
+@emits(ir_ops.ClampOp)
+def _clamp(op: Op, x: Any, axes: Axes) -> Any:
+    dtype = op.result.type.dtype
+    if op.attrs.min != -math.inf:
+        x = R.maximum(x, scalar(op.attrs.min, dtype))
+    return x if op.attrs.max == math.inf else R.minimum(x, scalar(op.attrs.max, dtype))
+
+
+@emits(ir_ops.LeakyReluOp)
+def _leaky_relu(op: Op, x: Any, axes: Axes) -> Any:
+    return R.nn.leakyrelu(x, op.attrs.negative_slope)
+
+
+@emits(ir_ops.GeluOp)
+def _gelu(op: Op, x: Any, axes: Axes) -> Any:
+    return R.nn.gelu_tanh(x) if op.attrs.approximate == "tanh" else R.nn.gelu(x)
+
+
+@emits(ir_ops.HardSigmoidOp)
+def _hard_sigmoid(op: Op, x: Any, axes: Axes) -> Any:
+    dtype = op.result.type.dtype
+    shifted = R.maximum(R.add(x, scalar(3.0, dtype)), scalar(0.0, dtype))
+    return R.divide(R.minimum(shifted, scalar(6.0, dtype)), scalar(6.0, dtype))
+
+
+@emits(ir_ops.HardSwishOp)
+def _hard_swish(op: Op, x: Any, axes: Axes) -> Any:
+    return R.multiply(x, _hard_sigmoid(op, x, axes))
+
+
+@emits(ir_ops.ReciprocalOp)
+def _reciprocal(op: Op, x: Any, axes: Axes) -> Any:
+    return R.divide(scalar(1.0, op.result.type.dtype), x)
+
+
+# Data movement -----------------------------------------------------------------------------------------------------
+
+
+@emits(ir_ops.ReshapeOp)
+def _reshape(op: Op, x: Any, axes: Axes) -> Any:
+    return R.reshape(x, op.result.shape)
+
+
+@emits(ir_ops.PermuteOp)
+def _permute(op: Op, x: Any, axes: Axes) -> Any:
+    return R.permute_dims(x, list(op.attrs.dims))
+
+
+@emits(ir_ops.ExpandOp)
+def _expand(op: Op, x: Any, axes: Axes) -> Any:
+    return R.broadcast_to(x, axes.order(op.result.shape))
+
+
+@emits(ir_ops.SliceOp)
+def _slice(op: Op, x: Any, axes: Axes) -> Any:
+    attrs = op.attrs
+    return R.strided_slice(x, [axes(attrs.axis)], [attrs.start], [attrs.stop], [attrs.step])
+
+
+@emits(ir_ops.ConcatOp)
+def _concat(op: Op, *parts: Any, axes: Axes) -> Any:
+    return R.concat(list(parts), axes(op.attrs.axis))
+
+
+@emits(ir_ops.ChannelShuffleOp)
+def _channel_shuffle(op: Op, *parts: Any, axes: Axes) -> Any:
+    joined = parts[0] if len(parts) == 1 else R.concat(list(parts), axes(1))
+    shape = list(op.result.shape)
+    shape[1] = sum(part.shape[1] for part in op.inputs)
+    groups, at = op.attrs.groups, axes(1)
+    stored = axes.order(shape)
+    split = [*stored[:at], groups, shape[1] // groups, *stored[at + 1 :]]
+    swapped = [*range(at), at + 1, at, *range(at + 2, 5)]
+    shuffled = R.reshape(R.permute_dims(R.reshape(joined, split), swapped), stored)
+    if (op.attrs.start, op.attrs.stop) == (0, shape[1]):
+        return shuffled
+    return R.strided_slice(shuffled, [at], [op.attrs.start], [op.attrs.stop])
+
+
+@emits(ir_ops.PadOp)
+def _pad(op: Op, x: Any, axes: Axes) -> Any:
+    pairs = zip(axes.order(op.attrs.before), axes.order(op.attrs.after), strict=True)
+    return R.nn.pad(x, [amount for pair in pairs for amount in pair], pad_value=op.attrs.value)
+
+
+@emits(ir_ops.EmbeddingOp)
+def _embedding(op: Op, table: Any, indices: Any, axes: Axes) -> Any:
+    return R.take(table, indices, axis=0)
+
+
+# Reductions, normalisation, pooling --------------------------------------------------------------------------------
+
+_REDUCE: dict[type[Op], Callable[..., Any]] = {
+    ir_ops.MeanOp: R.mean,
+    ir_ops.SumOp: R.sum,
+    ir_ops.MaxOp: R.max,
+    ir_ops.MinOp: R.min,
+}
+
+
+def _in_float(op: Op, x: Any, compute: Callable[[Any], Any]) -> Any:
+    """``compute(x)``, in float32 where the op's numbers are of half precision."""
+    dtype = op.result.type.dtype
+    if dtype not in (DType.F16, DType.BF16):
+        return compute(x)
+    return R.astype(compute(R.astype(x, "float32")), relax_dtype(dtype))
+
+
+@emits(*_REDUCE)
+def _reduce(op: ReduceOp, x: Any, axes: Axes) -> Any:
+    stored = sorted(axes(axis) for axis in op.attrs.axes)
+    return _in_float(op, x, lambda wide: _REDUCE[type(op)](wide, stored, op.attrs.keepdim))
+
+
+@emits(ir_ops.SoftmaxOp)
+def _softmax(op: Op, x: Any, axes: Axes) -> Any:
+    function = R.nn.log_softmax if op.attrs.log else R.nn.softmax
+    return _in_float(op, x, lambda wide: function(wide, axes(op.attrs.axis)))
+
+
+@emits(ir_ops.LayerNormOp)
+def _layer_norm(op: Op, x: Any, *parameters: Any, axes: Axes) -> Any:
+    shape = op.x.shape[-op.attrs.dims :]
+    given = [None if value is None else R.astype(value, "float32") for value in parameters] + [None, None]
+    gamma = R.ones(shape, "float32") if given[0] is None else given[0]
+    beta = R.zeros(shape, "float32") if given[1] is None else given[1]
+    last = list(range(-op.attrs.dims, 0))
+    return _in_float(op, x, lambda wide: R.nn.layer_norm(wide, gamma, beta, last, op.attrs.eps))
+
+
+@emits(ir_ops.MaxPool2dOp)
+def _max_pool(op: Pool2dOp, x: Any, axes: Axes) -> Any:
+    attrs = op.attrs
+    return R.nn.max_pool2d(x, attrs.kernel, attrs.stride, _window_padding(op), attrs.dilation, layout=axes.layout)
+
+
+@emits(ir_ops.AvgPool2dOp)
+def _avg_pool(op: Pool2dOp, x: Any, axes: Axes) -> Any:
+    attrs, padding = op.attrs, _window_padding(op)
+
+    def average(wide: Any) -> Any:
+        whole = R.nn.avg_pool2d(wide, attrs.kernel, attrs.stride, padding, layout=axes.layout, count_include_pad=True)
+        factors = _divisor_factors(op, padding)
+        if bool((factors == 1.0).all()):
+            return whole
+        return R.multiply(whole, relax.const(factors.permute(axes.order(range(4))).contiguous().numpy(), "float32"))
+
+    return _in_float(op, x, average)
+
+
+@emits(ir_ops.AdaptiveAvgPool2dOp)
+def _adaptive_avg_pool(op: Op, x: Any, axes: Axes) -> Any:
+    return _in_float(op, x, lambda wide: R.nn.adaptive_avg_pool2d(wide, op.attrs.size, axes.layout))
+
+
+def _window_padding(op: Pool2dOp) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right, so that windows counted by rounding down are those of the op, ceil mode or not."""
+    attrs, after = op.attrs, []
+    for i in range(2):
+        span = attrs.dilation[i] * (attrs.kernel[i] - 1) + 1
+        covered = (op.result.shape[2 + i] - 1) * attrs.stride[i] + span
+        after.append(max(0, covered - attrs.padding[i] - op.x.shape[2 + i]))
+    return (*attrs.padding, *after)
+
+
+def _divisor_factors(op: Pool2dOp, padding: tuple[int, int, int, int]) -> torch.Tensor:
+    """What sums divided by the whole window must be multiplied by, [1, 1, OH, OW]: the op may count fewer elements."""
+    attrs = op.attrs
+    ones = torch.ones((1, 1, *op.x.shape[2:]), dtype=torch.float64)
+    top, left, bottom, right = padding
+    padded = functional.pad(ones, (left, right, top, bottom))
+    height, width = op.result.shape[2:]
+    covered = functional.avg_pool2d(padded, attrs.kernel, attrs.stride)[..., :height, :width]
+    window = (attrs.kernel, attrs.stride, attrs.padding, attrs.ceil, attrs.count_include_pad)
+    return (functional.avg_pool2d(ones, *window) / covered).float()

@@ -1,0 +1,241 @@
+"""Kernels on tensor cores, and those that stand beside them: which template, which tile, which launch.
+
+To add a template: its source in ``kernels/``, listed in `tersor.targets.cuda.kernel.LIBRARY`; a function here that
+makes a `CudaKernel` of it; and the op that asks for it in `tersor.targets.cuda.anchors`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from ..record import Target
+from .epilogue import Epilogue, scaled
+from .kernel import Buffer, CudaKernel
+
+CHUNK = 8  # halves in 16 bytes: what one asynchronous copy moves, and rows must be a multiple of
+FEW_ROWS = 4  # up to here a matrix product is bound by reading the weight, not by multiplying
+SLICE = 32  # of k that a block multiplies at once: BK in kernels/gemm.cuh
+_GEMV_WARPS = 8
+_THREADS = 256
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a block computes of a matrix product.
+
+    Attributes
+    ----------
+    m, n
+        Rows and columns of a block.
+    warp_m, warp_n
+        Rows and columns of each of its warps.
+    efficiency
+        Share of the largest tile's speed on large products: smaller ones read shared memory more often.
+    """
+
+    m: int
+    n: int
+    warp_m: int
+    warp_n: int
+    efficiency: float
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.m // self.warp_m * (self.n // self.warp_n) * 32
+
+    def __str__(self) -> str:
+        return f"{self.m}, {self.n}, {self.warp_m}, {self.warp_n}"
+
+
+# The efficiencies order the tiles; they are estimates, not measurements.
+TILES = (
+    Tile(128, 128, 64, 32, 1.0),
+    Tile(128, 64, 32, 32, 0.85),
+    Tile(64, 64, 32, 32, 0.7),
+    Tile(32, 64, 16, 32, 0.5),
+)
+
+# What `choose_plan` reckons with on an H100: orders of magnitude, not measurements.
+_SLICE_MICROSECONDS = 0.5  # of the largest tile
+_SUM_MICROSECONDS = 3.0  # to start a second kernel
+_SUM_MICROSECONDS_PER_NUMBER = 4e-6  # to write and read a partial sum
+_SPLITS = (1, 2, 4, 8, 16)
+_FEWEST_SLICES = 4  # of a part, so that its copies overlap with its products
+
+_SUMS = scaled("float32", 1.0)  # the epilogue that stores sums as they are
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a matrix product is cut: into tiles, and the sums along k into ``splits`` parts that a second kernel adds."""
+
+    tile: Tile
+    splits: int = 1
+
+    def __str__(self) -> str:
+        return str(self.tile) if self.splits == 1 else f"{self.tile} / {self.splits}"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A convolution's extents, in the order of the struct of that name in ``kernels/common.cuh``."""
+
+    height: int
+    width: int
+    channels: int
+    out_height: int
+    out_width: int
+    kernel_height: int
+    kernel_width: int
+    stride_height: int
+    stride_width: int
+    pad_top: int
+    pad_left: int
+    dilation_height: int
+    dilation_width: int
+
+    def __str__(self) -> str:
+        return f"tersor::Window{{{', '.join(str(value) for value in vars(self).values())}}}"
+
+
+@dataclass(frozen=True)
+class Product:
+    """A batch of matrix products: out [batch, m, n] = a [m, k] times b.
+
+    ``b_rows`` tells that b is stored as [n, k], else as [k, n]. A step is the number of elements between the matrices
+    of a batch, 0 for one matrix that all share.
+    """
+
+    batch: int
+    m: int
+    n: int
+    k: int
+    b_rows: bool
+    step_a: int
+    step_b: int
+
+
+def choose_plan(target: Target, batch: int, m: int, n: int, k: int, *, split: bool) -> Plan:
+    """The plan that should take least time: rounds of blocks over all multiprocessors, times the work of a block.
+
+    With ``split`` the sum may be cut where there are too few tiles for all multiprocessors.
+    """
+    slices = math.ceil(k / SLICE)
+
+    def microseconds(plan: Plan) -> float:
+        tile, splits = plan.tile, plan.splits
+        blocks = batch * math.ceil(m / tile.m) * math.ceil(n / tile.n) * splits
+        work = tile.m * tile.n / (TILES[0].m * TILES[0].n) / tile.efficiency * math.ceil(slices / splits)
+        summing = _SUM_MICROSECONDS + splits * m * n * _SUM_MICROSECONDS_PER_NUMBER if splits > 1 else 0.0
+        return math.ceil(blocks / target.cores) * work * _SLICE_MICROSECONDS + summing
+
+    counts = [count for count in _SPLITS if count == 1 or (split and slices >= count * _FEWEST_SLICES)]
+    return min((Plan(tile, count) for tile in TILES for count in counts), key=microseconds)
+
+
+def matmul(target: Target, product: Product, epilogue: Epilogue, plan: Plan | None = None) -> CudaKernel:
+    """A batch of matrix products on tensor cores, or for few rows one that streams the weight."""
+    p = product
+    if plan is None and p.b_rows and p.batch == 1 and p.m <= FEW_ROWS:
+        return _gemv(p, epilogue)
+    plan = plan or choose_plan(target, p.batch, p.m, p.n, p.k, split=p.b_rows and p.batch == 1)
+    tile, vector_a = plan.tile, _flag(p.k % CHUNK == 0)
+    vector_b = _flag((p.k if p.b_rows else p.n) % CHUNK == 0)
+    grid = (math.ceil(p.m / tile.m), math.ceil(p.n / tile.n))
+    extents = f"{p.m}, {p.n}, {p.k}"
+    if plan.splits > 1:
+        slices = math.ceil(math.ceil(p.k / SLICE) / plan.splits)
+        call = (
+            f"tersor::matmul_split<{tile}, {vector_a}, {vector_b}>(out, a, b, {_SUMS.construct}, {extents}, {slices});"
+        )
+        part = _kernel("matmul_split", str(plan), call, _SUMS, (*grid, plan.splits), tile.threads)
+        return _then_sum(part, plan.splits, p.m, p.n, epilogue)
+    name = "matmul_rows" if p.b_rows else "matmul_columns"
+    call = (
+        f"tersor::{name}<{tile}, {vector_a}, {vector_b}>"
+        f"(out, a, b, {epilogue.construct}, {extents}, {p.step_a}L, {p.step_b}L);"
+    )
+    return _kernel(name, str(plan), call, epilogue, (*grid, p.batch), tile.threads)
+
+
+def conv2d(
+    target: Target, batch: int, n: int, window: Window, epilogue: Epilogue, plan: Plan | None = None
+) -> CudaKernel:
+    """A convolution to ``n`` channels on tensor cores; the window's channels must be a multiple of `CHUNK`."""
+    pixels = batch * window.out_height * window.out_width
+    k = window.kernel_height * window.kernel_width * window.channels
+    plan = plan or choose_plan(target, 1, pixels, n, k, split=True)
+    slices = math.ceil(math.ceil(k / SLICE) / plan.splits)
+    last = epilogue if plan.splits == 1 else _SUMS
+    call = f"tersor::conv2d_gemm<{plan.tile}>(out, a, b, {last.construct}, {pixels}, {n}, {window}, {slices});"
+    grid = (math.ceil(pixels / plan.tile.m), math.ceil(n / plan.tile.n), plan.splits)
+    kernel = _kernel("conv2d_gemm", str(plan), call, last, grid, plan.tile.threads)
+    return kernel if plan.splits == 1 else _then_sum(kernel, plan.splits, pixels, n, epilogue)
+
+
+def depthwise(batch: int, window: Window, epilogue: Epilogue) -> CudaKernel:
+    """A depthwise convolution; the weight is stored as [kernel height, kernel width, channels]."""
+    width = math.gcd(window.channels, CHUNK)
+    total = batch * window.out_height * window.out_width * window.channels
+    return _kernel(
+        "depthwise",
+        str(width),
+        f"tersor::depthwise<{width}>(out, a, b, {epilogue.construct}, {total}L, {window});",
+        epilogue,
+        (math.ceil(total / width / _THREADS), 1, 1),
+        _THREADS,
+    )
+
+
+def grouped(batch: int, n: int, groups: int, window: Window, epilogue: Epilogue) -> CudaKernel:
+    """A convolution to ``n`` channels in groups; the weight is stored as [n, kernel height, kernel width, depth]."""
+    total = batch * window.out_height * window.out_width * n
+    return _kernel(
+        "grouped_conv2d",
+        "",
+        f"tersor::grouped_conv2d(out, a, b, {epilogue.construct}, {total}L, {n}, {groups}, {window});",
+        epilogue,
+        (math.ceil(total / _THREADS), 1, 1),
+        _THREADS,
+    )
+
+
+def _then_sum(part: CudaKernel, splits: int, m: int, n: int, epilogue: Epilogue) -> CudaKernel:
+    """``part``, whose output becomes a workspace, followed by the kernel that adds its parts."""
+    total = m * n
+    last = CudaKernel(
+        "sum_splits",
+        str(splits),
+        epilogue.source,
+        f"tersor::sum_splits(out, parts, {epilogue.construct}, {total}L, {n}, {splits});",
+        (Buffer("parts", (), "float32"), *epilogue.buffers),
+        Buffer("out", (), epilogue.dtype),
+        (math.ceil(total / _THREADS), 1, 1),
+        _THREADS,
+    )
+    return replace(part, output=replace(part.output, shape=(splits, m, n)), then=last)
+
+
+def _gemv(p: Product, epilogue: Epilogue) -> CudaKernel:
+    return _kernel(
+        "gemv",
+        str(_GEMV_WARPS),
+        f"tersor::gemv<{_GEMV_WARPS}, {_flag(p.k % CHUNK == 0)}>(out, a, b, {epilogue.construct}, {p.n}, {p.k});",
+        epilogue,
+        (math.ceil(p.n / _GEMV_WARPS), p.m, 1),
+        32 * _GEMV_WARPS,
+    )
+
+
+def _kernel(
+    template: str, knobs: str, call: str, epilogue: Epilogue, grid: tuple[int, int, int], threads: int
+) -> CudaKernel:
+    operands = (Buffer("a", (), "float16"), Buffer("b", (), "float16"), *epilogue.buffers)
+    output = Buffer("out", (), epilogue.dtype)
+    return CudaKernel(template, knobs, epilogue.source, call, operands, output, grid, threads)
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"

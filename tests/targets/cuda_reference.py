@@ -1,0 +1,53 @@
+"""Runs a program for CUDA without a GPU: our kernels under the emulator, TVM's loops compiled for the processor.
+
+What is checked so is everything but TVM's GPU schedules and what only a GPU does: the lowering to Relax, the storage of
+images, the packing of weights, epilogues, launches, and the source of our kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import tvm
+import tvm_ffi
+from tersor.ir import Graph
+from tersor.targets.cuda import anchors as _anchors  # noqa: F401  (fills the table of kernels by op)
+from tersor.targets.cuda.codegen import call_passes, graph_passes
+from tersor.targets.cuda.kernel import CudaKernel
+from tersor.targets.cuda.lowering import CudaProgram, lower
+from tersor.targets.cuda.machine import CudaMachine
+from tersor.targets.record import Target
+from tersor.tests.targets.cuda_emulator import emulate
+from tvm import relax
+
+
+def run_on_processor(graph: Graph, target: Target, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The outputs of a graph that is ready for code generation, as the GPU program computes them."""
+    program = lower(graph, target)
+    machine = CudaMachine(_build(program), program.constants, tvm.cpu())
+    flat = [tensor.reshape(-1).contiguous() for tensor in inputs]
+    outputs = machine.run([tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor for tensor in flat])
+    return tuple(
+        output.view(value.type.dtype.torch).view(value.shape)
+        for output, value in zip(outputs, graph.outputs, strict=True)
+    )
+
+
+def _build(program: CudaProgram) -> Any:
+    """A module of TVM's for the processor, which calls the emulator for each of our kernels."""
+    for name, kernel in program.kernels.items():
+        tvm_ffi.register_global_func(name, _emulated(kernel), override=True)
+    target = tvm.target.Target({"kind": "llvm"})
+    with target:
+        module = tvm.transform.Sequential([*graph_passes(), *call_passes()])(program.module)
+        return relax.build(module, target)
+
+
+def _emulated(kernel: CudaKernel) -> Any:
+    def run(*arguments: Any) -> None:
+        *inputs, output = (torch.from_dlpack(argument) for argument in arguments)
+        emulate(kernel, inputs, output)
+
+    return run

@@ -1,0 +1,142 @@
+"""Whole graphs as the GPU program computes them, on the processor, against the interpreter (see `cuda_reference`)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from tersor.benchmarks.models import MODELS
+from tersor.frontend import from_torch
+from tersor.ir import DType, Graph, TensorType, evaluate
+from tersor.ir.ops import (
+    AddOp,
+    AttentionOp,
+    AvgPool2dOp,
+    ChannelShuffleOp,
+    ConcatOp,
+    EmbeddingOp,
+    MatmulOp,
+    MaxPool2dOp,
+    MeanOp,
+    MulOp,
+    PowOp,
+    ReluOp,
+    SliceOp,
+    SoftmaxOp,
+    SumOp,
+)
+from tersor.passes import run_passes
+from tersor.passes.numeric import deviation, seeded_inputs
+from tersor.targets.catalog import resolve_target
+from tersor.tests.random_graphs import GraphBuilder, random_graphs
+
+from .cuda_emulator import COMPILER
+from .cuda_reference import run_on_processor
+from .wide_graphs import wide_graphs
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to build the emulator with")
+
+TARGET = resolve_target("cuda:sm_90")
+FLOAT, HALF = "O3,fold-batchnorm", "O3,to-fp16,fold-batchnorm"
+TOLERANCES = {FLOAT: 2e-5, HALF: 5e-3}  # of the largest output; in half precision fused ops round less often
+
+
+def check(graph: Graph, pipeline: str) -> None:
+    ready = run_passes(graph, pipeline, target=TARGET)
+    inputs = seeded_inputs(ready)
+    worst = deviation(evaluate(ready, inputs), run_on_processor(ready, TARGET, inputs))
+    assert not worst.exceeds(TOLERANCES[pipeline]), str(worst)
+
+
+seeded = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+@settings(seeded, max_examples=6)
+@given(graph=random_graphs() | wide_graphs())
+def test_random_graphs(graph: Graph):
+    check(graph, FLOAT)
+
+
+@settings(seeded, max_examples=3)
+@given(graph=random_graphs(max_size=8))
+def test_random_graphs_in_half_precision(graph: Graph):
+    check(graph, HALF)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", [FLOAT, HALF])
+@settings(seeded, max_examples=60)
+@given(graph=random_graphs(max_size=16) | wide_graphs(max_size=14))
+def test_many_random_graphs(pipeline: str, graph: Graph):
+    check(graph, pipeline)
+
+
+def convolutions() -> Graph:
+    """Three channels in, depthwise, grouped and strided convolutions, a gate, a residual, a join, pooling, a mean."""
+    b = GraphBuilder({"x": TensorType((2, 3, 13, 11))})
+    stem = b.op(ReluOp, b.conv(b.graph.inputs[0], 16))
+    deep = b.conv(b.conv(stem, 16, groups=16), 16, groups=4)
+    gate = b.op(MeanOp, deep, axes=(2, 3), keepdim=True)
+    sum_ = b.op(AddOp, b.op(MulOp, deep, gate), stem)
+    joined = b.op(ConcatOp, b.conv(sum_, 24), stem, axis=1)
+    shuffled = b.op(ChannelShuffleOp, joined, groups=2, start=4, stop=36)
+    pooled = b.op(MaxPool2dOp, shuffled, kernel=(3, 3), stride=(2, 2), padding=(1, 1), ceil=True)
+    averaged = b.op(
+        AvgPool2dOp, pooled, kernel=(3, 2), stride=(2, 1), padding=(1, 1), count_include_pad=False, ceil=True
+    )
+    return b.done(b.op(MeanOp, averaged, axes=(2, 3)), b.op(SliceOp, pooled, axis=1, start=1, stop=9, step=2))
+
+
+@pytest.mark.parametrize("pipeline", [FLOAT, HALF])
+def test_a_convolutional_network(pipeline: str):
+    check(convolutions(), pipeline)
+
+
+@pytest.mark.parametrize("pipeline", [FLOAT, HALF])
+@pytest.mark.parametrize("mask", ["none", "added", "causal"])
+def test_attention(pipeline: str, mask: str):
+    b = GraphBuilder({"x": TensorType((2, 2, 9, 16)), "y": TensorType((2, 2, 9, 16)), "mask": TensorType((9, 9))})
+    x, y, added = b.graph.inputs
+    operands = (x, y, x, added) if mask == "added" else (x, y, x)
+    check(b.done(b.op(AttentionOp, *operands, causal=mask == "causal")), pipeline)
+
+
+def test_products_whose_batches_broadcast():
+    b = GraphBuilder({"x": TensorType((3, 1, 6, 8)), "y": TensorType((2, 8, 10))})
+    product = b.op(MatmulOp, *b.graph.inputs)
+    check(b.done(b.op(SoftmaxOp, b.op(AddOp, product, b.weight(10)), axis=3)), HALF)
+
+
+def test_flags_and_rows_of_a_table():
+    b = GraphBuilder({"rows": TensorType((2, 5), DType.I64)})
+    table = b.op(EmbeddingOp, b.weight(7, 12), b.graph.inputs[0])
+    check(b.done(b.op(SumOp, b.op(PowOp, table, b.number(2.0)), axes=(1,))), FLOAT)
+
+
+def test_outputs_are_buffers_of_their_own():
+    b = GraphBuilder({"x": TensorType((4,))})
+    (x,) = b.graph.inputs
+    doubled = b.op(AddOp, x, x)
+    check(b.done(x, doubled, doubled), FLOAT)
+
+
+def test_sums_over_half_precision_do_not_overflow():
+    b = GraphBuilder({"x": TensorType((1, 16, 40, 40))})
+    graph = run_passes(b.done(b.op(MeanOp, b.conv(b.graph.inputs[0], 16), axes=(2, 3))), HALF, target=TARGET)
+    inputs = (torch.full((1, 16, 40, 40), 200.0),)
+    (expected,) = evaluate(graph, inputs)
+    (actual,) = run_on_processor(graph, TARGET, inputs)
+    assert actual.isfinite().all()
+    torch.testing.assert_close(actual, expected, rtol=5e-3, atol=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["resnet18", "mobilenetv2"])
+def test_networks_on_small_pictures(model: str):
+    module, (picture,) = MODELS[model]()
+    small = picture[:, :, :64, :64].contiguous()
+    graph = run_passes(from_torch(module, (small,)), HALF, target=TARGET)
+    (actual,) = run_on_processor(graph, TARGET, (small,))
+    with torch.inference_mode():
+        expected = module(small)
+    assert (actual - expected).abs().max() <= 0.02 * expected.abs().max()
