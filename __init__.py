@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import ir
     from .compiler import compile, run_passes
+    from .compressor import compress
     from .frontend import from_torch
     from .ir import TersorError
     from .passes import list_passes, register_pass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "TersorError": ".ir",
     "compile": ".compiler",
+    "compress": ".compressor",
     "from_torch": ".frontend",
     "list_passes": ".passes",
     "load": ".targets",
@@ -32,6 +34,7 @@ __all__ = [
     "TersorError",
     "__version__",
     "compile",
+    "compress",
     "from_torch",
     "ir",
     "list_passes",

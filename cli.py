@@ -5,17 +5,31 @@ Heavy modules are imported inside of the commands, so that ``tersor --help`` is 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from .cli_compress import compress
 from .cli_log import log
+from .cli_opt import opt
+from .cli_options import (
+    DataOption,
+    JsonOption,
+    LogDirOption,
+    ModelArgument,
+    PipelineOption,
+    PluginOption,
+    SplitOption,
+    TargetOption,
+    ThreadsOption,
+    load_named,
+    print_json,
+)
 from .cli_rpc import rpc_server, rpc_tracker
 from .cli_tune import tune
 
@@ -33,43 +47,35 @@ app = typer.Typer(
     add_completion=False,
 )
 
+app.command()(compress)
+app.command()(opt)
 app.command()(tune)
 app.add_typer(log)
 app.command()(rpc_tracker)
 app.command()(rpc_server)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
-PluginOption = Annotated[
-    list[str] | None, typer.Option("--plugin", metavar="MODULE", help="Import a Python module that registers passes.")
-]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of one call; all usable cores if omitted.")]
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A .pt2 file, an IR file, package.module:factory, or a .tersor file.")
-]
-TargetOption = Annotated[str, typer.Option(help="Machine to compile for; see `tersor targets`.")]
-PipelineOption = Annotated[str, typer.Option("-p", "--pipeline", help="Passes and presets, comma-separated.")]
-LogDirOption = Annotated[
-    Path | None, typer.Option(help="Folder of tuning records, used on top of those that ship with Tersor.")
-]
-
 
 @app.command()
 def compile(
     model: ModelArgument,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="A folder, or a .tar.gz, to write that runs without Python: beside --output, or instead."),
+    ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(help="For --bundle: a folder with TVM's libraries for the target; downloaded if omitted."),
+    ] = None,
     target: TargetOption = "x86:native",
     pipeline: PipelineOption = "O3",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads to split the work for; the target's cores if omitted.")
-    ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="A batch for passes that need data (.npy, .npz, .safetensors); may be repeated."),
-    ] = None,
+    threads: SplitOption = None,
+    data: DataOption = None,
     tune: Annotated[
         int, typer.Option(min=0, help="Kernel candidates to measure first; `tersor tune` shows how it goes on.")
     ] = 0,
     log_dir: LogDirOption = None,
+    plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compile a model to a file that `tersor run`, `tersor bench` and tersor.load() take.
@@ -79,24 +85,41 @@ def compile(
       tersor compile model.pt2 -o model.tersor
       tersor compile package.module:factory --target x86:znver4 -p O2 -o model.tersor
       tersor compile old.tersor -o new.tersor    (again, from the graph that it contains)
+      tersor compile model.pt2 --target arm:cortex-a72 --bundle model-a72.tar.gz
     """
+    from .ir import TersorError
+    from .passes.driver import import_plugins
     from .report import describe_kernels, describe_model, passes_table, progress
     from .targets.artifact import check_output
+    from .targets.bundle import check_bundle_output
 
-    check_output(output)
+    if output is None and bundle is None:
+        raise TersorError("nothing to write: give --output FILE.tersor, --bundle DIR, or both")
+    if runtime is not None and bundle is None:
+        raise TersorError("--runtime is for bundles: give --bundle DIR too")
+    if output is not None:
+        check_output(output)
+    if bundle is not None:
+        check_bundle_output(bundle)
+    import_plugins(plugin or ())
     with progress() as shown:
         executable, _ = _compile(model, target, pipeline, threads, data or (), shown.begin, tune=tune, log_dir=log_dir)
         shown.begin("write")
-        executable.save(output)
-    size = output.stat().st_size
+        if output is not None:
+            executable.save(output)
+        if bundle is not None:
+            executable.save_bundle(bundle, runtime=runtime)
+    written = {str(path): _size(path) for path in (output, bundle) if path is not None}
     if as_json:
-        result = {"output": str(output), "bytes": size, "model": describe_model(executable.info)}
-        _print_json(result | {"passes": executable.report.to_json(), "seconds": shown.seconds})
+        names = {"output": None if output is None else str(output), "bundle": None if bundle is None else str(bundle)}
+        result = names | {"bytes": sum(written.values()), "model": describe_model(executable.info)}
+        print_json(result | {"passes": executable.report.to_json(), "seconds": shown.seconds})
         return
     console = Console()
     console.print(passes_table(executable.report))
     console.print(f"{executable!r}: {describe_kernels(executable.info)}", highlight=False, soft_wrap=True)
-    console.print(f"wrote {output} ({size / 2**20:.1f} MiB)", highlight=False, soft_wrap=True)
+    for path, size in written.items():
+        console.print(f"wrote {path} ({size / 2**20:.1f} MiB)", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -132,7 +155,7 @@ def run(
         write_outputs(output, outputs, ports)
     if as_json:
         written = None if output is None else str(output)
-        _print_json({"outputs": describe_outputs(ports, outputs), "output": written})
+        print_json({"outputs": describe_outputs(ports, outputs), "output": written})
         return
     Console().print(outputs_table(ports, outputs))
 
@@ -148,7 +171,9 @@ def bench(
     threads: ThreadsOption = None,
     repeat: Annotated[int, typer.Option(min=1, help="Calls to time at least.")] = 50,
     kernels: Annotated[bool, typer.Option("--kernels", help="Time each kernel too.")] = False,
+    data: DataOption = None,
     log_dir: LogDirOption = None,
+    plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time a model, compiled now or before, on random inputs.
@@ -159,11 +184,13 @@ def bench(
       tersor bench model.pt2 --kernels
       tersor bench package.module:factory --against torch,onnxruntime,openvino
     """
+    from .passes.driver import import_plugins
     from .peers import check_peers, compare_with_peers
     from .report import comparison_table, describe_model, kernels_table, progress
     from .targets import load
     from .targets.artifact import is_artifact
 
+    import_plugins(plugin or ())
     peers = [name.strip() for name in against.split(",") if name.strip()]
     with progress() as shown:
         if peers:
@@ -172,7 +199,7 @@ def bench(
             shown.begin("load")
             executable, loaded = load(model), None
         else:
-            executable, loaded = _compile(model, target, pipeline, threads, (), shown.begin, log_dir=log_dir)
+            executable, loaded = _compile(model, target, pipeline, threads, data or (), shown.begin, log_dir=log_dir)
         if threads is not None:
             executable.threads = threads
         shown.begin("time")
@@ -185,7 +212,7 @@ def bench(
             comparison = compare_with_peers(executable, executable.graph, inputs, peers, shown.begin)
     if as_json:
         tables = {"comparison": None if comparison is None else asdict(comparison)}
-        _print_json({"model": describe_model(executable.info), "latency": result.to_json()} | tables)
+        print_json({"model": describe_model(executable.info), "latency": result.to_json()} | tables)
         return
     console = Console()
     console.print(f"{executable!r}: {result}", highlight=False, soft_wrap=True)
@@ -214,85 +241,9 @@ def targets(as_json: JsonOption = False) -> None:
         host = None
     known = list_targets()
     if as_json:
-        _print_json({"targets": [asdict(one) for one in known], "native": None if host is None else asdict(host)})
+        print_json({"targets": [asdict(one) for one in known], "native": None if host is None else asdict(host)})
         return
     Console().print(targets_table(known, host))
-
-
-@app.command()
-def opt(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="IR text; weights beside it in IN's .safetensors.")],
-    pipeline: Annotated[str, typer.Option("-p", "--pipeline", help="Passes and presets, comma-separated.")] = "O2",
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Where to write IR text and weights; text only to stdout if omitted."),
-    ] = None,
-    verify_each: Annotated[bool, typer.Option("--verify-each", help="Verify the graph after each pass.")] = False,
-    check_each: Annotated[
-        bool, typer.Option("--check-each", help="Compare numbers before and after each pass.")
-    ] = False,
-    tolerance: Annotated[
-        float | None, typer.Option(help="For --check-each and --bisect: relative to an output's largest magnitude.")
-    ] = None,
-    inputs: Annotated[
-        Path | None, typer.Option(help="For --check-each and --bisect: a .safetensors file with one tensor per input.")
-    ] = None,
-    print_before_all: Annotated[bool, typer.Option("--print-before-all", help="Print IR before each pass.")] = False,
-    print_after_all: Annotated[bool, typer.Option("--print-after-all", help="Print IR after each pass.")] = False,
-    print_on_change: Annotated[
-        bool, typer.Option("--print-on-change", help="Print IR after each pass that changed it.")
-    ] = False,
-    dump_dir: Annotated[
-        Path | None, typer.Option(help="Write 00-input.ir, 01-canonicalize.ir, … into a folder.")
-    ] = None,
-    timing: Annotated[bool, typer.Option("--timing", help="Print time and op counts of each pass.")] = False,
-    bisect_limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many rewrites.")] = None,
-    bisect: Annotated[bool, typer.Option("--bisect", help="Find the first rewrite that goes wrong.")] = False,
-    reproducer_dir: Annotated[Path | None, typer.Option(help="Where to write a reproducer if a pass fails.")] = None,
-    plugin: PluginOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run passes on an IR file: IR text in, IR text out.
-
-    \b
-    Examples:
-      tersor opt model.ir -p "fold-batchnorm,fuse" -o smaller.ir
-      tersor opt model.ir -p O3 --verify-each --check-each --timing -o out.ir
-      tersor opt model.ir -p O3 --bisect
-    """
-    from .passes import as_pipeline
-    from .passes.driver import OptRequest, run_bisect, run_opt
-    from .report import describe_bisection, describe_outcome
-
-    request = OptRequest(
-        source=source,
-        pipeline=pipeline,
-        output=output,
-        verify_each=verify_each,
-        check_each=check_each,
-        tolerance=tolerance,
-        inputs=inputs,
-        print_before_all=print_before_all,
-        print_after_all=print_after_all,
-        print_on_change=print_on_change,
-        dump_dir=dump_dir,
-        timing=timing,
-        bisect_limit=bisect_limit,
-        reproducer_dir=reproducer_dir,
-        plugins=tuple(plugin or ()),
-    )
-    if bisect:
-        culprit = run_bisect(request)
-        if as_json:
-            _print_json({"pipeline": str(as_pipeline(pipeline)), "culprit": describe_bisection(culprit)})
-        else:
-            print(culprit if culprit is not None else f"all rewrites of {str(as_pipeline(pipeline))!r} are right")
-        raise typer.Exit(0 if culprit is None else 1)
-    outcome = run_opt(request)
-    if as_json:
-        _print_json({"pipeline": str(as_pipeline(pipeline)), **describe_outcome(outcome, output)})
-    elif output is None:
-        print(outcome.graph, end="")
 
 
 @app.command()
@@ -310,7 +261,7 @@ def passes(plugin: PluginOption = None, as_json: JsonOption = False) -> None:
 
     import_plugins(plugin or ())
     if as_json:
-        _print_json({"passes": describe_passes(list_passes()), "presets": PRESETS})
+        print_json({"passes": describe_passes(list_passes()), "presets": PRESETS})
     else:
         Console().print(known_passes_table(list_passes()), presets_table(PRESETS))
 
@@ -320,7 +271,7 @@ def _compile(
     target: str,
     pipeline: str,
     threads: int | None,
-    data: Sequence[Path],
+    data: Sequence[str],
     begin: Callable[[str], None],
     *,
     tune: int = 0,
@@ -328,24 +279,20 @@ def _compile(
 ) -> tuple[Executable, LoadedModel | None]:
     """Compile what MODEL names; also returns the model itself, unless it is the graph of an artifact."""
     from .compiler import compile_in_stages
-    from .frontend import load_model
+    from .compression.data import open_data
     from .targets import resolve_target
-    from .targets.array_files import read_inputs
-    from .targets.artifact import is_artifact, load_graph
 
     record = resolve_target(target)
     if threads is not None:
         record = replace(record, cores=threads)
     begin("load")
-    loaded = None if is_artifact(model) else load_model(model)
-    graph = load_graph(model) if loaded is None else loaded.to_graph()
-    batches = [read_inputs([path], graph.inputs) for path in data] or None
+    graph, loaded = load_named(model)
     executable = compile_in_stages(
         graph,
         None,
         target=record,
         pipeline=pipeline,
-        calibration=batches,
+        calibration=open_data(data, graph),
         threads=None,
         begin=begin,
         tune=tune,
@@ -354,8 +301,10 @@ def _compile(
     return executable, loaded
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def main(arguments: list[str] | None = None) -> None:

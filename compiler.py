@@ -118,25 +118,41 @@ def run_passes(
     """
     record = None if target is None else resolve_target(target)
     stages = as_pipeline(pipeline)
-    latency = _latency(stages, record)
+    latency = latency_of(stages, record)
     return passes.run_passes(graph, stages, target=record, calibration=calibration, latency=latency, **options)
 
 
-def _latency(pipeline: Pipeline, target: Target | None) -> MeasuredLatency | None:
-    """Measures for the passes of a pipeline that ask; None where none does, or the target's code does not run here."""
-    if target is None or not any(one.measures for one in pipeline.passes):
+def latency_of(pipeline: Pipeline, target: Target | None, log_dir: Path | None = None) -> MeasuredLatency | None:
+    """Measures for the passes of a pipeline that ask, with the records of ``log_dir`` on top of those that ship.
+
+    None where no pass asks, or the target's code does not run here.
+    """
+    if target is None or not any(one.measures for one in pipeline.passes) or not runs_here(target):
         return None
-    try:
-        check_measurable(target)
-    except TersorError:
-        return None
-    tuned = load_tuned(target, None)
+    tuned = load_tuned(target, log_dir)
 
     def program(graph: Graph) -> Executable:
         optimized = passes.run_passes(graph, f"O3,{REQUIRED_PASSES}", target=target)
         return compile_graph(optimized, target, threads=min(target.cores, os.cpu_count() or 1), choose=tuned)
 
     return MeasuredLatency(program)
+
+
+def runs_here(target: Target) -> bool:
+    """Whether code for ``target`` runs on this machine."""
+    try:
+        check_measurable(target)
+    except TersorError:
+        return False
+    return True
+
+
+def load_choices(target: Target, log_dir: Path | None) -> Tuned:
+    """What records say about kernels; warns of what cannot be used of ``log_dir``."""
+    tuned = load_tuned(target, log_dir)
+    for note in tuned.problems if log_dir is None else tuned.notes:
+        _warn(note)
+    return tuned
 
 
 @dataclass(frozen=True)
@@ -167,6 +183,7 @@ def optimize_in_stages(
     calibration: Iterable[Any] | None,
     threads: int | None,
     begin: Callable[[str], None],
+    log_dir: Path | None = None,
 ) -> Optimized:
     """Everything of `compile` that comes before tuning and code generation."""
     record = resolve_target(target)
@@ -177,8 +194,9 @@ def optimize_in_stages(
     graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
     if not weights_loaded(graph):
         raise TersorError("the graph's weights are not loaded: read it by load_ir, or give its weights to ir.parse")
-    manager = PassManager(stages, instruments=(_PassStages(begin),))
-    outcome = manager.run(graph, target=record, calibration=calibration, latency=_latency(stages, record))
+    manager = PassManager(stages, instruments=(PassStages(begin),))
+    latency = latency_of(stages, record, log_dir)
+    outcome = manager.run(graph, target=record, calibration=calibration, latency=latency)
     return Optimized(outcome.graph, record, outcome.report)
 
 
@@ -204,14 +222,13 @@ def compile_in_stages(
         calibration=calibration,
         threads=threads,
         begin=begin,
+        log_dir=log_dir,
     )
     if tune:
         begin("tune")
         tuned = _tune(optimized, tune, log_dir or DEFAULT_LOG_DIR, observer)
     else:
-        tuned = load_tuned(optimized.target, log_dir)
-        for note in tuned.problems if log_dir is None else tuned.notes:
-            _warn(note)
+        tuned = load_choices(optimized.target, log_dir)
     return compile_graph(
         optimized.graph,
         optimized.target,
@@ -235,7 +252,9 @@ def _warn(message: str) -> None:
     warnings.warn(message, TersorWarning, stacklevel=4)
 
 
-class _PassStages(Instrument):
+class PassStages(Instrument):
+    """Tells the name of each pass before it runs."""
+
     def __init__(self, begin: Callable[[str], None]) -> None:
         self._begin = begin
 

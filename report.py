@@ -17,6 +17,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     import torch
 
+    from .compression.result import Compressed
+    from .compression.result import Step as CompressionStep
     from .passes import Culprit, Option, Outcome, PassInfo
     from .passes.report import Report
     from .targets import Target
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from .targets.model_info import ModelInfo, Port
 
 
-_DOT_PRODUCTS = {"avx512_vnni": "VNNI", "avx512_bf16": "BF16", "amx_tile": "AMX"}
+_DOT_PRODUCTS = {"avx512_vnni": "VNNI", "avx512_bf16": "BF16", "amx_tile": "AMX", "asimddp": "SDOT"}
 
 
 class Progress:
@@ -43,6 +45,18 @@ class Progress:
         self._stage, self._started = stage, time.perf_counter()
         self._status.update(f"{stage} …")
 
+    def show(self, stage: str) -> None:
+        """Show what is going on, without a line of its own when it ends."""
+        self._finish()
+        self._stage = ""
+        self._status.update(f"{stage} …")
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self._finish()
+        self._stage = ""
+        self._console.print(line, markup=False, soft_wrap=True)
+
     def _finish(self) -> None:
         if self._stage:
             elapsed = time.perf_counter() - self._started
@@ -57,6 +71,63 @@ def progress() -> Iterator[Progress]:
     with shown._status:
         yield shown
         shown._finish()
+
+
+class StepsShown:
+    """Tells how a compression goes on: an observer for `tersor.compression.session.Session`."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+
+    def begin(self, stage: str) -> None:
+        """Show what takes a while now."""
+        self._shown.show(stage)
+
+    def finished(self, step: CompressionStep) -> None:
+        """A line with the step's figures."""
+        speedup = "not measured" if step.latency is None else f"{step.latency.speedup:.2f}x"
+        score = "" if step.score is None else f", score {step.score:.4g}"
+        size, macs = f"{step.weight_bytes / 1e6:.4g} MB", f"{step.macs / 1e6:.4g} M multiply-adds"
+        self._shown.say(f"{step.name}: {size}, {macs}, {speedup}, error {step.error:.2g}{score} ({step.seconds:.1f} s)")
+
+
+def steps_table(compressed: Compressed) -> Table:
+    """Size, operations, time, error and score after each step; a star marks the one that is kept."""
+    from .compression.result import score_text
+
+    byte_unit, byte_scale = ("MB", 1e6) if compressed.original.weight_bytes >= 1e6 else ("kB", 1e3)
+    mac_unit, mac_scale = ("M", 1e6) if compressed.original.macs >= 1e6 else ("k", 1e3)
+    columns = [f"size\n{byte_unit}", f"macs\n{mac_unit}", "call\nms", "speed-\nup", "error"]
+    has_score = compressed.original.score is not None
+    title = f"{compressed.setting.model} on {compressed.setting.target}"
+    table = _table("step", *columns, *(["score"] if has_score else []), title=title)
+    table.columns[0].no_wrap = True
+    for index, step in enumerate(compressed.steps):
+        seconds, kept = compressed.seconds(step), index == compressed.kept
+        table.add_row(
+            f"{step.short_name}{' *' if kept else ''}".replace(",", ",\n"),
+            f"{step.weight_bytes / byte_scale:.4g}",
+            f"{step.macs / mac_scale:.4g}",
+            "-" if seconds is None else f"{seconds * 1e3:.3g}",
+            "-" if step.latency is None else f"{step.latency.speedup:.2f}x",
+            f"{step.error:.1g}",
+            *([score_text(step.score)] if has_score else []),
+            style="bold" if kept else "",
+        )
+    return table
+
+
+def decision_lines(compressed: Compressed, *, verbose: bool) -> Iterator[str]:
+    """What the referee decided in each pass: how many rewrites stay, and what all together do; or all notes."""
+    for record in (record for step in compressed.steps for record in step.records):
+        if verbose:
+            yield from (f"{record.name}: {note}" for note in record.notes)
+            continue
+        layers = [verdict for verdict in record.verdicts if not verdict.is_whole]
+        if layers:
+            undone = sum(not verdict.stays for verdict in layers)
+            yield f"{record.name}: {len(layers) - undone} of {len(layers)} rewrites are faster, {undone} undone"
+        yield from (f"{record.name}: {verdict.note}" for verdict in record.verdicts if verdict.is_whole)
 
 
 def passes_table(report: Report) -> Table:
@@ -189,13 +260,16 @@ def comparison_table(comparison: Any) -> Table:
 
 def targets_table(targets: Sequence[Target], host: Target | None) -> Table:
     """All targets; the one that ``x86:native`` stands for is marked, and shown with this machine's caches."""
+    from .targets.families import family_of
+
     table = _table("target", "", "vectors", "L1, L2, L3", "dot products", title="targets", text_columns=2)
+    table.columns[0].no_wrap = True
     for target in targets:
         shown = host if host is not None and host.name == target.name else target
         native = shown is host
         table.add_row(
             target.name,
-            "native" if native else "",
+            "native" if native else family_of(target).status,
             f"{shown.vector_registers} x {8 * shown.vector_bytes} bit",
             ", ".join(_size(count) for count in (shown.l1_bytes, shown.l2_bytes, shown.l3_bytes)),
             " ".join(name for feature, name in _DOT_PRODUCTS.items() if feature in shown.features),

@@ -1,4 +1,4 @@
-"""Calling the factory that ``package.module:factory`` names."""
+"""What ``package.module:name`` names, and calling it where it is the factory of a model."""
 
 from __future__ import annotations
 
@@ -23,15 +23,7 @@ def call_factory(spec: str) -> Any:
         When the name is malformed, the module or attribute does not exist (the nearest name is suggested), or either
         raises.
     """
-    module_name, _, attribute = spec.partition(":")
-    parts = [*module_name.split("."), attribute]
-    if not all(part.isidentifier() for part in parts):
-        raise TersorError(f"{spec}: no such file, and not of the form package.module:factory")
-    factory = getattr(_import(spec, module_name), attribute, None)
-    if factory is None:
-        module = sys.modules[module_name]
-        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise TersorError(f"{spec}: module {module_name} has no {attribute!r}{suggest(attribute, known)}")
+    factory = find_attribute(spec, "no such file, and not of the form package.module:factory")
     if not callable(factory) or isinstance(factory, nn.Module):
         kind = type(factory).__name__
         raise TersorError(f"{spec}: is a {kind}; name a function that returns (module, example_inputs)")
@@ -41,6 +33,33 @@ def call_factory(spec: str) -> Any:
         raise
     except Exception as error:  # the user's own code
         raise TersorError(f"{spec}: calling it raised {type(error).__name__}: {_one_line(error)}") from error
+
+
+def find_attribute(spec: str, malformed: str) -> Any:
+    """What ``package.module:name`` names, the module imported with the current directory on the path.
+
+    Parameters
+    ----------
+    malformed
+        What to say of a name that is not of this form.
+
+    Raises
+    ------
+    TersorError
+        When the name is malformed, the module or attribute does not exist (the nearest name is suggested), or importing
+        it raises.
+    """
+    module_name, _, attribute = spec.partition(":")
+    parts = [*module_name.split("."), attribute]
+    if not all(part.isidentifier() for part in parts):
+        raise TersorError(f"{spec}: {malformed}")
+    module = _import(spec, module_name)
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        named = vars(module).items()
+        known = [name for name, value in named if not name.startswith("_") and not isinstance(value, ModuleType)]
+        raise TersorError(f"{spec}: module {module_name} has no {attribute!r}{suggest(attribute, known)}") from error
 
 
 def _import(spec: str, name: str) -> ModuleType:

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..ir import Graph, Op, RewriteLog, Rewriter, TensorType, TersorError
+from .report import Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +87,7 @@ class LayoutCosts(Protocol):
     """What physical layouts cost on a target, in whole numbers of some unit of time or traffic.
 
     Only sums are compared, so the unit does not matter; whole numbers keep the sums exact. `PassContext.target` makes
-    one by its method ``layout_costs()``.
+    one by its method ``layout_costs()``, which answers None where kernels take row-major tensors only.
     """
 
     def access(self, type: TensorType) -> int:
@@ -114,6 +115,8 @@ class PassContext:
         Measures on the target, or None when nothing can be measured.
     notes
         Lines for the report, appended by passes.
+    verdicts
+        What the referee (`tersor.passes.referee`) decided, appended by it.
     """
 
     target: Any = None
@@ -121,6 +124,7 @@ class PassContext:
     log: RewriteLog = field(default_factory=RewriteLog)
     latency: Latency | None = None
     notes: list[str] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
 
     def rewriter(self, graph: Graph) -> Rewriter:
         """A rewriter for ``graph`` that keeps the run's log."""
@@ -145,6 +149,7 @@ class Pass:
     name: ClassVar[str] = ""  # set by `register_pass`
     exactness: ClassVar[Exactness] = Exactness.EXACT
     measures: ClassVar[bool] = False  # asks `PassContext.latency`: callers that can measure should give one
+    repairs: ClassVar[bool] = False  # wins back accuracy that the pass before it has cost: judge them together
 
     @property
     def tolerance(self) -> float:

@@ -7,7 +7,7 @@ LLVM's ``-opt-bisect-limit``, it is assumed that what has gone wrong stays wrong
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -83,7 +83,7 @@ def bisect(
     given = tuple(inputs) if inputs is not None else seeded_inputs(graph)
     check_inputs(graph, given)
     reference = graph.evaluate(*given)
-    batches = None if calibration is None else tuple(calibration)
+    batches = tuple(calibration) if isinstance(calibration, Iterator) else calibration
 
     @cache
     def attempt(count: int, limit: int | None) -> _Attempt:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..ir import Graph, TersorError, load_ir, save_ir, weights_loaded
+from .base import Latency
 from .bisect import Culprit, bisect
 from .instruments import CheckEach, DumpEach, Instrument, PrintIR, Reproducer, Timing, VerifyEach, When
 from .instruments.base import write_text
 from .manager import Outcome, PassManager
-from .pipeline import as_pipeline
+from .pipeline import Pipeline, as_pipeline
 
 
 @dataclass(frozen=True)
@@ -40,25 +42,57 @@ class OptRequest:
     plugins: tuple[str, ...] = ()
 
 
-def run_opt(request: OptRequest) -> Outcome:
+@dataclass(frozen=True)
+class Surroundings:
+    """What passes may look at besides the graph (see `PassContext`).
+
+    Attributes
+    ----------
+    target
+        The machine to optimize for, or None.
+    calibration
+        Makes batches of inputs for a graph, or None.
+    latency
+        Measures for a pipeline, or None.
+    options
+        Of ``tersor opt`` that bring these back, for reproducers.
+    """
+
+    target: Any = None
+    calibration: Callable[[Graph], Iterable[Sequence[torch.Tensor]] | None] = lambda graph: None
+    latency: Callable[[Pipeline], Latency | None] = lambda pipeline: None
+    options: tuple[str, ...] = ()
+
+
+def run_opt(request: OptRequest, given: Surroundings = Surroundings()) -> Outcome:
     """Run the pipeline, and write the result if an output file is asked for."""
     import_plugins(request.plugins)
     pipeline = as_pipeline(request.pipeline)
     graph = load_ir(request.source, require_weights=False)
-    instruments = tuple(_instruments(request, graph))
-    outcome = PassManager(pipeline, instruments, request.bisect_limit).run(graph)
+    instruments = tuple(_instruments(request, graph, given))
+    manager = PassManager(pipeline, instruments, request.bisect_limit)
+    outcome = manager.run(
+        graph, target=given.target, calibration=given.calibration(graph), latency=given.latency(pipeline)
+    )
     if request.output is not None:
         write_graph(outcome.graph, request.output)
     return outcome
 
 
-def run_bisect(request: OptRequest) -> Culprit | None:
-    """Find the first rewrite that goes wrong; None if all is right."""
+def run_bisect(request: OptRequest, given: Surroundings = Surroundings()) -> Culprit | None:
+    """Find the first rewrite that goes wrong; None if all is right. Nothing is timed: it would differ every time."""
     import_plugins(request.plugins)
     pipeline = as_pipeline(request.pipeline)
     graph = load_ir(request.source)
     inputs = None if request.inputs is None else read_inputs(graph, request.inputs)
-    return bisect(graph, pipeline, inputs=inputs, tolerance=request.tolerance)
+    return bisect(
+        graph,
+        pipeline,
+        inputs=inputs,
+        target=given.target,
+        calibration=given.calibration(graph),
+        tolerance=request.tolerance,
+    )
 
 
 def import_plugins(modules: Iterable[str]) -> None:
@@ -95,7 +129,7 @@ def write_graph(graph: Graph, path: Path) -> None:
         raise TersorError(f"{path}: cannot be written ({error}); choose a writable place") from error
 
 
-def _instruments(request: OptRequest, graph: Graph) -> Iterable[Instrument]:
+def _instruments(request: OptRequest, graph: Graph, given: Surroundings) -> Iterable[Instrument]:
     if request.verify_each:
         yield VerifyEach()
     if request.check_each:
@@ -113,4 +147,4 @@ def _instruments(request: OptRequest, graph: Graph) -> Iterable[Instrument]:
     if request.timing:
         yield Timing()
     if request.reproducer_dir is not None:
-        yield Reproducer(request.reproducer_dir)
+        yield Reproducer(request.reproducer_dir, given.options)

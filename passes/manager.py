@@ -93,6 +93,7 @@ class PassManager:
             instrument.before(step, graph)
         one, log = step.one, context.log
         applied, refused, notes, ops = len(log.applied), len(log.refused), len(context.notes), len(graph)
+        judged = len(context.verdicts)
         start = time.perf_counter()
         try:
             result = one.run(graph, context)
@@ -108,6 +109,7 @@ class PassManager:
             tuple(log.applied[applied:]),
             tuple(dict.fromkeys(log.refused[refused:])),
             (*result.notes, *context.notes[notes:]),
+            tuple(context.verdicts[judged:]),
         )
         for instrument in self.instruments:
             try:

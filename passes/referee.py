@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import torch
 
 from ..ir import Graph, Op, Value, evaluate
 from .base import Comparison, Latency
+from .report import Times, Verdict
 
 Pair = tuple[Graph, Graph]  # what is replaced, and what replaces it
 
@@ -49,37 +50,6 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a rewrite stays, and the line that says so."""
-
-    stays: bool
-    note: str
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds before and after, and the share of ``before`` that chance explains."""
-
-    before: float
-    after: float
-    noise: float
-
-    @property
-    def is_faster(self) -> bool:
-        """Whether the change is faster by more than chance explains."""
-        return self.after < self.before * (1 - self.noise)
-
-    @property
-    def is_slower(self) -> bool:
-        """Whether the change is slower by more than chance explains."""
-        return self.before < self.after * (1 - self.noise)
-
-    def __str__(self) -> str:
-        ratio = f" ({self.after / self.before:.3f})" if self.before else ""
-        return f"{self.before * 1e3:.4g} -> {self.after * 1e3:.4g} ms{ratio}"
-
-
-@dataclass(frozen=True)
 class Referee:
     """Decides what stays.
 
@@ -89,14 +59,17 @@ class Referee:
         Which rewrites stay.
     latency
         Knows times, or None.
+    verdicts
+        Where every verdict is noted, in this order: `PassContext.verdicts`.
     """
 
     keep: Keep
     latency: Latency | None
+    verdicts: list[Verdict] = field(default_factory=list)
 
     def judge(self, trial: Trial) -> Verdict:
         """Whether a rewrite stays: with `Keep.FASTER`, if it is faster."""
-        return self._verdict(trial, lambda times: times.is_faster, "not faster")
+        return self._noted(self._verdict(trial, lambda times: times.is_faster, "not faster"))
 
     def judge_whole(self, before: Graph, after: Graph, error: str = "") -> Verdict:
         """Whether all rewrites together stay: with `Keep.FASTER`, unless they make the graph slower.
@@ -107,18 +80,17 @@ class Referee:
             How far the outputs are apart, for the report.
         """
         verdict = self._verdict(Trial("whole graph", ((before, after),)), lambda times: not times.is_slower, "slower")
-        return Verdict(verdict.stays, f"{verdict.note}; {error}" if error else verdict.note)
+        return self._noted(replace(verdict, is_whole=True, remark=error))
+
+    def _noted(self, verdict: Verdict) -> Verdict:
+        self.verdicts.append(verdict)
+        return verdict
 
     def _verdict(self, trial: Trial, passes: Callable[[Times], bool], fault: str) -> Verdict:
         times = self._times(trial.pairs)
         stays = self.keep is Keep.ALL or times is None or passes(times)
-        macs = [sum(graph.cost().macs for graph in side) for side in zip(*trial.pairs, strict=True)]
-        share = f" ({macs[1] / macs[0]:.3f})" if macs[0] else ""
-        parts = [f"multiply-adds {macs[0]} -> {macs[1]}{share}", "not measured" if times is None else str(times)]
-        if trial.error is not None:
-            parts.append(f"error {trial.error:.3g}")
-        undone = "" if stays else f" undone, {fault}"
-        return Verdict(stays, f"{trial.name}{undone}: {', '.join(parts)}")
+        before, after = (sum(graph.cost().macs for graph in side) for side in zip(*trial.pairs, strict=True))
+        return Verdict(trial.name, stays, "" if stays else fault, before, after, times, trial.error)
 
     def _times(self, pairs: Sequence[Pair]) -> Times | None:
         if self.latency is None:

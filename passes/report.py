@@ -1,11 +1,87 @@
-"""What a pipeline run did, pass by pass."""
+"""What a pipeline run did, pass by pass, and what the referee decided in each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..ir import Refusal
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds before and after, and the share of ``before`` that chance explains."""
+
+    before: float
+    after: float
+    noise: float
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether the change is faster by more than chance explains."""
+        return self.after < self.before * (1 - self.noise)
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether the change is slower by more than chance explains."""
+        return self.before < self.after * (1 - self.noise)
+
+    def __str__(self) -> str:
+        ratio = f" ({self.after / self.before:.3f})" if self.before else ""
+        return f"{self.before * 1e3:.4g} -> {self.after * 1e3:.4g} ms{ratio}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the referee (`tersor.passes.referee`) decided on a rewrite, and why.
+
+    Attributes
+    ----------
+    name
+        Of the layer, with what was to become of it.
+    stays
+        Whether the rewrite was made.
+    fault
+        Why it was not; empty if it was.
+    macs_before, macs_after
+        Multiply-adds of all layers that it changes.
+    times
+        Measured; None where nothing could be.
+    error
+        Root mean square of the change of the layer's output, relative to that of the output; None if not known.
+    is_whole
+        Whether this is about all rewrites of a pass together.
+    remark
+        What else there is to say, for example how far outputs are apart.
+    """
+
+    name: str
+    stays: bool
+    fault: str
+    macs_before: int
+    macs_after: int
+    times: Times | None = None
+    error: float | None = None
+    is_whole: bool = False
+    remark: str = ""
+
+    @property
+    def note(self) -> str:
+        """The line that says so."""
+        share = f" ({self.macs_after / self.macs_before:.3f})" if self.macs_before else ""
+        parts = [
+            f"multiply-adds {self.macs_before} -> {self.macs_after}{share}",
+            "not measured" if self.times is None else str(self.times),
+        ]
+        if self.error is not None:
+            parts.append(f"error {self.error:.3g}")
+        undone = "" if self.stays else f" undone, {self.fault}"
+        remark = f"; {self.remark}" if self.remark else ""
+        return f"{self.name}{undone}: {', '.join(parts)}{remark}"
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -28,6 +104,8 @@ class PassRecord:
         Rewrites that did not happen, each once, with reasons.
     notes
         Lines that the pass wants the user to see.
+    verdicts
+        What the referee decided, in this order.
     """
 
     name: str
@@ -39,6 +117,7 @@ class PassRecord:
     applied: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types."""
@@ -52,6 +131,7 @@ class PassRecord:
             "applied": list(self.applied),
             "refused": [{"rule": r.rule, "op": r.op, "reason": r.reason} for r in self.refused],
             "notes": list(self.notes),
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
         }
 
 

@@ -41,6 +41,9 @@ def make():
 
 def unsupported():
     return Unsupported(), (torch.eye(4),)
+
+def batches():
+    yield torch.randn(4, 3, 8, 8)
 """
 MODEL = "tersor_cli_model:make"
 
@@ -130,6 +133,26 @@ def test_compile_for_another_target_and_thread_count(tersor: Callable[..., Resul
     assert result.json["bytes"] == (tmp_path / "m.tersor").stat().st_size
     assert {"export", "link", "write"} <= set(result.json["seconds"])
     assert [one["name"] for one in result.json["passes"]]
+
+
+@pytest.mark.parametrize("data", ["x.npy", "tersor_cli_model:batches"])
+def test_compile_with_data(data: str, tersor: Callable[..., Result], tmp_path: Path) -> None:
+    passes = "O3,quantize-annotate,quantize-calibrate"
+    result = tersor("compile", MODEL, "-o", tmp_path / "m.tersor", "-p", passes, "--data", data, "--json")
+    assert result.code == 0, result.err
+    notes = [note for one in result.json["passes"] for note in one["notes"]]
+    assert f"ranges by minmax from {1 if data == 'x.npy' else 4} batches" in notes[-1]
+    result = tersor("bench", MODEL, "-p", passes, "--data", data, "--repeat", 1)
+    assert result.code == 0, result.err
+
+
+def test_plugins(tersor: Callable[..., Result], tmp_path: Path) -> None:
+    plugin = "tersor.tests.passes.example_passes"
+    for command in ("compile", "bench"):
+        arguments = ["-o", tmp_path / "m.tersor"] if command == "compile" else ["--repeat", 1]
+        result = tersor(command, "model.ir", *arguments, "-p", "test-drift,O3", "--plugin", plugin)
+        assert result.code == 0, result.err
+        assert "cannot be imported" in tersor(command, "model.ir", *arguments, "--plugin", "tersor_none").err
 
 
 def test_run_reads_and_writes_named_arrays(tersor: Callable[..., Result], folder: Path, tmp_path: Path) -> None:

@@ -230,3 +230,32 @@ def test_errors_that_are_no_mistake_of_the_user_are_not_hidden(monkeypatch, sour
     monkeypatch.setattr("tersor.passes.driver.run_opt", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         main(["opt", str(source)])
+
+
+# Target and data ------------------------------------------------------------------------------------------------
+
+
+def test_passes_that_need_a_target_and_data(tersor, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("tersor.compiler.runs_here", lambda target: False)  # so that nothing is timed
+    (tmp_path / "tersor_opt_data.py").write_text("import torch\nloader = lambda: torch.randn(3, 1, 4, 6, 6)\n")
+    monkeypatch.chdir(tmp_path)
+    options = ["--target", "x86:znver4", "--data", "tersor_opt_data:loader"]
+    code, out, err = tersor("opt", source, "-p", "O2,quantize", *options)
+    assert code == 0, err
+    assert "quantize(" in out
+    code, _, err = tersor("opt", source, "-p", "O2,quantize", "--target", "x86:avx2")
+    assert code == 2
+    assert "needs calibration data" in err
+
+
+def test_reproducers_name_target_and_data(tersor, source, tmp_path, monkeypatch):
+    save_file({"x": torch.full((1, 4, 6, 6), torch.nan)}, tmp_path / "nan.safetensors")
+    monkeypatch.chdir(tmp_path)
+    options = ["--target", "x86:znver4", "--data", "nan.safetensors"]
+    code, _, err = tersor("opt", source, "-p", "O2,quantize", *options, "--reproducer-dir", tmp_path / "r")
+    assert code == 2
+    (line,) = [line for line in (tmp_path / "r" / "quantize.ir").read_text().splitlines() if "tersor opt" in line]
+    assert " -p quantize --target x86:znver4 --data nan.safetensors" in line
+    again, _, message = tersor(*shlex.split(line.lstrip("# "))[1:])
+    assert again == 2
+    assert message.partition("; reproducer")[0].strip() in err

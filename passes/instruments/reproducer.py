@@ -21,10 +21,13 @@ class Reproducer(Instrument):
     ----------
     directory
         Made when it is needed.
+    options
+        Of ``tersor opt``, for what passes were given besides the graph.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, options: Sequence[str] = ()) -> None:
         self.directory = Path(directory)
+        self._options = tuple(options)
         self._graph: Graph | None = None
 
     def before(self, step: Step, graph: Graph) -> None:
@@ -39,7 +42,8 @@ class Reproducer(Instrument):
         if len(graph.weights):
             graph.weights.keep(op.attrs.id for op in graph.ops if isinstance(op, WeightOp))
             save_ir(graph, path)
-        options = [option for instrument in instruments for option in instrument.reproduce(self.directory)]
+        options = [*self._options]
+        options += [option for instrument in instruments for option in instrument.reproduce(self.directory)]
         if step.rewrites_left is not None:
             options += ["--bisect-limit", str(step.rewrites_left)]
         built_in = __package__.rpartition(".")[0]

@@ -101,7 +101,7 @@ class LowRank(Pass):
         if not chains:
             return Result(False, ("no layer to factorize",))
         batch = first_batch(graph, context.calibration)
-        referee = Referee(self.keep, context.latency)
+        referee = Referee(self.keep, context.latency, context.verdicts)
         verdicts = _judge(planned, chains, referee, batch)
         notes = tuple(verdict.note for verdict in verdicts.values())
         kept = {op: chain for op, chain in chains.items() if verdicts[op].stays}

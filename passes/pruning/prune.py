@@ -136,7 +136,7 @@ class PruneChannels(Pass):
         """Give the channels of groups back that are not worth it, in ``masks``; returns lines for the report."""
         if all(mask.all() for mask in masks):
             return ("every channel stays",)
-        referee = Referee(self.keep, context.latency)
+        referee = Referee(self.keep, context.latency, context.verdicts)
         groups = judge_groups(graph, channels, masks, referee, _describe) if context.latency else ()
         changed = shrunk(graph, channels, stay(channels, masks))
         error = largest_deviation(original, changed, [first_batch(original, context.calibration)])

@@ -53,6 +53,7 @@ class ReestimateBatchNorm(Pass):
     chunk: int = 32
 
     exactness = Exactness.APPROXIMATE
+    repairs = True
 
     def __post_init__(self) -> None:
         if self.chunk < 1:

@@ -45,6 +45,7 @@ class BiasCorrection(Pass):
     """Correct biases by what rounding the weights adds to each channel's mean."""
 
     exactness = Exactness.APPROXIMATE
+    repairs = True
 
     def run(self, graph: Graph, context: PassContext) -> Result:
         layers = [op for op in float_layers(graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]

@@ -19,8 +19,10 @@ Activations have one scale and zero point a tensor, weights one scale for each o
 puts into the layer's kernel; so run ``fuse`` (or ``O3``) behind this pass. Outputs of the graph are numbers as before.
 
 The referee decides layer by layer: with ``keep=faster`` a layer that the target does not measure faster on integers
-stays as it is, and what would be stored as integers for it alone too. The report gives milliseconds of each layer,
-and the error of outputs and stored values on the first calibration batches. Fails where notes have no range yet.
+stays as it is, and what would be stored as integers for it alone too. But a layer in floating point makes its
+neighbours write and read four times the bytes. So where some layers are not faster alone, the whole graph is measured
+with and without them, and they follow the others if it is faster with them. The report gives milliseconds of each
+layer, and the error of outputs and stored values on the first calibration batches. Fails where notes have no range yet.
 Scheme: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
 CVPR 2018; Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference", 2018.
 """
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 
 from ...ir import Graph, Rewriter, TersorError, graph_of, weights_loaded
 from ...ir.ops import FusedOp, ObserveOp
@@ -38,6 +41,7 @@ from ..matching import replace
 from ..numeric import seeded_inputs
 from ..referee import Keep, Referee, Trial
 from ..registry import register_pass
+from ..report import Verdict
 from ..unfuse import take_apart
 from .annotate import check_order
 from .integer_graph import IntegerGraph, Stored, integer_twin, step_of
@@ -46,6 +50,7 @@ from .quality import measure_quality
 from .tidy import tidy
 
 _RULE = "quantize-realize"
+_WITH_OTHERS = "alone not faster, with its neighbours it is"
 
 
 @register_pass(_RULE)
@@ -93,7 +98,7 @@ class QuantizeRealize(Pass):
         return Result(rewriter.changed, lines)
 
     def _realize(self, exact: Graph, graph: Graph, rewriter: Rewriter, context: PassContext) -> tuple[str, ...]:
-        referee = Referee(self.keep, context.latency)
+        referee = Referee(self.keep, context.latency, context.verdicts)
         layers, lines = _judge(graph, referee)
         if layers:
             planned, stored = _planned(graph, layers)
@@ -115,14 +120,26 @@ def _judge(graph: Graph, referee: Referee) -> tuple[list[Layer], tuple[str, ...]
     layers = [op for op in float_layers(graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]
     if referee.latency is None:
         return layers, ()
-    kept, lines = [], []
-    for op in layers:
-        pair = (graph_of(op), integer_twin(op, step_of(op.x.op)))
-        verdict = referee.judge(Trial(op.location or op.describe(), (pair,)))
-        lines.append(verdict.note)
+    alone = Referee(referee.keep, referee.latency)
+    verdicts = {op: alone.judge(_trial(op)) for op in layers}
+    slow = [op for op in layers if not verdicts[op].stays]
+    together: tuple[Verdict, ...] = ()
+    if 0 < len(slow) < len(layers):
+        fewer, every = (_planned(graph, part)[0] for part in ([op for op in layers if op not in slow], layers))
+        verdict = alone.judge(Trial(f"layers that alone are not faster ({len(slow)})", ((fewer, every),)))
+        together = (verdict,)
         if verdict.stays:
-            kept.append(op)
-    return kept, tuple(lines)
+            kept = {op: replace_fields(verdicts[op], stays=True, fault="", remark=_WITH_OTHERS) for op in slow}
+            verdicts, slow = verdicts | kept, []
+    final = (*verdicts.values(), *together)
+    referee.verdicts.extend(final)
+    return [op for op in layers if op not in slow], tuple(verdict.note for verdict in final)
+
+
+def _trial(op: Layer) -> Trial:
+    """A layer alone, in floating point and on integers."""
+    assert isinstance(op.x.op, ObserveOp)
+    return Trial(op.location or op.describe(), ((graph_of(op), integer_twin(op, step_of(op.x.op))),))
 
 
 def _planned(graph: Graph, layers: Sequence[Layer]) -> tuple[Graph, list[Stored | None]]:

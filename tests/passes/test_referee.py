@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from types import SimpleNamespace
 
 import pytest
 import tersor
@@ -11,9 +13,9 @@ from tersor.ir import Graph, TensorType, fingerprint
 from tersor.ir.ops import Conv2dOp, ReluOp
 from tersor.passes import PassManager, as_pipeline, run_passes
 from tersor.passes.referee import Keep, Referee, Trial, output_errors
-from tersor.targets.latency import LEAST_NOISE, MeasuredLatency
+from tersor.passes.report import Times, Verdict
+from tersor.targets.latency import LEAST_NOISE, MeasuredLatency, Patience, time_by_turns
 from tersor.targets.tuning.predicted import PredictedLatency
-from tersor.targets.tuning.timing import Timing
 from tersor.tests.passes.lowrank.planted import Clock, Reading, conv_graph, linear_graph, planted
 from tersor.tests.random_graphs import GraphBuilder
 
@@ -47,6 +49,18 @@ def test_notes():
     assert faster.note == "layer: multiply-adds 1800 -> 900 (0.500), 2 -> 1 ms (0.500), error 0.0123"
     slower = judge(Keep.FASTER, Reading(2e-3, 3e-3, 0.1))
     assert slower.note == "layer undone, not faster: multiply-adds 1800 -> 900 (0.500), 2 -> 3 ms (1.500)"
+
+
+def test_verdicts_are_kept_as_data():
+    verdicts: list[Verdict] = []
+    referee = Referee(Keep.FASTER, Fixed(Reading(2e-3, 3e-3, 0.1), Reading(2e-3, 1e-3, 0.1)), verdicts)
+    slower = referee.judge(Trial("layer", ((BIG, SMALL),), 0.25))
+    whole = referee.judge_whole(BIG, SMALL, "output 0 differs")
+    assert verdicts == [slower, whole]
+    assert slower == Verdict("layer", False, "not faster", 1800, 900, Times(2e-3, 3e-3, 0.1), 0.25)
+    assert (whole.stays, whole.fault, whole.is_whole, whole.remark) == (True, "", True, "output 0 differs")
+    assert whole.note == "whole graph: multiply-adds 1800 -> 900 (0.500), 2 -> 1 ms (0.500); output 0 differs"
+    assert slower.to_json()["times"] == {"before": 2e-3, "after": 3e-3, "noise": 0.1}
 
 
 def test_several_layers_are_added_up():
@@ -127,6 +141,9 @@ def test_pruning_keeps_groups_that_are_faster():
         "n of 32 channels: second",
     ]
     assert all(" ms (0." in note for note in notes[2:])
+    verdicts = outcome.report.records[0].verdicts
+    assert sorted(verdict.note for verdict in verdicts) == sorted([notes[0], *notes[2:]])
+    assert [verdict.is_whole for verdict in verdicts] == [False, False, True]
 
 
 @pytest.mark.parametrize("prefix", ["", "O3,"])
@@ -159,13 +176,18 @@ def test_run_passes_takes_a_latency():
 
 
 class Program:
-    """A compiled graph, as far as measuring is concerned."""
+    """A compiled graph, as far as measuring is concerned: a layer between conversions, which take longer."""
+
+    info = SimpleNamespace(kernels=[SimpleNamespace(template=name) for name in ("relayout", "matmul", "relayout")])
 
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+        self.seconds = 1e-6 * graph.cost().macs
 
     def random_inputs(self) -> tuple:
         return ()
+
+    def kernel_seconds(self) -> list[float]:
+        return [1.0, self.seconds, 2.0]
 
 
 def measured() -> tuple[MeasuredLatency, list[Graph]]:
@@ -175,23 +197,36 @@ def measured() -> tuple[MeasuredLatency, list[Graph]]:
         compiled.append(graph)
         return Program(graph)
 
-    def time(candidate, incumbent, policy) -> Timing:
-        return Timing(1e-3, 0.001, 10, float("nan") if incumbent is None else 2e-3)
-
-    return MeasuredLatency(compile, time=time), compiled
+    return MeasuredLatency(compile), compiled
 
 
 def test_measured_pairs_are_kept():
     latency, compiled = measured()
+    before, after = (1e-6 * graph.cost().macs for graph in (BIG, SMALL))
     for _ in range(2):
         reading = latency.compare(BIG, SMALL)
-        assert (reading.before, reading.after, reading.noise) == (2e-3, 1e-3, LEAST_NOISE)
+        assert (reading.before, reading.after, reading.noise) == (before, after, LEAST_NOISE)
     same_work = linear_graph(torch.full((20, 30), 7.0))
     assert latency.compare(same_work, SMALL) is reading
-    assert compiled == [SMALL, BIG]
-    assert latency.compare(BIG, same_work).after == latency.compare(BIG, same_work).before == 1e-3
-    assert latency.graph_seconds(BIG) == 1e-3
+    assert compiled == [BIG, SMALL]
+    assert latency.compare(BIG, same_work).after == latency.compare(BIG, same_work).before == before
+    assert latency.graph_seconds(BIG) == before
     assert len(compiled) == 3
+
+
+def test_interruptions_do_not_count():
+    """Of the executions most are disturbed; measuring goes on until the fastest ones agree."""
+    quiet, busy = (itertools.cycle(durations) for durations in ([1.0], [9.0, 4.0, 2.0, 8.0, 7.0]))
+    still, disturbed = time_by_turns([lambda: next(quiet), lambda: next(busy)], Patience(warmup=0, seconds=60.0))
+    assert (still.seconds, still.spread) == (1.0, 0.0)
+    assert (disturbed.seconds, disturbed.spread) == (2.0, 0.0)
+
+
+def test_what_never_agrees_is_noise():
+    durations = (1.0 + 0.1 * index for index in itertools.count())
+    (series,) = time_by_turns([lambda: next(durations)], Patience(warmup=0, least=4, most=8))
+    assert series.seconds == pytest.approx(1.7)  # each second execution is timed
+    assert series.spread == pytest.approx(0.6 / 1.7)
 
 
 def test_fingerprint_of_work():

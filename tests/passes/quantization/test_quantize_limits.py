@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -78,10 +79,10 @@ class Times:
 
 
 class StubLatency:
-    """Integers are faster, but for layers with ``slow`` output channels."""
+    """Integers are faster, but for layers with ``slow`` output channels; these ``together`` with the others as told."""
 
-    def __init__(self, slow: int = 0, whole: float = 0.5) -> None:
-        self.slow, self.whole = slow, whole
+    def __init__(self, slow: int = 0, whole: float = 0.5, together: float = 1.0) -> None:
+        self.slow, self.whole, self.together = slow, whole, together
 
     def graph_seconds(self, graph: Graph) -> float:
         raise NotImplementedError
@@ -91,7 +92,8 @@ class StubLatency:
 
     def compare(self, before: Graph, after: Graph) -> Times:
         if before.inputs[0].type.dtype is after.inputs[0].type.dtype:
-            return Times(1e-3, self.whole * 1e-3)
+            is_quantized = any(isinstance(op, QuantizeOp) for op in before.ops)
+            return Times(1e-3, (self.together if is_quantized else self.whole) * 1e-3)
         return Times(1e-3, 2e-3 if before.outputs[0].shape[1] == self.slow else 0.5e-3)
 
 
@@ -110,6 +112,15 @@ def test_layers_that_are_not_faster_stay():
     assert any(note.startswith("b undone, not faster") for note in outcome.report.records[-1].notes)
     everything = quantized(graph, f"{STEPS}{{keep=all}}", latency=StubLatency(slow=9)).graph
     assert structurally_equal(everything, quantized(graph).graph)
+
+
+def test_layers_that_are_not_faster_alone_follow_their_neighbours():
+    outcome = quantized(three_layers(), latency=StubLatency(slow=9, together=0.9))
+    assert structurally_equal(outcome.graph, quantized(three_layers()).graph)
+    notes = outcome.report.records[-1].notes
+    (layer,) = (note for note in notes if note.startswith("b: "))
+    assert layer.endswith("1 -> 2 ms (2.000); alone not faster, with its neighbours it is")
+    assert any(re.match(r"layers that alone are not faster \(1\): .* 1 -> 0.9 ms", note) for note in notes)
 
 
 def test_a_graph_that_would_be_slower_stays_whole():

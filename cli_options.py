@@ -1,0 +1,54 @@
+"""Options that several commands share, and what they name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .frontend import LoadedModel
+    from .ir import Graph
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
+PluginOption = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="MODULE", help="Import a Python module that registers passes.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of one call; all usable cores if omitted.")]
+SplitOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads to split the work for; the target's cores if omitted.")
+]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A .pt2 file, an IR file, package.module:factory, or a .tersor file.")
+]
+TargetOption = Annotated[str, typer.Option(help="Machine to compile for; see `tersor targets`.")]
+PipelineOption = Annotated[str, typer.Option("-p", "--pipeline", help="Passes and presets, comma-separated.")]
+LogDirOption = Annotated[
+    Path | None, typer.Option(help="Folder of tuning records, used on top of those that ship with Tersor.")
+]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LOADER|FILE",
+        help="Inputs for passes that need data: package.module:loader, a function that returns an iterable of batches, "
+        "or a .npy, .npz or .safetensors file of one batch, which may be repeated.",
+    ),
+]
+
+
+def load_named(model: str) -> tuple[Graph, LoadedModel | None]:
+    """The graph that MODEL names, and the model itself, unless it is the graph of an artifact."""
+    from .frontend import load_model
+    from .targets.artifact import is_artifact, load_graph
+
+    if is_artifact(model):
+        return load_graph(model), None
+    loaded = load_model(model)
+    return loaded.to_graph(), loaded
+
+
+def print_json(value: Any) -> None:
+    """Print machine-readable results."""
+    print(json.dumps(value, indent=2))

@@ -1,0 +1,249 @@
+"""Runs a plan step by step; after each step there is a compiled model, judged, and on disk if a file was asked for."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..compiler import REQUIRED_PASSES, PassStages, latency_of, load_choices, runs_here
+from ..ir import Graph, TersorError, fingerprint
+from ..ir.ops import WeightOp
+from ..passes import Outcome, PassManager, PassRecord, Pipeline, Report, parse_pipeline
+from ..targets import Executable, Target, compile_graph
+from ..targets.latency import LEAST_NOISE
+from .data import CalibrationData
+from .evaluation import Evaluation
+from .judge import Figures, Judge
+from .machine import describe_machine, describe_versions
+from .plan import Plan
+from .result import Compressed, CompressError, End, Setting, Step, score_text
+
+ORIGINAL = "original"
+_FINISH = parse_pipeline(f"O3,{REQUIRED_PASSES}")  # before a model is compiled, whatever the pipeline says
+_ROUNDING = 1e-9  # a drop of exactly what is allowed is allowed
+
+
+class Observer:
+    """Is told how it goes on; every method does nothing by default."""
+
+    def begin(self, stage: str) -> None:
+        """Some work begins that takes a while."""
+
+    def finished(self, step: Step) -> None:
+        """A step has ended: the original first."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to do.
+
+    Attributes
+    ----------
+    graph
+        The model, its weights loaded.
+    plan
+        The steps.
+    target
+        The machine; its cores are the threads that work is split for.
+    threads
+        Of one call, or None for all usable cores.
+    data
+        For passes that need some, and to compare outputs on.
+    evaluation
+        Scores models, or None.
+    max_drop
+        By how much the score may fall below the original's, or None for any.
+    log_dir
+        Tuning records on top of those that ship with Tersor.
+    output
+        Where to write the model that is kept, or None.
+    """
+
+    graph: Graph
+    plan: Plan
+    target: Target
+    threads: int | None = None
+    data: CalibrationData | None = None
+    evaluation: Evaluation | None = None
+    max_drop: float | None = None
+    log_dir: Path | None = None
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A step with its program, and the file of it that is not yet in its place."""
+
+    step: Step
+    executable: Executable
+    file: Path | None
+
+
+class Session:
+    """One run of a task; holds what its steps share."""
+
+    def __init__(self, task: Task, observer: Observer) -> None:
+        self._task = task
+        self._observer = observer
+        self._began = datetime.datetime.now(datetime.UTC)
+        self._latency = latency_of(task.plan.pipeline, task.target, task.log_dir)
+        self._choices = load_choices(task.target, task.log_dir)
+        self._judge = Judge(task.graph, task.data, task.evaluation, runs_here(task.target))
+        self._steps: list[Step] = []
+        self._records: tuple[PassRecord, ...] = ()
+
+    def run(self) -> Compressed:
+        """Make all steps, or as many as there can be.
+
+        Raises
+        ------
+        TersorError
+            When the original cannot be compiled or judged, or the first step fails.
+        CompressError
+            When a later step fails; the error holds what was made until then.
+        """
+        with self._scratch() as folder:
+            return self._run(None if folder is None else Path(folder))
+
+    def _scratch(self) -> AbstractContextManager[str | None]:
+        output = self._task.output
+        if output is None:
+            return nullcontext()
+        return tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
+
+    def _run(self, folder: Path | None) -> Compressed:
+        task = self._task
+        outcome = self._passes(task.plan.start, task.graph)
+        best = made = self._made(ORIGINAL, outcome, self._judge.original, folder, time.perf_counter())
+        for number, pipeline in enumerate(task.plan.steps, start=1):
+            started = time.perf_counter()
+            try:
+                before, outcome = outcome.graph, self._passes(pipeline, outcome.graph)
+                if fingerprint(before) == fingerprint(outcome.graph):  # all rewrites were undone
+                    made = self._unchanged(made, str(pipeline), outcome, started)
+                else:
+                    made = self._made(str(pipeline), outcome, self._judge.step, folder, started)
+            except KeyboardInterrupt:
+                if number == 1:
+                    raise
+                return self._result(best, End.INTERRUPTED, f"interrupted during {pipeline}")
+            except TersorError as error:
+                if number == 1:
+                    raise
+                reason = f"{pipeline}: {error}"
+                raise CompressError(reason, self._result(best, End.FAILED, reason)) from error
+            if self._is_too_far(made.step):
+                return self._result(best, End.DROP, self._drop_line(made.step, best.step))
+            if task.max_drop is None or not _is_slower(made.step, best.step):
+                best = made = self._placed(made)
+        return self._result(best, End.COMPLETE, "")
+
+    def _passes(self, pipeline: Pipeline, graph: Graph) -> Outcome:
+        manager = PassManager(pipeline, (PassStages(self._observer.begin),))
+        return manager.run(graph, target=self._task.target, calibration=self._task.data, latency=self._latency)
+
+    def _made(
+        self, name: str, outcome: Outcome, judge: Callable[[Executable], Figures], folder: Path | None, started: float
+    ) -> _Made:
+        """Compile a graph, judge the program, and write it to a file beside the output."""
+        task = self._task
+        self._observer.begin(f"compile {name}")
+        self._records += outcome.report.records
+        finished = PassManager(_FINISH).run(outcome.graph, target=task.target)
+        executable = compile_graph(
+            finished.graph,
+            task.target,
+            threads=task.threads,
+            choose=self._choices,
+            report=Report((*self._records, *finished.report.records)),
+        )
+        file = None if folder is None else executable.save(folder / f"{len(self._steps)}.tersor")
+        self._observer.begin(f"judge {name}")
+        figures = judge(executable)
+        weights = _weights(finished.graph)
+        step = Step(
+            name=name,
+            macs=outcome.graph.cost().macs,
+            parameters=sum(weight.numel() for weight in weights),
+            weight_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
+            artifact_bytes=None if file is None else file.stat().st_size,
+            latency=figures.latency,
+            error=figures.error,
+            score=figures.score,
+            records=outcome.report.records,
+            seconds=time.perf_counter() - started,
+        )
+        return _Made(self._noted(step), executable, file)
+
+    def _unchanged(self, before: _Made, name: str, outcome: Outcome, started: float) -> _Made:
+        """A step of which nothing stayed: the model is the one before."""
+        self._records += outcome.report.records
+        seconds = time.perf_counter() - started
+        step = replace(before.step, name=name, records=outcome.report.records, seconds=seconds)
+        return replace(before, step=self._noted(step))
+
+    def _noted(self, step: Step) -> Step:
+        self._steps.append(step)
+        self._observer.finished(step)
+        return step
+
+    def _placed(self, made: _Made) -> _Made:
+        """Move the step's file to where the output is wanted, at once, so that whatever comes next loses nothing."""
+        if made.file is None or self._task.output is None:
+            return made
+        made.file.replace(self._task.output)
+        return _Made(made.step, made.executable, None)
+
+    def _is_too_far(self, step: Step) -> bool:
+        limit, original = self._task.max_drop, self._steps[0].score
+        if limit is None or original is None or step.score is None:
+            return False
+        return original - step.score > limit + _ROUNDING
+
+    def _drop_line(self, step: Step, best: Step) -> str:
+        original = self._steps[0].score
+        kept = "the original is kept, not compressed" if best.name == ORIGINAL else f"kept the model after {best.name}"
+        return (
+            f"{step.name} lowers the score from {score_text(original)} to {score_text(step.score)},"
+            f" by more than {self._task.max_drop:g}; {kept}"
+        )
+
+    def _result(self, best: _Made, end: End, reason: str) -> Compressed:
+        self._placed(best)
+        kept = next(index for index, step in enumerate(self._steps) if step is best.step)
+        setting = self._setting(best.executable.threads)
+        return Compressed(best.executable, tuple(self._steps), kept, end, reason, setting, self._task.output)
+
+    def _setting(self, threads: int) -> Setting:
+        task = self._task
+        return Setting(
+            model=task.graph.name,
+            pipeline=str(task.plan.pipeline),
+            target=task.target.name,
+            threads=threads,
+            data="" if task.data is None else task.data.name,
+            evaluate="" if task.evaluation is None else task.evaluation.name,
+            max_drop=task.max_drop,
+            machine=describe_machine(),
+            versions=describe_versions(),
+            date=self._began.isoformat(sep=" ", timespec="seconds"),
+        )
+
+
+def _weights(graph: Graph) -> list[torch.Tensor]:
+    ids = {op.attrs.id for op in graph.ops if isinstance(op, WeightOp)}
+    return [graph.weights[id] for id in sorted(ids)]
+
+
+def _is_slower(step: Step, best: Step) -> bool:
+    """Whether a step is slower than the best one by more than chance explains."""
+    if step.latency is None or best.latency is None:
+        return False
+    return step.latency.speedup < best.latency.speedup * (1 - LEAST_NOISE)

@@ -1,0 +1,128 @@
+"""The facade of compression: a model and a pipeline in, the smaller program and the figures of each step out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .compression.data import CalibrationData
+from .compression.evaluation import Evaluation, Model
+from .compression.plan import make_plan
+from .compression.result import Compressed
+from .compression.session import Observer, Session, Task
+from .frontend import from_torch
+from .ir import Graph, TersorError, weights_loaded
+from .targets import Target, resolve_target
+from .targets.artifact import check_output
+from .targets.executable import check_threads
+
+
+def compress(
+    graph_or_module: Any,
+    example_inputs: Any = None,
+    *,
+    pipeline: str,
+    data: Callable[[], Iterable[Any]] | Iterable[Any] | None = None,
+    target: str | Target = "x86:native",
+    evaluate: Callable[[Model], float] | None = None,
+    max_drop: float | None = None,
+    threads: int | None = None,
+    log_dir: str | Path | None = None,
+    output: str | Path | None = None,
+    observer: Observer | None = None,
+) -> Compressed:
+    """Compress a model step by step, and compile, time and score it after each step.
+
+    Parameters
+    ----------
+    graph_or_module
+        A `tersor.ir.Graph`, an ``nn.Module`` or an ``ExportedProgram``; never changed.
+    example_inputs
+        Tensors to export a module with; not needed for the other two.
+    pipeline
+        Text of passes and presets, such as ``"O3,prune-channels{macs=0.6},low-rank,quantize"``; at least one of them
+        compresses. Passes that change no numbers belong to the step that they prepare. Before a model is compiled, O3
+        is applied, whatever the pipeline says.
+    data
+        Batches of inputs for passes that need data, and to compare outputs on: an iterable that can be iterated
+        repeatedly, or a function that returns one. A batch is a tensor or array, a sequence of them (one for each
+        input) or a dict by input names. Read anew for each use, never held as a whole. Random inputs stand in for it
+        where outputs are compared.
+    target
+        A name (see ``tersor targets``) or a `Target`.
+    evaluate
+        Takes a callable that computes the model (torch tensors or NumPy arrays in, the same kind out), returns a number
+        that is larger for better models, for example the accuracy from 0 to 1. It is given the compiled program of each
+        step, or an interpreter where the target's code does not run here.
+    max_drop
+        Stop when the score falls by more than this below the original's, and keep the fastest model that did not; the
+        compiled original if there is none. Needs ``evaluate``. Without it the model after the last step is kept.
+    threads
+        Threads of one call; by default all usable cores.
+    log_dir
+        A folder of tuning records, used on top of those that ship with Tersor.
+    output
+        A file for the model that is kept; written whenever a step succeeds.
+    observer
+        Is told how it goes on.
+
+    Returns
+    -------
+    Compressed
+        The program, and operations, size, latency, error and score after each step. After Ctrl-C during a later step
+        than the first, what was made until then.
+
+    Raises
+    ------
+    TersorError
+        For a mistake in what is given, or when the original cannot be compiled or the first step fails.
+    CompressError
+        When a later step fails; its attribute ``compressed`` holds what was made until then.
+    """
+    plan = make_plan(pipeline)
+    record = resolve_target(target)
+    if threads is not None:
+        record = replace(record, cores=check_threads(threads))
+    check_max_drop(max_drop, evaluate is not None)
+    if output is not None:
+        check_output(Path(output))
+    graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
+    if not weights_loaded(graph):
+        raise TersorError("the graph's weights are not loaded: read it by load_ir, or give its weights to ir.parse")
+    task = Task(
+        graph=graph,
+        plan=plan,
+        target=record,
+        threads=threads,
+        data=_as_data(data, graph),
+        evaluation=_as_evaluation(evaluate),
+        max_drop=max_drop,
+        log_dir=None if log_dir is None else Path(log_dir),
+        output=None if output is None else Path(output),
+    )
+    return Session(task, observer or Observer()).run()
+
+
+def _as_data(data: Any, graph: Graph) -> CalibrationData | None:
+    return data if data is None or isinstance(data, CalibrationData) else CalibrationData(data, graph)
+
+
+def _as_evaluation(evaluate: Any) -> Evaluation | None:
+    if evaluate is None or isinstance(evaluate, Evaluation):
+        return evaluate
+    if not callable(evaluate):
+        raise TersorError(f"evaluate must be a function that takes a model, not a {type(evaluate).__name__}")
+    return Evaluation(evaluate, getattr(evaluate, "__name__", "evaluate"))
+
+
+def check_max_drop(max_drop: float | None, has_evaluate: bool) -> None:
+    """Raise TersorError for a limit that makes no sense, or without anything to hold against it."""
+    if max_drop is None:
+        return
+    if not (math.isfinite(max_drop) and max_drop >= 0):
+        raise TersorError(f"max_drop must be 0 or more, not {max_drop:g}: it is what the score may fall by")
+    if not has_evaluate:
+        raise TersorError("max_drop needs evaluate: without a score nothing can be compared")
