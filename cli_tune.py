@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,29 +9,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from .cli_options import (
+    DataOption,
+    JsonOption,
+    ModelArgument,
+    PipelineOption,
+    PluginOption,
+    SplitOption,
+    load_named,
+    print_json,
+)
 from .targets.tuning import DEFAULT_LOG_DIR
 
 if TYPE_CHECKING:
-    from .ir import Graph
     from .targets.tuning.session import TuningResult
 
 
 def tune(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A .pt2 file, an IR file, package.module:factory, or a .tersor file.")
-    ],
+    model: ModelArgument,
     target: Annotated[str, typer.Option(help="Machine to tune for; its code must run here.")] = "x86:native",
-    pipeline: Annotated[str, typer.Option("-p", "--pipeline", help="Passes and presets, comma-separated.")] = "O3",
+    pipeline: PipelineOption = "O3",
     trials: Annotated[
         int | None, typer.Option(min=1, help="Candidates to measure, those already in the log included.")
     ] = None,
     seconds: Annotated[float | None, typer.Option("--time", help="Seconds to spend on tuning.")] = None,
+    data: DataOption = None,
     log_dir: Annotated[
         Path, typer.Option(help="Folder of records: what it holds is not measured again, what is measured is added.")
     ] = DEFAULT_LOG_DIR,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads to split the work for; the target's cores if omitted.")
-    ] = None,
+    threads: SplitOption = None,
     shipped: Annotated[bool, typer.Option(help="Start from the records that ship with Tersor, too.")] = True,
     seed: Annotated[int, typer.Option(help="Of the random picks.")] = 0,
     metaschedule: Annotated[
@@ -40,7 +45,8 @@ def tune(
     ] = 0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the tuned model to this file.")] = None,
     chart: Annotated[Path | None, typer.Option(help="Draw the convergence to this file (.svg, .png, .pdf).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable results.")] = False,
+    plugin: PluginOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure kernel candidates of a model until nothing more is to gain or the budget is spent. Ctrl-C keeps all.
 
@@ -51,7 +57,9 @@ def tune(
       tersor tune model.tersor --time 60 --chart convergence.svg
     """
     from .compiler import optimize_in_stages
+    from .compression.data import open_data
     from .ir import TersorError
+    from .passes.driver import import_plugins
     from .report import progress
     from .targets import compile_graph
     from .targets.artifact import check_output
@@ -68,12 +76,20 @@ def tune(
     for path in (output, chart):
         if path is not None:
             check_output(path)
+    import_plugins(plugin or ())
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with progress() as shown:
         shown.begin("load")
-        graph = _load(model)
+        graph, _ = load_named(model)
         optimized = optimize_in_stages(
-            graph, None, target=target, pipeline=pipeline, calibration=None, threads=threads, begin=shown.begin
+            graph,
+            None,
+            target=target,
+            pipeline=pipeline,
+            calibration=open_data(data or (), graph),
+            threads=threads,
+            begin=shown.begin,
+            log_dir=log_dir,
         )
     check_measurable(optimized.target)
     console.print(f"measurements are added to {target_folder(log_dir, optimized.target.name)}", markup=False)
@@ -105,14 +121,7 @@ def tune(
             shown.begin("write")
             executable.save(output)
     if as_json:
-        print(json.dumps(describe(result), indent=2))
-
-
-def _load(model: str) -> Graph:
-    from .frontend import load_model
-    from .targets.artifact import is_artifact, load_graph
-
-    return load_graph(model) if is_artifact(model) else load_model(model).to_graph()
+        print_json(describe(result))
 
 
 def describe(result: TuningResult) -> dict[str, Any]:

@@ -281,9 +281,11 @@ def held_out_table(results: Sequence[HeldOut]) -> Table:
         "candidates",
         "picked",
         "best in top 10 %",
+        "within 2 %",
         "place of best",
         "rank corr.",
         "regret",
+        "of 8",
         "error",
     )
     for column in columns:
@@ -295,9 +297,11 @@ def held_out_table(results: Sequence[HeldOut]) -> Table:
             str(one.candidates),
             "uniformly" if one.uniform else "by search",
             f"{one.in_top:.0%}",
+            f"{one.near_in_top:.0%}",
             f"{one.place:.0%}",
             f"{one.correlation:.2f}",
             f"{one.regret:.1%}",
+            f"{one.batch_regret:.1%}",
             f"{one.error:.1%}",
         )
     return table

@@ -19,8 +19,9 @@ _Job = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 class WorkerPool(Executor):
     """An executor whose workers import PyTorch and TVM once and are replaced when they die.
 
-    Workers start when the first job comes. A worker that dies in a job fails that job only. One that cannot even start
-    fails every job with WorkerStartError, its last words as the reason.
+    Workers start when there are more unfinished jobs than workers: the first answer comes soonest when nothing else is
+    being imported beside the worker that gives it. A worker that dies in a job fails that job only. One that cannot
+    even start fails every job with WorkerStartError, its last words as the reason.
 
     Parameters
     ----------
@@ -48,17 +49,24 @@ class WorkerPool(Executor):
         self._timeout = timeout
         self._count = workers
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._unfinished = 0
         self._threads: list[threading.Thread] = []
+        self._imported: list[threading.Event] = []  # one for each thread
         self._lock = threading.Lock()
         self._busy: set[Worker] = set()
         self._broken: WorkerStartError | None = None
         self._closed = False
 
-    def start(self) -> None:
-        """Start the workers, which import what they need while the caller does something else."""
+    def start(self, workers: int = 1) -> None:
+        """Start some of the workers, which import what they need while the caller does something else."""
         with self._lock:
-            if not self._threads and not self._closed:
-                self._start()
+            if not self._closed:
+                self._start(workers)
+
+    def wait_ready(self) -> None:
+        """Wait until no worker is importing any more, which would disturb a measurement."""
+        for event in list(self._imported):
+            event.wait()
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:  # type: ignore[override]
         """Call ``function(*arguments)`` in one of the workers; the function is found there by its name."""
@@ -66,8 +74,9 @@ class WorkerPool(Executor):
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool has been shut down")
-            if not self._threads:
-                self._start()
+            self._unfinished += 1
+            self._start(self._unfinished)
+        future.add_done_callback(self._finished)
         self._jobs.put((future, function, arguments))
         return future
 
@@ -91,10 +100,17 @@ class WorkerPool(Executor):
         for worker in busy:
             worker.kill()
 
-    def _start(self) -> None:
-        for index in range(self._count):
+    def _finished(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._unfinished -= 1
+
+    def _start(self, workers: int) -> None:
+        """Have at least so many workers, if the pool may."""
+        for index in range(len(self._threads), min(workers, self._count)):
             name = f"build worker {index}"
-            thread = threading.Thread(target=self._work, args=(name,), name=name, daemon=True)
+            imported = threading.Event()
+            thread = threading.Thread(target=self._work, args=(name, imported), name=name, daemon=True)
+            self._imported.append(imported)
             self._threads.append(thread)
             thread.start()
 
@@ -104,9 +120,10 @@ class WorkerPool(Executor):
             if job is not None:
                 job[0].cancel()
 
-    def _work(self, name: str) -> None:
+    def _work(self, name: str, imported: threading.Event) -> None:
         """One thread: takes jobs and hands them to its own process."""
         worker = self._begin(name)
+        imported.set()
         while (job := self._jobs.get()) is not None:
             future, function, arguments = job
             if not future.set_running_or_notify_cancel():

@@ -14,7 +14,8 @@ from ..record import Target
 from ..templates import conv2d_tiling, winograd_tiling
 from ..templates.attention_spec import AttentionSpec
 from ..templates.conv2d_spec import Conv2dKnobs, Conv2dSpec
-from ..templates.matmul_spec import ACTIVATION, MatmulSpec
+from ..templates.matmul_spec import ACTIVATION, MatmulKnobs, MatmulSpec
+from ..templates.parallelism import imbalance
 from ..templates.pooling import PoolSpec
 from ..templates.relayout import RelayoutSpec
 from ..templates.winograd_spec import WinogradKnobs
@@ -22,6 +23,7 @@ from ..templates.winograd_spec import WinogradKnobs
 CLOCK = 3e9  # cycles a second
 STREAM = 10e9  # bytes a second that one thread moves from and to memory
 MULTIPLY_ADDS = 2  # vectors multiplied and added in one cycle
+LOAD_SLACK = 1.3  # two loads a cycle are never quite reached
 LAUNCH_SECONDS = 2e-6  # calling a kernel and waking its threads
 
 
@@ -135,4 +137,20 @@ def _template_cycles(spec: Any, knobs: Any, target: Target) -> float | None:
         return winograd_tiling.estimate_cycles(spec, target, knobs)
     if isinstance(knobs, Conv2dKnobs):
         return conv2d_tiling.estimate_cycles(spec, target, knobs) * conv2d_tiling.imbalance(spec, target, knobs)
+    if isinstance(knobs, MatmulKnobs):
+        return _matmul_cycles(spec, target, knobs)
     return None
+
+
+def _matmul_cycles(spec: MatmulSpec, target: Target, knobs: MatmulKnobs) -> float:
+    """Steps of ``k``, each as long as its arithmetic, its loads or the latency of its sums, and half of what L2 sends.
+
+    Two multiply-adds and two loads start in one cycle; a sum is ready after four.
+    """
+    row_tiles, panels = knobs.row_tiles(spec), knobs.panels(spec, target)
+    arithmetic = spec.m * knobs.vectors / MULTIPLY_ADDS
+    loads = LOAD_SLACK * (spec.m + row_tiles * knobs.vectors) / 2
+    latency = 4 * row_tiles / knobs.chains
+    from_l2 = row_tiles * knobs.vectors / 2
+    idle = imbalance(spec.batch_size * knobs.column_chunks * knobs.row_chunks, target.cores)
+    return spec.batch_size * spec.k * panels * idle * (max(arithmetic, loads, latency) + from_l2)

@@ -12,12 +12,15 @@ from .option import Option, Workload
 from .outcome import Outcome
 from .records import Record
 
+MOST_SPREAD = 0.2  # of a timing that teaches anything
+MOST_DRIFT = 1.5  # factor between a visit's default and the typical one: beyond it other programs took the cores
+
 
 class Examples:
     """Collects records as they come.
 
     A candidate's time is the median of its ratios to the default, times the median of all timings of the default: the
-    machine may have been slower when some of them were taken.
+    machine may have been slower when some of them were taken. Visits that were disturbed teach nothing.
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
@@ -45,7 +48,7 @@ class Examples:
             self._features[key] = describe_candidate(spec, option.template, option.knobs, target)
 
     def seconds(self) -> dict[tuple[Workload, Option], float]:
-        """Typical seconds of every candidate that ran."""
+        """Typical seconds of every candidate that ran undisturbed."""
         return {
             (workload, option): seconds
             for workload, visits in self._visits.items()
@@ -53,7 +56,7 @@ class Examples:
         }
 
     def all(self) -> list[Example]:
-        """Every candidate that ran, those of one workload as one group."""
+        """Every candidate that ran undisturbed, those of one workload as one group."""
         return [
             Example(key[0], self._features[key], seconds, self._build_seconds[key])
             for key, seconds in self.seconds().items()
@@ -61,14 +64,20 @@ class Examples:
 
 
 def typical_seconds(visits: dict[Option, list[Outcome]]) -> dict[Option, float]:
-    """Seconds of each candidate of one workload, drift between visits taken out where a default was timed beside it."""
+    """Seconds of each candidate of one workload, drift between visits taken out where a default was timed beside it.
+
+    Candidates of which every visit was disturbed are left out: the candidate's timings or the default's are far apart.
+    """
     outcomes = [one for several in visits.values() for one in several]
     baselines = [one.baseline for one in outcomes if not math.isnan(one.baseline)]
+    usual = statistics.median(baselines) if baselines else math.nan
     found: dict[Option, float] = {}
     for option, several in visits.items():
-        ratios = [one.ratio for one in several if not math.isnan(one.baseline)]
+        calm = [one for one in several if not one.spread > MOST_SPREAD]
+        ratios = [one.ratio for one in calm if 1 / MOST_DRIFT <= one.baseline / usual <= MOST_DRIFT]
+        alone = [one.seconds for one in calm if math.isnan(one.baseline)]
         if ratios:
-            found[option] = statistics.median(ratios) * statistics.median(baselines)
-        else:
-            found[option] = statistics.median(one.seconds for one in several)
+            found[option] = statistics.median(ratios) * usual
+        elif alone:
+            found[option] = statistics.median(alone)
     return found

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..record import Target
 from .estimate import code_size, estimate_seconds, work_of
+from .geometry import geometry_features, geometry_of
 
 Features = dict[str, float]
 CODE_SIZE = "code size"  # multiply-adds written out; missing where the template does not say
@@ -40,6 +41,9 @@ def describe_candidate(spec: Any, template: str, knobs: Any, target: Target) -> 
     macs = work_of(spec).macs
     if macs:
         found["estimate per mac"] = found["estimate"] - math.log2(macs)
+    geometry = geometry_of(knobs, spec, target)
+    if geometry is not None:
+        found.update(geometry_features(geometry, target))
     size = code_size(spec, knobs, target)
     if size is not None:
         found[CODE_SIZE] = size

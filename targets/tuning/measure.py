@@ -122,7 +122,7 @@ class LocalMeasurer(Measurer):
         self._built: dict[tuple[Task, Option], Built] = {}  # the least recently used first
 
     def start(self) -> None:
-        """Start all processes, which take seconds to import what they need."""
+        """Start one process that builds and one that runs, which take seconds to import what they need."""
         self._runner.warm_up()
         if self._pool is not None:
             self._pool.start()
@@ -132,7 +132,7 @@ class LocalMeasurer(Measurer):
     ) -> Generator[Outcome, None, None]:
         """See `Measurer.outcomes`."""
         deadline = time.monotonic() + seconds
-        self._runner.warm_up()
+        self._runner.warm_up(task)
         wanted = dict.fromkeys([*([] if incumbent is None else [incumbent]), *options])
         built, failed = self._build(task, wanted, BUILD_SHARE * seconds)
         yield from (failed[option] for option in options if option in failed)
@@ -140,6 +140,10 @@ class LocalMeasurer(Measurer):
             return  # there was no time for it
         candidates = [built[option] for option in dict.fromkeys(options) if option in built]
         beside = None if incumbent is None else built.get(incumbent)
+        if not candidates:
+            return
+        if self._pool is not None:
+            self._pool.wait_ready()
         for candidate, result in self._runner.run(task, candidates, beside):
             yield _outcome(candidate, result)
             if time.monotonic() >= deadline:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ _SETUP_TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Progress:
-    """The best after a batch: seconds since the start, trials so far, and the fastest kernel's seconds."""
+    """The best after a trial: seconds since the start, trials so far, and the fastest kernel's seconds."""
 
     elapsed: float
     trials: int
@@ -71,7 +71,7 @@ class Search:
     failures
         How many of them failed, by status.
     history
-        The best after each batch.
+        The best after each trial.
     """
 
     seconds: float
@@ -116,7 +116,9 @@ def tune(
     start = time.perf_counter()
     with ExitStack() as stack:
         if executor is None:
-            executor = stack.enter_context(WorkerPool(usable_cores(), (scheduled.__name__,), timeout=_BUILD_TIMEOUT))
+            pool = WorkerPool(usable_cores(), (scheduled.__name__,), timeout=_BUILD_TIMEOUT)
+            executor = stack.enter_context(pool)
+            pool.start(usable_cores())
         sandbox = Sandbox(scheduled.__name__, setup_timeout=_SETUP_TIMEOUT)
         stack.callback(sandbox.close)
         sandbox.warm_up()
@@ -246,39 +248,39 @@ class _Searcher:
         self._context.pre_tuning(trials, min(_BATCH, trials), spaces, self._database, self._model)
         try:
             while done < trials and (candidates := self._context.generate_measure_candidates()):
-                results = self._measure([candidate.sch.mod for candidate in candidates])
-                self._tell(candidates, results)
-                for result in results:
+                results = []
+                for result in self._measure([candidate.sch.mod for candidate in candidates]):
+                    results.append(result)
                     if result.status == "ok":
                         best = min(best, result.seconds)
                     else:
                         failures[result.status] = failures.get(result.status, 0) + 1
-                done += len(results)
-                elapsed = time.perf_counter() - start
-                history.append(Progress(elapsed, done, best))
-                if best <= good_enough or (max_seconds is not None and elapsed >= max_seconds):
+                    done += 1
+                    history.append(Progress(time.perf_counter() - start, done, best))
+                self._tell(candidates, results)
+                is_late = max_seconds is not None and time.perf_counter() - start >= max_seconds
+                if is_late or best <= good_enough:
                     break
         finally:
             self._context.post_tuning()
         return Search(best, done, failures, tuple(history))
 
-    def _measure(self, modules: Sequence[Any]) -> list[RunResult]:
-        """Build all, then run all."""
+    def _measure(self, modules: Sequence[Any]) -> Iterator[RunResult]:
+        """Build all, then run all; yields each result when there is one, in order."""
         submit, target = self._executor.submit, self._target
         futures = [submit(scheduled.build_scheduled, tvm.ir.save_json(module), target) for module in modules]
+        self._sandbox.prepare(self._setup)
         done = wait(futures, _BUILD_TIMEOUT * len(futures)).done
         self._sandbox.wait_ready()
-        results = []
         for future in futures:
             if future not in done:
                 future.cancel()
-                results.append(RunResult("timeout", detail="not built in time"))
+                yield RunResult("timeout", detail="not built in time")
             elif error := future.exception():
-                results.append(RunResult("build-error", detail=describe_error(error)))
+                yield RunResult("build-error", detail=describe_error(error))
             else:
                 code, _ = future.result()
-                results.append(self._sandbox.run(self._setup, scheduled.run, code, self._policy, timeout=_RUN_TIMEOUT))
-        return results
+                yield self._sandbox.run(self._setup, scheduled.run, code, self._policy, timeout=_RUN_TIMEOUT)
 
     def _tell(self, candidates: Sequence[Any], results: Sequence[RunResult]) -> None:
         ms = self._ms

@@ -5,6 +5,7 @@ The trees learn, from every fitting record of every layer,
     log(seconds) - log(estimate) - (the mean of the same over the layer's records)
 
 Taking the layer's mean away leaves what ranking needs: which of the candidates of one layer is faster, and by how much.
+Fast candidates weigh more, since it is among them that the search has to choose, and two sets of trees are averaged.
 A new layer therefore starts from what others taught; before anything was measured, the estimate alone ranks.
 
 Trees of the same kind learn how long a candidate takes to build: a kernel written out in thousands of instructions
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ Numbers = Sequence[float] | np.ndarray
 
 FEWEST_EXAMPLES = 12  # below this, the trees would only learn noise
 ROUNDS = 120
+RANKER_ROUNDS = 200
+MEMBERS = 2  # sets of trees that are averaged
+LEAST_WEIGHT, HASTE = 0.1, 5.0  # of an example: LEAST_WEIGHT + (seconds / those of the layer's fastest) ** -HASTE
 THREADS = 1  # of training: its threads wait for each other so often that on a busy machine two are far slower than one
 # What trying a candidate costs, before records tell: roughly, on one core.
 TIMING_SECONDS = 0.1
@@ -68,13 +72,10 @@ class Example:
     build_seconds: float = math.nan
 
 
-def require_xgboost() -> ModuleType:
-    """The module `xgboost`; raises TersorError with what to install when it is missing."""
-    try:
-        import xgboost
-    except ImportError as error:
-        raise TersorError("tuning needs xgboost, which is not installed: pip install 'tersor[tune]'") from error
-    return xgboost
+def require_xgboost() -> None:
+    """Raise TersorError with what to install when xgboost is missing; importing it is left to who needs it."""
+    if find_spec("xgboost") is None:
+        raise TersorError("tuning needs xgboost, which is not installed: pip install 'tersor[tune]'")
 
 
 def log_estimates(samples: Sequence[Features]) -> np.ndarray:
@@ -89,19 +90,24 @@ class Trees:
     ----------
     seed
         Of the rows and columns that each tree sees.
+    rounds
+        Number of trees.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self._xgboost = require_xgboost()
+    def __init__(self, seed: int = 0, rounds: int = ROUNDS) -> None:
         self._parameters = {**PARAMETERS, "seed": seed}
+        self._rounds = rounds
         self._table = Table(())
         self._booster: Any = None
 
-    def fit(self, samples: Sequence[Features], labels: np.ndarray) -> None:
-        """Learn ``labels``, of shape (samples,)."""
+    def fit(self, samples: Sequence[Features], labels: np.ndarray, weights: np.ndarray | None = None) -> None:
+        """Learn ``labels``, of shape (samples,); ``weights``, if given, say how much each counts."""
+        require_xgboost()
+        import xgboost
+
         self._table = Table(samples)
-        data = self._xgboost.DMatrix(self._table.encode(samples), label=labels, nthread=THREADS)
-        self._booster = self._xgboost.train(self._parameters, data, num_boost_round=ROUNDS)
+        data = xgboost.DMatrix(self._table.encode(samples), label=labels, weight=weights, nthread=THREADS)
+        self._booster = xgboost.train(self._parameters, data, num_boost_round=self._rounds)
 
     def predict(self, samples: Sequence[Features]) -> np.ndarray:
         """Labels of other samples, float64 of shape (samples,)."""
@@ -123,7 +129,7 @@ class Ranker:
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self._trees = Trees(seed)
+        self._members = [Trees(seed + member, RANKER_ROUNDS) for member in range(MEMBERS)]
         self._cost_trees = Trees(seed)
         self._knows_costs = False
         self.version = 0
@@ -138,8 +144,12 @@ class Ranker:
         if len(examples) < FEWEST_EXAMPLES:
             return
         samples = [example.features for example in examples]
-        residuals = np.log([example.seconds for example in examples]) - log_estimates(samples)
-        self._trees.fit(samples, residuals - _group_means(examples, residuals))
+        groups = _group_numbers(examples)
+        logs = np.log([example.seconds for example in examples])
+        residuals = logs - log_estimates(samples)
+        weights = LEAST_WEIGHT + np.exp(-HASTE * (logs - _group_minima(groups, logs)))
+        for trees in self._members:
+            trees.fit(samples, residuals - _group_means(groups, residuals), weights)
         self.version += 1
         self._fit_costs([example for example in examples if example.build_seconds > 0])
 
@@ -155,7 +165,9 @@ class Ranker:
         if not samples:
             return np.zeros(0)
         estimates = log_estimates(samples)
-        return estimates + self._trees.predict(samples) if self.trained else estimates
+        if not self.trained:
+            return estimates
+        return estimates + np.mean([trees.predict(samples) for trees in self._members], axis=0)
 
     def costs(self, samples: Sequence[Features]) -> np.ndarray:
         """Seconds that it takes to build and to time candidates, of shape (samples,)."""
@@ -167,12 +179,22 @@ class Ranker:
         return TIMING_SECONDS + LEAST_BUILD_SECONDS + SECONDS_PER_INSTRUCTION * written_out
 
 
-def _group_means(examples: Sequence[Example], values: np.ndarray) -> np.ndarray:
-    """For each example, the mean of the values of its group."""
+def _group_numbers(examples: Sequence[Example]) -> np.ndarray:
+    """For each example, the number of its group."""
     numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(example.group, len(numbers)) for example in examples])
-    sums = np.bincount(index, weights=values)
-    return (sums / np.bincount(index))[index]
+    return np.array([numbers.setdefault(example.group, len(numbers)) for example in examples])
+
+
+def _group_means(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """For each example, the mean of the values of its group."""
+    return (np.bincount(groups, weights=values) / np.bincount(groups))[groups]
+
+
+def _group_minima(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """For each example, the smallest of the values of its group."""
+    minima = np.full(groups.max() + 1, np.inf)
+    np.minimum.at(minima, groups, values)
+    return minima[groups]
 
 
 def rank_correlation(predicted: Numbers, actual: Numbers) -> float:
@@ -192,13 +214,22 @@ def _ranks(values: Numbers) -> np.ndarray:
     return (behind - (counts + 1) / 2)[inverse]
 
 
-def place_of_best(predicted: Numbers, actual: Numbers) -> float:
-    """Where the ranker puts the candidate that is truly fastest: 0 is first, 1 is last."""
-    best = int(np.argmin(actual))
-    ahead = int((np.asarray(predicted) < predicted[best]).sum())
-    return ahead / max(len(predicted) - 1, 1)
+def place_of_best(predicted: Numbers, actual: Numbers, noise: float = 0.0) -> float:
+    """Where the ranker puts the candidate that is truly fastest: 0 is first, 1 is last.
+
+    Parameters
+    ----------
+    noise
+        Candidates that are slower than the fastest by no more than this, relatively, count as fastest, too: the first
+        of them is looked for.
+    """
+    said, true = np.asarray(predicted), np.asarray(actual)
+    places = _ranks(said)  # candidates that the ranker cannot tell apart share the mean of their places
+    return float(places[true <= (1 + noise) * true.min()].min()) / max(len(said) - 1, 1)
 
 
-def regret(predicted: Numbers, actual: Numbers) -> float:
-    """How much slower the candidate that the ranker puts first is than the fastest; 0 is perfect."""
-    return float(actual[int(np.argmin(predicted))] / min(actual)) - 1
+def regret(predicted: Numbers, actual: Numbers, tries: int = 1) -> float:
+    """How much slower the best of the ``tries`` candidates that the ranker puts first is than the fastest."""
+    true = np.asarray(actual)
+    first = np.argsort(np.asarray(predicted), kind="stable")[:tries]
+    return float(true[first].min() / true.min()) - 1

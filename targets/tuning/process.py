@@ -76,7 +76,7 @@ class Worker:
     ) -> None:
         self.name = name
         self._ready = False
-        self.was_interrupted = False  # in a call, whose answer may still come: no more calls
+        self.is_busy = False  # an answer is still to come: no other call may be sent
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         self._connection, child = multiprocessing.Pipe()
         path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -109,12 +109,28 @@ class Worker:
             self._ready = True
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float | None = None) -> Any:
-        """Call ``function(*arguments)`` in the process.
+        """Call ``function(*arguments)`` in the process: `begin` and `finish`."""
+        self.begin(function, *arguments, timeout=timeout)
+        return self.finish(function, timeout)
+
+    def begin(self, function: Callable[..., Any], *arguments: Any, timeout: float | None = None) -> None:
+        """Have the process call ``function(*arguments)`` as soon as it is ready; raises WorkerDiedError if it is gone.
 
         Parameters
         ----------
         function
             Importable by its name in the process.
+        timeout
+            Seconds after which, and some more, a process whose parent is gone ends itself.
+        """
+        self.is_busy = True
+        self._send((function, arguments, timeout))
+
+    def finish(self, function: Callable[..., Any], timeout: float | None = None) -> Any:
+        """Wait for what ``function`` returns, which was begun.
+
+        Parameters
+        ----------
         timeout
             Seconds; the process is ended when it takes longer.
 
@@ -126,10 +142,8 @@ class Worker:
             The function raised an exception.
         """
         self.wait_ready()
-        self.was_interrupted = True
-        self._send((function, arguments, timeout))
         reply = self._receive(timeout, getattr(function, "__name__", "calling"))
-        self.was_interrupted = False
+        self.is_busy = False
         if reply.error:
             raise (OutOfMemoryError if reply.out_of_memory else CallFailedError)(reply.error)
         return reply.value

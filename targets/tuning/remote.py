@@ -64,7 +64,7 @@ class RpcRunner:
         self._server_timeout = server_timeout
         self._idle: list[Worker] = []  # connected to a server each
 
-    def warm_up(self) -> None:
+    def warm_up(self, task: Task | None = None) -> None:
         """Nothing: connections are made when servers are needed."""
 
     def run(

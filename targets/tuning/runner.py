@@ -8,7 +8,7 @@ from typing import Protocol
 
 from . import execution
 from .candidate import Built, Lowering, lower_with
-from .sandbox import RunResult, Sandbox
+from .sandbox import RunResult, Sandbox, Setup
 from .task import Task
 from .timing import TimingPolicy
 
@@ -41,8 +41,8 @@ class RunSettings:
 class Runner(Protocol):
     """Runs compiled candidates."""
 
-    def warm_up(self) -> None:
-        """Start the processes that are missing; called while nothing is timed."""
+    def warm_up(self, task: Task | None = None) -> None:
+        """Start the processes that are missing, and get ready for a task in the background; nothing is timed then."""
 
     def run(
         self, task: Task, candidates: Sequence[Built], incumbent: Built | None
@@ -63,16 +63,18 @@ class LocalRunner:
         self._settings = settings or RunSettings()
         self._sandbox = Sandbox(execution.__name__, self._settings.memory_bytes, self._settings.task_timeout)
 
-    def warm_up(self) -> None:
-        """Start the processes that are missing."""
+    def warm_up(self, task: Task | None = None) -> None:
+        """See `Runner.warm_up`."""
         self._sandbox.warm_up()
+        if task is not None:
+            self._sandbox.prepare(self._setup(task))
 
     def run(
         self, task: Task, candidates: Sequence[Built], incumbent: Built | None
     ) -> Iterator[tuple[Built, RunResult]]:
         """See `Runner.run`; raises WorkerError when processes cannot even start."""
         self._sandbox.wait_ready()
-        setup = (execution.prepare, (task, self._settings.lowering))
+        setup = self._setup(task)
         policy, timeout = self._settings.policy, self._settings.timeout
         for candidate in candidates:
             yield candidate, self._sandbox.run(setup, execution.run, candidate, incumbent, policy, timeout=timeout)
@@ -80,3 +82,6 @@ class LocalRunner:
     def close(self) -> None:
         """End the processes."""
         self._sandbox.close()
+
+    def _setup(self, task: Task) -> Setup:
+        return execution.prepare, (task, self._settings.lowering)

@@ -48,16 +48,30 @@ class Sandbox:
         self._setup_timeout = setup_timeout
         self._worker: Worker | None = None
         self._setup: Setup | None = None  # what the process was set up by
+        self._coming: Setup | None = None  # what it is being set up by, in the background
         self._spare: Worker | None = None
 
     def warm_up(self) -> None:
-        """Start the process and its spare, if they are missing; importing takes them seconds."""
-        if self._worker is not None and self._worker.was_interrupted:
-            self._lose()
+        """Start the process if it is missing, and a spare once it has run something; importing takes them seconds."""
+        if self._worker is not None and self._worker.is_busy and self._coming is None:
+            self._lose()  # a call was interrupted
         if self._worker is None:
             self._worker, self._spare = self._spare or self._start(), None
-        if self._spare is None:
+        if self._spare is None and self._setup is not None:
             self._spare = self._start()
+
+    def prepare(self, setup: Setup) -> None:
+        """Begin what `run` would do first: the process sets itself up while this one does something else."""
+        self.warm_up()
+        if self._worker is None or setup in (self._setup, self._coming) or self._coming is not None:
+            return
+        function, arguments = setup
+        try:
+            self._worker.begin(function, *arguments, timeout=self._setup_timeout)
+        except WorkerDiedError:  # `run` will tell why, if the next one does not start either
+            self._lose()
+        else:
+            self._coming = setup
 
     def wait_ready(self) -> None:
         """Wait until nothing is imported any more, which would disturb a measurement.
@@ -84,10 +98,7 @@ class Sandbox:
         """
         worker = self._ready_worker()
         try:
-            if self._setup != setup:
-                prepare, details = setup
-                worker.call(prepare, *details, timeout=self._setup_timeout)
-                self._setup = setup
+            self._set_up(worker, setup)
             result: RunResult = worker.call(function, *arguments, timeout=timeout)
         except WorkerError as error:
             if isinstance(error, (WorkerDiedError, WorkerTimeoutError, OutOfMemoryError)):
@@ -100,7 +111,18 @@ class Sandbox:
         for worker in (self._worker, self._spare):
             if worker is not None:
                 worker.close()
-        self._worker = self._spare = self._setup = None
+        self._worker = self._spare = self._setup = self._coming = None
+
+    def _set_up(self, worker: Worker, setup: Setup) -> None:
+        """Get the process ready for ``setup``, waiting for what was begun."""
+        if self._coming is not None:
+            coming, self._coming = self._coming, None
+            worker.finish(coming[0], self._setup_timeout)
+            self._setup = coming
+        if self._setup != setup:
+            function, arguments = setup
+            worker.call(function, *arguments, timeout=self._setup_timeout)
+            self._setup = setup
 
     def _ready_worker(self) -> Worker:
         if self._worker is None:
@@ -111,7 +133,7 @@ class Sandbox:
     def _lose(self) -> None:
         assert self._worker is not None
         self._worker.close()
-        self._worker = self._setup = None
+        self._worker = self._setup = self._coming = None
 
     def _start(self) -> Worker:
         return Worker(self._preparation, name="run worker")

@@ -114,14 +114,17 @@ class Scheduler:
     def batch_limit(self, search: TaskSearch) -> float:
         """How many candidates the next batch of a task may have.
 
-        Where time is short the first batches are small, so that every task gets one.
+        The very first batch is one candidate: there is a result as soon as processes have started. Where time is short
+        the first batches of the other tasks are small, too, so that every task gets one.
         """
-        untimed = [one for one in self._searches if not one.done and one.default in one.untried]
-        if search not in untimed or math.isinf(self.seconds_left):
+        if self._is_first:
+            return min(self.trials_left, 1)
+        fresh = self._fresh
+        if search not in fresh or math.isinf(self.seconds_left):
             return self.trials_left
         spent = sum(map(sum, self._costs.values()))
         each = spent / self._tried if self._tried else FIRST_CANDIDATE
-        affordable = FIRST_SHARE * self.seconds_to_search / len(untimed) / max(each, 1e-3)
+        affordable = FIRST_SHARE * self.seconds_to_search / len(fresh) / max(each, 1e-3)
         return min(self.trials_left, max(FEWEST_FIRST, int(affordable)))
 
     def next(self, ranker: Ranker) -> TaskSearch | None:
@@ -132,16 +135,21 @@ class Scheduler:
     def _choose(self, ranker: Ranker) -> tuple[TaskSearch | None, str]:
         if self.trials_left <= 0:
             return None, "all trials are spent"
-        untimed = [one for one in self._searches if not one.done and one.default in one.untried]
-        timed = [one for one in self._searches if not one.done and one.default not in one.untried]
-        if self.seconds_to_search <= self._cheapest(untimed + timed):
+        fresh = self._fresh
+        others = [one for one in self._searches if not one.done and not one.fresh]
+        if self.seconds_to_search <= self._cheapest(fresh + others):
             return None, "the time is spent"
-        if untimed:
-            return max(untimed, key=lambda one: one.task.weight * _estimated_seconds(one)), ""
-        gains = {one: self._saving(one, ranker) for one in timed}
+        if fresh:
+            return max(fresh, key=lambda one: one.task.weight * _estimated_seconds(one)), ""
+        gains = {one: self._saving(one, ranker) for one in others}
         if not gains or sum(gains.values()) <= SETTLED * self.model_seconds:
             return None, "nothing more is to gain"
         return max(gains, key=lambda one: gains[one] / self._cost(one)), ""
+
+    @property
+    def _fresh(self) -> list[TaskSearch]:
+        """Tasks that have not had their first batch, with a candidate beside the default."""
+        return [one for one in self._searches if not one.done and one.fresh]
 
     def _saving(self, search: TaskSearch, ranker: Ranker) -> float:
         """Seconds of the model's latency that the next batch of a task is expected to save."""

@@ -201,6 +201,11 @@ class TaskSearch:
         return [option for option in self.options if option not in self._outcomes]
 
     @property
+    def fresh(self) -> bool:
+        """Whether nothing but the default was measured."""
+        return self._outcomes.keys() <= {self.default}
+
+    @property
     def failing(self) -> bool:
         """Whether the default itself does not run here, so that nothing can be compared with it."""
         outcomes = self._outcomes.get(self.default)
@@ -248,12 +253,14 @@ class TaskSearch:
     def propose(self, ranker: Ranker, generator: np.random.Generator, limit: float = math.inf) -> list[Option]:
         """The next batch, with at most ``limit`` candidates never tried; empty when nothing is left.
 
-        The first batch of a task holds the default and the best of every template, whatever the ranker thinks of it. A
-        later one measures the best so far once more until it is confirmed: what was fastest by luck loses its place.
+        The default and the best of every template come first, whatever the ranker thinks of them. A later batch
+        measures the best so far once more until it is confirmed: what was fastest by luck loses its place.
         """
         count = int(min(self._settings.batch, limit))
         untried = self.untried
-        if self.default in untried:
+        if self.default in untried and count == 1:
+            return [self.default]
+        if self.fresh:
             return self._first_batch(ranker)[:count]
         again = [self.best] if self.unconfirmed else []
         if len(untried) <= count:

@@ -7,6 +7,7 @@ of ``multiprocessing``: that would run the user's script again to find functions
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import resource
 import sys
@@ -67,8 +68,11 @@ def _reply(function: Any, arguments: tuple[Any, ...]) -> Reply:
 
 
 def _prepare(preparation: Preparation) -> None:
+    gc.disable()  # what is imported stays: looking through it again and again takes a sixth of the time
     for module in preparation.modules:
         import_module(module)
+    gc.freeze()
+    gc.enable()
     if preparation.memory_bytes is not None:
         limit = psutil.Process().memory_info().vms + preparation.memory_bytes
         _, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -77,7 +77,7 @@ def test_failures_are_outcomes_and_the_next_candidate_is_fine(executor: ThreadPo
 class Believing:
     """A runner that takes every candidate's word."""
 
-    def warm_up(self) -> None:
+    def warm_up(self, task: Task | None = None) -> None:
         pass
 
     def run(
@@ -96,6 +96,32 @@ def test_a_pool_answers_and_shuts_down() -> None:
     assert isinstance(error, CallFailedError) and str(error) == "ValueError: the reason"
     with pytest.raises(RuntimeError, match="shut down"):
         pool.submit(double, 1)
+
+
+def test_a_pool_has_no_more_workers_than_jobs() -> None:
+    with WorkerPool(2, ()) as pool:
+        pool.start()
+        pool.wait_ready()
+        for number in range(3):
+            assert pool.submit(double, number).result() == 2 * number
+        assert len(psutil.Process().children()) == 1
+        assert list(pool.map(double, range(3))) == [0, 2, 4]
+        pool.wait_ready()
+        assert len(psutil.Process().children()) == 2
+
+
+def test_a_sandbox_is_set_up_in_the_background() -> None:
+    sandbox = Sandbox("time")
+    first, second = (double, (1,)), (double, (2,))
+    try:
+        sandbox.prepare(first)  # before the process is ready
+        assert sandbox.run(second, double, 4, timeout=30) == 8  # another one is wanted in the end
+        sandbox.prepare((fail, ("the reason",)))
+        result = sandbox.run((fail, ("the reason",)), double, 4, timeout=30)
+        assert result.status == "crash" and "the reason" in result.detail
+        assert sandbox.run(first, double, 5, timeout=30) == 10
+    finally:
+        sandbox.close()
 
 
 def test_a_worker_that_dies_in_a_job_fails_that_job_only() -> None:

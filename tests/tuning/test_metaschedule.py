@@ -14,10 +14,11 @@ from tersor.targets.templates import loops
 from tersor.targets.tuning import scheduled
 from tersor.targets.tuning.candidate import compile_function, load_function
 from tersor.targets.tuning.extract import extract_tasks
+from tersor.targets.tuning.log import read_log
 from tersor.targets.tuning.measure import LocalMeasurer
 from tersor.targets.tuning.metaschedule import best_trace, database_folder, is_searchable, load_intrinsics, tune_task
 from tersor.targets.tuning.timing import TimingPolicy
-from tersor.targets.tuning.tuned import load_tuned
+from tersor.targets.tuning.tuned import Tuned
 from tersor.tests.targets.compiled import NATIVE, assert_same, builder, prepared
 
 TARGET = resolve_target(NATIVE)
@@ -61,7 +62,9 @@ def test_a_search_finds_a_schedule_that_the_compiler_uses(tmp_path: Path) -> Non
         "database_workload.json",
     ]
     assert best_trace(loops.definition(task.workload.spec), TARGET, tmp_path)
-    executable = compile_graph(graph, TARGET, choose=load_tuned(TARGET, tmp_path))
+    assert set(read_log(tmp_path).records) == set(records)
+    found = next(record for record in records if record.option.knobs.trace)  # whether it is faster is not asked here
+    executable = compile_graph(graph, TARGET, choose=Tuned({task.workload: found}))
     assert any("LoopKnobs(trace " in kernel.knobs for kernel in executable.info.kernels)
     x = torch.randn(1, 64, 30, 30, generator=torch.Generator().manual_seed(0))
     assert_same(executable(x), graph.evaluate(x)[0], "output")

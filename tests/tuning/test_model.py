@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import builtins
 import math
+import sys
 
 import numpy as np
 import pytest
 from tersor import TersorError
 from tersor.targets.algorithms import Options
 from tersor.targets.templates.attention_spec import AttentionSpec
-from tersor.targets.templates.conv2d_spec import Conv2dSpec
-from tersor.targets.templates.matmul_spec import ACTIVATION, MatmulSpec
+from tersor.targets.templates.conv2d_spec import Conv2dKnobs, Conv2dSpec
+from tersor.targets.templates.matmul_spec import ACTIVATION, MatmulKnobs, MatmulSpec
 from tersor.targets.templates.pooling import PoolSpec
 from tersor.targets.templates.relayout import TO_BLOCKED, RelayoutSpec
 from tersor.targets.tuning.estimate import work_of
 from tersor.targets.tuning.examples import typical_seconds
 from tersor.targets.tuning.features import Table, describe_candidate
+from tersor.targets.tuning.geometry import geometry_features, geometry_of
 from tersor.targets.tuning.latency import LatencyRegressor
-from tersor.targets.tuning.model import Example, Ranker, place_of_best, rank_correlation, regret
+from tersor.targets.tuning.model import Example, Ranker, Trees, place_of_best, rank_correlation, regret
 from tersor.targets.tuning.option import Option
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.task import Task
-from tersor.tests.tuning.fakes import conv_task, conv_tasks, true_seconds
+from tersor.tests.tuning.fakes import TARGET, conv_task, conv_tasks, true_seconds
 
 
 def examples_of(task: Task, noise: float = 0.0) -> list[Example]:
@@ -158,21 +159,46 @@ def test_regressor_knows_when_it_knows_nothing():
 def test_drift_between_visits_is_taken_out():
     fast, slow = Option("conv2d", 1), Option("conv2d", 2)
     visits = {
-        fast: [Outcome(fast, "ok", 1.0, baseline=1.0), Outcome(fast, "ok", 2.1, baseline=2.0)],
+        fast: [Outcome(fast, "ok", 1.0, baseline=1.0), Outcome(fast, "ok", 1.47, baseline=1.4)],
         slow: [Outcome(slow, "ok", 1.5, baseline=1.0)],
     }
     seconds = typical_seconds(visits)
     assert seconds[slow] / seconds[fast] == pytest.approx(1.5 / 1.025)
 
 
+def test_disturbed_visits_teach_nothing():
+    calm, torn, starved = (Option("conv2d", index) for index in range(3))
+    visits = {
+        calm: [Outcome(calm, "ok", 1.0, 0.01, baseline=2.0), Outcome(calm, "ok", 9.0, 0.9, baseline=2.0)],
+        torn: [Outcome(torn, "ok", 0.1, 0.5, baseline=2.0)],  # its own timings are far apart
+        starved: [Outcome(starved, "ok", 1.0, 0.01, baseline=8.0)],  # the default took four times as long beside it
+    }
+    assert typical_seconds(visits) == {calm: pytest.approx(1.0)}
+
+
+def test_register_tiles_are_described_alike_in_every_template():
+    spec = Conv2dSpec(1, 64, 28, 28, 96, (3, 3), (1, 1), (1, 1, 1, 1))
+    conv = geometry_of(Conv2dKnobs(vectors=2, rows=1, columns=12), spec, TARGET)
+    product = MatmulSpec(784, 96, 576)
+    matmul = geometry_of(MatmulKnobs(rows=12, vectors=2, row_chunks=3), product, TARGET)
+    assert conv is not None and matmul is not None
+    first, second = (dict(geometry_features(one, TARGET)) for one in (conv, matmul))
+    same = ("accumulators", "loads per multiply-add", "row fill", "vector fill", "panel over l2", "registers used")
+    assert [first[name] for name in same] == [second[name] for name in same]
+    assert first["loads per multiply-add"] == pytest.approx(14 / 24)
+    assert first["row fill"] == pytest.approx(784 / (66 * 12))
+    assert second["imbalance"] == pytest.approx(4 / 3) and TARGET.cores == 2  # three pieces for two threads
+    assert geometry_of(object(), spec, TARGET) is None
+
+
+def test_candidates_that_cannot_be_told_apart_share_their_places():
+    assert place_of_best([0.0, 0.0, 0.0], [3.0, 1.0, 2.0]) == 0.5
+    assert place_of_best([0.0, 1.0, 2.0], [1.01, 5.0, 1.0]) == 1.0
+    assert place_of_best([0.0, 1.0, 2.0], [1.01, 5.0, 1.0], noise=0.02) == 0.0
+    assert regret([0.0, 1.0, 2.0], [3.0, 1.5, 1.0], tries=2) == pytest.approx(0.5)
+
+
 def test_missing_xgboost_says_what_to_install(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name == "xgboost":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "xgboost", None)
     with pytest.raises(TersorError, match=r"needs xgboost.*pip install 'tersor\[tune\]'"):
-        Ranker()
+        Trees().fit([{"size": 1.0}], np.zeros(1))

@@ -51,6 +51,21 @@ def test_every_task_is_timed_first_the_largest_before_the_others():
     assert order == [5, 2, 1]
 
 
+def test_the_very_first_batch_is_one_default():
+    big, small = searches_of(3, 1)
+    scheduler = Scheduler([big, small], Budget())
+    assert scheduler.next(Ranker()) is big and scheduler.batch_limit(big) == 1
+    batch = big.propose(Ranker(), np.random.default_rng(0), 1)
+    assert batch == [big.default]
+    big.record([Outcome(big.default, "ok", 1e-3, baseline=1e-3)], Ranker())
+    scheduler.spent(big, 5.0, 1)
+    assert big.fresh and scheduler.next(Ranker()) is big  # the rest of its first batch
+    assert scheduler.batch_limit(big) == math.inf
+    rest = big.propose(Ranker(), np.random.default_rng(0))
+    assert big.default not in rest
+    assert {one.template for one in big.options} == {one.template for one in (*batch, *rest)}
+
+
 def test_time_goes_where_it_saves_most():
     light, heavy = searches_of(1, 10)
     for search in (light, heavy):

@@ -207,7 +207,8 @@ def test_plain_lines():
     lines = text.getvalue().splitlines()
     assert lines[0].startswith("2 tasks, ")
     assert len(lines) == len(result.batches) + 2
-    assert "conv64x56: " in lines[1] and "rank correlation" in lines[1] and "regret" in lines[1]
+    assert "conv64x56: " in lines[1] and " 1 trials " in lines[1]  # the default, as soon as there is a result
+    assert "rank correlation" in lines[2] and "regret" in lines[2]
     assert "ms untuned" in lines[-1] and "nothing more is to gain" in lines[-1]
 
 

@@ -138,7 +138,8 @@ def test_tune_writes_log_model_and_results(
     result = json.loads(captured.out)
     assert result["trials"] == 24
     assert {"workload", "option", "seconds", "default_seconds"} <= set(result["tasks"][0])
-    assert result["batches"][0]["rank_correlation"] is not None
+    assert result["batches"][0]["trials"] == 1
+    assert result["batches"][1]["rank_correlation"] is not None
     assert "rank correlation" in captured.err and "regret" in captured.err
     assert (folder / "m.tersor").is_file()
     assert len(read_log(folder / "logs").records) == len(measurers[0].measured)

@@ -1,0 +1,163 @@
+"""How a candidate cuts its layer up, in terms that hold for every template with a register tile.
+
+A ranker that has seen the loads of each multiply-add, the rows that a tile wastes and the threads that idle on one
+template knows something about all others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+from ..record import Target
+from ..templates.attention_spec import AttentionKnobs, AttentionSpec
+from ..templates.conv2d_spec import Conv2dKnobs, Conv2dSpec
+from ..templates.matmul_spec import MatmulKnobs, MatmulSpec
+from ..templates.parallelism import imbalance
+from ..templates.pooling import PoolKnobs, PoolSpec
+from ..templates.winograd_spec import TileGrid, WinogradKnobs
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A kernel as matrix products that register tiles are cut out of.
+
+    Attributes
+    ----------
+    rows, columns
+        Extents of the result, ``columns`` in elements.
+    depth
+        Multiply-adds of one element before its tile is left.
+    tile_rows, tile_vectors
+        The register tile.
+    pieces
+        What threads share.
+    steps, chains
+        Steps written out in the inner loop, and independent sums of each element.
+    block_bytes
+        What one piece keeps in a cache besides; 0 if nothing.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    tile_rows: int
+    tile_vectors: int
+    pieces: int
+    steps: int = 1
+    chains: int = 1
+    block_bytes: float = 0.0
+
+
+@singledispatch
+def geometry_of(knobs: Any, spec: Any, target: Target) -> Geometry | None:
+    """How ``knobs`` cut ``spec`` up; None for templates without a register tile."""
+    return None
+
+
+@geometry_of.register
+def _(knobs: Conv2dKnobs, spec: Conv2dSpec, target: Target) -> Geometry:
+    taps = spec.kernel[0] * spec.kernel[1]
+    depth = spec.c // spec.groups * taps
+    return Geometry(
+        rows=spec.n * spec.out_h * spec.out_w,
+        columns=spec.o,
+        depth=knobs.block_chunk * target.lanes() * taps or depth,
+        tile_rows=knobs.rows * max(1, min(knobs.columns, spec.out_w)),
+        tile_vectors=knobs.vectors,
+        pieces=knobs.spatial_units * _units(spec.o, knobs.vectors, target),
+        steps=knobs.unroll,
+    )
+
+
+@geometry_of.register
+def _(knobs: WinogradKnobs, spec: Conv2dSpec, target: Target) -> Geometry:
+    grid = TileGrid.of(spec, knobs)
+    blocks = min(knobs.blocks, grid.groups)
+    slices = 1 if knobs.order == "tiles" else min(knobs.slices, _units(spec.o, knobs.vectors, target))
+    return Geometry(
+        rows=grid.tiles,
+        columns=spec.o,
+        depth=spec.c,
+        tile_rows=knobs.rows,
+        tile_vectors=knobs.vectors,
+        pieces=blocks * slices,
+        block_bytes=FLOAT_BYTES * knobs.positions * spec.c * grid.tiles / blocks,
+    )
+
+
+@geometry_of.register
+def _(knobs: MatmulKnobs, spec: MatmulSpec, target: Target) -> Geometry:
+    return Geometry(
+        rows=spec.m,
+        columns=spec.n,
+        depth=spec.k,
+        tile_rows=knobs.rows,
+        tile_vectors=knobs.vectors,
+        pieces=spec.batch_size * knobs.column_chunks * knobs.row_chunks,
+        steps=knobs.unroll,
+        chains=knobs.chains,
+    )
+
+
+@geometry_of.register
+def _(knobs: AttentionKnobs, spec: AttentionSpec, target: Target) -> Geometry:
+    return Geometry(
+        rows=spec.queries,
+        columns=spec.keys,
+        depth=spec.width,
+        tile_rows=knobs.rows,
+        tile_vectors=knobs.vectors,
+        pieces=math.prod(spec.batch) * knobs.row_chunks,
+        steps=knobs.unroll,
+    )
+
+
+@geometry_of.register
+def _(knobs: PoolKnobs, spec: PoolSpec, target: Target) -> Geometry:
+    return Geometry(
+        rows=spec.out_w,
+        columns=target.lanes(),
+        depth=spec.kernel[0] * spec.kernel[1],
+        tile_rows=knobs.columns,
+        tile_vectors=1,
+        pieces=spec.n * _units(spec.c, 1, target) * knobs.pieces,
+    )
+
+
+def geometry_features(found: Geometry, target: Target) -> Iterator[tuple[str, float]]:
+    """What decides how fast a register tile is, by name."""
+    rows, vectors, lanes = found.tile_rows, found.tile_vectors, target.lanes()
+    accumulators = rows * vectors * found.chains
+    row_tiles = -(-found.rows // rows)
+    column_vectors = -(-found.columns // lanes)
+    panels = -(-column_vectors // vectors)
+    yield "tile rows", rows
+    yield "tile vectors", vectors
+    yield "accumulators", accumulators
+    yield "registers used", (accumulators + vectors + 1) / target.vector_registers
+    yield "loads per multiply-add", (rows + vectors) / (rows * vectors)
+    yield "written out", rows * vectors * found.steps
+    yield "row fill", found.rows / (row_tiles * rows)
+    yield "vector fill", column_vectors / (panels * vectors)
+    yield "log row tiles", math.log2(row_tiles)
+    yield "log panels", math.log2(panels)
+    yield "log pieces", math.log2(found.pieces)
+    yield "imbalance", imbalance(found.pieces, target.cores)
+    panel_bytes = FLOAT_BYTES * found.depth * vectors * lanes
+    yield "panel over l1", math.log2(panel_bytes / target.l1_bytes)
+    yield "panel over l2", math.log2(panel_bytes / target.l2_bytes)
+    yield "rows over l1", math.log2(FLOAT_BYTES * found.depth * rows / target.l1_bytes)
+    if found.block_bytes:
+        yield "block over l2", math.log2(found.block_bytes / target.l2_bytes)
+
+
+def _units(channels: int, vectors: int, target: Target) -> int:
+    """Groups of ``vectors`` channel blocks."""
+    blocks = -(-channels // target.lanes())
+    return -(-blocks // vectors)
