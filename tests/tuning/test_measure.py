@@ -187,6 +187,7 @@ def test_a_sandbox_that_cannot_start_tells_why() -> None:
 
 
 def test_an_interrupted_call_is_not_taken_for_the_next_ones_answer() -> None:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts without one
     sandbox = Sandbox("time")
     try:
         sandbox.warm_up()
@@ -197,6 +198,7 @@ def test_an_interrupted_call_is_not_taken_for_the_next_ones_answer() -> None:
         assert sandbox.run((double, (1,)), double, 4, timeout=30) == 8
     finally:
         sandbox.close()
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_workers_end_with_their_parent() -> None:
