@@ -20,13 +20,12 @@ from .peers import PEERS, Arrays, Network, Runner, UnsupportedModel
 class ExecutableRunner:
     """A compiled model as a runner."""
 
-    name = "tersor"
-
-    def __init__(self, executable: Any) -> None:
-        self._executable = executable
+    def __init__(self, executable: Any, name: str = "tersor") -> None:
+        self.name = name
+        self.executable = executable
 
     def run(self, inputs: Arrays) -> list:
-        output = self._executable(*inputs)
+        output = self.executable(*inputs)
         return list(output) if isinstance(output, tuple) else [output]
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -263,15 +263,19 @@ class OpenVino:
     def __init__(self, network: Network, threads: int) -> None:
         import openvino
 
-        core = openvino.Core()
+        model = self._prepared(openvino.Core().read_model(network.onnx_path))
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[network.precision],
             "INFERENCE_NUM_THREADS": threads,
         }
-        compiled = core.compile_model(core.read_model(network.onnx_path), "CPU", settings)
+        compiled = openvino.Core().compile_model(model, "CPU", settings)
         self.outputs = compiled.outputs
         self.request = compiled.create_infer_request()
+
+    def _prepared(self, model: Any) -> Any:
+        """What is compiled of the model that was read."""
+        return model
 
     @staticmethod
     def available() -> str | None:

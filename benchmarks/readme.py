@@ -57,14 +57,19 @@ def update(path: Path, content: Record, picture: Path | None = None) -> None:
     ValueError
         If the file lacks the markers.
     """
-    begin, end = MARKERS[Precision(content["precision"])]
+    shown = "" if picture is None else f"![How many times longer the others take]({_link(picture, path)})\n\n"
+    splice(path, MARKERS[Precision(content["precision"])], f"{shown}{render(content)}")
+
+
+def splice(path: Path, markers: tuple[str, str], content: str) -> None:
+    """Replace what stands between two lines of a file; raises ValueError if it lacks one of them."""
+    begin, end = markers
     text = path.read_text("utf-8")
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise ValueError(f"{path} lacks the lines '{begin}' and '{end}'")
-    shown = "" if picture is None else f"![How many times longer the others take]({_link(picture, path)})\n\n"
-    path.write_text(f"{before}{begin}\n\n{shown}{render(content)}\n{end}{after}", "utf-8")
+    path.write_text(f"{before}{begin}\n\n{content}\n{end}{after}", "utf-8")
 
 
 def _link(target: Path, page: Path) -> str:
@@ -109,7 +114,7 @@ def _latencies(models: Sequence[Mapping[str, Any]]) -> str:
             [model["model"], milliseconds(found[TERSOR]), *others, times(model["torch_over_tersor"]), best],
         )
     runtimes = ", ".join(COLUMNS[name] for name in RUNTIMES if name in present)
-    return f"{_markdown(header, rows)}\n\nThe best runtime is the fastest of {runtimes}."
+    return f"{markdown_table(header, rows)}\n\nThe best runtime is the fastest of {runtimes}."
 
 
 def _left_out(models: Sequence[Mapping[str, Any]]) -> str:
@@ -132,7 +137,7 @@ def _differences(models: Sequence[Mapping[str, Any]]) -> str:
         [model["model"], *(f"{differences[name]:.2%}" if name in differences else "-" for name in present)]
         for model, differences in zip(models, found, strict=True)
     ]
-    return f"Largest difference to PyTorch in float32, of the output's scale:\n\n{_markdown(header, rows)}"
+    return f"Largest difference to PyTorch in float32, of the output's scale:\n\n{markdown_table(header, rows)}"
 
 
 def _startups(models: Sequence[Mapping[str, Any]]) -> str:
@@ -154,7 +159,7 @@ def _startups(models: Sequence[Mapping[str, Any]]) -> str:
                 milliseconds(start["first_call_seconds"]),
             ]
         )
-    return f"Compiled in one new process, loaded and called in another.\n\n{_markdown(header, rows)}"
+    return f"Compiled in one new process, loaded and called in another.\n\n{markdown_table(header, rows)}"
 
 
 def _limits(probe: Mapping[str, Any]) -> str:
@@ -184,7 +189,7 @@ def _remains(content: Record) -> str:
                 "; ".join(_family(family, kernels, content["probe"]["gflops"]) for family in largest),
             ]
         )
-    return _markdown(header, rows, text_columns=(0, 5))
+    return markdown_table(header, rows, text_columns=(0, 5))
 
 
 def _family(family: Mapping[str, Any], kernels: float, peak: float) -> str:
@@ -194,7 +199,8 @@ def _family(family: Mapping[str, Any], kernels: float, peak: float) -> str:
     return f"{share} at {family['gbytes']:.0f} GB/s"
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = (0,)) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = (0,)) -> str:
+    """A table in Markdown; numbers are aligned to the right."""
     rule = ["---" if index in text_columns else "--:" for index in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 

@@ -20,6 +20,7 @@ from .templates import (
     conv2d_bf16_dot,
     conv2d_bf16_narrow,
     conv2d_bf16_patches,
+    conv2d_int8_amx,
     conv2d_tiling,
     matmul_bf16,
     winograd,
@@ -35,7 +36,7 @@ from .tuning.option import Option, Workload
 
 WINOGRAD_GAIN = 1.2  # estimated speed-up below which direct convolution is used, which is more accurate
 # Templates for 8-bit integers, the fastest first.
-_INTEGER_CONVOLUTIONS = ("conv2d_int8_amx", "conv2d_int8_narrow", "conv2d_int8")
+_INTEGER_CONVOLUTIONS = ("conv2d_int8_amx", "conv2d_int8_amx_narrow", "conv2d_int8_narrow", "conv2d_int8")
 _INTEGER_PRODUCTS = ("matmul_int8_amx", "matmul_int8")
 
 
@@ -123,7 +124,7 @@ def _conv2d(spec: Conv2dSpec, target: Target) -> Iterator[Algorithm]:
         yield Algorithm("depthwise_int8" if is_integer(spec.dtype) else "depthwise", depthwise)
         return
     if is_integer(spec.dtype):
-        yield from _supporting(_INTEGER_CONVOLUTIONS, spec, target)
+        yield from _integer_conv2d(spec, target)
         return
     if conv2d_bf16.supports(spec, target):
         yield Algorithm("conv2d_bf16", spec)
@@ -140,6 +141,13 @@ def _conv2d(spec: Conv2dSpec, target: Target) -> Iterator[Algorithm]:
     yield Algorithm("conv2d", spec)
     if transformable and not first:
         yield Algorithm("winograd", spec)
+
+
+def _integer_conv2d(spec: Conv2dSpec, target: Target) -> Iterator[Algorithm]:
+    """The matrix unit first, but for few products a sum: it would multiply mostly zeros, and operands are copied."""
+    found = list(_supporting(_INTEGER_CONVOLUTIONS, spec, target))
+    is_short = spec.kernel == (1, 1) and 2 * spec.c <= conv2d_int8_amx.CHANNELS
+    yield from sorted(found, key=lambda one: is_short and one.template == "conv2d_int8_amx")
 
 
 def _supporting(templates: Sequence[str], spec: Any, target: Target) -> Iterator[Algorithm]:

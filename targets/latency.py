@@ -1,22 +1,46 @@
 """Measured latency of graphs and ops, for passes that decide by time: compiled, and run on this machine.
 
-Two graphs that are compared are timed by turns (`tersor.targets.tuning.timing`), so that what slows the machine for a
-while slows both. Programs that do the same work, whatever their weights, are measured once.
+Two graphs that are compared are timed by turns, so that what slows the machine for a while slows both. Other programs
+only ever add time: what counts is the fastest of many executions, which a busy machine leaves undisturbed now and then.
+Programs that do the same work, whatever their weights, are measured once.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..ir import Graph, Op, fingerprint, graph_of
 from .executable import Executable
-from .tuning.timing import Run, Timing, TimingPolicy, measure
 
 LEAST_NOISE = 0.02  # relative: what two timings of one program differ by on a quiet machine
-# One decision hangs on each measurement, so no early end, and blocks that outlast a time slice of the scheduler.
-POLICY = TimingPolicy(block_seconds=4e-3, min_blocks=12, max_blocks=60, max_seconds=1.0, cut=math.inf)
+CONVERSION = "relayout"  # template of the kernels that change a layout
+
+Sample = Callable[[], float]  # executes a program once; returns seconds
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When a measurement is good enough.
+
+    Attributes
+    ----------
+    warmup
+        Executions before anything is timed.
+    witnesses
+        How many of the fastest executions of each program must agree, within `LEAST_NOISE`, to stop.
+    least, most
+        Timed executions of each program.
+    seconds
+        Stop when so much time has been spent and there are twice as many executions as witnesses, agreed or not.
+    """
+
+    warmup: int = 3
+    witnesses: int = 4
+    least: int = 30
+    most: int = 2000
+    seconds: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -31,28 +55,20 @@ class Measured:
 class MeasuredLatency:
     """Implements `tersor.passes.base.Latency` by running programs.
 
-    Times are those of whole programs: inputs and outputs are row-major, so that a layer that works on channel blocks is
-    timed with the conversion of its operand and its result. These are the same before and after a rewrite of the layer.
+    A graph's inputs and outputs are row-major. Where a program begins or ends with their conversion to channel blocks
+    and back, as that of a single layer does, the conversion does not count: in its network the layer has none.
 
     Parameters
     ----------
     compile
         Makes a program of a graph to which any passes may have been applied, for this machine.
-    policy
+    patience
         When a measurement is good enough.
-    time
-        Times a candidate by turns with an incumbent, see `tersor.targets.tuning.timing.measure`.
     """
 
-    def __init__(
-        self,
-        compile: Callable[[Graph], Executable],
-        policy: TimingPolicy = POLICY,
-        time: Callable[..., Timing] = measure,
-    ) -> None:
+    def __init__(self, compile: Callable[[Graph], Executable], patience: Patience | None = None) -> None:
         self._compile = compile
-        self._policy = policy
-        self._time = time
+        self._patience = patience or Patience()
         self._pairs: dict[tuple[str, str], Measured] = {}
         self._singles: dict[str, float] = {}
 
@@ -60,7 +76,8 @@ class MeasuredLatency:
         """Measured seconds of one execution of ``graph``."""
         key = fingerprint(graph, numbers=False)
         if key not in self._singles:
-            self._singles[key] = self._time(self._run(graph), None, self._policy).seconds
+            (series,) = time_by_turns(samplers(self._compile(graph)), self._patience)
+            self._singles[key] = series.seconds
         return self._singles[key]
 
     def op_seconds(self, op: Op) -> float:
@@ -74,11 +91,77 @@ class MeasuredLatency:
             seconds = self.graph_seconds(before)
             return Measured(seconds, seconds, LEAST_NOISE)
         if keys not in self._pairs:
-            timing = self._time(self._run(after), self._run(before), self._policy)
-            self._pairs[keys] = Measured(timing.baseline, timing.seconds, max(timing.spread, LEAST_NOISE))
+            old, new = time_by_turns(samplers(self._compile(before), self._compile(after)), self._patience)
+            self._pairs[keys] = Measured(old.seconds, new.seconds, max(old.spread, new.spread, LEAST_NOISE))
         return self._pairs[keys]
 
-    def _run(self, graph: Graph) -> Run:
-        program = self._compile(graph)
-        inputs = program.random_inputs()
-        return lambda: program(*inputs)
+
+def samplers(*programs: Executable) -> list[Sample]:
+    """What executes each program with random inputs, and tells the seconds that it took.
+
+    Whole calls are timed; kernel by kernel where one of the programs converts layouts at its borders.
+    """
+    inner = [_without_conversions(program) for program in programs]
+    whole = all(part == slice(0, len(program.info.kernels)) for part, program in zip(inner, programs, strict=True))
+    return [_sampler(program, None if whole else part) for program, part in zip(programs, inner, strict=True)]
+
+
+def _without_conversions(program: Executable) -> slice:
+    """The kernels from the first to the last one that computes; all of them where none does."""
+    computes = [index for index, kernel in enumerate(program.info.kernels) if kernel.template != CONVERSION]
+    return slice(computes[0], computes[-1] + 1) if computes else slice(0, len(program.info.kernels))
+
+
+def _sampler(program: Executable, kernels: slice | None) -> Sample:
+    inputs = program.random_inputs()
+
+    def whole() -> float:
+        begin = time.perf_counter()
+        program(*inputs)
+        return time.perf_counter() - begin
+
+    return whole if kernels is None else lambda: sum(program.kernel_seconds(*inputs)[kernels])
+
+
+class Series:
+    """The timed executions of one program."""
+
+    def __init__(self, sample: Sample, patience: Patience) -> None:
+        self._sample = sample
+        self._patience = patience
+        self._seconds: list[float] = []
+        for _ in range(patience.warmup):
+            sample()
+
+    def add(self) -> None:
+        """Execute once untimed, which pays for what another program pushed out of the caches, and once timed."""
+        self._sample()
+        self._seconds.append(self._sample())
+
+    @property
+    def seconds(self) -> float:
+        """The slowest of the fastest few: a single one might be an error of the clock."""
+        return self._fastest()[-1]
+
+    @property
+    def spread(self) -> float:
+        """How far apart the fastest few are, relative to their slowest."""
+        fastest = self._fastest()
+        return (fastest[-1] - fastest[0]) / fastest[-1]
+
+    def _fastest(self) -> list[float]:
+        return sorted(self._seconds)[: self._patience.witnesses]
+
+
+def time_by_turns(samples: Sequence[Sample], patience: Patience) -> list[Series]:
+    """Time programs by turns until the fastest executions of each agree, or patience ends."""
+    start = time.perf_counter()
+    found = [Series(sample, patience) for sample in samples]
+    for done in range(1, patience.most + 1):
+        for series in found:
+            series.add()
+        agreed = done >= patience.least and all(series.spread <= LEAST_NOISE for series in found)
+        is_late = done >= 2 * patience.witnesses and time.perf_counter() - start >= patience.seconds
+        if agreed or is_late:
+            break
+    return found

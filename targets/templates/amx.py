@@ -136,10 +136,13 @@ class SumTiles:
                 sums = row * self.shape.columns + column
                 _transfer("tileloadd64", sums, table, at + column * TILE_COLUMNS, 0)
 
-    def multiply_add(self, left: Buffer, left_at: Index, right: Buffer, right_at: Index) -> None:
-        """Add one step: rows of 32 numbers, 64 bytes apart, from ``left_at``; packed tiles one behind the other."""
+    def multiply_add(
+        self, left: Buffer, left_at: Index, right: Buffer, right_at: Index, left_stride: int = TILE_DEPTH
+    ) -> None:
+        """Add one step: rows of 32 numbers, ``left_stride`` apart, from ``left_at``; packed tiles side by side."""
         for row, register in enumerate(self._left):
-            _transfer("tileloadd64", register, left, left_at + row * TILE_SIZE, _ROW_BYTES)
+            at = left_at + row * TILE_ROWS * left_stride
+            _transfer("tileloadd64", register, left, at, _ROW_BYTES * left_stride // TILE_DEPTH)
         for column, register in enumerate(self._right):
             _transfer("tileloadd64", register, right, right_at + column * TILE_SIZE, _ROW_BYTES)
         for row, left_register in enumerate(self._left):

@@ -73,17 +73,16 @@ def build(
     lanes = target.lanes()
     products = dot_product(target, spec.dtype)
     rows, columns = (BorderClasses(window) for window in spec.windows())
-    outputs = spec.output_blocks(target) * lanes
-    table = len(rows.representatives) * len(columns.representatives) * outputs
+    table = len(rows.representatives) * len(columns.representatives) * spec.output_blocks(target) * lanes
     table = table if spec.zero_point + products.offset else 0
     channels = sum(g.count * g.vectors * g.span for g in output_groups(spec, target, knobs.vectors)) * lanes
     weight_bytes = channels * spec.kernel[0] * spec.kernel[1] * lanes
-    data_bytes = spec.n * spec.input_blocks(target) * spec.h * spec.w * lanes
+    data_bytes = spec.input_size(target)
     inputs = (
         BufferSpec("data", data_bytes, spec.dtype),
         BufferSpec("weight", packed_bytes(weight_bytes, table), "int8"),
     )
-    output = BufferSpec("output", spec.n * spec.out_h * spec.out_w * outputs, epilogue.dtype)
+    output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
     def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
         words = view_as(main[0], "int32", data_bytes // WORD), view_as(main[1], "int32", weight_bytes // WORD)

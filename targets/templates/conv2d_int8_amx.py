@@ -48,7 +48,7 @@ class Conv2dInt8AmxKnobs(Conv2dBf16Knobs):
 
 
 @dataclass(frozen=True)
-class _Plan(Plan):
+class IntegerPlan(Plan[Conv2dInt8AmxKnobs]):
     """Sizes in pairs of bytes, which makes them those of bfloat16 but for the channels in a row."""
 
     @property
@@ -79,11 +79,14 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dInt8AmxKnobs]:
     columns = 2 if spec.o > TILE_COLUMNS else 1
     found: dict[Conv2dInt8AmxKnobs, None] = {}
     for rows, wide in ((2, columns), (1, columns), (3, 1)):
-        plan = _Plan(spec, Conv2dInt8AmxKnobs(rows, wide, signed=signed))
+        plan = IntegerPlan(spec, Conv2dInt8AmxKnobs(rows, wide, signed=signed))
         found.update(dict.fromkeys(split(plan, target, by_outputs=choice) for choice in (False, True)))
+    is_short = spec.c <= CHANNELS and spec.kernel == (1, 1)
     is_small = spec.n * spec.out_h * spec.out_w <= TILE_ROWS
     is_heavy = spec.c * spec.o * spec.kernel[0] * spec.kernel[1] > target.l2_bytes // 2
-    return sorted(found, key=lambda one: (one.rows != (1 if is_small else 2), (one.output_units > 1) != is_heavy))
+    return sorted(
+        found, key=lambda one: (one.rows != (1 if is_small or is_short else 2), (one.output_units > 1) != is_heavy)
+    )
 
 
 def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, weight: torch.Tensor) -> torch.Tensor:
@@ -94,7 +97,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, wei
     expected = (spec.o, spec.c, *spec.kernel)
     if tuple(weight.shape) != expected:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
-    plan = _Plan(spec, knobs)
+    plan = IntegerPlan(spec, knobs)
     outputs = knobs.shape.outputs
     padded = weight.new_zeros(plan.groups * outputs, plan.depth * CHANNELS, *spec.kernel)
     padded[: spec.o, : spec.c] = weight
@@ -113,11 +116,17 @@ def build(
     name: str = "conv2d_int8_amx",
 ) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
-    plan = _Plan(spec, knobs)
-    lanes = target.lanes()
-    data_bytes = spec.n * spec.input_blocks(target) * lanes * spec.h * spec.w
+    return build_units(IntegerPlan(spec, knobs), IntegerWriter, target, epilogue, name)
+
+
+def build_units(
+    plan: IntegerPlan, kind: type[IntegerWriter], target: Target, epilogue: Epilogue, name: str
+) -> tirx.PrimFunc:
+    """The PrimFunc whose units a writer of some kind writes."""
+    spec, knobs = plan.spec, plan.knobs
+    data_bytes = spec.input_size(target)
     weight = BufferSpec("weight", packed_bytes(plan.weight_bytes, plan.table_size), "int8")
-    output = BufferSpec("output", spec.n * spec.output_blocks(target) * spec.out_h * spec.out_w * lanes, epilogue.dtype)
+    output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
     def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
         data, packed = main
@@ -125,17 +134,17 @@ def build(
         table = view_table(packed, plan.weight_bytes, plan.table_size) if plan.table_size else None
         extents = (spec.n, knobs.row_units, knobs.output_units)
         with shared_loop(extents, macs=spec.macs) as (n, row_unit, output_unit):
-            writer = _Writer(plan, target, epilogue, (data, words), extra, out)
+            writer = kind(plan, target, epilogue, (view_as(data, "uint8", data_bytes), words), extra, out)
             writer.table = table
             writer.write(n, row_unit, output_unit)
 
     return make_prim_func(name, (BufferSpec("data", data_bytes, spec.dtype), weight), output, body, epilogue)
 
 
-class _Writer(UnitWriter):
+class IntegerWriter(UnitWriter):
     """Gathers panels of 64 channels; the epilogue of each tile runs while the matrix unit works on the next one."""
 
-    plan: _Plan
+    plan: IntegerPlan
     table: Buffer | None = None
 
     def write(self, n: Index, row_unit: Index, output_unit: Index) -> None:
@@ -153,7 +162,7 @@ class _Writer(UnitWriter):
         last_group = bind((output_unit + 1) * plan.groups // units)
 
         def multiply(group: Index, position: Index, sums: Buffer, place: Index, pending: Pending) -> None:
-            self._multiply_and(group, position, panels, sums, place, pending)
+            self.multiply_and(group, position, panels, sums, place, pending)
 
         def finish(tile: FinishedTile, begin: Index, count: int) -> None:
             self._finish(n, first, rows, tile, begin, count)
@@ -206,7 +215,14 @@ class _Writer(UnitWriter):
             with loop(end, begin) as column:
                 store(panels, to + column * TILE_DEPTH, constant(pair, blocks * BLOCK, "uint16"), blocks * BLOCK)
 
-    def _multiply_and(
+    def start(self, tiles: Any, group: Index) -> None:
+        """Set the sums of one group of outputs to what they start from."""
+        if self.table is None:
+            tiles.clear()
+        else:
+            tiles.start_from(self.table, group * self.knobs.shape.outputs)
+
+    def multiply_and(
         self, group: Index, position: Index, panels: Buffer, sums: Buffer, place: Index, pending: Pending
     ) -> None:
         """Write the sums of one tile."""
@@ -214,10 +230,7 @@ class _Writer(UnitWriter):
         kernel_height, kernel_width = self.row_taps.window.kernel, self.column_taps.window.kernel
         taps = kernel_height * kernel_width
         tiles = self.knobs.shape.tiles()
-        if self.table is None:
-            tiles.clear()
-        else:
-            tiles.start_from(self.table, group * self.knobs.shape.outputs)
+        self.start(tiles, group)
         with loop(plan.depth) as depth:
             weight = bind(group * plan.group_size + depth * (taps * plan.step_size))
             panel = bind((depth * plan.plane + position) * TILE_DEPTH)

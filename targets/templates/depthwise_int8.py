@@ -154,7 +154,7 @@ class _PieceWriter:
         self.plan = plan
         self.lanes = plan.lanes
         self.products = dot_product(target, plan.spec.dtype)
-        self.copier = RowCopier(self.products, plan.spec.zero_point, target.vector_bytes)
+        self.copier = RowCopier(plan.spec.zero_point, target.vector_bytes, self.products.offset)
         self.epilogue = epilogue
         self.data, self.weight, self.table = main
         self.extra = extra

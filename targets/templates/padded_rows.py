@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .builder import bind, constant, load, loop, store, when
-from .dot_product import DotProduct
 from .spatial import Window
 from .vectors import pieces
 
@@ -74,17 +73,17 @@ class RowCopier:
 
     Attributes
     ----------
-    products
-        What the bytes are multiplied with.
     zero_point
         What stands for zero in the input.
     vector_bytes
         Widest copy.
+    offset
+        What is added to every byte, see `tersor.targets.templates.dot_product.DotProduct`.
     """
 
-    products: DotProduct
     zero_point: int
     vector_bytes: int
+    offset: int = 0
 
     def copy(
         self, data: Buffer, source: Index, size: int, left: int, length: int, padded: Buffer, to: Index, exists: Expr
@@ -96,7 +95,7 @@ class RowCopier:
 
         def copy_vector(at: Index, count: int) -> None:
             value = load(data, source + at, count)
-            flipped = value ^ constant(_SIGN_BIT, count, "uint8") if self.products.offset else value
+            flipped = value ^ constant(_SIGN_BIT, count, "uint8") if self.offset else value
             store(padded, to + left + at, flipped, count)
 
         def write() -> None:
@@ -107,7 +106,7 @@ class RowCopier:
         when(exists, write, lambda: self._fill(padded, to, length))
 
     def _fill(self, padded: Buffer, to: Index, size: int) -> None:
-        zero = (self.zero_point + self.products.offset) & 0xFF
+        zero = (self.zero_point + self.offset) & 0xFF
         self._in_vectors(size, lambda at, count: store(padded, to + at, constant(zero, count, "uint8"), count))
 
     def _in_vectors(self, size: int, action: Callable[[Index, int], None]) -> None:

@@ -43,6 +43,7 @@ TEMPLATES = {
     "conv2d_bf16_patches": Template("conv2d_bf16_patches", "Conv2dBf16Knobs"),
     "conv2d_int8": Template("conv2d_int8", "Conv2dKnobs"),
     "conv2d_int8_amx": Template("conv2d_int8_amx", "Conv2dInt8AmxKnobs"),
+    "conv2d_int8_amx_narrow": Template("conv2d_int8_amx_narrow", "Conv2dInt8AmxKnobs"),
     "conv2d_int8_narrow": Template("conv2d_int8_narrow", "Conv2dInt8NarrowKnobs"),
     "depthwise": Template("depthwise", "DepthwiseKnobs"),
     "depthwise_int8": Template("depthwise_int8", "DepthwiseKnobs"),

@@ -1,0 +1,278 @@
+"""What compression is worth: latency of quantized and pruned networks, and how well integers keep a network's answers.
+
+::
+
+    python -m benchmarks.compression int8          # ours and OpenVINO's int8 beside float32, five networks
+    python -m benchmarks.compression pruned        # ResNet-18 with half of its multiply-adds
+    python -m benchmarks.compression agreement     # EfficientNet-Lite0 on photographs, int8 against float32
+    python -m benchmarks.compression all           # all three, int8 of two networks only: some minutes
+    python -m benchmarks.compression page docs/compression.md      # write the tables of the results file into a page
+
+Each command replaces its part of the results file, ``int8`` that of each network. All latencies are medians of
+interleaved blocks, batch 1.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tersor
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import agreement as photographs
+from benchmarks.against import ExecutableRunner
+from benchmarks.harness import PACKAGES, Comparison, Row, Schedule, difference, machine, measure, versions
+from benchmarks.models import image, load
+from benchmarks.nncf_peer import OpenVinoInt8
+from benchmarks.peers import Network, Runner
+from benchmarks.readme import markdown_table, splice
+from benchmarks.results import write
+from benchmarks.tables import milliseconds, times
+
+RESULTS = Path(__file__).parent / "results" / "compression.json"
+MARKERS = (
+    "<!-- results: begin, written by python -m benchmarks.compression -->",
+    "<!-- results: end -->",
+)
+MODELS = "resnet18,efficientnet_lite0,mobilenetv2,resnet50,squeezenet11"
+FEW_MODELS = "resnet18,efficientnet_lite0"
+PRUNED_MODEL = "resnet18"
+CALIBRATION_IMAGES = 8
+QUANTIZE = "O3,quantize"
+PRUNE = "prune-channels{macs=0.5},O3"
+FLOAT32, INT8, PRUNED = "tersor", "tersor int8", "tersor pruned"
+
+Made = TypeVar("Made", bound=Runner)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+
+Models = Annotated[str, typer.Option(help="Comma-separated names of networks.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of one call, for every runner.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Blocks of calls for each runner.")]
+Json = Annotated[Path | None, typer.Option("--json", help="The file whose part is replaced.")]
+Pipe = Annotated[str, typer.Option(help="Tersor's passes.")]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table for the terminal and for Markdown."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def view(self) -> Table:
+        """For the terminal."""
+        table = Table(title=self.title, title_justify="left")
+        for index, name in enumerate(self.header):
+            table.add_column(name, justify="right" if index else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """For a page."""
+        return f"{self.title}:\n\n{markdown_table(self.header, self.rows)}"
+
+
+@app.command()
+def int8(
+    models: Models = MODELS,
+    pipeline: Pipe = QUANTIZE,
+    threads: Threads = 2,
+    rounds: Rounds = 4,
+    json_path: Json = RESULTS,
+) -> None:
+    """Time networks on 8-bit integers, ours and OpenVINO's, beside float32."""
+    results = {}
+    for model in models.split(","):
+        with console.status(f"{model}: compiling and timing"):
+            results[model] = _measured(model, pipeline, threads, rounds)
+        keep("int8", {model: results[model]}, threads, json_path)
+    console.print(int8_sheet(results.values()).view())
+
+
+@app.command()
+def pruned(pipeline: Pipe = PRUNE, threads: Threads = 2, rounds: Rounds = 4, json_path: Json = RESULTS) -> None:
+    """Time ResNet-18 before and after channels are removed."""
+    module, inputs = load(PRUNED_MODEL)
+    makers = {
+        FLOAT32: lambda: tersor.compile(module, inputs, threads=threads),
+        PRUNED: lambda: tersor.compile(module, inputs, pipeline=pipeline, threads=threads),
+    }
+    built = [_timed(lambda name=name, make=make: ExecutableRunner(make(), name)) for name, make in makers.items()]
+    comparison = _compare(PRUNED_MODEL, built, inputs, threads, rounds)
+    macs = {runner.name: _macs(runner.executable) for runner, _ in built}
+    result = asdict(comparison) | {"pipeline": pipeline, "macs": macs}
+    console.print(pruned_sheet(result).view())
+    keep("pruned", result, threads, json_path)
+
+
+@app.command()
+def agreement(pipeline: Pipe = QUANTIZE, threads: Threads = 2, json_path: Json = RESULTS) -> None:
+    """Count photographs of which int8 says what float32 says, ours and OpenVINO's."""
+    with console.status(f"{photographs.MODEL}: compiling and judging"):
+        integers = [runner for runner, _ in _quantized(photographs.MODEL, pipeline, threads)]
+        found = photographs.measure_agreement(load(photographs.MODEL)[0], integers)
+    results = [asdict(one) for one in found]
+    console.print(agreement_sheet(results).view())
+    keep("agreement", results, threads, json_path)
+
+
+@app.command("all")
+def everything(
+    models: Models = FEW_MODELS, threads: Threads = 2, rounds: Rounds = 4, json_path: Json = RESULTS
+) -> None:
+    """Do all of it."""
+    int8(models=models, threads=threads, rounds=rounds, json_path=json_path)
+    agreement(threads=threads, json_path=json_path)
+    pruned(threads=threads, rounds=rounds, json_path=json_path)
+
+
+@app.command("page")
+def write_page(
+    markdown: Annotated[Path, typer.Argument(help="Has the markers between which the tables are written.")],
+    json_path: Annotated[Path, typer.Option("--json", help="The results file.")] = RESULTS,
+) -> None:
+    """Write the tables of past runs into a page."""
+    splice(markdown, MARKERS, page(json.loads(json_path.read_text("utf-8"))))
+
+
+@lru_cache(maxsize=2)  # what `all` needs again
+def _quantized(model: str, pipeline: str, threads: int) -> tuple[tuple[ExecutableRunner | OpenVinoInt8, float], ...]:
+    """Ours and OpenVINO's, from the same data, and the seconds that each took to make."""
+    module, inputs = load(model)
+    calibration = [image(seed=1 + index) for index in range(CALIBRATION_IMAGES)]
+    if model == photographs.MODEL:
+        calibration = photographs.calibration_crops()
+    options = {"pipeline": pipeline, "calibration": [(one,) for one in calibration], "threads": threads}
+    with tempfile.TemporaryDirectory() as folder:
+        network = Network(module, inputs, Path(folder))
+        return (
+            _timed(lambda: ExecutableRunner(tersor.compile(module, inputs, **options), INT8)),
+            _timed(lambda: OpenVinoInt8(network, threads, calibration)),
+        )
+
+
+def _measured(model: str, pipeline: str, threads: int, rounds: int) -> dict[str, Any]:
+    module, inputs = load(model)
+    integers = _quantized(model, pipeline, threads)
+    exact = _timed(lambda: ExecutableRunner(tersor.compile(module, inputs, threads=threads), FLOAT32))
+    comparison = _compare(model, (exact, *integers), inputs, threads, rounds)
+    return asdict(comparison) | {"pipeline": pipeline, "layers": _layers(integers[0][0].executable)}
+
+
+def _timed(make: Callable[[], Made]) -> tuple[Made, float]:
+    """A runner, and the seconds that it took to make it."""
+    begin = time.perf_counter()
+    return make(), time.perf_counter() - begin
+
+
+def _compare(
+    model: str, built: Sequence[tuple[Runner, float]], inputs: Sequence[torch.Tensor], threads: int, rounds: int
+) -> Comparison:
+    """Latencies, and differences to the first runner, which computes in float32."""
+    runners = [runner for runner, _ in built]
+    arrays = [tensor.numpy() for tensor in inputs]
+    expected = [output.copy() for output in runners[0].run(arrays)]
+    gaps = [difference(expected, runner.run(arrays)) for runner in runners]
+    latencies = measure(runners, arrays, Schedule(rounds=rounds))
+    rows = zip(latencies, latencies.values(), (seconds for _, seconds in built), gaps, strict=True)
+    return Comparison(model, threads, tuple(Row(*row) for row in rows))
+
+
+def _layers(executable: Any) -> dict[str, Any]:
+    """How many layers compute on integers, and the names of those that do not."""
+    layers = [kernel for kernel in executable.info.kernels if kernel.macs]
+    left = [kernel.location for kernel in layers if "int8" not in kernel.template]
+    return {"all": len(layers), "integer": len(layers) - len(left), "left_in_float32": left}
+
+
+def _macs(executable: Any) -> int:
+    return sum(kernel.macs for kernel in executable.info.kernels)
+
+
+def keep(part: str, content: Any, threads: int, path: Path | None) -> None:
+    """Replace one part of the results file; of a part by network, those that are given."""
+    if path is not None:
+        old = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        content = old.get(part, {}) | content if part == "int8" else content
+        about = {"machine": machine(), "versions": versions((*PACKAGES, "nncf")), "threads": threads}
+        write(old | about | {part: content}, path)
+
+
+# Tables -----------------------------------------------------------------------------------------------------------
+
+
+def int8_sheet(results: Iterable[dict[str, Any]]) -> Sheet:
+    """Latencies in milliseconds, and the two ratios that matter."""
+    header = ("network", "float32", "int8", "gain", "OpenVINO", "ours/its", "layers")
+    rows = []
+    for result in results:
+        found = _medians(result)
+        ours, theirs = found[INT8], found[OpenVinoInt8.name]
+        layers = result["layers"]
+        rows.append(
+            (
+                result["model"],
+                milliseconds(found[FLOAT32]),
+                milliseconds(ours),
+                f"{times(found[FLOAT32] / ours)}x",
+                milliseconds(theirs),
+                times(ours / theirs),
+                f"{layers['integer']}/{layers['all']}",
+            )
+        )
+    return Sheet("Milliseconds in float32 and in int8; OpenVINO in int8; layers in int8", header, tuple(rows))
+
+
+def pruned_sheet(result: dict[str, Any]) -> Sheet:
+    """Latency and multiply-adds before and after."""
+    found, macs = _medians(result), result["macs"]
+    rows = [
+        (name, f"{macs[name] / 1e6:.0f}", milliseconds(found[name]), f"{times(found[FLOAT32] / found[name])}x")
+        for name in (FLOAT32, PRUNED)
+    ]
+    header = (result["model"], "million multiply-adds", "ms", "faster")
+    return Sheet(f"Milliseconds of {result['model']} after {result['pipeline']}", header, tuple(rows))
+
+
+def agreement_sheet(results: Sequence[dict[str, Any]]) -> Sheet:
+    """Photographs with the same class."""
+    rows = []
+    for one in (photographs.Agreement(**result) for result in results):
+        rows.append((one.runner, f"{one.same} of {one.crops}", f"{one.share:.1%}", f"{one.error:.1%}"))
+    header = (photographs.MODEL, "same class", "share", "error of logits")
+    return Sheet("Crops of photographs, int8 against float32", header, tuple(rows))
+
+
+def page(content: dict[str, Any]) -> str:
+    """All tables as Markdown."""
+    computer = content["machine"]
+    made_by = ", ".join(f"{name} {content['versions'][name]}" for name in ("openvino", "nncf"))
+    conditions = f"{computer['processor']}, {content['threads']} threads, batch 1; {made_by}."
+    sheets = (
+        int8_sheet(content["int8"].values()),
+        pruned_sheet(content["pruned"]),
+        agreement_sheet(content["agreement"]),
+    )
+    return "\n\n".join([conditions, *(sheet.markdown() for sheet in sheets)]) + "\n"
+
+
+def _medians(result: dict[str, Any]) -> dict[str, float]:
+    return {row["runner"]: row["latency"]["median"] for row in result["rows"]}
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,100 @@
+"""The benchmark of compression: what it compares is alike, and its file and tables say what was measured."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from benchmarks import compression
+from benchmarks.agreement import Agreement
+from benchmarks.harness import Latency, difference
+from benchmarks.peers import Network
+from benchmarks.photographs import crops, photographs
+
+MACHINE = {"processor": "a processor"}
+VERSIONS = {"openvino": "1.0", "nncf": "2.0"}
+
+
+def rows(**medians: float) -> list[dict]:
+    return [
+        {"runner": name.replace("_", " "), "latency": {"median": Latency.from_blocks([[seconds]]).median}}
+        for name, seconds in medians.items()
+    ]
+
+
+INT8 = {
+    "net": {
+        "model": "net",
+        "rows": rows(tersor=0.008, tersor_int8=0.002, openvino_int8=0.004),
+        "layers": {"all": 21, "integer": 20, "left_in_float32": ["head"]},
+    }
+}
+PRUNED = {
+    "model": "net",
+    "pipeline": "prune-channels{macs=0.5},O3",
+    "rows": rows(tersor=0.008, tersor_pruned=0.004),
+    "macs": {"tersor": 2_000_000, "tersor pruned": 1_000_000},
+}
+AGREEMENT = [{"runner": "tersor int8", "same": 138, "crops": 140, "error": 0.05}]
+
+
+def test_tables_have_the_ratios_that_matter() -> None:
+    assert compression.int8_sheet(INT8.values()).rows == (("net", "8.000", "2.000", "4.00x", "4.000", "0.50", "20/21"),)
+    assert compression.pruned_sheet(PRUNED).rows[1] == ("tersor pruned", "1", "4.000", "2.00x")
+    assert compression.agreement_sheet(AGREEMENT).rows == (("tersor int8", "138 of 140", "98.6%", "5.0%"),)
+    for sheet in (compression.int8_sheet(INT8.values()), compression.pruned_sheet(PRUNED)):
+        assert Console(width=200).measure(sheet.view()).maximum <= 80
+
+
+def test_a_page_has_all_tables() -> None:
+    parts = {"int8": INT8, "pruned": PRUNED, "agreement": AGREEMENT}
+    page = compression.page({"machine": MACHINE, "versions": VERSIONS, "threads": 2} | parts)
+    assert "a processor, 2 threads, batch 1; openvino 1.0, nncf 2.0." in page
+    assert "| net | 8.000 | 2.000 | 4.00x | 4.000 | 0.50 | 20/21 |" in page
+    assert "| tersor int8 | 138 of 140 | 98.6% | 5.0% |" in page
+
+
+def test_a_command_replaces_its_part_only(tmp_path) -> None:
+    path = tmp_path / "results.json"
+    compression.keep("int8", INT8, 2, path)
+    compression.keep("agreement", AGREEMENT, 2, path)
+    compression.keep("int8", {"other": {}}, 2, path)
+    content = json.loads(path.read_text("utf-8"))
+    assert (content["int8"], content["agreement"], content["threads"]) == (INT8 | {"other": {}}, AGREEMENT, 2)
+    assert "nncf" in content["versions"]
+
+
+def test_share_of_crops() -> None:
+    assert Agreement("one", 3, 4, 0.1).share == 0.75
+
+
+def test_crops_are_seeded_and_of_all_photographs() -> None:
+    pytest.importorskip("skimage", reason="pip install 'tersor[bench]' brings the pictures")
+    pytest.importorskip("sklearn", reason="it comes with nncf, which pip install 'tersor[bench]' brings")
+    first, again, other = (list(crops(9, seed)) for seed in (1, 1, 2))
+    names = [name for name, _ in first]
+    assert set(names) == set(photographs())
+    assert names[:2] == names[7:]
+    for (_, crop), (_, same), (_, different) in zip(first, again, other, strict=True):
+        assert crop.shape == (1, 3, 224, 224)
+        assert -1 <= crop.min() < crop.max() <= 1.01
+        assert torch.equal(crop, same)
+        assert not torch.equal(crop, different)
+
+
+def test_the_peer_computes_on_integers(tmp_path) -> None:
+    pytest.importorskip("nncf", reason="pip install 'tersor[bench]' brings it")
+    from benchmarks.nncf_peer import OpenVinoInt8
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
+    network = Network(module, (torch.randn(1, 3, 8, 8),), tmp_path)
+    peer = OpenVinoInt8(network, 1, [torch.randn(1, 3, 8, 8) for _ in range(4)])
+    outputs = peer.run(network.arrays)
+    assert [output.dtype for output in outputs] == [np.float32]
+    assert 1e-4 < difference(network.expected, outputs) < 0.1  # float32 would be below
