@@ -1,0 +1,105 @@
+"""``python -m examples.digits``: train the three networks, compress them, and show what it costs and what it gains.
+
+::
+
+    python -m examples.digits train       # minutes the first time; later everything comes from the cache
+    python -m examples.digits int8        # 8-bit integers
+    python -m examples.digits prune       # half of the multiply-adds by fewer channels, beside random channels
+    python -m examples.digits low-rank    # the VGG-like network at a third of its multiply-adds
+    python -m examples.digits compose     # pruning and integers together
+    python -m examples.digits all         # all of these
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.harness import Schedule
+
+from .models import NETWORKS, original
+from .report import changes_table, programs_table, save
+from .studies import Study, accuracy, composed, factorized, pruned, quantized
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "digits.json"
+
+app = typer.Typer(
+    help=__doc__.split("\n\n")[0].replace("``", ""),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+Rounds = Annotated[int, typer.Option(min=1, help="Blocks of timed calls of each program.")]
+Json = Annotated[Path, typer.Option("--json", help="Results are written into this file.")]
+Scratch = Annotated[bool, typer.Option(help="Train the small architectures from random weights, too.")]
+
+
+@app.command()
+def train() -> None:
+    """Train the networks, or find them in the cache."""
+    view = Table(title="Trained on two threads", title_justify="left")
+    for column in ("network", "parameters", "accuracy %", "seconds"):
+        view.add_column(column, justify="left" if column == "network" else "right")
+    for name, network in NETWORKS.items():
+        found = original(name)
+        count = sum(parameter.numel() for parameter in found.module.parameters())
+        view.add_row(network.title, f"{count:,}", f"{100 * accuracy(found.module):.1f}", f"{found.seconds:.0f}")
+    console.print(view)
+
+
+@app.command()
+def int8(rounds: Rounds = 5, json: Json = RESULTS) -> None:
+    """Accuracy and latency on 8-bit integers."""
+    studies = [quantized(name, _schedule(rounds)) for name in NETWORKS]
+    _show("int8", "8-bit integers", studies, json)
+
+
+@app.command()
+def prune(rounds: Rounds = 5, json: Json = RESULTS, scratch: Scratch = True) -> None:
+    """Half of the multiply-adds by pruning channels."""
+    studies = [pruned(name, _schedule(rounds), scratch) for name in NETWORKS]
+    _show("prune", "Half of the multiply-adds by fewer channels", studies, json)
+
+
+@app.command()
+def low_rank(rounds: Rounds = 5, json: Json = RESULTS) -> None:
+    """The VGG-like network with lower ranks."""
+    _show("low-rank", "Lower ranks", [factorized(_schedule(rounds))], json)
+
+
+@app.command()
+def compose(rounds: Rounds = 5, json: Json = RESULTS) -> None:
+    """The VGG-like network pruned and quantized."""
+    _show("compose", "Pruned and quantized", [composed(_schedule(rounds))], json)
+
+
+@app.command("all")
+def everything(rounds: Rounds = 5, json: Json = RESULTS, scratch: Scratch = True) -> None:
+    """All of these."""
+    train()
+    int8(rounds, json)
+    prune(rounds, json, scratch)
+    low_rank(rounds, json)
+    compose(rounds, json)
+
+
+def _schedule(rounds: int) -> Schedule:
+    return Schedule(rounds=rounds, block_seconds=0.2, maximum_calls=500, pause_seconds=0.2)
+
+
+def _show(key: str, title: str, studies: Sequence[Study], json: Path) -> None:
+    if any(study.changes for study in studies):
+        console.print(changes_table(f"{title}: accuracy", studies))
+    console.print(programs_table(f"{title}: compiled, one picture, two threads", studies))
+    save(json, {key: studies})
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,155 @@
+"""Trained networks, and smaller ones made of them by passes and fine-tuned.
+
+What ``tersor compress`` is given: factories of models, calibration data, and the share of test pictures that a model
+recognises. The first call of a factory trains, which takes minutes; later ones read the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import tersor
+import torch
+from tersor.ir import Graph
+from tersor.ir.ops import BatchNormOp
+from torch import Tensor, nn
+
+from . import data
+from .networks import MobileNetV2, ResNet20, Vgg
+from .training import BATCH, Recipe, trained, two_threads
+
+Example = tuple[nn.Module, tuple[Tensor]]
+
+CALIBRATION = 256  # pictures
+# One fine-tuning for all: a lower rate than from scratch, as what is left of the weights is to be kept.
+FINE_TUNING = Recipe(epochs=3, rate=0.02)
+REESTIMATE = "reestimate-batchnorm"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, how it is trained, and what the kept channels of its layers are multiples of.
+
+    Vectors of AVX-512 have 16 lanes; where layers have no more channels than that, half of a vector is the step.
+    """
+
+    title: str
+    build: Callable[[], nn.Module]
+    recipe: Recipe
+    multiple: int
+
+
+NETWORKS = {
+    "vgg": Network("VGG-like", Vgg, Recipe(epochs=10, rate=0.05), multiple=16),
+    "resnet20": Network("ResNet-20", ResNet20, Recipe(epochs=14, rate=0.1), multiple=8),
+    "mobilenetv2": Network("MobileNetV2-like", MobileNetV2, Recipe(epochs=14, rate=0.1), multiple=8),
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its numbers, and the seconds that training it took."""
+
+    module: nn.Module
+    seconds: float
+
+
+def pruning(name: str, macs: float, criterion: str = "l1", seed: int = 0) -> str:
+    """The pass that leaves a share of the multiply-adds of one of `NETWORKS`."""
+    options = f"macs={macs:g},criterion={criterion},multiple={NETWORKS[name].multiple},seed={seed}"
+    return f"prune-channels{{{options}}}"
+
+
+@cache
+def original(name: str) -> Trained:
+    """One of `NETWORKS`, trained; it takes any number of pictures at a time."""
+    network = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(network.recipe.seed)
+        module = network.build()
+    return Trained(module.eval(), trained(name, module, network.recipe))
+
+
+@cache
+def changed(name: str, pipeline: str, batch: int) -> Graph:
+    """What passes make of one of `NETWORKS`, for a number of pictures at a time.
+
+    Nothing is measured, so that what they choose depends on the weights alone: it is the same for all batch sizes.
+    """
+    batches = [(part,) for part in data.load()[0].images[:CALIBRATION].split(batch) if len(part) == batch]
+    with two_threads():
+        return tersor.run_passes(_graph(name, batch), pipeline, calibration=batches)
+
+
+def fine_tuned(name: str, pipeline: str) -> Trained:
+    """One of `NETWORKS` after passes, new statistics and fine-tuning, for `BATCH` pictures at a time."""
+    module = changed(name, f"{pipeline},{REESTIMATE}", BATCH).to_torch()
+    return Trained(module, trained(f"{name}-tuned", module, FINE_TUNING))
+
+
+def from_scratch(name: str, pipeline: str) -> Trained:
+    """The architecture that passes make of one of `NETWORKS`, with random weights, trained as long as the network."""
+    graph, recipe = changed(name, pipeline, BATCH), NETWORKS[name].recipe
+    module = graph.to_torch()
+    _reset(module, graph, recipe.seed)
+    return Trained(module, trained(f"{name}-scratch", module, recipe))
+
+
+def for_one_picture(name: str, pipeline: str) -> nn.Module:
+    """What `fine_tuned` makes, for one picture at a time."""
+    module = changed(name, f"{pipeline},{REESTIMATE}", 1).to_torch()
+    module.load_state_dict(fine_tuned(name, pipeline).module.state_dict())
+    return module
+
+
+@cache
+def _graph(name: str, batch: int) -> Graph:
+    return tersor.from_torch(original(name).module, (data.load()[0].images[:batch],))
+
+
+def _reset(module: nn.Module, graph: Graph, seed: int) -> None:
+    """Random weights as before training (He et al. 2015), normalisations that do nothing yet, no biases."""
+    scales = {op.gamma.op.attrs.id for op in graph.ops if isinstance(op, BatchNormOp) and op.gamma is not None}
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+        else:
+            nn.init.constant_(parameter, float(name in scales))
+
+
+def _example(module: nn.Module) -> Example:
+    return module, (data.load()[1].images[:1],)
+
+
+def vgg() -> Example:
+    """The VGG-like network, and a picture."""
+    return _example(original("vgg").module)
+
+
+def resnet20() -> Example:
+    """ResNet-20, and a picture."""
+    return _example(original("resnet20").module)
+
+
+def mobilenetv2() -> Example:
+    """The MobileNetV2-like network, and a picture."""
+    return _example(original("mobilenetv2").module)
+
+
+def vgg_pruned() -> Example:
+    """The VGG-like network with half of its multiply-adds, fine-tuned, and a picture."""
+    return _example(for_one_picture("vgg", pruning("vgg", 0.5)))
+
+
+def calibration() -> list[tuple[Tensor]]:
+    """Pictures that networks were trained on, one a batch."""
+    return [(image,) for image in data.load()[0].images[:CALIBRATION].split(1)]
+
+
+def evaluate(model: Callable[[Tensor], Any]) -> float:
+    """Share of the test pictures, given one by one, that a model recognises."""
+    return data.accuracy(model, data.load()[1])
