@@ -174,6 +174,20 @@ class Optimized:
     report: Any
 
 
+def resolve_with_threads(target: str | Target, threads: int | None) -> Target:
+    """The record of a target, with as many cores as a call has threads; its own where ``threads`` is None."""
+    record = resolve_target(target)
+    return record if threads is None else replace(record, cores=check_threads(threads))
+
+
+def as_graph(graph_or_module: Any, example_inputs: Any) -> Graph:
+    """A graph as it is, anything else exported; raises TersorError when its weights are not loaded."""
+    graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
+    if not weights_loaded(graph):
+        raise TersorError("the graph's weights are not loaded: read it by load_ir, or give its weights to ir.parse")
+    return graph
+
+
 def optimize_in_stages(
     graph_or_module: Any,
     example_inputs: Any,
@@ -186,14 +200,10 @@ def optimize_in_stages(
     log_dir: Path | None = None,
 ) -> Optimized:
     """Everything of `compile` that comes before tuning and code generation."""
-    record = resolve_target(target)
-    if threads is not None:
-        record = replace(record, cores=check_threads(threads))
+    record = resolve_with_threads(target, threads)
     stages = as_pipeline(",".join(text for text in (pipeline, REQUIRED_PASSES) if text))
     begin("export")
-    graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
-    if not weights_loaded(graph):
-        raise TersorError("the graph's weights are not loaded: read it by load_ir, or give its weights to ir.parse")
+    graph = as_graph(graph_or_module, example_inputs)
     manager = PassManager(stages, instruments=(PassStages(begin),))
     latency = latency_of(stages, record, log_dir)
     outcome = manager.run(graph, target=record, calibration=calibration, latency=latency)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .compiler import as_graph, resolve_with_threads
 from .compression.data import CalibrationData
 from .compression.evaluation import Evaluation, Model
 from .compression.plan import make_plan
 from .compression.result import Compressed
 from .compression.session import Observer, Session, Task
-from .frontend import from_torch
-from .ir import Graph, TersorError, weights_loaded
-from .targets import Target, resolve_target
+from .ir import Graph, TersorError
+from .targets import Target
 from .targets.artifact import check_output
-from .targets.executable import check_threads
 
 
 def compress(
@@ -83,15 +81,11 @@ def compress(
         When a later step fails; its attribute ``compressed`` holds what was made until then.
     """
     plan = make_plan(pipeline)
-    record = resolve_target(target)
-    if threads is not None:
-        record = replace(record, cores=check_threads(threads))
+    record = resolve_with_threads(target, threads)
     check_max_drop(max_drop, evaluate is not None)
     if output is not None:
         check_output(Path(output))
-    graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
-    if not weights_loaded(graph):
-        raise TersorError("the graph's weights are not loaded: read it by load_ir, or give its weights to ir.parse")
+    graph = as_graph(graph_or_module, example_inputs)
     task = Task(
         graph=graph,
         plan=plan,
