@@ -102,10 +102,15 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, wei
     padded = weight.new_zeros(plan.groups * outputs, plan.depth * CHANNELS, *spec.kernel)
     padded[: spec.o, : spec.c] = weight
     parts = padded.reshape(plan.groups, outputs, plan.depth, CHANNELS, *spec.kernel)
-    packed = amx.pack_quads(parts.permute(0, 2, 4, 5, 3, 1)).reshape(-1)
+    return packed_tiles(plan, parts.permute(0, 2, 4, 5, 3, 1), weight)
+
+
+def packed_tiles(plan: IntegerPlan, parts: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Tiles of [..., reduced, outputs] as the unit reads them; what corrects the zero point is appended."""
+    packed = amx.pack_quads(parts).reshape(-1)
     if not plan.table_size:
         return packed
-    return append_table(packed, uniform_table(weight, spec.zero_point, plan.table_size))
+    return append_table(packed, uniform_table(weight, plan.spec.zero_point, plan.table_size))
 
 
 def build(

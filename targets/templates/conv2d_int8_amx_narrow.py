@@ -25,10 +25,9 @@ from .amx import TILE_COLUMNS, TILE_DEPTH
 from .amx_pipeline import Pending
 from .base import NO_EPILOGUE, Epilogue
 from .builder import bind, constant, load, loop, store
-from .compensation import append_table, uniform_table
 from .conv2d_bf16 import split
 from .conv2d_bf16_plan import Taps
-from .conv2d_int8_amx import Conv2dInt8AmxKnobs, IntegerPlan, IntegerWriter, build_units
+from .conv2d_int8_amx import Conv2dInt8AmxKnobs, IntegerPlan, IntegerWriter, build_units, packed_tiles
 from .conv2d_spec import Conv2dSpec
 from .dot_product import WORD
 from .operand_types import is_integer
@@ -160,10 +159,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, wei
     rows_of_tiles = weight.new_zeros(outputs, plan.steps, LANES * WORD)
     rows_of_tiles[..., : records.shape[2]] = records
     parts = rows_of_tiles.reshape(plan.groups, -1, plan.steps, LANES * WORD)
-    packed = amx.pack_quads(parts.permute(0, 2, 3, 1)).reshape(-1)
-    if not plan.table_size:
-        return packed
-    return append_table(packed, uniform_table(weight, spec.zero_point, plan.table_size))
+    return packed_tiles(plan, parts.permute(0, 2, 3, 1), weight)
 
 
 def build(
