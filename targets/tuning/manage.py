@@ -164,11 +164,13 @@ def _problem(record: Record) -> Problem:
 
 
 def _wanted(records: Iterable[Record], keep: int) -> set[tuple[Workload, int, Option]]:
-    """The options whose records stay: the fastest of each problem, and the default."""
+    """The options whose records stay: the fastest of each problem, the one that is used, and the default."""
+    of_target: dict[tuple[int, str], list[Record]] = defaultdict(list)
     ratios: dict[Problem, dict[Option, list[float]]] = defaultdict(lambda: defaultdict(list))
     defaults: dict[Problem, Option] = {}
     for record in records:
         problem = _problem(record)
+        of_target[record.task.threads, record.task.target.name].append(record)
         if problem not in defaults:
             defaults[problem] = Options(record.workload, record.task.target).default
         if record.outcome.ok:
@@ -178,4 +180,6 @@ def _wanted(records: Iterable[Record], keep: int) -> set[tuple[Workload, int, Op
     for problem, by_option in ratios.items():
         ranked = sorted(by_option, key=lambda option: statistics.median(by_option[option]))
         wanted.update((*problem, option) for option in ranked[:keep])
+    for (threads, _), measured in of_target.items():
+        wanted.update((workload, threads, used.option) for workload, used in best(measured).items())
     return wanted

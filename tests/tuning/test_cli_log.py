@@ -89,6 +89,14 @@ def test_prune(log_dir, capsys):
     assert json.loads(out) == {"kept": 4, "dropped": {}}
 
 
+def test_prune_keeps_the_option_that_is_used_though_others_were_timed_faster_once(log_dir, capsys):
+    append(log_dir, [record(3, 0.5e-3)])
+    run(capsys, "log", "prune", log_dir, "--keep", "1")
+    _, out, _ = run(capsys, "log", "best", log_dir, "--target", "x86:znver4", "--json")
+    (row,) = json.loads(out)["best"]
+    assert row["option"] == OPTIONS[1].to_json()
+
+
 @pytest.mark.parametrize("command", ["stats", "best", "merge", "prune"])
 def test_help_has_examples(command, capsys):
     code, out, _ = run(capsys, "log", command, "--help")
