@@ -13,7 +13,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 LOCKS := requirements.lock requirements-models.lock
-TYPED := ir frontend passes targets.kernels targets.templates # packages that mypy checks
+TYPED := ir frontend passes targets # packages that mypy checks
 
 # Set-up is done when a stamp bears the checksum of all that it depends on, the checkout's place included.
 CHECKSUM := $(shell { cat $(LOCKS) pyproject.toml Makefile; pwd; } | cksum | cut -d' ' -f1)

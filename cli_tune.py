@@ -22,7 +22,7 @@ from .cli_options import (
 from .targets.tuning import DEFAULT_LOG_DIR
 
 if TYPE_CHECKING:
-    from .targets.tuning.session import TuningResult
+    from .targets.tuning.result import TuningResult
 
 
 def tune(

@@ -18,9 +18,9 @@ from .targets import Executable, Target, compile_graph, resolve_target
 from .targets.executable import check_threads
 from .targets.latency import MeasuredLatency
 from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
+from .targets.tuning.observer import Observer
 from .targets.tuning.records import best
 from .targets.tuning.scheduler import Budget
-from .targets.tuning.session import Observer
 from .targets.tuning.tuned import Tuned, load_tuned
 
 # What code generation needs of a graph, whatever the pipeline: no batch norm left, a physical layout for every value.

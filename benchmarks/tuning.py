@@ -54,6 +54,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console()
 
 Models = Annotated[str, typer.Option("--models", help="Comma-separated names; all if omitted.")]
+TargetName = Annotated[str, typer.Option("--target", help="Machine to tune for; one that this machine can run.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of one call.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
 LogDir = Annotated[Path, typer.Option(help="Folder of tuning records.")]
@@ -84,11 +85,11 @@ class Named:
         self.run = ExecutableRunner(executable).run
 
 
-def optimized(model: str, threads: int) -> Optimized:
+def optimized(model: str, threads: int, target: str = NATIVE) -> Optimized:
     """The graph that is tuned and compiled."""
     module, inputs = load(model)
     return optimize_in_stages(
-        module, inputs, target=NATIVE, pipeline="O3", calibration=None, threads=threads, begin=lambda stage: None
+        module, inputs, target=target, pipeline="O3", calibration=None, threads=threads, begin=lambda stage: None
     )
 
 
@@ -174,16 +175,13 @@ def record(
     seconds: Annotated[
         float | None, typer.Option("--time", help="Seconds for each model; no limit if omitted.")
     ] = None,
-    target: Annotated[str, typer.Option(help="Machine to tune for.")] = NATIVE,
+    target: TargetName = NATIVE,
     threads: Threads = 2,
     shipped: Shipped = True,
 ) -> None:
     """Tune all models, adding to a log."""
     for name in models.split(","):
-        module, inputs = load(name)
-        network = optimize_in_stages(
-            module, inputs, target=target, pipeline="O3", calibration=None, threads=threads, begin=lambda stage: None
-        )
+        network = optimized(name, threads, target)
         records = load_records(network.target, log_dir, shipped=shipped, say=console.print)
         console.rule(name)
         tune_graph(
@@ -217,6 +215,7 @@ def sample_model(
 def all_models(
     log_dir: Annotated[Path | None, typer.Option(help="Folder of records, beside those that ship.")] = None,
     models: Models = NAMES,
+    target: TargetName = NATIVE,
     threads: Threads = 2,
     rounds: int = 7,
     shipped: Shipped = True,
@@ -225,7 +224,7 @@ def all_models(
     """Compare tuned with untuned models, in interleaved blocks."""
     gains: list[Gain] = []
     for name in models.split(","):
-        network = optimized(name, threads)
+        network = optimized(name, threads, target)
         records = load_records(network.target, log_dir, shipped=shipped, say=console.print)
         chosen = best(records)
         tasks = extract_tasks(network.graph, network.target)
@@ -248,7 +247,8 @@ def all_models(
     mean = statistics.geometric_mean(gain.speedup for gain in gains)
     table.add_row("geometric mean", "", "", f"{mean:.3f}", "", style="bold")
     console.print(table)
-    content = {"models": [asdict(gain) | {"speedup": gain.speedup} for gain in gains], "geometric_mean": mean}
+    rows = [asdict(gain) | {"speedup": gain.speedup} for gain in gains]
+    content = {"target": target, "models": rows, "geometric_mean": mean}
     save(content, models, threads, json_path)
 
 

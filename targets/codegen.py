@@ -51,7 +51,7 @@ class _Buffers:
         self._builder = builder
         self._constants = constants
         self._plan = plan
-        self._variables: dict[Value | int, Any] = dict(inputs)
+        self._variables: dict[Value | int, Any] = dict(inputs.items())
         device, scope = 0, "global"
         self._storages = [
             builder.emit(relax.op.memory.alloc_storage(relax.ShapeExpr([size]), device, scope, "uint8"))

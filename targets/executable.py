@@ -117,7 +117,7 @@ class Executable:
         self.code = code
         self.constants = tuple(constants)
         self._obstacle = obstacle_here(info.target)
-        self._vm = None if code.module is None else _machine(info.target, code.module, self.constants)
+        self._vm: Any = None if code.module is None else _machine(info.target, code.module, self.constants)
         self._lock = threading.Lock()
         self.threads = threads if threads is not None else usable_cores()
 

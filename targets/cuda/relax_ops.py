@@ -250,9 +250,9 @@ def _softmax(op: Op, x: Any, axes: Axes) -> Any:
 
 
 @emits(ir_ops.LayerNormOp)
-def _layer_norm(op: Op, x: Any, *parameters: Any, axes: Axes) -> Any:
+def _layer_norm(op: ir_ops.LayerNormOp, x: Any, *parameters: Any, axes: Axes) -> Any:
     shape = op.x.shape[-op.attrs.dims :]
-    given = [None if value is None else R.astype(value, "float32") for value in parameters] + [None, None]
+    given: list[Any] = [None if value is None else R.astype(value, "float32") for value in parameters] + [None, None]
     gamma = R.ones(shape, "float32") if given[0] is None else given[0]
     beta = R.zeros(shape, "float32") if given[1] is None else given[1]
     last = list(range(-op.attrs.dims, 0))

@@ -95,5 +95,5 @@ def _parse_resources(said: str, ptx: str) -> dict[str, Resources]:
         name = section.partition("'")[0]
         registers, shared, spills = (one.search(section) for one in (_REGISTERS, _SHARED, _SPILLS))
         numbers = (0 if match is None else int(match[1]) for match in (registers, shared, spills))
-        found[name] = Resources(*numbers, matrix_instructions=matrix[name])
+        found[name] = Resources(*numbers, matrix[name])
     return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...ir import TersorError
-from .session import Point
+from .result import Point
 
 
 def draw(history: Sequence[Point], path: Path, title: str = "") -> None:

@@ -13,10 +13,12 @@ from . import DEFAULT_LOG_DIR
 from .extract import extract_tasks
 from .measure import LocalMeasurer, Measurer
 from .model import require_xgboost
+from .observer import Observer
 from .records import Record
+from .result import TuningResult
 from .scheduler import Budget
 from .search import SearchOptions
-from .session import Observer, TuningResult, TuningSession
+from .session import TuningSession
 from .task import Task
 from .tuned import load_tuned
 
@@ -90,8 +92,9 @@ def tune_graph(
         When xgboost is missing, or nothing can be measured here.
     """
     require_xgboost()
-    own = LocalMeasurer() if measurer is None else None
-    measurer = own or measurer
+    own = None
+    if measurer is None:
+        measurer = own = LocalMeasurer()
     try:
         if own is not None:
             own.start()  # its processes import what they need while tasks are extracted and records learned from

@@ -1,12 +1,14 @@
 """The ranker: gradient-boosted trees that correct the analytic estimate of how long a candidate takes.
 
-The trees learn, from every fitting record of every layer,
+The trees learn, from every fitting record of every layer, how much of
 
-    log(seconds) - log(estimate) - (the mean of the same over the layer's records)
+    log(seconds) - log(estimate)
 
-Taking the layer's mean away leaves what ranking needs: which of the candidates of one layer is faster, and by how much.
-Fast candidates weigh more, since it is among them that the search has to choose, and two sets of trees are averaged.
-A new layer therefore starts from what others taught; before anything was measured, the estimate alone ranks.
+sets one candidate of a layer apart from another: the loss is the squared error after the mean error over each layer's
+records is taken away. What all candidates of a layer have in common is therefore left open. Trees that had to learn it
+would believe that the candidates of a much searched layer, all of them good, are nothing special. Fast candidates weigh
+more, since it is among them that the search has to choose, and several sets of trees are averaged. A new layer therefore
+starts from what others taught; before anything was measured, the estimate alone ranks.
 
 Trees of the same kind learn how long a candidate takes to build: a kernel written out in thousands of instructions
 costs as much as a dozen others.
@@ -15,7 +17,7 @@ costs as much as a dozen others.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -26,6 +28,7 @@ from ...ir import TersorError
 from .features import CODE_SIZE, Features, Table
 
 Numbers = Sequence[float] | np.ndarray
+Loss = Callable[[np.ndarray, Any], tuple[np.ndarray, np.ndarray]]  # gradients and second derivatives of predictions
 
 FEWEST_EXAMPLES = 12  # below this, the trees would only learn noise
 ROUNDS = 120
@@ -39,6 +42,7 @@ LEAST_BUILD_SECONDS = 0.3
 SECONDS_PER_INSTRUCTION = 4e-3  # of the innermost arithmetic, written out
 PARAMETERS = {
     "objective": "reg:squarederror",
+    "base_score": 0.0,  # not the mean of the labels, which a loss within groups leaves open
     "tree_method": "hist",
     "max_depth": 6,
     "eta": 0.1,
@@ -100,14 +104,14 @@ class Trees:
         self._table = Table(())
         self._booster: Any = None
 
-    def fit(self, samples: Sequence[Features], labels: np.ndarray, weights: np.ndarray | None = None) -> None:
-        """Learn ``labels``, of shape (samples,); ``weights``, if given, say how much each counts."""
+    def fit(self, samples: Sequence[Features], labels: np.ndarray, loss: Loss | None = None) -> None:
+        """Learn ``labels``, of shape (samples,): by the mean of squared errors unless ``loss`` is another."""
         require_xgboost()
         import xgboost
 
         self._table = Table(samples)
-        data = xgboost.DMatrix(self._table.encode(samples), label=labels, weight=weights, nthread=THREADS)
-        self._booster = xgboost.train(self._parameters, data, num_boost_round=self._rounds)
+        data = xgboost.DMatrix(self._table.encode(samples), label=labels, nthread=THREADS)
+        self._booster = xgboost.train(self._parameters, data, num_boost_round=self._rounds, obj=loss)
 
     def predict(self, samples: Sequence[Features]) -> np.ndarray:
         """Labels of other samples, float64 of shape (samples,)."""
@@ -149,7 +153,7 @@ class Ranker:
         residuals = logs - log_estimates(samples)
         weights = LEAST_WEIGHT + np.exp(-HASTE * (logs - _group_minima(groups, logs)))
         for trees in self._members:
-            trees.fit(samples, residuals - _group_means(groups, residuals), weights)
+            trees.fit(samples, residuals, within_groups(groups, residuals, weights))
         self.version += 1
         self._fit_costs([example for example in examples if example.build_seconds > 0])
 
@@ -185,9 +189,29 @@ def _group_numbers(examples: Sequence[Example]) -> np.ndarray:
     return np.array([numbers.setdefault(example.group, len(numbers)) for example in examples])
 
 
-def _group_means(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """For each example, the mean of the values of its group."""
-    return (np.bincount(groups, weights=values) / np.bincount(groups))[groups]
+def within_groups(groups: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Loss:
+    """Weighted squares of the errors less their mean over each group, halved: what a group has in common is free.
+
+    Parameters
+    ----------
+    groups
+        For each example, the number of its group: 0, 1, ...; of shape (examples,), as the others are.
+    labels, weights
+        What to predict, and how much it counts.
+
+    Returns
+    -------
+    A function of predictions, and of a matrix that it does not need, that answers with gradients and with an upper bound
+    of the second derivatives, as xgboost asks for.
+    """
+    totals = np.bincount(groups, weights=weights)
+
+    def loss(predicted: np.ndarray, _: Any) -> tuple[np.ndarray, np.ndarray]:
+        errors = predicted - labels
+        means = np.bincount(groups, weights=weights * errors) / totals
+        return weights * (errors - means[groups]), weights
+
+    return loss
 
 
 def _group_minima(groups: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from .features import Features, describe_candidate
 from .model import Ranker, rank_correlation, regret
 from .option import Option
 from .outcome import Outcome
+from .result import BatchReport
 
 if TYPE_CHECKING:
     from .task import Task
@@ -62,32 +63,6 @@ class SearchOptions:
             raise ValueError("batch and patience must be at least 1")
         if not 0 <= self.explore <= 1:
             raise ValueError(f"explore must lie between 0 and 1, not {self.explore}")
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """How well the ranker did on one batch.
-
-    Attributes
-    ----------
-    task
-        Name of the task.
-    trials, failed
-        Candidates measured, and those of them that did not run.
-    correlation
-        Spearman's, of predicted and measured times; NaN for fewer than two.
-    regret
-        How much slower the batch's favourite was than its fastest; NaN when all failed.
-    improved
-        Relative gain over the best before.
-    """
-
-    task: str
-    trials: int
-    failed: int
-    correlation: float
-    regret: float
-    improved: float
 
 
 @dataclass(frozen=True)

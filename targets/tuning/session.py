@@ -10,9 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -22,11 +20,13 @@ from . import log
 from .examples import Examples
 from .measure import Measurer
 from .model import Ranker
+from .observer import Observer, Silent
 from .option import Option, Workload
 from .outcome import Outcome
 from .records import NOISE, Purpose, Record, best
+from .result import BatchReport, Point, TaskResult, TuningResult
 from .scheduler import Budget, Scheduler
-from .search import BatchReport, SearchOptions, TaskSearch
+from .search import SearchOptions, TaskSearch
 from .task import Task
 
 FINALISTS = 3  # candidates of each task that are measured again
@@ -36,124 +36,6 @@ CLOSE = 0.03  # how much slower than the best a finalist may be
 FINAL_SECONDS = 0.15  # that timing one candidate takes whose code is at hand
 LEAST_RESERVE, MOST_RESERVE = 0.1, 0.5  # shares of the time budget that are kept for the finals
 REFIT_GROWTH = 0.1  # share of new examples after which the ranker learns again
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """What came of one task.
-
-    Attributes
-    ----------
-    task
-        What was tuned.
-    option
-        What will be used: the default unless another option was confirmed to be faster.
-    default_seconds, seconds
-        One call with the default and with ``option``; NaN when nothing was timed.
-    trials, failed, candidates
-        Options measured, those of them that did not run, and how many there are.
-    """
-
-    task: Task
-    option: Option
-    default_seconds: float
-    seconds: float
-    trials: int
-    failed: int
-    candidates: int
-
-    @property
-    def speedup(self) -> float:
-        """Time of the default over that of the option."""
-        return self.default_seconds / self.seconds
-
-
-@dataclass(frozen=True)
-class Point:
-    """The model's latency, the sum over its tasks, after some seconds and trials of tuning."""
-
-    seconds: float
-    trials: int
-    latency: float
-
-
-@dataclass(frozen=True)
-class TuningResult:
-    """What a session reached.
-
-    Attributes
-    ----------
-    tasks
-        In the order given.
-    records
-        All that hold for the target: those of earlier sessions first.
-    history
-        How the model's latency fell.
-    batches
-        How the ranker did.
-    reason
-        Why the session ended.
-    trials, seconds
-        Spent in this session.
-    interrupted
-        Whether the user stopped it.
-    """
-
-    tasks: tuple[TaskResult, ...]
-    records: tuple[Record, ...]
-    history: tuple[Point, ...]
-    batches: tuple[BatchReport, ...]
-    reason: str
-    trials: int
-    seconds: float
-    interrupted: bool
-
-    @property
-    def untuned_seconds(self) -> float:
-        """Sum of all timed kernels with their defaults."""
-        return sum(one.task.weight * one.default_seconds for one in self.tasks if one.default_seconds > 0)
-
-    @property
-    def tuned_seconds(self) -> float:
-        """Sum of all timed kernels as they will be used."""
-        return sum(one.task.weight * one.seconds for one in self.tasks if one.seconds > 0)
-
-    @property
-    def failures(self) -> Counter[str]:
-        """How often candidates failed in which way, over all records."""
-        return Counter(record.outcome.status for record in self.records if not record.outcome.ok)
-
-
-class Observer(Protocol):
-    """Is told how a session goes on."""
-
-    def started(self, searches: Sequence[TaskSearch], scheduler: Scheduler) -> None:
-        """The searches, which change from now on."""
-
-    def batch(self, search: TaskSearch, report: BatchReport) -> None:
-        """A batch was measured."""
-
-    def say(self, message: str) -> None:
-        """Something that the user should know."""
-
-    def finished(self, result: TuningResult) -> None:
-        """The end."""
-
-
-class Silent:
-    """An `Observer` that shows nothing."""
-
-    def started(self, searches: Sequence[TaskSearch], scheduler: Scheduler) -> None:
-        pass
-
-    def batch(self, search: TaskSearch, report: BatchReport) -> None:
-        pass
-
-    def say(self, message: str) -> None:
-        pass
-
-    def finished(self, result: TuningResult) -> None:
-        pass
 
 
 class TuningSession:

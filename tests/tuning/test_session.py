@@ -12,11 +12,13 @@ from tersor.targets.algorithms import Options
 from tersor.targets.tuning import session as session_module
 from tersor.targets.tuning.chart import draw
 from tersor.targets.tuning.log import read_log
+from tersor.targets.tuning.observer import Silent
 from tersor.targets.tuning.progress import Lines, LiveTable, results_table
 from tersor.targets.tuning.records import CONFIRMATIONS, fitting
+from tersor.targets.tuning.result import TuningResult
 from tersor.targets.tuning.scheduler import Budget
 from tersor.targets.tuning.search import SearchOptions
-from tersor.targets.tuning.session import Silent, TuningResult, TuningSession
+from tersor.targets.tuning.session import TuningSession
 from tersor.tests.tuning.fakes import TARGET, FakeMeasurer, conv_tasks, true_seconds
 
 
