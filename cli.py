@@ -5,6 +5,7 @@ Heavy modules are imported inside of the commands, so that ``tersor --help`` is 
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -309,6 +310,8 @@ def _size(path: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 on success, 2 on a user's mistake, 1 when a search found something wrong."""
+    # What ends jobs (`timeout`, a batch system) is like Ctrl-C: what was reached is kept, temporary files are not.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(arguments)
     except Exception as error:  # the one error boundary
@@ -319,3 +322,5 @@ def main(arguments: list[str] | None = None) -> None:
         message = " ".join(str(error).split())
         print(f"tersor: {message}", file=sys.stderr)
         raise SystemExit(2) from error
+    finally:
+        signal.signal(signal.SIGTERM, previous)

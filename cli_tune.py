@@ -106,8 +106,6 @@ def tune(
         seed=seed,
         metaschedule_trials=metaschedule,
     )
-    if chart is not None:
-        draw(result.history, chart, graph.name)
     if output is not None:
         with progress() as shown:
             executable = compile_graph(
@@ -120,6 +118,8 @@ def tune(
             )
             shown.begin("write")
             executable.save(output)
+    if chart is not None:
+        draw(result.history, chart, graph.name)
     if as_json:
         print_json(describe(result))
 

@@ -93,6 +93,7 @@ def run_passes(
     *,
     target: str | Target | None = None,
     calibration: Iterable[Any] | None = None,
+    log_dir: str | Path | None = None,
     **options: Any,
 ) -> Graph:
     """Optimize a graph; `tersor.passes.run_passes` with targets by name.
@@ -108,6 +109,8 @@ def run_passes(
         measure when code for it runs here; otherwise they do all that they were asked for.
     calibration
         Batches of inputs, one sequence of tensors each, for passes that need data.
+    log_dir
+        A folder of tuning records for passes that measure, used on top of those that ship with Tersor.
     options
         ``instruments`` and ``bisect_limit``, see `tersor.passes.run_passes`.
 
@@ -118,7 +121,7 @@ def run_passes(
     """
     record = None if target is None else resolve_target(target)
     stages = as_pipeline(pipeline)
-    latency = latency_of(stages, record)
+    latency = latency_of(stages, record, None if log_dir is None else Path(log_dir))
     return passes.run_passes(graph, stages, target=record, calibration=calibration, latency=latency, **options)
 
 

@@ -40,7 +40,7 @@ from benchmarks.harness import Latency, Schedule, machine, measure, versions
 from benchmarks.held_out import HeldOut, held_out
 from benchmarks.models import MODELS, load
 from benchmarks.results import write
-from benchmarks.sampling import sample
+from benchmarks.sampling import Sampler
 from benchmarks.tables import milliseconds
 from benchmarks.tuning_metaschedule import run as race_metaschedule
 from benchmarks.tuning_metaschedule import table as races_table
@@ -207,8 +207,9 @@ def sample_model(
     records = load_records(network.target, log_dir, shipped=False, say=console.print)
     tasks = extract_tasks(network.graph, network.target)
     with LocalMeasurer() as measurer:
-        measured = sample(tasks, measurer, count, log_dir, records=records, seconds=seconds, say=console.print)
-    console.print(f"{measured} random candidates of {len(tasks)} tasks were measured")
+        sampler = Sampler(tasks, measurer, count, log_dir, records=records, seconds=seconds, say=console.print)
+        drawn = sampler.run()
+    console.print(f"{drawn} random candidates of {len(tasks)} tasks were measured")
 
 
 @app.command("all")

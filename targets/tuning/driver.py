@@ -11,10 +11,11 @@ from ..catalog import host_features
 from ..record import Target
 from . import DEFAULT_LOG_DIR
 from .extract import extract_tasks
+from .log import LogWriter, read_log
 from .measure import LocalMeasurer, Measurer
 from .model import require_xgboost
-from .observer import Observer
-from .records import Record
+from .observer import Observer, Silent
+from .records import Record, fitting
 from .result import TuningResult
 from .scheduler import Budget
 from .search import SearchOptions
@@ -70,7 +71,7 @@ def tune_graph(
     target
         The machine; ``target.cores`` is the number of threads.
     budget
-        When to stop at the latest.
+        When to stop at the latest; trials that ``log_dir`` holds count as spent.
     log_dir
         Where to append what is measured; None to keep it in memory only.
     records
@@ -100,12 +101,14 @@ def tune_graph(
             own.start()  # its processes import what they need while tasks are extracted and records learned from
         tasks = extract_tasks(graph, target)
         if metaschedule_trials:
-            records = [*records, *_tune_loops(tasks, measurer, log_dir, metaschedule_trials, seed)]
+            say = (observer or Silent()).say
+            records = [*records, *_tune_loops(tasks, measurer, log_dir, metaschedule_trials, seed, say)]
         return TuningSession(
             tasks,
             measurer,
             budget,
             records=records,
+            earlier=_trials_in(log_dir, tasks),
             log_dir=log_dir,
             settings=settings,
             observer=observer,
@@ -116,13 +119,36 @@ def tune_graph(
             own.close()
 
 
+def _trials_in(log_dir: Path | None, tasks: Sequence[Task]) -> int:
+    """Options of these tasks that a log holds measurements of; those that ship with Tersor cost the user nothing."""
+    if log_dir is None or not tasks:
+        return 0
+    target = tasks[0].target
+    workloads = {task.workload for task in tasks}
+    records = fitting(read_log(log_dir, target.name).records, target).records
+    return len({(record.workload, record.option) for record in records if record.workload in workloads})
+
+
 def _tune_loops(
-    tasks: Sequence[Task], measurer: Measurer, log_dir: Path | None, trials: int, seed: int
+    tasks: Sequence[Task],
+    measurer: Measurer,
+    log_dir: Path | None,
+    trials: int,
+    seed: int,
+    say: Callable[[str], None],
 ) -> list[Record]:
     """Have MetaSchedule search the kernels without a template."""
     from .metaschedule import is_searchable, tune_task
 
+    records: list[Record] = []
+    log = LogWriter(log_dir, say)
+
+    def keep(record: Record) -> None:
+        records.append(record)
+        log.add(record)
+
     with tempfile.TemporaryDirectory(prefix="tersor-") as scratch:
         folder = Path(scratch) if log_dir is None else log_dir
-        searchable = [task for task in tasks if is_searchable(task)]
-        return [record for task in searchable for record in tune_task(task, measurer, folder, trials=trials, seed=seed)]
+        for task in filter(is_searchable, tasks):
+            tune_task(task, measurer, folder, keep, trials=trials, seed=seed)
+    return records

@@ -41,6 +41,9 @@ class Geometry:
         Steps written out in the inner loop, and independent sums of each element.
     block_bytes
         What one piece keeps in a cache besides; 0 if nothing.
+    sweep_bytes, sweeps
+        What each thread reads anew for every step of the outer of its loops, and how many steps there are: the input
+        for each group of output channels, or the weights for each group of rows. 0 where this is not known.
     """
 
     rows: int
@@ -52,6 +55,8 @@ class Geometry:
     steps: int = 1
     chains: int = 1
     block_bytes: float = 0.0
+    sweep_bytes: float = 0.0
+    sweeps: int = 0
 
 
 @singledispatch
@@ -64,14 +69,18 @@ def geometry_of(knobs: Any, spec: Any, target: Target) -> Geometry | None:
 def _(knobs: Conv2dKnobs, spec: Conv2dSpec, target: Target) -> Geometry:
     taps = spec.kernel[0] * spec.kernel[1]
     depth = spec.c // spec.groups * taps
+    read, weights, units = spec.c * spec.h * spec.w, spec.o * depth, _units(spec.o, knobs.vectors, target)
+    swept, outer = (read, units) if knobs.order == "weights" else (weights, knobs.spatial_units)
     return Geometry(
         rows=spec.n * spec.out_h * spec.out_w,
         columns=spec.o,
         depth=knobs.block_chunk * target.lanes() * taps or depth,
         tile_rows=knobs.rows * max(1, min(knobs.columns, spec.out_w)),
         tile_vectors=knobs.vectors,
-        pieces=knobs.spatial_units * _units(spec.o, knobs.vectors, target),
+        pieces=knobs.spatial_units * units,
         steps=knobs.unroll,
+        sweep_bytes=FLOAT_BYTES * swept,
+        sweeps=-(-outer * spec.n // target.cores),
     )
 
 
@@ -79,7 +88,8 @@ def _(knobs: Conv2dKnobs, spec: Conv2dSpec, target: Target) -> Geometry:
 def _(knobs: WinogradKnobs, spec: Conv2dSpec, target: Target) -> Geometry:
     grid = TileGrid.of(spec, knobs)
     blocks = min(knobs.blocks, grid.groups)
-    slices = 1 if knobs.order == "tiles" else min(knobs.slices, _units(spec.o, knobs.vectors, target))
+    shared = knobs.order == "outputs"  # then each thread reads only its part of the weights
+    slices = min(knobs.slices, _units(spec.o, knobs.vectors, target)) if shared else 1
     return Geometry(
         rows=grid.tiles,
         columns=spec.o,
@@ -88,6 +98,8 @@ def _(knobs: WinogradKnobs, spec: Conv2dSpec, target: Target) -> Geometry:
         tile_vectors=knobs.vectors,
         pieces=blocks * slices,
         block_bytes=FLOAT_BYTES * knobs.positions * spec.c * grid.tiles / blocks,
+        sweep_bytes=FLOAT_BYTES * knobs.positions * spec.c * spec.o / (target.cores if shared else 1),
+        sweeps=blocks if shared else -(-blocks // target.cores),
     )
 
 
@@ -102,6 +114,8 @@ def _(knobs: MatmulKnobs, spec: MatmulSpec, target: Target) -> Geometry:
         pieces=spec.batch_size * knobs.column_chunks * knobs.row_chunks,
         steps=knobs.unroll,
         chains=knobs.chains,
+        sweep_bytes=FLOAT_BYTES * spec.n * spec.k / knobs.column_chunks,
+        sweeps=-(-knobs.row_tiles(spec) // knobs.row_chunks),
     )
 
 
@@ -155,6 +169,9 @@ def geometry_features(found: Geometry, target: Target) -> Iterator[tuple[str, fl
     yield "rows over l1", math.log2(FLOAT_BYTES * found.depth * rows / target.l1_bytes)
     if found.block_bytes:
         yield "block over l2", math.log2(found.block_bytes / target.l2_bytes)
+    if found.sweeps:
+        yield "log sweeps", math.log2(found.sweeps)
+        yield "sweep over l2", math.log2(found.sweep_bytes / target.l2_bytes)
 
 
 def _units(channels: int, vectors: int, target: Target) -> int:

@@ -101,6 +101,32 @@ def record_line(record: Record) -> str:
     return json.dumps(record.to_json(), separators=(",", ":"))
 
 
+class LogWriter:
+    """Appends records to a log for as long as that is possible.
+
+    Parameters
+    ----------
+    log_dir
+        The log's folder; None to write nothing.
+    say
+        Told once when a record cannot be written; what is measured from then on is lost with the process.
+    """
+
+    def __init__(self, log_dir: Path | None, say: Callable[[str], None]) -> None:
+        self._log_dir = log_dir
+        self._say = say
+
+    def add(self, record: Record) -> None:
+        """Append a record, which is on the disk when this returns."""
+        if self._log_dir is None:
+            return
+        try:
+            append(self._log_dir, [record])
+        except LogError as error:
+            self._log_dir = None
+            self._say(f"{error}; going on without writing the log")
+
+
 def append_lines(path: Path, lines: Iterable[str]) -> None:
     """Append lines to a file and sync it; raises LogError when that is impossible."""
     with _errors_named(path), _locked(path) as descriptor:
@@ -232,7 +258,7 @@ def _read_line(number: int, text: str) -> Line:
         return Line(number, text, Record.from_json(value))
     except UnknownNameError as error:
         return Line(number, text, ignored=str(error))
-    except (ValueError, RecursionError) as error:  # CodecError and JSONDecodeError are ValueErrors
+    except (ValueError, OverflowError, RecursionError) as error:  # CodecError and JSONDecodeError are ValueErrors
         return Line(number, text, problem=" ".join(str(error).split()))
 
 
@@ -248,6 +274,8 @@ def _made_by_other_version(value: Any) -> str:
         made = value["provenance"]["template_version"]
     except (KeyError, TypeError) as error:
         raise CodecError(f"no record: it lacks {error}") from error
+    if not isinstance(template, str):
+        raise CodecError(f"no record: the template must be a name, not {template!r}")
     if template in TEMPLATES and made != template_version(template):
         return f"made by version {made} of the template {template}"
     return ""

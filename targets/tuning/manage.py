@@ -14,7 +14,7 @@ from .log import Line, Log, LogError, append, log_files, read_files, record_line
 from .option import Option, Workload
 from .records import Record, best, why_ignored
 
-Problem = tuple[Workload, int]  # and threads
+Problem = tuple[str, Workload, int]  # of a target, with so many threads
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def merge(sources: Sequence[Path], into: Path) -> Merged:
     Raises
     ------
     LogError
-        When a source does not exist, or something cannot be read or written.
+        When a source does not exist or holds no records, or something cannot be read or written.
     """
     files = [file for source in sources for file in _files(source)]
     log = read_files(files)
@@ -102,7 +102,12 @@ def merge(sources: Sequence[Path], into: Path) -> Merged:
 def _files(source: Path) -> list[Path]:
     if not source.exists():
         raise LogError(f"{source}: no such file or folder")
-    return log_files(source) if source.is_dir() else [source]
+    if not source.is_dir():
+        return [source]
+    files = log_files(source) or sorted(source.glob("*.jsonl"))  # a log, or the folder of one target in it
+    if not files:
+        raise LogError(f"{source}: holds no records; name a log folder, the folder of a target in it, or .jsonl files")
+    return files
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,9 @@ def prune(log_dir: Path, keep: int, target_name: str | None = None) -> Pruned:
         When a file cannot be read or written; it is unchanged then.
     """
     files = log_files(log_dir, target_name)
-    wanted = _wanted(read_files(files).records, keep)
+    known = read_files(files).records
+    wanted = _wanted(known, keep)
+    lines = set(map(record_line, known))
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
     kept = 0
@@ -143,7 +150,8 @@ def prune(log_dir: Path, keep: int, target_name: str | None = None) -> Pruned:
             return "duplicate"
         seen.add(line.text)
         reason = why_ignored(line.record, line.record.task.target)
-        if not reason and (*_problem(line.record), line.record.option) not in wanted:
+        is_new = record_line(line.record) not in lines  # appended by a session since `wanted` was made
+        if not reason and not is_new and line.record.option not in wanted[_problem(line.record)]:
             return "slow" if line.record.outcome.ok else line.record.outcome.status
         return reason
 
@@ -160,26 +168,25 @@ def prune(log_dir: Path, keep: int, target_name: str | None = None) -> Pruned:
 
 
 def _problem(record: Record) -> Problem:
-    return record.workload, record.task.threads
+    return record.task.target.name, record.workload, record.task.threads
 
 
-def _wanted(records: Iterable[Record], keep: int) -> set[tuple[Workload, int, Option]]:
+def _wanted(records: Iterable[Record], keep: int) -> dict[Problem, set[Option]]:
     """The options whose records stay: the fastest of each problem, the one that is used, and the default."""
-    of_target: dict[tuple[int, str], list[Record]] = defaultdict(list)
-    ratios: dict[Problem, dict[Option, list[float]]] = defaultdict(lambda: defaultdict(list))
-    defaults: dict[Problem, Option] = {}
+    of_problem: dict[Problem, list[Record]] = defaultdict(list)
     for record in records:
-        problem = _problem(record)
-        of_target[record.task.threads, record.task.target.name].append(record)
-        if problem not in defaults:
-            defaults[problem] = Options(record.workload, record.task.target).default
+        if not why_ignored(record, record.task.target):
+            of_problem[_problem(record)].append(record)
+    return {problem: _wanted_of(some, keep) for problem, some in of_problem.items()}
+
+
+def _wanted_of(records: Sequence[Record], keep: int) -> set[Option]:
+    """The same for one problem."""
+    ratios: dict[Option, list[float]] = defaultdict(list)
+    for record in records:
         if record.outcome.ok:
             ratio = record.outcome.ratio
-            ratios[problem][record.option].append(ratio if math.isfinite(ratio) else 1.0)
-    wanted = {(*problem, option) for problem, option in defaults.items()}
-    for problem, by_option in ratios.items():
-        ranked = sorted(by_option, key=lambda option: statistics.median(by_option[option]))
-        wanted.update((*problem, option) for option in ranked[:keep])
-    for (threads, _), measured in of_target.items():
-        wanted.update((workload, threads, used.option) for workload, used in best(measured).items())
-    return wanted
+            ratios[record.option].append(ratio if math.isfinite(ratio) else 1.0)
+    ranked = sorted(ratios, key=lambda option: statistics.median(ratios[option]))
+    used = [record.option for record in best(records).values()]
+    return {Options(records[0].workload, records[0].task.target).default, *ranked[:keep], *used}

@@ -7,7 +7,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Executor, wait
+from concurrent.futures import BrokenExecutor, Executor, wait
 from contextlib import closing
 from dataclasses import asdict
 from typing import Self
@@ -17,11 +17,11 @@ from .builder import WorkerPool
 from .candidate import Built, Lowering, build_candidate, lower_with
 from .option import Option
 from .outcome import Outcome, Status
-from .process import OutOfMemoryError, WorkerDiedError, WorkerStartError, WorkerTimeoutError
+from .process import HostError, OutOfMemoryError, WorkerDiedError, WorkerError, WorkerStartError, WorkerTimeoutError
 from .runner import LocalRunner, Runner, RunSettings
 from .sandbox import RunResult
 from .task import Task
-from .worker import describe_error
+from .worker import cause_of, describe_error
 
 BUILD_SHARE = 0.7  # of the time for a batch: what is not built by then is not measured
 MOST_KEPT = 512  # candidates whose code is kept, some tens of kilobytes each: the best are measured again
@@ -57,7 +57,8 @@ class Measurer(ABC):
         Raises
         ------
         WorkerError
-            When worker processes cannot even start; the message is their own.
+            When worker processes cannot even start, or their machine fails in a way that is no candidate's fault: by a
+            full disk, for example.
         """
         measured: dict[Option, Outcome] = {}
         with closing(self.outcomes(task, options, incumbent, seconds)) as outcomes:
@@ -177,7 +178,9 @@ class LocalMeasurer(Measurer):
             elif error := future.exception():
                 if isinstance(error, WorkerStartError):
                     raise error
-                failed[option] = Outcome(option, _build_status(error), detail=describe_error(error))
+                if isinstance(error, HostError | BrokenExecutor) or cause_of(error) == "host":
+                    raise HostError(f"candidates cannot be built: {_reason(error)}") from error
+                failed[option] = Outcome(option, _build_status(error), detail=_reason(error))
             else:
                 built[option] = future.result()
         if late and self._pool is not None:
@@ -188,11 +191,18 @@ class LocalMeasurer(Measurer):
         return built, failed
 
 
+def _reason(error: BaseException) -> str:
+    """One line; workers have made one of what happened in them."""
+    return str(error) if isinstance(error, WorkerError) else describe_error(error)
+
+
 def _build_status(error: BaseException) -> Status:
     if isinstance(error, WorkerTimeoutError):
         return "timeout"
     if isinstance(error, WorkerDiedError):
         return "out-of-memory" if error.signal == signal.SIGKILL else "crash"
+    if type(error).__module__.startswith("distributed."):  # a worker of the cluster was lost with it
+        return "crash"
     return "out-of-memory" if isinstance(error, OutOfMemoryError) else "build-error"
 
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -32,9 +33,10 @@ from ..templates import loops
 from . import scheduled
 from .builder import WorkerPool
 from .candidate import compile_function
-from .log import append, target_folder
+from .log import target_folder
 from .measure import Measurer
 from .option import Option
+from .outcome import Outcome
 from .records import Purpose, Record
 from .sandbox import RunResult, Sandbox, Setup
 from .task import Task
@@ -138,9 +140,16 @@ def best_trace(function: Any, target: Target, log_dir: Path) -> str | None:
 
 
 def tune_task(
-    task: Task, measurer: Measurer, log_dir: Path, *, trials: int = 64, max_seconds: float | None = None, seed: int = 0
-) -> list[Record]:
-    """Tune a kernel that has no template of its own, and record the winner beside the fixed rule.
+    task: Task,
+    measurer: Measurer,
+    log_dir: Path,
+    keep: Callable[[Record], object],
+    *,
+    trials: int = 64,
+    max_seconds: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Tune a kernel that has no template of its own, and measure the winner beside the fixed rule.
 
     Parameters
     ----------
@@ -149,29 +158,26 @@ def tune_task(
     measurer
         Measures the winner as any candidate: against the interpreter, and beside the default.
     log_dir
-        Where the database is, and where records are appended.
+        Where the database is.
+    keep
+        Called with each record as soon as there is one; none when no schedule computed the right numbers.
     trials, max_seconds, seed
         See `tune`.
-
-    Returns
-    -------
-    What was measured; empty when no schedule computed the right numbers.
     """
     default = Options(task.workload, task.target).default
     function = loops.definition(task.workload.spec)
     tune(function, task.target, log_dir, trials=trials, max_seconds=max_seconds, seed=seed)
     trace = best_trace(function, task.target, log_dir)
     if trace is None:
-        return []
+        return
     option = Option(default.template, loops.LoopKnobs(trace))
     purposes: tuple[Purpose, ...] = ("trial", "final", "final")
-    records = [
-        Record.now(task, outcome, purpose)
-        for purpose in purposes
-        for outcome in measurer.measure(task, [default, option], default)
-    ]
-    append(log_dir, records)
-    return records
+
+    def keep_outcome(outcome: Outcome, purpose: Purpose) -> None:
+        keep(Record.now(task, outcome, purpose))
+
+    for purpose in purposes:
+        measurer.measure(task, [default, option], default, keep=partial(keep_outcome, purpose=purpose))
 
 
 def is_searchable(task: Task) -> bool:

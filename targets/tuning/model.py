@@ -5,10 +5,10 @@ The trees learn, from every fitting record of every layer, how much of
     log(seconds) - log(estimate)
 
 sets one candidate of a layer apart from another: the loss is the squared error after the mean error over each layer's
-records is taken away. What all candidates of a layer have in common is therefore left open. Trees that had to learn it
-would believe that the candidates of a much searched layer, all of them good, are nothing special. Fast candidates weigh
-more, since it is among them that the search has to choose, and several sets of trees are averaged. A new layer therefore
-starts from what others taught; before anything was measured, the estimate alone ranks.
+records is taken away. What all candidates of a layer have in common is left open. Trees that had to learn it would
+believe that the candidates of a much searched layer, all of them good, are nothing special. Fast candidates weigh more,
+since it is among them that the search has to choose, and two sets of trees are averaged. A new layer starts from what
+others taught; before anything was measured, the estimate alone ranks.
 
 Trees of the same kind learn how long a candidate takes to build: a kernel written out in thousands of instructions
 costs as much as a dozen others.
@@ -201,8 +201,8 @@ def within_groups(groups: np.ndarray, labels: np.ndarray, weights: np.ndarray) -
 
     Returns
     -------
-    A function of predictions, and of a matrix that it does not need, that answers with gradients and with an upper bound
-    of the second derivatives, as xgboost asks for.
+    A function of predictions, and of a matrix that it does not need, that answers with gradients and with an upper
+    bound of the second derivatives, as xgboost asks for.
     """
     totals = np.bincount(groups, weights=weights)
 

@@ -81,6 +81,8 @@ class Outcome:
         numbers = {name: _number(value[name], f"outcome.{name}") for name in _NUMBERS}
         if value["status"] == "ok" and not numbers["seconds"] > 0:
             raise CodecError(f"outcome.seconds must be positive, not {value['seconds']!r}")
+        if numbers["baseline"] <= 0:
+            raise CodecError(f"outcome.baseline must be positive or null, not {value['baseline']!r}")
         option = Option.from_json(value["option"])
         return cls(option, value["status"], repeats=value["repeats"], detail=value["detail"], **numbers)
 

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import psutil
 
 from ...ir import TersorError
-from .worker import Preparation, Reply
+from .worker import Cause, Preparation, Reply
 
 START_TIMEOUT = 120.0  # seconds; importing PyTorch and TVM takes 2 to 4 on an idle machine
 _END_TIMEOUT = 5.0
@@ -51,8 +52,19 @@ class CallFailedError(WorkerError):
     """The function raised an exception; the worker goes on."""
 
 
+class HostError(WorkerError):
+    """The function failed for what it found on its machine, a full disk for example; any other would, too."""
+
+
 class OutOfMemoryError(WorkerError):
     """The function ran out of memory; the worker should be replaced, since what it holds is unknown."""
+
+
+_ERRORS: dict[Cause, type[WorkerError]] = {
+    "memory": OutOfMemoryError,
+    "host": HostError,
+    "function": CallFailedError,
+}
 
 
 class Worker:
@@ -77,20 +89,29 @@ class Worker:
         self.name = name
         self._ready = False
         self.is_busy = False  # an answer is still to come: no other call may be sent
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
-        self._connection, child = multiprocessing.Pipe()
-        path = os.pathsep.join(entry for entry in sys.path if entry)
-        with child:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _PROGRAM, str(child.fileno())],
-                env={**os.environ, "PYTHONPATH": path, **(environment or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=self._stderr,
-                stderr=self._stderr,
-                pass_fds=[child.fileno()],
-                start_new_session=True,
-            )
+        with ExitStack() as opened:  # closed here when the process does not start
+            try:
+                self._stderr = opened.enter_context(tempfile.TemporaryFile())
+                self._connection, child = multiprocessing.Pipe()
+                opened.enter_context(self._connection)
+                with child:
+                    self._process = self._start(child.fileno(), environment or {})
+            except OSError as error:
+                raise WorkerStartError(f"{name} cannot be started: {error}") from error
+            opened.pop_all()
         self._send(preparation)
+
+    def _start(self, connection: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", _PROGRAM, str(connection)],
+            env={**os.environ, "PYTHONPATH": path, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=self._stderr,
+            stderr=self._stderr,
+            pass_fds=[connection],
+            start_new_session=True,
+        )
 
     @property
     def pid(self) -> int:
@@ -138,14 +159,14 @@ class Worker:
         ------
         WorkerDiedError, WorkerTimeoutError
             The process is gone.
-        CallFailedError, OutOfMemoryError
+        CallFailedError, HostError, OutOfMemoryError
             The function raised an exception.
         """
         self.wait_ready()
         reply = self._receive(timeout, getattr(function, "__name__", "calling"))
         self.is_busy = False
         if reply.error:
-            raise (OutOfMemoryError if reply.out_of_memory else CallFailedError)(reply.error)
+            raise _ERRORS[reply.cause](reply.error)
         return reply.value
 
     def kill(self) -> None:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from ..algorithms import Options
 from ..record import Target
 from ..templates.registry import template_version
 from .codec import CodecError, decode, encode
@@ -125,8 +126,8 @@ class Fitting:
 def fitting(records: Iterable[Record], target: Target) -> Fitting:
     """Keep the records made for ``target`` (with ``target.cores`` threads) by this version's templates and TVM.
 
-    Cache sizes may differ: they say how good an option was elsewhere, not whether it can be used, which the list of
-    options of ``target`` decides.
+    Cache sizes may differ as long as the option is among those of ``target``, and the default beside which it was timed
+    is the default there, too.
     """
     kept = []
     ignored: Counter[str] = Counter()
@@ -152,7 +153,17 @@ def why_ignored(record: Record, target: Target) -> str:
         return f"made by version {provenance.template_version} of the template {template}"
     if provenance.tvm != tvm_version():
         return f"made with TVM {provenance.tvm}"
+    if made != target:  # they differ in their caches
+        if record.option not in Options(record.workload, target):
+            return "of options that do not suit the caches"
+        if _default(record.workload, made) != _default(record.workload, target):
+            return "made beside another default, that of other caches"
     return ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _default(workload: Workload, target: Target) -> Option:
+    return Options(workload, target).default
 
 
 def _instructions(target: Target) -> tuple[Any, ...]:

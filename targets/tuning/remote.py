@@ -142,6 +142,10 @@ class RpcRunner:
                     detail = f"{_ATTEMPTS} servers were lost with it; last: {lost}"
                     results.put((candidate, RunResult("crash", detail=detail)))
                 return ""
+            if isinstance(result, str):
+                worker.close()
+                jobs.put(job)
+                return f"a server with key {self._key!r} cannot run anything ({result})"
             results.put((candidate, result))
         self._idle.append(worker)
         return ""
@@ -186,8 +190,8 @@ def connect(tracker: Address, key: str) -> None:
     _run = session.get_function(RUN_FUNCTION)
 
 
-def run_remotely(settings: RunSettings, task: Task, candidate: Built, incumbent: Built | None) -> RunResult:
-    """Run one candidate on the server that this process is connected to."""
+def run_remotely(settings: RunSettings, task: Task, candidate: Built, incumbent: Built | None) -> RunResult | str:
+    """Run one candidate on the server that this process is connected to; a text says why that machine cannot."""
     assert _run is not None, "connect first"
-    reply: RunResult = pickle.loads(bytes(_run(bytearray(pickle.dumps((settings, task, candidate, incumbent))))))
+    reply: RunResult | str = pickle.loads(bytes(_run(bytearray(pickle.dumps((settings, task, candidate, incumbent))))))
     return reply

@@ -72,7 +72,7 @@ class LocalRunner:
     def run(
         self, task: Task, candidates: Sequence[Built], incumbent: Built | None
     ) -> Iterator[tuple[Built, RunResult]]:
-        """See `Runner.run`; raises WorkerError when processes cannot even start."""
+        """See `Runner.run`, and `Sandbox.run` for what it raises."""
         self._sandbox.wait_ready()
         setup = self._setup(task)
         policy, timeout = self._settings.policy, self._settings.timeout

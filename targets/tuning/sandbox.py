@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from .outcome import Status
-from .process import OutOfMemoryError, Worker, WorkerDiedError, WorkerError, WorkerTimeoutError
+from .process import HostError, OutOfMemoryError, Worker, WorkerDiedError, WorkerError, WorkerTimeoutError
 from .worker import Preparation
 
 _KILLED = 9  # the signal that Linux ends a process by when memory runs out
@@ -95,12 +95,20 @@ class Sandbox:
             A function and its arguments, called once in each process.
         timeout
             Seconds that the call may take.
+
+        Raises
+        ------
+        WorkerError
+            When no process can even start, or this machine fails in a way that is not the candidate's fault.
         """
+        self._finish_other(setup)
         worker = self._ready_worker()
         try:
             self._set_up(worker, setup)
             result: RunResult = worker.call(function, *arguments, timeout=timeout)
         except WorkerError as error:
+            if isinstance(error, HostError):
+                raise
             if isinstance(error, (WorkerDiedError, WorkerTimeoutError, OutOfMemoryError)):
                 self._lose()
             return _failure(error)
@@ -113,16 +121,26 @@ class Sandbox:
                 worker.close()
         self._worker = self._spare = self._setup = self._coming = None
 
-    def _set_up(self, worker: Worker, setup: Setup) -> None:
-        """Get the process ready for ``setup``, waiting for what was begun."""
-        if self._coming is not None:
-            coming, self._coming = self._coming, None
-            worker.finish(coming[0], self._setup_timeout)
+    def _finish_other(self, setup: Setup) -> None:
+        """Wait for what was begun for something else than ``setup``; its failure tells nothing about this candidate."""
+        if self._worker is None or self._coming is None or self._coming == setup:
+            return
+        coming, self._coming = self._coming, None
+        try:
+            self._worker.finish(coming[0], self._setup_timeout)
             self._setup = coming
-        if self._setup != setup:
-            function, arguments = setup
+        except WorkerError:
+            self._lose()
+
+    def _set_up(self, worker: Worker, setup: Setup) -> None:
+        """Get the process ready for ``setup``, which may have begun."""
+        function, arguments = setup
+        if self._coming is not None:
+            self._coming = None
+            worker.finish(function, self._setup_timeout)
+        elif self._setup != setup:
             worker.call(function, *arguments, timeout=self._setup_timeout)
-            self._setup = setup
+        self._setup = setup
 
     def _ready_worker(self) -> Worker:
         if self._worker is None:

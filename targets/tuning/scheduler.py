@@ -144,7 +144,7 @@ class Scheduler:
         gains = {one: self._saving(one, ranker) for one in others}
         if not gains or sum(gains.values()) <= SETTLED * self.model_seconds:
             return None, "nothing more is to gain"
-        return max(gains, key=lambda one: gains[one] / self._cost(one)), ""
+        return max(gains, key=lambda one: gains[one] / self.cost(one)), ""
 
     @property
     def _fresh(self) -> list[TaskSearch]:
@@ -155,7 +155,8 @@ class Scheduler:
         """Seconds of the model's latency that the next batch of a task is expected to save."""
         return search.task.weight * search.best_seconds * search.expected_gain(ranker)
 
-    def _cost(self, search: TaskSearch) -> float:
+    def cost(self, search: TaskSearch) -> float:
+        """Seconds that the next batch of a task takes: as many as its last, or as those of others."""
         own = self._costs.get(search)
         if own:
             return own[-1]
@@ -166,7 +167,7 @@ class Scheduler:
         """Seconds that any next batch takes at least; a batch that would run over the time is not begun."""
         if not self._costs:
             return 0.0
-        return min((self._cost(one) for one in searches), default=0.0)
+        return min((self.cost(one) for one in searches), default=0.0)
 
 
 def _estimated_seconds(search: TaskSearch) -> float:

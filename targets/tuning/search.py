@@ -187,6 +187,12 @@ class TaskSearch:
         return bool(outcomes) and math.isnan(self.default_seconds)
 
     @property
+    def failure(self) -> str:
+        """Why the default did not run when it was last tried; empty if it did, or was not tried."""
+        outcomes = self._outcomes.get(self.default)
+        return "" if not outcomes or outcomes[-1].ok else outcomes[-1].detail or outcomes[-1].status
+
+    @property
     def done(self) -> bool:
         """Whether nothing is left to measure, or the last trials brought nothing."""
         exhausted = self.default in self._outcomes and not self.untried
@@ -260,7 +266,7 @@ class TaskSearch:
         untried = self.untried
         if self.done or not untried:
             return 0.0
-        if self.default in untried:
+        if math.isnan(self.default_seconds):
             return 1.0
         return float(self._improvements(ranker, untried).max())
 

@@ -16,8 +16,12 @@ import tvm_ffi
 from tvm.rpc.server import PopenRPCServerState
 
 from ...ir import TersorError
+from .candidate import Built
 from .runner import LocalRunner, RunSettings
+from .sandbox import RunResult
+from .task import Task
 from .tracker import PORTS, Address, count_servers
+from .worker import describe_error
 
 RUN_FUNCTION = "tersor.tuning.run"
 _POLL = 0.5
@@ -45,7 +49,8 @@ def serve(host: str, port: int, key: str, tracker: Address | None) -> None:
     if tracker is not None:
         count_servers(tracker)
     tvm_ffi.register_global_func(RUN_FUNCTION, run_here, override=True)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the listening thread would not notice an exception
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # the listening thread would not notice an exception
     reported = None if tracker is None else (tracker.host, tracker.port)
     while True:
         try:
@@ -59,9 +64,18 @@ def serve(host: str, port: int, key: str, tracker: Address | None) -> None:
 
 
 def run_here(request: bytes) -> bytearray:
-    """Run one candidate in this session's runner; called by the client through TVM's RPC."""
+    """Run one candidate in this session's runner; called by the client through TVM's RPC.
+
+    Answers with the pickled result, or with a text that says why nothing can be run on this machine.
+    """
+    try:
+        return bytearray(pickle.dumps(_run(*pickle.loads(bytes(request)))))
+    except Exception as error:  # the error boundary between machines: an exception here looks like a lost server there
+        return bytearray(pickle.dumps(describe_error(error)))
+
+
+def _run(settings: RunSettings, task: Task, candidate: Built, incumbent: Built | None) -> RunResult:
     global _runner
-    settings, task, candidate, incumbent = pickle.loads(bytes(request))
     if _runner is None:
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     if _runner is None or _runner[0] != settings:
@@ -69,7 +83,7 @@ def run_here(request: bytes) -> bytearray:
             _runner[1].close()
         _runner = (settings, LocalRunner(settings))
     ((_, result),) = _runner[1].run(task, [candidate], incumbent)
-    return bytearray(pickle.dumps(result))
+    return result
 
 
 def _end_with_parent(parent: int) -> None:

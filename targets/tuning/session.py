@@ -16,24 +16,21 @@ import numpy as np
 
 from ...ir import TersorError
 from ..algorithms import Options
-from . import log
 from .examples import Examples
+from .finals import Finals
+from .log import LogWriter
 from .measure import Measurer
 from .model import Ranker
 from .observer import Observer, Silent
 from .option import Option, Workload
 from .outcome import Outcome
-from .records import NOISE, Purpose, Record, best
+from .records import Purpose, Record, best
 from .result import BatchReport, Point, TaskResult, TuningResult
 from .scheduler import Budget, Scheduler
 from .search import SearchOptions, TaskSearch
 from .task import Task
 
-FINALISTS = 3  # candidates of each task that are measured again
-FINAL_VISITS = 4  # of the best, those of the search included
 ROUNDS = 8  # of finals at most: a winner that loses its place makes room for one that was measured once
-CLOSE = 0.03  # how much slower than the best a finalist may be
-FINAL_SECONDS = 0.15  # that timing one candidate takes whose code is at hand
 LEAST_RESERVE, MOST_RESERVE = 0.1, 0.5  # shares of the time budget that are kept for the finals
 REFIT_GROWTH = 0.1  # share of new examples after which the ranker learns again
 
@@ -48,9 +45,11 @@ class TuningSession:
     measurer
         Builds and times candidates; not closed here.
     budget
-        When to stop at the latest. Trials of earlier sessions that are in ``records`` count.
+        When to stop at the latest.
     records
         Earlier measurements that fit the target: those of these tasks are not repeated, the others teach the ranker.
+    earlier
+        How many trials of the budget earlier sessions spent; if omitted, all options of these tasks in ``records``.
     log_dir
         Where to append what is measured; None to keep it in memory only.
     settings
@@ -70,6 +69,7 @@ class TuningSession:
         budget: Budget,
         *,
         records: Iterable[Record] = (),
+        earlier: int | None = None,
         log_dir: Path | None = None,
         settings: SearchOptions | None = None,
         observer: Observer | None = None,
@@ -78,15 +78,17 @@ class TuningSession:
     ) -> None:
         settings = settings or SearchOptions()
         self._measurer = measurer
-        self._log_dir = log_dir
         self._observer = observer or Silent()
+        self._log = LogWriter(log_dir, self._observer.say)
         self._generator = np.random.default_rng(seed)
         self._records = list(records)
         self._searches = [TaskSearch(task, Options(task.workload, task.target), settings) for task in tasks]
         self._restore()
         self._scheduler = Scheduler(self._searches, budget, clock=clock)
+        self._finals = Finals(self._searches, self._scheduler)
         self._seconds = budget.seconds
-        self._scheduler.trials = self._earlier = sum(search.trials for search in self._searches)
+        self._earlier = sum(search.trials for search in self._searches) if earlier is None else earlier
+        self._scheduler.trials = self._earlier
         self._examples = Examples(self._records)
         self._learned = 0
         self._ranker = Ranker(seed)
@@ -124,7 +126,13 @@ class TuningSession:
         for search in self._searches:
             search.restore(_settled(of_workload.get(search.task.workload, ())))
 
+    def _tell_failing(self, search: TaskSearch) -> None:
+        self._observer.say(f"{search.task.location or search.task.workload}: not tuned: {search.failure}")
+
     def _search(self) -> None:
+        for known in self._searches:
+            if known.failing:
+                self._tell_failing(known)
         self._learn()
         self._reserve()
         while (search := self._scheduler.next(self._ranker)) is not None:
@@ -140,8 +148,7 @@ class TuningSession:
             self._note(search)
             self._observer.batch(search, report)
             if search.failing:
-                reason = next(one.detail or one.status for one in outcomes if one.option == search.default)
-                self._observer.say(f"{search.task.location or search.task.workload}: not tuned: {reason}")
+                self._tell_failing(search)
             self._learn()
             self._reserve()
 
@@ -149,34 +156,24 @@ class TuningSession:
         """Keep as much of the time as the finals of all present winners are going to take."""
         if self._seconds is None:
             return
-        visits = sum(FINAL_VISITS - one.visits(one.best) for one in self._searches if self._is_unsure(one))
         least, most = LEAST_RESERVE * self._seconds, MOST_RESERVE * self._seconds
-        self._scheduler.reserved = min(max(visits * FINALISTS * FINAL_SECONDS, least), most)
+        self._scheduler.reserved = min(max(self._finals.seconds, least), most)
 
     def _confirm(self) -> None:
-        """Measure again, beside the default, what seems to win by lucky timings: one visit each round.
-
-        The visits of a candidate are apart in time, so that not all of them fall into one disturbance.
-        """
+        """Measure the winners again, one visit each round."""
         for _ in range(ROUNDS):
-            waiting = [search for search in self._searches if self._is_unsure(search)]
-            for search in sorted(waiting, key=_promised_seconds, reverse=True):
+            for search in self._finals.round():
                 left = self._scheduler.seconds_left
                 if left <= 0:
                     self._tell_unconfirmed()
                     return
-                limit = search.ratio(search.best) * (1 + CLOSE)
-                finalists = [one for one in search.ranked() if search.ratio(one) <= limit and one != search.default]
-                search.restore(self._measure(search, finalists[:FINALISTS], "final", left))
+                search.restore(self._measure(search, self._finals.finalists(search), "final", left))
+                self._finals.spent(search, left - self._scheduler.seconds_left)
                 self._note(search)
-
-    def _is_unsure(self, search: TaskSearch) -> bool:
-        """Whether a task's best seems faster than the default and was not measured often enough to tell."""
-        return search.ratio(search.best) < 1 - NOISE and search.visits(search.best) < FINAL_VISITS
 
     def _tell_unconfirmed(self) -> None:
         chosen = best(self._records)
-        lost = [one for one in self._searches if self._is_unsure(one) and one.task.workload not in chosen]
+        lost = [one for one in self._finals.waiting if one.task.workload not in chosen]
         if lost:
             self._observer.say(
                 f"the time ended before the best options of {len(lost)} tasks were confirmed, which stay untuned; "
@@ -190,18 +187,9 @@ class TuningSession:
             record = Record.now(search.task, outcome, purpose)
             self._records.append(record)
             self._examples.add(record)
-            self._save(record)
+            self._log.add(record)
 
         return self._measurer.measure(search.task, options, search.default, seconds=seconds, keep=keep)
-
-    def _save(self, record: Record) -> None:
-        if self._log_dir is None:
-            return
-        try:
-            log.append(self._log_dir, [record])
-        except TersorError as error:
-            self._log_dir = None
-            self._observer.say(f"{error}; going on without writing the log")
 
     def _learn(self) -> None:
         """Train the ranker again once there is enough that it has not seen."""
@@ -263,8 +251,3 @@ def _settled(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Outcomes of earlier sessions without the options that failed once as they may not again: those are tried anew."""
     attempts = Counter(outcome.option for outcome in outcomes)
     return [one for one in outcomes if not (one.may_pass and attempts[one.option] == 1)]
-
-
-def _promised_seconds(search: TaskSearch) -> float:
-    """Seconds of the model's latency that a task's best seems to save."""
-    return search.task.weight * search.default_seconds * (1 - search.ratio(search.best))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 Run = Callable[[], object]
 Clock = Callable[[], float]
 
+_FEWEST_BLOCKS = 2  # however slow a kernel is
 _LONG_CALL = 10e-3  # seconds; a call that long has refilled the caches by itself
 
 
@@ -34,7 +35,7 @@ class TimingPolicy:
     spread
         Stop when the quartiles of the faster half of the blocks are this close together, relative to its median.
     max_seconds
-        Stop when so much time has been spent, whatever the spread.
+        Stop after two blocks when so much time has been spent, whatever the spread.
     cut
         Stop after ``min_blocks // 2`` blocks when the candidate's best is this many times slower than the incumbent's.
     """
@@ -82,11 +83,12 @@ class _Series:
     def __init__(self, run: Run, policy: TimingPolicy, clock: Clock) -> None:
         self._run = run
         self._clock = clock
-        for _ in range(policy.warmup):
+        for _ in range(policy.warmup + 1):
+            start = clock()
             run()
-        start = clock()
-        run()
-        once = clock() - start
+            once = clock() - start
+            if once > policy.max_seconds / 2:
+                break
         self.calls = max(1, math.ceil(policy.block_seconds / once)) if once > 0 else 1
         self._drops_first = once < _LONG_CALL
         self.samples: list[float] = []
@@ -142,9 +144,9 @@ def measure(
             and min(ours.samples) > policy.cut * min(theirs.samples)
         ):
             break
-        if done < policy.min_blocks:
-            continue
-        if spread_of(ours.faster_half) <= policy.spread or clock() - start >= policy.max_seconds:
+        if done >= policy.min_blocks and spread_of(ours.faster_half) <= policy.spread:
+            break
+        if done >= _FEWEST_BLOCKS and clock() - start >= policy.max_seconds:
             break
     return Timing(
         seconds=statistics.median(ours.faster_half),

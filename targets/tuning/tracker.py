@@ -77,7 +77,8 @@ def serve_tracker(host: str, port: int) -> None:
         from tvm.rpc.tracker import PopenTrackerServerState
     except ImportError as error:
         raise TersorError("the RPC tracker needs tornado; install it by: pip install 'tersor[tune]'") from error
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tracker's thread would not notice an exception
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # the tracker's thread would not notice an exception
     try:
         state = PopenTrackerServerState(host, port, port + PORTS, silent=True)
     except (OSError, ValueError) as error:

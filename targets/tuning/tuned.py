@@ -10,7 +10,7 @@ from ..algorithms import Options
 from ..record import Target
 from .log import Log, read_log, shipped_log_dir
 from .option import Option, Workload
-from .records import Record, best, fitting
+from .records import CONFIRMATIONS, Record, best, fitting
 
 MOST_PROBLEMS = 5  # lines of a damaged log that are named one by one
 
@@ -59,7 +59,9 @@ class Tuned:
 
 
 def load_tuned(target: Target, log_dir: str | Path | None = None, *, shipped: bool = True) -> Tuned:
-    """What the records of ``log_dir``, and those that ship with Tersor of options it has not measured, say.
+    """What the records of ``log_dir`` say, and those that ship with Tersor.
+
+    Of an option that ``log_dir`` has enough measurements of to decide by them alone, no others are used.
 
     Parameters
     ----------
@@ -80,7 +82,7 @@ def load_tuned(target: Target, log_dir: str | Path | None = None, *, shipped: bo
     is_shipped = log_dir is not None and Path(log_dir).resolve() == shipped_log_dir().resolve()
     other = read_log(shipped_log_dir(), target.name) if shipped and not is_shipped else nothing
     ours, theirs = fitting(own.records, target), fitting(other.records, target)
-    measured = {(record.workload, record.option) for record in ours.records if record.is_measured}
-    others = [record for record in theirs.records if (record.workload, record.option) not in measured]
+    visits = Counter((record.workload, record.option) for record in ours.records if record.is_measured)
+    others = [record for record in theirs.records if visits[record.workload, record.option] <= CONFIRMATIONS]
     known = (*others, *ours.records)
     return Tuned(best(known), known, own.ignored + ours.ignored, own.problems + other.problems)

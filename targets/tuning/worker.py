@@ -14,13 +14,16 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
 # Seconds after its parent would have ended it that a hanging worker ends itself: the parent may be gone.
 GRACE = 10.0
 _MEMORY_WORDS = ("bad_alloc", "can't allocate memory", "cannot allocate memory", "out of memory")
+_DISK_WORDS = "no space left on device"
+
+Cause = Literal["function", "host", "memory"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Reply:
 
     value: Any = None
     error: str = ""
-    out_of_memory: bool = False
+    cause: Cause = "function"  # of the error: the memory or the machine, or else the function itself
 
 
 def describe_error(error: BaseException) -> str:
@@ -54,17 +57,20 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, as Python, C++ or PyTorch report it."""
+def cause_of(error: BaseException) -> Cause:
+    """Whether memory ran out, as Python, C++ or PyTorch report it; or files, disk or modules of the machine failed."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS)
+    if isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS):
+        return "memory"
+    of_host = isinstance(error, OSError | ImportError) and not isinstance(error, TimeoutError)
+    return "host" if of_host or _DISK_WORDS in text else "function"
 
 
 def _reply(function: Any, arguments: tuple[Any, ...]) -> Reply:
     try:
         return Reply(function(*arguments))
     except Exception as error:  # the error boundary between processes: every failure becomes an answer
-        return Reply(None, describe_error(error), is_out_of_memory(error))
+        return Reply(None, describe_error(error), cause_of(error))
 
 
 def _prepare(preparation: Preparation) -> None:
@@ -87,7 +93,7 @@ def _serve(connection: Connection) -> None:
         except EOFError:
             return
         except (AttributeError, ImportError) as error:  # a function that this process cannot find
-            connection.send(Reply(None, describe_error(error)))
+            connection.send(Reply(None, describe_error(error), cause_of(error)))
             continue
         if timeout is not None:
             faulthandler.dump_traceback_later(timeout + GRACE, exit=True)

@@ -45,6 +45,11 @@ def true_seconds(task: Task, option: Option) -> float:
 class FakeMeasurer(Measurer):
     """A `Measurer` with a fake clock.
 
+    Attributes
+    ----------
+    seconds_each
+        What measuring a candidate takes by that clock.
+
     Parameters
     ----------
     noise
@@ -65,6 +70,7 @@ class FakeMeasurer(Measurer):
         stop_after: int | None = None,
     ) -> None:
         self.seconds = 0.0
+        self.seconds_each = 0.1
         self.measured: list[tuple[Task, Option]] = []
         self.batches = 0
         self._noise = noise
@@ -74,7 +80,7 @@ class FakeMeasurer(Measurer):
         self._generator = np.random.default_rng(0)
 
     def clock(self) -> float:
-        """Fake seconds: a tenth for each candidate."""
+        """Fake seconds."""
         return self.seconds
 
     def outcomes(
@@ -96,7 +102,7 @@ class FakeMeasurer(Measurer):
         pass
 
     def _outcome(self, task: Task, option: Option, incumbent: Option | None) -> Outcome:
-        self.seconds += 0.1
+        self.seconds += self.seconds_each
         self.measured.append((task, option))
         status = self._fails(option)
         if status != "ok":

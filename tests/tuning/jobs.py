@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def double(number: int) -> int:
     """A job for a worker."""
@@ -11,3 +13,8 @@ def double(number: int) -> int:
 def fail(message: str) -> None:
     """A job that goes wrong."""
     raise ValueError(f"first line\n{message}")
+
+
+def open_file(path: str) -> None:
+    """A job that needs a file."""
+    Path(path).open().close()

@@ -5,6 +5,7 @@ An option whose knobs say so is lowered to the right program with its kernel's c
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from dataclasses import dataclass, replace
@@ -58,6 +59,8 @@ def lower_misbehaving(task: Task, graph: Graph, option: Option) -> Program:
     kind = option.knobs.kind
     if kind == "unbuildable":
         raise ValueError("this tile does not exist")
+    if kind == "disk is full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if kind == "builder dies":
         os._exit(3)
     if kind == "builder hangs":

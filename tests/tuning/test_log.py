@@ -77,6 +77,15 @@ def test_a_missing_log_is_empty(tmp_path):
         (line(extra=1), "a record must be an object with schema, task, outcome, provenance, purpose"),
         (line(provenance={"template_version": 1}), "provenance lacks 'tvm'"),
         (line(outcome={**record().outcome.to_json(), "seconds": -1.0}), "outcome.seconds must be positive, not -1.0"),
+        (
+            line(outcome={**record().outcome.to_json(), "baseline": 0}),
+            "outcome.baseline must be positive or null, not 0",
+        ),
+        (line(outcome={**record().outcome.to_json(), "baseline": 10**400}), "too large"),
+        (
+            line(outcome={**record().outcome.to_json(), "option": {"template": []}}),
+            "the template must be a name, not []",
+        ),
         (line(outcome={**record().outcome.to_json(), "status": "fine"}), "outcome.status must be one of"),
         (line(task={**TASK.to_json(), "weight": "2"}), "task.weight must be of type int, not '2'"),
         ("\x00\xff", "Expecting value"),
@@ -135,6 +144,13 @@ def test_records_for_something_else_are_ignored_with_reasons(monkeypatch):
         "made for 1 thread": 1,
         "made for another definition of x86:znver4": 1,
         "made with TVM 0.26.0": 1,
+    }
+    small = replace(ZNVER4, l1_bytes=8 << 10, l2_bytes=8 << 10)
+    (blocked, *_) = [one for one in Options(WORKLOAD, small) if one not in OPTIONS]
+    elsewhere = replace(record(target=small), outcome=replace(here.outcome, option=blocked))
+    assert fitting([record(target=small), elsewhere], ZNVER4).ignored == {
+        "made beside another default, that of other caches": 1,
+        "of options that do not suit the caches": 1,
     }
     monkeypatch.setitem(registry.TEMPLATES, "conv2d", replace(registry.TEMPLATES["conv2d"], version=7))
     assert fitting([here], ZNVER4).ignored == {"made by version 1 of the template conv2d": 1}
@@ -292,6 +308,13 @@ def test_own_measurements_come_on_top(shipped, tmp_path):
     assert tuned.load_tuned(ZNVER4, tmp_path / "own")(WORKLOAD, OPTIONS) == OPTIONS[2]
 
 
+def test_too_few_own_measurements_do_not_undo_what_ships(shipped, tmp_path):
+    append(shipped, [record(1)] * 3)
+    for _ in range(2):
+        append(tmp_path / "own", [record(1, 1.1e-3)])
+        assert tuned.load_tuned(ZNVER4, tmp_path / "own")(WORKLOAD, OPTIONS) == OPTIONS[1]
+
+
 def test_what_does_not_count_of_the_own_log_is_told(shipped, tmp_path):
     append(shipped, [record(2, target=replace(ZNVER4, cores=1))])
     append(tmp_path / "own", [record(1), record(2, target=replace(ZNVER4, cores=1))])
@@ -343,6 +366,10 @@ def test_merging_adds_each_record_once(tmp_path):
     assert manage.merge([tmp_path / "a"], tmp_path / "all").added == 0
     with pytest.raises(LogError, match="no such file or folder"):
         manage.merge([tmp_path / "none"], tmp_path / "all")
+    assert manage.merge([tmp_path / "all" / "x86-znver4"], tmp_path / "one").added == 4
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LogError, match="empty: holds no records"):
+        manage.merge([tmp_path / "empty"], tmp_path / "all")
 
 
 def test_pruning_keeps_the_fastest_and_the_default(tmp_path):
@@ -359,3 +386,31 @@ def test_pruning_keeps_the_fastest_and_the_default(tmp_path):
     assert content.records == (slow[0], slow[1], default)
     assert content.ignored.total() == 1
     assert later in log_files(tmp_path)[0].read_text(encoding="utf-8")
+
+
+def test_pruning_keeps_the_defaults_of_all_targets_and_drops_what_is_stale_first(tmp_path):
+    avx2 = resolve_target("x86:avx2")
+    stale = [replace(one, provenance=replace(one.provenance, tvm="0.26.0")) for one in visits(1, 1e-4, 1e-4, 1e-4)]
+    used = [record(2)] * 3
+    default = Options(WORKLOAD, avx2).default
+    other = Record.now(replace(TASK, target=avx2), Outcome(default, "ok", 9e-3, 0.01, 7, 9e-3))
+    append(tmp_path, [*stale, *used, record(3, 1.5e-3), record(0, 2e-3), other])
+    manage.prune(tmp_path, keep=1)
+    kept = read_log(tmp_path).records
+    assert {(one.task.target.name, one.option) for one in kept} == {
+        ("x86:znver4", OPTIONS[2]),
+        ("x86:znver4", OPTIONS.default),
+        ("x86:avx2", default),
+    }
+
+
+def test_what_is_appended_while_pruning_stays(tmp_path, monkeypatch):
+    append(tmp_path, [record(1)])
+
+    def late(path, change):
+        append(tmp_path, [record(2, 9e-3)])
+        log.replace_lines(path, change)
+
+    monkeypatch.setattr(manage, "replace_lines", late)
+    manage.prune(tmp_path, keep=1)
+    assert {one.option for one in read_log(tmp_path).records} == {OPTIONS[1], OPTIONS[2]}

@@ -18,13 +18,20 @@ from tersor.targets.tuning.builder import WorkerPool
 from tersor.targets.tuning.candidate import Built
 from tersor.targets.tuning.measure import LocalMeasurer
 from tersor.targets.tuning.outcome import Outcome
-from tersor.targets.tuning.process import CallFailedError, Worker, WorkerDiedError, WorkerStartError, WorkerTimeoutError
+from tersor.targets.tuning.process import (
+    CallFailedError,
+    HostError,
+    Worker,
+    WorkerDiedError,
+    WorkerStartError,
+    WorkerTimeoutError,
+)
 from tersor.targets.tuning.runner import LocalRunner, RunSettings
 from tersor.targets.tuning.sandbox import RunResult, Sandbox
 from tersor.targets.tuning.task import Task
 from tersor.targets.tuning.timing import TimingPolicy
 from tersor.targets.tuning.worker import Preparation
-from tersor.tests.tuning.jobs import double, fail
+from tersor.tests.tuning.jobs import double, fail, open_file
 from tersor.tests.tuning.misbehaving import default_of, lower_misbehaving, misbehave, relu_task
 
 QUICK = TimingPolicy(max_seconds=0.05)
@@ -120,6 +127,8 @@ def test_a_sandbox_is_set_up_in_the_background() -> None:
         result = sandbox.run((fail, ("the reason",)), double, 4, timeout=30)
         assert result.status == "crash" and "the reason" in result.detail
         assert sandbox.run(first, double, 5, timeout=30) == 10
+        sandbox.prepare((fail, ("of another task",)))
+        assert sandbox.run(second, double, 6, timeout=30) == 12
     finally:
         sandbox.close()
 
@@ -156,6 +165,36 @@ def test_builders_that_cannot_start_are_no_measurement(monkeypatch: pytest.Monke
     task = relu_task()
     with LocalMeasurer(runner=Believing()) as local, pytest.raises(WorkerStartError, match="no_such_module"):
         local.measure(task, [default_of(task)], None)
+
+
+def test_a_machine_that_fails_is_no_measurement() -> None:
+    task = relu_task()
+    kept: list[Outcome] = []
+    sandbox = Sandbox("time")
+    with (
+        WorkerPool(1, timeout=20) as pool,
+        LocalMeasurer(pool, Believing(), lowering=lower_misbehaving) as local,
+        pytest.raises(HostError, match=r"candidates cannot be built: OSError: .*No space left on device"),
+    ):
+        local.measure(task, [misbehave("disk is full"), default_of(task)], None, keep=kept.append)
+    try:
+        with pytest.raises(HostError, match="No such file"):
+            sandbox.run((double, (1,)), open_file, "no such file", timeout=30)
+    finally:
+        sandbox.close()
+    assert not kept
+
+
+def test_processes_that_the_system_refuses_are_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with WorkerPool(1, ()) as pool:
+        pool.start()
+        pool.wait_ready()
+        error = pool.submit(double, 1).exception(timeout=60)
+    assert isinstance(error, WorkerStartError) and "Resource temporarily unavailable" in str(error)
 
 
 def test_workers_that_cannot_start_tell_why() -> None:

@@ -14,9 +14,9 @@ from tersor.targets.templates import loops
 from tersor.targets.tuning import scheduled
 from tersor.targets.tuning.candidate import compile_function, load_function
 from tersor.targets.tuning.extract import extract_tasks
-from tersor.targets.tuning.log import read_log
 from tersor.targets.tuning.measure import LocalMeasurer
 from tersor.targets.tuning.metaschedule import best_trace, database_folder, is_searchable, load_intrinsics, tune_task
+from tersor.targets.tuning.records import Record
 from tersor.targets.tuning.timing import TimingPolicy
 from tersor.targets.tuning.tuned import Tuned
 from tersor.tests.targets.compiled import NATIVE, assert_same, builder, prepared
@@ -54,15 +54,15 @@ def test_a_search_finds_a_schedule_that_the_compiler_uses(tmp_path: Path) -> Non
     pooled = b.op(ops.AdaptiveAvgPool2dOp, b.graph.inputs[0], size=(7, 9))
     graph = prepared(b.done(b.op(ops.ReluOp, pooled)), "fuse,layout")
     (task,) = [one for one in extract_tasks(graph, TARGET) if is_searchable(one)]
+    records: list[Record] = []
     with LocalMeasurer() as measurer:
-        records = tune_task(task, measurer, tmp_path, trials=4)
+        tune_task(task, measurer, tmp_path, records.append, trials=4)
     assert len(records) == 6 and all(record.outcome.ok for record in records)
     assert sorted(path.name for path in database_folder(TARGET, tmp_path).iterdir()) == [
         "database_tuning_record.json",
         "database_workload.json",
     ]
     assert best_trace(loops.definition(task.workload.spec), TARGET, tmp_path)
-    assert set(read_log(tmp_path).records) == set(records)
     found = next(record for record in records if record.option.knobs.trace)  # whether it is faster is not asked here
     executable = compile_graph(graph, TARGET, choose=Tuned({task.workload: found}))
     assert any("LoopKnobs(trace " in kernel.knobs for kernel in executable.info.kernels)

@@ -19,6 +19,7 @@ from tersor.cli import main
 from tersor.ir import TersorError
 from tersor.targets.algorithms import Options
 from tersor.targets.tuning.measure import LocalMeasurer
+from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.remote import RpcRunner
 from tersor.targets.tuning.runner import RunSettings
 from tersor.targets.tuning.timing import TimingPolicy
@@ -35,9 +36,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def command(*arguments: str, preamble: str = "") -> Iterator[subprocess.Popen[str]]:
     """A tersor command in a process group of its own, ready when it says where it listens."""
-    program = "from tersor.cli import main; main()"
+    program = f"{preamble}\nfrom tersor.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -74,8 +75,9 @@ def tracker() -> Iterator[Address]:
 
 
 @contextmanager
-def server(tracker: Address) -> Iterator[subprocess.Popen[str]]:
-    with command("rpc-server", "--key", KEY, "--tracker", str(tracker), "--port", str(free_port())) as process:
+def server(tracker: Address, preamble: str = "") -> Iterator[subprocess.Popen[str]]:
+    options = ("--key", KEY, "--tracker", str(tracker), "--port", str(free_port()))
+    with command("rpc-server", *options, preamble=preamble) as process:
         yield process
 
 
@@ -106,6 +108,27 @@ def test_a_server_measures_and_survives_a_crash(tracker: Address) -> None:
             crashed, right = remote.measure(task, [misbehave("crash"), good], good)
         assert crashed.status == "crash" and "SIGABRT" in crashed.detail
         assert right.ok and right.baseline == right.seconds
+
+
+BROKEN = """
+from tersor.targets.tuning import server
+def fail(*arguments):
+    raise OSError("no room for a kernel")
+server._run = fail
+"""
+
+
+def test_a_server_that_can_run_nothing_is_named_and_nothing_recorded(tracker: Address) -> None:
+    task = relu_task()
+    kept: list[Outcome] = []
+    with (
+        server(tracker, BROKEN),
+        ThreadPoolExecutor(1) as executor,
+        LocalMeasurer(executor, runner(tracker), lowering=lower_misbehaving) as remote,
+        pytest.raises(TersorError, match=f"server with key '{KEY}' cannot run anything .*no room for a kernel"),
+    ):
+        remote.measure(task, [default_of(task)], None, keep=kept.append)
+    assert not kept
 
 
 @pytest.mark.slow

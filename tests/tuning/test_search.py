@@ -138,6 +138,13 @@ def test_expected_gain_falls_to_nothing():
     assert search.expected_gain(ranker) == 0.0
 
 
+def test_a_default_that_was_timed_beside_others_need_not_be_tried_first():
+    search = new_search()
+    timed = search.options[1:9]
+    search.restore([Outcome(option, "ok", 1e-3, 0.01, 7, baseline=1e-3) for option in timed])
+    assert 0 < search.expected_gain(Ranker()) < 0.5
+
+
 def test_what_is_quick_to_build_comes_first():
     """Of two candidates that promise the same, the one that is built sooner is tried."""
 

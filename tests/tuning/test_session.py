@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from tersor import TersorError
 from tersor.targets.algorithms import Options
-from tersor.targets.tuning import session as session_module
+from tersor.targets.tuning import driver, log
 from tersor.targets.tuning.chart import draw
 from tersor.targets.tuning.log import read_log
 from tersor.targets.tuning.observer import Silent
@@ -186,13 +186,46 @@ def test_short_time_is_shared_by_all_tasks():
 
 def test_full_disk_costs_no_measurement(tmp_path, monkeypatch):
     def full(folder: Path, records) -> None:
-        raise TersorError(f"{folder}: no space left on device")
+        raise log.LogError(f"{folder}: no space left on device")
 
-    monkeypatch.setattr(session_module.log, "append", full)
+    monkeypatch.setattr(log, "append", full)
     messages = Messages()
     result = tune(FakeMeasurer(), log_dir=tmp_path, observer=messages)
     assert messages.lines == [f"{tmp_path}: no space left on device; going on without writing the log"]
     assert excess(result) < 1.03
+
+
+def test_trials_that_ship_cost_the_user_nothing(tmp_path):
+    known = tune(FakeMeasurer(), trials=40).records
+    measurer = FakeMeasurer()
+    result = tune(measurer, trials=8, records=known, earlier=0)
+    assert result.trials == 8 and len(measurer.measured) >= 8
+    assert driver._trials_in(tmp_path, conv_tasks(4)) == 0
+    log.append(tmp_path, [*known, *known])
+    assert driver._trials_in(tmp_path, conv_tasks(4)) == 40
+    assert 0 < driver._trials_in(tmp_path, conv_tasks(1)) < 40
+    assert driver._trials_in(None, conv_tasks(4)) == 0
+
+
+def test_a_short_time_decides_some_tasks_rather_than_none():
+    measurer = FakeMeasurer()
+    measurer.seconds_each = 1.0
+    result = tune(measurer, count=6, seconds=40.0)
+    assert result.reason == "the time is spent"
+    assert any(one.option != Options(one.task.workload, one.task.target).default for one in result.tasks)
+    assert result.seconds <= 42
+
+
+def test_tasks_that_failed_before_are_told(tmp_path):
+    def fails(option):
+        return "wrong"
+
+    known = tune(FakeMeasurer(fails=fails), count=2).records
+    messages = Messages()
+    measurer = FakeMeasurer()
+    tune(measurer, count=2, records=known, observer=messages)
+    assert not measurer.measured
+    assert len(messages.lines) == 2 and all("not tuned: " in line for line in messages.lines)
 
 
 def test_no_tasks_is_no_mistake():

@@ -68,6 +68,13 @@ def test_a_noisy_kernel_is_repeated_until_the_limit() -> None:
     assert 0.05 <= machine.now < 0.1
 
 
+def test_a_very_slow_kernel_is_called_a_few_times_only() -> None:
+    machine = Machine()
+    timing = measure(machine.kernel("a", 0.9), machine.kernel("b", 1.0), clock=lambda: machine.now)
+    assert (timing.seconds, timing.baseline) == (pytest.approx(0.9), pytest.approx(1.0))
+    assert machine.now < 6
+
+
 def test_a_much_slower_candidate_is_cut_off_and_a_slightly_slower_one_is_not() -> None:
     policy = TimingPolicy(cut=1.5)
     for factor, blocks in ((1.6, policy.min_blocks // 2), (1.4, policy.min_blocks)):
