@@ -180,7 +180,7 @@ class Optimized:
 def resolve_with_threads(target: str | Target, threads: int | None) -> Target:
     """The record of a target, with as many cores as a call has threads; its own where ``threads`` is None."""
     record = resolve_target(target)
-    return record if threads is None else replace(record, cores=check_threads(threads))
+    return record if threads is None else replace(record, cores=check_threads(threads, record))
 
 
 def as_graph(graph_or_module: Any, example_inputs: Any) -> Graph:

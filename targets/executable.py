@@ -25,6 +25,8 @@ from .runtime import ALIGNMENT, LinkedCode, VirtualMachine, set_threads
 # Element types that TVM cannot address, and what lies in memory instead.
 STORED_AS = {DType.BOOL: torch.uint8, DType.BF16: torch.uint16}
 
+MOST_THREADS = 1024  # of one call on another machine, as for the program of a bundle
+
 
 @dataclass(frozen=True)
 class KernelTime:
@@ -135,7 +137,7 @@ class Executable:
 
     @threads.setter
     def threads(self, threads: int) -> None:
-        self._threads = check_threads(threads)
+        self._threads = check_threads(threads, self.info.target)
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the model.
@@ -271,9 +273,15 @@ def _machine(target: Target, module: Any, constants: Sequence[torch.Tensor]) -> 
     return VirtualMachine(module, constants) if backend is None else backend.machine(module, constants)
 
 
-def check_threads(threads: int) -> int:
-    """``threads`` if one call can use so many here; raises TersorError otherwise."""
-    available = os.cpu_count() or 1
+def check_threads(threads: int, target: Target) -> int:
+    """``threads`` if a call of code for ``target`` can use so many: on this machine if it runs here, or on another.
+
+    Raises
+    ------
+    TersorError
+        When it cannot.
+    """
+    available = MOST_THREADS if obstacle_here(target) else os.cpu_count() or 1
     if type(threads) is not int or not 1 <= threads <= available:
         raise TersorError(f"threads must be a whole number between 1 and {available}, not {threads!r}")
     return threads

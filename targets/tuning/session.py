@@ -104,10 +104,12 @@ class TuningSession:
             When nothing can be measured here, for example because workers do not start.
         """
         self._observer.started(self._searches, self._scheduler)
+        for search in self._searches:
+            if search.failing:
+                self._tell_failing(search)
         reason = ""
         try:
-            self._search()
-            self._confirm()
+            self._tune()
         except KeyboardInterrupt:
             reason = "interrupted"
         except TersorError:
@@ -126,13 +128,19 @@ class TuningSession:
         for search in self._searches:
             search.restore(_settled(of_workload.get(search.task.workload, ())))
 
+    def _tune(self) -> None:
+        """Search and confirm, and again for as long as that leaves time to try more: finals may be over sooner."""
+        before = -1
+        while self._scheduler.trials > before:
+            before = self._scheduler.trials
+            self._search()
+            self._confirm()
+        self._tell_unconfirmed()
+
     def _tell_failing(self, search: TaskSearch) -> None:
         self._observer.say(f"{search.task.location or search.task.workload}: not tuned: {search.failure}")
 
     def _search(self) -> None:
-        for known in self._searches:
-            if known.failing:
-                self._tell_failing(known)
         self._learn()
         self._reserve()
         while (search := self._scheduler.next(self._ranker)) is not None:
@@ -165,18 +173,19 @@ class TuningSession:
             for search in self._finals.round():
                 left = self._scheduler.seconds_left
                 if left <= 0:
-                    self._tell_unconfirmed()
                     return
                 search.restore(self._measure(search, self._finals.finalists(search), "final", left))
                 self._finals.spent(search, left - self._scheduler.seconds_left)
                 self._note(search)
 
     def _tell_unconfirmed(self) -> None:
+        if self._seconds is None:
+            return
         chosen = best(self._records)
         lost = [one for one in self._finals.waiting if one.task.workload not in chosen]
         if lost:
             self._observer.say(
-                f"the time ended before the best options of {len(lost)} tasks were confirmed, which stay untuned; "
+                f"there was no time to confirm the best options of {len(lost)} tasks, which stay untuned; "
                 "tune again with the same log folder to go on"
             )
 

@@ -106,6 +106,11 @@ def test_templates(name: str, target: str, board: Board):
     assert_same(actual, expected, name, TOLERANCE)
 
 
+def test_boards_may_have_more_cores_than_this_machine():
+    executable = tersor.compile(nn.Linear(8, 8), (torch.ones(2, 8),), target=A76, threads=1000)
+    assert (executable.info.target.cores, executable.threads) == (1000, 1000)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_graphs(seed: int, board: Board):
     graph = wide_graph(seed, 14)

@@ -19,7 +19,15 @@ from tersor.targets.tuning.examples import typical_seconds
 from tersor.targets.tuning.features import Table, describe_candidate
 from tersor.targets.tuning.geometry import geometry_features, geometry_of
 from tersor.targets.tuning.latency import LatencyRegressor
-from tersor.targets.tuning.model import Example, Ranker, Trees, place_of_best, rank_correlation, regret
+from tersor.targets.tuning.model import (
+    Example,
+    Ranker,
+    Trees,
+    place_of_best,
+    rank_correlation,
+    regret,
+    within_groups,
+)
 from tersor.targets.tuning.option import Option
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.task import Task
@@ -102,6 +110,39 @@ def test_ranker_ignores_how_slow_a_layer_is_as_a_whole():
     fair.fit(first + second)
     unfair.fit(first + slow)
     np.testing.assert_allclose(fair.predict(samples), unfair.predict(samples), atol=1e-5)
+
+
+def test_layers_of_which_only_the_good_are_known_do_not_hide_what_is_good():
+    """A search leaves many good candidates and few others: that the good ones are alike says nothing against them."""
+
+    def example(layer: int, number: int, good: bool) -> Example:
+        features = {"estimate": 0.0, "good": float(good), "number": float(number)}
+        return Example(layer, features, layer * (1.0 if good else 2.0))
+
+    fair = [example(1, number % 40, number < 40) for number in range(80)]
+    searched = [example(layer, number, True) for layer in range(2, 8) for number in range(40)]
+    ranker = Ranker()
+    ranker.fit(fair + searched)
+    good, bad = ranker.predict([example(5, 7, True).features, example(5, 7, False).features])
+    assert bad - good == pytest.approx(math.log(2), rel=0.15)
+
+
+def test_loss_within_groups_has_the_right_gradient():
+    generator = np.random.default_rng(0)
+    groups = np.array([0, 0, 0, 1, 1])
+    labels, predicted, weights = generator.standard_normal((3, 5))
+    weights = np.exp(weights)
+
+    def value(at: np.ndarray) -> float:
+        errors = at - labels
+        means = [np.average(errors[groups == group], weights=weights[groups == group]) for group in (0, 1)]
+        return float(np.sum(weights * (errors - np.array(means)[groups]) ** 2) / 2)
+
+    gradient, hessian = within_groups(groups, labels, weights)(predicted, None)
+    steps = 1e-6 * np.eye(5)
+    expected = [(value(predicted + step) - value(predicted - step)) / 2e-6 for step in steps]
+    np.testing.assert_allclose(gradient, expected, atol=1e-8)
+    assert (hessian == weights).all()
 
 
 def test_ranker_repeats_itself():

@@ -1,0 +1,66 @@
+"""Finals: who is measured again, and that a short time decides some tasks rather than none."""
+
+from __future__ import annotations
+
+import pytest
+from tersor.targets.algorithms import Options
+from tersor.targets.tuning.finals import FINAL_VISITS, Finals
+from tersor.targets.tuning.outcome import Outcome
+from tersor.targets.tuning.scheduler import Budget, Scheduler
+from tersor.targets.tuning.search import SearchOptions, TaskSearch
+from tersor.tests.tuning.fakes import conv_tasks
+
+VISIT = 3.0  # seconds
+
+
+def search_with(task, ratios: dict[int, float], visits: int = 1) -> TaskSearch:
+    """A task of which options, by number, were measured to take so much of the default's second."""
+    search = TaskSearch(task, Options(task.workload, task.target), SearchOptions())
+    search.restore([Outcome(search.default, "ok", 1.0, 0.01, 7, 1.0)])
+    search.restore(
+        [
+            Outcome(search.options[number], "ok", ratio, 0.01, 7, 1.0)
+            for number, ratio in ratios.items()
+            for _ in range(visits)
+        ]
+    )
+    return search
+
+
+def finals_of(searches: list[TaskSearch], seconds: float) -> Finals:
+    finals = Finals(searches, Scheduler(searches, Budget(seconds=seconds), clock=lambda: 0.0))
+    for search in searches:
+        finals.spent(search, VISIT)
+    return finals
+
+
+@pytest.fixture
+def searches() -> list[TaskSearch]:
+    """Gains of 10, 30, 20 and 0 %, each seen once."""
+    return [search_with(task, {1: ratio}) for task, ratio in zip(conv_tasks(4), (0.9, 0.7, 0.8, 1.0), strict=True)]
+
+
+def test_all_winners_are_visited_when_there_is_time(searches):
+    ten, thirty, twenty, _ = searches
+    finals = finals_of(searches, 100.0)
+    assert finals.round() == [thirty, twenty, ten]
+    assert finals.seconds == pytest.approx(3 * (FINAL_VISITS - 1) * VISIT)
+
+
+def test_a_short_time_decides_what_promises_most(searches):
+    _, thirty, twenty, _ = searches
+    assert finals_of(searches, 13.0).round() == [thirty, twenty]
+    assert finals_of(searches, 7.0).round() == [thirty]
+    assert finals_of(searches, 1.0).round() == [thirty]  # it may be quicker than it was
+
+
+def test_what_was_visited_often_enough_is_left_alone():
+    (task,) = conv_tasks(1)
+    assert finals_of([search_with(task, {1: 0.8}, visits=FINAL_VISITS)], 100.0).round() == []
+    assert finals_of([search_with(task, {1: 0.8}, visits=FINAL_VISITS - 1)], 4.0).round() != []
+
+
+def test_finalists_are_close_to_the_best(searches):
+    (task,) = conv_tasks(1)
+    search = search_with(task, {1: 0.8, 2: 0.9, 3: 0.81, 4: 0.805, 5: 0.82})
+    assert finals_of([search], 100.0).finalists(search) == [search.options[number] for number in (1, 4, 3)]
