@@ -21,7 +21,7 @@ from ..templates.relayout import RelayoutSpec
 from ..templates.winograd_spec import WinogradKnobs
 
 CLOCK = 3e9  # cycles a second
-STREAM = 10e9  # bytes a second that one thread moves from and to memory
+STREAM = 15e9  # bytes a second that one thread moves from and to memory
 MULTIPLY_ADDS = 2  # vectors multiplied and added in one cycle
 LOAD_SLACK = 1.3  # two loads a cycle are never quite reached
 LAUNCH_SECONDS = 2e-6  # calling a kernel and waking its threads
