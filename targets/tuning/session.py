@@ -171,11 +171,11 @@ class TuningSession:
         """Measure the winners again, one visit each round."""
         for _ in range(ROUNDS):
             for search in self._finals.round():
-                left = self._scheduler.seconds_left
+                left, started = self._scheduler.seconds_left, self._scheduler.elapsed
                 if left <= 0:
                     return
                 search.restore(self._measure(search, self._finals.finalists(search), "final", left))
-                self._finals.spent(search, left - self._scheduler.seconds_left)
+                self._finals.spent(search, self._scheduler.elapsed - started)
                 self._note(search)
 
     def _tell_unconfirmed(self) -> None:

@@ -14,7 +14,7 @@ from tersor.targets.tuning.chart import draw
 from tersor.targets.tuning.log import read_log
 from tersor.targets.tuning.observer import Silent
 from tersor.targets.tuning.progress import Lines, LiveTable, results_table
-from tersor.targets.tuning.records import CONFIRMATIONS, fitting
+from tersor.targets.tuning.records import CONFIRMATIONS, best, fitting
 from tersor.targets.tuning.result import TuningResult
 from tersor.targets.tuning.scheduler import Budget
 from tersor.targets.tuning.search import SearchOptions
@@ -214,6 +214,20 @@ def test_a_short_time_decides_some_tasks_rather_than_none():
     assert result.reason == "the time is spent"
     assert any(one.option != Options(one.task.workload, one.task.target).default for one in result.tasks)
     assert result.seconds <= 42
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(trials=100), Budget(seconds=300.0)])
+def test_all_winners_are_confirmed_when_there_is_time(budget):
+    class PoorDefaults(FakeMeasurer):
+        def _time(self, task, option):
+            is_default = option == Options(task.workload, task.target).default
+            return super()._time(task, option) * (1.5 if is_default else 1.0)
+
+    measurer = PoorDefaults(noise=0.001)
+    session = TuningSession(conv_tasks(6), measurer, budget, clock=measurer.clock)
+    result = session.run()
+    assert len(best(result.records)) == 6
+    assert not session._finals.waiting
 
 
 def test_tasks_that_failed_before_are_told(tmp_path):
