@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 from tersor import TersorError
 from tersor.targets.algorithms import Options
 from tersor.targets.tuning import driver, log
+from tersor.targets.tuning import session as session_module
 from tersor.targets.tuning.chart import draw
 from tersor.targets.tuning.log import read_log
 from tersor.targets.tuning.observer import Silent
@@ -217,16 +219,19 @@ def test_a_short_time_decides_some_tasks_rather_than_none():
 
 
 @pytest.mark.parametrize("budget", [Budget(), Budget(trials=100), Budget(seconds=300.0)])
-def test_all_winners_are_confirmed_when_there_is_time(budget):
+def test_all_winners_are_confirmed_in_turn_when_there_is_time(budget, monkeypatch):
     class PoorDefaults(FakeMeasurer):
         def _time(self, task, option):
             is_default = option == Options(task.workload, task.target).default
             return super()._time(task, option) * (1.5 if is_default else 1.0)
 
+    monkeypatch.setattr(session_module, "ROUNDS", 2)  # each visits all
     measurer = PoorDefaults(noise=0.001)
     session = TuningSession(conv_tasks(6), measurer, budget, clock=measurer.clock)
     result = session.run()
     assert len(best(result.records)) == 6
+    visited = [key for key, _ in groupby(one.workload for one in result.records if one.purpose == "final")]
+    assert len(set(visited[:6])) == len(set(visited[6:12])) == 6
     assert not session._finals.waiting
 
 
