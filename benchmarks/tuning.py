@@ -78,14 +78,6 @@ class Gain:
         return self.untuned.median / self.tuned.median
 
 
-class Named:
-    """A runner under another name."""
-
-    def __init__(self, name: str, executable: Any) -> None:
-        self.name = name
-        self.run = ExecutableRunner(executable).run
-
-
 def optimized(model: str, threads: int, target: str = NATIVE) -> Optimized:
     """The graph that is tuned and compiled."""
     module, inputs = load(model)
@@ -104,7 +96,7 @@ def compare(model: Optimized, variants: dict[str, Sequence[Record]], threads: in
     executables = {name: compiled(model, records, threads) for name, records in variants.items()}
     first = next(iter(executables.values()))
     inputs = [tensor.numpy() for tensor in first.random_inputs()]
-    runners = [Named(name, executable) for name, executable in executables.items()]
+    runners = [ExecutableRunner(executable, name) for name, executable in executables.items()]
     return measure(runners, inputs, Schedule(rounds=rounds), lambda name: None)
 
 

@@ -183,16 +183,8 @@ def compiled(module: nn.Module, pipeline: str = "O3") -> Executable:
 def timed(programs: Mapping[str, Executable], schedule: Schedule) -> tuple[Program, ...]:
     """Accuracy of each program, and latencies of all, block by block in turn."""
     scores = {name: evaluate(program) for name, program in programs.items()}
-    runners = [_Named(name, program) for name, program in programs.items()]
+    runners = [ExecutableRunner(program, name) for name, program in programs.items()]
     latencies = measure(runners, [data.load()[1].images[:1].numpy()], schedule)
     return tuple(
         Program(name, program.graph.cost().macs, scores[name], latencies[name]) for name, program in programs.items()
     )
-
-
-class _Named(ExecutableRunner):
-    """A program for the timing harness, under a name of its own."""
-
-    def __init__(self, name: str, program: Executable) -> None:
-        super().__init__(program)
-        self.name = name

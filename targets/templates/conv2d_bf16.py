@@ -33,6 +33,7 @@ from .bfloat16 import BFLOAT16, BITS, bits_of
 from .builder import bind, constant, load, loop, make_prim_func, store, store_result, when
 from .conv2d_bf16_plan import Conv2dBf16Knobs, Plan, split, split_units
 from .conv2d_spec import Conv2dSpec
+from .operand_types import check_weight_shape
 from .parallelism import chunk_loop, shared_loop
 
 __all__ = [
@@ -69,8 +70,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight
     With convolution groups, a group of outputs has only the panels of 32 channels that it reads.
     """
     inputs, outputs = spec.c // spec.groups, spec.o // spec.groups
-    if tuple(weight.shape) != (spec.o, inputs, *spec.kernel):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {(spec.o, inputs, *spec.kernel)}")
+    check_weight_shape(weight, (spec.o, inputs, *spec.kernel))
     plan = Plan(spec, knobs)
     width = knobs.shape.outputs
     dense = weight.new_zeros(plan.groups * width, plan.depth * TILE_DEPTH, *spec.kernel, dtype=torch.bfloat16)

@@ -29,6 +29,7 @@ from .builder import bind, constant, load, loop, store, when
 from .conv2d_bf16 import UnitWriter, build_units
 from .conv2d_bf16_plan import PAIRS, Conv2dBf16Knobs, Plan, Taps, split
 from .conv2d_spec import Conv2dSpec
+from .operand_types import check_weight_shape
 from .spatial import Window
 from .vectors import in_register, pieces, transpose
 
@@ -92,9 +93,7 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dBf16Knobs]:
 
 def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder a weight of shape (o, c, kh, kw) to [output group, kh, tile], flat and zero padded."""
-    expected = (spec.o, spec.c, *spec.kernel)
-    if tuple(weight.shape) != expected:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    check_weight_shape(weight, (spec.o, spec.c, *spec.kernel))
     groups, outputs = Plan(spec, knobs).groups, knobs.shape.outputs
     height, width = spec.kernel
     pairs = weight.new_zeros(groups * outputs, height, spec.c, 2 * _tap_pairs(spec), dtype=torch.bfloat16)

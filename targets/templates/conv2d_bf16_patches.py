@@ -27,6 +27,7 @@ from .builder import bind, constant, load, loop, store
 from .conv2d_bf16 import UnitWriter, build_units
 from .conv2d_bf16_plan import Conv2dBf16Knobs, Plan, Taps, split_units
 from .conv2d_spec import Conv2dSpec
+from .operand_types import check_weight_shape
 from .spatial import Window
 from .vectors import pieces
 
@@ -75,9 +76,7 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dBf16Knobs]:
 
 def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder a weight of shape (o, c, kh, kw) to [output group, 32 numbers of a window, tile], zero padded."""
-    expected = (spec.o, spec.c, *spec.kernel)
-    if tuple(weight.shape) != expected:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    check_weight_shape(weight, (spec.o, spec.c, *spec.kernel))
     plan, outputs = _PatchPlan(spec, knobs), knobs.shape.outputs
     padded = weight.new_zeros(plan.groups * outputs, plan.depth * TILE_DEPTH, dtype=torch.bfloat16)
     padded[: spec.o, : _window_size(spec)] = weight.flatten(1)

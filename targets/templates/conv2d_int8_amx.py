@@ -23,7 +23,7 @@ from .builder import bind, constant, load, loop, make_prim_func, store, store_re
 from .compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from .conv2d_bf16 import Conv2dBf16Knobs, Plan, UnitWriter, split
 from .conv2d_spec import Conv2dSpec
-from .operand_types import is_integer
+from .operand_types import check_weight_shape, is_integer
 from .parallelism import shared_loop
 
 Buffer = Any
@@ -94,9 +94,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, wei
 
     What corrects the zero point is appended.
     """
-    expected = (spec.o, spec.c, *spec.kernel)
-    if tuple(weight.shape) != expected:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    check_weight_shape(weight, (spec.o, spec.c, *spec.kernel))
     plan = IntegerPlan(spec, knobs)
     outputs = knobs.shape.outputs
     padded = weight.new_zeros(plan.groups * outputs, plan.depth * CHANNELS, *spec.kernel)

@@ -30,7 +30,7 @@ from .conv2d_bf16_plan import Taps
 from .conv2d_int8_amx import Conv2dInt8AmxKnobs, IntegerPlan, IntegerWriter, build_units, packed_tiles
 from .conv2d_spec import Conv2dSpec
 from .dot_product import WORD
-from .operand_types import is_integer
+from .operand_types import check_weight_shape, is_integer
 from .padded_rows import RowCopier
 from .spatial import Window
 from .vectors import in_register, shuffle
@@ -147,9 +147,7 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dInt8AmxKnobs]:
 
 def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder an int8 weight of shape (o, c, kh, kw) to [output group, step, tile], zero padded; the table follows."""
-    expected = (spec.o, spec.c, *spec.kernel)
-    if tuple(weight.shape) != expected:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    check_weight_shape(weight, (spec.o, spec.c, *spec.kernel))
     plan = _NarrowPlan(spec, knobs)
     (height, width), dilation, rows = spec.kernel, spec.dilation[1], plan.kernel_rows
     outputs = plan.groups * knobs.shape.outputs

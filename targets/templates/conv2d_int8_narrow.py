@@ -26,7 +26,7 @@ from .builder import RegisterTile, bind, constant, load, loop, make_prim_func, s
 from .compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from .conv2d_spec import Conv2dSpec
 from .dot_product import WORD, dot_product
-from .operand_types import is_integer
+from .operand_types import check_weight_shape, is_integer
 from .padded_rows import PaddedRows, RowCopier
 from .parallelism import shared_loop
 from .spatial import balanced_split, tile_runs
@@ -133,9 +133,7 @@ def _split(plan: _Plan, target: Target) -> Conv2dInt8NarrowKnobs:
 
 def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8NarrowKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder an int8 weight of shape (o, c, kh, kw) to [output group, c, kh, word, output, tap]; the table follows."""
-    expected = (spec.o, spec.c, *spec.kernel)
-    if tuple(weight.shape) != expected:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    check_weight_shape(weight, (spec.o, spec.c, *spec.kernel))
     plan = _Plan(spec, knobs, target.lanes())
     by_word = weight.new_zeros(plan.outputs, spec.c, spec.kernel[0], plan.words * plan.taps)
     by_word[: spec.o, ..., : spec.kernel[1]] = weight

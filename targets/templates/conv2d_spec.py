@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ..record import Target
-from .operand_types import check_operands
+from .operand_types import check_operands, check_weight_shape
 from .spatial import Window
 
 Index = Any  # a Python int, or a tvm expression of the group's number
@@ -219,9 +219,7 @@ def pack_weight(
         Flat and contiguous: for each group of output blocks [input block, kh, kw, input channels, output channel,
         input channel of ``packing``], zero where a channel is padding or belongs to another convolution group.
     """
-    expected = (spec.o, spec.c // spec.groups, *spec.kernel)
-    if tuple(weight.shape) != expected:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    check_weight_shape(weight, (spec.o, spec.c // spec.groups, *spec.kernel))
     lanes, block = target.lanes(), spec.input_block(target)
     dense = _dense_weight(spec, target, weight)
     pieces = []

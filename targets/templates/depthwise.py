@@ -18,6 +18,7 @@ from ..record import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from .builder import RegisterTile, bind, load, loop, make_prim_func, store_result
 from .conv2d_spec import Conv2dSpec
+from .operand_types import check_weight_shape
 from .spatial import TileRun, Window
 from .window_loops import for_each_tile, piece_counts, tap_bounds, tile_widths
 
@@ -97,9 +98,7 @@ def candidates(spec: DepthwiseSpec, target: Target) -> list[DepthwiseKnobs]:
 
 def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder a weight of shape (c, 1, kh, kw) to [channel block, kh, kw, lane], flat and zero padded."""
-    expected = (spec.c, 1, *spec.kernel)
-    if tuple(weight.shape) != expected:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    check_weight_shape(weight, (spec.c, 1, *spec.kernel))
     lanes = target.lanes()
     blocks = -(-spec.c // lanes)
     padded = weight.new_zeros(blocks * lanes, *spec.kernel)

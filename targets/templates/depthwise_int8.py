@@ -26,7 +26,7 @@ from .builder import RegisterTile, bind, constant, load, loop, make_prim_func, s
 from .compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from .depthwise import DepthwiseKnobs, DepthwiseSpec
 from .dot_product import WORD, dot_product
-from .operand_types import is_integer
+from .operand_types import check_weight_shape, is_integer
 from .padded_rows import PaddedRows, RowCopier
 from .parallelism import shared_loop
 from .spatial import tile_runs
@@ -95,9 +95,7 @@ def candidates(spec: DepthwiseSpec, target: Target) -> list[DepthwiseKnobs]:
 
 def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder an int8 weight of shape (c, 1, kh, kw) to [channel block, kh, word, lane, tap]; the table follows."""
-    expected = (spec.c, 1, *spec.kernel)
-    if tuple(weight.shape) != expected:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    check_weight_shape(weight, (spec.c, 1, *spec.kernel))
     plan = _Plan(spec, knobs, target.lanes())
     padded = weight.new_zeros(plan.blocks * plan.lanes, spec.kernel[0], plan.quads * WORD)
     padded[: spec.c, :, : spec.kernel[1]] = weight[:, 0]

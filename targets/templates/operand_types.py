@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .bfloat16 import NUMBER_TYPES
+
+if TYPE_CHECKING:
+    import torch
 
 INTEGER_RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
 
@@ -10,6 +15,12 @@ INTEGER_RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
 def is_integer(dtype: str) -> bool:
     """Whether sums of products are exact, in int32."""
     return dtype in INTEGER_RANGES
+
+
+def check_weight_shape(weight: torch.Tensor, expected: tuple[int, ...]) -> None:
+    """Refuse a weight to be packed that has another shape than its spec says; raises ValueError."""
+    if tuple(weight.shape) != expected:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
 
 
 def check_operands(dtype: str, zero_point: int = 0) -> None:

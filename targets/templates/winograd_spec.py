@@ -11,6 +11,7 @@ from tvm import tirx
 
 from ..record import Target
 from .conv2d_spec import Conv2dSpec
+from .operand_types import check_weight_shape
 from .winograd_transforms import FILTER, as_tensor, transforms
 
 Index = Any  # a Python int, or a tvm expression
@@ -126,9 +127,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, weight: 
     torch.Tensor
         Flat float32: [slice, position in the tile, group of output channel blocks, input channel, output channel].
     """
-    expected = (spec.o, spec.c, *spec.kernel)
-    if tuple(weight.shape) != expected:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {expected}")
+    check_weight_shape(weight, (spec.o, spec.c, *spec.kernel))
     lanes = target.lanes()
     filter_matrix = as_tensor(transforms(knobs.m).filter)
     # U = G g Gt as one matrix product with the Kronecker square of G: (positions, 9) @ (9, c * o).

@@ -106,9 +106,9 @@ class Sandbox:
         try:
             self._set_up(worker, setup)
             result: RunResult = worker.call(function, *arguments, timeout=timeout)
+        except HostError:
+            raise
         except WorkerError as error:
-            if isinstance(error, HostError):
-                raise
             if isinstance(error, (WorkerDiedError, WorkerTimeoutError, OutOfMemoryError)):
                 self._lose()
             return _failure(error)
