@@ -11,11 +11,11 @@ from ..catalog import host_features
 from ..record import Target
 from . import DEFAULT_LOG_DIR
 from .extract import extract_tasks
-from .log import LogWriter, read_log
+from .log import LogWriter
 from .measure import LocalMeasurer, Measurer
 from .model import require_xgboost
 from .observer import Observer, Silent
-from .records import Record, fitting
+from .records import Record
 from .result import TuningResult
 from .scheduler import Budget
 from .search import SearchOptions
@@ -71,7 +71,7 @@ def tune_graph(
     target
         The machine; ``target.cores`` is the number of threads.
     budget
-        When to stop at the latest; trials that ``log_dir`` holds count as spent.
+        When to stop at the latest; trials in ``records`` count as spent, but for those that ship.
     log_dir
         Where to append what is measured; None to keep it in memory only.
     records
@@ -108,7 +108,6 @@ def tune_graph(
             measurer,
             budget,
             records=records,
-            earlier=_trials_in(log_dir, tasks),
             log_dir=log_dir,
             settings=settings,
             observer=observer,
@@ -117,16 +116,6 @@ def tune_graph(
     finally:
         if own is not None:
             own.close()
-
-
-def _trials_in(log_dir: Path | None, tasks: Sequence[Task]) -> int:
-    """Options of these tasks that a log holds measurements of; those that ship with Tersor cost the user nothing."""
-    if log_dir is None or not tasks:
-        return 0
-    target = tasks[0].target
-    workloads = {task.workload for task in tasks}
-    records = fitting(read_log(log_dir, target.name).records, target).records
-    return len({(record.workload, record.option) for record in records if record.workload in workloads})
 
 
 def _tune_loops(

@@ -9,7 +9,7 @@ import platform
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -62,12 +62,15 @@ class Record:
     purpose
         ``"trial"``: chosen by the search; ``"final"``: measured again to decide what is used; ``"random"``: picked
         uniformly from all options of the workload, so that it tells what an option is like on average.
+    is_shipped
+        Whether it came with Tersor; which folder it was read from tells, not its line.
     """
 
     task: Task
     outcome: Outcome
     provenance: Provenance
     purpose: Purpose = "trial"
+    is_shipped: bool = field(default=False, compare=False)
 
     @classmethod
     def now(cls, task: Task, outcome: Outcome, purpose: Purpose = "trial") -> Record:

@@ -45,11 +45,9 @@ class TuningSession:
     measurer
         Builds and times candidates; not closed here.
     budget
-        When to stop at the latest.
+        When to stop at the latest. Trials of earlier sessions that are in ``records`` count, but for those that ship.
     records
         Earlier measurements that fit the target: those of these tasks are not repeated, the others teach the ranker.
-    earlier
-        How many trials of the budget earlier sessions spent; if omitted, all options of these tasks in ``records``.
     log_dir
         Where to append what is measured; None to keep it in memory only.
     settings
@@ -69,7 +67,6 @@ class TuningSession:
         budget: Budget,
         *,
         records: Iterable[Record] = (),
-        earlier: int | None = None,
         log_dir: Path | None = None,
         settings: SearchOptions | None = None,
         observer: Observer | None = None,
@@ -87,8 +84,7 @@ class TuningSession:
         self._scheduler = Scheduler(self._searches, budget, clock=clock)
         self._finals = Finals(self._searches, self._scheduler)
         self._seconds = budget.seconds
-        self._earlier = sum(search.trials for search in self._searches) if earlier is None else earlier
-        self._scheduler.trials = self._earlier
+        self._scheduler.trials = self._earlier = self._trials_spent()
         self._examples = Examples(self._records)
         self._learned = 0
         self._ranker = Ranker(seed)
@@ -127,6 +123,12 @@ class TuningSession:
             of_workload.setdefault(record.workload, []).append(record.outcome)
         for search in self._searches:
             search.restore(_settled(of_workload.get(search.task.workload, ())))
+
+    def _trials_spent(self) -> int:
+        """Options of these tasks that were measured before; those that ship with Tersor cost the user nothing."""
+        workloads = {search.task.workload for search in self._searches}
+        own = (record for record in self._records if record.workload in workloads and not record.is_shipped)
+        return len({(record.workload, record.option) for record in own})
 
     def _tune(self) -> None:
         """Search and confirm, and again for as long as that leaves time to try more: finals may be over sooner."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ..algorithms import Options
@@ -83,6 +84,10 @@ def load_tuned(target: Target, log_dir: str | Path | None = None, *, shipped: bo
     other = read_log(shipped_log_dir(), target.name) if shipped and not is_shipped else nothing
     ours, theirs = fitting(own.records, target), fitting(other.records, target)
     visits = Counter((record.workload, record.option) for record in ours.records if record.is_measured)
-    others = [record for record in theirs.records if visits[record.workload, record.option] <= CONFIRMATIONS]
+    others = [
+        replace(record, is_shipped=True)
+        for record in theirs.records
+        if visits[record.workload, record.option] <= CONFIRMATIONS
+    ]
     known = (*others, *ours.records)
     return Tuned(best(known), known, own.ignored + ours.ignored, own.problems + other.problems)

@@ -296,6 +296,7 @@ def test_shipped_records_are_used(shipped):
     found = tuned.load_tuned(ZNVER4)
     assert found(WORKLOAD, OPTIONS) == OPTIONS[1]
     assert found.notes == ()
+    assert found.known and all(one.is_shipped for one in found.known)
     other = Workload("conv2d", Conv2dSpec(1, 32, 14, 14, 65))
     assert found(other, Options(other, ZNVER4)) is None
 
@@ -312,7 +313,9 @@ def test_too_few_own_measurements_do_not_undo_what_ships(shipped, tmp_path):
     append(shipped, [record(1)] * 3)
     for _ in range(2):
         append(tmp_path / "own", [record(1, 1.1e-3)])
-        assert tuned.load_tuned(ZNVER4, tmp_path / "own")(WORKLOAD, OPTIONS) == OPTIONS[1]
+        found = tuned.load_tuned(ZNVER4, tmp_path / "own")
+        assert found(WORKLOAD, OPTIONS) == OPTIONS[1]
+        assert [one.is_shipped for one in found.known][:3] == [True] * 3 and not found.known[3].is_shipped
 
 
 def test_what_does_not_count_of_the_own_log_is_told(shipped, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from rich.console import Console
 from tersor import TersorError
 from tersor.targets.algorithms import Options
-from tersor.targets.tuning import driver, log
+from tersor.targets.tuning import log
 from tersor.targets.tuning import session as session_module
 from tersor.targets.tuning.chart import draw
 from tersor.targets.tuning.log import read_log
@@ -197,16 +198,18 @@ def test_full_disk_costs_no_measurement(tmp_path, monkeypatch):
     assert excess(result) < 1.03
 
 
-def test_trials_that_ship_cost_the_user_nothing(tmp_path):
-    known = tune(FakeMeasurer(), trials=40).records
+def test_trials_that_ship_cost_the_user_nothing():
+    def spent(count: int, records) -> int:
+        return TuningSession(conv_tasks(count), FakeMeasurer(), Budget(), records=records)._earlier
+
+    own = tune(FakeMeasurer(), trials=40).records
+    known = [replace(record, is_shipped=True) for record in own]
     measurer = FakeMeasurer()
-    result = tune(measurer, trials=8, records=known, earlier=0)
+    result = tune(measurer, trials=8, records=known)
     assert result.trials == 8 and len(measurer.measured) >= 8
-    assert driver._trials_in(tmp_path, conv_tasks(4)) == 0
-    log.append(tmp_path, [*known, *known])
-    assert driver._trials_in(tmp_path, conv_tasks(4)) == 40
-    assert 0 < driver._trials_in(tmp_path, conv_tasks(1)) < 40
-    assert driver._trials_in(None, conv_tasks(4)) == 0
+    assert spent(4, known) == spent(4, []) == 0
+    assert spent(4, [*own, *own, *known]) == 40
+    assert 0 < spent(1, own) < 40
 
 
 def test_a_short_time_decides_some_tasks_rather_than_none():
