@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import ir
     from .compiler import compile, run_passes
-    from .compressor import compress
+    from .compression.compress import compress
     from .frontend import from_torch
     from .ir import TersorError
     from .passes import list_passes, register_pass
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "TersorError": ".ir",
     "compile": ".compiler",
-    "compress": ".compressor",
+    "compress": ".compression.compress",
     "from_torch": ".frontend",
     "list_passes": ".passes",
     "load": ".targets",

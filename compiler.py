@@ -15,9 +15,9 @@ from .ir import Graph, TersorError, TersorWarning, weights_loaded
 from .passes import PassManager, Pipeline, as_pipeline
 from .passes.instruments.base import Instrument, Step
 from .targets import Executable, Target, compile_graph, resolve_target
-from .targets.executable import check_threads
-from .targets.latency import MeasuredLatency
+from .targets.runtime.executable import check_threads
 from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
+from .targets.tuning.measured_latency import MeasuredLatency
 from .targets.tuning.observer import Observer
 from .targets.tuning.records import best
 from .targets.tuning.scheduler import Budget

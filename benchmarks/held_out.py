@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from tersor.targets.templates.option import Workload
 from tersor.targets.tuning.examples import Examples
 from tersor.targets.tuning.latency import LatencyRegressor
 from tersor.targets.tuning.model import Example, Ranker, place_of_best, rank_correlation, regret
-from tersor.targets.tuning.option import Workload
 from tersor.targets.tuning.records import Record
 
 FEWEST = 10  # measured candidates of a task: with fewer, "the top 10 %" means nothing

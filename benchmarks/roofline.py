@@ -139,7 +139,7 @@ def _slowest_first(uses: Iterable[KernelUse]) -> tuple[KernelUse, ...]:
 
 
 def limit_seconds(kernel: Any, probe: Probe) -> float:
-    """Least seconds that a `tersor.targets.model_info.KernelInfo` can take on the probed machine."""
+    """Least seconds that a `tersor.targets.runtime.model_info.KernelInfo` can take on the probed machine."""
     return max(operations(kernel) / probe.gflops, kernel.bytes / probe.gbytes(kernel.bytes)) / 1e9
 
 

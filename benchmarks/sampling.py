@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-from tersor.targets.algorithms import Options
+from tersor.targets.codegen.options import Options
+from tersor.targets.templates.option import Option
 from tersor.targets.tuning import log
 from tersor.targets.tuning.examples import typical_seconds
 from tersor.targets.tuning.measure import Measurer
-from tersor.targets.tuning.option import Option
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.records import Purpose, Record
 from tersor.targets.tuning.task import Task

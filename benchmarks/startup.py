@@ -108,8 +108,8 @@ def load_and_call(path: str, threads: int) -> Loaded:
     import torch  # noqa: F401  (who loads a model has it already)
 
     begin = time.perf_counter()
-    import tersor.targets.artifact
-    import tersor.targets.runtime
+    import tersor.targets.packaging.artifact
+    import tersor.targets.runtime.virtual_machine
 
     imported = time.perf_counter()
     executable = tersor.load(path, threads=threads)

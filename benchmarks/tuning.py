@@ -26,12 +26,12 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from tersor.cli.tuning_progress import observer
 from tersor.compiler import Optimized, optimize_in_stages
 from tersor.targets import compile_graph
 from tersor.targets.tuning.driver import load_records, tune_graph
 from tersor.targets.tuning.extract import extract_tasks
 from tersor.targets.tuning.measure import LocalMeasurer
-from tersor.targets.tuning.progress import observer
 from tersor.targets.tuning.records import Record, best
 from tersor.targets.tuning.scheduler import Budget
 from tersor.targets.tuning.tuned import Tuned

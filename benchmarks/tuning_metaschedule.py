@@ -20,12 +20,12 @@ import tersor
 import torch
 from rich.table import Table
 from tersor.targets import resolve_target
-from tersor.targets.record import Target
+from tersor.targets.machines.target import Target
+from tersor.targets.templates.option import Option
 from tersor.targets.tuning import metaschedule
 from tersor.targets.tuning.extract import extract_tasks
 from tersor.targets.tuning.measure import LocalMeasurer
 from tersor.targets.tuning.metaschedule import Progress
-from tersor.targets.tuning.option import Option
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.scheduler import Budget
 from tersor.targets.tuning.session import TuningSession

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from .cli_options import (
+from .options import (
     DataOption,
     JsonOption,
     LogDirOption,
@@ -21,7 +21,7 @@ from .cli_options import (
 )
 
 if TYPE_CHECKING:
-    from .compression.result import Compressed
+    from ..compression.result import Compressed
 
 _INTERRUPTED = 130  # as shells report Ctrl-C
 
@@ -65,17 +65,17 @@ def compress(
       tersor compress nets:make -p "O3,low-rank,quantize" --data nets:batches --evaluate nets:accuracy --max-drop 0.01
                       -o small.tersor --report small.html
     """
-    from .compression.data import open_data
-    from .compression.evaluation import open_evaluation
-    from .compression.plan import make_plan
-    from .compression.result import CompressError
-    from .compressor import check_max_drop
-    from .compressor import compress as run
-    from .ir import TersorError
-    from .passes.driver import import_plugins
-    from .report import StepsShown, progress
-    from .targets import resolve_target
-    from .targets.artifact import check_output
+    from ..compression.compress import check_max_drop
+    from ..compression.compress import compress as run
+    from ..compression.data import open_data
+    from ..compression.evaluation import open_evaluation
+    from ..compression.plan import make_plan
+    from ..compression.result import CompressError
+    from ..ir import TersorError
+    from ..targets import resolve_target
+    from ..targets.packaging.artifact import check_output
+    from .opt_driver import import_plugins
+    from .tables import StepsShown, progress
 
     page = report or output.with_suffix(".html")
     for path in (output, page):
@@ -116,7 +116,7 @@ def compress(
 
 def _show(compressed: Compressed, page: Path, verbose: bool, as_json: bool) -> None:
     """Write the page, and print the table and where everything is."""
-    from .report import decision_lines, steps_table
+    from .tables import decision_lines, steps_table
 
     compressed.save_page(page)
     if as_json:

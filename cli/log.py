@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .targets.tuning import DEFAULT_LOG_DIR
+from ..targets.tuning import DEFAULT_LOG_DIR
 
 if TYPE_CHECKING:
-    from .targets.tuning.manage import Statistics
-    from .targets.tuning.option import Workload
-    from .targets.tuning.records import Record
+    from ..targets.templates.option import Workload
+    from ..targets.tuning.records import Record
+    from .log_management import Statistics
 
 log = typer.Typer(name="log", help="Look at tuning records, merge and prune them.", no_args_is_help=True)
 
@@ -35,8 +35,8 @@ def stats(log_dir: LogDirArgument = DEFAULT_LOG_DIR, target: TargetOption = None
       tersor log stats
       tersor log stats logs --target x86:znver4 --json
     """
-    from .targets.tuning.log import read_log
-    from .targets.tuning.manage import statistics_of
+    from ..targets.tuning.log import read_log
+    from .log_management import statistics_of
 
     content = read_log(_existing(log_dir), _target_name(target))
     rows = statistics_of(content.records)
@@ -73,9 +73,9 @@ def best(
     """
     from dataclasses import replace
 
-    from .targets import resolve_target
-    from .targets.tuning import records
-    from .targets.tuning.log import read_log
+    from ..targets import resolve_target
+    from ..targets.tuning import records
+    from ..targets.tuning.log import read_log
 
     machine = resolve_target(target)
     if threads is not None:
@@ -106,7 +106,7 @@ def merge(
       tersor log merge /mnt/board1/logs /mnt/board2/logs --into tuning_logs
       tersor log merge records.jsonl
     """
-    from .targets.tuning import manage
+    from . import log_management as manage
 
     merged = manage.merge(sources, into)
     if as_json:
@@ -133,7 +133,7 @@ def prune(
       tersor log prune
       tersor log prune logs --keep 4 --target x86:znver4
     """
-    from .targets.tuning import manage
+    from . import log_management as manage
 
     pruned = manage.prune(_existing(log_dir), keep, _target_name(target))
     if as_json:
@@ -146,13 +146,13 @@ def prune(
 
 
 def _target_name(target: str | None) -> str | None:
-    from .targets import resolve_target
+    from ..targets import resolve_target
 
     return None if target is None else resolve_target(target).name
 
 
 def _existing(log_dir: Path) -> Path:
-    from .ir import TersorError
+    from ..ir import TersorError
 
     if not log_dir.is_dir():
         raise TersorError(f"{log_dir}: no such folder; `tersor tune` makes one")

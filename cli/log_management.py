@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..algorithms import Options
-from .log import Line, Log, LogError, append, log_files, read_files, record_line, replace_lines
-from .option import Option, Workload
-from .records import Record, best, why_ignored
+from ..targets.codegen.options import Options
+from ..targets.templates.option import Option, Workload
+from ..targets.tuning.log import Line, Log, LogError, append, log_files, read_files, record_line, replace_lines
+from ..targets.tuning.records import Record, best, why_ignored
 
 Problem = tuple[str, Workload, int]  # of a target, with so many threads
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from .cli_compress import compress
-from .cli_log import log
-from .cli_opt import opt
-from .cli_options import (
+from .compress import compress
+from .log import log
+from .opt import opt
+from .options import (
     DataOption,
     JsonOption,
     LogDirOption,
@@ -31,12 +31,12 @@ from .cli_options import (
     load_named,
     print_json,
 )
-from .cli_rpc import rpc_server, rpc_tracker
-from .cli_tune import tune
+from .rpc import rpc_server, rpc_tracker
+from .tune import tune
 
 if TYPE_CHECKING:
-    from .frontend import LoadedModel
-    from .targets import Executable
+    from ..frontend import LoadedModel
+    from ..targets import Executable
 
 app = typer.Typer(
     name="tersor",
@@ -88,11 +88,11 @@ def compile(
       tersor compile old.tersor -o new.tersor    (again, from the graph that it contains)
       tersor compile model.pt2 --target arm:cortex-a72 --bundle model-a72.tar.gz
     """
-    from .ir import TersorError
-    from .passes.driver import import_plugins
-    from .report import describe_kernels, describe_model, passes_table, progress
-    from .targets.artifact import check_output
-    from .targets.bundle import check_bundle_output
+    from ..ir import TersorError
+    from ..targets.packaging.artifact import check_output
+    from ..targets.packaging.bundle import check_bundle_output
+    from .opt_driver import import_plugins
+    from .tables import describe_kernels, describe_model, passes_table, progress
 
     if output is None and bundle is None:
         raise TersorError("nothing to write: give --output FILE.tersor, --bundle DIR, or both")
@@ -142,9 +142,9 @@ def run(
       tersor run model.tersor --input ids.npy --input mask.npy --output y.npy
       tersor run model.tersor --input batch.npz --output y.safetensors --threads 1
     """
-    from .report import describe_outputs, outputs_table
-    from .targets import load
-    from .targets.array_files import check_output, read_inputs, write_outputs
+    from ..targets import load
+    from ..targets.runtime.array_files import check_output, read_inputs, write_outputs
+    from .tables import describe_outputs, outputs_table
 
     executable = load(model, threads=threads)
     ports = executable.info.outputs
@@ -185,11 +185,11 @@ def bench(
       tersor bench model.pt2 --kernels
       tersor bench package.module:factory --against torch,onnxruntime,openvino
     """
-    from .passes.driver import import_plugins
+    from ..targets import load
+    from ..targets.packaging.artifact import is_artifact
+    from .opt_driver import import_plugins
     from .peers import check_peers, compare_with_peers
-    from .report import comparison_table, describe_model, kernels_table, progress
-    from .targets import load
-    from .targets.artifact import is_artifact
+    from .tables import comparison_table, describe_model, kernels_table, progress
 
     import_plugins(plugin or ())
     peers = [name.strip() for name in against.split(",") if name.strip()]
@@ -232,9 +232,9 @@ def targets(as_json: JsonOption = False) -> None:
       tersor targets
       tersor targets --json
     """
-    from .ir import TersorError
-    from .report import targets_table
-    from .targets import detect_host, list_targets
+    from ..ir import TersorError
+    from ..targets import detect_host, list_targets
+    from .tables import targets_table
 
     try:
         host = detect_host()
@@ -256,9 +256,9 @@ def passes(plugin: PluginOption = None, as_json: JsonOption = False) -> None:
       tersor passes
       tersor passes --json
     """
-    from .passes import PRESETS, list_passes
-    from .passes.driver import import_plugins
-    from .report import describe_passes, known_passes_table, presets_table
+    from ..passes import PRESETS, list_passes
+    from .opt_driver import import_plugins
+    from .tables import describe_passes, known_passes_table, presets_table
 
     import_plugins(plugin or ())
     if as_json:
@@ -279,9 +279,9 @@ def _compile(
     log_dir: Path | None = None,
 ) -> tuple[Executable, LoadedModel | None]:
     """Compile what MODEL names; also returns the model itself, unless it is the graph of an artifact."""
-    from .compiler import compile_in_stages
-    from .compression.data import open_data
-    from .targets import resolve_target
+    from ..compiler import compile_in_stages
+    from ..compression.data import open_data
+    from ..targets import resolve_target
 
     record = resolve_target(target)
     if threads is not None:
@@ -315,7 +315,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except Exception as error:  # the one error boundary
-        from .ir import TersorError
+        from ..ir import TersorError
 
         if not isinstance(error, TersorError):
             raise

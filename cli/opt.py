@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_options import DataOption, JsonOption, PluginOption, print_json
+from .options import DataOption, JsonOption, PluginOption, print_json
 
 if TYPE_CHECKING:
-    from .passes.driver import Surroundings
+    from .opt_driver import Surroundings
 
 
 def opt(
@@ -60,9 +60,9 @@ def opt(
       tersor opt model.ir -p "O3,quantize" --target x86:native --data nets:batches -o integers.ir
       tersor opt model.ir -p O3 --bisect
     """
-    from .passes import as_pipeline
-    from .passes.driver import OptRequest, run_bisect, run_opt
-    from .report import describe_bisection, describe_outcome
+    from ..passes import as_pipeline
+    from .opt_driver import OptRequest, run_bisect, run_opt
+    from .tables import describe_bisection, describe_outcome
 
     request = OptRequest(
         source=source,
@@ -98,16 +98,16 @@ def opt(
 
 def _surroundings(target: str | None, data: Sequence[str]) -> Surroundings:
     """What the passes of `opt` may look at besides the graph; what is not asked for is not imported."""
-    from .passes.driver import Surroundings
+    from .opt_driver import Surroundings
 
     given = Surroundings(options=tuple(option for name in data for option in ("--data", name)))
     if data:
-        from .compression.data import open_data
+        from ..compression.data import open_data
 
         given = replace(given, calibration=lambda graph: open_data(data, graph))
     if target is not None:
-        from .compiler import latency_of
-        from .targets import resolve_target
+        from ..compiler import latency_of
+        from ..targets import resolve_target
 
         record = resolve_target(target)
         options = ("--target", target, *given.options)

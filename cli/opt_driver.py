@@ -1,4 +1,4 @@
-"""What ``tersor opt`` does: read, run or bisect, write. What it shows is made in `tersor.report`."""
+"""What ``tersor opt`` does: read, run or bisect, write. What it shows is made in `tersor.cli.tables`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..ir import Graph, TersorError, load_ir, save_ir, weights_loaded
-from .base import Latency
-from .bisect import Culprit, bisect
-from .instruments import CheckEach, DumpEach, Instrument, PrintIR, Reproducer, Timing, VerifyEach, When
-from .instruments.base import write_text
-from .manager import Outcome, PassManager
-from .pipeline import Pipeline, as_pipeline
+from ..passes.base import Latency
+from ..passes.bisect import Culprit, bisect
+from ..passes.instruments import CheckEach, DumpEach, Instrument, PrintIR, Reproducer, Timing, VerifyEach, When
+from ..passes.instruments.base import write_text
+from ..passes.manager import Outcome, PassManager
+from ..passes.pipeline import Pipeline, as_pipeline
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from .frontend import LoadedModel
-    from .ir import Graph
+    from ..frontend import LoadedModel
+    from ..ir import Graph
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
 PluginOption = Annotated[
@@ -40,8 +40,8 @@ DataOption = Annotated[
 
 def load_named(model: str) -> tuple[Graph, LoadedModel | None]:
     """The graph that MODEL names, and the model itself, unless it is the graph of an artifact."""
-    from .frontend import load_model
-    from .targets.artifact import is_artifact, load_graph
+    from ..frontend import load_model
+    from ..targets.packaging.artifact import is_artifact, load_graph
 
     if is_artifact(model):
         return load_graph(model), None

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from .ir import TersorError
+from ..ir import TersorError
 
 if TYPE_CHECKING:
-    from .targets import Executable
+    from ..targets import Executable
 
 
 def check_peers(names: Sequence[str]) -> None:
@@ -18,7 +18,7 @@ def check_peers(names: Sequence[str]) -> None:
         raise TersorError(
             "--against needs the benchmarks of a checkout, which the installed package lacks; run it there"
         )
-    from .benchmarks.against import check_peers
+    from ..benchmarks.against import check_peers
 
     problem = check_peers(names)
     if problem is not None:
@@ -39,7 +39,7 @@ def compare_with_peers(
     begin
         Told the name of each stage when it starts.
     """
-    from .benchmarks.against import compare_with_peers
+    from ..benchmarks.against import compare_with_peers
 
     if not isinstance(inputs, tuple):
         raise TersorError("--against needs a model whose inputs are positional; export it with a tuple of inputs")

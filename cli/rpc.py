@@ -22,7 +22,7 @@ def rpc_tracker(
       tersor rpc-tracker
       tersor rpc-tracker --host 192.168.1.10    (reachable from other machines: only in a trusted network)
     """
-    from .targets.tuning.tracker import serve_tracker
+    from ..targets.tuning.tracker import serve_tracker
 
     serve_tracker(host, port)
 
@@ -40,7 +40,7 @@ def rpc_server(
       tersor rpc-server --key znver4 --tracker 127.0.0.1:9190
       tersor rpc-server --key znver4 --tracker 192.168.1.10:9190 --host 192.168.1.20
     """
-    from .targets.tuning.server import serve
-    from .targets.tuning.tracker import Address
+    from ..targets.tuning.server import serve
+    from ..targets.tuning.tracker import Address
 
     serve(host, port, key, None if tracker is None else Address.parse(tracker))

@@ -17,13 +17,13 @@ from rich.text import Text
 if TYPE_CHECKING:
     import torch
 
-    from .compression.result import Compressed
-    from .compression.result import Step as CompressionStep
-    from .passes import Culprit, Option, Outcome, PassInfo
-    from .passes.report import Report
-    from .targets import Target
-    from .targets.executable import KernelTime
-    from .targets.model_info import ModelInfo, Port
+    from ..compression.result import Compressed
+    from ..compression.result import Step as CompressionStep
+    from ..passes import Culprit, Option, Outcome, PassInfo
+    from ..passes.report import Report
+    from ..targets import Target
+    from ..targets.runtime.executable import KernelTime
+    from ..targets.runtime.model_info import ModelInfo, Port
 
 
 _DOT_PRODUCTS = {"avx512_vnni": "VNNI", "avx512_bf16": "BF16", "amx_tile": "AMX", "asimddp": "SDOT"}
@@ -93,7 +93,7 @@ class StepsShown:
 
 def steps_table(compressed: Compressed) -> Table:
     """Size, operations, time, error and score after each step; a star marks the one that is kept."""
-    from .compression.result import score_text
+    from ..compression.result import score_text
 
     byte_unit, byte_scale = ("MB", 1e6) if compressed.original.weight_bytes >= 1e6 else ("kB", 1e3)
     mac_unit, mac_scale = ("M", 1e6) if compressed.original.macs >= 1e6 else ("k", 1e3)
@@ -260,7 +260,7 @@ def comparison_table(comparison: Any) -> Table:
 
 def targets_table(targets: Sequence[Target], host: Target | None) -> Table:
     """All targets; the one that ``x86:native`` stands for is marked, and shown with this machine's caches."""
-    from .targets.families import family_of
+    from ..targets.machines.families import family_of
 
     table = _table("target", "", "vectors", "L1, L2, L3", "dot products", title="targets", text_columns=2)
     table.columns[0].no_wrap = True

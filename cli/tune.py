@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from .cli_options import (
+from ..targets.tuning import DEFAULT_LOG_DIR
+from .options import (
     DataOption,
     JsonOption,
     ModelArgument,
@@ -19,10 +20,9 @@ from .cli_options import (
     load_named,
     print_json,
 )
-from .targets.tuning import DEFAULT_LOG_DIR
 
 if TYPE_CHECKING:
-    from .targets.tuning.result import TuningResult
+    from ..targets.tuning.result import TuningResult
 
 
 def tune(
@@ -56,20 +56,20 @@ def tune(
       tersor tune package.module:factory --trials 500 --log-dir logs
       tersor tune model.tersor --time 60 --chart convergence.svg
     """
-    from .compiler import optimize_in_stages
-    from .compression.data import open_data
-    from .ir import TersorError
-    from .passes.driver import import_plugins
-    from .report import progress
-    from .targets import compile_graph
-    from .targets.artifact import check_output
-    from .targets.tuning.chart import draw
-    from .targets.tuning.driver import check_measurable, load_records, tune_graph
-    from .targets.tuning.log import target_folder
-    from .targets.tuning.progress import observer
-    from .targets.tuning.records import best
-    from .targets.tuning.scheduler import Budget
-    from .targets.tuning.tuned import Tuned
+    from ..compiler import optimize_in_stages
+    from ..compression.data import open_data
+    from ..ir import TersorError
+    from ..targets import compile_graph
+    from ..targets.packaging.artifact import check_output
+    from ..targets.tuning.chart import draw
+    from ..targets.tuning.driver import check_measurable, load_records, tune_graph
+    from ..targets.tuning.log import target_folder
+    from ..targets.tuning.records import best
+    from ..targets.tuning.scheduler import Budget
+    from ..targets.tuning.tuned import Tuned
+    from .opt_driver import import_plugins
+    from .tables import progress
+    from .tuning_progress import observer
 
     if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
         raise TersorError(f"--time must be a positive number of seconds, not {seconds:g}")

@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .result import BatchReport, TaskResult, TuningResult
-from .scheduler import Scheduler
-from .search import TaskSearch
+from ..targets.tuning.result import BatchReport, TaskResult, TuningResult
+from ..targets.tuning.scheduler import Scheduler
+from ..targets.tuning.search import TaskSearch
 
 ROWS = 16  # tasks in the live table: the most expensive ones
 MOST_LOCATION = 28  # characters of a module path

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .compiler import as_graph, resolve_with_threads
-from .compression.data import CalibrationData
-from .compression.evaluation import Evaluation, Model
-from .compression.plan import make_plan
-from .compression.result import Compressed
-from .compression.session import Observer, Session, Task
-from .ir import Graph, TersorError
-from .targets import Target
-from .targets.artifact import check_output
+from ..compiler import as_graph, resolve_with_threads
+from ..ir import Graph, TersorError
+from ..targets import Target
+from ..targets.packaging.artifact import check_output
+from .data import CalibrationData
+from .evaluation import Evaluation, Model
+from .plan import make_plan
+from .result import Compressed
+from .session import Observer, Session, Task
 
 
 def compress(

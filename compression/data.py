@@ -16,7 +16,7 @@ import torch
 
 from ..frontend.factory import find_attribute
 from ..ir import Graph, IRError, TersorError, Value, check_inputs
-from ..targets.array_files import SUFFIXES, read_inputs
+from ..targets.runtime.array_files import SUFFIXES, read_inputs
 from .batches import split
 
 _FORM = f"no such file, and not of the form package.module:loader; give a loader or {', '.join(SUFFIXES)} files"

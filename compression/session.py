@@ -17,7 +17,7 @@ from ..ir import Graph, TersorError, fingerprint
 from ..ir.ops import WeightOp
 from ..passes import Outcome, PassManager, PassRecord, Pipeline, Report, parse_pipeline
 from ..targets import Executable, Target, compile_graph
-from ..targets.latency import LEAST_NOISE
+from ..targets.tuning.measured_latency import LEAST_NOISE
 from .data import CalibrationData
 from .evaluation import Evaluation
 from .judge import Figures, Judge

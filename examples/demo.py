@@ -18,7 +18,7 @@ import tersor
 import torch
 from rich.console import Console
 from rich.table import Table
-from tersor.report import passes_table
+from tersor.cli.tables import passes_table
 from tersor.targets import Executable
 
 from benchmarks.cpu import table as latency_table

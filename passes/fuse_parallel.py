@@ -32,17 +32,7 @@ from dataclasses import dataclass
 import torch
 
 from ..ir import Graph, Op, Rewriter, Value
-from ..ir.ops import (
-    AttentionOp,
-    ConcatOp,
-    Conv2dOp,
-    ExpandOp,
-    LinearOp,
-    MatmulOp,
-    PermuteOp,
-    ReshapeOp,
-    SliceOp,
-)
+from ..ir.ops import AttentionOp, ConcatOp, Conv2dOp, ExpandOp, LinearOp, MatmulOp, PermuteOp, ReshapeOp, SliceOp
 from .base import Exactness, Pass, PassContext, Result
 from .matching import numbers, prune, tensor, weight_name
 from .registry import register_pass

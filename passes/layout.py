@@ -14,8 +14,8 @@ inputs and outputs are row-major: that is the program's contract. Layout never c
 Where a target's kernels take no channel blocks, as those for GPUs, everything stays row-major.
 
 Which algorithm computes a convolution (direct, Winograd, GEMM) is no part of this problem: all of them read and write
-the same blocks, so the cheapest one of each layer is cheapest in every layout, and `tersor.targets.algorithms` chooses
-it layer by layer.
+the same blocks, so the cheapest one of each layer is cheapest in every layout, and `tersor.targets.codegen.options`
+chooses it layer by layer.
 """
 
 from __future__ import annotations

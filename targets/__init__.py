@@ -9,21 +9,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifact import load
-    from .build import compile_graph
-    from .catalog import detect_host, list_targets, resolve_target
-    from .executable import BenchmarkResult, Executable
-    from .record import Target
+    from .codegen.build import compile_graph
+    from .machines.catalog import detect_host, list_targets, resolve_target
+    from .machines.target import Target
+    from .packaging.artifact import load
+    from .runtime.executable import BenchmarkResult, Executable
 
 _HOMES = {
-    "BenchmarkResult": "executable",
-    "Executable": "executable",
-    "Target": "record",
-    "compile_graph": "build",
-    "detect_host": "catalog",
-    "list_targets": "catalog",
-    "load": "artifact",
-    "resolve_target": "catalog",
+    "BenchmarkResult": "runtime.executable",
+    "Executable": "runtime.executable",
+    "Target": "machines.target",
+    "compile_graph": "codegen.build",
+    "detect_host": "machines.catalog",
+    "list_targets": "machines.catalog",
+    "load": "packaging.artifact",
+    "resolve_target": "machines.catalog",
 }
 
 __all__ = [

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from tersor.targets import resolve_target
-from tersor.targets.executable import KernelTime
-from tersor.targets.model_info import KernelInfo
+from tersor.targets.runtime.executable import KernelTime
+from tersor.targets.runtime.model_info import KernelInfo
 
 from benchmarks.probe import Probe, multiply_add_rate, read_rate
 from benchmarks.roofline import limit_seconds, operations, roofline

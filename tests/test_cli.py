@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tersor.cli import main
+from tersor.cli.main import main
 from tersor.frontend import load_model
 from tersor.ir import save_ir
 
@@ -245,7 +245,7 @@ def test_opt_reads_and_writes_ir(tersor: Callable[..., Result], tmp_path: Path) 
 
 
 def test_the_installed_command_is_this_one(folder: Path) -> None:
-    command = [sys.executable, "-c", "from tersor.cli import main; main()", "run", "nothing.tersor"]
+    command = [sys.executable, "-c", "from tersor.cli.main import main; main()", "run", "nothing.tersor"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.splitlines() == ["tersor: nothing.tersor: no such file"]
@@ -323,7 +323,7 @@ def test_a_wrong_option_is_exit_2(tersor: Callable[..., Result]) -> None:
 
 
 def test_bench_against_needs_a_checkout(tersor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tersor.peers.find_spec", lambda name, package: None)
+    monkeypatch.setattr("tersor.cli.peers.find_spec", lambda name, package: None)
     result = tersor("bench", "model.pt2", "--against", "torch")
     assert result.code == 2
     assert "--against needs the benchmarks of a checkout" in result.err

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tersor as package
-from tersor.cli import main
+from tersor.cli.main import main
 from tersor.targets.tuning.timing import Timing
 from tersor.tests.passes.lowrank.planted import Clock
 
@@ -180,7 +180,7 @@ def test_ctrl_c(tersor: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         if stage == f"judge {interrupted}":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("tersor.report.StepsShown.begin", interrupt)
+    monkeypatch.setattr("tersor.cli.tables.StepsShown.begin", interrupt)
     interrupted = FACTORIZE
     code, out, _ = tersor(*arguments())
     assert code == 130

@@ -11,7 +11,7 @@ import pytest
 import tersor.tests.passes.example_passes
 import torch
 from safetensors.torch import save_file
-from tersor.cli import main
+from tersor.cli.main import main
 from tersor.ir import DType, Graph, TensorType, load_ir, parse, save_ir, structurally_equal
 from tersor.ir.ops import AddOp, EmbeddingOp, ReluOp, SigmoidOp
 from tersor.passes import parse_pipeline, run_passes
@@ -124,7 +124,7 @@ def test_reproducer_command_fails_the_same_way(source, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(folder)}
 
     def tersor(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from tersor.cli import main; main()", *map(str, arguments)]
+        command = [sys.executable, "-c", "from tersor.cli.main import main; main()", *map(str, arguments)]
         return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     flags = ["--check-each", "--reproducer-dir", "r", "--plugin", "example_passes"]
@@ -227,7 +227,7 @@ def test_wrong_usage_exits_with_2(tersor, arguments):
 
 
 def test_errors_that_are_no_mistake_of_the_user_are_not_hidden(monkeypatch, source):
-    monkeypatch.setattr("tersor.passes.driver.run_opt", lambda *_: 1 // 0)
+    monkeypatch.setattr("tersor.cli.opt_driver.run_opt", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         main(["opt", str(source)])
 

@@ -13,16 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...ir import DType, Graph, OnIntegers, Op, Rewriter, TensorType, Value
-from ...ir.ops import (
-    AvgPool2dOp,
-    DequantizeOp,
-    MulOp,
-    ObserveOp,
-    PadOp,
-    QuantizeOp,
-    SubOp,
-    WeightOp,
-)
+from ...ir.ops import AvgPool2dOp, DequantizeOp, MulOp, ObserveOp, PadOp, QuantizeOp, SubOp, WeightOp
 from ..matching import numbers, prune, weight_name
 from .placement import Layer
 from .scheme import Step, integer_layer

@@ -16,18 +16,7 @@ reduction-of-reduction              mean(mean(x)) -> mean(x) over both sets of a
 from __future__ import annotations
 
 from ...ir import IRError, Op, Rewriter, Value
-from ...ir.ops import (
-    AttentionOp,
-    BinaryOp,
-    ConcatOp,
-    ExpandOp,
-    PadOp,
-    PermuteOp,
-    ReduceOp,
-    ReshapeOp,
-    SliceOp,
-    WhereOp,
-)
+from ...ir.ops import AttentionOp, BinaryOp, ConcatOp, ExpandOp, PadOp, PermuteOp, ReduceOp, ReshapeOp, SliceOp, WhereOp
 from ..matching import replace
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..ir import Cost, Graph
-from .catalog import host_machine
-from .executable import Executable, KernelInfo, ModelInfo, Port
-from .families import backend_of, family_of
+from ...ir import Cost, Graph
+from ..machines.catalog import host_machine
+from ..machines.families import backend_of, family_of
+from ..machines.target import Target
+from ..machines.toolchain import find_toolchain
+from ..runtime.executable import Executable, KernelInfo, ModelInfo, Port
+from ..runtime.virtual_machine import LinkedCode
 from .indices import index_limits
 from .lowering import Call, Choose, Program, lower
 from .memory import MemoryPlan, plan_memory
-from .record import Target
-from .runtime import LinkedCode
-from .toolchain import find_toolchain
 
 
 def compile_graph(
@@ -33,7 +33,7 @@ def compile_graph(
     threads
         Threads of one call; all usable cores by default.
     choose
-        See `tersor.targets.lowering.lower`.
+        See `tersor.targets.codegen.lowering.lower`.
     report
         What the passes did, kept with the executable.
     begin
@@ -51,7 +51,7 @@ def compile_graph(
         compiled_there: Executable = backend.compile_graph(graph, target, threads=threads, report=report, begin=begin)
         return compiled_there
 
-    from .codegen import build, relax_module
+    from .relax_module import build, relax_module
 
     foreign = family_of(target).machine != host_machine()
     toolchain = find_toolchain(target) if foreign else None  # asked before work is spent

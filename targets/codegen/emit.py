@@ -9,12 +9,12 @@ from typing import Any
 from tvm import tirx
 from tvm_ffi import structural_equal
 
-from ..ir import DType, Op
-from ..ir import ops as ir_ops
-from .templates import integers, vector_math
-from .templates.bfloat16 import BFLOAT16
-from .templates.builder import constant
-from .templates.vectors import dtype_of, in_register, lanes_of
+from ...ir import DType, Op
+from ...ir import ops as ir_ops
+from ..templates.vector import integers, vector_math
+from ..templates.vector.bfloat16 import BFLOAT16
+from ..templates.vector.builder import constant
+from ..templates.vector.vectors import dtype_of, in_register, lanes_of
 
 Expr = Any
 Emitter = Callable[..., Expr]
@@ -34,7 +34,7 @@ STORAGE = {
 }
 
 # The same for kernels that compute: numbers that are read and written as float32, see
-# tersor.targets.templates.bfloat16.
+# tersor.targets.templates.vector.bfloat16.
 NUMBERS = {**STORAGE, DType.BF16: BFLOAT16}
 # Element types of vectors in registers.
 REGISTERS = {**STORAGE, DType.BF16: "float32"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir import Op, Value
-from ..ir.ops import FullOp, FusedOp
+from ...ir import Op, Value
+from ...ir.ops import FullOp, FusedOp
 
 
 @dataclass(frozen=True)

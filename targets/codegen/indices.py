@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..ir import Graph, Value
-from ..ir.ops import CastOp, EmbeddingOp, ExpandOp, PermuteOp, RelayoutOp, ReshapeOp
+from ...ir import Graph, Value
+from ...ir.ops import CastOp, EmbeddingOp, ExpandOp, PermuteOp, RelayoutOp, ReshapeOp
 
 # What leaves every row number as it is, and drops none.
 _KEEPS_NUMBERS = (CastOp, ExpandOp, PermuteOp, RelayoutOp, ReshapeOp)

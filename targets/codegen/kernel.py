@@ -1,7 +1,7 @@
 """From a group of ops to a kernel: which template, which numbers, which operands.
 
-`select_kernel` asks the function registered for the group's anchor (in `tersor.targets.kernels`, one file a family). It
-answers with a `Kernel`: everything that the lowering needs, without having generated any code yet.
+`select_kernel` asks the function registered for the group's anchor (in `tersor.targets.codegen.selection`, one file a
+family). It answers with a `Kernel`: everything that the lowering needs, without having generated any code yet.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any, Protocol
 
 import torch
 
-from ..ir import DType, Op, TensorType, TersorError, Value, is_constant, print_attrs
-from ..ir.ops import DequantizeOp, FullOp, QuantizeOp, WeightOp
-from ..ir.ops.integers import QUANTIZED
+from ...ir import DType, Op, TensorType, TersorError, Value, is_constant, print_attrs
+from ...ir.ops import DequantizeOp, FullOp, QuantizeOp, WeightOp
+from ...ir.ops.integers import QUANTIZED
+from ..machines.target import Target
+from ..templates.base import BufferSpec, Epilogue, VectorAt
+from ..templates.option import Option, Workload
+from ..templates.registry import template_module
+from ..templates.vector.bfloat16 import ROUNDING_IR, has_rounding_instruction, round_in_hardware
+from ..templates.vector.builder import constant
 from .addressing import flatten_physical, load_operand, only_channels, reshape_at, same_storage
 from .emit import NUMBERS, REGISTERS, STORAGE, as_stored, can_emit, can_leave_finite, emit
 from .group import Group
-from .record import Target
-from .templates.base import BufferSpec, Epilogue, VectorAt
-from .templates.bfloat16 import ROUNDING_IR, has_rounding_instruction, round_in_hardware
-from .templates.builder import constant
-from .templates.registry import template_module
-from .tuning.option import Option, Workload
 from .views import View
 
 Operand = View | torch.Tensor

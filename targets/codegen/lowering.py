@@ -1,7 +1,7 @@
 """Graph to program: the kernel calls that compute a graph, in order, and the constants that they read.
 
 Reshapes, permutes, slices and expands of plain tensors become views and cost nothing; a copy is made only where a
-template needs contiguous data. No code is generated here: see `tersor.targets.codegen`.
+template needs contiguous data. No code is generated here: see `tersor.targets.codegen.relax_module`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from ..ir import Graph, Op, Value, is_constant
-from ..ir.ops import ConcatOp, SliceOp
+from ...ir import Graph, Op, Value, is_constant
+from ...ir.ops import ConcatOp, SliceOp
+from ..machines.target import Target
+from ..templates.option import Option, Workload
 from .addressing import flatten_physical
-from .algorithms import Options
 from .kernel import Choice, CompileError, Kernel, constant_tensor, select_kernel
-from .kernels.data_movement import copy_kernel, part_kernel
+from .options import Options
 from .places import Place, find_places, is_aligned, keeps_bytes, part_offsets
-from .record import Target
-from .tuning.option import Option, Workload
+from .selection.data_movement import copy_kernel, part_kernel
 from .views import View, apply_view, is_view
 
 # The option to use for a workload, one of the given ones; None leaves it to the analytic default.

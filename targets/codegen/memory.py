@@ -3,8 +3,8 @@
 Two buffers may overlap when no kernel call finds both alive. Greedy by size (Pisarchyk & Lee 2020, "Efficient Memory
 Management for Deep Neural Net Inference", https://arxiv.org/abs/2001.03288): the largest buffer first, each into the
 smallest gap between those that live at the same time. Values that lie inside another one's buffer (see
-`tersor.targets.places`) need none of their own; the outer buffer lives as long as any of them. Outputs outlive the call
-and have storages of their own.
+`tersor.targets.codegen.places`) need none of their own; the outer buffer lives as long as any of them. Outputs outlive
+the call and have storages of their own.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..ir import Value
+from ...ir import Value
+from ..machines.target import ALIGNMENT
 from .lowering import Call, Program
 from .places import Place, resolve
-from .record import ALIGNMENT
 
 ARENA = 0  # index of the storage that all buffers but the outputs share
 

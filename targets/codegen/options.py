@@ -13,26 +13,24 @@ from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import Any, overload
 
-from .record import Target
-from .templates import (
-    attention_bf16,
-    conv2d_bf16,
-    conv2d_bf16_dot,
-    conv2d_bf16_narrow,
-    conv2d_bf16_patches,
-    conv2d_int8_amx,
-    conv2d_tiling,
-    matmul_bf16,
-    winograd,
-)
-from .templates.attention_spec import AttentionSpec
-from .templates.bfloat16 import BFLOAT16
-from .templates.conv2d_spec import Conv2dSpec
-from .templates.depthwise import DepthwiseSpec
-from .templates.matmul_spec import MatmulSpec
-from .templates.operand_types import is_integer
-from .templates.registry import template_module
-from .tuning.option import Option, Workload
+from ..machines.target import Target
+from ..templates.attention import bf16 as attention_bf16
+from ..templates.attention.spec import AttentionSpec
+from ..templates.conv2d import bf16 as conv2d_bf16
+from ..templates.conv2d import bf16_dot as conv2d_bf16_dot
+from ..templates.conv2d import bf16_narrow as conv2d_bf16_narrow
+from ..templates.conv2d import bf16_patches as conv2d_bf16_patches
+from ..templates.conv2d import int8_amx as conv2d_int8_amx
+from ..templates.conv2d import tiling as conv2d_tiling
+from ..templates.conv2d import winograd
+from ..templates.conv2d.spec import Conv2dSpec
+from ..templates.matmul import bf16 as matmul_bf16
+from ..templates.matmul.spec import MatmulSpec
+from ..templates.option import Option, Workload
+from ..templates.registry import template_module
+from ..templates.vector.bfloat16 import BFLOAT16
+from ..templates.vector.operand_types import is_integer
+from ..templates.windows.depthwise import DepthwiseSpec
 
 WINOGRAD_GAIN = 1.2  # estimated speed-up below which direct convolution is used, which is more accurate
 # Templates for 8-bit integers, the fastest first.

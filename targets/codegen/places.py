@@ -19,9 +19,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..ir import Graph, Op, Value, is_constant
-from ..ir.ops import ConcatOp, RelayoutOp, SliceOp
-from .record import ALIGNMENT
+from ...ir import Graph, Op, Value, is_constant
+from ...ir.ops import ConcatOp, RelayoutOp, SliceOp
+from ..machines.target import ALIGNMENT
 from .views import is_view
 
 

@@ -1,4 +1,4 @@
-"""Program to shared object: a Relax module that calls our PrimFuncs, on memory planned by `tersor.targets.memory`.
+"""Program to shared object: a Relax module that calls our PrimFuncs, on memory planned by `memory`.
 
 Every Relax value is a flat buffer: an input, a constant, or a tensor on a storage that is allocated once per call of
 the program. Constants are not part of the module: they come as one tuple, so that the code of a network stays small and
@@ -12,11 +12,11 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from ..ir import Value
+from ...ir import Value
+from ..machines.target import Target
 from .emit import STORAGE
 from .lowering import Program
 from .memory import MemoryPlan
-from .record import Target
 from .tir_pipeline import PIPELINE
 
 ENTRY = "main"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..ir import Op, TensorType, Value
-from ..ir.ops import ExpandOp, PermuteOp, ReshapeOp, SliceOp
+from ...ir import Op, TensorType, Value
+from ...ir.ops import ExpandOp, PermuteOp, ReshapeOp, SliceOp
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from tvm import relax
 
 from ...ir import DType, Value, is_constant
 from ...ir.ops import AttentionOp, Conv2dOp, LinearOp, MatmulOp
-from ..group import Group
-from ..kernel import constant_tensor
+from ..codegen.group import Group
+from ..codegen.kernel import constant_tensor
 from . import templates
 from .epilogue import Epilogue, make_epilogue, scaled
 from .lowering import Lowering, Stored, computes

@@ -13,12 +13,12 @@ import tvm
 import tvm_ffi
 
 from ...ir import Graph, TersorError
-from ..executable import Executable
-from ..indices import index_limits
-from ..model_info import ModelInfo, Port
-from ..record import Target
-from ..runtime import LinkedCode
-from ..toolchain import find_toolchain
+from ..codegen.indices import index_limits
+from ..machines.target import Target
+from ..machines.toolchain import find_toolchain
+from ..runtime.executable import Executable
+from ..runtime.model_info import ModelInfo, Port
+from ..runtime.virtual_machine import LinkedCode
 from . import anchors as _anchors  # noqa: F401  (fills the table of kernels by op)
 from .codegen import architecture, build, cuda_source
 from .embedded import binary_object, offer

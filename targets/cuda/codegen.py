@@ -10,7 +10,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.s_tir import dlight
 
-from ..record import Target
+from ..machines.target import Target
 from .kernel import CudaKernel
 from .lowering import ENTRY, CudaProgram
 

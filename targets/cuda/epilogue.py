@@ -38,7 +38,7 @@ from ...ir.ops import (
     SubOp,
     TanhOp,
 )
-from ..group import Group
+from ..codegen.group import Group
 from .kernel import NAME, Buffer
 
 FLOATS = {DType.F16: "float16", DType.F32: "float32"}

@@ -19,11 +19,11 @@ from ...ir import Cost, DType, Graph, Op, Value, is_constant
 from ...ir import ops as ir_ops
 from ...ir.ops import FullOp, FusedOp
 from ...ir.ops.reduction import ReduceOp
-from ..executable import STORED_AS
-from ..group import Group
-from ..kernel import CompileError, constant_tensor
-from ..model_info import KernelInfo
-from ..record import Target
+from ..codegen.group import Group
+from ..codegen.kernel import CompileError, constant_tensor
+from ..machines.target import Target
+from ..runtime.executable import STORED_AS
+from ..runtime.model_info import KernelInfo
 from .epilogue import Epilogue, Reach
 from .kernel import CudaKernel
 from .relax_ops import RELAX, ROW_MAJOR, Axes, relax_dtype, scalar

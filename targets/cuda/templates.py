@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from ..record import Target
+from ..machines.target import Target
 from .epilogue import Epilogue, scaled
 from .kernel import Buffer, CudaKernel
 

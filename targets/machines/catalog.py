@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 
-from ..ir import TersorError
-from ..ir.names import suggest
+from ...ir import TersorError
+from ...ir.names import suggest
 from .families import FAMILIES, X86
 from .families.base import KIB
-from .record import Target
+from .target import Target
 
 # Linux, "Using XSTATE features in user space applications" (Documentation/arch/x86/xstate.rst).
 _TILES = "amx_tile"

@@ -7,7 +7,7 @@ import tvm_ffi
 
 from .catalog import host_features, host_machine
 from .families import backend_of, family_of
-from .record import Target
+from .target import Target
 
 
 def required_features(target: Target) -> tuple[str, ...]:

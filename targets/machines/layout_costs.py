@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir import TensorType
+from ...ir import TensorType
 
 _BYTES_PER_NANOSECOND = 10  # that one core streams through its outer caches
 _START_NANOSECONDS = 2000  # of one kernel on all threads: the virtual machine's call, and waking the threads

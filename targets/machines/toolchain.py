@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..ir import TersorError
+from ...ir import TersorError
 from .catalog import host_machine
 from .families import family_of
-from .record import Target
+from .target import Target
 
 _GLIBC = "2.28"  # what TVM's own libraries for Linux are built against; ziglang can link for any version
 

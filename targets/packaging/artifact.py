@@ -29,16 +29,16 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from ..ir import DType, Graph, TersorError, WeightStore, parse, save_ir
+from ...ir import DType, Graph, TersorError, WeightStore, parse, save_ir
+from ..machines.catalog import host_features, host_machine
+from ..machines.families import backend_of, family_of
+from ..machines.target import Target
+from ..runtime.output_path import obstacle_to_writing
 from .archive import ALIGNMENT, Archive, ArchiveWriter
-from .catalog import host_features, host_machine
-from .families import backend_of, family_of
 from .manifest import ArtifactError, Constant, Manifest
-from .output_path import obstacle_to_writing
-from .record import Target
 
 if TYPE_CHECKING:
-    from .executable import Executable
+    from ..runtime.executable import Executable
 
 SUFFIX = ".tersor"
 MANIFEST, CODE, CONSTANTS = "manifest.json", "model.so", "constants.bin"
@@ -107,7 +107,7 @@ def load(path: str | Path, *, threads: int | None = None) -> Executable:
     archive.check({name: manifest.members[name] for name in (CODE, CONSTANTS, GRAPH)})
     constants = _map_constants(path, archive[CONSTANTS], manifest.constants)
 
-    from .executable import Executable
+    from ..runtime.executable import Executable
 
     code = _load_code(path, archive[CODE], manifest.model.target)
     graph = partial(_read_graph, path, archive, manifest)
@@ -148,7 +148,7 @@ def read_manifest(path: str | Path) -> Manifest:
 
 
 def _write(executable: Executable, path: Path, scratch: Path) -> None:
-    from .features import required_features
+    from ..machines.features import required_features
 
     save_ir(executable.graph, scratch / GRAPH)
     target = executable.info.target
@@ -260,7 +260,7 @@ def _map_constants(path: Path, data: memoryview, constants: Sequence[Constant]) 
 
 
 def _load_code(path: Path, data: memoryview, target: Target) -> Any:
-    from .runtime import LinkedCode
+    from ..runtime.virtual_machine import LinkedCode
 
     backend = backend_of(target)
     with tempfile.TemporaryDirectory(prefix="tersor-") as private:  # readable by this user only

@@ -29,18 +29,18 @@ from typing import TYPE_CHECKING
 
 import tvm_ffi
 
-from ..ir import TersorError
+from ...ir import TersorError
+from ..machines.families import family_of
+from ..machines.features import required_features
+from ..machines.target import Target
+from ..machines.toolchain import find_toolchain
 from .artifact import constant_chunks, index_constants
 from .bundle_runtime import LIBRARIES, copy_runtime, runtime_libraries
-from .families import family_of
-from .features import required_features
 from .manifest import Constant
-from .record import Target
-from .toolchain import find_toolchain
 
 if TYPE_CHECKING:
-    from .executable import Executable
-    from .model_info import Port
+    from ..runtime.executable import Executable
+    from ..runtime.model_info import Port
 
 FORMAT = 1  # of manifest.txt
 MANIFEST = "manifest.txt"
@@ -61,7 +61,7 @@ def save_bundle(executable: Executable, path: str | Path, *, runtime: str | Path
     path
         A folder, or a file that ends in ``.tar.gz`` or ``.tgz``.
     runtime
-        A folder with `tersor.targets.bundle_runtime.LIBRARIES` for the target; by default they come from this
+        A folder with `tersor.targets.packaging.bundle_runtime.LIBRARIES` for the target; by default they come from this
         installation or from PyPI, and are kept in the user's cache.
 
     Returns

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from importlib.metadata import distribution, version
 from pathlib import Path
 
-from ..ir import TersorError
-from .catalog import host_machine
+from ...ir import TersorError
+from ..machines.catalog import host_machine
 
 LIBRARIES = ("libtvm_runtime.so", "libtvm_ffi.so")
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")

@@ -8,8 +8,8 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ..ir import IRError, TensorType, TersorError
-from .model_info import ModelInfo
+from ...ir import IRError, TensorType, TersorError
+from ..runtime.model_info import ModelInfo
 
 SCHEMA = 2
 
@@ -20,7 +20,7 @@ class ArtifactError(TersorError):
 
 @dataclass(frozen=True)
 class Member:
-    """Size in bytes and digest (hexadecimal, see `tersor.targets.archive`) of one member of the archive."""
+    """Size in bytes and digest (hexadecimal, see `tersor.targets.packaging.archive`) of one member of the archive."""
 
     size: int
     digest: str

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..ir import TersorError, Value, suggest
+from ...ir import TersorError, Value, suggest
 from .model_info import Port
 from .output_path import obstacle_to_writing
 

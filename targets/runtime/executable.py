@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..ir import DType, Graph, TensorType, TersorError
-from .catalog import usable_cores
-from .families import backend_of
-from .features import obstacle_here
+from ...ir import DType, Graph, TensorType, TersorError
+from ..machines.catalog import usable_cores
+from ..machines.families import backend_of
+from ..machines.features import obstacle_here
+from ..machines.target import Target
 from .model_info import KernelInfo, ModelInfo, Port
-from .record import Target
-from .runtime import ALIGNMENT, LinkedCode, VirtualMachine, set_threads
+from .virtual_machine import ALIGNMENT, LinkedCode, VirtualMachine, set_threads
 
 # Element types that TVM cannot address, and what lies in memory instead.
 STORED_AS = {DType.BOOL: torch.uint8, DType.BF16: torch.uint16}
@@ -227,20 +227,20 @@ class Executable:
         return tuple(random_tensor(port, generator) for port in self.info.inputs)
 
     def save(self, path: str | Path) -> Path:
-        """Write a ``.tersor`` artifact (see `tersor.targets.artifact`); returns its path."""
-        from .artifact import save
+        """Write a ``.tersor`` artifact (see `tersor.targets.packaging.artifact`); returns its path."""
+        from ..packaging.artifact import save
 
         return save(self, path)
 
     def save_bundle(self, path: str | Path, *, runtime: str | Path | None = None) -> Path:
-        """Write a folder, or a ``.tar.gz``, that runs without Python (see `tersor.targets.bundle`); returns its path.
+        """Write a folder, or a ``.tar.gz``, that runs without Python (see `packaging.bundle`); returns its path.
 
         Parameters
         ----------
         runtime
             A folder with TVM's runtime libraries for the target; downloaded once if omitted.
         """
-        from .bundle import save_bundle
+        from ..packaging.bundle import save_bundle
 
         return save_bundle(self, path, runtime=runtime)
 

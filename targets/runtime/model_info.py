@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir import TensorType
-from .record import Target
+from ...ir import TensorType
+from ..machines.target import Target
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ import tvm_ffi
 from tvm import relax
 from tvm.support import cc
 
-from ..ir import TersorError
-from .record import ALIGNMENT
-from .toolchain import Toolchain
+from ...ir import TersorError
+from ..machines.target import ALIGNMENT
+from ..machines.toolchain import Toolchain
 
 _SKIP = 1  # what an instrument answers to have a call left out
 _configured = threading.local()

@@ -42,7 +42,7 @@ class VectorAt:
 class BufferSpec:
     """A flat buffer that a PrimFunc takes: its name in the code, element count, and element type.
 
-    ``"bfloat16"`` is read as float32 and rounded when stored; see `tersor.targets.templates.bfloat16`.
+    ``"bfloat16"`` is read as float32 and rounded when stored; see `tersor.targets.templates.vector.bfloat16`.
     """
 
     name: str

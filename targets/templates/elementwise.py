@@ -21,11 +21,11 @@ from typing import Any
 
 from tvm import tirx
 
-from ..record import Target
+from ..machines.target import Target
 from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import loop, make_prim_func, store_result
 from .parallelism import imbalance, shared_loop
-from .vectors import pieces
+from .vector.builder import loop, make_prim_func, store_result
+from .vector.vectors import pieces
 
 Buffer = Any
 Index = Any

@@ -17,9 +17,9 @@ import tvm
 from tvm import s_tir, te, tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
+from ..machines.target import Target
 from .base import NO_EPILOGUE, BufferSpec, row_major_strides
-from .builder import make_prim_func, split_index
+from .vector.builder import make_prim_func, split_index
 
 Expr = Any
 ANCHOR, RESULT = "anchor", "result"  # names of the two stages; traces refer to them

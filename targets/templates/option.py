@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..templates.registry import knobs_type, spec_type
 from .codec import CodecError, UnknownNameError, decode, encode
+from .registry import knobs_type, spec_type
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from .builder import loop, parallel, split_index
+from .vector.builder import loop, parallel, split_index
 
 Index = Any
 

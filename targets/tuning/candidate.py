@@ -16,11 +16,11 @@ from typing import Any
 import tvm
 
 from ...ir import Graph, TersorError
-from ..algorithms import Options
-from ..lowering import Call, Program, lower
-from ..record import Target
-from ..tir_pipeline import PIPELINE
-from .option import Option, Workload
+from ..codegen.lowering import Call, Program, lower
+from ..codegen.options import Options
+from ..codegen.tir_pipeline import PIPELINE
+from ..machines.target import Target
+from ..templates.option import Option, Workload
 from .task import Task, hollow_graph
 
 ENTRY = "main"  # name of the function in a candidate's shared object

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...ir import Graph, TersorError
-from ..catalog import host_features
-from ..record import Target
+from ..machines.catalog import host_features
+from ..machines.target import Target
 from . import DEFAULT_LOG_DIR
 from .extract import extract_tasks
 from .log import LogWriter
@@ -26,7 +26,7 @@ from .tuned import load_tuned
 
 def check_measurable(target: Target) -> None:
     """Raise TersorError when code for ``target`` does not run on this machine."""
-    from ..features import required_features
+    from ..machines.features import required_features
 
     if target.family != "x86":
         raise TersorError(f"{target.name} cannot be measured here; tune on such a machine, or over RPC")

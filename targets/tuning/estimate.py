@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from functools import lru_cache, singledispatch
 from typing import Any
 
-from ..record import Target
-from ..templates import conv2d_tiling, winograd_tiling
-from ..templates.attention_spec import AttentionSpec
-from ..templates.conv2d_spec import Conv2dKnobs, Conv2dSpec
-from ..templates.matmul_spec import ACTIVATION, MatmulKnobs, MatmulSpec
+from ..machines.target import Target
+from ..templates.attention.spec import AttentionSpec
+from ..templates.conv2d import tiling as conv2d_tiling
+from ..templates.conv2d import winograd_tiling
+from ..templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
+from ..templates.conv2d.winograd_spec import WinogradKnobs
+from ..templates.matmul.spec import ACTIVATION, MatmulKnobs, MatmulSpec
+from ..templates.moves.relayout import RelayoutSpec
 from ..templates.parallelism import imbalance
-from ..templates.pooling import PoolSpec
-from ..templates.relayout import RelayoutSpec
-from ..templates.winograd_spec import WinogradKnobs
+from ..templates.windows.pooling import PoolSpec
 
 CLOCK = 3e9  # cycles a second
 STREAM = 15e9  # bytes a second that one thread moves from and to memory

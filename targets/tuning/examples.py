@@ -6,9 +6,9 @@ import math
 import statistics
 from collections.abc import Iterable
 
+from ..templates.option import Option, Workload
 from .features import Features, describe_candidate
 from .model import Example
-from .option import Option, Workload
 from .outcome import Outcome
 from .records import Record
 

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from ...ir import TersorError, Value
-from ..algorithms import Options
-from ..codegen import build, relax_module
-from ..executable import STORED_AS
-from ..lowering import Call, Program
-from ..memory import plan_memory
-from ..runtime import LinkedCode, VirtualMachine, set_threads, to_tvm
+from ..codegen.lowering import Call, Program
+from ..codegen.memory import plan_memory
+from ..codegen.options import Options
+from ..codegen.relax_module import build, relax_module
+from ..runtime.executable import STORED_AS
+from ..runtime.virtual_machine import LinkedCode, VirtualMachine, set_threads, to_tvm
+from ..templates.option import Option
 from .candidate import Built, Lowering, load_function, lower_with, tuned_call
-from .option import Option
 from .sandbox import RunResult
 from .task import Task, check_outputs, seeded_inputs, spoil
 from .timing import TimingPolicy, measure

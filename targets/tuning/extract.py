@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from ...ir import Graph, Op, TensorType, Value, clone_op, is_constant, print_graph
 from ...ir.ops import RelayoutOp
-from ..lowering import Program, lower
-from ..record import Target
-from .option import Workload
+from ..codegen.lowering import Program, lower
+from ..machines.target import Target
+from ..templates.option import Workload
 from .task import Task
 
 

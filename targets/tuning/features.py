@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..record import Target
+from ..machines.target import Target
 from .estimate import code_size, estimate_seconds, work_of
 from .geometry import geometry_features, geometry_of
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .option import Option
+from ..templates.option import Option
 from .records import CONFIRMATIONS, NOISE
 from .scheduler import Scheduler
 from .search import TaskSearch

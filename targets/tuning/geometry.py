@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
-from ..record import Target
-from ..templates.attention_spec import AttentionKnobs, AttentionSpec
-from ..templates.conv2d_spec import Conv2dKnobs, Conv2dSpec
-from ..templates.matmul_spec import MatmulKnobs, MatmulSpec
+from ..machines.target import Target
+from ..templates.attention.spec import AttentionKnobs, AttentionSpec
+from ..templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
+from ..templates.conv2d.winograd_spec import TileGrid, WinogradKnobs
+from ..templates.matmul.spec import MatmulKnobs, MatmulSpec
 from ..templates.parallelism import imbalance
-from ..templates.pooling import PoolKnobs, PoolSpec
-from ..templates.winograd_spec import TileGrid, WinogradKnobs
+from ..templates.windows.pooling import PoolKnobs, PoolSpec
 
 FLOAT_BYTES = 4
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ...ir import TersorError
+from ..templates.codec import CodecError, UnknownNameError
 from ..templates.registry import TEMPLATES, template_version
-from .codec import CodecError, UnknownNameError
 from .records import SCHEMA, Record
 
 if sys.platform != "win32":

@@ -12,10 +12,10 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Self
 
-from ..catalog import usable_cores
+from ..machines.catalog import usable_cores
+from ..templates.option import Option
 from .builder import WorkerPool
 from .candidate import Built, Lowering, build_candidate, lower_with
-from .option import Option
 from .outcome import Outcome, Status
 from .process import HostError, OutOfMemoryError, WorkerDiedError, WorkerError, WorkerStartError, WorkerTimeoutError
 from .runner import LocalRunner, Runner, RunSettings

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..ir import Graph, Op, fingerprint, graph_of
-from .executable import Executable
+from ...ir import Graph, Op, fingerprint, graph_of
+from ..runtime.executable import Executable
 
 LEAST_NOISE = 0.02  # relative: what two timings of one program differ by on a quiet machine
 CONVERSION = "relayout"  # template of the kernels that change a layout

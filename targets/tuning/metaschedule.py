@@ -26,16 +26,16 @@ from typing import Any
 import tvm
 from tvm import s_tir
 
-from ..algorithms import Options
-from ..catalog import usable_cores
-from ..record import Target
+from ..codegen.options import Options
+from ..machines.catalog import usable_cores
+from ..machines.target import Target
 from ..templates import loops
+from ..templates.option import Option
 from . import scheduled
 from .builder import WorkerPool
 from .candidate import compile_function
 from .log import target_folder
 from .measure import Measurer
-from .option import Option
 from .outcome import Outcome
 from .records import Purpose, Record
 from .sandbox import RunResult, Sandbox, Setup

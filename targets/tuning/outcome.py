@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from .codec import CodecError
-from .option import Option
+from ..templates.codec import CodecError
+from ..templates.option import Option
 
 Status = Literal["ok", "build-error", "crash", "timeout", "wrong", "out-of-memory"]
 STATUSES: tuple[str, ...] = get_args(Status)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from ...ir import Graph, Op, graph_of
 from ...ir.ops import RelayoutOp
-from ..lowering import Call, lower
-from ..record import Target
+from ..codegen.lowering import Call, lower
+from ..machines.target import Target
+from ..templates.option import Option, Workload
 from .estimate import LAUNCH_SECONDS, STREAM
 from .examples import Examples
 from .features import describe_candidate
 from .latency import LatencyRegressor
-from .option import Option, Workload
 from .records import Record, best
 from .task import hollow_graph
 from .tuned import Tuned

@@ -14,11 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from ..algorithms import Options
-from ..record import Target
+from ..codegen.options import Options
+from ..machines.target import Target
+from ..templates.codec import CodecError, decode, encode
+from ..templates.option import Option, Workload
 from ..templates.registry import template_version
-from .codec import CodecError, decode, encode
-from .option import Option, Workload
 from .outcome import Outcome
 from .task import Task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from .option import Option
+from ..templates.option import Option
 from .records import Record
 from .task import Task
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import tvm
 
-from ..record import Target
-from ..runtime import set_threads, to_tvm
+from ..machines.target import Target
+from ..runtime.virtual_machine import set_threads, to_tvm
 from .candidate import compile_function, load_function
 from .sandbox import RunResult
 from .task import difference, spoil

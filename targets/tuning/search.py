@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..templates.option import Option
 from .features import Features, describe_candidate
 from .model import Ranker, rank_correlation, regret
-from .option import Option
 from .outcome import Outcome
 from .result import BatchReport
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from ...ir import TersorError
-from ..algorithms import Options
+from ..codegen.options import Options
+from ..templates.option import Option, Workload
 from .examples import Examples
 from .finals import Finals
 from .log import LogWriter
 from .measure import Measurer
 from .model import Ranker
 from .observer import Observer, Silent
-from .option import Option, Workload
 from .outcome import Outcome
 from .records import Purpose, Record, best
 from .result import BatchReport, Point, TaskResult, TuningResult

@@ -14,9 +14,9 @@ import torch
 
 from ...ir import DType, Graph, TensorType, WeightStore, parse
 from ...ir.ops import WeightOp
-from ..record import Target
-from .codec import CodecError, decode, encode
-from .option import Workload
+from ..machines.target import Target
+from ..templates.codec import CodecError, decode, encode
+from ..templates.option import Workload
 
 # Largest allowed difference from the interpreter, relative to an output's largest magnitude; integers must be equal.
 _GARBAGE = 0x7F  # every byte; 3.4e38 as float32 and as bfloat16

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..algorithms import Options
-from ..record import Target
+from ..codegen.options import Options
+from ..machines.target import Target
+from ..templates.option import Option, Workload
 from .log import Log, read_log, shipped_log_dir
-from .option import Option, Workload
 from .records import CONFIRMATIONS, Record, best, fitting
 
 MOST_PROBLEMS = 5  # lines of a damaged log that are named one by one
 
 
 class Tuned:
-    """Answers `tersor.targets.lowering.lower` from records.
+    """Answers `tersor.targets.codegen.lowering.lower` from records.
 
     Parameters
     ----------

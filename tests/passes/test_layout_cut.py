@@ -14,7 +14,7 @@ from tersor.passes import run_passes
 from tersor.passes.layout import TrafficCosts
 from tersor.passes.layout_cut import Read, cheapest_blocked_ops, origin, reads
 from tersor.targets import resolve_target
-from tersor.targets.layout_costs import MemoryTraffic
+from tersor.targets.machines.layout_costs import MemoryTraffic
 from tersor.tests.checks import kinds, run_checked
 from tersor.tests.random_graphs import GraphBuilder
 

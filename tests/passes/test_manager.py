@@ -7,16 +7,7 @@ import torch
 from tersor.ir import DType, Graph, IRError, TensorType, TersorError, load_ir, parse
 from tersor.ir.ops import AddOp, EmbeddingOp, ReluOp, SigmoidOp
 from tersor.passes import PassError, PassManager, parse_pipeline, run_passes
-from tersor.passes.instruments import (
-    CheckEach,
-    DumpEach,
-    Instrument,
-    PrintIR,
-    Reproducer,
-    Timing,
-    VerifyEach,
-    When,
-)
+from tersor.passes.instruments import CheckEach, DumpEach, Instrument, PrintIR, Reproducer, Timing, VerifyEach, When
 from tersor.tests.random_graphs import GraphBuilder
 
 

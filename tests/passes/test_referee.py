@@ -14,7 +14,7 @@ from tersor.ir.ops import Conv2dOp, ReluOp
 from tersor.passes import PassManager, as_pipeline, run_passes
 from tersor.passes.referee import Keep, Referee, Trial, output_errors
 from tersor.passes.report import Times, Verdict
-from tersor.targets.latency import LEAST_NOISE, MeasuredLatency, Patience, time_by_turns
+from tersor.targets.tuning.measured_latency import LEAST_NOISE, MeasuredLatency, Patience, time_by_turns
 from tersor.targets.tuning.predicted import PredictedLatency
 from tersor.tests.passes.lowrank.planted import Clock, Reading, conv_graph, linear_graph, planted
 from tersor.tests.random_graphs import GraphBuilder

@@ -9,8 +9,8 @@ from tersor.ir import Graph, TensorType, Value, ops, verify
 from tersor.passes import run_passes
 from tersor.passes.numeric import seeded_inputs
 from tersor.targets import Executable, compile_graph, resolve_target
-from tersor.targets.lowering import Program, lower
-from tersor.targets.record import Target
+from tersor.targets.codegen.lowering import Program, lower
+from tersor.targets.machines.target import Target
 from tersor.tests.random_graphs import GraphBuilder
 
 NATIVE = "x86:native"

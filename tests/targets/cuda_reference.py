@@ -18,7 +18,7 @@ from tersor.targets.cuda.codegen import call_passes, graph_passes
 from tersor.targets.cuda.kernel import CudaKernel
 from tersor.targets.cuda.lowering import CudaProgram, lower
 from tersor.targets.cuda.machine import CudaMachine
-from tersor.targets.record import Target
+from tersor.targets.machines.target import Target
 from tersor.tests.targets.cuda_emulator import emulate
 from tvm import relax
 

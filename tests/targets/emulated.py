@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tersor.targets import Executable, resolve_target
-from tersor.targets.bundle import RUNNER, write_model, write_runner
+from tersor.targets.packaging.bundle import RUNNER, write_model, write_runner
 
 EMULATOR = "qemu-aarch64-static"
 SYSTEM = Path("/usr/aarch64-linux-gnu")  # where Debian's cross compiler keeps glibc and libstdc++

@@ -12,12 +12,14 @@ import torch
 import tvm
 from tersor.ir import DType, TensorType, TersorError
 from tersor.passes.numeric import seeded_inputs
-from tersor.targets import Executable, resolve_target, toolchain
-from tersor.targets.artifact import load_graph, read_manifest
-from tersor.targets.features import obstacle_here, required_features
-from tersor.targets.templates import conv2d, conv2d_int8
+from tersor.targets import Executable, resolve_target
+from tersor.targets.machines import toolchain
+from tersor.targets.machines.features import obstacle_here, required_features
+from tersor.targets.packaging.artifact import load_graph, read_manifest
 from tersor.targets.templates.base import Epilogue
-from tersor.targets.templates.conv2d_spec import Conv2dSpec
+from tersor.targets.templates.conv2d import direct as conv2d
+from tersor.targets.templates.conv2d import int8 as conv2d_int8
+from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.tests.integer_graphs import IntegerBuilder, small_resnet
 from torch import nn
 

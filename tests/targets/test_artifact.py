@@ -16,13 +16,13 @@ import tersor
 import torch
 from tersor.ir import structurally_equal
 from tersor.targets import Executable, list_targets
-from tersor.targets import archive as archive_module
-from tersor.targets import artifact as artifact_module
-from tersor.targets.archive import ALIGNMENT, Archive, ArchiveWriter
-from tersor.targets.artifact import CODE, CONSTANTS, GRAPH, MANIFEST, WEIGHTS, load, load_graph, read_manifest
-from tersor.targets.features import required_features
-from tersor.targets.manifest import SCHEMA, ArtifactError
-from tersor.targets.runtime import LinkedCode
+from tersor.targets.machines.features import required_features
+from tersor.targets.packaging import archive as archive_module
+from tersor.targets.packaging import artifact as artifact_module
+from tersor.targets.packaging.archive import ALIGNMENT, Archive, ArchiveWriter
+from tersor.targets.packaging.artifact import CODE, CONSTANTS, GRAPH, MANIFEST, WEIGHTS, load, load_graph, read_manifest
+from tersor.targets.packaging.manifest import SCHEMA, ArtifactError
+from tersor.targets.runtime.virtual_machine import LinkedCode
 
 MEMBERS = (CODE, CONSTANTS, GRAPH, WEIGHTS)
 

@@ -11,9 +11,9 @@ from tersor.ir import DType, Graph, TensorType, Value, ops
 from tersor.passes import run_passes
 from tersor.passes.numeric import seeded_inputs
 from tersor.targets import compile_graph, load, resolve_target
-from tersor.targets.catalog import host_features
-from tersor.targets.features import required_features
-from tersor.targets.record import Target
+from tersor.targets.machines.catalog import host_features
+from tersor.targets.machines.features import required_features
+from tersor.targets.machines.target import Target
 from tersor.tests.random_graphs import GraphBuilder
 
 from .compiled import assert_same, compiled, lowered, templates

@@ -15,9 +15,10 @@ import pytest
 import tersor
 import torch
 from tersor.ir import TersorError
-from tersor.targets import Executable, bundle_runtime, resolve_target
-from tersor.targets.bundle import check_bundle_output, save_bundle, write_model
-from tersor.targets.catalog import host_machine
+from tersor.targets import Executable, resolve_target
+from tersor.targets.machines.catalog import host_machine
+from tersor.targets.packaging import bundle_runtime
+from tersor.targets.packaging.bundle import check_bundle_output, save_bundle, write_model
 from torch import nn
 
 from . import emulated
@@ -284,7 +285,7 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from tersor.cli import main
+    from tersor.cli.main import main
 
     require_emulator()
     torch.manual_seed(0)

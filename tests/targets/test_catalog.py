@@ -6,8 +6,9 @@ import os
 
 import pytest
 from tersor import TersorError
-from tersor.targets import Target, catalog, list_targets, resolve_target
-from tersor.targets.catalog import TARGETS, detect_host, host_features, usable_cores
+from tersor.targets import Target, list_targets, resolve_target
+from tersor.targets.machines import catalog
+from tersor.targets.machines.catalog import TARGETS, detect_host, host_features, usable_cores
 
 
 @pytest.mark.parametrize("target", list_targets(), ids=lambda target: target.name)
@@ -26,7 +27,7 @@ def test_records_are_consistent(target: Target):
 
 @pytest.mark.parametrize("target", [t for t in list_targets() if t.family != "cuda"], ids=lambda target: target.name)
 def test_llvm_knows_every_processor_and_has_its_instruction_sets(target: Target):
-    features = pytest.importorskip("tersor.targets.features")
+    features = pytest.importorskip("tersor.targets.machines.features")
     assert target.tvm_target()["mcpu"] == target.mcpu
     required = set(features.required_features(target))
     assert required >= set(target.features)

@@ -15,14 +15,14 @@ from tersor.ir import Graph, TensorType
 from tersor.ir.ops import FloorOp, ReluOp
 from tersor.passes import run_passes
 from tersor.targets import Executable, resolve_target
+from tersor.targets.codegen.kernel import CompileError
 from tersor.targets.cuda.backend import obstacle_here
 from tersor.targets.cuda.codegen import architecture, build, cuda_source
 from tersor.targets.cuda.embedded import binary_object, read_binary
 from tersor.targets.cuda.lowering import lower
 from tersor.targets.cuda.templates import TILES, Window, choose_plan, conv2d
 from tersor.targets.cuda.toolkit import compile_cuda
-from tersor.targets.kernel import CompileError
-from tersor.targets.toolchain import find_toolchain
+from tersor.targets.machines.toolchain import find_toolchain
 from tersor.tests.random_graphs import GraphBuilder
 
 from .test_cuda_graphs import convolutions
@@ -167,7 +167,7 @@ def test_loading_without_a_gpu_says_so(artifact: Path):
 
 
 def test_the_graph_in_the_file_compiles_for_a_processor(artifact: Path):
-    from tersor.targets.artifact import load_graph
+    from tersor.targets.packaging.artifact import load_graph
 
     assert len(load_graph(artifact).outputs) == 2
 

@@ -27,7 +27,7 @@ from tersor.ir.ops import (
 )
 from tersor.passes import run_passes
 from tersor.passes.numeric import deviation, seeded_inputs
-from tersor.targets.catalog import resolve_target
+from tersor.targets.machines.catalog import resolve_target
 from tersor.tests.random_graphs import GraphBuilder, random_graphs
 
 from .cuda_emulator import COMPILER

@@ -10,12 +10,12 @@ from tersor.ir import DType, TensorType
 from tersor.ir.ops import AddOp, CastOp, ClampOp, LinearOp, MulOp, PowOp, RsqrtOp, SiluOp, SqrtOp
 from tersor.ir.ops.arithmetic import BinaryOp
 from tersor.passes import run_passes
-from tersor.targets.catalog import resolve_target
+from tersor.targets.codegen.group import Group
 from tersor.targets.cuda import templates
 from tersor.targets.cuda.epilogue import EXPRESSIONS, Reach, make_epilogue, number, scaled
 from tersor.targets.cuda.kernel import Buffer, CudaKernel
 from tersor.targets.cuda.templates import TILES, Plan, Product, Window
-from tersor.targets.group import Group
+from tersor.targets.machines.catalog import resolve_target
 from tersor.tests.random_graphs import GraphBuilder
 from torch.nn import functional
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tersor.ir import DType, Graph, Op, TensorType, Value, ops
 from tersor.targets import resolve_target
-from tersor.targets.kernel import CompileError
-from tersor.targets.lowering import lower
+from tersor.targets.codegen.kernel import CompileError
+from tersor.targets.codegen.lowering import lower
 from tersor.tests.random_graphs import GraphBuilder
 
 from .compiled import NATIVE, assert_same, compiled

@@ -15,7 +15,7 @@ import torch
 from tersor import TersorError
 from tersor.ir import DType, TensorType, ops
 from tersor.targets import Executable
-from tersor.targets.features import required_features
+from tersor.targets.machines.features import required_features
 from tersor.tests.random_graphs import GraphBuilder
 from torch import nn
 
@@ -150,7 +150,7 @@ def test_code_for_another_processor_can_be_made_and_saved_but_not_run(
     executable: Executable, example: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has_no_fma = frozenset(required_features(executable.info.target)) - {"fma"}
-    monkeypatch.setattr("tersor.targets.features.host_features", lambda: has_no_fma)
+    monkeypatch.setattr("tersor.targets.machines.features.host_features", lambda: has_no_fma)
     foreign = Executable(executable.info, executable.code, executable.constants, graph=executable.graph)
     assert foreign.save(tmp_path / "foreign.tersor").is_file()
     for call in (lambda: foreign(example), foreign.benchmark):

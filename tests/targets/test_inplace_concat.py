@@ -6,8 +6,8 @@ import pytest
 import torch
 from tersor.ir import Graph, Value, ops
 from tersor.ir.types import TensorType
-from tersor.targets.lowering import Program
-from tersor.targets.places import Place, resolve
+from tersor.targets.codegen.lowering import Program
+from tersor.targets.codegen.places import Place, resolve
 from tersor.tests.random_graphs import GraphBuilder
 
 from .compiled import check, compiled, lowered, templates

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tersor.ir import DType, Graph, TensorType, Value, ops
 from tersor.targets import load, resolve_target
-from tersor.targets.catalog import host_features
-from tersor.targets.kernel import CompileError
+from tersor.targets.codegen.kernel import CompileError
+from tersor.targets.machines.catalog import host_features
 from tersor.tests.integer_graphs import IntegerBuilder, random_integer_graph, small_resnet
 
 from .compiled import compiled, lowered, templates

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tersor.ir import DType, TensorType, ops
 from tersor.targets import resolve_target
-from tersor.targets.algorithms import Options
+from tersor.targets.codegen.options import Options
 from tersor.targets.templates.loops import AdaptivePoolSpec, IntegerReduceSpec, LoopKnobs
-from tersor.targets.tuning.option import Option, Workload
+from tersor.targets.templates.option import Option, Workload
 from tersor.tests.random_graphs import GraphBuilder
 
 from .compiled import NATIVE, check, lowered, templates

@@ -8,11 +8,11 @@ import pytest
 import tersor
 import tvm
 from tersor.ir import Graph, TensorType, Value, ops
-from tersor.targets import lowering
-from tersor.targets.emit import STORAGE
-from tersor.targets.lowering import Program
-from tersor.targets.memory import plan_memory
-from tersor.targets.places import resolve
+from tersor.targets.codegen import lowering
+from tersor.targets.codegen.emit import STORAGE
+from tersor.targets.codegen.lowering import Program
+from tersor.targets.codegen.memory import plan_memory
+from tersor.targets.codegen.places import resolve
 from tersor.tests.random_graphs import GraphBuilder
 from tvm import relax
 

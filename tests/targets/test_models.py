@@ -112,7 +112,7 @@ def test_code_for_older_processors(target: str, small: Example):
     executable = tersor.compile(module, inputs, target=target)  # code is generated on any machine
     record = executable.info.target
     assert record.name == target
-    missing = set(record.features) - tersor.targets.catalog.host_features()
+    missing = set(record.features) - tersor.targets.machines.catalog.host_features()
     if missing:
         pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
     with torch.inference_mode():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tersor.targets.templates.attention_spec import AttentionSpec
+from tersor.targets.templates.attention.spec import AttentionSpec
 from tersor.targets.templates.base import BufferSpec, Epilogue
-from tersor.targets.templates.builder import load
+from tersor.targets.templates.vector.builder import load
 
 
 def reference(query, key, value, scale, mask=0.0) -> torch.Tensor:

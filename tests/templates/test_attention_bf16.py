@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tersor.targets.record import Target
-from tersor.targets.templates.attention_bf16 import build, candidates, supports
-from tersor.targets.templates.attention_spec import AttentionSpec
+from tersor.targets.machines.target import Target
+from tersor.targets.templates.attention.bf16 import build, candidates, supports
+from tersor.targets.templates.attention.spec import AttentionSpec
 
 from .attention_cases import fused_heads, mask_of_keys, reference, residual_of_heads
 from .test_bf16 import AMX, DOT, assert_near, on_both, rounded, run

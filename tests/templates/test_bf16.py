@@ -12,19 +12,16 @@ import torch.nn.functional as F
 import tvm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tersor.targets.catalog import host_features, resolve_target
-from tersor.targets.record import Target
-from tersor.targets.templates import (
-    amx,
-    conv2d_bf16,
-    conv2d_bf16_dot,
-    conv2d_bf16_narrow,
-    conv2d_bf16_patches,
-    dot_bf16,
-    matmul_bf16,
-)
-from tersor.targets.templates.conv2d_spec import Conv2dKnobs, Conv2dSpec
-from tersor.targets.templates.matmul_spec import ACTIVATION, MatmulSpec
+from tersor.targets.machines.catalog import host_features, resolve_target
+from tersor.targets.machines.target import Target
+from tersor.targets.templates.conv2d import bf16 as conv2d_bf16
+from tersor.targets.templates.conv2d import bf16_dot as conv2d_bf16_dot
+from tersor.targets.templates.conv2d import bf16_narrow as conv2d_bf16_narrow
+from tersor.targets.templates.conv2d import bf16_patches as conv2d_bf16_patches
+from tersor.targets.templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
+from tersor.targets.templates.matmul import bf16 as matmul_bf16
+from tersor.targets.templates.matmul.spec import ACTIVATION, MatmulSpec
+from tersor.targets.templates.vector import amx, dot_bf16
 
 from .window_cases import bias_add_relu, bias_add_relu_reference, from_blocked, out_elements, to_blocked
 

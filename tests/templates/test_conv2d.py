@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from tersor.targets.templates.conv2d import Conv2dKnobs, Conv2dSpec, build, candidates, pack_weight
-from tersor.targets.templates.conv2d_tiling import feasible_positions
+from tersor.targets.templates.conv2d.direct import Conv2dKnobs, Conv2dSpec, build, candidates, pack_weight
+from tersor.targets.templates.conv2d.tiling import feasible_positions
 
 from .window_cases import (
     AVX2,

@@ -11,7 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from tersor.targets.templates import conv2d, depthwise, pooling, row_copy, winograd
+from tersor.targets.templates.conv2d import direct as conv2d
+from tersor.targets.templates.conv2d import winograd
+from tersor.targets.templates.moves import row_copy
+from tersor.targets.templates.windows import depthwise, pooling
 
 from . import (
     test_attention,

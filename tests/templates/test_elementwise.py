@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from tersor.targets.templates.base import NO_EPILOGUE, BufferSpec, Epilogue
-from tersor.targets.templates.builder import constant, load
 from tersor.targets.templates.elementwise import ElementwiseKnobs, ElementwiseSpec, build, candidates
-from tersor.targets.templates.vectors import load_strided
+from tersor.targets.templates.vector.builder import constant, load
+from tersor.targets.templates.vector.vectors import load_strided
 
 from .window_cases import AVX512, TARGETS, from_blocked, run, to_blocked
 

@@ -13,26 +13,24 @@ import torch.nn.functional as F
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tersor.targets.algorithms import Options
-from tersor.targets.catalog import host_features, resolve_target
-from tersor.targets.features import required_features
-from tersor.targets.record import Target
-from tersor.targets.templates import (
-    amx,
-    conv2d_int8,
-    conv2d_int8_amx,
-    conv2d_int8_amx_narrow,
-    conv2d_int8_narrow,
-    depthwise_int8,
-    matmul_int8,
-    matmul_int8_amx,
-)
+from tersor.targets.codegen.options import Options
+from tersor.targets.machines.catalog import host_features, resolve_target
+from tersor.targets.machines.features import required_features
+from tersor.targets.machines.target import Target
 from tersor.targets.templates.base import Epilogue
-from tersor.targets.templates.conv2d_spec import Conv2dKnobs, Conv2dSpec
-from tersor.targets.templates.depthwise import DepthwiseKnobs, DepthwiseSpec
-from tersor.targets.templates.dot_product import DotProduct, PairwiseProduct, PlainProduct, dot_product
-from tersor.targets.templates.matmul_spec import MatmulKnobs, MatmulSpec
-from tersor.targets.tuning.option import Workload
+from tersor.targets.templates.conv2d import int8 as conv2d_int8
+from tersor.targets.templates.conv2d import int8_amx as conv2d_int8_amx
+from tersor.targets.templates.conv2d import int8_amx_narrow as conv2d_int8_amx_narrow
+from tersor.targets.templates.conv2d import int8_narrow as conv2d_int8_narrow
+from tersor.targets.templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
+from tersor.targets.templates.matmul import int8 as matmul_int8
+from tersor.targets.templates.matmul import int8_amx as matmul_int8_amx
+from tersor.targets.templates.matmul.spec import MatmulKnobs, MatmulSpec
+from tersor.targets.templates.option import Workload
+from tersor.targets.templates.vector import amx
+from tersor.targets.templates.vector.dot_product import DotProduct, PairwiseProduct, PlainProduct, dot_product
+from tersor.targets.templates.windows import depthwise_int8
+from tersor.targets.templates.windows.depthwise import DepthwiseKnobs, DepthwiseSpec
 
 AMX = resolve_target("x86:sapphirerapids")
 VNNI = resolve_target("x86:icelake-server")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from tersor.targets.templates.base import BufferSpec, Epilogue
-from tersor.targets.templates.builder import load
-from tersor.targets.templates.layer_norm import LayerNormKnobs, LayerNormSpec, build, candidates
+from tersor.targets.templates.rows.layer_norm import LayerNormKnobs, LayerNormSpec, build, candidates
+from tersor.targets.templates.vector.builder import load
 
 from .window_cases import AVX512, TARGETS, run
 

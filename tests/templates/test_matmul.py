@@ -8,8 +8,8 @@ import pytest
 import torch
 import tvm
 from tersor.targets.templates.base import NO_EPILOGUE, BufferSpec, Epilogue
-from tersor.targets.templates.builder import constant, load
-from tersor.targets.templates.matmul import MatmulKnobs, MatmulSpec, build, candidates, pack_weight
+from tersor.targets.templates.matmul.panels import MatmulKnobs, MatmulSpec, build, candidates, pack_weight
+from tersor.targets.templates.vector.builder import constant, load
 
 from .window_cases import AVX2, AVX512, TARGETS, run
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from tersor.targets.templates.base import BufferSpec, Epilogue
-from tersor.targets.templates.builder import constant, load
-from tersor.targets.templates.softmax import SoftmaxKnobs, SoftmaxSpec, build, candidates
+from tersor.targets.templates.rows.softmax import SoftmaxKnobs, SoftmaxSpec, build, candidates
+from tersor.targets.templates.vector.builder import constant, load
 
 from .window_cases import AVX512, TARGETS, run
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tersor.targets.templates import vector_math
 from tersor.targets.templates.base import BufferSpec
-from tersor.targets.templates.builder import load
 from tersor.targets.templates.elementwise import ElementwiseKnobs, ElementwiseSpec, build
+from tersor.targets.templates.vector import vector_math
+from tersor.targets.templates.vector.builder import load
 
 from .window_cases import AVX512, TARGETS, run
 

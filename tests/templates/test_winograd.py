@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from tersor.targets.algorithms import winograd_pays
+from tersor.targets.codegen.options import winograd_pays
 from tersor.targets.templates.base import NO_EPILOGUE
-from tersor.targets.templates.conv2d import Conv2dSpec
-from tersor.targets.templates.conv2d_tiling import feasible_positions
-from tersor.targets.templates.winograd import (
+from tersor.targets.templates.conv2d.direct import Conv2dSpec
+from tersor.targets.templates.conv2d.tiling import feasible_positions
+from tersor.targets.templates.conv2d.winograd import (
     WinogradKnobs,
     build,
     candidates,
@@ -19,8 +19,8 @@ from tersor.targets.templates.winograd import (
     pack_weight,
     supports,
 )
-from tersor.targets.templates.winograd_spec import TileGrid
-from tersor.targets.templates.winograd_transforms import TILES, as_tensor, relative_error, transforms
+from tersor.targets.templates.conv2d.winograd_spec import TileGrid
+from tersor.targets.templates.conv2d.winograd_transforms import TILES, as_tensor, relative_error, transforms
 
 from .window_cases import (
     AVX2,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 import tvm
-from tersor.targets.record import Target
+from tersor.targets.machines.target import Target
 from tersor.targets.templates.base import BufferSpec, Epilogue
-from tersor.targets.templates.builder import broadcast, constant, load
+from tersor.targets.templates.vector.builder import broadcast, constant, load
 
 GARBAGE = 7.0  # what padded channel lanes hold: finite, and it must not reach a real channel
 

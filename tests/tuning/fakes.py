@@ -7,12 +7,12 @@ from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 from tersor.targets import resolve_target
-from tersor.targets.record import Target
-from tersor.targets.templates.conv2d_spec import Conv2dKnobs, Conv2dSpec
-from tersor.targets.templates.winograd_spec import WinogradKnobs
+from tersor.targets.machines.target import Target
+from tersor.targets.templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
+from tersor.targets.templates.conv2d.winograd_spec import WinogradKnobs
+from tersor.targets.templates.option import Option, Workload
 from tersor.targets.tuning.estimate import estimate_seconds
 from tersor.targets.tuning.measure import Measurer
-from tersor.targets.tuning.option import Option, Workload
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.task import Task
 

@@ -17,11 +17,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-import tersor.cli
+import tersor.cli.main
 import torch
 import xgboost  # noqa: F401 (imported once, before the sessions are forked)
+from tersor.targets.templates.option import Option
 from tersor.targets.tuning import driver
-from tersor.targets.tuning.option import Option
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.task import Task
 from tersor.tests.tuning.fakes import FakeMeasurer
@@ -61,7 +61,7 @@ def run_session(number: int, log_dir: str, pipe: int) -> None:
     global _session
     _session = number
     driver.LocalMeasurer = lambda: Acknowledging(pipe)  # type: ignore[assignment, misc]
-    tersor.cli.main(["tune", f"{__name__}:make", "--no-shipped", "--log-dir", log_dir])
+    tersor.cli.main.main(["tune", f"{__name__}:make", "--no-shipped", "--log-dir", log_dir])
 
 
 def kill_one(number: int, log_dir: str, wait_for: int, delay: float) -> dict[str, object]:

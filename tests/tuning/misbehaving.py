@@ -13,12 +13,12 @@ from typing import Any
 
 from tersor.ir import Graph, ops
 from tersor.targets import resolve_target
-from tersor.targets.algorithms import Options
-from tersor.targets.lowering import Program, lower
+from tersor.targets.codegen.lowering import Program, lower
+from tersor.targets.codegen.options import Options
 from tersor.targets.templates.base import NO_EPILOGUE, BufferSpec
-from tersor.targets.templates.builder import load, loop, make_prim_func, store
+from tersor.targets.templates.option import Option
+from tersor.targets.templates.vector.builder import load, loop, make_prim_func, store
 from tersor.targets.tuning.candidate import lower_with, tuned_call
-from tersor.targets.tuning.option import Option
 from tersor.targets.tuning.task import Task
 from tersor.tests.targets.compiled import NATIVE, builder, prepared
 from tvm import tirx

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tersor.cli import main
+from tersor.cli.main import main
 from tersor.targets import resolve_target
-from tersor.targets.algorithms import Options
-from tersor.targets.templates.conv2d_spec import Conv2dSpec
+from tersor.targets.codegen.options import Options
+from tersor.targets.templates.conv2d.spec import Conv2dSpec
+from tersor.targets.templates.option import Workload
 from tersor.targets.tuning.log import append, log_files, read_log
-from tersor.targets.tuning.option import Workload
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.records import Record
 from tersor.targets.tuning.task import Task

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import tersor
 import torch
-from tersor.cli import main
+from tersor.cli.main import main
 from tersor.ir import Graph, TensorType, ops
 from tersor.passes import run_passes
 from tersor.targets import resolve_target
-from tersor.targets.algorithms import Options
+from tersor.targets.codegen.options import Options
 from tersor.targets.tuning.extract import extract_tasks
 from tersor.targets.tuning.log import append, log_files
 from tersor.targets.tuning.outcome import Outcome

@@ -10,9 +10,9 @@ import torch
 from tersor.ir import DType, Graph, TensorType, ops
 from tersor.passes import run_passes
 from tersor.targets import compile_graph, resolve_target
-from tersor.targets.lowering import lower
+from tersor.targets.codegen.lowering import lower
+from tersor.targets.templates.option import Workload
 from tersor.targets.tuning.extract import extract_tasks
-from tersor.targets.tuning.option import Workload
 from tersor.targets.tuning.task import Task, check_outputs, seeded_graph, seeded_inputs
 from tersor.tests.random_graphs import GraphBuilder, random_graph
 

@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tersor.cli import log_management as manage
 from tersor.targets import resolve_target
-from tersor.targets.algorithms import Options
+from tersor.targets.codegen.options import Options
 from tersor.targets.templates import registry
-from tersor.targets.templates.conv2d_spec import Conv2dSpec
-from tersor.targets.tuning import log, manage, tuned
+from tersor.targets.templates.conv2d.spec import Conv2dSpec
+from tersor.targets.templates.option import Option, Workload
+from tersor.targets.tuning import log, tuned
 from tersor.targets.tuning.log import LogError, append, log_files, read_log, target_folder
-from tersor.targets.tuning.option import Option, Workload
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.records import Record, best, fitting
 from tersor.targets.tuning.task import Task

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tersor.ir import ops
 from tersor.targets import compile_graph, resolve_target
-from tersor.targets.runtime import to_tvm
+from tersor.targets.runtime.virtual_machine import to_tvm
 from tersor.targets.templates import loops
 from tersor.targets.tuning import scheduled
 from tersor.targets.tuning.candidate import compile_function, load_function

@@ -8,27 +8,19 @@ import sys
 import numpy as np
 import pytest
 from tersor import TersorError
-from tersor.targets.algorithms import Options
-from tersor.targets.templates.attention_spec import AttentionSpec
-from tersor.targets.templates.conv2d_spec import Conv2dKnobs, Conv2dSpec
-from tersor.targets.templates.matmul_spec import ACTIVATION, MatmulKnobs, MatmulSpec
-from tersor.targets.templates.pooling import PoolSpec
-from tersor.targets.templates.relayout import TO_BLOCKED, RelayoutSpec
+from tersor.targets.codegen.options import Options
+from tersor.targets.templates.attention.spec import AttentionSpec
+from tersor.targets.templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
+from tersor.targets.templates.matmul.spec import ACTIVATION, MatmulKnobs, MatmulSpec
+from tersor.targets.templates.moves.relayout import TO_BLOCKED, RelayoutSpec
+from tersor.targets.templates.option import Option
+from tersor.targets.templates.windows.pooling import PoolSpec
 from tersor.targets.tuning.estimate import work_of
 from tersor.targets.tuning.examples import typical_seconds
 from tersor.targets.tuning.features import Table, describe_candidate
 from tersor.targets.tuning.geometry import geometry_features, geometry_of
 from tersor.targets.tuning.latency import LatencyRegressor
-from tersor.targets.tuning.model import (
-    Example,
-    Ranker,
-    Trees,
-    place_of_best,
-    rank_correlation,
-    regret,
-    within_groups,
-)
-from tersor.targets.tuning.option import Option
+from tersor.targets.tuning.model import Example, Ranker, Trees, place_of_best, rank_correlation, regret, within_groups
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.task import Task
 from tersor.tests.tuning.fakes import TARGET, conv_task, conv_tasks, true_seconds

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
-from tersor.cli import main
+from tersor.cli.main import main
 from tersor.ir import TersorError
-from tersor.targets.algorithms import Options
+from tersor.targets.codegen.options import Options
 from tersor.targets.tuning.measure import LocalMeasurer
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.remote import RpcRunner
@@ -38,7 +38,7 @@ def free_port() -> int:
 @contextmanager
 def command(*arguments: str, preamble: str = "") -> Iterator[subprocess.Popen[str]]:
     """A tersor command in a process group of its own, ready when it says where it listens."""
-    program = f"{preamble}\nfrom tersor.cli import main; main()"
+    program = f"{preamble}\nfrom tersor.cli.main import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True, start_new_session=True
     )

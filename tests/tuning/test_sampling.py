@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tersor.targets.algorithms import Options
+from tersor.targets.codegen.options import Options
 from tersor.targets.tuning.log import read_log
 from tersor.targets.tuning.scheduler import Budget
 from tersor.targets.tuning.session import TuningSession

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from tersor.targets.algorithms import Options
+from tersor.targets.codegen.options import Options
 from tersor.targets.tuning.examples import Examples
 from tersor.targets.tuning.model import Ranker
 from tersor.targets.tuning.outcome import Outcome

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from tersor import TersorError
-from tersor.targets.algorithms import Options
+from tersor.cli.tuning_progress import Lines, LiveTable, results_table
+from tersor.targets.codegen.options import Options
 from tersor.targets.tuning import log
 from tersor.targets.tuning import session as session_module
 from tersor.targets.tuning.chart import draw
 from tersor.targets.tuning.log import read_log
 from tersor.targets.tuning.observer import Silent
-from tersor.targets.tuning.progress import Lines, LiveTable, results_table
 from tersor.targets.tuning.records import CONFIRMATIONS, best, fitting
 from tersor.targets.tuning.result import TuningResult
 from tersor.targets.tuning.scheduler import Budget

@@ -9,21 +9,17 @@ from hypothesis import strategies as st
 from tersor.ir import Graph, TensorType, ops
 from tersor.passes import run_passes
 from tersor.targets import compile_graph, resolve_target
-from tersor.targets.algorithms import Options
-from tersor.targets.templates import (
-    conv2d_tiling,
-    depthwise,
-    matmul_spec,
-    pooling,
-    registry,
-    window_loops,
-    winograd,
-)
-from tersor.targets.templates.conv2d_spec import Conv2dSpec
-from tersor.targets.templates.matmul_spec import ACTIVATION, MatmulSpec
-from tersor.targets.tuning.codec import CodecError, UnknownNameError
+from tersor.targets.codegen.options import Options
+from tersor.targets.templates import registry
+from tersor.targets.templates.codec import CodecError, UnknownNameError
+from tersor.targets.templates.conv2d import tiling as conv2d_tiling
+from tersor.targets.templates.conv2d import winograd
+from tersor.targets.templates.conv2d.spec import Conv2dSpec
+from tersor.targets.templates.matmul import spec as matmul_spec
+from tersor.targets.templates.matmul.spec import ACTIVATION, MatmulSpec
+from tersor.targets.templates.option import Option, Workload
+from tersor.targets.templates.windows import depthwise, pooling, window_loops
 from tersor.targets.tuning.extract import extract_tasks
-from tersor.targets.tuning.option import Option, Workload
 from tersor.targets.tuning.task import Task, check_outputs, seeded_inputs
 from tersor.tests.random_graphs import GraphBuilder
 

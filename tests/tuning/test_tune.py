@@ -13,15 +13,15 @@ import pytest
 import tersor
 import torch
 from tersor import TersorError
-from tersor.cli import main
+from tersor.cli.main import main
 from tersor.ir import TersorWarning, graph_of
 from tersor.targets import resolve_target
-from tersor.targets.algorithms import Options
+from tersor.targets.codegen.options import Options
+from tersor.targets.templates.option import Option
 from tersor.targets.tuning import driver
 from tersor.targets.tuning.driver import check_measurable, load_records
 from tersor.targets.tuning.extract import extract_tasks
 from tersor.targets.tuning.log import append, read_log
-from tersor.targets.tuning.option import Option
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.predicted import MEASURED_ERROR, PredictedLatency
 from tersor.targets.tuning.records import Record

@@ -7,24 +7,15 @@ from typing import Any
 
 from tvm import tirx
 
-from ...ir import DType, TensorType, Value, is_constant
-from ...ir.ops import AttentionOp
+from ....ir import DType, TensorType, Value, is_constant
+from ....ir.ops import AttentionOp
+from ...templates.attention.spec import AttentionSpec
+from ...templates.base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ...templates.vector.builder import broadcast, constant
 from ..addressing import load_operand
 from ..emit import NUMBERS, as_condition
 from ..group import Group
-from ..kernel import (
-    FusedEpilogue,
-    Kernel,
-    KernelContext,
-    Operand,
-    anchor_type,
-    buffer_size,
-    chosen_kernel,
-    selects,
-)
-from ..templates.attention_spec import AttentionSpec
-from ..templates.base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from ..templates.builder import broadcast, constant
+from ..kernel import FusedEpilogue, Kernel, KernelContext, Operand, anchor_type, buffer_size, chosen_kernel, selects
 from ..views import View
 from .matmul import permuted_result
 

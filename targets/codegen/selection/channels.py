@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ...ir import Op, Value, is_constant
-from ...ir.ops import ChannelShuffleOp, SliceOp
+from ....ir import Op, Value, is_constant
+from ....ir.ops import ChannelShuffleOp, SliceOp
+from ...templates.moves import channel_gather
 from ..addressing import flatten_physical
 from ..emit import STORAGE
 from ..group import Group
 from ..kernel import CompileError, Kernel, KernelContext, Operand, selects
-from ..templates import channel_gather
 from ..views import View
 
 

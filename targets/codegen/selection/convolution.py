@@ -1,12 +1,12 @@
-"""Convolutions in blocked layout; `tersor.targets.algorithms` lists the templates that compute them."""
+"""Convolutions in blocked layout; `tersor.targets.codegen.options` lists the templates that compute them."""
 
 from __future__ import annotations
 
-from ...ir import is_constant
-from ...ir.ops import Conv2dOp
+from ....ir import is_constant
+from ....ir.ops import Conv2dOp
+from ...templates.conv2d.spec import Conv2dSpec
 from ..group import Group
 from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, fused_kernel, selects
-from ..templates.conv2d_spec import Conv2dSpec
 from ..views import View
 
 

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from ...ir import DType, TensorType, Value, is_constant
-from ...ir.ops import ConcatOp, EmbeddingOp, PadOp, RelayoutOp
+from ....ir import DType, TensorType, Value, is_constant
+from ....ir.ops import ConcatOp, EmbeddingOp, PadOp, RelayoutOp
+from ...machines.target import Target
+from ...templates import elementwise
+from ...templates.base import BufferSpec, VectorAt
+from ...templates.moves import relayout, row_copy
+from ...templates.vector.builder import load
+from ...templates.vector.vectors import dtype_of
 from ..addressing import load_operand
 from ..emit import STORAGE
 from ..group import Group
 from ..kernel import CompileError, Kernel, KernelContext, buffer_size, chosen_kernel, selects
-from ..record import Target
-from ..templates import elementwise, relayout, row_copy
-from ..templates.base import BufferSpec, VectorAt
-from ..templates.builder import load
-from ..templates.vectors import dtype_of
 from ..views import View
 from .channels import gather_channels, stored
 
@@ -114,8 +115,8 @@ def _stored_number(op: PadOp) -> float | int:
 def select_embedding(group: Group, context: KernelContext) -> Kernel:
     """Rows of a table, picked by integers.
 
-    Integers that are inputs of the model are checked when it is called (see `tersor.targets.indices`); others that are
-    out of range, an error in PyTorch, pick the first or the last row, so that no kernel reads foreign memory.
+    Integers that are inputs of the model are checked when it is called (see `tersor.targets.codegen.indices`); others
+    that are out of range, an error in PyTorch, pick the first or the last row, so that no kernel reads foreign memory.
     """
     op = group.op
     assert isinstance(op, EmbeddingOp)

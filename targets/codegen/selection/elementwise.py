@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...templates import elementwise
 from ..emit import STORAGE
 from ..group import Group
 from ..kernel import FusedEpilogue, Kernel, KernelContext, chosen_kernel, selects
-from ..templates import elementwise
 from ..views import View
 
 

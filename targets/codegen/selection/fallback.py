@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ...ir import TensorType, Value
+from ....ir import TensorType, Value
+from ...templates import loops
 from ..group import Group
 from ..kernel import Kernel, KernelContext, chosen_kernel
-from ..templates import loops
 from ..views import View
 from .elementwise import select_elementwise
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from ...ir import is_constant
-from ...ir.ops import LinearOp, MatmulOp, PermuteOp
+from ....ir import is_constant
+from ....ir.ops import LinearOp, MatmulOp, PermuteOp
+from ...templates.matmul.spec import ACTIVATION, MatmulSpec
 from ..group import Group
 from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, buffer_size, fused_kernel, selects
-from ..templates.matmul_spec import ACTIVATION, MatmulSpec
 from ..views import View
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from ...ir import DType, Value, is_constant
-from ...ir.ops import LayerNormOp, SoftmaxOp
+from ....ir import DType, Value, is_constant
+from ....ir.ops import LayerNormOp, SoftmaxOp
+from ...templates.rows import layer_norm, softmax
 from ..group import Group
 from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, Operand, anchor_type, fused_kernel, selects
-from ..templates import layer_norm, softmax
 from ..views import View
 
 

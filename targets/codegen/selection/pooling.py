@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ...ir.ops import AdaptiveAvgPool2dOp, AvgPool2dOp, MaxPool2dOp
+from ....ir.ops import AdaptiveAvgPool2dOp, AvgPool2dOp, MaxPool2dOp
+from ...templates import loops
+from ...templates.windows import pooling
 from ..group import Group
 from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, fused_kernel, selects
-from ..templates import loops, pooling
 from ..views import View
 from .fallback import loop_kernel
 

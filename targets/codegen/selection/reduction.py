@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from ...ir.ops import MaxOp, MeanOp, MinOp, SumOp
+from ....ir.ops import MaxOp, MeanOp, MinOp, SumOp
+from ...templates import loops
+from ...templates.rows import reduce
+from ...templates.windows import pooling
 from ..emit import STORAGE
 from ..group import Group
 from ..kernel import FusedEpilogue, Kernel, KernelContext, anchor_type, fused_kernel, selects
-from ..templates import loops, pooling, reduce
 from ..views import View
 from .fallback import loop_kernel
 from .pooling import blocked_operand

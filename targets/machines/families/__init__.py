@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from ..record import Target
+from ..target import Target
 from .arm import ARM
 from .base import Family
 from .cuda import CUDA

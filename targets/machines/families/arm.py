@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from ..record import Target
+from ..target import Target
 from .base import KIB, MIB, Family
 
 _TRIPLE = "aarch64-linux-gnu"

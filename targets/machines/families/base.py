@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..record import Target
+from ..target import Target
 
 KIB, MIB = 1024, 1024 * 1024
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from ..record import Target
+from ..target import Target
 from .base import KIB, MIB, Family
 
 _CHUNK_BYTES = 16  # what one thread loads at once, and rows of half-precision matrices should be a multiple of

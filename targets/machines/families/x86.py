@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from ..record import Target
+from ..target import Target
 from .base import KIB, MIB, Family
 
 # Instruction sets that code for a target may use, as /proc/cpuinfo names them; it must show them before code is run.

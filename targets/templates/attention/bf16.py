@@ -21,18 +21,18 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
-from . import amx
-from .amx import TILE_COLUMNS, TILE_DEPTH
-from .attention import SoftmaxRows, make_attention
-from .attention_spec import AttentionSpec
-from .base import NO_EPILOGUE, Epilogue
-from .bf16_panels import can_pack_right, depth_of, gather_rows, offset_of, pack_right, tile_at
-from .bf16_tiles import SumsShape, Unit, fitting_rows, needed_unit, sums_shape, unit_of
-from .bfloat16 import BFLOAT16, ROUNDING_IR, bits_of, round_in_hardware
-from .builder import bind, constant, load, loop, store, when
-from .parallelism import balance, shared_loop
-from .vectors import pieces
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, Epilogue
+from ..parallelism import balance, shared_loop
+from ..vector import amx
+from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
+from ..vector.bf16_panels import can_pack_right, depth_of, gather_rows, offset_of, pack_right, tile_at
+from ..vector.bf16_tiles import SumsShape, Unit, fitting_rows, needed_unit, sums_shape, unit_of
+from ..vector.bfloat16 import BFLOAT16, ROUNDING_IR, bits_of, round_in_hardware
+from ..vector.builder import bind, constant, load, loop, store, when
+from ..vector.vectors import pieces
+from .float32 import SoftmaxRows, make_attention
+from .spec import AttentionSpec
 
 Buffer = Any
 Index = Any
@@ -51,7 +51,7 @@ class AttentionBf16Knobs:
     row_chunks
         Pieces that the queries of one head are cut into; pieces times heads is what threads share.
     unit
-        What multiplies; see `tersor.targets.templates.bf16_tiles`.
+        What multiplies; see `tersor.targets.templates.vector.bf16_tiles`.
     """
 
     rows: int

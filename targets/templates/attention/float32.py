@@ -14,18 +14,18 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
-from .attention_spec import AttentionKnobs, AttentionSpec, candidates
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import broadcast, constant, load, loop, make_prim_func, store, store_result, when
-from .matmul_pack import RhsPanels, pack_activation
-from .matmul_spec import MatmulKnobs, MatmulSpec, reads_rhs_in_place
-from .matmul_tile import accumulate
-from .parallelism import chunk_loop, shared_loop
-from .row_vectors import RowVectors
-from .softmax import write_exponentials
-from .vector_math import maximum
-from .vectors import in_register, lanes_of, pieces
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..matmul.pack import RhsPanels, pack_activation
+from ..matmul.spec import MatmulKnobs, MatmulSpec, reads_rhs_in_place
+from ..matmul.tile import accumulate
+from ..parallelism import chunk_loop, shared_loop
+from ..rows.row_vectors import RowVectors
+from ..rows.softmax import write_exponentials
+from ..vector.builder import broadcast, constant, load, loop, make_prim_func, store, store_result, when
+from ..vector.vector_math import maximum
+from ..vector.vectors import in_register, lanes_of, pieces
+from .spec import AttentionKnobs, AttentionSpec, candidates
 
 __all__ = ["AttentionKnobs", "AttentionSpec", "SoftmaxRows", "build", "candidates", "make_attention"]
 

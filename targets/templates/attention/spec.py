@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..record import Target
-from .base import row_major_strides
-from .matmul_spec import ACTIVATION, MatmulSpec
-from .parallelism import balance
+from ...machines.target import Target
+from ..base import row_major_strides
+from ..matmul.spec import ACTIVATION, MatmulSpec
+from ..parallelism import balance
 
 
 @dataclass(frozen=True)

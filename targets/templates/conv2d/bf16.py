@@ -24,17 +24,17 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from ..record import Target
-from . import amx
-from .amx import TILE_COLUMNS, TILE_DEPTH
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .bf16_tiles import unit_of
-from .bfloat16 import BFLOAT16, BITS, bits_of
-from .builder import bind, constant, load, loop, make_prim_func, store, store_result, when
-from .conv2d_bf16_plan import Conv2dBf16Knobs, Plan, split, split_units
-from .conv2d_spec import Conv2dSpec
-from .operand_types import check_weight_shape
-from .parallelism import chunk_loop, shared_loop
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..parallelism import chunk_loop, shared_loop
+from ..vector import amx
+from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
+from ..vector.bf16_tiles import unit_of
+from ..vector.bfloat16 import BFLOAT16, BITS, bits_of
+from ..vector.builder import bind, constant, load, loop, make_prim_func, store, store_result, when
+from ..vector.operand_types import check_weight_shape
+from .bf16_plan import Conv2dBf16Knobs, Plan, split, split_units
+from .spec import Conv2dSpec
 
 __all__ = [
     "Conv2dBf16Knobs",

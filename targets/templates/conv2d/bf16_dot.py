@@ -1,7 +1,7 @@
 """Direct convolution in bfloat16 by dot products of channel pairs, for processors that have no matrix unit.
 
-The loops are those of `tersor.targets.templates.conv2d`. What is one channel there is a pair here: pairs lie side by
-side in a block of the input, and in the packed weight ``[…, pair of channels, output, channel of the pair]``.
+The loops are those of `tersor.targets.templates.conv2d.direct`. What is one channel there is a pair here: pairs lie
+side by side in a block of the input, and in the packed weight ``[…, pair of channels, output, channel of the pair]``.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
-from . import conv2d
-from .arithmetic import Arithmetic
-from .base import NO_EPILOGUE, BufferSpec, Epilogue
-from .bf16_tiles import unit_of
-from .bfloat16 import BFLOAT16, bits_of
-from .builder import RegisterTile, make_prim_func
-from .conv2d import ConvolutionWriter
-from .conv2d_spec import Conv2dKnobs, Conv2dSpec, output_groups
-from .conv2d_tiling import candidates
-from .dot_bf16 import DOT_IR, PAIR, WORD, dot
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue
+from ..vector.arithmetic import Arithmetic
+from ..vector.bf16_tiles import unit_of
+from ..vector.bfloat16 import BFLOAT16, bits_of
+from ..vector.builder import RegisterTile, make_prim_func
+from ..vector.dot_bf16 import DOT_IR, PAIR, WORD, dot
+from . import direct as conv2d
+from .direct import ConvolutionWriter
+from .spec import Conv2dKnobs, Conv2dSpec, output_groups
+from .tiling import candidates
 
 __all__ = ["Conv2dKnobs", "build", "candidates", "pack_weight", "supports"]
 

@@ -19,19 +19,19 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from ..record import Target
-from . import amx
-from .amx import TILE_DEPTH, TILE_ROWS
-from .base import NO_EPILOGUE, Epilogue
-from .bf16_tiles import fitting_rows, needed_unit, unit_of
-from .bfloat16 import BFLOAT16, BITS
-from .builder import bind, constant, load, loop, store, when
-from .conv2d_bf16 import UnitWriter, build_units
-from .conv2d_bf16_plan import PAIRS, Conv2dBf16Knobs, Plan, Taps, split
-from .conv2d_spec import Conv2dSpec
-from .operand_types import check_weight_shape
-from .spatial import Window
-from .vectors import in_register, pieces, transpose
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, Epilogue
+from ..vector import amx
+from ..vector.amx import TILE_DEPTH, TILE_ROWS
+from ..vector.bf16_tiles import fitting_rows, needed_unit, unit_of
+from ..vector.bfloat16 import BFLOAT16, BITS
+from ..vector.builder import bind, constant, load, loop, store, when
+from ..vector.operand_types import check_weight_shape
+from ..vector.vectors import in_register, pieces, transpose
+from ..windows.spatial import Window
+from .bf16 import UnitWriter, build_units
+from .bf16_plan import PAIRS, Conv2dBf16Knobs, Plan, Taps, split
+from .spec import Conv2dSpec
 
 Buffer = Any
 Index = Any

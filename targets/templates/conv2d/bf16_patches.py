@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from ..record import Target
-from . import amx
-from .amx import TILE_DEPTH
-from .base import NO_EPILOGUE, Epilogue
-from .bf16_panels import depth_of
-from .bf16_tiles import unit_of
-from .bfloat16 import BFLOAT16, BITS
-from .builder import bind, constant, load, loop, store
-from .conv2d_bf16 import UnitWriter, build_units
-from .conv2d_bf16_plan import Conv2dBf16Knobs, Plan, Taps, split_units
-from .conv2d_spec import Conv2dSpec
-from .operand_types import check_weight_shape
-from .spatial import Window
-from .vectors import pieces
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, Epilogue
+from ..vector import amx
+from ..vector.amx import TILE_DEPTH
+from ..vector.bf16_panels import depth_of
+from ..vector.bf16_tiles import unit_of
+from ..vector.bfloat16 import BFLOAT16, BITS
+from ..vector.builder import bind, constant, load, loop, store
+from ..vector.operand_types import check_weight_shape
+from ..vector.vectors import pieces
+from ..windows.spatial import Window
+from .bf16 import UnitWriter, build_units
+from .bf16_plan import Conv2dBf16Knobs, Plan, Taps, split_units
+from .spec import Conv2dSpec
 
 Buffer = Any
 Index = Any

@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 
 from tvm import tirx
 
-from ..record import Target
-from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
-from .bf16_tiles import PanelKnobs, fitting_rows, needed_unit
-from .conv2d_spec import Conv2dSpec
-from .spatial import Window
+from ...machines.target import Target
+from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
+from ..vector.bf16_tiles import PanelKnobs, fitting_rows, needed_unit
+from ..windows.spatial import Window
+from .spec import Conv2dSpec
 
 Index = Any
 

@@ -19,10 +19,11 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
-from .arithmetic import FLOAT32, Arithmetic
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import (
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..parallelism import shared_loop
+from ..vector.arithmetic import FLOAT32, Arithmetic
+from ..vector.builder import (
     RegisterTile,
     bind,
     constant,
@@ -34,8 +35,10 @@ from .builder import (
     store_result,
     when,
 )
-from .conv2d_space import candidates
-from .conv2d_spec import (
+from ..windows.spatial import TapRange, TileRun, tile_runs
+from ..windows.window_loops import tap_bounds
+from .space import candidates
+from .spec import (
     Conv2dKnobs,
     Conv2dSpec,
     OutputGroups,
@@ -44,9 +47,6 @@ from .conv2d_spec import (
     pack_weight,
     reached_input_blocks,
 )
-from .parallelism import shared_loop
-from .spatial import TapRange, TileRun, tile_runs
-from .window_loops import tap_bounds
 
 __all__ = ["Conv2dKnobs", "Conv2dSpec", "build", "candidates", "pack_weight"]
 

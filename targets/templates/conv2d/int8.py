@@ -1,4 +1,4 @@
-"""Direct convolution of integers: the tile of `tersor.targets.templates.conv2d`, four input channels at a time.
+"""Direct convolution of integers: the tile of `tersor.targets.templates.conv2d.direct`, four input channels at a time.
 
     tile[row, column, vector] += broadcast(four channels of input[row, column]) . weight[vector]
 
@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from ..record import Target
-from . import conv2d, conv2d_spec
-from .base import NO_EPILOGUE, BufferSpec, Epilogue
-from .builder import load, make_prim_func
-from .compensation import BorderClasses, append_table, border_table, packed_bytes, view_as, view_table
-from .conv2d import ConvolutionWriter
-from .conv2d_spec import Conv2dKnobs, Conv2dSpec, output_groups
-from .dot_product import WORD, DotProduct, dot_product
-from .operand_types import is_integer
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue
+from ..vector.builder import load, make_prim_func
+from ..vector.compensation import BorderClasses, append_table, border_table, packed_bytes, view_as, view_table
+from ..vector.dot_product import WORD, DotProduct, dot_product
+from ..vector.operand_types import is_integer
+from . import direct as conv2d
+from . import spec as conv2d_spec
+from .direct import ConvolutionWriter
+from .spec import Conv2dKnobs, Conv2dSpec, output_groups
 
 Buffer = Any
 Expr = Any

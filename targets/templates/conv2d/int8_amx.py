@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from ..record import Target
-from . import amx
-from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TileShape
-from .amx_pipeline import FinishedTile, Pending, for_each_tile
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import bind, constant, load, loop, make_prim_func, store, store_result, when
-from .compensation import append_table, packed_bytes, uniform_table, view_as, view_table
-from .conv2d_bf16 import Conv2dBf16Knobs, Plan, UnitWriter, split
-from .conv2d_spec import Conv2dSpec
-from .operand_types import check_weight_shape, is_integer
-from .parallelism import shared_loop
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..parallelism import shared_loop
+from ..vector import amx
+from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TileShape
+from ..vector.amx_pipeline import FinishedTile, Pending, for_each_tile
+from ..vector.builder import bind, constant, load, loop, make_prim_func, store, store_result, when
+from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
+from ..vector.operand_types import check_weight_shape, is_integer
+from .bf16 import Conv2dBf16Knobs, Plan, UnitWriter, split
+from .spec import Conv2dSpec
 
 Buffer = Any
 Index = Any

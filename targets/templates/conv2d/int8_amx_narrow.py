@@ -19,21 +19,21 @@ import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
-from . import amx
-from .amx import TILE_COLUMNS, TILE_DEPTH
-from .amx_pipeline import Pending
-from .base import NO_EPILOGUE, Epilogue
-from .builder import bind, constant, load, loop, store
-from .conv2d_bf16 import split
-from .conv2d_bf16_plan import Taps
-from .conv2d_int8_amx import Conv2dInt8AmxKnobs, IntegerPlan, IntegerWriter, build_units, packed_tiles
-from .conv2d_spec import Conv2dSpec
-from .dot_product import WORD
-from .operand_types import check_weight_shape, is_integer
-from .padded_rows import RowCopier
-from .spatial import Window
-from .vectors import in_register, shuffle
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, Epilogue
+from ..vector import amx
+from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
+from ..vector.amx_pipeline import Pending
+from ..vector.builder import bind, constant, load, loop, store
+from ..vector.dot_product import WORD
+from ..vector.operand_types import check_weight_shape, is_integer
+from ..vector.vectors import in_register, shuffle
+from ..windows.padded_rows import RowCopier
+from ..windows.spatial import Window
+from .bf16 import split
+from .bf16_plan import Taps
+from .int8_amx import Conv2dInt8AmxKnobs, IntegerPlan, IntegerWriter, build_units, packed_tiles
+from .spec import Conv2dSpec
 
 Buffer = Any
 Expr = Any

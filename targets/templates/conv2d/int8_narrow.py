@@ -20,16 +20,16 @@ import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import RegisterTile, bind, constant, load, loop, make_prim_func, store_result, when
-from .compensation import append_table, packed_bytes, uniform_table, view_as, view_table
-from .conv2d_spec import Conv2dSpec
-from .dot_product import WORD, dot_product
-from .operand_types import check_weight_shape, is_integer
-from .padded_rows import PaddedRows, RowCopier
-from .parallelism import shared_loop
-from .spatial import balanced_split, tile_runs
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..parallelism import shared_loop
+from ..vector.builder import RegisterTile, bind, constant, load, loop, make_prim_func, store_result, when
+from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
+from ..vector.dot_product import WORD, dot_product
+from ..vector.operand_types import check_weight_shape, is_integer
+from ..windows.padded_rows import PaddedRows, RowCopier
+from ..windows.spatial import balanced_split, tile_runs
+from .spec import Conv2dSpec
 
 Buffer = Any
 Expr = Any

@@ -11,9 +11,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..record import Target
-from . import conv2d_tiling
-from .conv2d_spec import Conv2dKnobs, Conv2dSpec
+from ...machines.target import Target
+from . import tiling as conv2d_tiling
+from .spec import Conv2dKnobs, Conv2dSpec
 
 VARIED_TILES = 10  # of the ranked register tiles
 UNROLLS = (1, 2, 4)

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-from ..record import Target
-from .operand_types import check_operands, check_weight_shape
-from .spatial import Window
+from ...machines.target import Target
+from ..vector.operand_types import check_operands, check_weight_shape
+from ..windows.spatial import Window
 
 Index = Any  # a Python int, or a tvm expression of the group's number
 

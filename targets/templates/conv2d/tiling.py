@@ -6,9 +6,9 @@ import itertools
 from collections import Counter
 from dataclasses import replace
 
-from ..record import Target
-from .conv2d_spec import Conv2dKnobs, Conv2dSpec, output_groups
-from .spatial import balanced_split, tile_runs
+from ...machines.target import Target
+from ..windows.spatial import balanced_split, tile_runs
+from .spec import Conv2dKnobs, Conv2dSpec, output_groups
 
 # What a load costs beside the multiply-adds, in cycles, measured on AVX-512; weights stream from an outer cache.
 BROADCAST_CYCLES = 0.1

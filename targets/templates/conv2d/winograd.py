@@ -19,9 +19,9 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import (
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..vector.builder import (
     RegisterTile,
     bind,
     broadcast,
@@ -34,8 +34,8 @@ from .builder import (
     store_result,
     when,
 )
-from .conv2d_spec import Conv2dSpec, output_groups
-from .vectors import in_register
+from ..vector.vectors import in_register
+from .spec import Conv2dSpec, output_groups
 from .winograd_patches import Patches
 from .winograd_spec import TileGrid, WinogradKnobs, pack_weight, packed_size, supports
 from .winograd_tiling import candidates, estimate_cycles

@@ -15,10 +15,10 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .base import VectorAt
-from .builder import RegisterTile, bind, load, loop, store, when
-from .conv2d_spec import Conv2dSpec
-from .vectors import in_register
+from ..base import VectorAt
+from ..vector.builder import RegisterTile, bind, load, loop, store, when
+from ..vector.vectors import in_register
+from .spec import Conv2dSpec
 from .winograd_spec import TileGrid, WinogradKnobs
 from .winograd_transforms import apply_transform, transforms
 

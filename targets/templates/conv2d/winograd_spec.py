@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from tvm import tirx
 
-from ..record import Target
-from .conv2d_spec import Conv2dSpec
-from .operand_types import check_weight_shape
+from ...machines.target import Target
+from ..vector.operand_types import check_weight_shape
+from .spec import Conv2dSpec
 from .winograd_transforms import FILTER, as_tensor, transforms
 
 Index = Any  # a Python int, or a tvm expression

@@ -1,15 +1,15 @@
 """How Winograd convolutions may be tiled on a target, what each way costs, and in which order they are worth trying.
 
-The costs are in the unit of :func:`tersor.targets.templates.conv2d_tiling.estimate_cycles`: the algorithms compare.
+The costs are in the unit of :func:`tersor.targets.templates.conv2d.tiling.estimate_cycles`: the algorithms compare.
 """
 
 from __future__ import annotations
 
 import itertools
 
-from ..record import Target
-from .conv2d_spec import Conv2dSpec, output_groups
-from .conv2d_tiling import L3_WEIGHT_CYCLES, MOST_VECTORS, feasible_positions, step_cycles
+from ...machines.target import Target
+from .spec import Conv2dSpec, output_groups
+from .tiling import L3_WEIGHT_CYCLES, MOST_VECTORS, feasible_positions, step_cycles
 from .winograd_spec import TileGrid, WinogradKnobs, packed_size
 from .winograd_transforms import TILES, relative_error
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from .builder import constant
-from .vectors import in_register, lanes_of
+from ..vector.builder import constant
+from ..vector.vectors import in_register, lanes_of
 
 Expr = Any
 Matrix = tuple[tuple[Fraction, ...], ...]

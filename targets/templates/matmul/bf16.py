@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from ..record import Target
-from . import amx
-from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .bf16_panels import can_pack_right, depth_of, gather_rows, offset_of, pack_right
-from .bf16_tiles import PanelKnobs, fitting_rows, needed_unit, unit_of
-from .bfloat16 import BFLOAT16, bits_of
-from .builder import bind, load, loop, make_prim_func, store_result, when
-from .matmul_spec import ACTIVATION, PACKED, MatmulSpec
-from .parallelism import balance, chunk_loop, shared_loop
-from .vectors import pieces
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..parallelism import balance, chunk_loop, shared_loop
+from ..vector import amx
+from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
+from ..vector.bf16_panels import can_pack_right, depth_of, gather_rows, offset_of, pack_right
+from ..vector.bf16_tiles import PanelKnobs, fitting_rows, needed_unit, unit_of
+from ..vector.bfloat16 import BFLOAT16, bits_of
+from ..vector.builder import bind, load, loop, make_prim_func, store_result, when
+from ..vector.vectors import pieces
+from .spec import ACTIVATION, PACKED, MatmulSpec
 
 Buffer = Any
 Index = Any

@@ -1,4 +1,4 @@
-"""Dense layer of integers: the product of `tersor.targets.templates.matmul`, four columns of ``a`` at a time.
+"""Dense layer of integers: the product of `tersor.targets.templates.matmul.panels`, four columns of ``a`` at a time.
 
 Rows of ``a`` are read as words of four bytes wherever they begin. The weight is packed as panels
 ``[panel][four of k][columns of the panel][one of the four]``, so that a vector of it goes with one word.
@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from ..record import Target
-from . import matmul
-from .base import NO_EPILOGUE, BufferSpec, Epilogue
-from .builder import RegisterTile, load, make_prim_func
-from .compensation import append_table, packed_bytes, uniform_table, view_as, view_table
-from .dot_product import WORD, DotProduct, dot_product
-from .matmul import MatmulWriter, offset_of
-from .matmul_pack import RhsPanels
-from .matmul_spec import PACKED, MatmulKnobs, MatmulSpec
-from .matmul_tile import accumulate
-from .operand_types import is_integer
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue
+from ..vector.builder import RegisterTile, load, make_prim_func
+from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
+from ..vector.dot_product import WORD, DotProduct, dot_product
+from ..vector.operand_types import is_integer
+from . import panels as matmul
+from .pack import RhsPanels
+from .panels import MatmulWriter, offset_of
+from .spec import PACKED, MatmulKnobs, MatmulSpec
+from .tile import accumulate
 
 Buffer = Any
 Expr = Any

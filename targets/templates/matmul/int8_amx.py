@@ -8,7 +8,7 @@
                 sums += panel[columns, rows] @ weight[columns, outputs]
             out = epilogue(sums)
 
-See `tersor.targets.templates.matmul_bf16`, of which this is the counterpart.
+See `tersor.targets.templates.matmul.bf16`, of which this is the counterpart.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from ..record import Target
-from . import amx
-from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TILE_SIZE, TileShape
-from .amx_pipeline import FinishedTile, Pending, for_each_tile
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import bind, load, loop, make_prim_func, store, store_result, when
-from .compensation import append_table, packed_bytes, uniform_table, view_as, view_table
-from .matmul_spec import PACKED, MatmulSpec
-from .operand_types import is_integer
-from .parallelism import shared_loop
-from .vectors import pieces
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..parallelism import shared_loop
+from ..vector import amx
+from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TILE_SIZE, TileShape
+from ..vector.amx_pipeline import FinishedTile, Pending, for_each_tile
+from ..vector.builder import bind, load, loop, make_prim_func, store, store_result, when
+from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
+from ..vector.operand_types import is_integer
+from ..vector.vectors import pieces
+from .spec import PACKED, MatmulSpec
 
 Buffer = Any
 Index = Any

@@ -7,10 +7,10 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from .builder import constant, load, loop, store, when
-from .matmul_spec import MatmulKnobs, MatmulSpec
-from .parallelism import chunk_loop
-from .vectors import in_register, load_strided, pieces, transpose
+from ..parallelism import chunk_loop
+from ..vector.builder import constant, load, loop, store, when
+from ..vector.vectors import in_register, load_strided, pieces, transpose
+from .spec import MatmulKnobs, MatmulSpec
 
 Buffer = Any
 Index = Any

@@ -17,15 +17,15 @@ import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import RegisterTile, load, loop, make_prim_func, prefetch, store, store_result, when
-from .matmul_pack import RhsPanels, pack_activation
-from .matmul_space import candidates
-from .matmul_spec import ACTIVATION, PACKED, MatmulKnobs, MatmulSpec, reads_rhs_in_place
-from .matmul_tile import accumulate
-from .parallelism import chunk_loop, shared_loop
-from .vectors import lane_slice, pieces
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..parallelism import chunk_loop, shared_loop
+from ..vector.builder import RegisterTile, load, loop, make_prim_func, prefetch, store, store_result, when
+from ..vector.vectors import lane_slice, pieces
+from .pack import RhsPanels, pack_activation
+from .space import candidates
+from .spec import ACTIVATION, PACKED, MatmulKnobs, MatmulSpec, reads_rhs_in_place
+from .tile import accumulate
 
 __all__ = ["MatmulKnobs", "MatmulSpec", "build", "candidates", "pack_weight"]
 

@@ -10,9 +10,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..record import Target
-from . import matmul_spec
-from .matmul_spec import ACTIVATION, MatmulKnobs, MatmulSpec
+from ...machines.target import Target
+from . import spec as matmul_spec
+from .spec import ACTIVATION, MatmulKnobs, MatmulSpec
 
 VARIED_TILES = 5  # of the ranked register tiles
 UNROLLS = (2, 4, 8)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..record import Target
-from .base import row_major_strides
-from .operand_types import check_operands
-from .parallelism import balance, imbalance
+from ...machines.target import Target
+from ..base import row_major_strides
+from ..parallelism import balance, imbalance
+from ..vector.operand_types import check_operands
 
 PACKED = "packed"
 ACTIVATION = "activation"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .arithmetic import FLOAT32, Arithmetic
-from .builder import RegisterTile, loop
+from ..vector.arithmetic import FLOAT32, Arithmetic
+from ..vector.builder import RegisterTile, loop
 
 Expr = Any
 Index = Any

@@ -15,11 +15,11 @@ from typing import Any
 
 from tvm import tirx
 
-from ..record import Target
-from .base import BufferSpec, Epilogue
-from .builder import constant, load, loop, make_prim_func, store, when
-from .parallelism import shared_loop
-from .vectors import in_register, lane_slice, load_strided, pieces, transpose
+from ...machines.target import Target
+from ..base import BufferSpec, Epilogue
+from ..parallelism import shared_loop
+from ..vector.builder import constant, load, loop, make_prim_func, store, when
+from ..vector.vectors import in_register, lane_slice, load_strided, pieces, transpose
 
 Buffer = Any
 Index = Any

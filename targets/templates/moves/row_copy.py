@@ -13,11 +13,11 @@ from typing import Any
 
 from tvm import tirx
 
-from ..record import Target
-from .base import NO_EPILOGUE, BufferSpec
-from .builder import constant, load, loop, make_prim_func, split_index, store, when
-from .parallelism import shared_loop
-from .vectors import pieces
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec
+from ..parallelism import shared_loop
+from ..vector.builder import constant, load, loop, make_prim_func, split_index, store, when
+from ..vector.vectors import pieces
 
 Buffer = Any
 Index = Any

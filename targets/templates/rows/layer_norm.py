@@ -14,12 +14,12 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import RegisterTile, broadcast, constant, load, make_prim_func, store_result
-from .parallelism import shared_loop
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..parallelism import shared_loop
+from ..vector.builder import RegisterTile, broadcast, constant, load, make_prim_func, store_result
+from ..vector.vectors import combine_all, horizontal, in_register, lanes_of
 from .row_vectors import RowVectors, check_rows, flat_row, row_extents
-from .vectors import combine_all, horizontal, in_register, lanes_of
 
 Buffer = Any
 Index = Any

@@ -15,15 +15,15 @@ from typing import Any
 
 from tvm import tirx
 
-from ..record import Target
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .bfloat16 import check_numbers
-from .builder import RegisterTile, constant, load, loop, make_prim_func, store_result, when
-from .integers import accumulator, mean, widened
-from .operand_types import is_integer
-from .parallelism import shared_loop
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..parallelism import shared_loop
+from ..vector.bfloat16 import check_numbers
+from ..vector.builder import RegisterTile, constant, load, loop, make_prim_func, store_result, when
+from ..vector.integers import accumulator, mean, widened
+from ..vector.operand_types import is_integer
+from ..vector.vectors import combine_all, horizontal, lanes_of, maximum, minimum
 from .row_vectors import RowVectors, flat_row
-from .vectors import combine_all, horizontal, lanes_of, maximum, minimum
 
 Buffer = Any
 Index = Any

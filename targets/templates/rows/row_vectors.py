@@ -14,9 +14,9 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .bfloat16 import check_numbers
-from .builder import constant, load, loop, store
-from .vectors import in_register, lane_slice, pieces
+from ..vector.bfloat16 import check_numbers
+from ..vector.builder import constant, load, loop, store
+from ..vector.vectors import in_register, lane_slice, pieces
 
 Expr = Any
 Index = Any

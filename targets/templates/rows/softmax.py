@@ -15,13 +15,13 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import RegisterTile, broadcast, constant, load, make_prim_func, store, store_result
-from .parallelism import shared_loop
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..parallelism import shared_loop
+from ..vector.builder import RegisterTile, broadcast, constant, load, make_prim_func, store, store_result
+from ..vector.vector_math import exp_nonpositive
+from ..vector.vectors import combine_all, horizontal, in_register, lanes_of
 from .row_vectors import RowVectors, check_rows, flat_row, row_extents
-from .vector_math import exp_nonpositive
-from .vectors import combine_all, horizontal, in_register, lanes_of
 
 Buffer = Any
 Index = Any

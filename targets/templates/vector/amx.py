@@ -6,7 +6,7 @@ One instruction adds to a tile of 16 x 16 float32 sums the product of 16 rows of
 
 The right-hand side holds pairs of rows side by side, which is how weights are packed (`pack_pairs`). See "Intel 64 and
 IA-32 Architectures Optimization Reference Manual", chapter 20. A process must ask Linux for permission before its first
-use of a tile: `tersor.targets.catalog.host_features` does.
+use of a tile: `tersor.targets.machines.catalog.host_features` does.
 """
 
 from __future__ import annotations

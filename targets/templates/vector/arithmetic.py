@@ -1,4 +1,4 @@
-"""What innermost loops compute; `tersor.targets.templates.dot_product` has the same for integers."""
+"""What innermost loops compute; `tersor.targets.templates.vector.dot_product` has the same for integers."""
 
 from __future__ import annotations
 

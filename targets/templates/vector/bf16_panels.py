@@ -1,8 +1,8 @@
-"""Operands of products in bfloat16 computed at run time, rearranged for `tersor.targets.templates.bf16_tiles`.
+"""Operands of products in bfloat16 computed at run time, rearranged for `tersor.targets.templates.vector.bf16_tiles`.
 
 The left operand becomes panels ``[32 of the depth][row][32]``: one row of a tile is 64 contiguous bytes, whatever the
-strides of the matrix. The right operand becomes what `tersor.targets.templates.amx.pack_pairs` makes of a weight:
-``[group of columns][32 of the depth][16 columns][pair of the depth][column][2]``.
+strides of the matrix. The right operand becomes what `tersor.targets.templates.vector.amx.pack_pairs` makes of a
+weight: ``[group of columns][32 of the depth][16 columns][pair of the depth][column][2]``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 from tvm import tirx
 
+from ..matmul.spec import MatmulSpec
 from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE, panels
 from .bf16_tiles import SumsShape
 from .bfloat16 import BITS
 from .builder import bind, constant, load, loop, store, when
-from .matmul_spec import MatmulSpec
 from .vectors import in_register, pieces, transpose
 
 Buffer = Any

@@ -1,7 +1,7 @@
 """What multiplies panels of bfloat16 numbers on a target: the matrix unit, else dot products of pairs.
 
 Both take the same operands, which is why one template serves them: rows of 32 numbers on the left, and tiles of
-`tersor.targets.templates.amx.pack_pairs` on the right.
+`tersor.targets.templates.vector.amx.pack_pairs` on the right.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..record import Target
+from ...machines.target import Target
 from . import amx, dot_bf16
 from .amx import TILE_COLUMNS, TILE_ROWS, TileShape
 from .dot_bf16 import DotShape

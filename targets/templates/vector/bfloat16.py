@@ -1,8 +1,9 @@
 """bfloat16 numbers in memory, float32 in registers.
 
-TVM legalises bfloat16 buffers away before code generation, so their elements are stored as the 16 bits that they are.
-A buffer of bfloat16 numbers is a `Bfloat16Buffer`: reading it widens, `tersor.targets.templates.builder.store` rounds,
-and a template written for float32 works on it unchanged. Kernels that only move data take the bits, as ``uint16``.
+TVM legalises bfloat16 buffers away before code generation, so their elements are stored as the 16 bits that they are. A
+buffer of bfloat16 numbers is a `Bfloat16Buffer`: reading it widens, `tersor.targets.templates.vector.builder.store`
+rounds, and a template written for float32 works on it unchanged. Kernels that only move data take the bits, as
+``uint16``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
+from ...machines.target import Target
 
 Expr = Any
 

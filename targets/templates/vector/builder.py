@@ -14,8 +14,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
-from ..record import ALIGNMENT
-from .base import BufferSpec, Epilogue, VectorAt
+from ...machines.target import ALIGNMENT
+from ..base import BufferSpec, Epilogue, VectorAt
 from .bfloat16 import BFLOAT16, BITS, Bfloat16Buffer, bits_of, narrow
 
 Expr = Any

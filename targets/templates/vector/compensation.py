@@ -15,7 +15,7 @@ import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from .spatial import Window
+from ..windows.spatial import Window
 
 Index = Any
 Buffer = Any

@@ -7,7 +7,7 @@ weight of one output), handled as one int32. One step adds to each lane of a vec
 
 exactly. Instructions differ in the signs that they take. Weights are int8; activations of the other signedness than an
 instruction's have their highest bit flipped, which adds or takes 128 (`DotProduct.offset`), and the sums start from the
-compensation for that, together with the one for the zero point; see `tersor.targets.templates.compensation`.
+compensation for that, together with the one for the zero point; see `tersor.targets.templates.vector.compensation`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..record import Target
+from ...machines.target import Target
 from .arithmetic import Arithmetic
 from .builder import RegisterTile, broadcast, constant
 from .vectors import in_register, shuffle

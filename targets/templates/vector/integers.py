@@ -1,6 +1,6 @@
 """Vectors of 8-bit integers and of the float32 numbers that they stand for; see "Integers" in docs/kernels.md.
 
-Everything here is called while a PrimFunc is being written, like `tersor.targets.templates.vectors`.
+Everything here is called while a PrimFunc is being written, like `tersor.targets.templates.vector.vectors`.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from ..record import Target
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import RegisterTile, bind, load, loop, make_prim_func, store_result
-from .conv2d_spec import Conv2dSpec
-from .operand_types import check_weight_shape
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..conv2d.spec import Conv2dSpec
+from ..vector.builder import RegisterTile, bind, load, loop, make_prim_func, store_result
+from ..vector.operand_types import check_weight_shape
 from .spatial import TileRun, Window
 from .window_loops import for_each_tile, piece_counts, tap_bounds, tile_widths
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .builder import bind, constant, load, loop, store, when
+from ..vector.builder import bind, constant, load, loop, store, when
+from ..vector.vectors import pieces
 from .spatial import Window
-from .vectors import pieces
 
 Buffer = Any
 Expr = Any
@@ -78,7 +78,7 @@ class RowCopier:
     vector_bytes
         Widest copy.
     offset
-        What is added to every byte, see `tersor.targets.templates.dot_product.DotProduct`.
+        What is added to every byte, see `tersor.targets.templates.vector.dot_product.DotProduct`.
     """
 
     zero_point: int

@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from tvm import tirx
 
-from ..record import Target
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from .builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, store_result
-from .integers import accumulator, add, mean
-from .operand_types import INTEGER_RANGES, check_operands, is_integer
-from .parallelism import shared_loop
+from ...machines.target import Target
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..parallelism import shared_loop
+from ..vector.builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, store_result
+from ..vector.integers import accumulator, add, mean
+from ..vector.operand_types import INTEGER_RANGES, check_operands, is_integer
+from ..vector.vectors import maximum
 from .spatial import TileRun, Window
-from .vectors import maximum
 from .window_loops import for_each_tile, piece_counts, tap_bounds, tile_widths
 
 GLOBAL_ACCUMULATORS = 8  # independent sums that hide the latency of an addition

@@ -7,9 +7,9 @@ from typing import Any
 
 from tvm import tirx
 
-from ..record import Target
-from .builder import bind, loop
-from .parallelism import shared_loop
+from ...machines.target import Target
+from ..parallelism import shared_loop
+from ..vector.builder import bind, loop
 from .spatial import TileRun, Window, balanced_split, tile_runs
 
 Expr = Any

@@ -1,0 +1,1 @@
+"""What runs a compiled model: the executable, the virtual machine behind it, and arrays in and out."""

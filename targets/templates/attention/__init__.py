@@ -1,0 +1,1 @@
+"""Templates of scaled dot-product attention."""

@@ -1,0 +1,1 @@
+"""Templates that move data and compute nothing."""

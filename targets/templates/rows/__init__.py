@@ -1,0 +1,1 @@
+"""Templates that work on whole rows: softmax, layer normalization and reductions."""

@@ -1,0 +1,1 @@
+"""Templates of windows that treat every channel alone: depthwise convolution and pooling."""
