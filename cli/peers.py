@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def check_peers(names: Sequence[str]) -> None:
     """Raise TersorError when the runtimes called ``names`` cannot be compared with here."""
-    if find_spec(".benchmarks", __package__) is None:
+    if find_spec("..benchmarks", __package__) is None:
         raise TersorError(
             "--against needs the benchmarks of a checkout, which the installed package lacks; run it there"
         )

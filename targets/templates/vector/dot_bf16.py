@@ -59,7 +59,7 @@ def pairs_at(buffer: Buffer, offset: Index) -> Expr:
 
 @dataclass(frozen=True)
 class DotShape:
-    """``rows`` positions by ``columns`` vectors of sums in registers: what `tersor.targets.templates.vector.amx.TileShape` is.
+    """``rows`` positions by ``columns`` vectors of sums in registers: what `vector.amx.TileShape` is.
 
     Panels and packed weights are those of the matrix unit.
     """
