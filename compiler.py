@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import passes
+from .checking import Reference, check_agreement
 from .frontend import from_torch
 from .ir import Graph, TersorError, TersorWarning, weights_loaded
 from .passes import PassManager, Pipeline, as_pipeline
@@ -27,6 +28,42 @@ from .targets.tuning.tuned import Tuned, load_tuned
 REQUIRED_PASSES = "fold-batchnorm,layout"
 
 
+@dataclass(frozen=True)
+class CompileOptions:
+    """How to compile; `compile` says what each option means.
+
+    Raises
+    ------
+    TersorError
+        For options that no model could be compiled with.
+    """
+
+    target: str | Target = "x86:native"
+    pipeline: str = "O3"
+    calibration: Iterable[Any] | None = None
+    tune: int = 0
+    log_dir: Path | None = None
+    threads: int | None = None
+    check: str | bool = "auto"
+
+    def __post_init__(self) -> None:
+        if type(self.tune) is not int or self.tune < 0:
+            raise TersorError(f"tune must be a whole number of trials, 0 or more, not {self.tune!r}")
+        if self.check not in ("auto", True, False):
+            raise TersorError(f"check must be 'auto' or False, not {self.check!r}")
+
+    @property
+    def passes(self) -> Pipeline:
+        """The passes asked for, and those that code generation needs."""
+        return as_pipeline(",".join(text for text in (self.pipeline, REQUIRED_PASSES) if text))
+
+    @property
+    def machine(self) -> Target:
+        """The record of the target, with as many cores as a call has threads; its own where ``threads`` is None."""
+        record = resolve_target(self.target)
+        return record if self.threads is None else replace(record, cores=check_threads(self.threads, record))
+
+
 def compile(
     graph_or_module: Any,
     example_inputs: Any = None,
@@ -37,6 +74,7 @@ def compile(
     tune: int = 0,
     log_dir: str | Path | None = None,
     threads: int | None = None,
+    check: str | bool = "auto",
 ) -> Executable:
     """Compile a model.
 
@@ -61,30 +99,28 @@ def compile(
     threads
         Threads of one call, which the work is split for. By default it is split for the target's cores, and calls use
         all cores that this process may use, which is the same for ``"x86:native"``.
+    check
+        ``"auto"`` runs the program once beside the model on the example inputs (a graph: on random ones) and compares
+        them, see `tersor.checking`. After exact and close passes they must agree; after approximate ones the
+        signal-to-noise ratio is reported. False leaves that out.
 
     Returns
     -------
     Executable
-        Callable like the model; ``exe.report`` tells what each pass did.
+        Callable like the model; ``exe.report`` tells what each pass did, and ``exe.report.agreement`` what ``check``
+        found.
 
     Raises
     ------
     TersorError
         For whatever in the input cannot be compiled, with what to do.
+    DisagreementError
+        When the program computes something else than the model; it names the first layer that differs.
     """
-    if type(tune) is not int or tune < 0:
-        raise TersorError(f"tune must be a whole number of trials, 0 or more, not {tune!r}")
-    return compile_in_stages(
-        graph_or_module,
-        example_inputs,
-        target=target,
-        pipeline=pipeline,
-        calibration=calibration,
-        threads=threads,
-        tune=tune,
-        log_dir=None if log_dir is None else Path(log_dir),
-        begin=lambda stage: None,
-    )
+    folder = None if log_dir is None else Path(log_dir)
+    options = CompileOptions(target, pipeline, calibration, tune, folder, threads, check)
+    graph = as_graph(graph_or_module, example_inputs)
+    return compile_in_stages(graph, options, reference=Reference.of(graph_or_module, graph, example_inputs))
 
 
 def run_passes(
@@ -177,12 +213,6 @@ class Optimized:
     report: Any
 
 
-def resolve_with_threads(target: str | Target, threads: int | None) -> Target:
-    """The record of a target, with as many cores as a call has threads; its own where ``threads`` is None."""
-    record = resolve_target(target)
-    return record if threads is None else replace(record, cores=check_threads(threads, record))
-
-
 def as_graph(graph_or_module: Any, example_inputs: Any) -> Graph:
     """A graph as it is, anything else exported; raises TersorError when its weights are not loaded."""
     graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
@@ -192,64 +222,43 @@ def as_graph(graph_or_module: Any, example_inputs: Any) -> Graph:
 
 
 def optimize_in_stages(
-    graph_or_module: Any,
-    example_inputs: Any,
-    *,
-    target: str | Target,
-    pipeline: str,
-    calibration: Iterable[Any] | None,
-    threads: int | None,
-    begin: Callable[[str], None],
-    log_dir: Path | None = None,
+    graph: Graph, options: CompileOptions, begin: Callable[[str], None] = lambda stage: None
 ) -> Optimized:
     """Everything of `compile` that comes before tuning and code generation."""
-    record = resolve_with_threads(target, threads)
-    stages = as_pipeline(",".join(text for text in (pipeline, REQUIRED_PASSES) if text))
-    begin("export")
-    graph = as_graph(graph_or_module, example_inputs)
-    manager = PassManager(stages, instruments=(PassStages(begin),))
-    latency = latency_of(stages, record, log_dir)
-    outcome = manager.run(graph, target=record, calibration=calibration, latency=latency)
-    return Optimized(outcome.graph, record, outcome.report)
+    target = options.machine
+    manager = PassManager(options.passes, instruments=(PassStages(begin),))
+    latency = latency_of(options.passes, target, options.log_dir)
+    outcome = manager.run(graph, target=target, calibration=options.calibration, latency=latency)
+    return Optimized(outcome.graph, target, outcome.report)
 
 
 def compile_in_stages(
-    graph_or_module: Any,
-    example_inputs: Any,
+    graph: Graph,
+    options: CompileOptions,
     *,
-    target: str | Target,
-    pipeline: str,
-    calibration: Iterable[Any] | None,
-    threads: int | None,
-    begin: Callable[[str], None],
-    tune: int = 0,
-    log_dir: Path | None = None,
+    reference: Reference | None,
+    begin: Callable[[str], None] = lambda stage: None,
     observer: Observer | None = None,
 ) -> Executable:
-    """`compile`, telling ``begin`` the name of each stage when it starts, and ``observer`` how tuning goes on."""
-    optimized = optimize_in_stages(
-        graph_or_module,
-        example_inputs,
-        target=target,
-        pipeline=pipeline,
-        calibration=calibration,
-        threads=threads,
-        begin=begin,
-        log_dir=log_dir,
-    )
-    if tune:
+    """`compile` for a graph, compared with ``reference``.
+
+    ``begin`` is told the name of each stage when it starts, and ``observer`` how tuning goes on.
+    """
+    optimized = optimize_in_stages(graph, options, begin)
+    target = optimized.target
+    if options.tune:
         begin("tune")
-        tuned = _tune(optimized, tune, log_dir or DEFAULT_LOG_DIR, observer)
+        tuned = _tune(optimized, options.tune, options.log_dir or DEFAULT_LOG_DIR, observer)
     else:
-        tuned = load_choices(optimized.target, log_dir)
-    return compile_graph(
-        optimized.graph,
-        optimized.target,
-        threads=threads,
-        choose=tuned,
-        report=optimized.report,
-        begin=begin,
+        tuned = load_choices(target, options.log_dir)
+    executable = compile_graph(
+        optimized.graph, target, threads=options.threads, choose=tuned, report=optimized.report, begin=begin
     )
+    if options.check and reference is not None:
+        begin("compare with the model")
+        agreement = check_agreement(executable, reference, options.passes, runs=runs_here(target))
+        executable.report = replace(executable.report, agreement=agreement)
+    return executable
 
 
 def _tune(optimized: Optimized, trials: int, log_dir: Path, observer: Observer | None) -> Tuned:

@@ -27,7 +27,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from tersor.cli.tuning_progress import observer
-from tersor.compiler import Optimized, optimize_in_stages
+from tersor.compiler import CompileOptions, Optimized, as_graph, optimize_in_stages
 from tersor.targets import compile_graph
 from tersor.targets.tuning.driver import load_records, tune_graph
 from tersor.targets.tuning.extract import extract_tasks
@@ -80,10 +80,7 @@ class Gain:
 
 def optimized(model: str, threads: int, target: str = NATIVE) -> Optimized:
     """The graph that is tuned and compiled."""
-    module, inputs = load(model)
-    return optimize_in_stages(
-        module, inputs, target=target, pipeline="O3", calibration=None, threads=threads, begin=lambda stage: None
-    )
+    return optimize_in_stages(as_graph(*load(model)), CompileOptions(target=target, threads=threads))
 
 
 def compiled(model: Optimized, records: Sequence[Record], threads: int) -> Any:

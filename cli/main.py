@@ -19,6 +19,7 @@ from .compress import compress
 from .log import log
 from .opt import opt
 from .options import (
+    CheckOption,
     DataOption,
     JsonOption,
     LogDirOption,
@@ -35,6 +36,7 @@ from .rpc import rpc_server, rpc_tracker
 from .tune import tune
 
 if TYPE_CHECKING:
+    from ..compiler import CompileOptions
     from ..frontend import LoadedModel
     from ..targets import Executable
 
@@ -76,6 +78,7 @@ def compile(
         int, typer.Option(min=0, help="Kernel candidates to measure first; `tersor tune` shows how it goes on.")
     ] = 0,
     log_dir: LogDirOption = None,
+    check: CheckOption = True,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -88,6 +91,7 @@ def compile(
       tersor compile old.tersor -o new.tersor    (again, from the graph that it contains)
       tersor compile model.pt2 --target arm:cortex-a72 --bundle model-a72.tar.gz
     """
+    from ..compiler import CompileOptions
     from ..ir import TersorError
     from ..targets.packaging.artifact import check_output
     from ..targets.packaging.bundle import check_bundle_output
@@ -103,8 +107,9 @@ def compile(
     if bundle is not None:
         check_bundle_output(bundle)
     import_plugins(plugin or ())
+    options = CompileOptions(target, pipeline, tune=tune, log_dir=log_dir, threads=threads, check=check)
     with progress() as shown:
-        executable, _ = _compile(model, target, pipeline, threads, data or (), shown.begin, tune=tune, log_dir=log_dir)
+        executable, _ = _compile(model, options, data or (), shown.begin)
         shown.begin("write")
         if output is not None:
             executable.save(output)
@@ -114,11 +119,14 @@ def compile(
     if as_json:
         names = {"output": None if output is None else str(output), "bundle": None if bundle is None else str(bundle)}
         result = names | {"bytes": sum(written.values()), "model": describe_model(executable.info)}
-        print_json(result | {"passes": executable.report.to_json(), "seconds": shown.seconds})
+        agreement = None if executable.report.agreement is None else executable.report.agreement.to_json()
+        print_json(result | {"passes": executable.report.to_json(), "agreement": agreement, "seconds": shown.seconds})
         return
     console = Console()
     console.print(passes_table(executable.report))
     console.print(f"{executable!r}: {describe_kernels(executable.info)}", highlight=False, soft_wrap=True)
+    if executable.report.agreement is not None:
+        console.print(str(executable.report.agreement), highlight=False, soft_wrap=True)
     for path, size in written.items():
         console.print(f"wrote {path} ({size / 2**20:.1f} MiB)", highlight=False, soft_wrap=True)
 
@@ -174,6 +182,7 @@ def bench(
     kernels: Annotated[bool, typer.Option("--kernels", help="Time each kernel too.")] = False,
     data: DataOption = None,
     log_dir: LogDirOption = None,
+    check: CheckOption = True,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -185,6 +194,7 @@ def bench(
       tersor bench model.pt2 --kernels
       tersor bench package.module:factory --against torch,onnxruntime,openvino
     """
+    from ..compiler import CompileOptions
     from ..targets import load
     from ..targets.packaging.artifact import is_artifact
     from .opt_driver import import_plugins
@@ -200,7 +210,8 @@ def bench(
             shown.begin("load")
             executable, loaded = load(model), None
         else:
-            executable, loaded = _compile(model, target, pipeline, threads, data or (), shown.begin, log_dir=log_dir)
+            options = CompileOptions(target, pipeline, log_dir=log_dir, threads=threads, check=check)
+            executable, loaded = _compile(model, options, data or (), shown.begin)
         if threads is not None:
             executable.threads = threads
         shown.begin("time")
@@ -268,38 +279,18 @@ def passes(plugin: PluginOption = None, as_json: JsonOption = False) -> None:
 
 
 def _compile(
-    model: str,
-    target: str,
-    pipeline: str,
-    threads: int | None,
-    data: Sequence[str],
-    begin: Callable[[str], None],
-    *,
-    tune: int = 0,
-    log_dir: Path | None = None,
+    model: str, options: CompileOptions, data: Sequence[str], begin: Callable[[str], None]
 ) -> tuple[Executable, LoadedModel | None]:
     """Compile what MODEL names; also returns the model itself, unless it is the graph of an artifact."""
+    from ..checking import Reference
     from ..compiler import compile_in_stages
     from ..compression.data import open_data
-    from ..targets import resolve_target
 
-    record = resolve_target(target)
-    if threads is not None:
-        record = replace(record, cores=threads)
     begin("load")
     graph, loaded = load_named(model)
-    executable = compile_in_stages(
-        graph,
-        None,
-        target=record,
-        pipeline=pipeline,
-        calibration=open_data(data, graph),
-        threads=None,
-        begin=begin,
-        tune=tune,
-        log_dir=log_dir,
-    )
-    return executable, loaded
+    source, inputs = (graph, None) if loaded is None else (loaded.model, loaded.example_inputs)
+    options = replace(options, calibration=open_data(data, graph))
+    return compile_in_stages(graph, options, reference=Reference.of(source, graph, inputs), begin=begin), loaded
 
 
 def _size(path: Path) -> int:

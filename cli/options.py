@@ -28,6 +28,9 @@ PipelineOption = Annotated[str, typer.Option("-p", "--pipeline", help="Passes an
 LogDirOption = Annotated[
     Path | None, typer.Option(help="Folder of tuning records, used on top of those that ship with Tersor.")
 ]
+CheckOption = Annotated[
+    bool, typer.Option(help="Run the program once beside the model on the example inputs, and compare.")
+]
 DataOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -56,7 +56,7 @@ def tune(
       tersor tune package.module:factory --trials 500 --log-dir logs
       tersor tune model.tersor --time 60 --chart convergence.svg
     """
-    from ..compiler import optimize_in_stages
+    from ..compiler import CompileOptions, optimize_in_stages
     from ..compression.data import open_data
     from ..ir import TersorError
     from ..targets import compile_graph
@@ -81,16 +81,8 @@ def tune(
     with progress() as shown:
         shown.begin("load")
         graph, _ = load_named(model)
-        optimized = optimize_in_stages(
-            graph,
-            None,
-            target=target,
-            pipeline=pipeline,
-            calibration=open_data(data or (), graph),
-            threads=threads,
-            begin=shown.begin,
-            log_dir=log_dir,
-        )
+        options = CompileOptions(target, pipeline, open_data(data or (), graph), log_dir=log_dir, threads=threads)
+        optimized = optimize_in_stages(graph, options, shown.begin)
     check_measurable(optimized.target)
     console.print(f"measurements are added to {target_folder(log_dir, optimized.target.name)}", markup=False)
     records = load_records(

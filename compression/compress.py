@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..compiler import as_graph, resolve_with_threads
+from ..compiler import CompileOptions, as_graph
 from ..ir import Graph, TersorError
 from ..targets import Target
 from ..targets.packaging.artifact import check_output
@@ -81,7 +81,7 @@ def compress(
         When a later step fails; its attribute ``compressed`` holds what was made until then.
     """
     plan = make_plan(pipeline)
-    record = resolve_with_threads(target, threads)
+    record = CompileOptions(target=target, threads=threads).machine
     check_max_drop(max_drop, evaluate is not None)
     if output is not None:
         check_output(Path(output))

@@ -26,12 +26,14 @@ from . import (  # noqa: F401 (registers passes)
 from .base import Comparison, Exactness, Latency, Pass, PassContext, PassError, Result
 from .bisect import Culprit, bisect
 from .manager import Outcome, PassManager, run_passes
+from .numeric import Agreement
 from .pipeline import PRESETS, Pipeline, PipelineError, Preset, as_pipeline, parse_pipeline, print_pass
 from .registry import Option, PassInfo, find_pass, list_passes, register_pass
 from .report import PassRecord, Report
 
 __all__ = [
     "PRESETS",
+    "Agreement",
     "Comparison",
     "Culprit",
     "Exactness",

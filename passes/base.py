@@ -113,6 +113,8 @@ class PassContext:
         Rewrites applied and refused.
     latency
         Measures on the target, or None when nothing can be measured.
+    calibrated
+        A copy of the graph as ``quantize-calibrate`` left it, before accuracy passes change the weights.
     notes
         Lines for the report, appended by passes.
     verdicts
@@ -123,6 +125,7 @@ class PassContext:
     calibration: Iterable[Sequence[torch.Tensor]] | None = None
     log: RewriteLog = field(default_factory=RewriteLog)
     latency: Latency | None = None
+    calibrated: Graph | None = None
     notes: list[str] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
 
@@ -133,10 +136,21 @@ class PassContext:
 
 @dataclass(frozen=True)
 class Result:
-    """What a pass did: whether the IR changed, and lines for the report."""
+    """What a pass did.
+
+    Attributes
+    ----------
+    changed
+        Whether the IR changed.
+    notes
+        Lines for the report.
+    then
+        Passes that the manager runs next, under the same instruments: ``fuse`` where fused groups were taken apart.
+    """
 
     changed: bool
     notes: tuple[str, ...] = ()
+    then: tuple[Pass, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +164,11 @@ class Pass:
     exactness: ClassVar[Exactness] = Exactness.EXACT
     measures: ClassVar[bool] = False  # asks `PassContext.latency`: callers that can measure should give one
     repairs: ClassVar[bool] = False  # wins back accuracy that the pass before it has cost: judge them together
+
+    @property
+    def steps(self) -> tuple[Pass, ...]:
+        """The passes that this one is short for, which run in its place; none for most."""
+        return ()
 
     @property
     def tolerance(self) -> float:

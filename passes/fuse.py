@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir import Graph
-from .base import Pass, PassContext, Result
+from .base import Pass
 from .fuse_elementwise import FuseElementwise
 from .fuse_epilogue import FuseEpilogue
 from .registry import register_pass
@@ -20,6 +19,6 @@ from .registry import register_pass
 class Fuse(Pass):
     """Fuse layers with what follows them, then the elementwise ops that are left."""
 
-    def run(self, graph: Graph, context: PassContext) -> Result:
-        results = [part.run(graph, context) for part in (FuseEpilogue(), FuseElementwise())]
-        return Result(any(result.changed for result in results))
+    @property
+    def steps(self) -> tuple[Pass, ...]:
+        return (FuseEpilogue(), FuseElementwise())

@@ -92,14 +92,13 @@ class HalfPrecision(Pass):
         fused = take_apart(graph, rewriter, self.name)
         conversion = _Conversion(rewriter, self.name, self.dtype)
         converted = sum(conversion.convert(op) for op in graph.ops)
-        if fused:
-            Fuse().run(graph, context)
+        then = (Fuse(),) if fused else ()
         if not converted:
-            return Result(rewriter.changed)
+            return Result(rewriter.changed, then=then)
         batches = [seeded_inputs(original)] if context.calibration is None else context.calibration
         error = largest_deviation(original, graph, batches)
         done = f"{converted} ops in {self.dtype.value}"
-        return Result(True, (f"{done}; {error}" if error else done,))
+        return Result(True, (f"{done}; {error}" if error else done,), then)
 
 
 class _Conversion:

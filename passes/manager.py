@@ -67,14 +67,16 @@ class PassManager:
         graph = graph.clone()
         batches = tuple(calibration) if isinstance(calibration, Iterator) else calibration
         context = PassContext(target, batches, RewriteLog(limit=self.bisect_limit), latency)
-        passes = self.pipeline.passes
         for instrument in self.instruments:
             instrument.begin(graph, self.pipeline)
-        records = []
-        for index, one in enumerate(passes):
+        records: list[PassRecord] = []
+        waiting = self.pipeline.passes
+        while waiting:
             limit = None if self.bisect_limit is None else self.bisect_limit - len(context.log.applied)
-            step = Step(one, index, len(passes), Pipeline(passes[index:]), limit)
-            records.append(self._run_pass(step, graph, context))
+            step = Step(waiting[0], len(records), len(records) + len(waiting), Pipeline(waiting), limit)
+            record, then = self._run_pass(step, graph, context)
+            records.append(record)
+            waiting = (*Pipeline(then).passes, *waiting[1:])
         try:
             verify(graph, weights=loaded)
         except IRError as error:
@@ -88,7 +90,8 @@ class PassManager:
             instrument.end(graph, report)
         return Outcome(graph, report)
 
-    def _run_pass(self, step: Step, graph: Graph, context: PassContext) -> PassRecord:
+    def _run_pass(self, step: Step, graph: Graph, context: PassContext) -> tuple[PassRecord, tuple[Pass, ...]]:
+        """Run one pass; returns what it did, and the passes that it asks to follow."""
         for instrument in self.instruments:
             instrument.before(step, graph)
         one, log = step.one, context.log
@@ -116,7 +119,7 @@ class PassManager:
                 instrument.after(step, graph, record)
             except CheckFailure as error:
                 self._fail(step, error, log)
-        return record
+        return record, result.then
 
     def _fail(self, step: Step, error: Exception, log: RewriteLog) -> NoReturn:
         """Raise the PassError for ``error``, with what instruments have to say about it."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import networkx
 import torch
@@ -60,6 +61,87 @@ def deviation(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) 
         if one.relative > worst.relative:
             worst = one
     return worst
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a compiled program is from the model that it was made from, on the model's example inputs.
+
+    Attributes
+    ----------
+    subject
+        What was compared: the ``program``, or the optimized ``graph`` where the program does not run on this machine.
+    exact
+        Whether all passes are exact or close, so that outputs must agree.
+    difference
+        See `distance`.
+    decibels
+        Signal-to-noise ratio of the worst floating-point output; infinite where outputs are the same.
+    rounding
+        What float32 costs the model itself, measured where ``difference`` was too large to be taken for granted.
+    skipped
+        Why nothing was compared; empty if it was.
+    """
+
+    subject: str
+    exact: bool
+    difference: float = 0.0
+    decibels: float = math.inf
+    rounding: float | None = None
+    skipped: str = ""
+
+    @classmethod
+    def between(
+        cls, subject: str, exact: bool, expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]
+    ) -> Agreement:
+        """Compare outputs."""
+        ratios = [_decibels(*pair) for pair in zip(expected, actual, strict=True) if pair[0].is_floating_point()]
+        return cls(subject, exact, distance(expected, actual), min(ratios, default=math.inf))
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types; what is infinite is null."""
+        numbers = asdict(self)
+        return {key: None if value in (math.inf, -math.inf) else value for key, value in numbers.items()}
+
+    def __str__(self) -> str:
+        if self.skipped:
+            return f"not compared with the model: {self.skipped}"
+        apart = f"largest difference {self.difference:.2g} of an output's scale"
+        if not self.exact:
+            apart = f"signal-to-noise ratio {self.decibels:.1f} dB, {apart}"
+        if self.rounding is not None:
+            apart += f"; float32 itself costs this model {self.rounding:.2g}"
+        return f"{self.subject} compared with the model on its example inputs: {apart}"
+
+
+def distance(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> float:
+    """How far outputs are apart: the largest difference as a share of an output's scale.
+
+    Of integers and booleans it is the share of elements that differ. It is infinite where NaN or infinity stands on one
+    side only, and where shapes differ.
+    """
+    if len(expected) != len(actual):
+        return math.inf
+    return max((_distance(*pair) for pair in zip(expected, actual, strict=True)), default=0.0)
+
+
+def _distance(expected: torch.Tensor, actual: torch.Tensor) -> float:
+    if expected.shape != actual.shape:
+        return math.inf
+    if not expected.is_floating_point():
+        return (expected != actual).double().mean().item() if expected.numel() else 0.0
+    return _deviation(0, expected.double(), actual.double()).relative
+
+
+def _decibels(expected: torch.Tensor, actual: torch.Tensor) -> float:
+    """Signal-to-noise ratio of the elements that are finite."""
+    finite = expected.isfinite()
+    signal = expected[finite].double()
+    noise = (signal - actual[finite].double()).square().sum().item()
+    if not noise:
+        return math.inf
+    power = signal.square().sum().item()
+    return 10 * math.log10(power / noise) if power and math.isfinite(noise) else -math.inf
 
 
 def _deviation(index: int, expected: torch.Tensor, actual: torch.Tensor) -> Deviation:

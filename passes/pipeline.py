@@ -61,13 +61,17 @@ class Pipeline:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        """All passes in order, presets expanded."""
-        return tuple(
-            one for element in self.elements for one in (element.passes if isinstance(element, Preset) else (element,))
-        )
+        """All passes in order, with presets and passes that are short for others expanded."""
+        return tuple(one for element in self.elements for one in _expanded(element))
 
     def __str__(self) -> str:
         return ",".join(str(e) if isinstance(e, Preset) else print_pass(e) for e in self.elements)
+
+
+def _expanded(element: Pass | Preset) -> tuple[Pass, ...]:
+    if isinstance(element, Preset):
+        return element.passes
+    return Pipeline(element.steps).passes if element.steps else (element,)
 
 
 def as_pipeline(pipeline: str | Pipeline | Sequence[Pass]) -> Pipeline:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..ir import Refusal
+from .numeric import Agreement
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,18 @@ class PassRecord:
 
 @dataclass(frozen=True)
 class Report:
-    """All passes of a run, in order."""
+    """What was done to a model.
+
+    Attributes
+    ----------
+    records
+        All passes of a run, in order.
+    agreement
+        How far the compiled program is from the model; None where that was not asked for.
+    """
 
     records: tuple[PassRecord, ...] = ()
+    agreement: Agreement | None = None
 
     @property
     def seconds(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tersor.ir import Graph, parse, structurally_equal
-from tersor.passes import Outcome, PassManager, as_pipeline
+from tersor.passes import Outcome, PassManager, PassRecord, as_pipeline
 from tersor.passes.instruments import CheckEach, VerifyEach
 from tersor.passes.numeric import deviation, seeded_inputs
 
@@ -45,3 +45,9 @@ def kinds(graph: Graph) -> list[str]:
 def body(text: str) -> str:
     """Lines of IR text without indentation, for comparison."""
     return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+def record_of(outcome: Outcome, name: str) -> PassRecord:
+    """What the pass called ``name`` did, in the one run of it."""
+    (record,) = (one for one in outcome.report.records if one.name == name)
+    return record

@@ -72,14 +72,14 @@ def test_every_instrument_at_once(tersor, source, tmp_path):
     assert code == 0
     assert "fused(" in out
     count = len(parse_pipeline("O3").passes)
-    assert f"# ---- after fuse ({count} of {count}) ----" in err
+    assert f"# ---- after fuse-elementwise ({count} of {count}) ----" in err
     assert f"in {count} passes" in err
     assert len(list((tmp_path / "d").iterdir())) == count + 1
     assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize(
-    ("flag", "count"), [("--print-before-all", 2), ("--print-after-all", 2), ("--print-on-change", 1)]
+    ("flag", "count"), [("--print-before-all", 3), ("--print-after-all", 3), ("--print-on-change", 1)]
 )
 def test_printing(tersor, source, flag, count):
     _, _, err = tersor("opt", source, "-p", "dce,fuse", flag)
@@ -254,8 +254,10 @@ def test_reproducers_name_target_and_data(tersor, source, tmp_path, monkeypatch)
     options = ["--target", "x86:znver4", "--data", "nan.safetensors"]
     code, _, err = tersor("opt", source, "-p", "O2,quantize", *options, "--reproducer-dir", tmp_path / "r")
     assert code == 2
-    (line,) = [line for line in (tmp_path / "r" / "quantize.ir").read_text().splitlines() if "tersor opt" in line]
-    assert " -p quantize --target x86:znver4 --data nan.safetensors" in line
+    text = (tmp_path / "r" / "quantize-calibrate.ir").read_text()
+    (line,) = [line for line in text.splitlines() if "tersor opt" in line]
+    assert " -p quantize-calibrate,bias-correction,quantize-realize,fuse-" in line
+    assert " --target x86:znver4 --data nan.safetensors" in line
     again, _, message = tersor(*shlex.split(line.lstrip("# "))[1:])
     assert again == 2
     assert message.partition("; reproducer")[0].strip() in err

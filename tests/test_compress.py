@@ -285,9 +285,10 @@ def test_every_step_is_reported(graph, tmp_path):
     assert factorized.artifact_bytes == path.stat().st_size
     assert result.headline.startswith("2.00x faster, ")
     assert result.headline.endswith("score -20.00 points")
-    assert [record.name for record in result.report.records][-2:] == ["prune-channels", "low-rank"]
-    assert [record.name for record in original.records][-1] == "fuse"
-    assert [record.name for record in pruned.records] == ["prune-channels"]
+    fused = ["fuse-epilogue", "fuse-elementwise"]
+    assert [record.name for record in result.report.records][-6:] == ["prune-channels", *fused, "low-rank", *fused]
+    assert [record.name for record in original.records][-1] == "fuse-elementwise"
+    assert [record.name for record in pruned.records] == ["prune-channels", *fused]
     assert [verdict.is_whole for verdict in factorized.records[0].verdicts][-1]
     (x,) = batches(1)
     torch.testing.assert_close(tersor.load(path)(x), result.executable(x))

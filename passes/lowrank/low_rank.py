@@ -110,8 +110,12 @@ class LowRank(Pass):
         whole = _judge_whole(graph, planned, kept, referee, batch)
         if not whole.stays:
             return Result(False, (*notes, whole.note))
-        twins = _apply(graph, planned, kept, rewriter, context)
-        return Result(rewriter.changed, (*notes, whole.note) if twins else ("left out by the bisection limit",))
+        fused = take_apart(graph, rewriter, _RULE)
+        if any(isinstance(op, FusedOp) for op in graph.ops):
+            return Result(rewriter.changed, ("left out by the bisection limit",))
+        twins: dict[Op | None, Op] = dict(zip(planned.ops, graph.ops, strict=True))
+        _replace(graph, {twins[op]: chain for op, chain in kept.items()}, rewriter)
+        return Result(rewriter.changed, (*notes, whole.note), (Fuse(),) if fused else ())
 
     def _chains(self, graph: Graph, context: PassContext, rewriter: Rewriter) -> dict[Op, _Chain]:
         """What each layer is to become that does fewer multiply-adds then; all others are refused."""
@@ -174,18 +178,6 @@ def _judge_whole(
     _replace(changed, {mapping[op.results[0]].op: chain for op, chain in kept.items()}, Rewriter(changed))
     error = largest_deviation(graph, changed, [batch])
     return referee.judge_whole(graph, changed, f"before fine-tuning, {error}" if error else "")
-
-
-def _apply(graph: Graph, planned: Graph, kept: dict[Op, _Chain], rewriter: Rewriter, context: PassContext) -> bool:
-    """Make the planned changes in the graph itself; False if a bisection limit forbids to take groups apart."""
-    fused = take_apart(graph, rewriter, _RULE)
-    if any(isinstance(op, FusedOp) for op in graph.ops):
-        return False
-    twins = dict(zip(planned.ops, graph.ops, strict=True))
-    _replace(graph, {twins[op]: chain for op, chain in kept.items()}, rewriter)
-    if fused:
-        Fuse().run(graph, context)
-    return True
 
 
 def _replace(graph: Graph, chains: dict[Op | None, _Chain], rewriter: Rewriter) -> None:

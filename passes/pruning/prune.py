@@ -121,9 +121,7 @@ class PruneChannels(Pass):
         kept = stay(channels, masks)
         if not kept.all():
             shrink(graph, channels, kept, rewriter)
-        if fused:
-            Fuse().run(graph, context)
-        return Result(rewriter.changed, notes)
+        return Result(rewriter.changed, notes, (Fuse(),) if fused else ())
 
     def _judge(
         self,

@@ -25,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...ir import DType, Graph, OnIntegers, Rewriter, TersorError, Value
-from ...ir.ops import BatchNormOp, ObserveOp, RelayoutOp
+from ...ir.ops import BatchNormOp, FusedOp, ObserveOp, RelayoutOp
 from ...ir.ops.integers import QUANTIZED
 from ..base import Pass, PassContext, Result
 from ..registry import register_pass
@@ -58,6 +58,9 @@ class QuantizeAnnotate(Pass):
 
     def run(self, graph: Graph, context: PassContext) -> Result:
         rewriter = context.rewriter(graph)
+        bodies = [op.body for op in graph.ops if isinstance(op, FusedOp) and op.body is not None]
+        if not any(float_layers(part) for part in (graph, *bodies)):
+            return Result(False, ("no layer computes in floating point",))
         check_order(graph, context, _RULE)
         take_apart(graph, rewriter, _RULE)
         check_patterns(graph, self.skip)

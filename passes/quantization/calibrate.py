@@ -59,6 +59,7 @@ class QuantizeCalibrate(Pass):
             attrs = replace(op.attrs, low=low, high=high)
             if attrs != op.attrs and rewriter.commit(_RULE, op):
                 rewriter.update(op, attrs)
+        context.calibrated = graph.clone()
         return Result(rewriter.changed, (f"{len(notes)} ranges by {self.method} from {batches} batches",))
 
 

@@ -14,16 +14,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...ir import DType, Graph
-from ...ir.ops import FusedOp, QuantizeOp
-from ..base import Exactness, Pass, PassContext, Result
+from ...ir import DType
+from ..base import Exactness, Pass
 from ..fuse import Fuse
 from ..pipeline import parse_pipeline
 from ..referee import Keep
 from ..registry import register_pass
 from .annotate import QuantizeAnnotate
 from .calibrate import QuantizeCalibrate
-from .placement import float_layers
 from .realize import QuantizeRealize
 
 
@@ -65,16 +63,7 @@ class Quantize(Pass):
         """The accuracy passes."""
         return tuple(one for name in self.accuracy for one in parse_pipeline(name).passes)
 
-    def run(self, graph: Graph, context: PassContext) -> Result:
-        fused = [op for op in graph.ops if isinstance(op, FusedOp)]
-        parts = [graph, *(op.body for op in fused if op.body is not None)]
-        if not any(float_layers(part) for part in parts):
-            return Result(False, ("no layer computes in floating point",))
-        steps = (QuantizeAnnotate(self.activations, self.skip), QuantizeCalibrate(self.method))
-        results = [one.run(graph, context) for one in steps]
-        exact = graph.clone()
-        results += [one.run(graph, context) for one in self.corrections]
-        results.append(QuantizeRealize(self.keep).realize(graph, context, exact))
-        if fused or any(isinstance(op, QuantizeOp) for op in graph.ops):
-            Fuse().run(graph, context)
-        return Result(any(result.changed for result in results), tuple(n for r in results for n in r.notes))
+    @property
+    def steps(self) -> tuple[Pass, ...]:
+        notes = (QuantizeAnnotate(self.activations, self.skip), QuantizeCalibrate(self.method))
+        return (*notes, *self.corrections, QuantizeRealize(self.keep), Fuse())

@@ -70,16 +70,6 @@ class QuantizeRealize(Pass):
     measures = True
 
     def run(self, graph: Graph, context: PassContext) -> Result:
-        return self.realize(graph, context, graph.clone())
-
-    def realize(self, graph: Graph, context: PassContext, exact: Graph) -> Result:
-        """Do what `run` does, and report errors against ``exact``, which this changes too.
-
-        Parameters
-        ----------
-        exact
-            The graph before accuracy passes changed it, with the same notes.
-        """
         check_order(graph, context, _RULE)
         rewriter = context.rewriter(graph)
         bodies = [op.body for op in graph.ops if isinstance(op, FusedOp) and op.body is not None]
@@ -90,12 +80,9 @@ class QuantizeRealize(Pass):
         for op in (op for part in (graph, *bodies) for op in find_notes(part)):
             if not op.attrs.is_calibrated:
                 raise TersorError(f"the range of {name_of(op.x)} is not known; run quantize-calibrate first")
-        take_apart(exact, Rewriter(exact), _RULE)
         fused = take_apart(graph, rewriter, _RULE)
-        lines = self._realize(exact, graph, rewriter, context)
-        if fused:
-            Fuse().run(graph, context)
-        return Result(rewriter.changed, lines)
+        lines = self._realize(_exact(graph, context.calibrated), graph, rewriter, context)
+        return Result(rewriter.changed, lines, (Fuse(),) if fused else ())
 
     def _realize(self, exact: Graph, graph: Graph, rewriter: Rewriter, context: PassContext) -> tuple[str, ...]:
         referee = Referee(self.keep, context.latency, context.verdicts)
@@ -113,6 +100,15 @@ class QuantizeRealize(Pass):
             IntegerGraph(rewriter, _RULE, layers).build()
             tidy(graph, rewriter, _RULE)
         return lines
+
+
+def _exact(graph: Graph, calibrated: Graph | None) -> Graph:
+    """What errors are reported against: the graph before accuracy passes, if its notes are still the same."""
+    if calibrated is None:
+        return graph.clone()
+    exact = calibrated.clone()
+    take_apart(exact, Rewriter(exact), _RULE)
+    return exact if len(find_notes(exact)) == len(find_notes(graph)) else graph.clone()
 
 
 def _judge(graph: Graph, referee: Referee) -> tuple[list[Layer], tuple[str, ...]]:

@@ -168,9 +168,9 @@ def test_check_each_takes_inputs_and_tolerance(graph):
 @pytest.mark.parametrize(
     ("when", "banners"),
     [
-        (When.BEFORE_ALL, ["before dce (1 of 2)", "before fuse (2 of 2)"]),
-        (When.AFTER_ALL, ["after dce (1 of 2)", "after fuse (2 of 2)"]),
-        (When.ON_CHANGE, ["after fuse (2 of 2)"]),
+        (When.BEFORE_ALL, ["before dce (1 of 3)", "before fuse-epilogue (2 of 3)", "before fuse-elementwise (3 of 3)"]),
+        (When.AFTER_ALL, ["after dce (1 of 3)", "after fuse-epilogue (2 of 3)", "after fuse-elementwise (3 of 3)"]),
+        (When.ON_CHANGE, ["after fuse-elementwise (3 of 3)"]),
     ],
 )
 def test_printing(graph, capsys, when, banners):
@@ -183,8 +183,8 @@ def test_printing(graph, capsys, when, banners):
 def test_dumps(graph, tmp_path):
     optimized = run_passes(graph, "canonicalize,fuse", instruments=[DumpEach(tmp_path / "d", weights=True)])
     names = sorted(path.name for path in (tmp_path / "d").iterdir() if path.suffix == ".ir")
-    assert names == ["00-input.ir", "01-canonicalize.ir", "02-fuse.ir"]
-    assert str(load_ir(tmp_path / "d" / "02-fuse.ir")) == str(optimized)
+    assert names == ["00-input.ir", "01-canonicalize.ir", "02-fuse-epilogue.ir", "03-fuse-elementwise.ir"]
+    assert str(load_ir(tmp_path / "d" / "03-fuse-elementwise.ir")) == str(optimized)
 
 
 def test_dumps_to_an_unusable_folder(graph, tmp_path):
@@ -197,7 +197,7 @@ def test_timing(graph, capsys):
     run_passes(graph, "canonicalize{max_sweeps=3},fuse", instruments=[Timing()])
     printed = capsys.readouterr().err
     assert "canonicalize{max_sweeps=3}" in printed
-    assert "in 2 passes" in printed
+    assert "in 3 passes" in printed
 
 
 # Reproducer -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tersor.passes.referee import Keep, Referee, Trial, output_errors
 from tersor.passes.report import Times, Verdict
 from tersor.targets.tuning.measured_latency import LEAST_NOISE, MeasuredLatency, Patience, time_by_turns
 from tersor.targets.tuning.predicted import PredictedLatency
+from tersor.tests.checks import record_of
 from tersor.tests.passes.lowrank.planted import Clock, Reading, conv_graph, linear_graph, planted
 from tersor.tests.random_graphs import GraphBuilder
 
@@ -154,9 +155,11 @@ def test_pruning_restores_groups_that_are_not(prefix: str):
     found = {op.location: op.result.shape[1] for op in ops if isinstance(op, Conv2dOp)}
     assert found["second"] == 32
     assert found["first"] < 16
-    assert " of 32 channels: second undone, not faster: multiply-adds " in outcome.report.records[-1].notes[-1]
+    assert (
+        " of 32 channels: second undone, not faster: multiply-adds " in record_of(outcome, "prune-channels").notes[-1]
+    )
     everything = prune(DislikesSecond(), ",keep=all", prefix)
-    assert "undone" not in "".join(everything.report.records[-1].notes)
+    assert "undone" not in "".join(record_of(everything, "prune-channels").notes)
 
 
 def test_pruning_that_helps_nowhere_changes_nothing():

@@ -1,0 +1,211 @@
+"""Whether a compiled program agrees with the model that it was made from, and which layer is the first that does not.
+
+The model itself runs once on the example inputs, and so does the program; where the target's code does not run on this
+machine, the interpreter runs the optimized graph in its place. After exact and close passes outputs must agree, up to
+what float32 itself loses; after approximate ones the signal-to-noise ratio is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from .frontend import in_eval_mode, split_inputs
+from .ir import Graph, IRError, Op, TersorError, Value, evaluate, evaluate_op
+from .passes import Agreement, Exactness, Pipeline, bisect, run_passes
+from .passes.numeric import distance, seeded_inputs
+from .targets import Executable, compile_graph
+
+Tensors = tuple[torch.Tensor, ...]
+
+TOLERANCE = 1e-3  # of the scale of an output, after exact and close passes
+ROUNDING = 4.0  # float32 may be off so many times what its own rounding costs the model
+
+
+class DisagreementError(TersorError):
+    """A compiled program, or the graph that it was made from, computes something else than the model."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model on its example inputs.
+
+    Attributes
+    ----------
+    model
+        An ``nn.Module``, an ``ExportedProgram`` or a `Graph`, as `tersor.compile` was given it.
+    imported
+        Its graph before any pass.
+    args, kwargs
+        The example inputs.
+    """
+
+    model: Any
+    imported: Graph
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Any, imported: Graph, example_inputs: Any) -> Reference:
+        """With the inputs given; else a program's own, or seeded random ones for a graph."""
+        if example_inputs is not None:
+            args, kwargs = split_inputs(example_inputs)
+        elif isinstance(model, ExportedProgram) and model.example_inputs is not None:
+            args, kwargs = model.example_inputs
+        else:
+            args, kwargs = seeded_inputs(imported), {}
+        return cls(model, imported, tuple(args), dict(kwargs))
+
+    @property
+    def inputs(self) -> Tensors:
+        """The tensors among the inputs, as graphs and programs take them."""
+        return _tensors((self.args, self.kwargs))
+
+    @property
+    def module(self) -> nn.Module | None:
+        """What computes the outputs; None for a graph, which the interpreter runs."""
+        if isinstance(self.model, ExportedProgram):
+            return self.model.module()
+        return in_eval_mode(self.model) if isinstance(self.model, nn.Module) else None
+
+    def outputs(self) -> Tensors:
+        """What the model returns; whatever its own ``forward`` raises comes through."""
+        module = self.module
+        if module is None:
+            return self.imported.evaluate(*self.inputs)
+        args, kwargs = pytree.tree_map(_own, (self.args, self.kwargs))  # a model may write into its inputs
+        with torch.no_grad():
+            return _tensors(module(*args, **kwargs))
+
+
+def check_agreement(executable: Executable, reference: Reference, pipeline: Pipeline, *, runs: bool) -> Agreement:
+    """Compare a program with the model that it was made from.
+
+    Parameters
+    ----------
+    pipeline
+        The passes that made the program's graph.
+    runs
+        Whether the program runs on this machine.
+
+    Raises
+    ------
+    DisagreementError
+        When all passes are exact or close, but outputs differ by more than `TOLERANCE` of their scale and by more than
+        the rounding of float32 explains, or NaN or infinity stands elsewhere. It names the first layer that differs.
+    """
+    subject = "program" if runs else "graph"
+    exact = all(one.exactness is not Exactness.APPROXIMATE for one in pipeline.passes)
+    try:
+        expected = reference.outputs()
+    except Exception as error:  # the model's own forward runs in here: anything may be raised
+        reason = " ".join(str(error).split())[:200]
+        return Agreement(subject, exact, skipped=f"the model fails on its example inputs ({reason})")
+    run = executable if runs else executable.graph.evaluate
+    actual = _as_tuple(run(*map(_own, reference.inputs)))
+    agreement = Agreement.between(subject, exact, expected, actual)
+    if not exact or agreement.difference <= TOLERANCE:
+        return agreement
+    own = _own_rounding(reference)
+    if agreement.difference <= ROUNDING * own:
+        return replace(agreement, rounding=own)
+    raise DisagreementError(
+        f"the compiled {subject} differs from the model on the example inputs by {agreement.difference:.3g} of an "
+        f"output's scale, of which rounding explains {ROUNDING * own:.3g}: "
+        f"{_first_difference(executable, reference, expected, pipeline, runs=runs)}. This is an error of Tersor, "
+        "please report it; check=False (--no-check) compiles without the comparison"
+    )
+
+
+def _own_rounding(reference: Reference) -> float:
+    """How far float32 is from float64 on the imported graph, as a share of the output's scale."""
+    graph, inputs = reference.imported, reference.inputs
+    environment: dict[Value, torch.Tensor] = dict(zip(graph.inputs, map(_widened, inputs), strict=True))
+    try:
+        with torch.no_grad():
+            for op in graph.ops:
+                operands = [None if value is None else environment[value] for value in op.operands]
+                environment.update(zip(op.results, map(_widened, evaluate_op(op, operands)), strict=True))
+        return distance(tuple(environment[value] for value in graph.outputs), graph.evaluate(*inputs))
+    except IRError:  # an op that takes float32 only: nothing is known, so nothing is excused
+        return 0.0
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _own(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _tensors(nested: Any) -> Tensors:
+    return tuple(leaf.detach() for leaf in pytree.tree_leaves(nested) if isinstance(leaf, torch.Tensor))
+
+
+def _as_tuple(outputs: Any) -> Tensors:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+# Where it begins ------------------------------------------------------------------------------------------------
+
+
+def _first_difference(
+    executable: Executable, reference: Reference, expected: Tensors, pipeline: Pipeline, *, runs: bool
+) -> str:
+    """Which step is wrong, conversion, passes or code, and the first layer that it makes differ."""
+    inputs, imported = reference.inputs, reference.imported
+    if distance(expected, imported.evaluate(*inputs)) > TOLERANCE:
+        return f"the conversion from PyTorch is wrong; {_first_wrong_module(reference)}"
+    if not runs or distance(expected, executable.graph.evaluate(*inputs)) > TOLERANCE:
+        culprit = bisect(imported, pipeline, inputs=inputs, target=executable.info.target, tolerance=TOLERANCE)
+        return str(culprit) if culprit is not None else "the passes are wrong, but no single one of them is"
+    return f"the generated code is wrong; {_first_wrong_op(executable, inputs)}"
+
+
+def _first_wrong_module(reference: Reference) -> str:
+    """The first sub-module whose output differs from that of the last op at its place in the graph."""
+    converted: dict[str, torch.Tensor] = {}
+
+    def observe(op: Op, results: Tensors) -> None:
+        converted[op.location] = results[0]
+
+    evaluate(reference.imported, reference.inputs, observe)
+    wrong: list[str] = []
+
+    def comparison(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def compare(part: nn.Module, args: Any, result: Any) -> None:
+            ours = converted.get(path)
+            comparable = isinstance(result, torch.Tensor) and ours is not None and ours.shape == result.shape
+            if comparable and distance((result,), (ours,)) > TOLERANCE:
+                wrong.append(f"{path} ({type(part).__name__})")
+
+        return compare
+
+    parts = [] if reference.module is None else reference.module.named_modules()
+    handles = [part.register_forward_hook(comparison(path)) for path, part in parts if path]
+    try:
+        reference.outputs()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"the first layer that differs is {wrong[0]}" if wrong else "no sub-module of its own differs"
+
+
+def _first_wrong_op(executable: Executable, inputs: Tensors) -> str:
+    """The first op whose value differs, in a program that returns the value of every op."""
+    graph, target = executable.graph.clone(), executable.info.target
+    ops = [op for op in graph.ops if op.inputs and op.results[0].type.dtype.is_floating]
+    graph.outputs = tuple(op.results[0] for op in ops)
+    graph = run_passes(graph, "layout", target=target)
+    actual = _as_tuple(compile_graph(graph, target, threads=executable.threads)(*inputs))
+    for op, right, ours in zip(ops, graph.evaluate(*inputs), actual, strict=True):
+        if distance((right,), (ours,)) > TOLERANCE:
+            return f"the first layer that differs is {op.location or op.name} ({op.name})"
+    return "no layer differs when the program returns the values of all"
