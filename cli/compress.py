@@ -116,14 +116,14 @@ def compress(
 
 def _show(compressed: Compressed, page: Path, verbose: bool, as_json: bool) -> None:
     """Write the page, and print the table and where everything is."""
-    from .tables import decision_lines, steps_table
+    from .tables import decision_lines, print_table, steps_table
 
     compressed.save_page(page)
     if as_json:
         print_json(compressed.to_json() | {"report": str(page)})
         return
     console = Console(highlight=False)
-    console.print(steps_table(compressed))
+    print_table(steps_table(compressed))
     for line in decision_lines(compressed, verbose=verbose):
         console.print(line, markup=False, soft_wrap=True)
     if compressed.reason:

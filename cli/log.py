@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..targets.tuning import DEFAULT_LOG_DIR
+from .options import JsonOption, print_json
+from .tables import new_table, print_table
 
 if TYPE_CHECKING:
     from ..targets.templates.option import Workload
@@ -23,7 +24,6 @@ log = typer.Typer(name="log", help="Look at tuning records, merge and prune them
 
 LogDirArgument = Annotated[Path, typer.Argument(metavar="LOG_DIR", help="Folder of records.")]
 TargetOption = Annotated[str | None, typer.Option(help="Only records for this machine; see `tersor targets`.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
 
 
 @log.command()
@@ -41,7 +41,7 @@ def stats(log_dir: LogDirArgument = DEFAULT_LOG_DIR, target: TargetOption = None
     content = read_log(_existing(log_dir), _target_name(target))
     rows = statistics_of(content.records)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "targets": [vars(row) for row in rows],
                 "ignored": dict(content.ignored),
@@ -50,7 +50,7 @@ def stats(log_dir: LogDirArgument = DEFAULT_LOG_DIR, target: TargetOption = None
         )
         return
     console = _console()
-    console.print(_statistics_table(rows))
+    print_table(_statistics_table(rows))
     _print_ignored(console, sum((row.ignored for row in rows), content.ignored))
     _print_problems(console, content.problems)
 
@@ -85,10 +85,11 @@ def best(
     chosen = records.best(fit.records)
     if as_json:
         rows = [_describe(workload, record) for workload, record in chosen.items()]
-        _print_json({"best": rows, "ignored": dict(content.ignored + fit.ignored), "problems": list(content.problems)})
+        print_json({"best": rows, "ignored": dict(content.ignored + fit.ignored), "problems": list(content.problems)})
         return
     console = _console()
-    console.print(_best_table(chosen, machine.name, machine.cores))
+    for line in _best_lines(chosen, machine.name, machine.cores):
+        console.print(line)
     _print_ignored(console, content.ignored + fit.ignored)
     _print_problems(console, content.problems)
 
@@ -111,7 +112,7 @@ def merge(
     merged = manage.merge(sources, into)
     if as_json:
         counts = {"added": merged.added, "known": merged.known}
-        _print_json({**counts, "ignored": dict(merged.log.ignored), "problems": list(merged.log.problems)})
+        print_json({**counts, "ignored": dict(merged.log.ignored), "problems": list(merged.log.problems)})
         return
     console = _console()
     console.print(f"added {merged.added} records to {into}, which had {merged.known} of them already")
@@ -137,7 +138,7 @@ def prune(
 
     pruned = manage.prune(_existing(log_dir), keep, _target_name(target))
     if as_json:
-        _print_json({"kept": pruned.kept, "dropped": dict(pruned.dropped)})
+        print_json({"kept": pruned.kept, "dropped": dict(pruned.dropped)})
         return
     console = _console()
     console.print(f"kept {pruned.kept} records, dropped {pruned.dropped.total()}")
@@ -171,9 +172,8 @@ def _describe(workload: Workload, record: Record) -> dict[str, Any]:
 
 
 def _statistics_table(rows: Sequence[Statistics]) -> Table:
-    table = Table(title="tuning records", title_justify="left")
-    for name in ("target", "threads", "records", "ok", "failed", "problems", "improved", "gain"):
-        table.add_column(name, justify="left" if name == "target" else "right")
+    columns = ("target", "threads", "records", "ok", "failed", "problems", "improved", "gain")
+    table = new_table(*columns, title="tuning records")
     for row in rows:
         ok = row.statuses["ok"]
         failed = ", ".join(f"{count} {status}" for status, count in sorted(row.statuses.items()) if status != "ok")
@@ -182,17 +182,14 @@ def _statistics_table(rows: Sequence[Statistics]) -> Table:
     return table
 
 
-def _best_table(chosen: dict[Workload, Record], target: str, threads: int) -> Table:
-    table = Table(title=f"chosen on {target}, {threads} threads", title_justify="left")
-    for name in ("layer", "problem", "option"):
-        table.add_column(name, overflow="fold")
-    for name in ("us", "gain"):
-        table.add_column(name, justify="right")
+def _best_lines(chosen: dict[Workload, Record], target: str, threads: int) -> Iterator[str]:
+    """The options in use, the greatest gain first: what they gain on one line, what they are below it."""
+    yield f"chosen on {target}, {threads} threads: {len(chosen) or 'no'} options that were measured faster"
     for workload, record in sorted(chosen.items(), key=lambda item: item[1].outcome.ratio):
         outcome = record.outcome
-        names = (record.task.location, str(workload), str(record.option))
-        table.add_row(*names, f"{outcome.seconds * 1e6:.1f}", f"{1 / outcome.ratio:.3f}")
-    return table
+        yield f"{1 / outcome.ratio:.3f} times faster, {outcome.seconds * 1e6:.1f} us: {record.task.location}"
+        yield f"    {workload}"
+        yield f"    {record.option}"
 
 
 def _print_ignored(console: Console, ignored: Counter[str]) -> None:
@@ -207,7 +204,3 @@ def _print_problems(console: Console, problems: Sequence[str]) -> None:
 
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=True, markup=False)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))

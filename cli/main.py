@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 
 from .compress import compress
@@ -40,8 +41,28 @@ if TYPE_CHECKING:
     from ..frontend import LoadedModel
     from ..targets import Executable
 
+MAKE, MEASURE, LOOK, TUNE, SERVE = "Make", "Measure", "Look inside", "Tune", "Serve other machines"
+
+
+class _Grouped(typer.core.TyperGroup):
+    """Help that groups commands by what they are for, with the first sentence of each."""
+
+    def format_commands(self, context: Any, formatter: Any) -> None:
+        for panel in (MAKE, MEASURE, LOOK, TUNE, SERVE):
+            members = [
+                one for one in sorted(self.commands.items()) if getattr(one[1], "rich_help_panel", None) == panel
+            ]
+            with formatter.section(panel):
+                formatter.write_dl([(name, _first_sentence(command.help or "")) for name, command in members])
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split()).partition(". ")[0].rstrip(".") + "."
+
+
 app = typer.Typer(
     name="tersor",
+    cls=_Grouped,
     help="Compiler-style graph optimization for PyTorch models, with every speedup measured. "
     "Kernels are chosen by analytic models, and by measurements where there are any.",
     no_args_is_help=True,
@@ -50,15 +71,15 @@ app = typer.Typer(
     add_completion=False,
 )
 
-app.command()(compress)
-app.command()(opt)
-app.command()(tune)
-app.add_typer(log)
-app.command()(rpc_tracker)
-app.command()(rpc_server)
+app.command(rich_help_panel=MAKE)(compress)
+app.command(rich_help_panel=LOOK)(opt)
+app.command(rich_help_panel=TUNE)(tune)
+app.add_typer(log, rich_help_panel=TUNE)
+app.command(rich_help_panel=SERVE)(rpc_tracker)
+app.command(rich_help_panel=SERVE)(rpc_server)
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def compile(
     model: ModelArgument,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
@@ -96,7 +117,7 @@ def compile(
     from ..targets.packaging.artifact import check_output
     from ..targets.packaging.bundle import check_bundle_output
     from .opt_driver import import_plugins
-    from .tables import describe_kernels, describe_model, passes_table, progress
+    from .tables import describe_kernels, describe_model, progress
 
     if output is None and bundle is None:
         raise TersorError("nothing to write: give --output FILE.tersor, --bundle DIR, or both")
@@ -123,7 +144,7 @@ def compile(
         print_json(result | {"passes": executable.report.to_json(), "agreement": agreement, "seconds": shown.seconds})
         return
     console = Console()
-    console.print(passes_table(executable.report))
+    print(executable.report)
     console.print(f"{executable!r}: {describe_kernels(executable.info)}", highlight=False, soft_wrap=True)
     if executable.report.agreement is not None:
         console.print(str(executable.report.agreement), highlight=False, soft_wrap=True)
@@ -131,7 +152,7 @@ def compile(
         console.print(f"wrote {path} ({size / 2**20:.1f} MiB)", highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def run(
     model: Annotated[Path, typer.Argument(metavar="FILE.tersor", help="A compiled model.")],
     inputs: Annotated[
@@ -152,7 +173,7 @@ def run(
     """
     from ..targets import load
     from ..targets.runtime.array_files import check_output, read_inputs, write_outputs
-    from .tables import describe_outputs, outputs_table
+    from .tables import describe_outputs, outputs_table, print_table
 
     executable = load(model, threads=threads)
     ports = executable.info.outputs
@@ -166,10 +187,10 @@ def run(
         written = None if output is None else str(output)
         print_json({"outputs": describe_outputs(ports, outputs), "output": written})
         return
-    Console().print(outputs_table(ports, outputs))
+    print_table(outputs_table(ports, outputs))
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def bench(
     model: ModelArgument,
     against: Annotated[
@@ -199,7 +220,7 @@ def bench(
     from ..targets.packaging.artifact import is_artifact
     from .opt_driver import import_plugins
     from .peers import check_peers, compare_with_peers
-    from .tables import comparison_table, describe_model, kernels_table, progress
+    from .tables import comparison_table, describe_model, kernels_table, print_table, progress
 
     import_plugins(plugin or ())
     peers = [name.strip() for name in against.split(",") if name.strip()]
@@ -229,12 +250,12 @@ def bench(
     console = Console()
     console.print(f"{executable!r}: {result}", highlight=False, soft_wrap=True)
     if kernels:
-        console.print(kernels_table(result.kernels))
+        print_table(kernels_table(result.kernels))
     if comparison is not None:
-        console.print(comparison_table(comparison))
+        print_table(comparison_table(comparison))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def targets(as_json: JsonOption = False) -> None:
     """List the machines that models can be compiled for; x86:native is the one that this runs on.
 
@@ -245,7 +266,7 @@ def targets(as_json: JsonOption = False) -> None:
     """
     from ..ir import TersorError
     from ..targets import detect_host, list_targets
-    from .tables import targets_table
+    from .tables import print_table, targets_table
 
     try:
         host = detect_host()
@@ -255,27 +276,37 @@ def targets(as_json: JsonOption = False) -> None:
     if as_json:
         print_json({"targets": [asdict(one) for one in known], "native": None if host is None else asdict(host)})
         return
-    Console().print(targets_table(known, host))
+    print_table(targets_table(known, host))
 
 
-@app.command()
-def passes(plugin: PluginOption = None, as_json: JsonOption = False) -> None:
-    """List the passes with their options, and the presets.
+@app.command(rich_help_panel=LOOK)
+def passes(
+    name: Annotated[str | None, typer.Argument(help="Show one pass, with its options and an example.")] = None,
+    plugin: PluginOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the passes by what they are for, and the presets; or show one pass.
 
     \b
     Examples:
       tersor passes
+      tersor passes low-rank
       tersor passes --json
     """
-    from ..passes import PRESETS, list_passes
+    from ..passes import PRESETS, Pipeline, find_pass, list_passes
+    from ..passes.registry import describe_pass
     from .opt_driver import import_plugins
-    from .tables import describe_passes, known_passes_table, presets_table
+    from .tables import describe_passes, known_passes_text, pass_text
 
     import_plugins(plugin or ())
+    kind = None if name is None else find_pass(name)
+    known = list_passes() if kind is None else (describe_pass(kind),)
     if as_json:
-        print_json({"passes": describe_passes(list_passes()), "presets": PRESETS})
+        print_json({"passes": describe_passes(known), "presets": PRESETS})
+    elif kind is None:
+        print(known_passes_text(known, PRESETS))
     else:
-        Console().print(known_passes_table(list_passes()), presets_table(PRESETS))
+        print(pass_text(known[0], str(Pipeline(kind().steps)) if not any(o.required for o in known[0].options) else ""))
 
 
 def _compile(

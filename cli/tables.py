@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +22,12 @@ if TYPE_CHECKING:
     from ..compression.result import Compressed
     from ..compression.result import Step as CompressionStep
     from ..passes import Culprit, Option, Outcome, PassInfo
-    from ..passes.report import Report
     from ..targets import Target
     from ..targets.runtime.executable import KernelTime
     from ..targets.runtime.model_info import ModelInfo, Port
 
 
+_UNLIMITED = 10_000  # characters of a line that is not for a terminal
 _DOT_PRODUCTS = {"avx512_vnni": "VNNI", "avx512_bf16": "BF16", "amx_tile": "AMX", "asimddp": "SDOT"}
 
 
@@ -100,8 +102,7 @@ def steps_table(compressed: Compressed) -> Table:
     columns = [f"size\n{byte_unit}", f"macs\n{mac_unit}", "call\nms", "speed-\nup", "error"]
     has_score = compressed.original.score is not None
     title = f"{compressed.setting.model} on {compressed.setting.target}"
-    table = _table("step", *columns, *(["score"] if has_score else []), title=title)
-    table.columns[0].no_wrap = True
+    table = new_table("step", *columns, *(["score"] if has_score else []), title=title)
     for index, step in enumerate(compressed.steps):
         seconds, kept = compressed.seconds(step), index == compressed.kept
         table.add_row(
@@ -130,47 +131,69 @@ def decision_lines(compressed: Compressed, *, verbose: bool) -> Iterator[str]:
         yield from (f"{record.name}: {verdict.note}" for verdict in record.verdicts if verdict.is_whole)
 
 
-def passes_table(report: Report) -> Table:
-    """What each pass changed."""
-    table = _table("pass", "ops", "rewrites", "refused", "ms", title="passes")
-    for record in report.records:
-        table.add_row(
-            record.text,
-            f"{record.ops_before} → {record.ops_after}",
-            str(len(record.applied)),
-            str(len(record.refused)),
-            f"{record.seconds * 1e3:.1f}",
-            style="" if record.changed else "dim",
-        )
-    return table
+def known_passes_text(passes: Sequence[PassInfo], presets: Mapping[str, str]) -> str:
+    """All passes by purpose, each with its summary below its name, and the presets."""
+    from ..passes.registry import PURPOSES
 
-
-def known_passes_table(passes: Sequence[PassInfo]) -> Table:
-    """Names, exactness, options and summaries of passes."""
-    table = Table("pass", "keeps", title="passes", title_justify="left")
-    table.add_column("options", no_wrap=True)
-    table.add_column("summary")
-    for info in passes:
-        options = (f"{o.name}: {o.type}" + ("" if o.required else f" = {o.default}") for o in info.options)
-        table.add_row(info.name, info.exactness.value, Text("\n".join(options)), info.summary)  # types have brackets
-    return table
-
-
-def presets_table(presets: Mapping[str, str]) -> Table:
-    """What each preset stands for."""
-    table = Table("preset", "stands for", title="presets", title_justify="left")
+    lines = []
+    for purpose in PURPOSES:
+        members = [info for info in passes if info.purpose == purpose]
+        if members:
+            lines += [purpose.capitalize(), ""]
+        for info in members:
+            lines += [f"  {info.name} ({info.exactness.value})", *_wrapped(info.summary, 6), ""]
+    lines += ["Presets", ""]
     for name, text in presets.items():
-        table.add_row(name, Text(text or "nothing", overflow="fold"))
-    return table
+        lines += [f"  {name}", *_wrapped(text.replace(",", ", ") or "nothing", 6), ""]
+    lines += _wrapped("`tersor passes NAME` shows the options of one pass, and an example.", 0)
+    return "\n".join(lines)
+
+
+def pass_text(info: PassInfo, steps: str) -> str:
+    """One pass: what it does, what it keeps, its options with defaults and choices, and an example."""
+    lines = [info.name, *_wrapped(info.summary, 2), *_wrapped(f"Keeps: {_KEEPS[info.exactness.value]}.", 2)]
+    if steps:
+        lines += _wrapped(f"Short for: {steps.replace(',', ', ')}.", 2)
+    lines += ["", "Options" if info.options else "It has no options."]
+    for option in info.options:
+        shown = "must be given" if option.required else f"= {_default(option)}"
+        lines += ["", f"  {option.name}: {option.type} {shown}", *_wrapped(option.summary, 6)]
+        if option.choices:
+            lines += _wrapped(f"One of: {', '.join(option.choices)}.", 6)
+    given = ",".join(f"{option.name}={_default(option)}" for option in info.options[:2] if not option.required)
+    example = f"{info.name}{{{given}}}" if given else info.name
+    return "\n".join([*lines, "", "Example", "", f'  tersor opt model.ir -p "{example}"'])
+
+
+_KEEPS = {
+    "exact": "the same operations on the same numbers",
+    "close": "the same numbers up to rounding, since floating-point operations are reordered",
+    "approximate": "another function, that is close to the model's; its report says how close",
+}
+
+
+def _default(option: Option) -> str:
+    from ..passes.options import print_value
+
+    return print_value(option.default)
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    """Lines of at most the terminal's width; one line in a pipe or a file."""
+    width = console().width
+    return textwrap.wrap(
+        text, width, initial_indent=" " * indent, subsequent_indent=" " * indent, break_long_words=False
+    )
 
 
 def describe_passes(passes: Sequence[PassInfo]) -> list[dict[str, Any]]:
-    """`known_passes_table` as JSON types."""
+    """`known_passes_text` as JSON types."""
     return [
         {
             "name": info.name,
             "summary": info.summary,
             "exactness": info.exactness.value,
+            "purpose": info.purpose,
             "options": [_describe_option(option) for option in info.options],
         }
         for info in passes
@@ -179,7 +202,7 @@ def describe_passes(passes: Sequence[PassInfo]) -> list[dict[str, Any]]:
 
 def _describe_option(option: Option) -> dict[str, Any]:
     default = option.default.value if isinstance(option.default, Enum) else option.default
-    return {"name": option.name, "type": option.type, "default": default, "required": option.required}
+    return asdict(option) | {"default": default, "choices": list(option.choices)}
 
 
 def describe_outcome(outcome: Outcome, output: Path | None) -> dict[str, Any]:
@@ -199,7 +222,7 @@ def kernels_table(kernels: Sequence[KernelTime], top: int | None = None) -> Tabl
     """The profile of a model, the slowest kernels first."""
     total = sum(kernel.seconds for kernel in kernels)
     title = f"kernels: {len(kernels)} calls, {total * 1e3:.3f} ms together"
-    table = _table("location", "op", "us", "share", "GFLOP/s", "GB/s", title=title, text_columns=2)
+    table = new_table("location", "op", "us", "share", "GFLOP/s", "GB/s", title=title, text_columns=2)
     for timed in sorted(kernels, key=lambda kernel: kernel.seconds, reverse=True)[:top]:
         table.add_row(
             timed.kernel.location or "-",
@@ -214,7 +237,7 @@ def kernels_table(kernels: Sequence[KernelTime], top: int | None = None) -> Tabl
 
 def outputs_table(ports: Sequence[Port], outputs: Sequence[torch.Tensor]) -> Table:
     """Names, types and ranges of a model's outputs."""
-    table = _table("output", "type", "min", "mean", "max", "largest at", title="outputs", text_columns=2)
+    table = new_table("output", "type", "min", "mean", "max", "largest at", title="outputs", text_columns=2)
     for row in describe_outputs(ports, outputs):
         numbers = ("-" if row[key] is None else f"{row[key]:.6g}" for key in ("min", "mean", "max"))
         table.add_row(row["name"], row["type"], *numbers, str(row["largest_at"]))
@@ -242,7 +265,7 @@ def _describe_output(port: Port, tensor: torch.Tensor) -> dict[str, Any]:
 def comparison_table(comparison: Any) -> Table:
     """A `benchmarks.harness.Comparison`: latencies in milliseconds, and how far outputs are from the first runner's."""
     title = f"{comparison.model}, {comparison.threads} threads, ms; outputs against {comparison.rows[0].runner}"
-    table = _table("runner", "median", "quartiles", "best", "ratio", "differs by", title=title)
+    table = new_table("runner", "median", "quartiles", "best", "ratio", "differs by", title=title)
     fastest = min(row.latency.median for row in comparison.rows)
     for row in comparison.rows:
         latency = row.latency
@@ -262,8 +285,7 @@ def targets_table(targets: Sequence[Target], host: Target | None) -> Table:
     """All targets; the one that ``x86:native`` stands for is marked, and shown with this machine's caches."""
     from ..targets.machines.families import family_of
 
-    table = _table("target", "", "vectors", "L1, L2, L3", "dot products", title="targets", text_columns=2)
-    table.columns[0].no_wrap = True
+    table = new_table("target", "", "vectors", "L1, L2, L3", "dot products", title="targets", text_columns=2)
     for target in targets:
         shown = host if host is not None and host.name == target.name else target
         native = shown is host
@@ -296,11 +318,35 @@ def describe_model(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _table(*columns: str, title: str, text_columns: int = 1) -> Table:
-    """A table whose first columns hold text and whose other columns hold numbers."""
-    table = Table(title=title, title_justify="left")
+def console(*, stderr: bool = False) -> Console:
+    """Where results go: as wide as the terminal; in a pipe or a file no line is cut or wrapped."""
+    made = Console(stderr=stderr, highlight=False)
+    if not made.is_terminal:
+        made.width = _UNLIMITED
+    return made
+
+
+def print_table(table: Table, *, stderr: bool = False) -> None:
+    """Print a table without the spaces that fill its lines up."""
+    target = console(stderr=stderr)
+    if target.is_terminal:
+        target.print(table)
+        return
+    with target.capture() as captured:
+        target.print(table)
+    lines = (line.rstrip() for line in captured.get().splitlines())
+    print("\n".join(lines), file=sys.stderr if stderr else sys.stdout)
+
+
+def new_table(*columns: str, title: str, text_columns: int = 1) -> Table:
+    """A table without lines, whose first columns hold text and whose other columns hold numbers.
+
+    The first column is never cut or broken; other texts are broken where a terminal is too narrow.
+    """
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index < text_columns else "right", overflow="fold")
+        is_text = index < text_columns
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=index == 0)
     return table
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from ..targets.tuning.result import BatchReport, TaskResult, TuningResult
 from ..targets.tuning.scheduler import Scheduler
 from ..targets.tuning.search import TaskSearch
+from .tables import new_table
 
 ROWS = 16  # tasks in the live table: the most expensive ones
 MOST_LOCATION = 28  # characters of a module path
@@ -90,7 +91,7 @@ class LiveTable:
             self._live.stop()
             self._live = None
         self._console.print(results_table(result))
-        self._console.print(summary(result), markup=False)
+        self._console.print(summary(result), markup=False, soft_wrap=True)
 
     def _view(self) -> Any:
         return Group(live_table(self._searches, self._scheduler), Text(self._last, style="dim"))
@@ -106,8 +107,9 @@ def live_table(searches: Sequence[TaskSearch], scheduler: Scheduler | None) -> T
     """The tasks that take most of the model's time, as far as they were timed."""
     timed = [search for search in searches if search.best_seconds > 0]
     whole = sum(map(_weighted, timed)) or 1.0
-    table = Table(title=_headline(timed, scheduler), title_justify="left")
-    _columns(table, "task", "uses", "share", "best ms", "gain", "trials", "GFLOP/s")
+    table = new_table(
+        "task", "uses", "share", "best ms", "gain", "trials", "GFLOP/s", title=_headline(timed, scheduler)
+    )
     for search in sorted(timed, key=_weighted, reverse=True)[:ROWS]:
         table.add_row(
             name_of(search),
@@ -125,8 +127,17 @@ def live_table(searches: Sequence[TaskSearch], scheduler: Scheduler | None) -> T
 def results_table(result: TuningResult) -> Table:
     """What came of each task, the most expensive first."""
     whole = result.tuned_seconds or 1.0
-    table = Table(title="tuned kernels", title_justify="left")
-    _columns(table, "task", "uses", "share", "ms", "gain", "trials", "failed", "GFLOP/s", "what is used")
+    table = new_table(
+        "task",
+        "uses",
+        "share",
+        "ms",
+        "gain",
+        "trials",
+        "failed",
+        "GFLOP/s",
+        title="tuned kernels; `tersor log best` shows the options in use",
+    )
     for one in sorted(result.tasks, key=_cost, reverse=True):
         if not one.seconds > 0:
             continue
@@ -139,7 +150,6 @@ def results_table(result: TuningResult) -> Table:
             f"{one.trials}/{one.candidates}",
             str(one.failed or ""),
             gflops(one.task.macs, one.seconds),
-            Text(str(one.option), overflow="ellipsis", no_wrap=True),
             style="" if one.speedup > 1 else "dim",
         )
     return table
@@ -203,12 +213,6 @@ def _headline(timed: Sequence[TaskSearch], scheduler: Scheduler | None) -> str:
     left = "" if math.isinf(scheduler.seconds_left) else f", {max(scheduler.seconds_left, 0):.0f} s left"
     trials = "" if math.isinf(scheduler.trials_left) else f" of {scheduler.trials + scheduler.trials_left:.0f}"
     return f"kernels: {latency}; {scheduler.trials}{trials} trials in {scheduler.elapsed:.0f} s{left}"
-
-
-def _columns(table: Table, *names: str) -> None:
-    texts = ("task", "what is used")
-    for name in names:
-        table.add_column(name, justify="left" if name in texts else "right", no_wrap=True)
 
 
 def _weighted(search: TaskSearch) -> float:

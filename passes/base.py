@@ -160,7 +160,8 @@ class Pass:
     The first line of a subclass's docstring is its summary. Options are validated in ``__post_init__`` with ValueError.
     """
 
-    name: ClassVar[str] = ""  # set by `register_pass`
+    name: ClassVar[str] = ""  # set by `register_pass`, as is the next
+    purpose: ClassVar[str] = ""
     exactness: ClassVar[Exactness] = Exactness.EXACT
     measures: ClassVar[bool] = False  # asks `PassContext.latency`: callers that can measure should give one
     repairs: ClassVar[bool] = False  # wins back accuracy that the pass before it has cost: judge them together

@@ -28,7 +28,7 @@ from .registry import register_pass
 from .rules import RULES
 
 
-@register_pass("canonicalize")
+@register_pass("canonicalize", purpose="simplify")
 @dataclass(frozen=True)
 class Canonicalize(Pass):
     """Remove no-ops, merge chains, and rewrite equivalent forms into one.

@@ -30,7 +30,7 @@ from .registry import register_pass
 _RULE = "channel-shuffle"
 
 
-@register_pass(_RULE)
+@register_pass(_RULE, purpose="simplify")
 @dataclass(frozen=True)
 class ChannelShuffle(Pass):
     """Replace reshape, permute, reshape by one channel shuffle, with the concatenation and slices around it."""

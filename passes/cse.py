@@ -28,7 +28,7 @@ from .base import Pass, PassContext, Result
 from .registry import register_pass
 
 
-@register_pass("cse")
+@register_pass("cse", purpose="simplify")
 @dataclass(frozen=True)
 class CommonSubexpressionElimination(Pass):
     """Compute equal values once; weights are compared by content."""

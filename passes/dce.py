@@ -24,7 +24,7 @@ from .base import Pass, PassContext, Result
 from .registry import register_pass
 
 
-@register_pass("dce")
+@register_pass("dce", purpose="simplify")
 @dataclass(frozen=True)
 class DeadCodeElimination(Pass):
     """Remove ops that no output depends on."""

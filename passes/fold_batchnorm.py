@@ -39,7 +39,7 @@ _RULE = "fold-batchnorm"
 _AFFINE_RULE = "batchnorm-to-affine"
 
 
-@register_pass(_RULE)
+@register_pass(_RULE, purpose="simplify")
 @dataclass(frozen=True)
 class FoldBatchNorm(Pass):
     """Fold batch normalisation into the convolution or linear layer before it, else into a scale and a shift."""

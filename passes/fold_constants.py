@@ -34,7 +34,7 @@ _RULE = "fold-constants"
 _SMALL_BYTES = 1 << 20  # results up to this size are folded however small their operands are
 
 
-@register_pass(_RULE)
+@register_pass(_RULE, purpose="simplify")
 @dataclass(frozen=True)
 class FoldConstants(Pass):
     """Evaluate ops whose operands are all constant.

@@ -14,7 +14,7 @@ from .fuse_epilogue import FuseEpilogue
 from .registry import register_pass
 
 
-@register_pass("fuse")
+@register_pass("fuse", purpose="fuse")
 @dataclass(frozen=True)
 class Fuse(Pass):
     """Fuse layers with what follows them, then the elementwise ops that are left."""

@@ -28,7 +28,7 @@ from .outline import FusionGroup, home_of, is_fusible, outline_groups
 from .registry import register_pass
 
 
-@register_pass("fuse-elementwise")
+@register_pass("fuse-elementwise", purpose="fuse")
 @dataclass(frozen=True)
 class FuseElementwise(Pass):
     """Fuse chains and trees of elementwise ops."""

@@ -65,7 +65,7 @@ ANCHORS = (
 )
 
 
-@register_pass("fuse-epilogue")
+@register_pass("fuse-epilogue", purpose="fuse")
 @dataclass(frozen=True)
 class FuseEpilogue(Pass):
     """Fuse layers with the elementwise ops behind them, residual additions included."""

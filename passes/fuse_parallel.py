@@ -42,7 +42,7 @@ Layer = Conv2dOp | LinearOp
 _CHANNEL_QUANTUM = 16  # the widest channel block of any target in float32: slices at multiples of it fit every block
 
 
-@register_pass("fuse-parallel")
+@register_pass("fuse-parallel", purpose="fuse")
 @dataclass(frozen=True)
 class FuseParallel(Pass):
     """Join sibling convolutions or linear layers into one wider layer."""

@@ -29,7 +29,7 @@ from .layout_cut import cheapest_blocked_ops, origin, reads
 from .registry import register_pass
 
 
-@register_pass("layout")
+@register_pass("layout", purpose="lay out")
 @dataclass(frozen=True)
 class Layout(Pass):
     """Choose blocked or row-major storage for every value.

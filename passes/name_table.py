@@ -7,7 +7,7 @@ one more variant is one more file.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from ..ir import TersorError, suggest
@@ -52,6 +52,11 @@ class NameTable(Generic[EntryT]):
         if name not in self.entries:
             raise ValueError(f"unknown {self.noun} {name!r}{suggest(name, self.entries)}")
         return self.entries[name]
+
+    def spellings(self) -> tuple[str, ...]:
+        """All names as pipelines write them, with the number that some take: ``energy:SHARE``."""
+        parameters = {n: fields(e)[:1] if is_dataclass(e) else () for n, e in sorted(self.entries.items())}
+        return tuple(f"{n}:{p[0].name.upper()}" if p else n for n, p in parameters.items())
 
     def names(self) -> tuple[str, ...]:
         """All registered names, sorted."""

@@ -35,7 +35,7 @@ from .registry import register_pass
 _RULE = "reassociate-matmul"
 
 
-@register_pass(_RULE)
+@register_pass(_RULE, purpose="simplify")
 @dataclass(frozen=True)
 class ReassociateMatmul(Pass):
     """Multiply chains of matrices in the order with the fewest multiply-adds."""

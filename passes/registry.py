@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, TypeVar
+from enum import EnumType
+from typing import Any, TypeVar, get_type_hints
 
 from ..ir import TersorError, suggest
 from .base import Exactness, Pass
+from .name_table import NameTable
 
 PassT = TypeVar("PassT", bound=type[Pass])
+
+OTHER = "other"
+PURPOSES = ("simplify", "fuse", "lay out", "narrow", "quantize", "prune", "factorize", OTHER)  # as lists show them
 
 _PASSES: dict[str, type[Pass]] = {}
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a pass: its name, type as written, and default (None together with ``required``)."""
+    """One option of a pass.
+
+    Attributes
+    ----------
+    name, type
+        As written in its class.
+    default
+        None together with ``required``.
+    required
+        Whether it must be given.
+    choices
+        The words that it takes, as pipelines write them; ``energy:SHARE`` takes a number. Empty if it takes any.
+    summary
+        What it decides.
+    """
 
     name: str
     type: str
     default: Any
     required: bool
+    choices: tuple[str, ...] = ()
+    summary: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,24 +55,29 @@ class PassInfo:
     summary: str
     exactness: Exactness
     options: tuple[Option, ...]
+    purpose: str = OTHER
 
 
-def register_pass(name: str) -> Callable[[PassT], PassT]:
+def register_pass(name: str, purpose: str = OTHER) -> Callable[[PassT], PassT]:
     """Class decorator: make a frozen dataclass that derives from `Pass` usable in pipelines under ``name``.
+
+    ``purpose`` says which of `PURPOSES` it is listed under.
 
     Raises
     ------
     TersorError
-        When the name is taken or the class is not such a dataclass.
+        When the name is taken, the purpose is unknown, or the class is not such a dataclass.
     """
 
     def register(kind: PassT) -> PassT:
         if name in _PASSES:
             raise TersorError(f"pass {name!r} is registered twice; choose another name")
+        if purpose not in PURPOSES:
+            raise TersorError(f"pass {name!r} has the unknown purpose {purpose!r}{suggest(purpose, PURPOSES)}")
         own_parameters = vars(kind).get("__dataclass_params__")
         if not issubclass(kind, Pass) or own_parameters is None or not own_parameters.frozen:
             raise TersorError(f"pass {name!r} must be a frozen dataclass that derives from tersor.passes.Pass")
-        kind.name = name
+        kind.name, kind.purpose = name, purpose
         _PASSES[name] = kind
         return kind
 
@@ -71,16 +99,45 @@ def pass_names() -> tuple[str, ...]:
 
 def list_passes() -> tuple[PassInfo, ...]:
     """All registered passes, sorted by name."""
-    return tuple(_describe(_PASSES[name]) for name in pass_names())
+    return tuple(describe_pass(_PASSES[name]) for name in pass_names())
 
 
-def _describe(kind: type[Pass]) -> PassInfo:
+def describe_pass(kind: type[Pass]) -> PassInfo:
+    """What is known of a pass from its class."""
+    hints = get_type_hints(kind, include_extras=True)
+    texts = _attribute_texts(kind)
     options = []
     for entry in fields(kind):
-        default = entry.default
-        if entry.default_factory is not MISSING:
-            default = entry.default_factory()
+        default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
         required = default is MISSING
-        options.append(Option(entry.name, str(entry.type), None if required else default, required))
+        written = re.sub(r"Annotated\[(\w+), \w+\]", r"\1", str(entry.type))
+        shown = None if required else default
+        options.append(
+            Option(entry.name, written, shown, required, _choices(hints[entry.name]), texts.get(entry.name, ""))
+        )
     summary = (kind.__doc__ or "").strip().split("\n", 1)[0]
-    return PassInfo(kind.name, summary, kind.exactness, tuple(options))
+    return PassInfo(kind.name, summary, kind.exactness, tuple(options), kind.purpose)
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """What an option takes: the members of an enum, or what its type is annotated with, members or a name table."""
+    (allowed,) = getattr(hint, "__metadata__", (hint,))
+    if isinstance(allowed, NameTable):
+        return allowed.spellings()
+    if isinstance(allowed, EnumType | tuple | frozenset):
+        return tuple(sorted(str(member.value) for member in allowed))
+    return ()
+
+
+def _attribute_texts(kind: type[Pass]) -> dict[str, str]:
+    """The texts under "Attributes" in a numpydoc docstring, by name."""
+    lines = (inspect.getdoc(kind) or "").partition("Attributes\n----------\n")[2].splitlines()
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in lines:
+        if line.startswith(" "):
+            text = line.strip().replace("``", "")
+            texts.update({name: f"{texts.get(name, '')} {text}".strip() for name in names})
+        else:
+            names = [name.strip() for name in line.split(",")]
+    return texts

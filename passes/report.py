@@ -156,6 +156,16 @@ class Report:
         """Time spent in passes."""
         return sum(record.seconds for record in self.records)
 
+    def __str__(self) -> str:
+        """One line a pass, its name last, since options may be long; passes that changed nothing are in brackets."""
+        lines = [f"{'ms':>9}  {'ops':>14}  {'rewrites':>8}  {'refused':>7}  pass"]
+        for one in self.records:
+            ops = f"{one.ops_before} -> {one.ops_after}"
+            name = one.text if one.changed else f"({one.text})"
+            counts = f"{len(one.applied):>8}  {len(one.refused):>7}"
+            lines.append(f"{one.seconds * 1e3:>9.2f}  {ops:>14}  {counts}  {name}")
+        return "\n".join(lines)
+
     def to_json(self) -> list[dict[str, Any]]:
         """One dictionary per pass."""
         return [record.to_json() for record in self.records]

@@ -26,7 +26,7 @@ from .half_precision import HalfPrecision
 from .registry import register_pass
 
 
-@register_pass("to-bf16")
+@register_pass("to-bf16", purpose="narrow")
 @dataclass(frozen=True)
 class ToBf16(HalfPrecision):
     """Compute convolutions, matrix products and what stands between them in bf16, accumulating in float32."""

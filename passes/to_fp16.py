@@ -26,7 +26,7 @@ from .half_precision import HalfPrecision
 from .registry import register_pass
 
 
-@register_pass("to-fp16")
+@register_pass("to-fp16", purpose="narrow")
 @dataclass(frozen=True)
 class ToFp16(HalfPrecision):
     """Compute convolutions, matrix products and what stands between them in half precision, accumulating in float32."""

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -327,3 +328,53 @@ def test_bench_against_needs_a_checkout(tersor: Callable[..., Result], monkeypat
     result = tersor("bench", "model.pt2", "--against", "torch")
     assert result.code == 2
     assert "--against needs the benchmarks of a checkout" in result.err
+
+
+# What lists look like --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_lists_of_passes_are_never_cut(
+    columns: int, tersor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tersor.cli import tables
+    from tersor.passes import list_passes
+
+    monkeypatch.setattr(tables, "console", lambda: SimpleNamespace(width=columns))
+    lines = tersor("passes").out.splitlines()
+    assert max(map(len, lines)) <= columns
+    for info in list_passes():
+        assert f"  {info.name} ({info.exactness.value})" in lines
+    text = " ".join(" ".join(lines).split())
+    assert all(info.summary in text for info in list_passes())
+
+
+def test_one_pass_with_its_options(tersor: Callable[..., Result]) -> None:
+    from tersor.passes import list_passes, parse_pipeline
+
+    out = tersor("passes", "low-rank").out
+    assert "One of: energy:SHARE, fixed:NUMBER, macs:RATIO, vbmf." in out
+    assert "method: str = tucker2" in out
+    for info in list_passes():
+        if not any(option.required for option in info.options):
+            example = tersor("passes", info.name).out.rstrip().rpartition('-p "')[2].rstrip('"')
+            assert str(parse_pipeline(example)) == info.name, "an example of defaults prints back as the name alone"
+    result = tersor("passes", "lowrank")
+    assert (result.code, result.err) == (2, "tersor: unknown pass 'lowrank'; did you mean 'low-rank'?\n")
+
+
+@pytest.mark.parametrize("command", [("targets",), ("passes",), ("log", "stats", "tuning_logs")])
+def test_no_boxes_in_a_pipe(
+    command: tuple[str, ...], tersor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    out = tersor(*command).out
+    assert not set("┃│━─…") & set(out)
+    assert all(line == line.rstrip() for line in out.splitlines())
+
+
+def test_commands_are_grouped_by_use(tersor: Callable[..., Result]) -> None:
+    out = tersor("--help").out
+    headings = [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Options:", "Make:", "Measure:", "Look inside:", "Tune:", "Serve other machines:"]
+    assert "..." not in out

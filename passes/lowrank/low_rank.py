@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
@@ -39,7 +40,9 @@ from ..registry import register_pass
 from ..unfuse import take_apart
 from .candidate import find_candidates
 from .methods import Factorization, Layer, Ranks, find_method
+from .methods.registry import METHODS
 from .ranks import Request, parse_rank_rule
+from .ranks.registry import RANK_RULES
 
 _RULE = "low-rank"
 
@@ -53,7 +56,7 @@ class _Chain:
     weights: tuple[torch.Tensor, ...]
 
 
-@register_pass(_RULE)
+@register_pass(_RULE, purpose="factorize")
 @dataclass(frozen=True)
 class LowRank(Pass):
     """Replace convolutions and linear layers by chains of smaller ones.
@@ -70,8 +73,8 @@ class LowRank(Pass):
         Ranks are rounded up to a multiple of this; 0 takes the target's vector width.
     """
 
-    method: str = "tucker2"
-    ranks: str = "vbmf"
+    method: Annotated[str, METHODS] = "tucker2"
+    ranks: Annotated[str, RANK_RULES] = "vbmf"
     keep: Keep = Keep.FASTER
     multiple: int = 0
 

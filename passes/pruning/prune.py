@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ from ..referee import Keep, Referee
 from ..registry import register_pass
 from ..unfuse import take_apart
 from .criteria import Scoring, find_criterion
+from .criteria.registry import CRITERIA
 from .flows import flow_of
 from .groups import ChannelGroup, ChannelMap, find_channels
 from .select import Limits, select, stay
@@ -54,7 +56,7 @@ _RULE = "prune-channels"
 _NAMED_LAYERS = 3  # of a group, in the report
 
 
-@register_pass(_RULE)
+@register_pass(_RULE, purpose="prune")
 @dataclass(frozen=True)
 class PruneChannels(Pass):
     """Remove the least important channels of all layers, with all that belongs to them.
@@ -76,7 +78,7 @@ class PruneChannels(Pass):
     """
 
     macs: float = 0.5
-    criterion: str = "l1"
+    criterion: Annotated[str, CRITERIA] = "l1"
     floor: float = 0.1
     multiple: int = 0
     seed: int = 0

@@ -39,7 +39,7 @@ _RULE = "reestimate-batchnorm"
 Batch = Sequence[torch.Tensor]
 
 
-@register_pass(_RULE)
+@register_pass(_RULE, purpose="prune")
 @dataclass(frozen=True)
 class ReestimateBatchNorm(Pass):
     """Measure means and variances of batch normalisations again, on calibration data.

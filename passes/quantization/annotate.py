@@ -23,6 +23,7 @@ folded, and for targets without integer kernels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from ...ir import DType, Graph, OnIntegers, Rewriter, TersorError, Value
 from ...ir.ops import BatchNormOp, FusedOp, ObserveOp, RelayoutOp
@@ -36,7 +37,7 @@ _RULE = "quantize-annotate"
 _FAMILIES = ("x86", "arm")  # of targets with templates for 8-bit integers
 
 
-@register_pass(_RULE)
+@register_pass(_RULE, purpose="quantize")
 @dataclass(frozen=True)
 class QuantizeAnnotate(Pass):
     """Note which values are to be stored as 8-bit integers.
@@ -49,7 +50,7 @@ class QuantizeAnnotate(Pass):
         Names of layers that stay in floating point; ``*`` stands for anything, as in ``skip=[head,layer4.*]``.
     """
 
-    activations: DType = DType.U8
+    activations: Annotated[DType, QUANTIZED] = DType.U8
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

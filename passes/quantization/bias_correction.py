@@ -39,7 +39,7 @@ _RULE = "bias-correction"
 _SUFFIX = "corrected"  # of the ids of biases, so that a second run leaves them alone
 
 
-@register_pass(_RULE)
+@register_pass(_RULE, purpose="quantize")
 @dataclass(frozen=True)
 class BiasCorrection(Pass):
     """Correct biases by what rounding the weights adds to each channel's mean."""

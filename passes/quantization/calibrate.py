@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import networkx
 import torch
@@ -28,12 +29,13 @@ from ...ir import Graph, IRError, OnIntegers, Op, TersorError, check_inputs, eva
 from ..base import Pass, PassContext, Result
 from ..registry import register_pass
 from .calibrators import Calibrator, RangeObserver, parse_calibrator
+from .calibrators.registry import CALIBRATORS
 from .placement import find_notes, name_of, underlying
 
 _RULE = "quantize-calibrate"
 
 
-@register_pass(_RULE)
+@register_pass(_RULE, purpose="quantize")
 @dataclass(frozen=True)
 class QuantizeCalibrate(Pass):
     """Measure the ranges of the values that are to be stored as integers, on calibration data.
@@ -44,7 +46,7 @@ class QuantizeCalibrate(Pass):
         ``minmax``, ``percentile:99.99`` or ``moving-average:0.9``.
     """
 
-    method: str = "minmax"
+    method: Annotated[str, CALIBRATORS] = "minmax"
 
     def __post_init__(self) -> None:
         parse_calibrator(self.method)

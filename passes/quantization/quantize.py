@@ -13,8 +13,10 @@ nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from ...ir import DType
+from ...ir.ops.integers import QUANTIZED
 from ..base import Exactness, Pass
 from ..fuse import Fuse
 from ..pipeline import parse_pipeline
@@ -22,10 +24,11 @@ from ..referee import Keep
 from ..registry import register_pass
 from .annotate import QuantizeAnnotate
 from .calibrate import QuantizeCalibrate
+from .calibrators.registry import CALIBRATORS
 from .realize import QuantizeRealize
 
 
-@register_pass("quantize")
+@register_pass("quantize", purpose="quantize")
 @dataclass(frozen=True)
 class Quantize(Pass):
     """Compute convolutions, linear layers and what stands between them on 8-bit integers.
@@ -44,8 +47,8 @@ class Quantize(Pass):
         Whether only layers change that the target measures faster on integers, or all that can.
     """
 
-    activations: DType = DType.U8
-    method: str = "minmax"
+    activations: Annotated[DType, QUANTIZED] = DType.U8
+    method: Annotated[str, CALIBRATORS] = "minmax"
     accuracy: tuple[str, ...] = ("bias-correction",)
     skip: tuple[str, ...] = ()
     keep: Keep = Keep.FASTER

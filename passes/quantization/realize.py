@@ -53,7 +53,7 @@ _RULE = "quantize-realize"
 _WITH_OTHERS = "alone not faster, with its neighbours it is"
 
 
-@register_pass(_RULE)
+@register_pass(_RULE, purpose="quantize")
 @dataclass(frozen=True)
 class QuantizeRealize(Pass):
     """Store noted values as integers, and compute on these.
