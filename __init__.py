@@ -51,6 +51,7 @@ def __getattr__(name: str) -> Any:
         value: Any = version("tersor")
     elif name == "ir":
         value = import_module(".ir", __name__)
+        import_module(".frontend", __name__)  # registers ``graph.to_torch()``
     elif name in _MODULES:
         value = getattr(import_module(_MODULES[name], __name__), name)
     else:

@@ -18,6 +18,9 @@ def to_torch(graph: Graph) -> GraphModule:
     return GraphModule(graph)
 
 
+Graph.register_to_torch(to_torch)
+
+
 class GraphModule(nn.Module):
     """Runs a graph by the reference semantics of its ops, differentiably.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from .core import Op, Value
-from .errors import IRError
+from .errors import IRError, TersorError
 from .traits import Cost
 from .types import TensorType
 from .weights import WeightStore
@@ -27,6 +27,8 @@ class Graph:
     weights
         Tensors that the graph's `WeightOp`s name; a fresh store if omitted.
     """
+
+    _to_module: ClassVar[Callable[[Graph], torch.nn.Module] | None] = None
 
     def __init__(
         self,
@@ -127,10 +129,21 @@ class Graph:
         return evaluate(self, inputs)
 
     def to_torch(self) -> torch.nn.Module:
-        """A trainable module with the same numbers (see `tersor.frontend.to_torch`)."""
-        from ..frontend import to_torch  # the only import from another room: for ``graph.to_torch()``, made when called
+        """A trainable module with the same numbers; what makes it is registered by `tersor.frontend`.
 
-        return to_torch(self)
+        Raises
+        ------
+        TersorError
+            When neither ``tersor.ir`` was reached through ``import tersor`` nor ``tersor.frontend`` imported.
+        """
+        if Graph._to_module is None:
+            raise TersorError("nothing makes modules of graphs yet: import tersor.frontend first")
+        return Graph._to_module(self)
+
+    @classmethod
+    def register_to_torch(cls, make: Callable[[Graph], torch.nn.Module]) -> None:
+        """Say what `to_torch` calls."""
+        cls._to_module = staticmethod(make)
 
     def __str__(self) -> str:
         from .printer import print_graph
