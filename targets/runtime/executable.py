@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,8 @@ from ..machines.families import backend_of
 from ..machines.features import obstacle_here
 from ..machines.target import Target
 from .model_info import KernelInfo, ModelInfo, Port
-from .virtual_machine import ALIGNMENT, LinkedCode, VirtualMachine, set_threads
+from .threads import call_lock, set_threads
+from .virtual_machine import ALIGNMENT, LinkedCode, VirtualMachine
 
 # Element types that TVM cannot address, and what lies in memory instead.
 STORED_AS = {DType.BOOL: torch.uint8, DType.BF16: torch.uint16}
@@ -120,7 +120,7 @@ class Executable:
         self.constants = tuple(constants)
         self._obstacle = obstacle_here(info.target)
         self._vm: Any = None if code.module is None else _machine(info.target, code.module, self.constants)
-        self._lock = threading.Lock()
+        self._lock = call_lock()
         self.threads = threads if threads is not None else usable_cores()
 
     @property
@@ -160,11 +160,8 @@ class Executable:
             table lacks, or the model was compiled for a processor that can do more than this one.
         """
         flat = self._flatten(inputs)
-        with self._lock:
-            set_threads(self._threads)
-            results = self._vm.run(flat)
         outputs: tuple[Any, ...] = tuple(
-            _shape_output(result, port.type) for result, port in zip(results, self.info.outputs, strict=True)
+            _shape_output(result, port.type) for result, port in zip(self._run(flat), self.info.outputs, strict=True)
         )
         if inputs and isinstance(inputs[0], np.ndarray):
             outputs = tuple(output.numpy() for output in outputs)
@@ -190,17 +187,15 @@ class Executable:
             raise TersorError(f"repeat must be 1 or more, not {repeat}")
         flat = self._flatten(inputs or self.random_inputs())
         times: list[float] = []
-        with self._lock:
-            set_threads(self._threads)
-            for _ in range(warmup):
-                self._vm.run(flat)
-            elapsed = 0.0
-            while len(times) < repeat or elapsed < min_seconds:
-                start = time.perf_counter()
-                self._vm.run(flat)
-                times.append(time.perf_counter() - start)
-                elapsed += times[-1]
-            kernel_times = self._profile(flat, min(repeat, 20)) if kernels else ()
+        for _ in range(warmup):
+            self._run(flat)
+        elapsed = 0.0
+        while len(times) < repeat or elapsed < min_seconds:
+            start = time.perf_counter()
+            self._run(flat)
+            times.append(time.perf_counter() - start)
+            elapsed += times[-1]
+        kernel_times = self._profile(flat, min(repeat, 20)) if kernels else ()
         deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else [times[0]] * 9
         return BenchmarkResult(
             median=statistics.median(times),
@@ -209,17 +204,14 @@ class Executable:
             p10=deciles[0],
             p90=deciles[-1],
             runs=len(times),
-            threads=self._threads,
+            threads=set_threads(self._threads),
             kernels=kernel_times,
             activation_bytes=self.info.activation_bytes,
         )
 
     def kernel_seconds(self, *inputs: Any) -> list[float]:
         """Run the model once; returns the seconds of each kernel call, in execution order."""
-        flat = self._flatten(inputs)
-        with self._lock:
-            set_threads(self._threads)
-            return self._vm.run_timed(flat)
+        return self._run_timed(self._flatten(inputs))
 
     def random_inputs(self, seed: int = 0) -> tuple[torch.Tensor, ...]:
         """Inputs of the right types: normally distributed floats, small integers and booleans that are all true."""
@@ -244,8 +236,20 @@ class Executable:
 
         return save_bundle(self, path, runtime=runtime)
 
+    def _run(self, flat: list[torch.Tensor]) -> list[torch.Tensor]:
+        with self._lock:
+            set_threads(self._threads)
+            results: list[torch.Tensor] = self._vm.run(flat)
+            return results
+
+    def _run_timed(self, flat: list[torch.Tensor]) -> list[float]:
+        with self._lock:
+            set_threads(self._threads)
+            seconds: list[float] = self._vm.run_timed(flat)
+            return seconds
+
     def _profile(self, flat: list[torch.Tensor], runs: int) -> tuple[KernelTime, ...]:
-        samples = [self._vm.run_timed(flat) for _ in range(runs)]
+        samples = [self._run_timed(flat) for _ in range(runs)]
         medians = [statistics.median(column) for column in zip(*samples, strict=True)]
         return tuple(KernelTime(kernel, s) for kernel, s in zip(self.info.kernels, medians, strict=True))
 
