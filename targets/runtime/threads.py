@@ -14,7 +14,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 # TVM would pin its workers to cores but not the caller, which then shares one core with a worker while another idles.
@@ -29,8 +29,8 @@ _CORES = [str(core) for core in range(_WORKERS)]
 
 _pool = threading.local()  # threads: how many are set in this Python thread; orphaned: whether its workers are gone
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
-_forking = threading.RLock()
-_held: list[Any] = []  # by the thread that forks
+_forking = threading.RLock()  # no lock is added meanwhile
+_held: list[Any] = []  # the locks that the thread which forks has taken
 
 
 def set_threads(threads: int) -> int:
@@ -45,7 +45,8 @@ def set_threads(threads: int) -> int:
 def call_lock() -> Any:
     """A lock to hold during calls; a thread may take it again, as a signal handler that makes a call does."""
     lock = threading.RLock()
-    _locks.add(lock)
+    with _forking:
+        _locks.add(lock)
     return lock
 
 
@@ -60,18 +61,20 @@ def signals_deferred() -> Iterator[None]:
         yield
         return
     arrived: list[tuple[int, Any]] = []
-    handlers = {number: one for number in signal.valid_signals() if callable(one := signal.getsignal(number))}
+    known = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    handlers: dict[int, Any] = {number: handler for number, handler in known.items() if callable(handler)}
     try:
         for number in handlers:
             signal.signal(number, lambda *event: arrived.append(event))
         yield
     finally:
         _install(dict(handlers))
-        for number, frame in arrived:
-            handlers[number](number, frame)
+        with ExitStack() as calls:  # which makes all, though one may raise
+            for number, frame in reversed(arrived):
+                calls.callback(handlers[number], number, frame)
 
 
-def _install(handlers: dict[Any, Any]) -> None:
+def _install(handlers: dict[int, Any]) -> None:
     """Set all handlers, though one that is set already may raise meanwhile; empties the dictionary."""
     try:
         while handlers:
@@ -87,7 +90,9 @@ def _install(handlers: dict[Any, Any]) -> None:
 
 
 def _before_fork() -> None:
-    for lock in (_forking, *_locks):
+    _forking.acquire()
+    _held.append(_forking)
+    for lock in list(_locks):
         lock.acquire()
         _held.append(lock)
     if getattr(_pool, "threads", None) is not None and not getattr(_pool, "orphaned", False):
@@ -97,7 +102,8 @@ def _before_fork() -> None:
 def _rouse_workers() -> None:
     """Give each worker of this thread a task that does nothing, after which it looks for more for a while.
 
-    A child that ends by itself destroys the pool, which never returns if a worker was asleep at the time of the fork.
+    A child that ends by `sys.exit` destroys the pool, which takes for ever if a worker was asleep when it was forked
+    (as they all are if TVM_THREAD_POOL_SPIN_COUNT is 0; children of `multiprocessing` end without that).
     """
     set_threads(_WORKERS)
     nothing = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p)  # returns 0, a task's sign of success

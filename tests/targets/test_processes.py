@@ -21,14 +21,35 @@ import psutil
 import pytest
 import torch
 from tersor import TersorError
+from tersor.ir import TensorType, ops
 from tersor.targets import Executable
 from tersor.targets.machines.features import required_features
 from tersor.targets.runtime import virtual_machine
 from tersor.targets.runtime.threads import set_threads, signals_deferred
+from tersor.tests.random_graphs import GraphBuilder
 from torch.utils.data import DataLoader, Dataset
+
+from .compiled import compiled
 
 PATIENCE = 60  # seconds, for what would take for ever
 INTERRUPTS = [pytest.param(30), pytest.param(400, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module")
+def example() -> torch.Tensor:
+    return torch.randn(512, 1024, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def executable() -> Executable:
+    """A program whose kernels need all threads, unlike those of tiny models."""
+    b = GraphBuilder({"x": TensorType((512, 1024))})
+    return compiled(b.done(b.op(ops.SoftmaxOp, b.op(ops.ReluOp, b.graph.inputs[0]), axis=1)))
+
+
+@pytest.fixture(scope="module")
+def artifact(executable: Executable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return executable.save(tmp_path_factory.mktemp("processes") / "model.tersor")
 
 
 def in_fork(work: Callable[[], Any]) -> Any:
@@ -55,7 +76,7 @@ def in_thread(work: Callable[[], Any]) -> Any:
 def script(text: str, artifact: Path, **environment: str) -> str:
     """What a new process prints that runs ``text`` with a model, an input and its output in exe, x and y."""
     head = f"import os, signal, sys, time, tersor, torch\nexe = tersor.load({str(artifact)!r})\n"
-    head += "x = torch.ones(1, 3, 8, 8)\ny = exe(x).clone()\n"
+    head += "x = torch.ones(512, 1024)\ny = exe(x).clone()\n"
     variables = {name: value for name, value in os.environ.items() if name != "TVM_THREAD_POOL_SPIN_COUNT"}
     done = subprocess.run(
         [sys.executable, "-c", head + text],
@@ -192,9 +213,10 @@ def test_signals_wait_and_none_is_lost() -> None:
     before = {number: signal.signal(number, note) for number in (signal.SIGUSR1, signal.SIGUSR2)}
     try:
         with pytest.raises(InterruptedError), signals_deferred():
-            signal.raise_signal(signal.SIGUSR1)
+            for number in before:
+                signal.raise_signal(number)
             events.append("end of the block")
-        assert events == ["end of the block", "SIGUSR1"]
+        assert events == ["end of the block", "SIGUSR1", "SIGUSR2"]
         for number in before:
             assert signal.getsignal(number) is note
     finally:
