@@ -20,6 +20,7 @@ from typing import Any
 # TVM would pin its workers to cores but not the caller, which then shares one core with a worker while another idles.
 os.environ.setdefault("TVM_BIND_THREADS", "0")
 
+import torch
 import tvm_ffi
 
 _ALL_CORES_ALIKE = 1
@@ -118,6 +119,7 @@ def _after_fork() -> None:
 def _after_fork_in_child() -> None:
     if getattr(_pool, "threads", None) is not None:
         _pool.orphaned, _pool.threads = True, None
+        torch.set_num_threads(1)  # in this thread; PyTorch's workers, which check and copy inputs, are gone too
     _after_fork()
 
 
