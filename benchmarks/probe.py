@@ -16,7 +16,8 @@ import psutil
 import torch
 import tvm
 from tersor.targets import Target, resolve_target
-from tersor.targets.runtime.virtual_machine import set_threads, to_tvm
+from tersor.targets.runtime.threads import set_threads
+from tersor.targets.runtime.virtual_machine import to_tvm
 from tersor.targets.templates.base import NO_EPILOGUE, BufferSpec
 from tersor.targets.templates.vector.builder import RegisterTile, load, make_prim_func, parallel, store
 from tvm.tirx.script.builder import ir as T

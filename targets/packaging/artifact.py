@@ -85,7 +85,7 @@ def check_output(path: Path) -> None:
         raise ArtifactError(obstacle)
 
 
-def load(path: str | Path, *, threads: int | None = None) -> Executable:
+def load(path: str | Path, *, threads: int | None = None, runnable: bool = True) -> Executable:
     """Read an artifact back, ready to be called.
 
     Parameters
@@ -94,6 +94,8 @@ def load(path: str | Path, *, threads: int | None = None) -> Executable:
         A file that `save` wrote.
     threads
         Threads of one call; all usable cores by default.
+    runnable
+        Whether this machine must be able to run the code; if not, an executable for another one can only be kept.
 
     Raises
     ------
@@ -103,13 +105,17 @@ def load(path: str | Path, *, threads: int | None = None) -> Executable:
     """
     path = Path(path)
     archive, manifest = _open(path)
-    _check_host(path, manifest)
+    from ..machines.features import obstacle_here
+    from ..runtime.executable import Executable
+    from ..runtime.virtual_machine import LinkedCode
+
+    foreign = not runnable and obstacle_here(manifest.model.target)
+    if not foreign:
+        _check_host(path, manifest)
     archive.check({name: manifest.members[name] for name in (CODE, CONSTANTS, GRAPH)})
     constants = _map_constants(path, archive[CONSTANTS], manifest.constants)
-
-    from ..runtime.executable import Executable
-
-    code = _load_code(path, archive[CODE], manifest.model.target)
+    data = archive[CODE]
+    code = LinkedCode(bytes(data), None) if foreign else _load_code(path, data, manifest.model.target)
     graph = partial(_read_graph, path, archive, manifest)
     return Executable(manifest.model, code, constants, graph=graph, threads=threads)
 

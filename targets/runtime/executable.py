@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,11 +20,13 @@ from ..machines.families import backend_of
 from ..machines.features import obstacle_here
 from ..machines.target import Target
 from .model_info import KernelInfo, ModelInfo, Port
-from .virtual_machine import ALIGNMENT, LinkedCode, VirtualMachine, set_threads
+from .threads import call_lock, set_threads
+from .virtual_machine import ALIGNMENT, LinkedCode, VirtualMachine
 
 # Element types that TVM cannot address, and what lies in memory instead.
 STORED_AS = {DType.BOOL: torch.uint8, DType.BF16: torch.uint16}
 
+_LONGEST_REASON = 300  # characters of another library's message
 MOST_THREADS = 1024  # of one call on another machine, as for the program of a bundle
 
 
@@ -120,7 +122,7 @@ class Executable:
         self.constants = tuple(constants)
         self._obstacle = obstacle_here(info.target)
         self._vm: Any = None if code.module is None else _machine(info.target, code.module, self.constants)
-        self._lock = threading.Lock()
+        self._lock = call_lock()
         self.threads = threads if threads is not None else usable_cores()
 
     @property
@@ -158,15 +160,20 @@ class Executable:
         TersorError
             When the number, shape or element type of the inputs is wrong, an input of row numbers holds one that its
             table lacks, or the model was compiled for a processor that can do more than this one.
+
+        Notes
+        -----
+        Calls from several threads are made one after the other. In a process made by a fork, the thread that forked
+        computes alone if it had called a model before.
         """
         flat = self._flatten(inputs)
-        with self._lock:
-            set_threads(self._threads)
-            results = self._vm.run(flat)
+        as_numpy = bool(inputs) and isinstance(inputs[0], np.ndarray)
+        if as_numpy and any(port.type.dtype is DType.BF16 for port in self.info.outputs):
+            raise TersorError(f"{self.info.name} returns bfloat16, which NumPy does not have; give torch tensors")
         outputs: tuple[Any, ...] = tuple(
-            _shape_output(result, port.type) for result, port in zip(results, self.info.outputs, strict=True)
+            _shape_output(result, port.type) for result, port in zip(self._run(flat), self.info.outputs, strict=True)
         )
-        if inputs and isinstance(inputs[0], np.ndarray):
+        if as_numpy:
             outputs = tuple(output.numpy() for output in outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -190,17 +197,15 @@ class Executable:
             raise TersorError(f"repeat must be 1 or more, not {repeat}")
         flat = self._flatten(inputs or self.random_inputs())
         times: list[float] = []
-        with self._lock:
-            set_threads(self._threads)
-            for _ in range(warmup):
-                self._vm.run(flat)
-            elapsed = 0.0
-            while len(times) < repeat or elapsed < min_seconds:
-                start = time.perf_counter()
-                self._vm.run(flat)
-                times.append(time.perf_counter() - start)
-                elapsed += times[-1]
-            kernel_times = self._profile(flat, min(repeat, 20)) if kernels else ()
+        for _ in range(warmup):
+            self._run(flat)
+        elapsed = 0.0
+        while len(times) < repeat or elapsed < min_seconds:
+            start = time.perf_counter()
+            self._run(flat)
+            times.append(time.perf_counter() - start)
+            elapsed += times[-1]
+        kernel_times = self._profile(flat, min(repeat, 20)) if kernels else ()
         deciles = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else [times[0]] * 9
         return BenchmarkResult(
             median=statistics.median(times),
@@ -209,17 +214,14 @@ class Executable:
             p10=deciles[0],
             p90=deciles[-1],
             runs=len(times),
-            threads=self._threads,
+            threads=set_threads(self._threads),
             kernels=kernel_times,
             activation_bytes=self.info.activation_bytes,
         )
 
     def kernel_seconds(self, *inputs: Any) -> list[float]:
         """Run the model once; returns the seconds of each kernel call, in execution order."""
-        flat = self._flatten(inputs)
-        with self._lock:
-            set_threads(self._threads)
-            return self._vm.run_timed(flat)
+        return self._run_timed(self._flatten(inputs))
 
     def random_inputs(self, seed: int = 0) -> tuple[torch.Tensor, ...]:
         """Inputs of the right types: normally distributed floats, small integers and booleans that are all true."""
@@ -244,8 +246,31 @@ class Executable:
 
         return save_bundle(self, path, runtime=runtime)
 
+    def __copy__(self) -> Executable:
+        """Another executable of the same code and weights: calls of both can run at the same time."""
+        return Executable(
+            self.info, self.code, self.constants, graph=self._graph, report=self.report, threads=self._threads
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the bytes of an artifact; the report is left out."""
+        with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
+            return _from_artifact, (self.save(Path(folder) / "model.tersor").read_bytes(), self._threads)
+
+    def _run(self, flat: list[torch.Tensor]) -> list[torch.Tensor]:
+        with self._lock:
+            set_threads(self._threads)
+            results: list[torch.Tensor] = self._vm.run(flat)
+            return results
+
+    def _run_timed(self, flat: list[torch.Tensor]) -> list[float]:
+        with self._lock:
+            set_threads(self._threads)
+            seconds: list[float] = self._vm.run_timed(flat)
+            return seconds
+
     def _profile(self, flat: list[torch.Tensor], runs: int) -> tuple[KernelTime, ...]:
-        samples = [self._vm.run_timed(flat) for _ in range(runs)]
+        samples = [self._run_timed(flat) for _ in range(runs)]
         medians = [statistics.median(column) for column in zip(*samples, strict=True)]
         return tuple(KernelTime(kernel, s) for kernel, s in zip(self.info.kernels, medians, strict=True))
 
@@ -267,6 +292,18 @@ class Executable:
         return f"<tersor executable {self.info.name}({ports}) for {self.info.target.name}{threads}>"
 
 
+def _from_artifact(artifact: bytes, threads: int) -> Executable:
+    """What `Executable.__reduce__` pickled, with fewer threads on a machine that has fewer."""
+    from ..packaging.artifact import load
+
+    with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
+        path = Path(folder) / "pickled.tersor"
+        path.write_bytes(artifact)
+        executable = load(path, runnable=False)
+    executable.threads = min(threads, _most_threads(executable.info.target))
+    return executable
+
+
 def _machine(target: Target, module: Any, constants: Sequence[torch.Tensor]) -> Any:
     """What runs loaded code: TVM's virtual machine on this processor, or the family's own."""
     backend = backend_of(target)
@@ -281,10 +318,14 @@ def check_threads(threads: int, target: Target) -> int:
     TersorError
         When it cannot.
     """
-    available = MOST_THREADS if obstacle_here(target) else os.cpu_count() or 1
+    available = _most_threads(target)
     if type(threads) is not int or not 1 <= threads <= available:
         raise TersorError(f"threads must be a whole number between 1 and {available}, not {threads!r}")
     return threads
+
+
+def _most_threads(target: Target) -> int:
+    return MOST_THREADS if obstacle_here(target) else os.cpu_count() or 1
 
 
 def random_tensor(port: Port, generator: torch.Generator) -> torch.Tensor:
@@ -298,24 +339,28 @@ def random_tensor(port: Port, generator: torch.Generator) -> torch.Tensor:
 
 
 def _flat_input(value: Any, port: Port) -> torch.Tensor:
-    tensor = _as_tensor(value, port)
-    if tuple(tensor.shape) != port.type.shape:
-        raise TersorError(f"input {port.name!r} must have shape {list(port.type.shape)}, got {list(tensor.shape)}")
-    if tensor.dtype != port.type.dtype.torch:
-        wanted = str(port.type.dtype.torch).removeprefix("torch.")
-        got = str(tensor.dtype).removeprefix("torch.")
-        raise TersorError(f"input {port.name!r} must be {wanted}, got {got}; cast it first")
-    if tensor.device.type != "cpu":
-        raise TersorError(f"input {port.name!r} is on {tensor.device}; move it to the CPU first")
-    if tensor.layout != torch.strided:
-        raise TersorError(f"input {port.name!r} is sparse; call its to_dense() first")
-    flat = tensor.detach().contiguous().view(-1)
+    try:
+        tensor = _as_tensor(value, port)
+        _check_input(tensor, port)
+        flat = tensor.as_subclass(torch.Tensor).resolve_neg().contiguous().view(-1)
+        address = flat.data_ptr()
+    except TersorError:
+        raise
+    except Exception as error:  # arrays and kinds of tensors that others wrote may raise anything
+        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        raise TersorError(
+            f"input {port.name!r} cannot be read ({reason}); give an array of {port.type.dtype.torch}"
+        ) from error
+    if not address and flat.numel():
+        raise TersorError(
+            f"input {port.name!r} has no numbers in memory, being a {type(value).__name__}; give a plain tensor"
+        )
     if port.rows and not 0 <= (bounds := flat.aminmax()).min <= bounds.max < port.rows:
         raise TersorError(
             f"input {port.name!r} must hold row numbers from 0 to {port.rows - 1}, "
             f"got {bounds.min.item()} to {bounds.max.item()}"
         )
-    if flat.data_ptr() % ALIGNMENT:
+    if address % ALIGNMENT:
         flat = flat.clone()
     stored = STORED_AS.get(port.type.dtype)
     return flat if stored is None else flat.view(stored)
@@ -323,18 +368,27 @@ def _flat_input(value: Any, port: Port) -> torch.Tensor:
 
 def _as_tensor(value: Any, port: Port) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
-        return value
+        return value.detach()
     if not hasattr(value, "__dlpack__"):
         raise TersorError(f"input {port.name!r} must be a torch tensor or NumPy array, got {type(value).__name__}")
     if isinstance(value, np.ndarray) and (not value.flags.writeable or any(step < 0 for step in value.strides)):
         value = value.copy()  # PyTorch takes neither
-    try:
-        return torch.from_dlpack(value)
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        reason = " ".join(str(error).split())
-        raise TersorError(
-            f"input {port.name!r} cannot be read ({reason}); give an array of {port.type.dtype.torch}"
-        ) from error
+    return torch.from_dlpack(value)
+
+
+def _check_input(tensor: torch.Tensor, port: Port) -> None:
+    if tensor.device.type != "cpu":
+        raise TersorError(f"input {port.name!r} is on {tensor.device}; move it to the CPU first")
+    if tensor.is_nested:
+        raise TersorError(f"input {port.name!r} is nested; call its to_padded_tensor(...) first")
+    if tensor.layout != torch.strided:
+        raise TersorError(f"input {port.name!r} is sparse; call its to_dense() first")
+    if tuple(tensor.shape) != port.type.shape:
+        raise TersorError(f"input {port.name!r} must have shape {list(port.type.shape)}, got {list(tensor.shape)}")
+    if tensor.dtype != port.type.dtype.torch:
+        wanted = str(port.type.dtype.torch).removeprefix("torch.")
+        got = str(tensor.dtype).removeprefix("torch.")
+        raise TersorError(f"input {port.name!r} must be {wanted}, got {got}; cast it first")
 
 
 def _shape_output(flat: torch.Tensor, type: TensorType) -> torch.Tensor:

@@ -1,20 +1,13 @@
-"""TVM's runtime, as far as Tersor uses it: threads, the Relax virtual machine, zero-copy exchange of tensors."""
+"""TVM's runtime, as far as Tersor uses it: loaded code, the Relax virtual machine, zero-copy exchange of tensors."""
 
 from __future__ import annotations
 
-import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-# TVM reads these when its first kernel runs. It counts only half of the processors on x86 unless told otherwise, and it
-# pins its workers to cores but not the caller, which then shares one core with a worker while another stands idle.
-os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
-os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 import torch
 import tvm
@@ -25,9 +18,9 @@ from tvm.support import cc
 from ...ir import TersorError
 from ..machines.target import ALIGNMENT
 from ..machines.toolchain import Toolchain
+from .threads import signals_deferred
 
 _SKIP = 1  # what an instrument answers to have a call left out
-_configured = threading.local()
 
 
 @dataclass(frozen=True)
@@ -61,15 +54,6 @@ class LinkedCode:
         return cls(path.read_bytes(), tvm.runtime.load_module(str(path)))
 
 
-def set_threads(threads: int) -> None:
-    """Let kernels called from this Python thread use ``threads`` threads; TVM keeps one pool for each caller."""
-    if getattr(_configured, "threads", None) == threads:
-        return
-    all_cores_alike = 1
-    tvm_ffi.get_global_func("runtime.config_threadpool")(all_cores_alike, threads)
-    _configured.threads = threads
-
-
 def to_tvm(tensor: torch.Tensor) -> Any:
     """A TVM tensor on the same memory; ``tensor`` must be contiguous and aligned."""
     return tvm.runtime.from_dlpack(tensor)
@@ -87,15 +71,14 @@ class VirtualMachine:
     """
 
     def __init__(self, library: Any, constants: Sequence[torch.Tensor]) -> None:
-        self._vm = relax.VirtualMachine(library, tvm.cpu())
-        self._main = self._vm["main"]
+        self._library = library
+        self._main = relax.VirtualMachine(library, tvm.cpu())["main"]
         self._aligned = [t if t.data_ptr() % ALIGNMENT == 0 else t.clone() for t in constants]
         self._constants = tvm_ffi.convert([to_tvm(tensor) for tensor in self._aligned])
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Call the program with flat inputs; returns its flat outputs."""
-        outputs = self._main(*[to_tvm(tensor) for tensor in inputs], self._constants)
-        return [torch.from_dlpack(output) for output in outputs]
+        return self._call(self._main, inputs)
 
     def run_replacing(
         self, inputs: Sequence[torch.Tensor], replace: Callable[[int, Sequence[Any]], bool]
@@ -117,11 +100,7 @@ class VirtualMachine:
             index += 1
             return _SKIP if replace(index, arguments) else 0
 
-        self._vm.set_instrument(observe)
-        try:
-            return self.run(inputs)
-        finally:
-            self._vm.set_instrument(lambda *_: 0)
+        return self._call_observed(inputs, observe)
 
     def run_timed(self, inputs: Sequence[torch.Tensor]) -> list[float]:
         """Call the program and return the seconds of each kernel call, in execution order."""
@@ -138,9 +117,16 @@ class VirtualMachine:
                 seconds.append(time.perf_counter() - started)
             return 0
 
-        self._vm.set_instrument(observe)
-        try:
-            self._main(*[to_tvm(tensor) for tensor in inputs], self._constants)
-        finally:
-            self._vm.set_instrument(lambda *_: 0)
+        self._call_observed(inputs, observe)
         return seconds
+
+    def _call(self, main: Any, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        outputs = main(*[to_tvm(tensor) for tensor in inputs], self._constants)
+        return [torch.from_dlpack(output) for output in outputs]
+
+    def _call_observed(self, inputs: Sequence[torch.Tensor], observe: Callable[..., int]) -> list[torch.Tensor]:
+        """Call the program on a machine of its own: an instrument cannot be taken out again, and slows every call."""
+        with signals_deferred():
+            machine = relax.VirtualMachine(self._library, tvm.cpu())
+            machine.set_instrument(observe)
+            return self._call(machine["main"], inputs)

@@ -20,7 +20,8 @@ from ..codegen.memory import plan_memory
 from ..codegen.options import Options
 from ..codegen.relax_module import build, relax_module
 from ..runtime.executable import STORED_AS
-from ..runtime.virtual_machine import LinkedCode, VirtualMachine, set_threads, to_tvm
+from ..runtime.threads import set_threads
+from ..runtime.virtual_machine import LinkedCode, VirtualMachine, to_tvm
 from ..templates.option import Option
 from .candidate import Built, Lowering, load_function, lower_with, tuned_call
 from .sandbox import RunResult

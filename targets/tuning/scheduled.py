@@ -14,7 +14,8 @@ import torch
 import tvm
 
 from ..machines.target import Target
-from ..runtime.virtual_machine import set_threads, to_tvm
+from ..runtime.threads import set_threads
+from ..runtime.virtual_machine import to_tvm
 from .candidate import compile_function, load_function
 from .sandbox import RunResult
 from .task import difference, spoil

@@ -18,6 +18,7 @@ from tersor.targets import Executable
 from tersor.targets.machines.features import required_features
 from tersor.tests.random_graphs import GraphBuilder
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from .compiled import compiled
 
@@ -29,6 +30,30 @@ class Ports(nn.Module):
 
     def forward(self, x: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return torch.where(mask, x, x * 2), ids + 1, x > 0
+
+
+class Refusing(torch.Tensor):
+    """A tensor that leaves every function to others."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        return NotImplemented
+
+
+class Broken:
+    """An array of a library that fails."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise KeyError("no such\nthing" + 10_000 * "!")
+
+    def __dlpack_device__(self) -> Any:
+        return 1, 0
+
+
+def without_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor after its memory was freed."""
+    tensor.untyped_storage().resize_(0)
+    return tensor
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +125,16 @@ def test_memory_of_any_layout(executable: Executable, example: torch.Tensor, exp
     assert negative.is_neg()
     assert_close(executable(negative), expected)
     assert_close(executable(example.clone().requires_grad_()), expected)
+    one = example[:, :1, :1, :1]
+    assert_close(executable(one.expand(example.shape)), executable(one.expand(example.shape).contiguous()))
+    assert_close(executable(nn.Parameter(example)), expected)
+
+
+def test_a_negated_view_that_is_contiguous() -> None:
+    b = GraphBuilder({"x": TensorType((1,))})
+    negated = torch.tensor([1 + 2j]).conj().imag
+    assert negated.is_neg() and negated.is_contiguous()
+    assert compiled(b.done(b.op(ops.AddOp, *b.graph.inputs * 2)))(negated).item() == -4
 
 
 def test_several_inputs_and_outputs_of_several_types(ports: Executable, port_inputs: tuple[torch.Tensor, ...]) -> None:
@@ -127,6 +162,11 @@ def test_several_inputs_and_outputs_of_several_types(ports: Executable, port_inp
         ((torch.ones(1, 3, 8, 8, dtype=torch.complex64),), "must be float32, got complex64"),
         ((torch.ones(1, 3, 8, 8, device="meta"),), "is on meta; move it to the CPU first"),
         ((torch.ones(1, 3, 8, 8).to_sparse(),), r"is sparse; call its to_dense\(\) first"),
+        ((torch.nested.nested_tensor([torch.ones(3, 8, 8)], layout=torch.jagged),), "input 'x' is nested"),
+        ((FakeTensorMode().from_tensor(torch.ones(1, 3, 8, 8)),), "input 'x' (cannot be read|has no numbers)"),
+        ((without_memory(torch.ones(1, 3, 8, 8)),), "has no numbers in memory"),
+        ((Broken(),), "input 'x' cannot be read .*no such"),
+        ((torch.ones(1, 3, 8, 8).as_subclass(Refusing),), "input 'x' cannot be read"),
         (("x.npy",), "must be a torch tensor or NumPy array, got str"),
         ((None,), "got NoneType"),
         ((np.full((1, 3, 8, 8), "x"),), "input 'x' cannot be read .* give an array of torch.float32"),
@@ -137,6 +177,15 @@ def test_wrong_inputs_are_named(inputs: tuple[Any, ...], message: str, executabl
     with pytest.raises(TersorError, match=message) as caught:
         executable(*inputs)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_numpy_has_no_bfloat16() -> None:
+    b = GraphBuilder({"x": TensorType((8,))})
+    halved = compiled(b.done(b.op(ops.CastOp, b.graph.inputs[0], dtype=DType.BF16)))
+    assert halved(torch.ones(8)).dtype == torch.bfloat16
+    with pytest.raises(TersorError, match="returns bfloat16, which NumPy does not have; give torch tensors"):
+        halved(torch.ones(8).numpy())
 
 
 def test_an_error_leaves_the_model_usable(executable: Executable, example: torch.Tensor) -> None:
