@@ -7,7 +7,7 @@ from . import ops
 from .analysis import dataflow, is_constant, live_ops, post_dominators
 from .compare import fingerprint, structurally_equal
 from .core import Attrs, Op, Operand, Use, Value
-from .errors import IRError, TersorError, TersorWarning
+from .errors import IRError, TersorError, TersorWarning, shorten
 from .graph import Graph, clone_op
 from .interpreter import check_inputs, evaluate, evaluate_op
 from .isolate import graph_of
@@ -58,6 +58,7 @@ __all__ = [
     "print_attrs",
     "print_graph",
     "save_ir",
+    "shorten",
     "structurally_equal",
     "suggest",
     "verify",
