@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -63,3 +64,8 @@ def suspicion(tensor: torch.Tensor, name: str, *, parameter: bool) -> str | None
     if parameter and bool(torch.isinf(tensor).any()):
         return f"weight {name!r} contains infinity; it is kept"
     return None
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory: no tensor of a model can be larger."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
