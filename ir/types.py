@@ -9,7 +9,7 @@ from enum import Enum
 
 import torch
 
-from .errors import IRError
+from .errors import IRError, shorten
 
 _TorchDType = torch.dtype  # inside of DType, `torch` is a property
 
@@ -91,10 +91,10 @@ class TensorType:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(extent) for extent in self.shape))
         if any(extent < 0 for extent in self.shape):
-            raise IRError(f"negative extent in shape {list(self.shape)}")
+            raise IRError(f"negative extent in shape {shorten(list(self.shape))}")
         if self.channel_block < 0 or (self.channel_block and len(self.shape) < 2):
             raise IRError(
-                f"channel block {self.channel_block} needs a tensor with a channel dimension, not {self.shape}"
+                f"channel block {self.channel_block} needs a tensor with a channel dimension, not {shorten(self.shape)}"
             )
 
     @property
@@ -152,7 +152,7 @@ class TensorType:
         """Read a type as ``str`` writes it, for example ``f32[1,64,56,56]@c16``."""
         match = _TYPE.fullmatch(text.strip())
         if match is None or match["dtype"] not in _NAMES:
-            raise IRError(f"{text!r} is not a tensor type; expected something like f32[1,3,224,224]")
+            raise IRError(f"{shorten(text)!r} is not a tensor type; expected something like f32[1,3,224,224]")
         shape = tuple(int(extent) for extent in match["shape"].split(",") if extent)
         return cls(shape, DType(match["dtype"]), int(match["block"] or 0))
 
