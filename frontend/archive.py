@@ -13,7 +13,6 @@ import io
 import json
 import math
 import pickle
-import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from torch.utils._pytree import TreeSpec, tree_leaves, treespec_loads
 
 from ..ir import TersorError, shorten
 from .program_json import AGAIN, damaged, read_program, read_record
-from .tensors import machine_memory
+from .tensors import check_memory
 
 _MODEL = "models/model.json"
 _SAMPLES = "data/sample_inputs/model.pt"
@@ -99,6 +98,8 @@ def _read_members(file: BinaryIO) -> dict[str, bytes]:
 
 
 def _build_program(members: dict[str, bytes]) -> ExportedProgram:
+    if members["archive_format"] != b"pt2":
+        raise damaged()
     programs = [name for name in members if name.startswith("models/")]
     if programs != [_MODEL]:
         raise TersorError(f"must hold one program, found {len(programs)}; save it with torch.export.save")
@@ -165,7 +166,8 @@ def _read_tensor(name: str, data: bytearray, meta: schema.TensorMeta) -> torch.T
     if not data:
         raise TersorError(f"weight {shorten(name)!r} has no numbers; load the weights before exporting the model")
     last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
-    if (last + 1) * dtype.itemsize > len(data) or math.prod(shape) * dtype.itemsize > machine_memory():
+    check_memory(math.prod(shape) * dtype.itemsize, f"the numbers of weight {shorten(name)!r}")
+    if (last + 1) * dtype.itemsize > len(data):
         raise TersorError(f"weight {shorten(name)!r} is larger than what the file holds of it; {AGAIN}")
     return torch.frombuffer(data, dtype=dtype).as_strided(shape, strides, offset)
 
@@ -208,6 +210,7 @@ def _check_types(program: ExportedProgram) -> None:
         given = program.constants[spec.target] if given is None and spec.target is not None else given
         _compare(node, given)
         inputs.append(declared)
+    check_memory(sum(value.nbytes for value in inputs if isinstance(value, torch.Tensor)), "its inputs and weights")
     mode = next((value.fake_mode for value in inputs if isinstance(value, FakeTensor)), None)
     with mode or FakeTensorMode(), torch.no_grad():
         _Recomputation(program.graph_module).run(*map(_copied, inputs))

@@ -108,9 +108,9 @@ def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
     if unknown is not None:
         raise TersorError(f"has an unknown field {shorten(unknown)!r} in {where}; {AGAIN}")
     for field in dataclasses.fields(kind):
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            if field.name not in data:
-                raise TersorError(f"has no {field.name!r} in {where}; {AGAIN}")
+        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if field.name not in data and not optional:
+            raise damaged(f"{where} has no {field.name}")
     return kind(**{name: _build_field(kind, name, value) for name, value in data.items() if name not in _DROPPED})
 
 
@@ -189,10 +189,8 @@ def _calls(data: Any, where: str) -> list[schema.Node]:
     targets = [_checked(str, _checked(dict, call, where).get("target"), where) for call in _checked(list, data, where)]
     refused = dict.fromkeys(shorten(target) for target in targets if target != _REGION and not _is_allowed(target))
     if refused:
-        raise TersorError(
-            f"calls {', '.join(map(repr, [*refused][:_SHOWN]))}{', ...' if len(refused) > _SHOWN else ''}, which a graph "
-            "cannot hold; export a model of PyTorch's ATen operators"
-        )
+        names = ", ".join(map(repr, [*refused][:_SHOWN])) + (", ..." if len(refused) > _SHOWN else "")
+        raise TersorError(f"calls {names}, which a graph cannot hold; export a model of PyTorch's ATen operators")
     return [_build(schema.Node, call, where) for call in data]
 
 
@@ -288,7 +286,8 @@ _FIELDS: dict[str, Callable[[Any, str], Any]] = {
     "Node.metadata": _metadata,
     "Node.target": lambda data, where: data,  # `_calls` has looked at it
     "PayloadConfig.config": lambda data, where: {
-        _path(name, where): _build(schema.PayloadMeta, meta, where) for name, meta in _checked(dict, data, where).items()
+        _path(name, where): _build(schema.PayloadMeta, meta, where)
+        for name, meta in _checked(dict, data, where).items()
     },
     **{
         f"{kind}.{name}": _path
