@@ -27,9 +27,8 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.utils._pytree import TreeSpec, tree_leaves, treespec_loads
 
-from ..ir import TersorError, shorten
+from ..ir import TersorError, check_memory, shorten
 from .program_json import AGAIN, damaged, read_program, read_record
-from .tensors import check_memory
 
 _MODEL = "models/model.json"
 _SAMPLES = "data/sample_inputs/model.pt"
@@ -71,7 +70,7 @@ def _errors(path: Path) -> Iterator[None]:
 # The zip file -----------------------------------------------------------------------------------------------------
 
 
-def _read_members(file: BinaryIO) -> dict[str, bytes]:
+def _read_members(file: BinaryIO) -> dict[str, bytearray]:
     """All members of an archive that consists of nothing but plainly stored members, one after the other."""
     with zipfile.ZipFile(file) as archive:
         infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
@@ -91,13 +90,13 @@ def _read_members(file: BinaryIO) -> dict[str, bytes]:
             raise damaged()
         if end - archive.start_dir - directory > _END_BYTES:
             raise damaged()
-        return {info.filename: archive.read(info) for info in infos}
+        return {info.filename: bytearray(archive.read(info)) for info in infos}
 
 
 # The program ------------------------------------------------------------------------------------------------------
 
 
-def _build_program(members: dict[str, bytes]) -> ExportedProgram:
+def _build_program(members: dict[str, bytearray]) -> ExportedProgram:
     if members["archive_format"] != b"pt2":
         raise damaged()
     programs = [name for name in members if name.startswith("models/")]
@@ -116,7 +115,7 @@ def _build_program(members: dict[str, bytes]) -> ExportedProgram:
     signature = record.graph_module.module_call_graph[0].signature
     if signature is None:
         raise damaged()
-    samples = _read_samples(members.get(_SAMPLES, b""))
+    samples = _read_samples(members.get(_SAMPLES, bytearray()))
     if samples is not None and not _fits(samples, treespec_loads(signature.in_spec)):
         raise TersorError(f"has example inputs that its program does not take; {AGAIN}")
     program = ExportedProgramDeserializer().deserialize(record, weights, constants, samples)
@@ -124,7 +123,7 @@ def _build_program(members: dict[str, bytes]) -> ExportedProgram:
     return program
 
 
-def _check_version(archive: bytes, data: Any) -> None:
+def _check_version(archive: bytearray, data: Any) -> None:
     version = data["schema_version"]["major"]
     if archive != b"0" or version != schema.SCHEMA_VERSION[0]:
         raise TersorError(
@@ -133,12 +132,11 @@ def _check_version(archive: bytes, data: Any) -> None:
         )
 
 
-def _read_tensors(members: dict[str, bytes], kind: str) -> dict[str, torch.Tensor]:
+def _read_tensors(members: dict[str, bytearray], kind: str) -> dict[str, torch.Tensor]:
     """Weights or constants by name; those that share a member share its memory."""
     if f"data/{kind}/model.pt" in members:
         raise TersorError(f"is in an older format with pickled weights, which is refused; {AGAIN}")
     config = json.loads(members[f"data/{kind}/model_{kind}_config.json"])
-    buffers: dict[str, bytearray] = {}
     tensors = {}
     for name, payload in read_record(schema.PayloadConfig, config).config.items():
         if payload.use_pickle or payload.tensor_meta is None or not payload.path_name.startswith(_PAYLOADS[kind]):
@@ -146,9 +144,7 @@ def _read_tensors(members: dict[str, bytes], kind: str) -> dict[str, torch.Tenso
                 f"{shorten(name)!r} is stored as a pickle, which can run code when loaded, so it is refused; "
                 "keep plain tensors in the model (not sparse, quantized or subclassed ones) and export it again"
             )
-        member = f"data/{kind}/{payload.path_name}"
-        buffer = buffers.setdefault(member, bytearray(members[member]) if member not in buffers else bytearray())
-        tensor = _read_tensor(name, buffer, payload.tensor_meta)
+        tensor = _read_tensor(name, members[f"data/{kind}/{payload.path_name}"], payload.tensor_meta)
         requires_grad = payload.tensor_meta.requires_grad
         tensors[name] = torch.nn.Parameter(tensor, requires_grad) if payload.is_param else tensor
     return tensors
@@ -172,7 +168,7 @@ def _read_tensor(name: str, data: bytearray, meta: schema.TensorMeta) -> torch.T
     return torch.frombuffer(data, dtype=dtype).as_strided(shape, strides, offset)
 
 
-def _read_samples(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _read_samples(data: bytearray) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     if not data:
         return None
     _read_members(io.BytesIO(data))  # stored as plainly as the archive itself

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from ..ir import DType, Graph, TensorType, TersorError, load_ir
+from ..ir import DType, Graph, TensorType, TersorError, check_memory, load_ir
 from .archive import load_program
 from .export import split_inputs
 from .factory import call_factory
 from .from_torch import from_torch
-from .tensors import check_memory
 
 _EXPORT_HINT = "save the model with torch.export.save(torch.export.export(model.eval(), example_inputs), 'model.pt2')"
 _PICKLE = b"\x80"  # the first byte of every binary pickle

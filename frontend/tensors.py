@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -64,13 +63,3 @@ def suspicion(tensor: torch.Tensor, name: str, *, parameter: bool) -> str | None
     if parameter and bool(torch.isinf(tensor).any()):
         return f"weight {shorten(name)!r} contains infinity; it is kept"
     return None
-
-
-def check_memory(size: int, what: str) -> None:
-    """Raise TersorError if ``size`` bytes are more than this machine's memory."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > available:
-        gibibytes = shorten(f"{size >> 30:,}", 40)
-        raise TersorError(
-            f"{what} need {gibibytes} GiB, but this machine has {available >> 30:,}; make their shapes smaller"
-        )

@@ -16,7 +16,7 @@ from .parser import IR_VERSION, load_ir, parse, save_ir
 from .printer import print_attrs, print_graph
 from .rewriter import Refusal, RewriteLog, Rewriter, apply_rules
 from .traits import ChannelFlow, Cost, OnIntegers, Storage
-from .types import DType, TensorType
+from .types import DType, TensorType, check_memory
 from .verifier import verify, weights_loaded
 from .weights import WeightStore
 
@@ -43,6 +43,7 @@ __all__ = [
     "WeightStore",
     "apply_rules",
     "check_inputs",
+    "check_memory",
     "clone_op",
     "dataflow",
     "evaluate",

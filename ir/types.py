@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
 
-from .errors import IRError, shorten
+from .errors import IRError, TersorError, shorten
 
 _TorchDType = torch.dtype  # inside of DType, `torch` is a property
 
@@ -158,3 +159,13 @@ class TensorType:
 
 
 _TYPE = re.compile(r"(?P<dtype>[a-z]+[0-9]*)\[(?P<shape>[0-9]*(?:,[0-9]+)*)\](?:@c(?P<block>[0-9]+))?")
+
+
+def check_memory(size: int, what: str) -> None:
+    """Raise TersorError if ``size`` bytes are more than this machine's memory."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > available:
+        needed = f"{size >> 30:,}" if size.bit_length() < 100 else f"2^{size.bit_length() - 31}"
+        raise TersorError(
+            f"{what} need {needed} GiB, but this machine has {available >> 30:,}; make their shapes smaller"
+        )

@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 import torch
 from tersor import ir
-from tersor.cli import main
+from tersor.cli.main import main
 from tersor.frontend import load_model
 from tersor.ir import TersorError, TersorWarning
+from tersor.passes.numeric import seeded_inputs
 from torch import nn
 
 MODULE = "tersor_hostile_module"
@@ -520,11 +521,13 @@ def test_artifact_with_the_suffix_of_a_program(command, tmp_path, monkeypatch, c
 
 def test_inputs_that_no_machine_can_hold(tmp_path):
     path = tmp_path / "net.ir"
-    for extent in ("1099511627776", "9" * 1000):
+    for extent in ("1099511627776", "9" * 1000, ",".join(["9" * 4000] * 2)):
         path.write_text(f"# tersor ir 1\ngraph @g(%x: f32[{extent}]) {{\n  return %x\n}}\n")
         message = refusal(path)
         assert "the inputs need " in message
         assert len(message) < 300
+        with pytest.raises(TersorError, match="the inputs need "):
+            seeded_inputs(ir.load_ir(path))
 
 
 LONG = "x" * 1_000_000
