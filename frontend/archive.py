@@ -13,6 +13,7 @@ import io
 import json
 import math
 import pickle
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ _SAMPLES = "data/sample_inputs/model.pt"
 _COMPILED = ("data/aotinductor/", "data/executorch/", "data/mtia/")
 _PAYLOADS = {"weights": "weight", "constants": "tensor"}  # folder under data/ to the prefix of its members
 _LOCAL_HEADER_BYTES, _DESCRIPTOR_BYTES, _END_BYTES = 30, 24, 98  # the last: end of the directory, ZIP64 included
+_ONE_AT_A_TIME = threading.Lock()  # PyTorch's deserializer is one global
 _PLAIN = (int, float, bool, str, type(None))
 
 
@@ -118,7 +120,8 @@ def _build_program(members: dict[str, bytearray]) -> ExportedProgram:
     samples = _read_samples(members.get(_SAMPLES, bytearray()))
     if samples is not None and not _fits(samples, treespec_loads(signature.in_spec)):
         raise TersorError(f"has example inputs that its program does not take; {AGAIN}")
-    program = ExportedProgramDeserializer().deserialize(record, weights, constants, samples)
+    with _ONE_AT_A_TIME:
+        program = ExportedProgramDeserializer().deserialize(record, weights, constants, samples)
     _check_types(program)
     return program
 
