@@ -133,6 +133,8 @@ def is_artifact(path: str | Path) -> bool:
     path = Path(path)
     if path.suffix in (SUFFIX, *_MODEL_SUFFIXES):
         return path.suffix == SUFFIX
+    if not path.is_file():  # opening a pipe may never end
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return MANIFEST in archive.namelist()

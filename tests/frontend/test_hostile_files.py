@@ -25,6 +25,7 @@ from tersor.cli.main import main
 from tersor.frontend import load_model
 from tersor.ir import TersorError, TersorWarning
 from tersor.passes.numeric import seeded_inputs
+from tersor.targets.packaging.artifact import is_artifact
 from torch import nn
 
 MODULE = "tersor_hostile_module"
@@ -481,6 +482,8 @@ def refusal(path: Path) -> str:
 def test_pipes_sockets_and_devices(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the path of a socket must be short
     os.mkfifo("pipe.pt2")
+    os.mkfifo("pipe")
+    assert not is_artifact("pipe")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("socket.pt2")
         for path in (Path("pipe.pt2"), Path("socket.pt2"), Path("/dev/zero")):
