@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..ir import TersorError
+from ..ir import TersorError, shorten
 
 _PATHS_SHOWN = 4
 
@@ -46,7 +46,8 @@ class UnsupportedError(TersorError):
             if operator.path not in paths:
                 paths.append(operator.path)
         listed = "; ".join(
-            f"{name}{f' ({reason})' if reason else ''} at {_show(paths)}" for (name, reason), paths in places.items()
+            f"{shorten(name)}{f' ({shorten(reason, 200)})' if reason else ''} at {_show(paths)}"
+            for (name, reason), paths in places.items()
         )
         count = len(places)
         super().__init__(
@@ -56,6 +57,6 @@ class UnsupportedError(TersorError):
 
 
 def _show(paths: list[str]) -> str:
-    shown = ", ".join(repr(path) if path else "the model's own forward" for path in paths[:_PATHS_SHOWN])
+    shown = ", ".join(repr(shorten(path)) if path else "the model's own forward" for path in paths[:_PATHS_SHOWN])
     more = len(paths) - _PATHS_SHOWN
     return f"{shown} and {more} more" if more > 0 else shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from ..ir import DType, Graph, TensorType, TersorError, load_ir
+from ..ir import DType, Graph, TensorType, TersorError, check_memory, load_ir
 from .archive import load_program
 from .export import split_inputs
 from .factory import call_factory
@@ -19,6 +20,10 @@ from .from_torch import from_torch
 
 _EXPORT_HINT = "save the model with torch.export.save(torch.export.export(model.eval(), example_inputs), 'model.pt2')"
 _PICKLE = b"\x80"  # the first byte of every binary pickle
+_START_BYTES = 1 << 16  # within which IR text must begin, after comments
+_IR_TEXT = re.compile(rb"\s*(?:#[^\n]*\n\s*)*(?:# tersor ir|graph @)")
+_PROGRAM, _TEXT, _COMPILED = "an exported program", "IR text", "a compiled model"
+_SUFFIXES = {".pt2": _PROGRAM, ".ir": _TEXT, ".tersor": _COMPILED}
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,11 @@ def load_model(spec: str) -> LoadedModel:
 
 
 def example_tensors(types: list[TensorType], seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Inputs of the given types: seeded normal numbers, zeros for integers (valid as indices), true for booleans."""
+    """Inputs of the given types: seeded normal numbers, zeros for integers (valid as indices), true for booleans.
+
+    Raises TersorError if this machine's memory cannot hold them.
+    """
+    check_memory(sum(type.bytes for type in types), "the inputs")
     generator = torch.Generator().manual_seed(seed)
     return tuple(_example_tensor(type, generator) for type in types)
 
@@ -79,40 +88,53 @@ def _example_tensor(type: TensorType, generator: torch.Generator) -> torch.Tenso
 
 
 def _load_file(path: Path) -> LoadedModel:
+    if not path.is_file():
+        raise TersorError(f"{path}: is not a regular file but a device, pipe or socket; name a file on disk")
+    kind = _kind(path)
+    if kind != _SUFFIXES.get(path.suffix, kind):
+        raise TersorError(
+            f"{path}: is {kind}, but its suffix is that of {_SUFFIXES[path.suffix]}; if you trust where it comes from, "
+            f"give it the suffix {next(suffix for suffix in _SUFFIXES if _SUFFIXES[suffix] == kind)}"
+        )
+    if kind == _COMPILED:
+        raise TersorError(f"{path}: is a compiled model already; use it with `tersor run` or `tersor bench`")
+    if kind == _TEXT:
+        graph = load_ir(path)
+        return LoadedModel(graph, example_tensors([value.type for value in graph.inputs]))
+    program = load_program(path)
+    if program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+        return LoadedModel(program, dict(kwargs) if kwargs and not args else tuple(args))
+    types = [value.type for value in from_torch(program).inputs]
+    return LoadedModel(program, example_tensors(types))
+
+
+def _kind(path: Path) -> str:
+    """What a file's contents are; raises TersorError if they are no model."""
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(_START_BYTES)
     except OSError as error:
         raise TersorError(f"{path}: cannot be read ({error.strerror})") from error
-    if start == b"PK\x03\x04" or path.suffix == ".pt2":
-        return _load_zip(path)
-    if path.suffix == ".onnx":
-        raise TersorError(f"{path}: ONNX files are not supported; {_EXPORT_HINT}")
+    if start.startswith(b"PK\x03\x04"):
+        return _kind_of_zip(path)
     if start.startswith(_PICKLE):
         raise TersorError(f"{path}: is a pickle, which can run code when loaded, so it is refused; {_EXPORT_HINT}")
-    if b"\x00" in start or not _is_ir(path):
-        raise TersorError(f"{path}: is neither an exported program nor IR text; {_EXPORT_HINT}")
-    graph = load_ir(path)
-    return LoadedModel(graph, example_tensors([value.type for value in graph.inputs]))
+    if path.suffix == ".onnx":
+        raise TersorError(f"{path}: ONNX files are not supported; {_EXPORT_HINT}")
+    if _IR_TEXT.match(start):
+        return _TEXT
+    if path.suffix == ".pt2":
+        raise TersorError(f"{path}: is truncated, or not an exported program; {_EXPORT_HINT}")
+    raise TersorError(f"{path}: is neither an exported program nor IR text; {_EXPORT_HINT}")
 
 
-def _is_ir(path: Path) -> bool:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            text = line.strip()
-            if text.startswith("# tersor ir"):
-                return True
-            if text and not text.startswith("#"):
-                return text.startswith("graph @")
-    return False
-
-
-def _load_zip(path: Path) -> LoadedModel:
+def _kind_of_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             start = min((member.header_offset for member in archive.infolist()), default=0)
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # zipfile raises errors of many kinds on damaged directories
         raise TersorError(f"{path}: is truncated, or not an exported program; {_EXPORT_HINT}") from error
     if start:  # what was found is an archive inside of the archive, of which the end is missing
         raise TersorError(f"{path}: is truncated, or not an exported program; {_EXPORT_HINT}")
@@ -121,15 +143,10 @@ def _load_zip(path: Path) -> LoadedModel:
             f"{path}: is a file of torch.save (weights or a pickled module), not an exported program; {_EXPORT_HINT}"
         )
     if "manifest.json" in names:
-        raise TersorError(f"{path}: is a compiled model already; use it with `tersor run` or `tersor bench`")
+        return _COMPILED
     if not any(name.endswith("/archive_format") for name in names):
         raise TersorError(f"{path}: is a zip file, but not an exported program; {_EXPORT_HINT}")
-    program = load_program(path)
-    if program.example_inputs is not None:
-        args, kwargs = program.example_inputs
-        return LoadedModel(program, dict(kwargs) if kwargs and not args else tuple(args))
-    types = [value.type for value in from_torch(program).inputs]
-    return LoadedModel(program, example_tensors(types))
+    return _PROGRAM
 
 
 def _checked_factory_result(spec: str, result: Any) -> tuple[Any, Any]:

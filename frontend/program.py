@@ -11,7 +11,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
 
-from ..ir import Graph, IRError, TensorType, TersorError, Value
+from ..ir import Graph, IRError, TensorType, TersorError, Value, shorten
 from .context import Context
 from .errors import Operator, UnsupportedError
 from .export import name_of, path_of
@@ -132,7 +132,7 @@ class ProgramConverter:
         name = str(spec.target)
         tensor = self.program.state_dict.get(name, self.program.constants.get(name))
         if not isinstance(tensor, torch.Tensor):
-            raise TersorError(f"the model needs {name!r}, which is not a tensor; keep tensors only")
+            raise TersorError(f"the model needs {shorten(name)!r}, which is not a tensor; keep tensors only")
         return tensor
 
     # Outputs --------------------------------------------------------------------------------------------------
@@ -142,14 +142,17 @@ class ProgramConverter:
         outputs = []
         for spec, result in zip(self.program.graph_signature.output_specs, results, strict=True):
             if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+                target = shorten(spec.target)
                 raise TersorError(
-                    f"the model writes to its own {spec.target!r} when it runs, which a graph cannot do: return the "
-                    "new value from forward instead, or call model.eval() before torch.export.export"
+                    f"the model writes to its own {target!r} when it runs, which a graph cannot do: return "
+                    "the new value from forward instead, or call model.eval() before torch.export.export"
                 )
             if spec.kind is not OutputKind.USER_OUTPUT or result is None:
                 continue
             if not isinstance(result, fx.Node):
-                raise TersorError(f"the model returns {result!r}, which is not a tensor; return tensors only")
+                raise TersorError(
+                    f"the model returns {shorten(repr(result))}, which is not a tensor; return tensors only"
+                )
             outputs.append(self._value(result))
         return tuple(outputs)
 

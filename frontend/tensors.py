@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensor
 
-from ..ir import DType, IRError, TensorType, TersorError
+from ..ir import DType, IRError, TensorType, TersorError, shorten
 
 
 def tensor_type(tensor: Any) -> TensorType | None:
@@ -38,9 +38,9 @@ def input_type(node: fx.Node) -> TensorType:
 
 def check_weight(tensor: torch.Tensor, name: str) -> None:
     """Raise TersorError, naming the weight, if the IR cannot hold it."""
-    _check_kind(tensor, f"weight {name!r}")
+    _check_kind(tensor, f"weight {shorten(name)!r}")
     if tensor.device.type == "meta" or isinstance(tensor, FakeTensor):
-        raise TersorError(f"weight {name!r} has no numbers (it is on the meta device): load the weights first")
+        raise TersorError(f"weight {shorten(name)!r} has no numbers (it is on the meta device): load the weights first")
 
 
 def _check_kind(tensor: torch.Tensor, what: str) -> None:
@@ -59,7 +59,7 @@ def suspicion(tensor: torch.Tensor, name: str, *, parameter: bool) -> str | None
     if not tensor.is_floating_point():
         return None
     if bool(torch.isnan(tensor).any()):
-        return f"weight {name!r} contains NaN; it is kept, and outputs that depend on it will be NaN"
+        return f"weight {shorten(name)!r} contains NaN; it is kept, and outputs that depend on it will be NaN"
     if parameter and bool(torch.isinf(tensor).any()):
-        return f"weight {name!r} contains infinity; it is kept"
+        return f"weight {shorten(name)!r} contains infinity; it is kept"
     return None

@@ -7,7 +7,7 @@ from . import ops
 from .analysis import dataflow, is_constant, live_ops, post_dominators
 from .compare import fingerprint, structurally_equal
 from .core import Attrs, Op, Operand, Use, Value
-from .errors import IRError, TersorError, TersorWarning
+from .errors import IRError, TersorError, TersorWarning, shorten
 from .graph import Graph, clone_op
 from .interpreter import check_inputs, evaluate, evaluate_op
 from .isolate import graph_of
@@ -16,7 +16,7 @@ from .parser import IR_VERSION, load_ir, parse, save_ir
 from .printer import print_attrs, print_graph
 from .rewriter import Refusal, RewriteLog, Rewriter, apply_rules
 from .traits import ChannelFlow, Cost, OnIntegers, Storage
-from .types import DType, TensorType
+from .types import DType, TensorType, check_memory
 from .verifier import verify, weights_loaded
 from .weights import WeightStore
 
@@ -43,6 +43,7 @@ __all__ = [
     "WeightStore",
     "apply_rules",
     "check_inputs",
+    "check_memory",
     "clone_op",
     "dataflow",
     "evaluate",
@@ -58,6 +59,7 @@ __all__ = [
     "print_attrs",
     "print_graph",
     "save_ir",
+    "shorten",
     "structurally_equal",
     "suggest",
     "verify",

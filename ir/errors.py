@@ -13,3 +13,12 @@ class IRError(TersorError):
 
 class TersorWarning(UserWarning):
     """Something that the user gave us is suspicious, but is kept as it is."""
+
+
+def shorten(text: object, limit: int = 80) -> str:
+    """Foreign text for a message: its first line, cut to ``limit`` characters; ``...`` stands for what is left out."""
+    whole = str(text).strip()
+    line = whole.split("\n", 1)[0].rstrip()
+    if len(line) > limit:
+        return line[: limit - 3] + "..."
+    return line

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hin
 
 from . import ops as _ops  # noqa: F401  (defines the kinds of op)
 from .core import Attrs, Op, Value
-from .errors import IRError
+from .errors import IRError, shorten
 from .graph import Graph
 from .names import suggest
 from .printer import print_attr, print_graph
@@ -84,11 +84,13 @@ def load_ir(path: str | Path, *, require_weights: bool = True) -> Graph:
         Whether a missing weights file is an error. A graph without its weights cannot be evaluated.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+        raise IRError(f"{path}: not a regular file; name a file of IR text")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise IRError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, MemoryError) as error:
         raise IRError(f"{path}: not readable as IR text ({error})") from error
     weights = path.with_suffix(".safetensors")
     try:
@@ -107,7 +109,7 @@ class _Parser:
         self.weights = weights
         first = text.split("\n", 1)[0]
         if first.startswith(_HEADER) and first.removeprefix(_HEADER).strip() != str(IR_VERSION):
-            version = first.removeprefix(_HEADER).strip()
+            version = shorten(first.removeprefix(_HEADER))
             raise IRError(f"IR version {version} is not readable here (version {IR_VERSION} is); use a newer tersor")
 
     # Tokens ---------------------------------------------------------------------------------------------------
@@ -118,12 +120,12 @@ class _Parser:
 
     def fail(self, message: str, token: _Token | None = None) -> NoReturn:
         token = token or self.next
-        raise IRError(f"line {token.line}, column {token.column}: {message}")
+        raise IRError(f"line {token.line}, column {token.column}: {shorten(message, 1000)}")
 
     def take(self, kind: str, text: str | None = None) -> _Token:
         token = self.next
         if token.kind != kind or (text is not None and token.text != text):
-            self.fail(f"expected {text or kind!r}, found {token.text or 'the end of the text'!r}")
+            self.fail(f"expected {text or kind!r}, found {shorten(token.text) or 'the end of the text'!r}")
         self.position += 1
         return token
 
@@ -138,7 +140,7 @@ class _Parser:
     def parse_file(self) -> Graph:
         graph = self.parse_graph("graph")
         if self.next.kind != "end":
-            self.fail(f"unexpected {self.next.text!r} after the graph")
+            self.fail(f"unexpected {shorten(self.next.text)!r} after the graph")
         return graph
 
     def parse_graph(self, keyword: str) -> Graph:
@@ -176,7 +178,7 @@ class _Parser:
         name = self.take("word")
         kind = Op.kinds.get(name.text)
         if kind is None:
-            self.fail(f"unknown op {name.text!r}{suggest(name.text, Op.kinds)}", name)
+            self.fail(f"unknown op {shorten(name.text)!r}{suggest(name.text, Op.kinds)}", name)
         operands: list[Value | None] = []
         if self.accept("("):
             while not self.accept(")"):
@@ -199,12 +201,13 @@ class _Parser:
             types
         ):
             self.fail(
-                f"{name.text} gives {', '.join(str(v.type) for v in op.results)}, not {', '.join(map(str, types))}",
+                f"{name.text} gives {shorten(', '.join(str(value.type) for value in op.results))}, not "
+                f"{shorten(', '.join(map(str, types)))}",
                 name,
             )
         for token, value, type in zip(results, op.results, types, strict=True):
             if token.text[1:] in values:
-                self.fail(f"{token.text} is defined twice", token)
+                self.fail(f"{shorten(token.text)} is defined twice", token)
             value.type = type
             values[token.text[1:]] = value
         graph.append(op)
@@ -212,7 +215,7 @@ class _Parser:
     def parse_operand(self, values: dict[str, Value]) -> Value:
         token = self.take("value")
         if token.text[1:] not in values:
-            self.fail(f"{token.text} is not defined before this line", token)
+            self.fail(f"{shorten(token.text)} is not defined before this line", token)
         return values[token.text[1:]]
 
     def parse_type(self) -> TensorType:
@@ -246,11 +249,13 @@ class _Parser:
                     self.take("punctuation", ",")
                 token = self.take("word")
                 if token.text not in known:
-                    self.fail(f"{kind.name} has no attribute {token.text!r}{suggest(token.text, known)}", token)
+                    self.fail(
+                        f"{kind.name} has no attribute {shorten(token.text)!r}{suggest(token.text, known)}", token
+                    )
                 self.take("punctuation", "=")
                 value = self.parse_attr()
                 if not _fits(value, known[token.text]):
-                    self.fail(f"attribute {token.text!r} of {kind.name} cannot be {print_attr(value)}", token)
+                    self.fail(f"attribute {token.text!r} of {kind.name} cannot be {shorten(print_attr(value))}", token)
                 given[token.text] = value
         try:
             return kind.attrs_type(**given)
@@ -276,7 +281,7 @@ class _Parser:
         if token.text in ("true", "false"):
             return token.text == "true"
         if token.text not in DType._value2member_map_:
-            self.fail(f"{token.text!r} is not an attribute value", token)
+            self.fail(f"{shorten(token.text)!r} is not an attribute value", token)
         return DType(token.text)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
 
-from .errors import IRError
+from .errors import IRError, TersorError, shorten
 
 _TorchDType = torch.dtype  # inside of DType, `torch` is a property
 
@@ -91,10 +92,10 @@ class TensorType:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(extent) for extent in self.shape))
         if any(extent < 0 for extent in self.shape):
-            raise IRError(f"negative extent in shape {list(self.shape)}")
+            raise IRError(f"negative extent in shape {shorten(list(self.shape))}")
         if self.channel_block < 0 or (self.channel_block and len(self.shape) < 2):
             raise IRError(
-                f"channel block {self.channel_block} needs a tensor with a channel dimension, not {self.shape}"
+                f"channel block {self.channel_block} needs a tensor with a channel dimension, not {shorten(self.shape)}"
             )
 
     @property
@@ -152,9 +153,19 @@ class TensorType:
         """Read a type as ``str`` writes it, for example ``f32[1,64,56,56]@c16``."""
         match = _TYPE.fullmatch(text.strip())
         if match is None or match["dtype"] not in _NAMES:
-            raise IRError(f"{text!r} is not a tensor type; expected something like f32[1,3,224,224]")
+            raise IRError(f"{shorten(text)!r} is not a tensor type; expected something like f32[1,3,224,224]")
         shape = tuple(int(extent) for extent in match["shape"].split(",") if extent)
         return cls(shape, DType(match["dtype"]), int(match["block"] or 0))
 
 
 _TYPE = re.compile(r"(?P<dtype>[a-z]+[0-9]*)\[(?P<shape>[0-9]*(?:,[0-9]+)*)\](?:@c(?P<block>[0-9]+))?")
+
+
+def check_memory(size: int, what: str) -> None:
+    """Raise TersorError if ``size`` bytes are more than this machine's memory."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > available:
+        needed = f"{size >> 30:,}" if size.bit_length() < 100 else f"2^{size.bit_length() - 31}"
+        raise TersorError(
+            f"{what} need {needed} GiB, but this machine has {available >> 30:,}; make their shapes smaller"
+        )

@@ -10,7 +10,7 @@ from typing import Any
 import networkx
 import torch
 
-from ..ir import DType, Graph, IRError, Value
+from ..ir import DType, Graph, IRError, Value, check_memory
 from ..ir.ops import EmbeddingOp
 
 _RANGES = {DType.U8: (0, 256), DType.I8: (-128, 128)}  # of bytes that index no table
@@ -182,7 +182,11 @@ def largest_deviation(before: Graph, after: Graph, batches: Iterable[Sequence[to
 
 
 def seeded_inputs(graph: Graph, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Random inputs that fit ``graph``: normal floats, booleans, bytes, integers inside of embedding tables."""
+    """Random inputs that fit ``graph``: normal floats, booleans, bytes, integers inside of embedding tables.
+
+    Raises TersorError if this machine's memory cannot hold them.
+    """
+    check_memory(sum(value.type.bytes for value in graph.inputs), "the inputs")
     generator = torch.Generator().manual_seed(seed)
     return tuple(_random(value, _index_limit(graph, value), generator) for value in graph.inputs)
 

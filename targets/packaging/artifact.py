@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ..runtime.executable import Executable
 
 SUFFIX = ".tersor"
+_MODEL_SUFFIXES = (".pt2", ".ir")  # of files that run no code when loaded: no artifact is taken for one
 MANIFEST, CODE, CONSTANTS = "manifest.json", "model.so", "constants.bin"
 GRAPH, WEIGHTS = "graph.ir", "graph.safetensors"
 _MEMBERS = frozenset({CODE, CONSTANTS, GRAPH, WEIGHTS})
@@ -136,8 +137,10 @@ def load_graph(path: str | Path) -> Graph:
 def is_artifact(path: str | Path) -> bool:
     """Whether a file's name, or a manifest in it, says that it is an artifact."""
     path = Path(path)
-    if path.suffix == SUFFIX:
-        return True
+    if path.suffix in (SUFFIX, *_MODEL_SUFFIXES):
+        return path.suffix == SUFFIX
+    if not path.is_file():  # opening a pipe may never end
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return MANIFEST in archive.namelist()
@@ -213,6 +216,11 @@ def _open(path: Path) -> tuple[Archive, Manifest]:
     """Map the file, read its manifest, and see that it has exactly the members that it should."""
     archive = Archive(path)
     text = archive.index(MANIFEST)
+    if path.suffix in _MODEL_SUFFIXES:
+        raise ArtifactError(
+            f"{path}: is a compiled model, whose code would run; if you trust where it comes from, give it the suffix "
+            f"{SUFFIX}"
+        )
     try:
         manifest = Manifest.from_json(text)
     except ArtifactError as error:

@@ -140,7 +140,7 @@ def test_files_round_trip(tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(IRError, match=r"missing\.ir: no such file"):
         load_ir(tmp_path / "missing.ir")
-    with pytest.raises(IRError, match="not readable as IR text"):
+    with pytest.raises(IRError, match="not a regular file; name a file of IR text"):
         load_ir(tmp_path)
     (tmp_path / "binary.ir").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(IRError, match="not readable as IR text"):
