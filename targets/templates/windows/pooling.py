@@ -20,7 +20,7 @@ from ..vector.integers import accumulator, add, mean
 from ..vector.operand_types import INTEGER_RANGES, check_operands, is_integer
 from ..vector.vectors import maximum
 from .spatial import TileRun, Window
-from .window_loops import for_each_tile, piece_counts, tap_bounds, tile_widths
+from .window_loops import for_each_tap, for_each_tile, piece_counts, tap_bounds, tile_widths
 
 GLOBAL_ACCUMULATORS = 8  # independent sums that hide the latency of an addition
 
@@ -133,12 +133,13 @@ def build(
             with loop(end, begin) as ky:
                 image_row = plane * rows.size + y * rows.stride + ky * rows.dilation - rows.pad
                 first = bind((image_row * columns.size + x * columns.stride - columns.pad) * lanes)
-                for taps in run.taps:
-                    for kx in range(taps.begin, taps.end):
-                        for position in taps.positions:
-                            column = position * columns.stride + kx * columns.dilation
-                            value = load(data, first + column * lanes, lanes)
-                            tile[position] = combine(tile[position], value)
+
+                def take(kx: Any, positions: tuple[int, ...]) -> None:
+                    for position in positions:
+                        column = position * columns.stride + kx * columns.dilation
+                        tile[position] = combine(tile[position], load(data, first + column * lanes, lanes))
+
+                for_each_tap(columns, run, x, take)
 
         def write_tile(plane: Any, y: Any, x: Any, run: TileRun) -> None:
             tile = RegisterTile(run.width, lanes, sum_type)
