@@ -60,8 +60,8 @@ def _check_size(function: Any, call: Call) -> None:
     kernel = call.kernel
     spec, knobs = (shorten(str(text), 200, placeholder="...") for text in (kernel.spec, kernel.knobs))
     raise CompileError(
-        f"layer {call.location!r}: template {kernel.template!r} writes more code than compiles in reasonable time (over "
-        f"{MOST_NODES} statements and expressions) for {spec} with {knobs}; split this layer into smaller ones"
+        f"layer {call.location!r}: template {kernel.template!r} writes more code than compiles in reasonable time "
+        f"(over {MOST_NODES} statements and expressions) for {spec} with {knobs}; split this layer into smaller ones"
     )
 
 
