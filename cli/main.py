@@ -5,8 +5,10 @@ Heavy modules are imported inside of the commands, so that ``tersor --help`` is 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -330,6 +332,18 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
+def _leave_abandoned_call(code: object) -> None:
+    """End the process at once where an interrupt has left a native call behind, which Python would wait for."""
+    if threading.active_count() == 1:
+        return
+    from ..targets.codegen.interruptible import is_call_running
+
+    if is_call_running():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 on success, 2 on a user's mistake, 1 when a search found something wrong."""
     # What ends jobs (`timeout`, a batch system) is like Ctrl-C: what was reached is kept, temporary files are not.
@@ -344,5 +358,8 @@ def main(arguments: list[str] | None = None) -> None:
         message = " ".join(str(error).split())
         print(f"tersor: {message}", file=sys.stderr)
         raise SystemExit(2) from error
+    except SystemExit as end:
+        _leave_abandoned_call(end.code)
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)

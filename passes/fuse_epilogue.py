@@ -124,4 +124,4 @@ def _next_step(
     if not readers <= set(step):  # a dead op reads a value of the group
         return None
     fits = all(is_fusible(op) and op not in group_of and op.result.shape == group.shape for op in step)
-    return step if fits else None
+    return step if fits and group.has_room_for(step) else None

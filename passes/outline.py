@@ -9,13 +9,17 @@ Numbers of the model (``full`` of rank 0) are copied into the body; weights and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..ir import Graph, Op, Rewriter, Value, clone_op
-from ..ir.ops import FullOp, FusedOp
+from ..ir.ops import FloatUnaryOp, FullOp, FusedOp, PowOp
 from .matching import prune
 
 _MAX_NAME = 60  # characters of a body's name
+_MOST_WORK = 128  # of a group of elementwise ops: longer chains become several kernels, of which each compiles quickly
+_MOST_EPILOGUE = 64  # of the ops that follow an anchor, whose code is repeated for every vector of a register tile
+_FUNCTION = 8  # what the code of an activation or an elementary function counts; sums and products count 1
 
 
 @dataclass(eq=False)
@@ -26,6 +30,11 @@ class FusionGroup:
     members: list[Op] = field(default_factory=list)
     anchor: Op | None = None
 
+    def has_room_for(self, ops: Sequence[Op]) -> bool:
+        """Whether the kernel's code stays small with further ops."""
+        most = _MOST_WORK if self.anchor is None else _MOST_EPILOGUE
+        return sum(_FUNCTION if isinstance(op, FloatUnaryOp | PowOp) else 1 for op in (*self.members, *ops)) <= most
+
 
 def is_fusible(op: Op) -> bool:
     """Whether ``op`` can be part of a group without being its anchor."""
@@ -33,11 +42,14 @@ def is_fusible(op: Op) -> bool:
 
 
 def home_of(op: Op, group_of: dict[Op, FusionGroup]) -> FusionGroup | None:
-    """The group that ``op`` can join: the one that all its readers are in, of its shape, not read by the anchor."""
+    """The group that ``op`` can join: the one that all its readers are in, of its shape, not read by the anchor.
+
+    A group that is full takes no more.
+    """
     readers = op.result.users
     homes = {group_of.get(reader) for reader in readers}
     home = homes.pop() if len(homes) == 1 and not op.result.is_output else None
-    if home is None or home.shape != op.result.shape or home.anchor in readers:
+    if home is None or home.shape != op.result.shape or home.anchor in readers or not home.has_room_for([op]):
         return None
     return home
 

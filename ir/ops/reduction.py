@@ -41,6 +41,13 @@ class ReduceOp(Op):
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
         return type(self).function(x, self.attrs.axes, keepdim=self.attrs.keepdim)
 
+    @property
+    def storage(self) -> Storage:
+        """Reductions of whole planes, such as global pooling, work on channel blocks too; of integers, means only."""
+        pools = self.x.type.rank == 4 and self.attrs.axes == (2, 3)
+        summable = self.x.type.dtype.is_floating or self.on_integers is OnIntegers.MEANS
+        return Storage.FOLLOWS if pools and summable else Storage.PLAIN
+
 
 class MeanOp(ReduceOp, name="mean", attrs=ReduceAttrs):
     """Arithmetic mean; f32 for 8-bit integers: the exact sum times the f32 reciprocal of the count."""
@@ -62,12 +69,6 @@ class MeanOp(ReduceOp, name="mean", attrs=ReduceAttrs):
     def _terms(self) -> int:
         """Elements of one sum."""
         return math.prod(self.x.shape[axis] for axis in self.attrs.axes)
-
-    @property
-    def storage(self) -> Storage:
-        """Global average pooling works on channel blocks too."""
-        pools = self.x.type.rank == 4 and self.attrs.axes == (2, 3)
-        return Storage.FOLLOWS if pools else Storage.PLAIN
 
 
 class SumOp(ReduceOp, name="sum", attrs=ReduceAttrs):

@@ -13,6 +13,7 @@ from ..machines.toolchain import find_toolchain
 from ..runtime.executable import Executable, KernelInfo, ModelInfo, Port
 from ..runtime.virtual_machine import LinkedCode
 from .indices import index_limits
+from .interruptible import call_interruptibly
 from .lowering import Call, Choose, Program, lower
 from .memory import MemoryPlan, plan_memory
 
@@ -60,7 +61,7 @@ def compile_graph(
     begin("generate code")
     plan = plan_memory(program)
     module, functions = relax_module(program, plan)
-    compiled = build(module, target)
+    compiled = call_interruptibly(lambda: build(module, target))
     begin("link")
     code = LinkedCode.link(compiled) if toolchain is None else LinkedCode.link_across(compiled, toolchain)
     return Executable(

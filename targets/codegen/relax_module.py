@@ -7,41 +7,75 @@ its weights can be mapped from a file.
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from ...ir import Value
 from ..machines.target import Target
 from .emit import STORAGE
-from .lowering import Program
+from .kernel import CompileError
+from .lowering import Call, Program
 from .memory import MemoryPlan
 from .tir_pipeline import PIPELINE
 
 ENTRY = "main"
+MOST_NODES = 1_000_000  # statements and expressions of a kernel; LLVM takes seconds for a hundred thousand
 
 
 def relax_module(program: Program, plan: MemoryPlan) -> tuple[Any, tuple[str, ...]]:
     """The Relax module of a program, and the name of the PrimFunc behind each of its calls."""
+    written: dict[str, tuple[str, Any]] = {}
+    for call in program.calls:
+        if call.kernel.key not in written:
+            name = f"{call.kernel.template}_{len(written)}"
+            function = call.kernel.build(name)
+            _check_size(function, call)
+            written[call.kernel.key] = name, function.with_attr("tirx.is_scheduled", True)
     builder = relax.BlockBuilder()
     inputs = {value: relax.Var(f"x{index}", _buffer_type(value)) for index, value in enumerate(program.graph.inputs)}
     constant_types = [relax.TensorType((t.numel(),), str(t.dtype).removeprefix("torch.")) for t in program.constants]
     constants = relax.Var("constants", relax.TupleType(constant_types))
     functions: dict[str, Any] = {}
-    names = []
     with builder.function(ENTRY, [*inputs.values(), constants], private=False, pure=False):
         buffers = _Buffers(builder, inputs, constants, plan)
         for call in program.calls:
             key = call.kernel.key
             if key not in functions:
-                name = f"{call.kernel.template}_{len(functions)}"
-                functions[key] = builder.add_func(call.kernel.build(name).with_attr("tirx.is_scheduled", True), name)
-            names.append(str(functions[key].name_hint))
+                name, function = written[key]
+                functions[key] = builder.add_func(function, name)
             arguments = [buffers[argument] for argument in (*call.arguments, call.result)]
             builder.emit(relax.Call(functions[key], arguments))
         builder.emit_func_output(relax.Tuple([buffers[value] for value in program.outputs]))
-    return builder.get(), tuple(names)
+    return builder.get(), tuple(str(functions[call.kernel.key].name_hint) for call in program.calls)
+
+
+def _check_size(function: Any, call: Call) -> None:
+    """Raise CompileError, which names the layer, for code that LLVM would need minutes and gigabytes for."""
+    if code_size(function) <= MOST_NODES:
+        return
+    kernel = call.kernel
+    spec, knobs = (shorten(str(text), 200, placeholder="...") for text in (kernel.spec, kernel.knobs))
+    raise CompileError(
+        f"layer {call.location!r}: template {kernel.template!r} writes more code than compiles in reasonable time "
+        f"(over {MOST_NODES} statements and expressions) for {spec} with {knobs}; split this layer into smaller ones"
+    )
+
+
+def code_size(function: Any) -> int:
+    """Statements and expressions of a PrimFunc, shared ones as often as they are used; counting ends past the bound."""
+    count = 0
+
+    def visit(node: Any) -> Any:
+        nonlocal count
+        count += 1
+        return tvm_ffi.VisitInterrupt() if count > MOST_NODES else None
+
+    tvm_ffi.structural_walk(function.body, visit)
+    return count
 
 
 class _Buffers:

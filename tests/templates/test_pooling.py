@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tersor.targets.templates.windows.pooling import (
-    GlobalAveragePoolSpec,
+    GlobalPoolSpec,
     PoolSpec,
     build,
-    build_global_average,
+    build_global,
     candidates,
 )
 
@@ -110,13 +110,11 @@ def test_max_keeps_nan():
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 @pytest.mark.parametrize("size", [(1, 32, 7, 7), (2, 17, 3, 5), (1, 16, 1, 1), (1, 8, 2, 4)])
 def test_global_average(size, target):
-    spec = GlobalAveragePoolSpec(*size)
+    spec = GlobalPoolSpec(*size)
     lanes = target.lanes()
     x = torch.randn(size, generator=torch.Generator().manual_seed(0))
     shape = (spec.n, spec.c, 1, 1)
-    flat = run(
-        build_global_average(spec, target), target, to_blocked(x, lanes), out_elements=out_elements(shape, lanes)
-    )
+    flat = run(build_global(spec, target), target, to_blocked(x, lanes), out_elements=out_elements(shape, lanes))
     expected = x.mean((2, 3), keepdim=True)
     torch.testing.assert_close(from_blocked(flat, shape, lanes), expected, rtol=1e-5, atol=1e-6)
 

@@ -54,8 +54,26 @@ def select_adaptive_average(group: Group, context: KernelContext) -> Kernel:
 
 
 def _pool2d(spec: pooling.PoolSpec, group: Group, context: KernelContext) -> Kernel:
+    if spec.kernel == (spec.h, spec.w) and (spec.out_h, spec.out_w) == (1, 1) and not any(spec.padding):
+        return global_pool("max" if spec.mode == "max" else "mean", spec.dtype, group, context)
     epilogue = FusedEpilogue(group, context, View.whole(group.result))
     return fused_kernel(context.choose("pool2d", spec), context, (blocked_operand(group, context),), epilogue)
+
+
+def global_pool(kind: str, dtype: str, group: Group, context: KernelContext) -> Kernel:
+    """``global_pool2d``: a reduction of whole planes in channel blocks."""
+    source = blocked_operand(group, context)
+    spec = pooling.GlobalPoolSpec(*source.type.shape, kind, dtype)
+    epilogue = FusedEpilogue(group, context, View.whole(group.result))
+    return Kernel(
+        template="global_pool2d",
+        spec=spec,
+        knobs=None,
+        variant=epilogue.variant,
+        operands=(source, *epilogue.operands),
+        result=epilogue.result,
+        build=lambda function: pooling.build_global(spec, context.target, epilogue.build(), function),
+    )
 
 
 def blocked_operand(group: Group, context: KernelContext) -> View:

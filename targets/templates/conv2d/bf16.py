@@ -17,6 +17,7 @@ has stride 1. A pointwise convolution is the case of one column.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,7 @@ from ..vector.bf16_tiles import unit_of
 from ..vector.bfloat16 import BFLOAT16, BITS, bits_of
 from ..vector.builder import bind, constant, load, loop, make_prim_func, store, store_result, when
 from ..vector.operand_types import check_weight_shape
-from .bf16_plan import Conv2dBf16Knobs, Plan, split, split_units
+from .bf16_plan import MOST_TAPS, Conv2dBf16Knobs, Plan, split, split_units
 from .spec import Conv2dSpec
 
 __all__ = [
@@ -56,7 +57,8 @@ HALF = TILE_DEPTH // 2  # channels of a block in memory: the upper half of a pan
 
 def supports(spec: Conv2dSpec, target: Target) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
-    return spec.dtype == BFLOAT16 and spec.input_layout == "blocked" and unit_of(target) == "amx"
+    is_small = math.prod(spec.kernel) <= MOST_TAPS
+    return is_small and spec.dtype == BFLOAT16 and spec.input_layout == "blocked" and unit_of(target) == "amx"
 
 
 def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dBf16Knobs]:

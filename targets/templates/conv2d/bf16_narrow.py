@@ -30,7 +30,7 @@ from ..vector.operand_types import check_weight_shape
 from ..vector.vectors import in_register, pieces, transpose
 from ..windows.spatial import Window
 from .bf16 import UnitWriter, build_units
-from .bf16_plan import PAIRS, Conv2dBf16Knobs, Plan, Taps, split
+from .bf16_plan import MOST_TAPS, PAIRS, Conv2dBf16Knobs, Plan, Taps, split
 from .spec import Conv2dSpec
 
 Buffer = Any
@@ -41,6 +41,7 @@ Expr = Any
 def supports(spec: Conv2dSpec, target: Target) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     is_dense = spec.groups == 1 and spec.input_layout == "plain" and spec.dtype == BFLOAT16 and not spec.pointwise
+    is_dense = is_dense and spec.kernel[0] <= MOST_TAPS
     fits = spec.stride[1] in (1, 2) and spec.dilation[1] == 1 and spec.c * _tap_pairs(spec) <= PAIRS
     return is_dense and fits and unit_of(target) is not None
 

@@ -34,12 +34,15 @@ from .spec import Conv2dSpec
 Buffer = Any
 Index = Any
 
+MOST_COPIES = 512  # of contiguous numbers of a window, which are written out
+
 
 def supports(spec: Conv2dSpec, target: Target) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     is_dense = spec.groups == 1 and spec.input_layout == "plain" and spec.dtype == BFLOAT16
     is_cut = spec.kernel == spec.stride and not any(spec.padding) and spec.dilation == (1, 1)
-    return is_dense and is_cut and unit_of(target) is not None
+    is_small = spec.c * spec.kernel[0] * -(-spec.kernel[1] // TILE_DEPTH) <= MOST_COPIES
+    return is_small and is_dense and is_cut and unit_of(target) is not None
 
 
 @dataclass(frozen=True)

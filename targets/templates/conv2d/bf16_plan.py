@@ -18,6 +18,7 @@ from .spec import Conv2dSpec
 Index = Any
 
 PAIRS = TILE_DEPTH // 2  # in a row of a panel
+MOST_TAPS = 128  # that templates on panels write out; other templates loop over those of larger kernels
 PANEL_SHARE = 3  # panels take at most this part of L2
 
 

@@ -36,7 +36,7 @@ from ..vector.builder import (
     when,
 )
 from ..windows.spatial import TapRange, TileRun, tile_runs
-from ..windows.window_loops import tap_bounds
+from ..windows.window_loops import for_each_range
 from .space import candidates
 from .spec import (
     Conv2dKnobs,
@@ -119,7 +119,7 @@ class ConvolutionWriter:
         self.columns = tile_runs(self.column_window, knobs.columns)
         # Tiles one row high find their kernel rows at run time: one piece of code instead of three or more.
         self.dynamic_rows = knobs.rows == 1 and self.row_window.kernel > 1
-        single_rows = TileRun(0, 1, self.row_window.out, (TapRange(0, self.row_window.kernel, (0,)),))
+        single_rows = TileRun(0, 1, self.row_window.out, None)
         self.rows = [single_rows] if self.dynamic_rows else tile_runs(self.row_window, knobs.rows)
         self.row_limit = max(run.width for run in self.rows)
         self.row_tiles = sum(run.count for run in self.rows)
@@ -249,9 +249,9 @@ class _TileWriter:
 
     def _start(self) -> None:
         for index, row, column, vector in self._places():
-            y = self.y + row if self.conv.dynamic_rows else self.rows.start + row
-            block = self.group.first_output + vector
-            self.tile[index] = self.conv.first_sum(block, y, self.columns.start + column)
+            y = (self.y if self.rows.taps is None else self.rows.start) + row
+            x = (self.x if self.columns.taps is None else self.columns.start) + column
+            self.tile[index] = self.conv.first_sum(self.group.first_output + vector, y, x)
 
     def _last_chunk(self) -> None:
         full = self.group.full_blocks
@@ -268,29 +268,30 @@ class _TileWriter:
         if isinstance(end, int) and begin == end:
             return
         with loop(end, begin) as block:
-            for row_taps in self.rows.taps:
-                first, last = self._kernel_rows(row_taps)
-                with loop(last, first) as ky:
-                    for column_taps in self.columns.taps:
-                        self._kernel_columns(block, ky, channels, column_taps, row_taps.positions)
 
-    def _kernel_rows(self, taps: TapRange) -> tuple[Any, Any]:
-        """The kernel rows that fall inside the input; computed at run time for tiles one row high."""
-        if not self.conv.dynamic_rows:
-            return taps.begin, taps.end
-        return tap_bounds(self.conv.row_window, self.y)
+            def kernel_rows(rows: TapRange) -> None:
+                with loop(rows.end, rows.begin) as ky:
+                    for_each_range(
+                        self.conv.column_window,
+                        self.columns,
+                        self.x,
+                        lambda columns: self._kernel_columns(block, ky, channels, columns, rows.positions),
+                    )
+
+            for_each_range(self.conv.row_window, self.rows, self.y, kernel_rows)
 
     def _kernel_columns(self, block: Any, ky: Any, channels: int, taps: TapRange, rows: Sequence[int]) -> None:
         """Neighbouring taps of all channels lie one behind the other in input and weights: one long loop for both."""
         used = (rows, taps.positions)
-        count = taps.end - taps.begin
         if self.conv.blocked and channels == self.conv.block and self.conv.column_window.dilation == 1:
-            self._channels(block, ky, taps.begin, count * channels, used)
+            self._channels(block, ky, taps.begin, taps.end - taps.begin, channels, used)
             return
         with loop(taps.end, taps.begin) as kx:
-            self._channels(block, ky, kx, channels, used)
+            self._channels(block, ky, kx, 1, channels, used)
 
-    def _channels(self, block: Any, ky: Any, kx: Any, channels: int, used: tuple[Sequence[int], Sequence[int]]) -> None:
+    def _channels(
+        self, block: Any, ky: Any, kx: Any, count: Any, channels: int, used: tuple[Sequence[int], Sequence[int]]
+    ) -> None:
         group, conv = self.group, self.conv
         rows, columns = conv.row_window, conv.column_window
         plane = (group.n * conv.input_blocks + group.first_input + block) * conv.planes
@@ -299,8 +300,9 @@ class _TileWriter:
         data = bind((image_row * columns.size + column) * conv.pixel_step)
         tap = (block * rows.kernel + ky) * columns.kernel + kx
         weight = bind(group.weight_base + tap * (conv.block * group.weight_row))
-        unroll = conv.knobs.unroll if channels % conv.knobs.unroll == 0 else 1
-        with loop(channels // unroll) as step:
+        unit = count * channels if isinstance(count, int) else channels
+        unroll = conv.knobs.unroll if unit % conv.knobs.unroll == 0 else 1
+        with loop(count * channels // unroll) as step:
             for channel in range(unroll):
                 self._outer_product(data, weight, step * unroll + channel, used)
 

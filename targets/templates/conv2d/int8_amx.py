@@ -7,6 +7,7 @@ point, so that one compensation for each output corrects all positions: the sums
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from ..vector.builder import bind, constant, load, loop, make_prim_func, store, 
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.operand_types import check_weight_shape, is_integer
 from .bf16 import Conv2dBf16Knobs, Plan, UnitWriter, split
+from .bf16_plan import MOST_TAPS
 from .spec import Conv2dSpec
 
 Buffer = Any
@@ -70,7 +72,8 @@ class IntegerPlan(Plan[Conv2dInt8AmxKnobs]):
 def supports(spec: Conv2dSpec, target: Target) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     is_plain = spec.groups == 1 and spec.input_layout == "blocked" and is_integer(spec.dtype)
-    return is_plain and amx.INTEGER_FEATURE in target.features and target.lanes() == TILE_COLUMNS
+    is_small = math.prod(spec.kernel) <= MOST_TAPS
+    return is_plain and is_small and amx.INTEGER_FEATURE in target.features and target.lanes() == TILE_COLUMNS
 
 
 def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dInt8AmxKnobs]:

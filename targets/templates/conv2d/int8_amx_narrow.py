@@ -31,7 +31,7 @@ from ..vector.vectors import in_register, shuffle
 from ..windows.padded_rows import RowCopier
 from ..windows.spatial import Window
 from .bf16 import split
-from .bf16_plan import Taps
+from .bf16_plan import MOST_TAPS, Taps
 from .int8_amx import Conv2dInt8AmxKnobs, IntegerPlan, IntegerWriter, build_units, packed_tiles
 from .spec import Conv2dSpec
 
@@ -46,7 +46,7 @@ HALVES = 2  # elements of a panel, two bytes each, in a word
 def supports(spec: Conv2dSpec, target: Target) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     is_dense = spec.groups == 1 and spec.input_layout == "plain" and is_integer(spec.dtype) and not spec.pointwise
-    fits = spec.c <= WORD and kernel_rows(spec) > 0
+    fits = spec.c <= WORD and kernel_rows(spec) > 0 and spec.kernel[0] <= MOST_TAPS
     return is_dense and fits and amx.INTEGER_FEATURE in target.features and target.lanes() == TILE_COLUMNS
 
 

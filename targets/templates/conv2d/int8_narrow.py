@@ -23,11 +23,11 @@ from tvm.tirx.script.builder import ir as T
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from ..parallelism import shared_loop
-from ..vector.builder import RegisterTile, bind, constant, load, loop, make_prim_func, store_result, when
+from ..vector.builder import RegisterTile, bind, constant, for_each, load, loop, make_prim_func, store_result, when
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, dot_product
 from ..vector.operand_types import check_weight_shape, is_integer
-from ..windows.padded_rows import PaddedRows, RowCopier
+from ..windows.padded_rows import UNROLLED_WORDS, PaddedRows, RowCopier
 from ..windows.spatial import balanced_split, tile_runs
 from .spec import Conv2dSpec
 
@@ -238,7 +238,8 @@ class _UnitWriter:
         line = bind(image_row * place.length + x * columns.stride)
         step = plan.words * self.vectors * lanes
         weight = bind(group * plan.group_size + (channel * rows.kernel + ky) * step)
-        for word in range(plan.words):
+
+        def multiply(word: Index) -> None:
             places = (weight + (word * self.vectors + vector) * lanes for vector in range(self.vectors))
             right = [products.right(load(self.weight, place, lanes)) for place in places]
             for position in range(width):
@@ -247,6 +248,8 @@ class _UnitWriter:
                 left = products.prepare(T.Broadcast(element, lanes))
                 for vector in range(self.vectors):
                     products.multiply_add(tile, position * self.vectors + vector, left, right[vector])
+
+        for_each(plan.words, UNROLLED_WORDS, multiply)
 
     def _finish(self, tile: RegisterTile, group: Index, y: Index, x: Index, width: int) -> None:
         rows, columns = self.spec.axes()

@@ -82,8 +82,8 @@ def _rank(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> float:
 def code_size(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> int:
     """Multiply-adds written out in the code: one body for each tile shape and each set of taps at a border."""
     rows, columns = spec.windows()
-    row_bodies = 1 if knobs.rows == 1 else sum(len(run.taps) for run in tile_runs(rows, knobs.rows))
-    column_bodies = sum(len(run.taps) for run in tile_runs(columns, knobs.columns))
+    row_bodies = 1 if knobs.rows == 1 else sum(run.ranges for run in tile_runs(rows, knobs.rows))
+    column_bodies = sum(run.ranges for run in tile_runs(columns, knobs.columns))
     per_body = sum(groups.vectors for groups in output_groups(spec, target, knobs.vectors))
     return row_bodies * column_bodies * knobs.rows * knobs.columns * per_body
 

@@ -29,8 +29,8 @@ Buffer = Any
 Index = Any
 Expr = Any
 
-_COMBINE = {"sum": operator.add, "mean": operator.add, "max": maximum, "min": minimum}
-_NEUTRAL = {"sum": 0, "mean": 0, "max": float("-inf"), "min": float("inf")}
+COMBINE = {"sum": operator.add, "mean": operator.add, "max": maximum, "min": minimum}
+NEUTRAL = {"sum": 0, "mean": 0, "max": float("-inf"), "min": float("inf")}
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class ReduceSpec:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.kind not in _COMBINE:
-            raise ValueError(f"kind must be one of {', '.join(_COMBINE)}, not {self.kind!r}")
+        if self.kind not in COMBINE:
+            raise ValueError(f"kind must be one of {', '.join(COMBINE)}, not {self.kind!r}")
         if any(extent < 1 for extent in self.shape):
             raise ValueError(f"every extent must be positive: {self.shape}")
         if not self.axes or len(set(self.axes)) != len(self.axes):
@@ -141,8 +141,8 @@ class _Nest:
         self.unroll = unroll
         self.x = x
         self.write_result = write
-        self.combine = _COMBINE[spec.kind]
-        self.neutral = _NEUTRAL[spec.kind]
+        self.combine = COMBINE[spec.kind]
+        self.neutral = NEUTRAL[spec.kind]
         self.sum_type = accumulator(spec.dtype)
 
     def write(self) -> None:

@@ -150,6 +150,16 @@ def loop(stop: Index, start: Index = 0) -> Iterator[Index]:
         yield index
 
 
+def for_each(count: int, most: int, visit: Callable[[Index], None]) -> None:
+    """``visit(index)`` for so many indices: written out if they are at most ``most``, else in a loop."""
+    if count <= most:
+        for index in range(count):
+            visit(index)
+    else:
+        with loop(count) as index:
+            visit(index)
+
+
 @contextlib.contextmanager
 def parallel(*extents: int) -> Iterator[tuple[Index, ...]]:
     """One parallel loop over the product of ``extents``, the last one running fastest.

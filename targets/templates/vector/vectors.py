@@ -63,11 +63,10 @@ def _unless_nan(kept: Expr, chosen: Expr) -> Expr:
 
 
 def combine_all(tile: RegisterTile, combine: Callable[[Expr, Expr], Expr]) -> Expr:
-    """All vectors of a tile combined, lane by lane."""
-    result = tile[0]
+    """All vectors of a tile combined, lane by lane, in the first of them; ``combine`` may use an operand repeatedly."""
     for index in range(1, tile.count):
-        result = combine(result, tile[index])
-    return result
+        tile[0] = combine(tile[0], tile[index])
+    return tile[0]
 
 
 def lane_slice(value: Expr, start: int, lanes: int) -> Expr:

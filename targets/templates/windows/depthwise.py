@@ -20,7 +20,7 @@ from ..conv2d.spec import Conv2dSpec
 from ..vector.builder import RegisterTile, bind, load, loop, make_prim_func, store_result
 from ..vector.operand_types import check_weight_shape
 from .spatial import TileRun, Window
-from .window_loops import for_each_tile, piece_counts, tap_bounds, tile_widths
+from .window_loops import for_each_tap, for_each_tile, piece_counts, tap_bounds, tile_widths
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,22 @@ def build(
                 image_row = plane * rows.size + y * rows.stride + ky * rows.dilation - rows.pad
                 first = bind((image_row * columns.size + x * columns.stride - columns.pad) * lanes)
                 weight_row = bind((plane % blocks * rows.kernel + ky) * (columns.kernel * lanes))
-                vectors: dict[int, Any] = {}
-                for taps in run.taps:
-                    for kx in range(taps.begin, taps.end):
-                        factor = bind(load(weight, weight_row + kx * lanes, lanes))
-                        for position in taps.positions:
-                            column = position * columns.stride + kx * columns.dilation
-                            if column not in vectors:
-                                vectors[column] = bind(load(data, first + column * lanes, lanes))
-                            tile.multiply_add(position, vectors[column], factor)
+                vectors: dict[int, Any] = {}  # inputs that taps share which are written out
+
+                def read(column: Any) -> Any:
+                    if not isinstance(column, int):
+                        return load(data, first + column * lanes, lanes)
+                    if column not in vectors:
+                        vectors[column] = bind(load(data, first + column * lanes, lanes))
+                    return vectors[column]
+
+                def multiply(kx: Any, positions: tuple[int, ...]) -> None:
+                    factor = bind(load(weight, weight_row + kx * lanes, lanes))
+                    for position in positions:
+                        column = position * columns.stride + kx * columns.dilation
+                        tile.multiply_add(position, read(column), factor)
+
+                for_each_tap(columns, run, x, multiply)
 
         def write_tile(plane: Any, y: Any, x: Any, run: TileRun) -> None:
             tile = RegisterTile(run.width, lanes)

@@ -22,14 +22,14 @@ from tvm.tirx.script.builder import ir as T
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from ..parallelism import shared_loop
-from ..vector.builder import RegisterTile, bind, constant, load, loop, make_prim_func, store_result
+from ..vector.builder import RegisterTile, bind, constant, for_each, load, loop, make_prim_func, store_result
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, dot_product
 from ..vector.operand_types import check_weight_shape, is_integer
 from ..vector.vectors import shuffle
 from . import depthwise
 from .depthwise import DepthwiseKnobs, DepthwiseSpec
-from .padded_rows import PaddedRows, RowCopier
+from .padded_rows import UNROLLED_WORDS, PaddedRows, RowCopier
 from .spatial import tile_runs
 
 Buffer = Any
@@ -192,12 +192,15 @@ class _PieceWriter:
 
         def kernel_row(ky: Index) -> None:
             line = (row * rows.stride + ky * rows.dilation) * plan.padded.length + x * columns.stride
-            for quad in range(plan.quads):
+
+            def multiply(quad: Index) -> None:
                 factors = products.right(load(self.weight, weight + (ky * plan.quads + quad) * lanes, lanes))
                 for position in range(width):
                     column = position * columns.stride + quad * WORD * columns.dilation
                     words = products.prepare(self._words(padded, line + column))
                     products.multiply_add(tile, position, words, factors)
+
+            for_each(plan.quads, UNROLLED_WORDS, multiply)
 
         if rows.kernel * plan.quads <= MOST_UNROLLED:  # then LLVM keeps the weights in registers from tile to tile
             for ky in range(rows.kernel):

@@ -14,6 +14,7 @@ Buffer = Any
 Expr = Any
 Index = Any
 
+UNROLLED_WORDS = 16  # of a kernel row; those of a longer one are a loop
 _SIGN_BIT = 0x80
 
 

@@ -1,4 +1,4 @@
-"""Max and average pooling over windows, and global average pooling, in blocked layout.
+"""Max and average pooling over windows, and reductions of whole planes, in blocked layout.
 
 Of 8-bit integers the maximum is one; averages are float32: the int32 sum times the reciprocal of the count, each
 rounded once.
@@ -15,12 +15,13 @@ from tvm import tirx
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from ..parallelism import shared_loop
+from ..rows.reduce import COMBINE, NEUTRAL
 from ..vector.builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, store_result
-from ..vector.integers import accumulator, add, mean
+from ..vector.integers import accumulator, add, mean, widened
 from ..vector.operand_types import INTEGER_RANGES, check_operands, is_integer
-from ..vector.vectors import maximum
+from ..vector.vectors import combine_all, maximum
 from .spatial import TileRun, Window
-from .window_loops import for_each_tile, piece_counts, tap_bounds, tile_widths
+from .window_loops import for_each_tap, for_each_tile, piece_counts, tap_bounds, tile_widths
 
 GLOBAL_ACCUMULATORS = 8  # independent sums that hide the latency of an addition
 
@@ -133,12 +134,13 @@ def build(
             with loop(end, begin) as ky:
                 image_row = plane * rows.size + y * rows.stride + ky * rows.dilation - rows.pad
                 first = bind((image_row * columns.size + x * columns.stride - columns.pad) * lanes)
-                for taps in run.taps:
-                    for kx in range(taps.begin, taps.end):
-                        for position in taps.positions:
-                            column = position * columns.stride + kx * columns.dilation
-                            value = load(data, first + column * lanes, lanes)
-                            tile[position] = combine(tile[position], value)
+
+                def take(kx: Any, positions: tuple[int, ...]) -> None:
+                    for position in positions:
+                        column = position * columns.stride + kx * columns.dilation
+                        tile[position] = combine(tile[position], load(data, first + column * lanes, lanes))
+
+                for_each_tap(columns, run, x, take)
 
         def write_tile(plane: Any, y: Any, x: Any, run: TileRun) -> None:
             tile = RegisterTile(run.width, lanes, sum_type)
@@ -183,31 +185,36 @@ def _covered(spec: PoolSpec, window: Window, pad_after: int, position: Any) -> A
 
 
 @dataclass(frozen=True)
-class GlobalAveragePoolSpec:
-    """The mean over height and width of a blocked (n, c, h, w) input; the output is blocked (n, c, 1, 1)."""
+class GlobalPoolSpec:
+    """``kind`` (see `ReduceSpec`) over height and width of a blocked (n, c, h, w) input; the output is (n, c, 1, 1)."""
 
     n: int
     c: int
     h: int
     w: int
+    kind: str = "mean"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if min(self.n, self.c, self.h, self.w) < 1:
             raise ValueError(f"sizes must be positive: {self}")
+        if self.kind not in COMBINE:
+            raise ValueError(f"kind must be one of {', '.join(COMBINE)}, not {self.kind!r}")
 
 
-def build_global_average(
-    spec: GlobalAveragePoolSpec,
+def build_global(
+    spec: GlobalPoolSpec,
     target: Target,
     epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "global_average_pool2d",
+    name: str = "global_pool2d",
 ) -> tirx.PrimFunc:
-    """Write the mean as a PrimFunc ``(input, *epilogue.buffers, output)``; it has no knobs."""
+    """Write the reduction as a PrimFunc ``(input, *epilogue.buffers, output)``; it has no knobs."""
     lanes = target.lanes()
     blocks = -(-spec.c // lanes)
     size = spec.h * spec.w
     sums = min(GLOBAL_ACCUMULATORS, size)
+    combine = COMBINE[spec.kind]
+    sum_type = spec.dtype if spec.kind == "max" and is_integer(spec.dtype) else accumulator(spec.dtype)
     inputs = (BufferSpec("data", spec.n * blocks * size * lanes, spec.dtype),)
     output = BufferSpec("output", spec.n * blocks * lanes, epilogue.dtype)
 
@@ -215,21 +222,22 @@ def build_global_average(
         (data,) = main
         with shared_loop((spec.n, blocks), bytes_moved=4 * inputs[0].size) as (image, block):
             plane = bind(image * blocks + block)
-            tile = RegisterTile(sums, lanes, accumulator(spec.dtype))
+            tile = RegisterTile(sums, lanes, sum_type)
 
             def accumulate(index: int, position: Any) -> None:
-                tile[index] = add(tile[index], load(data, (plane * size + position) * lanes, lanes))
+                value = widened(load(data, (plane * size + position) * lanes, lanes), sum_type)
+                tile[index] = combine(tile[index], value)
 
-            tile.fill(0)
+            tile.fill(_lowest(spec.dtype) if spec.kind == "max" else NEUTRAL[spec.kind])
             with loop(size // sums) as step:
                 for index in range(sums):
                     accumulate(index, step * sums + index)
             for index in range(size % sums):
                 accumulate(index, size // sums * sums + index)
-            total = tile[0]
-            for index in range(1, sums):
-                total = total + tile[index]
+            total = combine_all(tile, combine)
+            if spec.kind == "mean":
+                total = mean(total, constant(1.0 / size, lanes))
             at = VectorAt((image, block * lanes, 0, 0), 1, lanes, plane * lanes)
-            store_result(out, mean(total, constant(1.0 / size, lanes)), at, epilogue, extra)
+            store_result(out, total, at, epilogue, extra)
 
     return make_prim_func(name, inputs, output, body, epilogue)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tvm import tirx
 
 from ...machines.target import Target
 from ..parallelism import shared_loop
-from ..vector.builder import bind, loop
-from .spatial import TileRun, Window, balanced_split, tile_runs
+from ..vector.builder import bind, loop, when
+from .spatial import TapRange, TileRun, Window, balanced_split, tile_runs
 
 Expr = Any
 
 VECTOR_BYTES = 64  # of one element of a plane, nearly enough
 UNITS_PER_CORE = 4  # enough that threads finish together; each unit also costs a division or two
 RESERVED_REGISTERS = 4  # for weights and inputs beside the accumulators of a tile
+UNROLLED_TAPS = 16  # of a kernel row; a longer one is a loop
 
 
 def tap_bounds(window: Window, position: Expr) -> tuple[Expr, Expr]:
@@ -25,6 +27,49 @@ def tap_bounds(window: Window, position: Expr) -> tuple[Expr, Expr]:
     begin = tirx.max((window.dilation - 1 - first_read) // window.dilation, 0)
     end = tirx.min((window.size - 1 - first_read) // window.dilation + 1, window.kernel)
     return bind(begin), bind(end)
+
+
+def for_each_range(window: Window, run: TileRun, start: Expr, visit: Callable[[TapRange], None]) -> None:
+    """``visit(taps)`` for the tap ranges of the tile of ``run`` at ``start``.
+
+    What the run does not know is found at run time: the taps that all positions of the tile read are one range, whose
+    bounds are expressions; each tap before and behind is asked for every position, which only tiles at a border do.
+    """
+    if run.taps is not None:
+        for taps in run.taps:
+            visit(taps)
+        return
+    bounds = [tap_bounds(window, start + position) for position in range(run.width)]
+    if run.width == 1:
+        visit(TapRange(*bounds[0], (0,)))
+        return
+    low = bind(tirx.min(bounds[0][0], window.kernel))
+    high = bind(tirx.max(bounds[-1][1], low))
+    visit(TapRange(low, high, tuple(range(run.width))))
+    first, behind = bounds[-1][0], bounds[0][1]
+    before = bind(tirx.max(low - first, 0))
+    with loop(bind(before + tirx.max(behind - high, 0))) as index:
+        tap = bind(tirx.Select(index < before, first + index, high + (index - before)))
+        for position, (begin, end) in enumerate(bounds):
+            alone = TapRange(tap, tap + 1, (position,))
+            when(tirx.And(begin <= tap, tap < end), partial(visit, alone))
+
+
+def for_each_tap(window: Window, run: TileRun, start: Expr, visit: Callable[[Expr, tuple[int, ...]], None]) -> None:
+    """``visit(tap, positions that read it)`` for the tile of ``run`` at ``start``.
+
+    The taps of a short kernel are written out; those of a longer one, and those that the run does not know, are loops.
+    """
+
+    def visit_range(taps: TapRange) -> None:
+        if run.taps is not None and window.kernel <= UNROLLED_TAPS:
+            for tap in range(taps.begin, taps.end):
+                visit(tap, taps.positions)
+        else:
+            with loop(taps.end, taps.begin) as tap:
+                visit(tap, taps.positions)
+
+    for_each_range(window, run, start, visit_range)
 
 
 def row_pieces(planes: int, rows: int, target: Target) -> int:
@@ -49,8 +94,12 @@ def tile_widths(window: Window, target: Target, taps: int) -> list[int]:
 
 
 def widest_tile(window: Window, target: Target, taps: int) -> int:
-    """Columns of a register tile that keeps ``taps`` weights, and a few inputs, in registers as well."""
-    return max(1, min(window.out, target.vector_registers // 2, target.vector_registers - taps - RESERVED_REGISTERS))
+    """Columns of a register tile that keeps ``taps`` weights, and a few inputs, in registers as well.
+
+    Where the taps are a loop, one weight is needed at a time.
+    """
+    weights = taps if taps <= UNROLLED_TAPS else 1
+    return max(1, min(window.out, target.vector_registers // 2, target.vector_registers - weights - RESERVED_REGISTERS))
 
 
 def for_each_tile(
