@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveReader
 
 from ..ir import TersorError
+from .export import tracing
 
 _GRAPHS = "models/"
 _WEIGHTS = "data/weights/"
@@ -59,7 +60,8 @@ def load_program(path: Path) -> ExportedProgram:
 def _load(path: Path, file: BinaryIO) -> ExportedProgram:
     file.seek(0)  # the same open file as was inspected
     try:
-        return torch.export.load(file)
+        with tracing():
+            return torch.export.load(file)
     except Exception as error:  # the deserializer asserts, and raises errors of many kinds, on what it does not know
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TersorError(f"{path}: cannot be read as an exported program ({reason}); {_AGAIN}") from error

@@ -63,6 +63,7 @@ from .data_movement import (
     PermuteOp,
     RelayoutOp,
     ReshapeOp,
+    ScatterOp,
     SliceOp,
 )
 from .fused import FusedOp
@@ -134,6 +135,7 @@ __all__ = [
     "ReluOp",
     "ReshapeOp",
     "RsqrtOp",
+    "ScatterOp",
     "SigmoidOp",
     "SiluOp",
     "SinOp",
