@@ -132,7 +132,7 @@ def slice_scatter(
     axis = axis_of(dim, len(x.shape))
     first, last = _bounds(x.shape[axis], start, end, step)
     new = ctx.cast(src, ctx.dtype)
-    if step != 1:
+    if step != 1 and first < last:
         return put_slice(ctx, x, axis, range(first, last, step), new)
     return _replace(ctx, x, new, axis, first, last)
 

@@ -146,7 +146,7 @@ def take(ctx: Context, x: Value, axis: int, positions: Sequence[int] | torch.Ten
 def put_slice(ctx: Context, x: Value, axis: int, positions: range, new: Value) -> Value:
     """``x`` with ``new`` at constant positions along one axis."""
     outer, extent, width = math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :])
-    rows = torch.arange(outer)[:, None] * extent + torch.tensor(positions)
+    rows = torch.arange(outer)[:, None] * extent + torch.tensor(list(positions), dtype=torch.int64)
     table, new = ctx.reshape(x, (outer * extent, width)), ctx.reshape(new, (*rows.shape, width))
     return ctx.reshape(ctx.emit(ScatterOp, table, ctx.constant(rows, "positions"), new), x.shape)
 
