@@ -22,7 +22,8 @@ def from_torch(
     """Convert a PyTorch model to a graph.
 
     Weights are copied: a graph keeps its numbers when the module is trained further.
-    Writing into an input in place is not reproduced: outputs are the same, and the caller's tensor keeps its numbers.
+    Writes in place become ops, those into views included. Only a write into an input is refused: the caller would see
+    it in PyTorch, but not from a graph.
 
     Parameters
     ----------
@@ -47,8 +48,8 @@ def from_torch(
     UnsupportedError
         Listing every operator that the IR cannot express, with module paths.
     TersorError
-        When the model cannot be exported, has dynamic shapes, writes to its buffers, returns something that is not a
-        tensor, or has sparse, quantized, complex or missing weights.
+        When the model cannot be exported, has dynamic shapes, writes to its inputs or buffers, returns something that
+        is not a tensor, or has sparse, quantized, complex or missing weights.
 
     Warns
     -----

@@ -245,10 +245,11 @@ class Grower:
         self.statements.append(statement)
 
     def _result(self) -> str:
-        names = [name for name in self.values if name.startswith("v")] or list(self.values)
-        pools = (names[-3:], names[-3:], names, [*self.values])
-        chosen = [self.draw.choice(self.draw.choice(pools)) for _ in range(self.draw.randint(1, 4))]
-        chosen += [name for name in names if any(line.startswith(f"{name}[") for line in self.statements)][:2]
+        names = list(self.values)
+        made = names[len(self.inputs) :] or names
+        written = [name for name in made if any(line.startswith((f"{name}[", f"{name}.")) for line in self.statements)]
+        chosen = [self.draw.choice(self.draw.choice((names, made, made[-4:]))) for _ in range(self.draw.randint(0, 3))]
+        chosen += [*written[:2], made[-1]]
         if len(chosen) > 2 and self.draw.random() < 0.3:
             return f"{{'a': {chosen[0]}, 'b': ({', '.join(chosen[1:])})}}"
         return chosen[0] if len(chosen) == 1 else f"({', '.join(chosen)})"
@@ -480,7 +481,6 @@ def write(grower: Grower) -> Made:
         f"{place}.copy_({part})",
         f"{place}.fill_({number})",
         f"{place}.zero_()",
-        f"{place}.masked_fill_({place} == 1, {number})",
         f"{place}.clamp_(0, 1)",
         f"{name}[{grower.index(name)}] = {number}",
         f"{name}[{grower.index(name)}] = {number}",
@@ -497,6 +497,8 @@ def write(grower: Grower) -> Made:
         f"for i in range({len(value) if value.ndim else 0}):\n    {name}[i] = {part}",
         f"for i in range({len(value) if value.ndim else 0}):\n    {name}[i, ..., -1:] = i",
     ]
+    if precision >= EXACT:
+        moves.append(f"{place}.masked_fill_({place} == 0, {number})")
     if mask is not None:
         moves += [
             f"{name}[{mask}] = {number}",

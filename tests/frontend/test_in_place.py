@@ -368,7 +368,7 @@ class Counter(nn.Module):
 
 @pytest.mark.parametrize("registered", [True, False])
 def test_writes_to_tensors_of_the_module_are_refused(registered):
-    with pytest.raises(TersorError, match="writes to its own 'count' when it runs|count is mutated in the forward"):
+    with pytest.raises(TersorError, match=r"writes to its own 'count' when it runs|count is mutated in the forward"):
         from_torch(Counter(registered=registered), torch.randn(2))
 
 
