@@ -218,9 +218,9 @@ class Grower:
         """Keep a statement unless PyTorch refuses it, or it writes to an input or a weight, or is too large."""
         values = dict(self.values)
         before = {name: one._version for name, one in values.items()}
-        backup = {name: one.clone() for name, one in values.items()}
+        backup = {name: one.detach().clone() for name, one in values.items()}
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            with warnings.catch_warnings():  # with gradients, as when it is exported
                 warnings.simplefilter("ignore")
                 exec(statement, {**NAMES, "FLOAT": torch.float32, "self": self.model}, values)
         except (RuntimeError, IndexError, ValueError, TypeError):
@@ -233,7 +233,7 @@ class Grower:
         foreign = any(name in named or self.values[name].untyped_storage().data_ptr() in weights for name in written)
         if not values or not fits or foreign:
             for name in written:  # before it was found out
-                with contextlib.suppress(RuntimeError):  # an expanded value is not written to itself
+                with torch.no_grad(), contextlib.suppress(RuntimeError):  # an expanded value is not written to itself
                     self.values[name].copy_(backup[name])
             return
         for name, one in values.items():
@@ -341,7 +341,7 @@ def moved(grower: Grower) -> Made:
         f"{name}[{grower.positions(extent)}]",
         f"{name}.tril()",
         f"torch.zeros_like({name})",
-        f"F.pad({name}, (1, {grower.draw.randint(-1, 2)}))",
+        f"F.pad({name}, ({grower.draw.choice((0, 1, 2))}, 1))",
     )
     precision = min(grower.precision[name], grower.precision[other])
     return f"{grower.new()} = {grower.draw.choice(options)}", precision
