@@ -13,7 +13,6 @@ import io
 import json
 import math
 import pickle
-import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import TreeSpec, tree_leaves, treespec_loads
 
 from ..ir import TersorError, check_memory, shorten
+from .export import tracing
 from .program_json import AGAIN, damaged, read_program, read_record
 
 _MODEL = "models/model.json"
@@ -36,7 +36,6 @@ _SAMPLES = "data/sample_inputs/model.pt"
 _COMPILED = ("data/aotinductor/", "data/executorch/", "data/mtia/")
 _PAYLOADS = {"weights": "weight", "constants": "tensor"}  # folder under data/ to the prefix of its members
 _LOCAL_HEADER_BYTES, _DESCRIPTOR_BYTES, _END_BYTES = 30, 24, 98  # the last: end of the directory, ZIP64 included
-_ONE_AT_A_TIME = threading.Lock()  # PyTorch's deserializer is one global
 _PLAIN = (int, float, bool, str, type(None))
 
 
@@ -120,7 +119,7 @@ def _build_program(members: dict[str, bytearray]) -> ExportedProgram:
     samples = _read_samples(members.get(_SAMPLES, bytearray()))
     if samples is not None and not _fits(samples, treespec_loads(signature.in_spec)):
         raise TersorError(f"has example inputs that its program does not take; {AGAIN}")
-    with _ONE_AT_A_TIME:
+    with tracing():
         program = ExportedProgramDeserializer().deserialize(record, weights, constants, samples)
     _check_types(program)
     return program

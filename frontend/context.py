@@ -23,6 +23,8 @@ class Context:
         The graph under construction.
     location
         Module path given to new ops.
+    row_major
+        Whether the tensors that the call reads lie in PyTorch's memory in row-major order, from its start.
     types
         Types of the results of the call that is being converted, as PyTorch computed them; None for a result that is
         not a tensor of an element type of the IR.
@@ -31,6 +33,7 @@ class Context:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.location = ""
+        self.row_major = True
         self.types: tuple[TensorType | None, ...] = ()
 
     @property
@@ -109,8 +112,8 @@ class Context:
 
 
 def axis_of(dim: int, rank: int) -> int:
-    """A dimension counted from the front."""
-    return dim + rank if dim < 0 else dim
+    """A dimension counted from the front; PyTorch lets tensors of rank 0 have one."""
+    return dim + max(rank, 1) if dim < 0 else dim
 
 
 def pair(numbers: int | Sequence[int]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,13 +19,15 @@ from torch.export import ExportedProgram, default_decompositions
 
 from ..ir import TersorError
 from .errors import Operator, UnsupportedError
-from .registry import CONVERTERS
+from .registry import CONVERTERS, DROPOUTS
 
 aten = torch.ops.aten
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 
 # What a call may name beside operators: picking one of several results, and regions that PyTorch inlines.
 _HARMLESS = (torch.ops.higher_order.wrap_with_set_grad_enabled, operator.getitem)
+
+_ONE_AT_A_TIME = threading.RLock()
 
 # Decomposed beyond the default table, which leaves them to backends.
 _DECOMPOSED_TOO = (
@@ -40,7 +43,7 @@ def export(module: nn.Module, example_inputs: ExampleInputs | None) -> ExportedP
     """Trace a module for inference; neither its mode nor its tensors change."""
     args, kwargs = split_inputs(example_inputs)
     try:
-        with _quiet():
+        with tracing():
             return torch.export.export(in_eval_mode(module), args, kwargs)
     except Exception as error:  # the model's own forward runs in here: anything may be raised
         raise TersorError(
@@ -89,18 +92,23 @@ def lower(program: ExportedProgram) -> ExportedProgram:
     In-place operators become pure ones, writes into views included. Nothing is traced again if all is well already.
     """
     _refuse_foreign_calls(program)
-    table = default_decompositions()
-    for overload in CONVERTERS:
-        table.pop(overload, None)
-    table.update(get_decompositions(_DECOMPOSED_TOO))
-    targets = {node.target for node in calls_of(program.graph_module) if node.users}
+    targets = {node.target for node in calls_of(program.graph_module) if node.users or writes_in_place(node)}
     if targets <= CONVERTERS.keys() | {operator.getitem}:
         return program
     try:
-        with _quiet():
+        with tracing(), _dropout_as_alias(program):
+            table = default_decompositions()
+            for overload in CONVERTERS:
+                table.pop(overload, None)
+            table.update(get_decompositions(_DECOMPOSED_TOO))
             return program.run_decompositions(table)
     except Exception as error:  # decompositions are Python functions over the model's operators
         raise TersorError(f"torch.export cannot decompose the program: {_first_line(error)}") from error
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether a call changes the numbers or the shape of a tensor that others may see, be its result used or not."""
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable and node.target not in CONVERTERS
 
 
 def calls_of(module: fx.GraphModule) -> Iterator[fx.Node]:
@@ -122,6 +130,23 @@ def path_of(node: fx.Node) -> str:
 def name_of(target: Any) -> str:
     """An operator's name for messages."""
     return str(target) if isinstance(target, OpOverload) else getattr(target, "__name__", str(target))
+
+
+@contextmanager
+def _dropout_as_alias(program: ExportedProgram) -> Iterator[None]:
+    """Call dropout at inference an alias, as in PyTorch: writes into its result reach its operand.
+
+    Decompositions would make it a copy. A copy of the program would have other names, so it is changed for a while.
+    """
+    dropouts = [node for node in calls_of(program.graph_module) if node.target in DROPOUTS]
+    before = [(node, node.target, node.args) for node in dropouts if not (node.args[1] and node.args[2])]
+    for node, _, args in before:
+        node.target, node.args = aten.alias.default, args[:1]
+    try:
+        yield
+    finally:
+        for node, target, args in before:
+            node.target, node.args = target, args
 
 
 def _refuse_foreign_calls(program: ExportedProgram) -> None:
@@ -153,8 +178,8 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide PyTorch's deprecation warnings about its own code."""
-    with warnings.catch_warnings():
+def tracing() -> Iterator[None]:
+    """Keep other threads from tracing, whose state PyTorch holds in global variables; hide its own deprecations."""
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
         yield

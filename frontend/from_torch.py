@@ -22,7 +22,8 @@ def from_torch(
     """Convert a PyTorch model to a graph.
 
     Weights are copied: a graph keeps its numbers when the module is trained further.
-    Writing into an input in place is not reproduced: outputs are the same, and the caller's tensor keeps its numbers.
+    Writes in place become ops, those into views included. A write into an input gives a warning: outputs are the same,
+    but the caller's tensor keeps its numbers.
 
     Parameters
     ----------
@@ -53,7 +54,7 @@ def from_torch(
     Warns
     -----
     TersorWarning
-        When a weight contains NaN, or a parameter infinity; it is kept.
+        When a weight contains NaN, or a parameter infinity, which is kept; or when the model writes to an input.
     """
     if dynamic_shapes is not None:
         raise TersorError("dynamic shapes are not supported: leave dynamic_shapes out and compile one graph per shape")

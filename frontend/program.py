@@ -14,9 +14,9 @@ from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec,
 from ..ir import Graph, IRError, TensorType, TersorError, Value, shorten
 from .context import Context
 from .errors import Operator, UnsupportedError
-from .export import name_of, path_of
+from .export import name_of, path_of, writes_in_place
 from .registry import CONVERTERS, Converted, Refusal
-from .tensors import check_weight, input_type, result_types, suspicion
+from .tensors import check_weight, input_type, is_row_major, result_types, suspicion
 
 
 def class_name(program: ExportedProgram) -> str:
@@ -57,12 +57,12 @@ class ProgramConverter:
         self.unsupported: list[Operator] = []
 
     def convert(self) -> Graph:
-        """Convert every call that is used; raises UnsupportedError with all that failed."""
+        """Convert every call that is used or writes in place; raises UnsupportedError with all that failed."""
         for node, spec in self.weight_specs.items():
             if node.users:
                 check_weight(self._tensor(spec), str(spec.target))
         for node in self.program.graph.nodes:
-            if node.op == "call_function" and node.users:
+            if node.op == "call_function" and (node.users or writes_in_place(node)):
                 self.values[node] = self._convert_call(node)
         if self.unsupported:
             raise UnsupportedError(self.unsupported)
@@ -83,6 +83,7 @@ class ProgramConverter:
         if any(self._value(argument) is None for argument in node.all_input_nodes):
             return None
         self.context.location, self.context.types = path_of(node), types
+        self.context.row_major = all(map(is_row_major, node.all_input_nodes))
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
         try:
             result = convert(self.context, *args, **kwargs)
@@ -146,6 +147,11 @@ class ProgramConverter:
                 raise TersorError(
                     f"the model writes to its own {target!r} when it runs, which a graph cannot do: return "
                     "the new value from forward instead, or call model.eval() before torch.export.export"
+                )
+            if spec.kind is OutputKind.USER_INPUT_MUTATION:
+                self.suspicious.append(
+                    f"the model writes to its input {spec.target!r} in place: outputs are the same, but the caller's "
+                    "tensor keeps its numbers; return the new value if callers need it"
                 )
             if spec.kind is not OutputKind.USER_OUTPUT or result is None:
                 continue

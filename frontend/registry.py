@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch._ops import OpOverload
 
 from ..ir import Value
@@ -13,6 +14,13 @@ Converted = Value | tuple[Value | None, ...]
 Converter = Callable[..., Converted]
 ConverterT = TypeVar("ConverterT", bound=Converter)
 
+aten = torch.ops.aten
+DROPOUTS = (
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
+)
 CONVERTERS: dict[OpOverload, Converter] = {}
 
 

@@ -27,6 +27,12 @@ def result_types(node: fx.Node) -> tuple[TensorType | None, ...]:
     return tuple(map(tensor_type, results if isinstance(results, tuple | list) else (results,)))
 
 
+def is_row_major(node: fx.Node) -> bool:
+    """Whether a traced tensor lies in memory in row-major order, from the start of its storage."""
+    tensor = node.meta.get("val")
+    return isinstance(tensor, torch.Tensor) and tensor.is_contiguous() and tensor.storage_offset() == 0
+
+
 def input_type(node: fx.Node) -> TensorType:
     """The IR type of an input; raises TersorError, naming it, if the IR cannot hold it."""
     tensor = node.meta["val"]

@@ -37,7 +37,9 @@ class WeightStore(Mapping[str, torch.Tensor]):
         id, suffix = hint, 1
         while id in self._tensors:
             id, suffix = f"{hint}_{suffix}", suffix + 1  # no dot: an id must not look like the child of another
-        self._tensors[id] = tensor.detach().cpu().contiguous()
+        stored = tensor.detach().cpu().contiguous()
+        # Any strides count as contiguous where there is one element; its bytes are read by those of a new tensor.
+        self._tensors[id] = stored.clone(memory_format=torch.contiguous_format) if stored.numel() == 1 else stored
         return id
 
     def digest(self, id: str) -> str:

@@ -106,8 +106,8 @@ def _fold_scalar_weight(op: WeightOp, rewriter: Rewriter) -> None:
 
 def _filled_with(result: torch.Tensor) -> float | int | bool | None:
     """The number that fills ``result``, compared bit by bit; None if there are several."""
-    if not result.numel():
-        return None
+    if result.numel() < 2:  # one element may have any strides, and its bytes none that could be read
+        return result.item() if result.numel() else None
     rows = result.contiguous().reshape(-1).view(torch.uint8).reshape(result.numel(), -1)
     return result.flatten()[0].item() if bool((rows == rows[0]).all()) else None
 

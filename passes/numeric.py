@@ -11,7 +11,7 @@ import networkx
 import torch
 
 from ..ir import DType, Graph, IRError, Value, check_memory
-from ..ir.ops import EmbeddingOp
+from ..ir.ops import EmbeddingOp, ScatterOp
 
 _RANGES = {DType.U8: (0, 256), DType.I8: (-128, 128)}  # of bytes that index no table
 
@@ -217,5 +217,6 @@ def _index_limit(graph: Graph, value: Value) -> int | None:
             if not result.type.dtype.is_floating:
                 flow.add_edges_from((operand, result) for operand in op.inputs)
     reached = {value, *networkx.descendants(flow, value)}
-    tables = [op.table.shape[0] for op in graph.ops if isinstance(op, EmbeddingOp) and op.indices in reached]
+    lookups = [op for op in graph.ops if isinstance(op, EmbeddingOp | ScatterOp)]
+    tables = [op.table.shape[0] for op in lookups if op.indices in reached]
     return min(tables, default=None)

@@ -12,7 +12,7 @@ from ...ir import Value
 from ...ir.ops import ConcatOp, PadOp
 from ..context import Context, Number, axis_of
 from ..registry import Converted, converter
-from .indexing import take
+from .indexing import put_slice, take
 
 aten = torch.ops.aten
 
@@ -129,11 +129,12 @@ def slice_scatter(
     step: int = 1,
 ) -> Value:
     """``x`` with a slice replaced: what writing into a slice in place becomes."""
-    if step != 1:
-        ctx.refuse(f"writing into a slice with step {step}; only step 1 is supported")
     axis = axis_of(dim, len(x.shape))
     first, last = _bounds(x.shape[axis], start, end, step)
-    return _replace(ctx, x, ctx.cast(src, ctx.dtype), axis, first, last)
+    new = ctx.cast(src, ctx.dtype)
+    if step != 1 and first < last:
+        return put_slice(ctx, x, axis, range(first, last, step), new)
+    return _replace(ctx, x, new, axis, first, last)
 
 
 @converter(aten.select_scatter.default)
@@ -145,8 +146,9 @@ def select_scatter(ctx: Context, x: Value, src: Value, dim: int, index: int) -> 
 
 
 def _replace(ctx: Context, x: Value, new: Value, axis: int, first: int, last: int) -> Value:
-    parts = [ctx.slice(x, axis, 0, first), new, ctx.slice(x, axis, last, x.shape[axis])]
-    parts = [part for part in parts if part.shape[axis]]
+    head = [ctx.slice(x, axis, 0, first)] if first else []
+    tail = [ctx.slice(x, axis, last, x.shape[axis])] if last < x.shape[axis] else []
+    parts = [*head, *([new] if first < last else []), *tail]
     return parts[0] if len(parts) == 1 else _concat(ctx, parts, axis)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ...ir import Value
 from ..context import Context
-from ..registry import converter
+from ..registry import DROPOUTS, converter
 
 aten = torch.ops.aten
 
@@ -30,9 +30,7 @@ def to(ctx: Context, x: Value, *args: Any, **options: Any) -> Value:
     return ctx.cast(x, ctx.dtype)
 
 
-@converter(
-    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default
-)
+@converter(*DROPOUTS)
 def dropout(ctx: Context, x: Value, p: float, train: bool) -> Value:
     if train and p:
         ctx.refuse("it is in training mode; call model.eval() before torch.export.export")

@@ -1,20 +1,23 @@
-"""Operators that pick elements by integer tensors. All of them become rows of a table: an embedding.
+"""Operators that pick elements by integer tensors, or write there. All become rows of a table: embedding and scatter.
 
 Advanced indexing ``x[:, i, j]`` brings the indexed axes to the front, merges them into the rows of a table, and looks
-up ``i * extent + j``; with constant indices the arithmetic is folded away.
+up ``i * extent + j``; with constant indices the arithmetic is folded away. Writing ``x[:, i, j] = v`` does the same
+backwards. Views that no op of the IR expresses, a diagonal say, are elements at positions that are known now.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
 from ...ir import DType, Value
-from ...ir.ops import AddOp, EmbeddingOp, LtOp, MulOp, WhereOp
-from ..context import Context, axis_of
-from ..registry import converter
+from ...ir.ops import AddOp, EmbeddingOp, LtOp, MulOp, ScatterOp, WhereOp
+from ..context import Context, Number, axis_of
+from ..registry import Converter, converter, register_each
 
 aten = torch.ops.aten
 
@@ -33,46 +36,130 @@ def embedding(
 
 @converter(aten.index_select.default)
 def index_select(ctx: Context, x: Value, dim: int, index: Value) -> Value:
-    axis = axis_of(dim, len(x.shape))
-    flat = ctx.reshape(index, (math.prod(index.shape),))
-    return ctx.reshape(_pick(ctx, x, (axis,), ctx.cast(flat, DType.I64), flat.shape), ctx.result_type.shape)
+    rows = ctx.cast(ctx.reshape(index, (math.prod(index.shape),)), DType.I64)
+    vector = x if x.shape else ctx.reshape(x, (1,))
+    return ctx.reshape(_pick(ctx, vector, (axis_of(dim, len(x.shape)),), rows), ctx.result_type.shape)
 
 
 @converter(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index(ctx: Context, x: Value, indices: Sequence[Value | None]) -> Value:
-    axes = tuple(axis for axis, chosen in enumerate(indices) if chosen is not None)
-    chosen = [value for value in indices if value is not None]
-    if any(value.type.dtype in (DType.BOOL, DType.U8) for value in chosen):
+    axes, chosen = _indexed(indices)
+    if any(value.type.dtype in _MASKS for value in chosen):
         ctx.refuse("indexing by a mask, whose result has a shape that depends on the data; use torch.where")
-    shape = tuple(torch.broadcast_shapes(*(value.shape for value in chosen)))
+    return _pick(ctx, x, axes, _linear(ctx, chosen, [x.shape[axis] for axis in axes]))
+
+
+@converter(aten.index_put.default, aten._unsafe_index_put.default)
+def index_put(
+    ctx: Context, x: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False
+) -> Value:
+    axes, chosen = _indexed(indices)
+    if any(value.type.dtype in _MASKS for value in chosen):
+        return _put_by_mask(ctx, x, axes[0], chosen, values, accumulate)
     rows = _linear(ctx, chosen, [x.shape[axis] for axis in axes])
-    return _pick(ctx, x, axes, ctx.expand(rows, shape), shape)
+    return _put(ctx, x, axes, rows, values, accumulate)
+
+
+def _put_by_mask(ctx: Context, x: Value, axis: int, indices: Sequence[Value], values: Value, accumulate: bool) -> Value:
+    """``x[:, mask] = values`` with one value for all chosen elements, or one that is broadcast along other axes."""
+    mask, *others = indices
+    if others or mask.type.dtype is not DType.BOOL or not mask.shape:
+        ctx.refuse("writing by a mask and other indices; use torch.where")
+    behind = len(x.shape) - axis - len(mask.shape)  # axes after those of the mask
+    shape = (1,) * (behind + 1 - len(values.shape)) + values.shape
+    lead, (count, *tail) = shape[: len(shape) - behind - 1], shape[len(shape) - behind - 1 :]
+    if count != 1:
+        ctx.refuse("writing values of which each goes to another element of a mask; use torch.where")
+    new = ctx.cast(ctx.reshape(values, (*lead, *[1] * len(mask.shape), *tail)), ctx.dtype)
+    where = ctx.reshape(mask, (*mask.shape, *[1] * behind))
+    return ctx.emit(WhereOp, where, ctx.emit(AddOp, x, new) if accumulate else new, x)
 
 
 @converter(aten.gather.default)
 def gather(ctx: Context, x: Value, dim: int, index: Value, sparse_grad: bool = False) -> Value:
-    if not x.shape:
-        return ctx.reshape(x, index.shape)
-    axis = axis_of(dim, len(x.shape))
-    strides = [math.prod(x.shape[i + 1 :]) for i in range(len(x.shape))]
-    start = torch.zeros(index.shape, dtype=torch.int64)
-    for other in range(len(x.shape)):
-        if other != axis:
-            along = torch.arange(index.shape[other]) * strides[other]
-            start += along.reshape(-1, *(1,) * (len(x.shape) - 1 - other))
-    rows = ctx.cast(index, DType.I64)
-    if strides[axis] != 1:
-        rows = ctx.emit(MulOp, rows, ctx.operand(strides[axis], DType.I64))
-    if len(x.shape) > 1:
-        rows = ctx.emit(AddOp, rows, ctx.constant(start, "positions"))
-    table = ctx.reshape(x, (math.prod(x.shape), 1))
-    return ctx.reshape(ctx.emit(EmbeddingOp, table, rows), index.shape)
+    rows = _elements(ctx, x, axis_of(dim, len(x.shape)), index)
+    return ctx.reshape(ctx.emit(EmbeddingOp, _column(ctx, x), rows), index.shape)
 
 
-def take(ctx: Context, x: Value, axis: int, positions: Sequence[int]) -> Value:
+@converter(aten.scatter.src)
+def scatter(ctx: Context, x: Value, dim: int, index: Value, src: Value, *, accumulate: bool = False) -> Value:
+    for axis, extent in enumerate(index.shape):
+        src = ctx.slice(src, axis, 0, extent)
+    return _put_elements(ctx, x, _elements(ctx, x, axis_of(dim, len(x.shape)), index), src, accumulate)
+
+
+@converter(aten.scatter.value)
+def scatter_value(ctx: Context, x: Value, dim: int, index: Value, value: Number) -> Value:
+    return scatter(ctx, x, dim, index, ctx.full(value, x.type.with_shape(index.shape)))
+
+
+@converter(aten.scatter_add.default)
+def scatter_add(ctx: Context, x: Value, dim: int, index: Value, src: Value) -> Value:
+    return scatter(ctx, x, dim, index, src, accumulate=True)
+
+
+# Constant positions ---------------------------------------------------------------------------------------------
+
+
+def _picked(view: OpOverload) -> Converter:
+    def convert(ctx: Context, x: Value, *args: Any, **options: Any) -> Value:
+        return take(ctx, ctx.reshape(x, (math.prod(x.shape),)), 0, _positions(ctx, view, x, *args, **options))
+
+    return convert
+
+
+def _written(view: OpOverload) -> Converter:
+    def convert(ctx: Context, x: Value, src: Value, *args: Any, **options: Any) -> Value:
+        positions = ctx.constant(_positions(ctx, view, x, *args, **options), "positions")
+        return _put_elements(ctx, x, positions, src, accumulate=False)
+
+    return convert
+
+
+_VIEWS = (aten.diagonal.default, aten.as_strided.default, aten.unfold.default)
+register_each({view: view for view in _VIEWS}, _picked)
+register_each(
+    {
+        aten.diagonal_scatter.default: aten.diagonal.default,
+        aten.as_strided_scatter.default: aten.as_strided.default,
+    },
+    _written,
+)
+
+
+def _positions(ctx: Context, view: OpOverload, x: Value, *args: Any, **options: Any) -> torch.Tensor:
+    """Where the elements of a view of ``x`` are among all of its elements."""
+    if view is aten.as_strided.default and not ctx.row_major:
+        ctx.refuse("strides of a tensor that is not contiguous; call .contiguous() first")
+    numbers = torch.arange(math.prod(x.shape)).reshape(x.shape)
+    try:
+        return view(numbers, *args, **options).contiguous()
+    except RuntimeError:
+        ctx.refuse(f"a view beyond the elements of {x.type}")
+
+
+def take(ctx: Context, x: Value, axis: int, positions: Sequence[int] | torch.Tensor) -> Value:
     """Elements of ``x`` at constant positions along one axis."""
-    rows = ctx.constant(torch.tensor(list(positions), dtype=torch.int64), "positions")
-    return _pick(ctx, x, (axis,), rows, rows.shape)
+    return _pick(ctx, x, (axis,), ctx.constant(torch.as_tensor(positions, dtype=torch.int64), "positions"))
+
+
+def put_slice(ctx: Context, x: Value, axis: int, positions: range, new: Value) -> Value:
+    """``x`` with ``new`` at constant positions along one axis."""
+    outer, extent, width = math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :])
+    rows = torch.arange(outer)[:, None] * extent + torch.tensor(list(positions), dtype=torch.int64)
+    table, new = ctx.reshape(x, (outer * extent, width)), ctx.reshape(new, (*rows.shape, width))
+    return ctx.reshape(ctx.emit(ScatterOp, table, ctx.constant(rows, "positions"), new), x.shape)
+
+
+# Tables ---------------------------------------------------------------------------------------------------------
+
+_MASKS = (DType.BOOL, DType.U8)
+
+
+def _indexed(indices: Sequence[Value | None]) -> tuple[tuple[int, ...], tuple[Value, ...]]:
+    """The axes that are indexed, and by what."""
+    chosen = {axis: value for axis, value in enumerate(indices) if value is not None}
+    return tuple(chosen), tuple(chosen.values())
 
 
 def _linear(ctx: Context, indices: Sequence[Value], extents: Sequence[int]) -> Value:
@@ -90,18 +177,67 @@ def _linear(ctx: Context, indices: Sequence[Value], extents: Sequence[int]) -> V
     return total
 
 
-def _pick(ctx: Context, x: Value, axes: tuple[int, ...], rows: Value, shape: tuple[int, ...]) -> Value:
-    """Look ``rows`` [shape] up in the merged ``axes`` of ``x``.
+def _pick(ctx: Context, x: Value, axes: tuple[int, ...], rows: Value) -> Value:
+    """Look ``rows`` [...] up in the merged ``axes`` of ``x``.
 
     The new dimensions stand where the indexed axes stood if those follow one another, else in front, as in NumPy.
     """
+    table, kept, order = _table(ctx, x, axes, rows)
+    result = ctx.reshape(ctx.emit(EmbeddingOp, table, rows), rows.shape + kept)
+    return ctx.permute(result, order)
+
+
+def _put(ctx: Context, x: Value, axes: tuple[int, ...], rows: Value, values: Value, accumulate: bool) -> Value:
+    """``x`` with ``values``, broadcast to what `_pick` would return, in the places that it would pick."""
+    table, kept, order = _table(ctx, x, axes, rows)
+    shape = rows.shape + kept
+    values = ctx.expand(ctx.cast(values, x.type.dtype), [shape[dim] for dim in order])
+    new = ctx.reshape(ctx.permute(values, _inverse(order)), (*rows.shape, table.shape[1]))
+    result = ctx.emit(ScatterOp, table, rows, new, attrs=ScatterOp.attrs_type(accumulate))
+    moved = axes + tuple(axis for axis in range(len(x.shape)) if axis not in axes)
+    return ctx.permute(ctx.reshape(result, [x.shape[axis] for axis in moved]), _inverse(moved))
+
+
+def _table(
+    ctx: Context, x: Value, axes: tuple[int, ...], rows: Value
+) -> tuple[Value, tuple[int, ...], tuple[int, ...]]:
+    """``x`` as a table with the merged ``axes`` as its rows; the other extents; and how rows [..., other] turn."""
     rest = tuple(axis for axis in range(len(x.shape)) if axis not in axes)
     kept = tuple(x.shape[axis] for axis in rest)
     merged = ctx.permute(x, axes + rest)
     table = ctx.reshape(merged, (math.prod(x.shape[axis] for axis in axes), math.prod(kept)))
-    result = ctx.reshape(ctx.emit(EmbeddingOp, table, rows), shape + kept)
-    if axes != tuple(range(axes[0], axes[-1] + 1)):
-        return result
-    rank, front = len(shape), axes[0]
+    rank, front = len(rows.shape), axes[0] if axes == tuple(range(axes[0], axes[-1] + 1)) else 0
     order = (*range(rank, rank + front), *range(rank), *range(rank + front, rank + len(kept)))
-    return ctx.permute(result, order)
+    return table, kept, order
+
+
+def _inverse(order: tuple[int, ...]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _elements(ctx: Context, x: Value, axis: int, index: Value) -> Value:
+    """Positions among all elements of ``x`` from positions along one axis, where the other coordinates are those."""
+    rows = ctx.cast(index, DType.I64)
+    if not x.shape:
+        return rows
+    strides = [math.prod(x.shape[i + 1 :]) for i in range(len(x.shape))]
+    if strides[axis] != 1:
+        rows = ctx.emit(MulOp, rows, ctx.operand(strides[axis], DType.I64))
+    if len(x.shape) == 1:
+        return rows
+    start = torch.zeros(index.shape, dtype=torch.int64)
+    for other, extent in enumerate(index.shape):
+        if other != axis:
+            start += (torch.arange(extent) * strides[other]).reshape(-1, *(1,) * (len(x.shape) - 1 - other))
+    return ctx.emit(AddOp, rows, ctx.constant(start, "positions"))
+
+
+def _column(ctx: Context, x: Value) -> Value:
+    return ctx.reshape(x, (math.prod(x.shape), 1))
+
+
+def _put_elements(ctx: Context, x: Value, rows: Value, new: Value, accumulate: bool) -> Value:
+    """``x`` with ``new`` at positions ``rows``, of the same shape, among all of its elements."""
+    new = ctx.reshape(ctx.cast(new, x.type.dtype), (*rows.shape, 1))
+    result = ctx.emit(ScatterOp, _column(ctx, x), rows, new, attrs=ScatterOp.attrs_type(accumulate))
+    return ctx.reshape(result, x.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from ..context import Context, axis_of
 from ..registry import converter
 
 aten = torch.ops.aten
+_OF_BATCH = "batch normalisation by the statistics of the batch; call model.eval() and track running statistics"
 
 
 @converter(aten.batch_norm.default)
@@ -29,8 +31,13 @@ def batch_norm(
     cudnn_enabled: bool,
 ) -> Value:
     if training or running_mean is None or running_var is None:
-        ctx.refuse("batch normalisation by the statistics of the batch; call model.eval() and track running statistics")
+        ctx.refuse(_OF_BATCH)
     return _batch_norm(ctx, x, weight, bias, running_mean, running_var, eps)
+
+
+@converter(aten._native_batch_norm_legit_functional.default)
+def batch_norm_in_training(ctx: Context, *args: Any) -> Value:
+    ctx.refuse(_OF_BATCH)
 
 
 @converter(aten._native_batch_norm_legit_no_training.default)

@@ -64,6 +64,7 @@ from .data_movement import (
     PermuteOp,
     RelayoutOp,
     ReshapeOp,
+    ScatterOp,
     SliceOp,
 )
 from .fused import FusedOp
@@ -136,6 +137,7 @@ __all__ = [
     "ReluOp",
     "ReshapeOp",
     "RsqrtOp",
+    "ScatterOp",
     "SigmoidOp",
     "SiluOp",
     "SinOp",

@@ -253,6 +253,39 @@ class EmbeddingOp(Op, name="embedding"):
 
 
 @dataclass(frozen=True)
+class ScatterAttrs(Attrs):
+    """``accumulate`` adds the rows to those of the table, one after the other; else they replace them."""
+
+    accumulate: bool = False
+
+
+class ScatterOp(Op, name="scatter", attrs=ScatterAttrs):
+    """A table [V, D] with rows [..., D] put where an integer tensor [...] says: what `embedding` picks, put back.
+
+    Of several rows for one place the last stays, as in PyTorch on one thread.
+    """
+
+    table = Operand()
+    indices = Operand()
+    rows = Operand()
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        table, indices, rows = self.table.type, self.indices.type, self.rows.type
+        if table.rank != 2 or indices.dtype not in (DType.I64, DType.I32):
+            raise self.error(f"needs a 2-d table and integer indices, got {table} and {indices}")
+        if rows.logical != table.with_shape((*indices.shape, table.shape[1])):
+            raise self.error(f"rows {rows} do not fit {table} and {indices}")
+        return (table.logical,)
+
+    def evaluate(self, table: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return table.index_put((indices,), rows, self.attrs.accumulate)
+
+    def cost(self) -> Cost:
+        """The table is copied, and the rows are written again."""
+        return Cost(0, self.indices.type.bytes + 2 * (self.table.type.bytes + self.rows.type.bytes))
+
+
+@dataclass(frozen=True)
 class RelayoutAttrs(Attrs):
     """``channel_block`` of the result; 0 for plain storage."""
 

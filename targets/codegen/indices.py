@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from ...ir import Graph, Value
-from ...ir.ops import CastOp, EmbeddingOp, ExpandOp, PermuteOp, RelayoutOp, ReshapeOp
+from ...ir.ops import CastOp, EmbeddingOp, ExpandOp, PermuteOp, RelayoutOp, ReshapeOp, ScatterOp
 
 # What leaves every row number as it is, and drops none.
 _KEEPS_NUMBERS = (CastOp, ExpandOp, PermuteOp, RelayoutOp, ReshapeOp)
 
 
 def index_limits(graph: Graph) -> dict[Value, int]:
-    """Inputs that reach the indices of an embedding unchanged, with the number of rows of the smallest such table."""
+    """Inputs that reach the indices of an embedding or a scatter unchanged, and the rows of the smallest such table."""
     limits: dict[Value, int] = {}
     for op in graph.ops:
-        if not isinstance(op, EmbeddingOp):
+        if not isinstance(op, EmbeddingOp | ScatterOp):
             continue
         source = _source(op.indices)
         if source in graph.inputs and not source.type.dtype.is_floating:

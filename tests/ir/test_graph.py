@@ -169,6 +169,18 @@ def test_weight_ids_are_fresh_and_copies_independent():
     assert list(copy) == [second]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bfloat16, torch.bool])
+def test_a_single_element_of_another_tensor_has_a_digest(dtype):
+    numbers = torch.ones(4, 6).to(dtype)
+    single = numbers[::2, ::3][:1, :1]
+    assert single.is_contiguous() and single.stride() == (12, 3)
+    store = WeightStore()
+    assert (
+        len({store.digest(store.add(one, "w")) for one in (single, single.clone(), numbers[:1].expand(1, 6)[:, :1])})
+        == 1
+    )
+
+
 def test_digest_depends_on_type_shape_and_numbers():
     numbers = torch.tensor([1.0, 2.0])
     tensors = [numbers, numbers + 1, numbers.reshape(1, 2), numbers.double(), numbers.view(torch.int32), torch.zeros(0)]

@@ -36,6 +36,13 @@ def test_uniform_result_becomes_full():
     assert outcome.graph.ops[0].attrs.value == 0.0
 
 
+def test_one_number_that_is_expanded_becomes_full():
+    b = builder()
+    expanded = b.op(ExpandOp, b.op(ReluOp, b.constant(torch.tensor(2.0))), shape=(1,))  # its stride is 0
+    outcome = run_checked(b.done(b.op(AddOp, b.graph.inputs[0], expanded)), "fold-constants")
+    assert [op.name for op in outcome.graph.ops] == ["full", "add"]
+
+
 def test_zeros_of_two_signs_are_not_uniform():
     b = builder()
     zeros = b.op(ReshapeOp, b.constant(torch.tensor([[0.0], [-0.0], [0.0]])), shape=(3,))

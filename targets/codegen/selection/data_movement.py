@@ -10,7 +10,7 @@ import torch
 from tvm import tirx
 
 from ....ir import DType, TensorType, Value, is_constant
-from ....ir.ops import ConcatOp, EmbeddingOp, PadOp, RelayoutOp
+from ....ir.ops import ConcatOp, EmbeddingOp, PadOp, RelayoutOp, ScatterOp
 from ...machines.target import Target
 from ...templates import elementwise
 from ...templates.base import BufferSpec, VectorAt
@@ -147,6 +147,29 @@ def select_embedding(group: Group, context: KernelContext) -> Kernel:
         operands=(context.contiguous(op.table), context.contiguous(op.indices)),
         result=View.whole(group.result),
         build=lambda function: elementwise.build(spec, context.target, knobs, compute, name=function),
+    )
+
+
+@selects(ScatterOp)
+def select_scatter(group: Group, context: KernelContext) -> Kernel:
+    """``scatter``: a copy of the table with rows written into it."""
+    op = group.op
+    assert isinstance(op, ScatterOp)
+    accumulate, type = op.attrs.accumulate, op.table.type
+    if accumulate and type.dtype in (DType.F16, DType.BF16, DType.BOOL):
+        raise CompileError(f"{op.describe()} adds rows of {type}; cast them to f32 first")
+    if max(type.size, op.rows.type.size) >= _MOST_ELEMENTS:
+        raise CompileError(f"{op.describe()}: kernels address tables of less than 2^31 elements, not {type}")
+    numbers = (*type.shape, op.indices.type.size, accumulate)
+    spec = row_copy.ScatterSpec(*numbers, STORAGE[type.dtype], STORAGE[op.indices.type.dtype])
+    return Kernel(
+        template="scatter",
+        spec=spec,
+        knobs=None,
+        variant="",
+        operands=tuple(context.contiguous(value) for value in op.inputs),
+        result=View.whole(group.result),
+        build=lambda function: row_copy.build_scatter(spec, context.target, function),
     )
 
 

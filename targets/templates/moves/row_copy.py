@@ -1,7 +1,8 @@
-"""Copies of contiguous rows: concatenation and constant padding, without arithmetic.
+"""Copies of contiguous rows: concatenation, constant padding, and writing rows into a table.
 
 Both see a tensor as ``outer`` rows. Concatenation puts one row of each part after the other; padding writes each row of
-the operand between two runs of the constant.
+the operand between two runs of the constant. A scatter copies the table, then its rows, each thread those that belong
+to its own part of the table: so rows for one place are written in order, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tvm import tirx
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, BufferSpec
 from ..parallelism import shared_loop
-from ..vector.builder import constant, load, loop, make_prim_func, split_index, store, when
+from ..vector.builder import bind, constant, load, loop, make_prim_func, split_index, store, when
 from ..vector.vectors import pieces
 
 Buffer = Any
@@ -56,6 +57,22 @@ class PadSpec:
     def out_shape(self) -> tuple[int, ...]:
         """Shape of the result."""
         return tuple(b + extent + a for b, extent, a in zip(self.before, self.shape, self.after, strict=True))
+
+
+@dataclass(frozen=True)
+class ScatterSpec:
+    """``count`` rows of ``width`` elements for a table of ``extent`` rows; ``accumulate`` adds them."""
+
+    extent: int
+    width: int
+    count: int
+    accumulate: bool = False
+    dtype: str = "float32"
+    index_dtype: str = "int64"
+
+    def __post_init__(self) -> None:
+        if min(self.extent, self.width, self.count) < 1:
+            raise ValueError(f"every extent must be positive: {self}")
 
 
 def build_concat(spec: ConcatSpec, target: Target, name: str = "concat") -> tirx.PrimFunc:
@@ -102,6 +119,40 @@ def build_pad(spec: PadSpec, target: Target, name: str = "pad") -> tirx.PrimFunc
             when(inside, copy_row, lambda: _fill(out, first, out_shape[-1], spec.value, spec.dtype, lanes))
 
     inputs = (BufferSpec("x", math.prod(shape), spec.dtype),)
+    return make_prim_func(name, inputs, BufferSpec("out", size, spec.dtype), body, NO_EPILOGUE)
+
+
+def build_scatter(spec: ScatterSpec, target: Target, name: str = "scatter") -> tirx.PrimFunc:
+    """Write the PrimFunc ``name(table, indices, rows, out)``; a row for a place outside of the table is dropped."""
+    size, lanes = spec.extent * spec.width, _lanes(spec.dtype, target)
+    moved = 2 * _bytes(spec.dtype) * (size + spec.count * spec.width)
+    part = -(-spec.extent // target.cores)  # rows of the table that one thread writes
+
+    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+        table, indices, rows = buffers
+        with shared_loop((-(-spec.extent // part),), bytes_moved=moved) as (chunk,):
+            first = chunk * part
+
+            def copy(count: int) -> None:
+                _copy(table, first * spec.width, out, first * spec.width, count * spec.width, lanes)
+
+            when(chunk < spec.extent // part, lambda: copy(part), lambda: copy(spec.extent % part))
+            with loop(spec.count) as row:
+                index = bind(indices[row])
+
+                def write(offset: Index, width: int) -> None:
+                    to = tirx.Cast("int32", index) * spec.width + offset
+                    new = load(rows, row * spec.width + offset, width)
+                    store(out, to, load(out, to, width) + new if spec.accumulate else new, width)
+
+                inside = tirx.all(index >= first, index < first + part, index < spec.extent)
+                when(inside, lambda: _runs(spec.width, lanes, write))
+
+    inputs = (
+        BufferSpec("table", size, spec.dtype),
+        BufferSpec("indices", spec.count, spec.index_dtype),
+        BufferSpec("rows", spec.count * spec.width, spec.dtype),
+    )
     return make_prim_func(name, inputs, BufferSpec("out", size, spec.dtype), body, NO_EPILOGUE)
 
 

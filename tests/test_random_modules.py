@@ -1,0 +1,61 @@
+"""Random modules, compiled, against eager; `tests/random_modules.py` says what they are and checks more of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from tersor.tests.random_modules import BATCH, PIPELINES, Program, check, random_program, smallest, verdicts
+
+QUICK, MANY = 200, 4000  # programs
+
+# A wrong program is made as short as possible where it is found, so hypothesis need not try.
+seeded = settings(
+    deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow]
+)
+first_seeds = st.integers(0, 2**40)
+
+
+def check_batch(first: int, pipeline: str) -> None:
+    found = check(range(first, first + BATCH), pipeline)
+    wrong = [how for kind, how in found if kind == "wrong"]
+    assert not wrong, "\n".join(wrong)
+    assert sum(kind == "same" for kind, _ in found) >= BATCH // 2, found
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@settings(seeded, max_examples=QUICK // BATCH // len(PIPELINES))
+@given(first=first_seeds)
+def test_programs(pipeline: str, first: int) -> None:
+    check_batch(first, pipeline)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@settings(seeded, max_examples=MANY // BATCH // len(PIPELINES))
+@given(first=first_seeds)
+def test_many_programs(pipeline: str, first: int) -> None:
+    check_batch(first, pipeline)
+
+
+def test_a_seed_stands_for_a_program() -> None:
+    program = random_program(11)
+    assert program == random_program(11) != random_program(12)
+    (x, *_), (again, *_) = program.draw_inputs(0), program.draw_inputs(0)
+    assert torch.equal(x.nan_to_num(), again.nan_to_num())
+
+
+def test_programs_are_shortened() -> None:
+    program = random_program(11, size=8)
+    last = program.statements[-1]
+    assert smallest(program, lambda one: last in one.statements).statements == (last,)
+
+
+def test_a_dropped_write_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the suite is for: with a program that is not made functional, it fails."""
+    program = Program(0, (("x0", (3,), torch.float32),), (), ("v0 = x0 * 2", "v0[0] = 5.0"), "v0")
+    assert verdicts([program])[0][0] == "same"
+    monkeypatch.setattr("tersor.frontend.export.writes_in_place", lambda node: False)
+    monkeypatch.setattr("tersor.frontend.program.writes_in_place", lambda node: False)
+    assert verdicts([program])[0][0] == "wrong"
