@@ -10,7 +10,9 @@ from ..machines.catalog import host_machine
 from ..machines.families import backend_of, family_of
 from ..machines.target import Target
 from ..machines.toolchain import find_toolchain
-from ..runtime.executable import Executable, KernelInfo, ModelInfo, Port
+from ..runtime.compiled_model import CompiledModel
+from ..runtime.executable import Executable
+from ..runtime.model_info import KernelInfo, ModelInfo, Port
 from ..runtime.virtual_machine import LinkedCode
 from .indices import index_limits
 from .lowering import Call, Choose, Program, lower
@@ -63,9 +65,8 @@ def compile_graph(
     compiled = build(module, target)
     begin("link")
     code = LinkedCode.link(compiled) if toolchain is None else LinkedCode.link_across(compiled, toolchain)
-    return Executable(
-        describe(program, functions, plan), code, program.constants, graph=graph, report=report, threads=threads
-    )
+    model = CompiledModel(describe(program, functions, plan), code, program.constants, lambda: graph)
+    return Executable(model, report=report, threads=threads)
 
 
 def describe(program: Program, functions: tuple[str, ...], plan: MemoryPlan) -> ModelInfo:

@@ -16,6 +16,7 @@ from ...ir import Graph, TersorError
 from ..codegen.indices import index_limits
 from ..machines.target import Target
 from ..machines.toolchain import find_toolchain
+from ..runtime.compiled_model import CompiledModel
 from ..runtime.executable import Executable
 from ..runtime.model_info import ModelInfo, Port
 from ..runtime.virtual_machine import LinkedCode
@@ -59,7 +60,8 @@ def compile_graph(
         addition = binary_object(Path(folder), source, binary, toolchain.command[0])
         compiled.export_library(str(path), fcompile=toolchain.link_shared, addons=[str(addition)])
         code = LinkedCode(path.read_bytes(), None) if obstacle_here(target) else load_code(path)
-    return Executable(_describe(graph, target, program), code, program.constants, graph=graph, report=report)
+    model = CompiledModel(_describe(graph, target, program), code, program.constants, lambda: graph)
+    return Executable(model, report=report)
 
 
 def obstacle_here(target: Target) -> str:

@@ -8,7 +8,7 @@
 ``graph.safetensors``  its weights
 =====================  ===================================================================================
 
-`load` checks what it reads before it maps any code: all but the weights of the graph, which are as large as the
+`read` checks what it reads before it maps any code: all but the weights of the graph, which are as large as the
 constants and are checked when the graph is asked for. The digests find damage, not malice: whoever can write the file
 can write fitting digests, and its code runs with the rights of the process, as any program's does. Constants stay
 mapped while the model is in use, so the file may be deleted or replaced (as `save` does it) but not changed in place.
@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -33,12 +33,10 @@ from ...ir import DType, Graph, TersorError, WeightStore, parse, save_ir
 from ..machines.catalog import host_features, host_machine
 from ..machines.families import backend_of, family_of
 from ..machines.target import Target
+from ..runtime.compiled_model import CompiledModel
 from ..runtime.output_path import obstacle_to_writing
 from .archive import ALIGNMENT, Archive, ArchiveWriter
 from .manifest import ArtifactError, Constant, Manifest
-
-if TYPE_CHECKING:
-    from ..runtime.executable import Executable
 
 SUFFIX = ".tersor"
 MANIFEST, CODE, CONSTANTS = "manifest.json", "model.so", "constants.bin"
@@ -52,7 +50,7 @@ _DTYPES = {
 _COPY_BYTES = 4 << 20  # read at a time when a file is copied into the archive
 
 
-def save(executable: Executable, path: str | Path) -> Path:
+def save(model: CompiledModel, path: str | Path) -> Path:
     """Write an artifact; an existing file is replaced only when the new one is complete.
 
     Returns
@@ -70,7 +68,7 @@ def save(executable: Executable, path: str | Path) -> Path:
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
             finished = Path(scratch) / path.name
-            _write(executable, finished, Path(scratch))
+            _write(model, finished, Path(scratch))
             finished.replace(path)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}; choose another output path") from error
@@ -85,33 +83,21 @@ def check_output(path: Path) -> None:
         raise ArtifactError(obstacle)
 
 
-def load(path: str | Path, *, threads: int | None = None) -> Executable:
-    """Read an artifact back, ready to be called.
-
-    Parameters
-    ----------
-    path
-        A file that `save` wrote.
-    threads
-        Threads of one call; all usable cores by default.
+def read(path: str | Path) -> CompiledModel:
+    """Read what `save` wrote; its code is loaded, its graph is read when it is asked for.
 
     Raises
     ------
     ArtifactError
-        When the file is missing, damaged or of another format, or this machine or this TVM cannot run its code. The
-        executable's ``graph`` raises it too, when the graph's weights are damaged.
+        See `tersor.load`.
     """
     path = Path(path)
     archive, manifest = _open(path)
     _check_host(path, manifest)
     archive.check({name: manifest.members[name] for name in (CODE, CONSTANTS, GRAPH)})
     constants = _map_constants(path, archive[CONSTANTS], manifest.constants)
-
-    from ..runtime.executable import Executable
-
     code = _load_code(path, archive[CODE], manifest.model.target)
-    graph = partial(_read_graph, path, archive, manifest)
-    return Executable(manifest.model, code, constants, graph=graph, threads=threads)
+    return CompiledModel(manifest.model, code, constants, partial(_read_graph, path, archive, manifest))
 
 
 def load_graph(path: str | Path) -> Graph:
@@ -147,16 +133,16 @@ def read_manifest(path: str | Path) -> Manifest:
 # Writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write(executable: Executable, path: Path, scratch: Path) -> None:
+def _write(model: CompiledModel, path: Path, scratch: Path) -> None:
     from ..machines.features import required_features
 
-    save_ir(executable.graph, scratch / GRAPH)
-    target = executable.info.target
-    constants, constants_bytes = index_constants(executable.constants)
+    save_ir(model.graph, scratch / GRAPH)
+    target = model.info.target
+    constants, constants_bytes = index_constants(model.constants)
     with ArchiveWriter(path) as archive:
         members = {
-            CODE: archive.add(CODE, len(executable.code.code), [executable.code.code]),
-            CONSTANTS: archive.add(CONSTANTS, constants_bytes, constant_chunks(executable.constants)),
+            CODE: archive.add(CODE, len(model.code.code), [model.code.code]),
+            CONSTANTS: archive.add(CONSTANTS, constants_bytes, constant_chunks(model.constants)),
             GRAPH: archive.add(GRAPH, (scratch / GRAPH).stat().st_size, _file_chunks(scratch / GRAPH)),
             WEIGHTS: archive.add(WEIGHTS, (scratch / WEIGHTS).stat().st_size, _file_chunks(scratch / WEIGHTS)),
         }
@@ -166,7 +152,7 @@ def _write(executable: Executable, path: Path, scratch: Path) -> None:
             system=platform.system(),
             machine=family_of(target).machine,
             features=required_features(target),
-            model=executable.info,
+            model=model.info,
             constants=constants,
             members=members,
         )
@@ -244,7 +230,7 @@ def _check_host(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _map_constants(path: Path, data: memoryview, constants: Sequence[Constant]) -> list[torch.Tensor]:
+def _map_constants(path: Path, data: memoryview, constants: Sequence[Constant]) -> tuple[torch.Tensor, ...]:
     tensors = []
     for index, constant in enumerate(constants):
         dtype = _DTYPES.get(constant.dtype)
@@ -256,7 +242,7 @@ def _map_constants(path: Path, data: memoryview, constants: Sequence[Constant]) 
             tensors.append(torch.frombuffer(data, dtype=dtype, count=constant.count, offset=constant.offset))
         else:
             tensors.append(torch.empty(0, dtype=dtype))
-    return tensors
+    return tuple(tensors)
 
 
 def _load_code(path: Path, data: memoryview, target: Target) -> Any:

@@ -6,7 +6,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from ..machines.catalog import usable_cores
 from ..machines.families import backend_of
 from ..machines.features import obstacle_here
 from ..machines.target import Target
-from .model_info import KernelInfo, ModelInfo, Port
-from .virtual_machine import ALIGNMENT, LinkedCode, VirtualMachine, set_threads
+from .compiled_model import CompiledModel
+from .model_info import KernelInfo, Port
+from .virtual_machine import ALIGNMENT, VirtualMachine, set_threads
+from .writers import WRITERS
 
 # Element types that TVM cannot address, and what lies in memory instead.
 STORED_AS = {DType.BOOL: torch.uint8, DType.BF16: torch.uint16}
@@ -89,14 +91,8 @@ class Executable:
 
     Parameters
     ----------
-    info
-        Description of the model.
-    code
-        The shared object.
-    constants
-        Flat weights, in the order of the code's constants.
-    graph
-        The graph that was compiled, or a function that reads it when it is first asked for.
+    model
+        Description, code, weights and graph.
     report
         What the passes did, when the model was compiled in this process.
     threads
@@ -105,30 +101,23 @@ class Executable:
 
     def __init__(
         self,
-        info: ModelInfo,
-        code: LinkedCode,
-        constants: Sequence[torch.Tensor],
+        model: CompiledModel,
         *,
-        graph: Graph | Callable[[], Graph],
         report: Any = None,
         threads: int | None = None,
     ) -> None:
-        self.info = info
-        self._graph = graph
+        self.model = model
+        self.info = model.info
         self.report = report
-        self.code = code
-        self.constants = tuple(constants)
-        self._obstacle = obstacle_here(info.target)
-        self._vm: Any = None if code.module is None else _machine(info.target, code.module, self.constants)
+        self._obstacle = obstacle_here(model.info.target)
+        self._vm: Any = None if model.code.module is None else _machine(model)
         self._lock = threading.Lock()
         self.threads = threads if threads is not None else usable_cores()
 
     @property
     def graph(self) -> Graph:
         """The graph that was compiled, kept so that the model is never lost."""
-        if not isinstance(self._graph, Graph):
-            self._graph = self._graph()
-        return self._graph
+        return self.model.graph
 
     @property
     def threads(self) -> int:
@@ -228,9 +217,7 @@ class Executable:
 
     def save(self, path: str | Path) -> Path:
         """Write a ``.tersor`` artifact (see `tersor.targets.packaging.artifact`); returns its path."""
-        from ..packaging.artifact import save
-
-        return save(self, path)
+        return WRITERS["artifact"](self.model, path)
 
     def save_bundle(self, path: str | Path, *, runtime: str | Path | None = None) -> Path:
         """Write a folder, or a ``.tar.gz``, that runs without Python (see `packaging.bundle`); returns its path.
@@ -240,9 +227,7 @@ class Executable:
         runtime
             A folder with TVM's runtime libraries for the target; downloaded once if omitted.
         """
-        from ..packaging.bundle import save_bundle
-
-        return save_bundle(self, path, runtime=runtime)
+        return WRITERS["bundle"](self.model, path, runtime=runtime)
 
     def _profile(self, flat: list[torch.Tensor], runs: int) -> tuple[KernelTime, ...]:
         samples = [self._vm.run_timed(flat) for _ in range(runs)]
@@ -267,10 +252,11 @@ class Executable:
         return f"<tersor executable {self.info.name}({ports}) for {self.info.target.name}{threads}>"
 
 
-def _machine(target: Target, module: Any, constants: Sequence[torch.Tensor]) -> Any:
+def _machine(model: CompiledModel) -> Any:
     """What runs loaded code: TVM's virtual machine on this processor, or the family's own."""
-    backend = backend_of(target)
-    return VirtualMachine(module, constants) if backend is None else backend.machine(module, constants)
+    backend = backend_of(model.info.target)
+    make = VirtualMachine if backend is None else backend.machine
+    return make(model.code.module, model.constants)
 
 
 def check_threads(threads: int, target: Target) -> int:

@@ -20,7 +20,7 @@ from tersor.targets.machines.features import required_features
 from tersor.targets.packaging import archive as archive_module
 from tersor.targets.packaging import artifact as artifact_module
 from tersor.targets.packaging.archive import ALIGNMENT, Archive, ArchiveWriter
-from tersor.targets.packaging.artifact import CODE, CONSTANTS, GRAPH, MANIFEST, WEIGHTS, load, load_graph, read_manifest
+from tersor.targets.packaging.artifact import CODE, CONSTANTS, GRAPH, MANIFEST, WEIGHTS, load_graph, read_manifest
 from tersor.targets.packaging.manifest import SCHEMA, ArtifactError
 from tersor.targets.runtime.virtual_machine import LinkedCode
 
@@ -78,7 +78,7 @@ def test_a_loaded_model_gives_the_same_numbers(artifact: Path, executable: Execu
     assert loaded.threads == 1
     assert loaded.info == executable.info
     assert torch.equal(loaded(example), executable(example))
-    assert all(torch.equal(a, b) for a, b in zip(loaded.constants, executable.constants, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.model.constants, executable.model.constants, strict=True))
 
 
 def test_the_graph_comes_back_when_asked_for(
@@ -116,7 +116,7 @@ torch.save({{"y": tersor.load({str(artifact)!r})(x)}}, {str(tmp_path / "y.pt")!r
 
 def test_constants_are_mapped_and_aligned(artifact: Path) -> None:
     loaded = tersor.load(artifact)
-    addresses = [tensor.data_ptr() for tensor in loaded.constants]
+    addresses = [tensor.data_ptr() for tensor in loaded.model.constants]
     assert all(address % ALIGNMENT == 0 for address in addresses)
     spans = [constant.offset for constant in read_manifest(artifact).constants]
     assert [address - addresses[0] for address in addresses] == spans  # one mapping, no copies
@@ -232,7 +232,7 @@ def test_damage_anywhere_is_an_error_or_harmless(
         path.unlink(missing_ok=True)
         path.write_bytes(damaged)
         try:
-            loaded = load(path)
+            loaded = tersor.load(path)
         except ArtifactError as error:
             assert "\n" not in str(error)
         else:

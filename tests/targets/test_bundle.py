@@ -116,7 +116,7 @@ def test_types_and_row_numbers(tmp_path: Path, bundle: Path):
     torch.manual_seed(0)
     inputs = (torch.tensor([[1, 9, 0]]), torch.tensor([[[True], [False], [True]]]))
     executable = tersor.compile(Lookup().eval(), inputs)
-    write_model(executable, tmp_path)
+    write_model(executable.model, tmp_path)
     for index, tensor in enumerate(inputs):
         np.save(tmp_path / f"{index}.npy", tensor.numpy())
     arguments = ["--bundle", tmp_path, "--output", tmp_path / "y.npy", "--output", tmp_path / "z.npy"]
