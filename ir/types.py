@@ -158,3 +158,11 @@ class TensorType:
 
 
 _TYPE = re.compile(r"(?P<dtype>[a-z]+[0-9]*)\[(?P<shape>[0-9]*(?:,[0-9]+)*)\](?:@c(?P<block>[0-9]+))?")
+
+
+def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that all shapes broadcast to; None if they do not. (PyTorch's own imports 500 modules when called.)"""
+    rank = max(map(len, shapes))
+    aligned = zip(*((1,) * (rank - len(shape)) + shape for shape in shapes), strict=True)
+    extents = [{*extents} - {1} or {1} for extents in aligned]
+    return tuple(extent for (extent,) in extents) if all(len(extent) == 1 for extent in extents) else None

@@ -12,9 +12,9 @@ from ..machines.target import Target
 from ..machines.toolchain import find_toolchain
 from ..runtime.compiled_model import CompiledModel
 from ..runtime.executable import Executable
-from ..runtime.model_info import KernelInfo, ModelInfo, Port
+from ..runtime.model_info import KernelInfo, ModelInfo, described
+from ..runtime.ports import ports
 from ..runtime.virtual_machine import LinkedCode
-from .indices import index_limits
 from .lowering import Call, Choose, Program, lower
 from .memory import MemoryPlan, plan_memory
 
@@ -72,12 +72,11 @@ def compile_graph(
 def describe(program: Program, functions: tuple[str, ...], plan: MemoryPlan) -> ModelInfo:
     """What the manifest and profiles say about a program."""
     graph = program.graph
-    limits = index_limits(graph)
-    names = [f"output{index}" for index in range(len(graph.outputs))]
+    inputs, outputs = ports(graph)
     return ModelInfo(
         name=graph.name,
-        inputs=tuple(Port(value.name, value.type, limits.get(value, 0)) for value in graph.inputs),
-        outputs=tuple(Port(name, value.type) for name, value in zip(names, graph.outputs, strict=True)),
+        inputs=inputs,
+        outputs=outputs,
         target=program.target,
         kernels=tuple(_kernel_info(call, name) for call, name in zip(program.calls, functions, strict=True)),
         activation_bytes=plan.activation_bytes,
@@ -89,8 +88,7 @@ def _kernel_info(call: Call, function: str) -> KernelInfo:
     if op is None:
         name, cost = call.kernel.template, Cost(bytes=2 * call.result.type.bytes)
     else:
-        inner = [member.name for member in op.body.ops if member.inputs] if op.body is not None else [op.name]
-        name, cost = "+".join(inner), op.cost()
+        name, cost = described(op), op.cost()
     return KernelInfo(
         function=function,
         op=name,

@@ -9,7 +9,8 @@
 =====================  ===================================================================================
 
 `read` checks what it reads before it maps any code: all but the weights of the graph, which are as large as the
-constants and are checked when the graph is asked for. The digests find damage, not malice: whoever can write the file
+constants and are checked when the graph is asked for. The manifest must fit the graph, and the code's own signature,
+before any of it runs (see `checks`). The digests find damage, not malice: whoever can write the file
 can write fitting digests, and its code runs with the rights of the process, as any program's does. Constants stay
 mapped while the model is in use, so the file may be deleted or replaced (as `save` does it) but not changed in place.
 """
@@ -20,11 +21,12 @@ import datetime
 import platform
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -32,11 +34,14 @@ import torch
 from ...ir import DType, Graph, TersorError, WeightStore, parse, save_ir
 from ..machines.catalog import host_features, host_machine
 from ..machines.families import backend_of, family_of
-from ..machines.target import Target
 from ..runtime.compiled_model import CompiledModel
 from ..runtime.output_path import obstacle_to_writing
 from .archive import ALIGNMENT, Archive, ArchiveWriter
+from .checks import ELF_HEADER_BYTES, check_code, check_graph, check_target, is_library_for
 from .manifest import ArtifactError, Constant, Manifest
+
+if TYPE_CHECKING:
+    from ..runtime.virtual_machine import LinkedCode
 
 SUFFIX = ".tersor"
 MANIFEST, CODE, CONSTANTS = "manifest.json", "model.so", "constants.bin"
@@ -65,6 +70,7 @@ def save(model: CompiledModel, path: str | Path) -> Path:
     """
     path = Path(path)
     check_output(path)
+    check_target(model.info.target)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
             finished = Path(scratch) / path.name
@@ -93,10 +99,18 @@ def read(path: str | Path) -> CompiledModel:
     """
     path = Path(path)
     archive, manifest = _open(path)
+    with _about(path):
+        check_target(manifest.model.target)
     _check_host(path, manifest)
     archive.check({name: manifest.members[name] for name in (CODE, CONSTANTS, GRAPH)})
     constants = _map_constants(path, archive[CONSTANTS], manifest.constants)
-    code = _load_code(path, archive[CODE], manifest.model.target)
+    graph = _parse_graph(path, archive, None)
+    with _about(path):
+        check_graph(manifest.model, graph)
+    code = _load_code(path, archive[CODE], manifest)
+    if backend_of(manifest.model.target) is None:
+        with _about(path):
+            check_code(manifest.model, manifest.constants, code.module)
     return CompiledModel(manifest.model, code, constants, partial(_read_graph, path, archive, manifest))
 
 
@@ -134,7 +148,7 @@ def read_manifest(path: str | Path) -> Manifest:
 
 
 def _write(model: CompiledModel, path: Path, scratch: Path) -> None:
-    from ..machines.features import required_features
+    from ..machines.features import required_features  # needs TVM
 
     save_ir(model.graph, scratch / GRAPH)
     target = model.info.target
@@ -189,6 +203,15 @@ def _file_chunks(path: Path) -> Iterator[bytes]:
 # Reading ----------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Name the file in what a check says."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}; compile the model again") from error
+
+
 def _open(path: Path) -> tuple[Archive, Manifest]:
     """Map the file, read its manifest, and see that it has exactly the members that it should."""
     archive = Archive(path)
@@ -209,6 +232,8 @@ def _open(path: Path) -> tuple[Archive, Manifest]:
 
 
 def _check_host(path: Path, manifest: Manifest) -> None:
+    from ..machines.features import required_features  # needs TVM
+
     here, machine = platform.system(), platform.machine()
     remedy = f"compile it for this one: tersor compile {path} --target x86:native -o NEW{SUFFIX}"
     if (manifest.system, manifest.machine) != (here, host_machine()):
@@ -228,13 +253,15 @@ def _check_host(path: Path, manifest: Manifest) -> None:
             f"{path}: compiled with TVM {made_with}, whose code TVM {installed} cannot run; "
             f"compile it again: tersor compile {path} -o NEW{SUFFIX}"
         )
+    if manifest.features != required_features(manifest.model.target):
+        raise ArtifactError(f"{path}: features of the manifest are not those of the target; compile the model again")
 
 
 def _map_constants(path: Path, data: memoryview, constants: Sequence[Constant]) -> tuple[torch.Tensor, ...]:
-    tensors = []
+    tensors, end = [], 0
     for index, constant in enumerate(constants):
         dtype = _DTYPES.get(constant.dtype)
-        if dtype is None or constant.offset + constant.count * dtype.itemsize > len(data):
+        if dtype is None or constant.offset != end or end + constant.count * dtype.itemsize > len(data):
             raise ArtifactError(
                 f"{path}: constant {index} of the manifest is not within {CONSTANTS}; compile the model again"
             )
@@ -242,18 +269,26 @@ def _map_constants(path: Path, data: memoryview, constants: Sequence[Constant]) 
             tensors.append(torch.frombuffer(data, dtype=dtype, count=constant.count, offset=constant.offset))
         else:
             tensors.append(torch.empty(0, dtype=dtype))
+        end += _padded(constant.count * dtype.itemsize)
+    if end != len(data):
+        raise ArtifactError(f"{path}: {CONSTANTS} has {len(data)} bytes, the manifest {end}; compile the model again")
     return tuple(tensors)
 
 
-def _load_code(path: Path, data: memoryview, target: Target) -> Any:
+def _load_code(path: Path, data: memoryview, manifest: Manifest) -> LinkedCode:
     from ..runtime.virtual_machine import LinkedCode
 
-    backend = backend_of(target)
+    if not is_library_for(manifest.machine, bytes(data[:ELF_HEADER_BYTES])):
+        raise ArtifactError(
+            f"{path}: its code cannot be loaded, it is no library for {manifest.machine}; compile the model again"
+        )
+    backend = backend_of(manifest.model.target)
     with tempfile.TemporaryDirectory(prefix="tersor-") as private:  # readable by this user only
         library = Path(private) / CODE
         try:
             library.write_bytes(data)
-            return LinkedCode.load(library) if backend is None else backend.load_code(library)
+            load: Callable[[Path], LinkedCode] = LinkedCode.load if backend is None else backend.load_code
+            return load(library)
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ArtifactError(
@@ -264,8 +299,12 @@ def _load_code(path: Path, data: memoryview, target: Target) -> Any:
 
 def _read_graph(path: Path, archive: Archive, manifest: Manifest) -> Graph:
     archive.check({name: manifest.members[name] for name in (GRAPH, WEIGHTS)})
+    return _parse_graph(path, archive, archive[WEIGHTS])
+
+
+def _parse_graph(path: Path, archive: Archive, weights: memoryview | None) -> Graph:
     try:
-        weights = WeightStore(safetensors.torch.load(bytes(archive[WEIGHTS])))
-        return parse(str(archive[GRAPH], "utf-8"), weights)
+        store = None if weights is None else WeightStore(safetensors.torch.load(bytes(weights)))
+        return parse(str(archive[GRAPH], "utf-8"), store)
     except (TersorError, safetensors.SafetensorError, ValueError) as error:
         raise ArtifactError(f"{path}: the graph in it is not readable ({error}); compile the model again") from error

@@ -21,11 +21,9 @@ from ..machines.features import obstacle_here
 from ..machines.target import Target
 from .compiled_model import CompiledModel
 from .model_info import KernelInfo, Port
+from .ports import STORED_AS
 from .virtual_machine import ALIGNMENT, VirtualMachine, set_threads
 from .writers import WRITERS
-
-# Element types that TVM cannot address, and what lies in memory instead.
-STORED_AS = {DType.BOOL: torch.uint8, DType.BF16: torch.uint16}
 
 MOST_THREADS = 1024  # of one call on another machine, as for the program of a bundle
 

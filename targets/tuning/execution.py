@@ -19,7 +19,7 @@ from ..codegen.lowering import Call, Program
 from ..codegen.memory import plan_memory
 from ..codegen.options import Options
 from ..codegen.relax_module import build, relax_module
-from ..runtime.executable import STORED_AS
+from ..runtime.ports import STORED_AS
 from ..runtime.virtual_machine import LinkedCode, VirtualMachine, set_threads, to_tvm
 from ..templates.option import Option
 from .candidate import Built, Lowering, load_function, lower_with, tuned_call
