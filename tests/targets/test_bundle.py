@@ -222,6 +222,28 @@ def test_damage_is_found(bundle: Path, tmp_path: Path):
     assert "not the manifest of a bundle that this runner knows" in start(copy).stderr
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("output float32 2x5", "output float32 2x500000", "output output0 has another size in the code"),
+        ("output float32 2x5", "output float64 2x5", "output output0 has another size in the code"),
+        ("input float32 2x3x8x8", "input float32 2x3x8x9", ""),
+        ("input float32 2x3x8x8", f"input float32 2x{2**40}", "out of memory"),
+        ("input float32 2x3x8x8", f"input float32 {2**40}x{2**40}", "is too large"),
+        ("constant float32 0 ", "constant int32 0 ", ""),
+    ],
+)
+def test_a_manifest_of_another_model_is_found(old: str, new: str, message: str, bundle: Path, tmp_path: Path):
+    copy = copied(bundle, tmp_path)
+    text = (copy / "manifest.txt").read_text()
+    assert old in text
+    (copy / "manifest.txt").write_text(text.replace(old, new))
+    result = start(copy, "--output", tmp_path / "y.npy")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not (tmp_path / "y.npy").exists()
+
+
 def test_wrong_machine(bundle: Path, tmp_path: Path):
     copy = copied(bundle, tmp_path)
     manifest = copy / "manifest.txt"
