@@ -1,4 +1,4 @@
-// A compiled program on TVM's runtime, through its C interface: the same calls as tersor/targets/runtime.py makes.
+// A compiled program on TVM's runtime, through its C interface: the same calls as tersor/targets/runtime/virtual_machine.py makes.
 #pragma once
 
 #include <fcntl.h>
