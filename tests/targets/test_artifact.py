@@ -257,6 +257,20 @@ def test_two_members_of_one_name_are_refused(artifact: Path, tmp_path: Path, ref
     assert "two members have one name" in refused(path)
 
 
+def test_a_directory_that_lies_about_members_is_refused(artifact: Path, tmp_path: Path, refused: Any) -> None:
+    data = artifact.read_bytes()
+    path = tmp_path / "lying.tersor"
+    path.write_bytes(data.replace(GRAPH.encode(), b"groph.ir", 1))  # the first is the local header's
+    assert f"{GRAPH} has another name where it lies" in refused(path)
+    entries = {name: data.rindex(b"PK\x01\x02", 0, data.rindex(name.encode())) for name in (GRAPH, WEIGHTS)}
+    moved = bytearray(data)
+    offset = slice(42, 46)  # of the local header, within an entry of the directory
+    first = int.from_bytes(data[entries[GRAPH] :][offset], "little")
+    moved[entries[WEIGHTS] + 42 : entries[WEIGHTS] + 46] = (first + 8).to_bytes(4, "little")
+    path.write_bytes(moved)
+    assert "two members share bytes" in refused(path)
+
+
 def test_a_compressed_member_is_refused(artifact: Path, tmp_path: Path, refused: Any) -> None:
     path = tmp_path / "bomb.tersor"
     with zipfile.ZipFile(artifact) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

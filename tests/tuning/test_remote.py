@@ -198,8 +198,9 @@ def test_a_tracker_that_answers_nonsense(answer: bytes) -> None:
     def serve(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC) + struct.pack("<i", len(answer)) + answer)
-            connection.recv(100)
+            connection.sendall(base.recvall(connection, 4))
+            base.recvjson(connection)
+            connection.sendall(struct.pack("<i", len(answer)) + answer)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener,))
