@@ -18,7 +18,7 @@ from . import forged
 TIMEOUT = 900  # seconds, on a machine that does other things
 # What may be another without harm: nothing follows from it but what is shown.
 FREE = re.compile(
-    r"created|versions\.(tersor|torch)|model\.target\.(l._bytes|cores)|model\.kernels\.\d+\.(knobs|tuned|bytes|location)"
+    r"created|versions\.(tersor|torch)|model\.target\.(l._bytes|cores|name)|model\.kernels\.\d+\.(knobs|tuned|bytes|location)"
 )
 
 
