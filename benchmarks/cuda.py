@@ -60,7 +60,7 @@ class TersorRunner:
     def __init__(self, executable: Executable, inputs: Tensors) -> None:
         self._executable = executable
         self._inputs = inputs
-        self._machine = CudaMachine(executable.code.module, executable.constants)
+        self._machine = CudaMachine(executable.model.code.module, executable.model.constants)
 
     def outputs(self) -> list[torch.Tensor]:
         """What the model computes, through its public interface."""

@@ -49,6 +49,11 @@ def value_names(graph: Graph) -> dict[Value, str]:
     return names
 
 
+def graph_symbol(graph: Graph) -> str:
+    """The name that the text uses for the graph itself."""
+    return _UNSAFE_SYMBOL.sub("_", graph.name) or "graph"
+
+
 def print_attrs(attrs: Attrs) -> str:
     """Attributes that differ from their defaults, in braces; empty when there is none."""
     shown = []
@@ -80,7 +85,7 @@ def print_attr(value: Any) -> str:
 def _graph_lines(graph: Graph, keyword: str, indent: str) -> Iterator[str]:
     names = value_names(graph)
     inputs = ", ".join(f"%{names[value]}: {value.type}" for value in graph.inputs)
-    yield f"{indent}{keyword}@{_UNSAFE_SYMBOL.sub('_', graph.name) or 'graph'}({inputs}) {{"
+    yield f"{indent}{keyword}@{graph_symbol(graph)}({inputs}) {{"
     for op in graph.ops:
         yield from _op_lines(op, names, indent + "  ")
     returned = ", ".join(f"%{names[value]}" for value in graph.outputs)

@@ -169,3 +169,11 @@ def check_memory(size: int, what: str) -> None:
         raise TersorError(
             f"{what} need {needed} GiB, but this machine has {available >> 30:,}; make their shapes smaller"
         )
+
+
+def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that all shapes broadcast to; None if they do not. (PyTorch's own imports 500 modules when called.)"""
+    rank = max(map(len, shapes))
+    aligned = zip(*((1,) * (rank - len(shape)) + shape for shape in shapes), strict=True)
+    extents = [{*extents} - {1} or {1} for extents in aligned]
+    return tuple(extent for (extent,) in extents) if all(len(extent) == 1 for extent in extents) else None

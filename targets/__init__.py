@@ -6,13 +6,16 @@ Names are loaded when they are used: most of them need TVM, which takes seconds 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .runtime.writers import READERS, WRITERS
 
 if TYPE_CHECKING:
     from .codegen.build import compile_graph
     from .machines.catalog import detect_host, list_targets, resolve_target
     from .machines.target import Target
-    from .packaging.artifact import load
+    from .runtime.compiled_model import CompiledModel
     from .runtime.executable import BenchmarkResult, Executable
 
 _HOMES = {
@@ -22,7 +25,6 @@ _HOMES = {
     "compile_graph": "codegen.build",
     "detect_host": "machines.catalog",
     "list_targets": "machines.catalog",
-    "load": "packaging.artifact",
     "resolve_target": "machines.catalog",
 }
 
@@ -42,3 +44,46 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load(path: str | Path, *, threads: int | None = None) -> Executable:
+    """Read an artifact back, ready to be called.
+
+    Parameters
+    ----------
+    path
+        A file that ``Executable.save`` wrote.
+    threads
+        Threads of one call; all usable cores by default.
+
+    Raises
+    ------
+    ArtifactError
+        When the file is missing, damaged or of another format, or this machine or this TVM cannot run its code. The
+        executable's ``graph`` raises it too, when the graph's weights are damaged.
+    """
+    from .runtime.executable import Executable
+
+    return Executable(_read(path), threads=threads)
+
+
+def _read(path: str | Path, *, runnable: bool = True) -> CompiledModel:
+    from .packaging.artifact import read
+
+    return read(path, runnable=runnable)
+
+
+def _save(model: CompiledModel, path: str | Path) -> Path:
+    from .packaging.artifact import save
+
+    return save(model, path)
+
+
+def _save_bundle(model: CompiledModel, path: str | Path, *, runtime: str | Path | None) -> Path:
+    from .packaging.bundle import save_bundle
+
+    return save_bundle(model, path, runtime=runtime)
+
+
+WRITERS.update(artifact=_save, bundle=_save_bundle)
+READERS.update(artifact=_read)

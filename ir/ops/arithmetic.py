@@ -9,7 +9,7 @@ import torch
 
 from ..core import Op, Operand
 from ..traits import ChannelFlow, Storage
-from ..types import DType, TensorType
+from ..types import DType, TensorType, broadcast_shapes
 
 
 class BinaryOp(Op):
@@ -37,10 +37,10 @@ class BinaryOp(Op):
 
 
 def _broadcast(op: Op, *shapes: tuple[int, ...]) -> tuple[int, ...]:
-    try:
-        return tuple(torch.broadcast_shapes(*shapes))
-    except RuntimeError as error:
-        raise op.error(f"shapes {' and '.join(str(list(shape)) for shape in shapes)} do not broadcast") from error
+    shape = broadcast_shapes(*shapes)
+    if shape is None:
+        raise op.error(f"shapes {' and '.join(str(list(shape)) for shape in shapes)} do not broadcast")
+    return shape
 
 
 class AddOp(BinaryOp, name="add"):

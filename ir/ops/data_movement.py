@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
 from ..traits import ChannelFlow, Cost, OnIntegers, Storage
-from ..types import DType, TensorType
+from ..types import DType, TensorType, broadcast_shapes
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,7 @@ class ExpandOp(Op, name="expand", attrs=ShapeAttrs):
     channels = ChannelFlow.EXPAND
 
     def infer_types(self) -> tuple[TensorType, ...]:
-        try:
-            fits = tuple(torch.broadcast_shapes(self.x.shape, self.attrs.shape)) == self.attrs.shape
-        except RuntimeError:
-            fits = False
-        if not fits:
+        if broadcast_shapes(self.x.shape, self.attrs.shape) != self.attrs.shape:
             raise self.error(f"{self.x.type} does not broadcast to {list(self.attrs.shape)}")
         return (self.x.type.with_shape(self.attrs.shape),)
 

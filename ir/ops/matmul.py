@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
 from ..traits import ChannelFlow, OnIntegers
-from ..types import TensorType
+from ..types import TensorType, broadcast_shapes
 from .integers import QUANTIZED, exact_sums, sum_type
 
 
@@ -76,10 +76,9 @@ class MatmulOp(Op, name="matmul", attrs=MatmulAttrs):
         inner, columns = rhs.shape[-2:] if not self.attrs.transpose_rhs else (rhs.shape[-1], rhs.shape[-2])
         if lhs.shape[-1] != inner:
             raise self.error(f"{lhs} and {rhs} do not agree on the inner dimension")
-        try:
-            batch = tuple(torch.broadcast_shapes(lhs.shape[:-2], rhs.shape[:-2]))
-        except RuntimeError as error:
-            raise self.error(f"leading dimensions of {lhs} and {rhs} do not broadcast") from error
+        batch = broadcast_shapes(lhs.shape[:-2], rhs.shape[:-2])
+        if batch is None:
+            raise self.error(f"leading dimensions of {lhs} and {rhs} do not broadcast")
         return (lhs.with_shape((*batch, lhs.shape[-2], columns)),)
 
     def evaluate(self, lhs: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
@@ -125,11 +124,7 @@ class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
             raise self.error(f"{query} and {key} do not agree on the head size")
         if self.mask is not None:
             scores = (*batch, query.shape[-2], key.shape[-2])
-            try:
-                fits = tuple(torch.broadcast_shapes(scores, self.mask.shape)) == scores
-            except RuntimeError:
-                fits = False
-            if not fits:
+            if broadcast_shapes(scores, self.mask.shape) != scores:
                 raise self.error(f"mask {self.mask.type} does not broadcast to {list(scores)}")
         return (query.with_shape((*batch, query.shape[-2], value.shape[-1])),)
 

@@ -13,7 +13,7 @@ import torch
 
 from ..core import Attrs, Op, Operand
 from ..traits import ChannelFlow, Storage
-from ..types import DType, TensorType
+from ..types import DType, TensorType, broadcast_shapes
 from .activation import UnaryOp
 from .integers import QUANTIZED, integer_range
 
@@ -88,11 +88,7 @@ class DequantizeOp(Op, name="dequantize", attrs=DequantizeAttrs):
             raise self.error(f"needs a u8, i8 or i32 operand, got {x}")
         if scale.dtype is not DType.F32:
             raise self.error(f"the scale must be f32, got {scale}")
-        try:
-            fits = tuple(torch.broadcast_shapes(x.shape, scale.shape)) == x.shape
-        except RuntimeError:
-            fits = False
-        if not fits:
+        if broadcast_shapes(x.shape, scale.shape) != x.shape:
             raise self.error(f"scale {scale} does not broadcast to {x}; one number per channel of it is [C,1,1]")
         low, high = (0, 0) if x.dtype is DType.I32 else integer_range(x.dtype)
         if not low <= self.attrs.zero_point <= high:

@@ -10,9 +10,11 @@ from ..machines.catalog import host_machine
 from ..machines.families import backend_of, family_of
 from ..machines.target import Target
 from ..machines.toolchain import find_toolchain
-from ..runtime.executable import Executable, KernelInfo, ModelInfo, Port
+from ..runtime.compiled_model import CompiledModel
+from ..runtime.executable import Executable
+from ..runtime.model_info import KernelInfo, ModelInfo, described
+from ..runtime.ports import ports
 from ..runtime.virtual_machine import LinkedCode
-from .indices import index_limits
 from .interruptible import call_interruptibly
 from .lowering import Call, Choose, Program, lower
 from .memory import MemoryPlan, plan_memory
@@ -64,20 +66,18 @@ def compile_graph(
     compiled = call_interruptibly(lambda: build(module, target))
     begin("link")
     code = LinkedCode.link(compiled) if toolchain is None else LinkedCode.link_across(compiled, toolchain)
-    return Executable(
-        describe(program, functions, plan), code, program.constants, graph=graph, report=report, threads=threads
-    )
+    model = CompiledModel(describe(program, functions, plan), code, program.constants, lambda: graph)
+    return Executable(model, report=report, threads=threads)
 
 
 def describe(program: Program, functions: tuple[str, ...], plan: MemoryPlan) -> ModelInfo:
     """What the manifest and profiles say about a program."""
     graph = program.graph
-    limits = index_limits(graph)
-    names = [f"output{index}" for index in range(len(graph.outputs))]
+    inputs, outputs = ports(graph)
     return ModelInfo(
         name=graph.name,
-        inputs=tuple(Port(value.name, value.type, limits.get(value, 0)) for value in graph.inputs),
-        outputs=tuple(Port(name, value.type) for name, value in zip(names, graph.outputs, strict=True)),
+        inputs=inputs,
+        outputs=outputs,
         target=program.target,
         kernels=tuple(_kernel_info(call, name) for call, name in zip(program.calls, functions, strict=True)),
         activation_bytes=plan.activation_bytes,
@@ -89,8 +89,7 @@ def _kernel_info(call: Call, function: str) -> KernelInfo:
     if op is None:
         name, cost = call.kernel.template, Cost(bytes=2 * call.result.type.bytes)
     else:
-        inner = [member.name for member in op.body.ops if member.inputs] if op.body is not None else [op.name]
-        name, cost = "+".join(inner), op.cost()
+        name, cost = described(op), op.cost()
     return KernelInfo(
         function=function,
         op=name,

@@ -13,11 +13,12 @@ import tvm
 import tvm_ffi
 
 from ...ir import Graph, TersorError
-from ..codegen.indices import index_limits
 from ..machines.target import Target
 from ..machines.toolchain import find_toolchain
+from ..runtime.compiled_model import CompiledModel
 from ..runtime.executable import Executable
-from ..runtime.model_info import ModelInfo, Port
+from ..runtime.model_info import ModelInfo
+from ..runtime.ports import ports
 from ..runtime.virtual_machine import LinkedCode
 from . import anchors as _anchors  # noqa: F401  (fills the table of kernels by op)
 from .codegen import architecture, build, cuda_source
@@ -59,7 +60,8 @@ def compile_graph(
         addition = binary_object(Path(folder), source, binary, toolchain.command[0])
         compiled.export_library(str(path), fcompile=toolchain.link_shared, addons=[str(addition)])
         code = LinkedCode(path.read_bytes(), None) if obstacle_here(target) else load_code(path)
-    return Executable(_describe(graph, target, program), code, program.constants, graph=graph, report=report)
+    model = CompiledModel(_describe(graph, target, program), code, program.constants, lambda: graph)
+    return Executable(model, report=report)
 
 
 def obstacle_here(target: Target) -> str:
@@ -104,11 +106,5 @@ def machine(module: Any, constants: Sequence[torch.Tensor]) -> CudaMachine:
 
 
 def _describe(graph: Graph, target: Target, program: CudaProgram) -> ModelInfo:
-    limits = index_limits(graph)
-    return ModelInfo(
-        name=graph.name,
-        inputs=tuple(Port(value.name, value.type, limits.get(value, 0)) for value in graph.inputs),
-        outputs=tuple(Port(f"output{i}", value.type) for i, value in enumerate(graph.outputs)),
-        target=target,
-        kernels=program.calls,
-    )
+    inputs, outputs = ports(graph)
+    return ModelInfo(graph.name, inputs, outputs, target, program.calls)

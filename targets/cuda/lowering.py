@@ -22,8 +22,8 @@ from ...ir.ops.reduction import ReduceOp
 from ..codegen.group import Group
 from ..codegen.kernel import CompileError, constant_tensor
 from ..machines.target import Target
-from ..runtime.executable import STORED_AS
-from ..runtime.model_info import KernelInfo
+from ..runtime.model_info import KernelInfo, described
+from ..runtime.ports import STORED_AS
 from .epilogue import Epilogue, Reach
 from .kernel import CudaKernel
 from .relax_ops import RELAX, ROW_MAJOR, Axes, relax_dtype, scalar
@@ -262,11 +262,10 @@ class Lowering:
         return self.emit(relax.call_dps_packed(name, relax.Tuple(arguments), out_ty=type))
 
     def _describe(self, op: Op) -> None:
-        members = [member.name for member in op.body.ops if member.inputs] if op.body is not None else [op.name]
         cost: Cost = op.cost()
         name, kernel = self._kernel_of_op or (SCHEDULED, None)
         template, knobs = (SCHEDULED, "") if kernel is None else (kernel.template, kernel.knobs)
-        info = KernelInfo(name, "+".join(members), op.location, template, knobs, cost.macs, cost.bytes)
+        info = KernelInfo(name, described(op), op.location, template, knobs, cost.macs, cost.bytes)
         self._calls.append(info)
 
 

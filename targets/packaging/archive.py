@@ -14,6 +14,7 @@ import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,9 @@ def _directory(file: Any, data: memoryview) -> tuple[dict[str, zipfile.ZipInfo],
     by_name = {info.filename: info for info in infos}
     if len(by_name) != len(infos):
         raise ArtifactError(f"two members have one name; {DAMAGED}")
+    spans = sorted((info.header_offset, info.header_offset + info.compress_size) for info in infos)
+    if any(start < end for (_, end), (start, _) in pairwise(spans)):
+        raise ArtifactError(f"two members share bytes of the file; {DAMAGED}")
     return by_name, comment
 
 
@@ -211,4 +215,6 @@ def _stored_bytes(data: memoryview, info: zipfile.ZipInfo) -> memoryview:
     start = header_end + name_bytes + extra_bytes
     if signature != _LOCAL_SIGNATURE or start + info.file_size > len(data):
         raise ArtifactError(f"{name} lies outside of the file; {DAMAGED}")
+    if bytes(data[header_end : header_end + name_bytes]) != name.encode():
+        raise ArtifactError(f"{name} has another name where it lies; {DAMAGED}")
     return data[start : start + info.file_size]

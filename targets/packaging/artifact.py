@@ -8,8 +8,9 @@
 ``graph.safetensors``  its weights
 =====================  ===================================================================================
 
-`load` checks what it reads before it maps any code: all but the weights of the graph, which are as large as the
-constants and are checked when the graph is asked for. The digests find damage, not malice: whoever can write the file
+`read` checks what it reads before it maps any code: all but the weights of the graph, which are as large as the
+constants and are checked when the graph is asked for. The manifest must fit the graph, and the code's own signature,
+before any of it runs (see `checks`). The digests find damage, not malice: whoever can write the file
 can write fitting digests, and its code runs with the rights of the process, as any program's does. Constants stay
 mapped while the model is in use, so the file may be deleted or replaced (as `save` does it) but not changed in place.
 """
@@ -20,7 +21,8 @@ import datetime
 import platform
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,13 +34,14 @@ import torch
 from ...ir import DType, Graph, TersorError, WeightStore, parse, save_ir
 from ..machines.catalog import host_features, host_machine
 from ..machines.families import backend_of, family_of
-from ..machines.target import Target
+from ..runtime.compiled_model import CompiledModel
 from ..runtime.output_path import obstacle_to_writing
 from .archive import ALIGNMENT, Archive, ArchiveWriter
+from .checks import ELF_HEADER_BYTES, check_code, check_graph, check_target, is_library_for
 from .manifest import ArtifactError, Constant, Manifest
 
 if TYPE_CHECKING:
-    from ..runtime.executable import Executable
+    from ..runtime.virtual_machine import LinkedCode
 
 SUFFIX = ".tersor"
 _MODEL_SUFFIXES = (".pt2", ".ir")  # of files that run no code when loaded: no artifact is taken for one
@@ -53,7 +56,7 @@ _DTYPES = {
 _COPY_BYTES = 4 << 20  # read at a time when a file is copied into the archive
 
 
-def save(executable: Executable, path: str | Path) -> Path:
+def save(model: CompiledModel, path: str | Path) -> Path:
     """Write an artifact; an existing file is replaced only when the new one is complete.
 
     Returns
@@ -68,10 +71,11 @@ def save(executable: Executable, path: str | Path) -> Path:
     """
     path = Path(path)
     check_output(path)
+    check_target(model.info.target)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
             finished = Path(scratch) / path.name
-            _write(executable, finished, Path(scratch))
+            _write(model, finished, Path(scratch))
             finished.replace(path)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}; choose another output path") from error
@@ -86,39 +90,43 @@ def check_output(path: Path) -> None:
         raise ArtifactError(obstacle)
 
 
-def load(path: str | Path, *, threads: int | None = None, runnable: bool = True) -> Executable:
-    """Read an artifact back, ready to be called.
+def read(path: str | Path, *, runnable: bool = True) -> CompiledModel:
+    """Read what `save` wrote; its code is loaded, its graph is read when it is asked for.
 
     Parameters
     ----------
-    path
-        A file that `save` wrote.
-    threads
-        Threads of one call; all usable cores by default.
     runnable
-        Whether this machine must be able to run the code; if not, an executable for another one can only be kept.
+        Whether this machine must be able to run the code; if not, code for another one is kept as it is.
 
     Raises
     ------
     ArtifactError
-        When the file is missing, damaged or of another format, or this machine or this TVM cannot run its code. The
-        executable's ``graph`` raises it too, when the graph's weights are damaged.
+        See `tersor.load`.
     """
     path = Path(path)
     archive, manifest = _open(path)
     from ..machines.features import obstacle_here
-    from ..runtime.executable import Executable
     from ..runtime.virtual_machine import LinkedCode
 
-    foreign = not runnable and obstacle_here(manifest.model.target)
+    target = manifest.model.target
+    with _about(path):
+        check_target(target)
+    foreign = not runnable and obstacle_here(target)
     if not foreign:
         _check_host(path, manifest)
     archive.check({name: manifest.members[name] for name in (CODE, CONSTANTS, GRAPH)})
     constants = _map_constants(path, archive[CONSTANTS], manifest.constants)
-    data = archive[CODE]
-    code = LinkedCode(bytes(data), None) if foreign else _load_code(path, data, manifest.model.target)
-    graph = partial(_read_graph, path, archive, manifest)
-    return Executable(manifest.model, code, constants, graph=graph, threads=threads)
+    graph = _parse_graph(path, archive, None)
+    with _about(path):
+        check_graph(manifest.model, graph)
+    read_graph = partial(_read_graph, path, archive, manifest)
+    if foreign:
+        return CompiledModel(manifest.model, LinkedCode(bytes(archive[CODE]), None), constants, read_graph)
+    code = _load_code(path, archive[CODE], manifest)
+    if backend_of(target) is None:
+        with _about(path):
+            check_code(manifest.model, manifest.constants, code.module)
+    return CompiledModel(manifest.model, code, constants, read_graph)
 
 
 def load_graph(path: str | Path) -> Graph:
@@ -156,16 +164,16 @@ def read_manifest(path: str | Path) -> Manifest:
 # Writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write(executable: Executable, path: Path, scratch: Path) -> None:
-    from ..machines.features import required_features
+def _write(model: CompiledModel, path: Path, scratch: Path) -> None:
+    from ..machines.features import required_features  # needs TVM
 
-    save_ir(executable.graph, scratch / GRAPH)
-    target = executable.info.target
-    constants, constants_bytes = index_constants(executable.constants)
+    save_ir(model.graph, scratch / GRAPH)
+    target = model.info.target
+    constants, constants_bytes = index_constants(model.constants)
     with ArchiveWriter(path) as archive:
         members = {
-            CODE: archive.add(CODE, len(executable.code.code), [executable.code.code]),
-            CONSTANTS: archive.add(CONSTANTS, constants_bytes, constant_chunks(executable.constants)),
+            CODE: archive.add(CODE, len(model.code.code), [model.code.code]),
+            CONSTANTS: archive.add(CONSTANTS, constants_bytes, constant_chunks(model.constants)),
             GRAPH: archive.add(GRAPH, (scratch / GRAPH).stat().st_size, _file_chunks(scratch / GRAPH)),
             WEIGHTS: archive.add(WEIGHTS, (scratch / WEIGHTS).stat().st_size, _file_chunks(scratch / WEIGHTS)),
         }
@@ -175,7 +183,7 @@ def _write(executable: Executable, path: Path, scratch: Path) -> None:
             system=platform.system(),
             machine=family_of(target).machine,
             features=required_features(target),
-            model=executable.info,
+            model=model.info,
             constants=constants,
             members=members,
         )
@@ -212,6 +220,15 @@ def _file_chunks(path: Path) -> Iterator[bytes]:
 # Reading ----------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Name the file in what a check says."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}; compile the model again") from error
+
+
 def _open(path: Path) -> tuple[Archive, Manifest]:
     """Map the file, read its manifest, and see that it has exactly the members that it should."""
     archive = Archive(path)
@@ -237,6 +254,8 @@ def _open(path: Path) -> tuple[Archive, Manifest]:
 
 
 def _check_host(path: Path, manifest: Manifest) -> None:
+    from ..machines.features import required_features  # needs TVM
+
     here, machine = platform.system(), platform.machine()
     remedy = f"compile it for this one: tersor compile {path} --target x86:native -o NEW{SUFFIX}"
     if (manifest.system, manifest.machine) != (here, host_machine()):
@@ -256,13 +275,15 @@ def _check_host(path: Path, manifest: Manifest) -> None:
             f"{path}: compiled with TVM {made_with}, whose code TVM {installed} cannot run; "
             f"compile it again: tersor compile {path} -o NEW{SUFFIX}"
         )
+    if manifest.features != required_features(manifest.model.target):
+        raise ArtifactError(f"{path}: features of the manifest are not those of the target; compile the model again")
 
 
-def _map_constants(path: Path, data: memoryview, constants: Sequence[Constant]) -> list[torch.Tensor]:
-    tensors = []
+def _map_constants(path: Path, data: memoryview, constants: Sequence[Constant]) -> tuple[torch.Tensor, ...]:
+    tensors, end = [], 0
     for index, constant in enumerate(constants):
         dtype = _DTYPES.get(constant.dtype)
-        if dtype is None or constant.offset + constant.count * dtype.itemsize > len(data):
+        if dtype is None or constant.offset != end or end + constant.count * dtype.itemsize > len(data):
             raise ArtifactError(
                 f"{path}: constant {index} of the manifest is not within {CONSTANTS}; compile the model again"
             )
@@ -270,18 +291,26 @@ def _map_constants(path: Path, data: memoryview, constants: Sequence[Constant]) 
             tensors.append(torch.frombuffer(data, dtype=dtype, count=constant.count, offset=constant.offset))
         else:
             tensors.append(torch.empty(0, dtype=dtype))
-    return tensors
+        end += _padded(constant.count * dtype.itemsize)
+    if end != len(data):
+        raise ArtifactError(f"{path}: {CONSTANTS} has {len(data)} bytes, the manifest {end}; compile the model again")
+    return tuple(tensors)
 
 
-def _load_code(path: Path, data: memoryview, target: Target) -> Any:
+def _load_code(path: Path, data: memoryview, manifest: Manifest) -> LinkedCode:
     from ..runtime.virtual_machine import LinkedCode
 
-    backend = backend_of(target)
+    if not is_library_for(manifest.machine, bytes(data[:ELF_HEADER_BYTES])):
+        raise ArtifactError(
+            f"{path}: its code cannot be loaded, it is no library for {manifest.machine}; compile the model again"
+        )
+    backend = backend_of(manifest.model.target)
     with tempfile.TemporaryDirectory(prefix="tersor-") as private:  # readable by this user only
         library = Path(private) / CODE
         try:
             library.write_bytes(data)
-            return LinkedCode.load(library) if backend is None else backend.load_code(library)
+            load: Callable[[Path], LinkedCode] = LinkedCode.load if backend is None else backend.load_code
+            return load(library)
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ArtifactError(
@@ -292,8 +321,12 @@ def _load_code(path: Path, data: memoryview, target: Target) -> Any:
 
 def _read_graph(path: Path, archive: Archive, manifest: Manifest) -> Graph:
     archive.check({name: manifest.members[name] for name in (GRAPH, WEIGHTS)})
+    return _parse_graph(path, archive, archive[WEIGHTS])
+
+
+def _parse_graph(path: Path, archive: Archive, weights: memoryview | None) -> Graph:
     try:
-        weights = WeightStore(safetensors.torch.load(bytes(archive[WEIGHTS])))
-        return parse(str(archive[GRAPH], "utf-8"), weights)
+        store = None if weights is None else WeightStore(safetensors.torch.load(bytes(weights)))
+        return parse(str(archive[GRAPH], "utf-8"), store)
     except (TersorError, safetensors.SafetensorError, ValueError) as error:
         raise ArtifactError(f"{path}: the graph in it is not readable ({error}); compile the model again") from error

@@ -39,7 +39,7 @@ from .bundle_runtime import LIBRARIES, copy_runtime, runtime_libraries
 from .manifest import Constant
 
 if TYPE_CHECKING:
-    from ..runtime.executable import Executable
+    from ..runtime.compiled_model import CompiledModel
     from ..runtime.model_info import Port
 
 FORMAT = 1  # of manifest.txt
@@ -53,7 +53,7 @@ _HEADERS = ("tvm/ffi/c_api.h", "dlpack/dlpack.h")
 _GLIBC = re.compile(rb"GLIBC_2\.(\d+)")
 
 
-def save_bundle(executable: Executable, path: str | Path, *, runtime: str | Path | None = None) -> Path:
+def save_bundle(model: CompiledModel, path: str | Path, *, runtime: str | Path | None = None) -> Path:
     """Write a bundle; an existing one is replaced only when the new one is complete.
 
     Parameters
@@ -74,7 +74,7 @@ def save_bundle(executable: Executable, path: str | Path, *, runtime: str | Path
     TersorError
         When there is no compiler for the target, its runtime libraries cannot be had, or ``path`` cannot be written.
     """
-    path, target = Path(path), executable.info.target
+    path, target = Path(path), model.info.target
     if family_of(target).backend:
         raise TersorError(f"bundles run on processors only, not on {target.name}; save an artifact instead")
     check_bundle_output(path)
@@ -84,8 +84,8 @@ def save_bundle(executable: Executable, path: str | Path, *, runtime: str | Path
             folder = Path(scratch) / name
             folder.mkdir()
             write_runner(target, folder, None if runtime is None else Path(runtime))
-            write_model(executable, folder)
-            (folder / "README.md").write_text(_readme(executable, folder), encoding="utf-8")
+            write_model(model, folder)
+            (folder / "README.md").write_text(_readme(model, folder), encoding="utf-8")
             (folder / "SHA256SUMS").write_text(_checksums(folder), encoding="utf-8")
             _publish(folder, path)
     except OSError as error:
@@ -106,14 +106,14 @@ def check_bundle_output(path: Path) -> None:
         raise TersorError(f"{path} is in the way; remove it, or choose another output path")
 
 
-def write_model(executable: Executable, folder: Path) -> None:
+def write_model(model: CompiledModel, folder: Path) -> None:
     """Write what the runner runs: code, constants and manifest."""
-    constants, _ = index_constants(executable.constants)
-    (folder / CODE).write_bytes(executable.code.code)
+    constants, _ = index_constants(model.constants)
+    (folder / CODE).write_bytes(model.code.code)
     with (folder / CONSTANTS).open("wb") as file:
-        file.writelines(constant_chunks(executable.constants))
+        file.writelines(constant_chunks(model.constants))
     sizes = {name: (folder / name).stat().st_size for name in (CODE, CONSTANTS)}
-    lines = _manifest_lines(executable, sizes, constants)
+    lines = _manifest_lines(model, sizes, constants)
     (folder / MANIFEST).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
@@ -134,8 +134,8 @@ def write_runner(target: Target, folder: Path, runtime: Path | None = None) -> N
     start.chmod(0o755)
 
 
-def _manifest_lines(executable: Executable, sizes: Mapping[str, int], constants: Sequence[Constant]) -> Iterator[str]:
-    info = executable.info
+def _manifest_lines(model: CompiledModel, sizes: Mapping[str, int], constants: Sequence[Constant]) -> Iterator[str]:
+    info = model.info
     yield f"tersor-bundle {FORMAT}"
     yield f"model {info.name}"
     yield f"target {info.target.name}"
@@ -156,8 +156,8 @@ def _dtype(port: Port) -> str:
     return str(port.type.dtype.torch).removeprefix("torch.")
 
 
-def _readme(executable: Executable, folder: Path) -> str:
-    info = executable.info
+def _readme(model: CompiledModel, folder: Path) -> str:
+    info = model.info
     linked = [folder / RUNNER, folder / CODE, *(folder / "lib" / name for name in LIBRARIES)]
     glibc = max(int(minor) for file in linked for minor in _GLIBC.findall(file.read_bytes()))
     inputs = [f"- input `{port.name}`: {_dtype(port)} {list(port.type.shape)}" for port in info.inputs]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from ...ir import TersorError
 from ..machines.catalog import host_machine
+from .checks import ELF_HEADER_BYTES, is_library_for
 
 LIBRARIES = ("libtvm_runtime.so", "libtvm_ffi.so")
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")
@@ -27,8 +27,6 @@ _LICENSES = ("LICENSE", "NOTICE")
 _LICENSE_FILE = re.compile(rf"(^tvm|\.dist-info/licenses)/({'|'.join(_LICENSES)})$")
 _PLATFORM = "manylinux_2_28"
 _PYTHON = "311"  # both packages have wheels for it; the libraries do not depend on it
-_ELF_MACHINES = {"x86_64": 62, "aarch64": 183}  # e_machine of the ELF specification
-_ELF_HEADER = struct.Struct("<4sBB12xH")  # magic number, class, byte order, machine
 
 
 def runtime_libraries(machine: str, folder: Path | None) -> Path:
@@ -87,8 +85,8 @@ def _check(folder: Path, machine: str) -> None:
                 f"{folder}: no {name} in it; take it from the wheels of {' and '.join(PACKAGES)} for {machine}"
             )
         with path.open("rb") as file:
-            header = file.read(_ELF_HEADER.size)
-        if len(header) < _ELF_HEADER.size or _ELF_HEADER.unpack(header)[::3] != (b"\x7fELF", _ELF_MACHINES[machine]):
+            known = is_library_for(machine, file.read(ELF_HEADER_BYTES))
+        if not known:
             raise TersorError(f"{path}: not a library for {machine}; take it from the wheel for that architecture")
 
 

@@ -121,7 +121,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if kind is TensorType:
         return _decode_type(_decode(str, value, where), where)
     if kind is int:
-        if type(value) is not int or value < 0:
+        if type(value) is not int or not 0 <= value < 2**63:
             raise ArtifactError(f"{where} must be a whole number, not {_shown(value)}")
         return value
     if get_origin(kind) is tuple:

@@ -6,7 +6,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from ..machines.catalog import usable_cores
 from ..machines.families import backend_of
 from ..machines.features import obstacle_here
 from ..machines.target import Target
-from .model_info import KernelInfo, ModelInfo, Port
+from .compiled_model import CompiledModel
+from .model_info import KernelInfo, Port
+from .ports import STORED_AS
 from .threads import call_lock, set_threads
-from .virtual_machine import ALIGNMENT, LinkedCode, VirtualMachine
-
-# Element types that TVM cannot address, and what lies in memory instead.
-STORED_AS = {DType.BOOL: torch.uint8, DType.BF16: torch.uint16}
+from .virtual_machine import ALIGNMENT, VirtualMachine
+from .writers import READERS, WRITERS
 
 _LONGEST_REASON = 300  # characters of another library's message
 MOST_THREADS = 1024  # of one call on another machine, as for the program of a bundle
@@ -91,14 +91,8 @@ class Executable:
 
     Parameters
     ----------
-    info
-        Description of the model.
-    code
-        The shared object.
-    constants
-        Flat weights, in the order of the code's constants.
-    graph
-        The graph that was compiled, or a function that reads it when it is first asked for.
+    model
+        Description, code, weights and graph.
     report
         What the passes did, when the model was compiled in this process.
     threads
@@ -107,30 +101,23 @@ class Executable:
 
     def __init__(
         self,
-        info: ModelInfo,
-        code: LinkedCode,
-        constants: Sequence[torch.Tensor],
+        model: CompiledModel,
         *,
-        graph: Graph | Callable[[], Graph],
         report: Any = None,
         threads: int | None = None,
     ) -> None:
-        self.info = info
-        self._graph = graph
+        self.model = model
+        self.info = model.info
         self.report = report
-        self.code = code
-        self.constants = tuple(constants)
-        self._obstacle = obstacle_here(info.target)
-        self._vm: Any = None if code.module is None else _machine(info.target, code.module, self.constants)
+        self._obstacle = obstacle_here(model.info.target)
+        self._vm: Any = None if model.code.module is None else _machine(model)
         self._lock = call_lock()
         self.threads = threads if threads is not None else usable_cores()
 
     @property
     def graph(self) -> Graph:
         """The graph that was compiled, kept so that the model is never lost."""
-        if not isinstance(self._graph, Graph):
-            self._graph = self._graph()
-        return self._graph
+        return self.model.graph
 
     @property
     def threads(self) -> int:
@@ -230,9 +217,7 @@ class Executable:
 
     def save(self, path: str | Path) -> Path:
         """Write a ``.tersor`` artifact (see `tersor.targets.packaging.artifact`); returns its path."""
-        from ..packaging.artifact import save
-
-        return save(self, path)
+        return WRITERS["artifact"](self.model, path)
 
     def save_bundle(self, path: str | Path, *, runtime: str | Path | None = None) -> Path:
         """Write a folder, or a ``.tar.gz``, that runs without Python (see `packaging.bundle`); returns its path.
@@ -242,15 +227,11 @@ class Executable:
         runtime
             A folder with TVM's runtime libraries for the target; downloaded once if omitted.
         """
-        from ..packaging.bundle import save_bundle
-
-        return save_bundle(self, path, runtime=runtime)
+        return WRITERS["bundle"](self.model, path, runtime=runtime)
 
     def __copy__(self) -> Executable:
         """Another executable of the same code and weights: calls of both can run at the same time."""
-        return Executable(
-            self.info, self.code, self.constants, graph=self._graph, report=self.report, threads=self._threads
-        )
+        return Executable(self.model, report=self.report, threads=self._threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the bytes of an artifact; the report is left out."""
@@ -294,20 +275,19 @@ class Executable:
 
 def _from_artifact(artifact: bytes, threads: int) -> Executable:
     """What `Executable.__reduce__` pickled, with fewer threads on a machine that has fewer."""
-    from ..packaging.artifact import load
-
     with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
         path = Path(folder) / "pickled.tersor"
         path.write_bytes(artifact)
-        executable = load(path, runnable=False)
+        executable = Executable(READERS["artifact"](path, runnable=False))
     executable.threads = min(threads, _most_threads(executable.info.target))
     return executable
 
 
-def _machine(target: Target, module: Any, constants: Sequence[torch.Tensor]) -> Any:
+def _machine(model: CompiledModel) -> Any:
     """What runs loaded code: TVM's virtual machine on this processor, or the family's own."""
-    backend = backend_of(target)
-    return VirtualMachine(module, constants) if backend is None else backend.machine(module, constants)
+    backend = backend_of(model.info.target)
+    make = VirtualMachine if backend is None else backend.machine
+    return make(model.code.module, model.constants)
 
 
 def check_threads(threads: int, target: Target) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...ir import TensorType
+from ...ir import Op, TensorType
 from ..machines.target import Target
 
 
@@ -40,6 +40,12 @@ class KernelInfo:
     macs: int
     bytes: int
     tuned: bool = False
+
+
+def described(op: Op) -> str:
+    """How profiles name the work of an op: its own name, or those of what is fused in it."""
+    members = [op] if op.body is None else [member for member in op.body.ops if member.inputs]
+    return "+".join(member.name for member in members)
 
 
 @dataclass(frozen=True)

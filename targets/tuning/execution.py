@@ -19,7 +19,7 @@ from ..codegen.lowering import Call, Program
 from ..codegen.memory import plan_memory
 from ..codegen.options import Options
 from ..codegen.relax_module import build, relax_module
-from ..runtime.executable import STORED_AS
+from ..runtime.ports import STORED_AS
 from ..runtime.threads import set_threads
 from ..runtime.virtual_machine import LinkedCode, VirtualMachine, to_tvm
 from ..templates.option import Option

@@ -6,14 +6,22 @@ unless told otherwise.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import select
 import signal
+import socket
+import struct
+import sys
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import tvm_ffi
-from tvm.rpc.server import PopenRPCServerState
+from tvm.rpc import base
+from tvm.rpc import server as tvm_server
 
 from ...ir import TersorError
 from .candidate import Built
@@ -24,6 +32,9 @@ from .tracker import PORTS, Address, count_servers
 from .worker import describe_error
 
 RUN_FUNCTION = "tersor.tuning.run"
+INTRODUCTION_SECONDS = 5.0  # for a connection to say who it is
+_LONGEST_INTRODUCTION = 4096  # bytes
+_PEEK_PAUSE = 0.01
 _POLL = 0.5
 
 _runner: tuple[RunSettings, LocalRunner] | None = None  # of this session's process
@@ -50,17 +61,94 @@ def serve(host: str, port: int, key: str, tracker: Address | None) -> None:
         count_servers(tracker)
     tvm_ffi.register_global_func(RUN_FUNCTION, run_here, override=True)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)  # the listening thread would not notice an exception
+        signal.signal(number, signal.SIG_DFL)  # a process of a session inherits it, and must end too
+    tvm_server.logger.setLevel(logging.ERROR)
+    listener = Listener.bound(host, port)
+    port = listener.getsockname()[1]
+    print(f"RPC server for {key!r} at {host}:{port}", flush=True)
     reported = None if tracker is None else (tracker.host, tracker.port)
+    home = Path.cwd()
     while True:
         try:
-            state = PopenRPCServerState(host, port, port + PORTS, tracker_addr=reported, key=key, silent=True)
-        except (OSError, ValueError) as error:
-            raise TersorError(f"cannot listen at {host}, ports {port} to {port + PORTS - 1}: {error}") from error
-        print(f"RPC server for {key!r} at {host}:{state.port}", flush=True)
-        port = state.port
-        state.thread.join()  # it ends when the process of a session was lost
-        state.sock.close()
+            tvm_server._listen_loop(listener, port, key, reported, None, None)
+        except (
+            OSError,
+            RuntimeError,
+            AssertionError,
+            ValueError,
+        ) as error:
+            # The process of a session was lost, or the tracker was.
+            print(f"RPC server: {describe_error(error)}", file=sys.stderr, flush=True)
+        os.chdir(home)  # a lost session leaves its own folder behind
+
+
+class Listener(socket.socket):
+    """A listening socket whose connections have introduced themselves as TVM's clients do.
+
+    TVM reads the introduction without a limit of time, and does not expect one without words: a silent connection would
+    block the server for everybody, an empty one end it.
+    """
+
+    @classmethod
+    def bound(cls, host: str, first_port: int) -> Listener:
+        """Listen at the first free port from ``first_port`` on; raises TersorError when there is none."""
+        reason: Exception | None = None
+        for port in range(first_port, first_port + PORTS):
+            try:
+                listener = cls(base.get_addr_family((host, port)), socket.SOCK_STREAM)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((host, port))
+            except OSError as error:
+                reason = error
+                continue
+            listener.listen()
+            return listener
+        raise TersorError(f"cannot listen at {host}, ports {first_port} to {first_port + PORTS - 1}: {reason}")
+
+    def accept(self) -> tuple[Any, Any]:
+        """The next connection, nothing of it read; one that introduces itself wrongly is closed, and reads as zeros."""
+        connection, address = super().accept()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # ends sessions of clients that are gone
+        if _is_client(connection, time.monotonic() + INTRODUCTION_SECONDS):
+            return connection, address
+        connection.close()
+        return _Refused(), address
+
+
+class _Refused:
+    """What TVM takes for a connection of another protocol, and drops."""
+
+    def recv(self, count: int) -> bytes:
+        return bytes(count)
+
+    def close(self) -> None:
+        pass
+
+
+def _is_client(connection: socket.socket, deadline: float) -> bool:
+    """Whether a connection begins, before the deadline, with TVM's number and a key of one word and known options."""
+    try:
+        magic, size = struct.unpack("<ii", _peek(connection, 8, deadline))
+        if magic != base.RPC_MAGIC or not 0 < size <= _LONGEST_INTRODUCTION:
+            return False
+        words = _peek(connection, 8 + size, deadline)[8:].decode().split()
+        timeouts = [float(word.removeprefix("-timeout=")) for word in words[1:] if word.startswith("-timeout=")]
+        return bool(words) and all(0 < timeout < threading.TIMEOUT_MAX for timeout in timeouts)
+    except (OSError, ValueError):  # closed, late, or no text
+        return False
+
+
+def _peek(connection: socket.socket, count: int, deadline: float) -> bytes:
+    """The first bytes that a connection sends, which stay to be read; raises OSError when they are late."""
+    while True:
+        if not select.select([connection], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise TimeoutError
+        data = connection.recv(count, socket.MSG_PEEK)
+        if len(data) == count:
+            return data
+        if not data or time.monotonic() > deadline:
+            raise ConnectionError
+        time.sleep(_PEEK_PAUSE)
 
 
 def run_here(request: bytes) -> bytearray:

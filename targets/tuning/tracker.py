@@ -55,14 +55,17 @@ def count_servers(address: Address, timeout: float = _ANSWER_TIMEOUT) -> Counter
                 raise TersorError(f"what answers at {address} is no RPC tracker")
             base.sendjson(connection, [base.TrackerCode.SUMMARY])
             code, summary = base.recvjson(connection)
+            if code != base.TrackerCode.SUCCESS:
+                raise TersorError(f"the RPC tracker at {address} refused to list its servers")
+            keys = [str(server["key"]) for server in summary["server_info"]]
     except OSError as error:  # refused, reset, unknown host, or timed out
         reason = str(error) or type(error).__name__
         raise TersorError(
             f"no RPC tracker answered at {address} within {timeout:g} s ({reason}); start one by: tersor rpc-tracker"
         ) from error
-    if code != base.TrackerCode.SUCCESS:
-        raise TersorError(f"the RPC tracker at {address} refused to list its servers")
-    return Counter(server["key"].removeprefix("server:") for server in summary["server_info"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise TersorError(f"what answers at {address} is no RPC tracker ({type(error).__name__})") from error
+    return Counter(key.removeprefix("server:") for key in keys)
 
 
 def serve_tracker(host: str, port: int) -> None:

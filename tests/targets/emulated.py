@@ -81,7 +81,7 @@ class Board:
         self._count += 1
         bundle = self._folder / f"model{self._count}"
         bundle.mkdir()
-        write_model(executable, bundle)
+        write_model(executable.model, bundle)
         processor = PROCESSORS[executable.info.target.name]
         outputs = run_bundle(bundle, inputs, processor, runner=self._folder / RUNNER)
         shutil.rmtree(bundle)

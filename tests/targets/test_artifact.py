@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,31 +20,13 @@ from tersor.targets.machines.features import required_features
 from tersor.targets.packaging import archive as archive_module
 from tersor.targets.packaging import artifact as artifact_module
 from tersor.targets.packaging.archive import ALIGNMENT, Archive, ArchiveWriter
-from tersor.targets.packaging.artifact import CODE, CONSTANTS, GRAPH, MANIFEST, WEIGHTS, load, load_graph, read_manifest
+from tersor.targets.packaging.artifact import CODE, CONSTANTS, GRAPH, MANIFEST, WEIGHTS, load_graph, read_manifest
 from tersor.targets.packaging.manifest import SCHEMA, ArtifactError
 from tersor.targets.runtime.virtual_machine import LinkedCode
 
+from .forged import contents, rewrite
+
 MEMBERS = (CODE, CONSTANTS, GRAPH, WEIGHTS)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """All members of an artifact."""
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def rewrite(source: Path, path: Path, edit: Callable[[dict[str, Any]], None], **replaced: bytes | None) -> Path:
-    """Write a copy with an edited manifest and replaced members (None: left out), all hashes right."""
-    members = contents(source)
-    manifest = json.loads(members.pop(MANIFEST))
-    with ArchiveWriter(path) as archive:
-        for name, data in (members | {name.replace("_", "."): data for name, data in replaced.items()}).items():
-            if data is not None:
-                member = archive.add(name, len(data), [data])
-                manifest["members"][name] = {"size": member.size, "digest": member.digest}
-        edit(manifest)
-        archive.add_index(MANIFEST, json.dumps(manifest).encode())
-    return path
 
 
 def keep(manifest: dict[str, Any]) -> None:
@@ -78,7 +60,7 @@ def test_a_loaded_model_gives_the_same_numbers(artifact: Path, executable: Execu
     assert loaded.threads == 1
     assert loaded.info == executable.info
     assert torch.equal(loaded(example), executable(example))
-    assert all(torch.equal(a, b) for a, b in zip(loaded.constants, executable.constants, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.model.constants, executable.model.constants, strict=True))
 
 
 def test_the_graph_comes_back_when_asked_for(
@@ -116,7 +98,7 @@ torch.save({{"y": tersor.load({str(artifact)!r})(x)}}, {str(tmp_path / "y.pt")!r
 
 def test_constants_are_mapped_and_aligned(artifact: Path) -> None:
     loaded = tersor.load(artifact)
-    addresses = [tensor.data_ptr() for tensor in loaded.constants]
+    addresses = [tensor.data_ptr() for tensor in loaded.model.constants]
     assert all(address % ALIGNMENT == 0 for address in addresses)
     spans = [constant.offset for constant in read_manifest(artifact).constants]
     assert [address - addresses[0] for address in addresses] == spans  # one mapping, no copies
@@ -232,7 +214,7 @@ def test_damage_anywhere_is_an_error_or_harmless(
         path.unlink(missing_ok=True)
         path.write_bytes(damaged)
         try:
-            loaded = load(path)
+            loaded = tersor.load(path)
         except ArtifactError as error:
             assert "\n" not in str(error)
         else:
@@ -275,6 +257,20 @@ def test_two_members_of_one_name_are_refused(artifact: Path, tmp_path: Path, ref
     assert "two members have one name" in refused(path)
 
 
+def test_a_directory_that_lies_about_members_is_refused(artifact: Path, tmp_path: Path, refused: Any) -> None:
+    data = artifact.read_bytes()
+    path = tmp_path / "lying.tersor"
+    path.write_bytes(data.replace(GRAPH.encode(), b"groph.ir", 1))  # the first is the local header's
+    assert f"{GRAPH} has another name where it lies" in refused(path)
+    entries = {name: data.rindex(b"PK\x01\x02", 0, data.rindex(name.encode())) for name in (GRAPH, WEIGHTS)}
+    moved = bytearray(data)
+    offset = slice(42, 46)  # of the local header, within an entry of the directory
+    first = int.from_bytes(data[entries[GRAPH] :][offset], "little")
+    moved[entries[WEIGHTS] + 42 : entries[WEIGHTS] + 46] = (first + 8).to_bytes(4, "little")
+    path.write_bytes(moved)
+    assert "two members share bytes" in refused(path)
+
+
 def test_a_compressed_member_is_refused(artifact: Path, tmp_path: Path, refused: Any) -> None:
     path = tmp_path / "bomb.tersor"
     with zipfile.ZipFile(artifact) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -300,9 +296,60 @@ def test_code_that_is_no_code_is_an_error(artifact: Path, tmp_path: Path) -> Non
 
 def test_a_graph_that_is_no_graph_is_an_error(artifact: Path, tmp_path: Path) -> None:
     path = rewrite(artifact, tmp_path / "junk.tersor", keep, graph_ir=b"graph @net(")
-    loaded = tersor.load(path)
     with pytest.raises(ArtifactError, match="the graph in it is not readable"):
-        _ = loaded.graph
+        tersor.load(path)
+
+
+def test_code_for_another_architecture_is_an_error(artifact: Path, tmp_path: Path, refused: Any) -> None:
+    code = bytearray(contents(artifact)[CODE])
+    code[18:20] = (40).to_bytes(2, "little")  # ELF's number of 32-bit ARM
+    assert "it is no library for" in refused(rewrite(artifact, tmp_path / "arm.tersor", keep, model_so=bytes(code)))
+
+
+def test_code_of_another_model_is_an_error(artifact: Path, tmp_path: Path) -> None:
+    other = tersor.compile(torch.nn.Linear(4, 3), (torch.zeros(1, 4),)).save(tmp_path / "other.tersor")
+    path = rewrite(artifact, tmp_path / "mixed.tersor", keep, model_so=contents(other)[CODE])
+    with pytest.raises(ArtifactError, match="inputs of the manifest are not those of the code"):
+        tersor.load(path)
+    path = rewrite(artifact, tmp_path / "mixed.tersor", keep, graph_ir=contents(other)[GRAPH])
+    with pytest.raises(ArtifactError, match="inputs of the manifest are not those of the graph"):
+        tersor.load(path)
+
+
+def test_targets_under_a_name_of_their_own_are_loaded(
+    executable: Executable, example: torch.Tensor, tmp_path: Path
+) -> None:
+    own = replace(executable.info.target, name="x86:mine", vector_registers=16)
+    compiled = tersor.compile(executable.graph, target=own)
+    assert torch.equal(tersor.load(compiled.save(tmp_path / "own.tersor"))(example), compiled(example))
+    taken = Executable(replace(executable.model, info=replace(executable.info, target=replace(own, name="x86:avx2"))))
+    with pytest.raises(ArtifactError, match="'x86:avx2' differs from the known one; give it a name of its own"):
+        taken.save(tmp_path / "taken.tersor")
+
+
+def test_models_of_every_kind_fit_their_manifest(tmp_path: Path) -> None:
+    class Table(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(10, 6)
+
+        def forward(self, rows: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return self.table(rows), mask, mask.clone(), rows + 1
+
+    for module, inputs in (
+        (Table().eval(), (torch.tensor([[1, 9]]), torch.tensor([[True, False]]))),
+        (torch.nn.ReLU(), (torch.randn(3),)),
+        (torch.nn.Identity(), (torch.randn(2, 3),)),
+    ):
+        compiled = tersor.compile(module, inputs)
+        loaded = tersor.load(compiled.save(tmp_path / "model.tersor"))
+        for one, other in zip(wrapped(loaded(*inputs)), wrapped(compiled(*inputs)), strict=True):
+            assert torch.equal(one, other)
+
+
+def wrapped(outputs: Any) -> tuple[torch.Tensor, ...]:
+    """Outputs as a tuple, also when there is one."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 # Manifest ---------------------------------------------------------------------------------------------------------
@@ -382,7 +429,6 @@ def test_wrong_fields_are_named(edit: Any, message: str, artifact: Path, tmp_pat
         (set_at("machine", to="aarch64"), "compiled for Linux on aarch64"),
         (set_at("system", to="Plan 9"), "compiled for Plan 9"),
         (set_at("features", to=["avx2", "zz_vectors", "yy_dots"]), "this processor lacks yy_dots, zz_vectors;"),
-        (set_at("model", "target", "features", to=["zz_vectors"]), "this processor lacks zz_vectors;"),
         (set_at("versions", "apache-tvm", to="0.9"), "compiled with TVM 0.9"),
         (set_at("versions", to={}), "compiled with TVM an unknown version"),
     ],

@@ -116,7 +116,7 @@ def test_types_and_row_numbers(tmp_path: Path, bundle: Path):
     torch.manual_seed(0)
     inputs = (torch.tensor([[1, 9, 0]]), torch.tensor([[[True], [False], [True]]]))
     executable = tersor.compile(Lookup().eval(), inputs)
-    write_model(executable, tmp_path)
+    write_model(executable.model, tmp_path)
     for index, tensor in enumerate(inputs):
         np.save(tmp_path / f"{index}.npy", tensor.numpy())
     arguments = ["--bundle", tmp_path, "--output", tmp_path / "y.npy", "--output", tmp_path / "z.npy"]
@@ -220,6 +220,28 @@ def test_damage_is_found(bundle: Path, tmp_path: Path):
     assert "constants.bin: missing; copy the whole folder" in start(copy).stderr
     (copy / "manifest.txt").write_text("tersor-bundle 2\n")
     assert "not the manifest of a bundle that this runner knows" in start(copy).stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("output float32 2x5", "output float32 2x500000", "output output0 has another size in the code"),
+        ("output float32 2x5", "output float64 2x5", "output output0 has another size in the code"),
+        ("input float32 2x3x8x8", "input float32 2x3x8x9", ""),
+        ("input float32 2x3x8x8", f"input float32 2x{2**40}", "out of memory"),
+        ("input float32 2x3x8x8", f"input float32 {2**40}x{2**40}", "is too large"),
+        ("constant float32 0 ", "constant int32 0 ", ""),
+    ],
+)
+def test_a_manifest_of_another_model_is_found(old: str, new: str, message: str, bundle: Path, tmp_path: Path):
+    copy = copied(bundle, tmp_path)
+    text = (copy / "manifest.txt").read_text()
+    assert old in text
+    (copy / "manifest.txt").write_text(text.replace(old, new))
+    result = start(copy, "--output", tmp_path / "y.npy")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not (tmp_path / "y.npy").exists()
 
 
 def test_wrong_machine(bundle: Path, tmp_path: Path):

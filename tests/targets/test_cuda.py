@@ -172,6 +172,14 @@ def test_the_graph_in_the_file_compiles_for_a_processor(artifact: Path):
     assert len(load_graph(artifact).outputs) == 2
 
 
+def test_its_manifest_fits_its_graph(artifact: Path):
+    from tersor.targets.packaging.artifact import load_graph, read_manifest
+    from tersor.targets.packaging.checks import check_graph, check_target
+
+    check_target(read_manifest(artifact).model.target)
+    check_graph(read_manifest(artifact).model, load_graph(artifact))
+
+
 def test_the_kernels_are_in_the_file_as_a_binary(artifact: Path, tmp_path: Path):
     with zipfile.ZipFile(artifact) as archive:
         library = Path(archive.extract("model.so", tmp_path))

@@ -200,7 +200,7 @@ def test_code_for_another_processor_can_be_made_and_saved_but_not_run(
 ) -> None:
     has_no_fma = frozenset(required_features(executable.info.target)) - {"fma"}
     monkeypatch.setattr("tersor.targets.machines.features.host_features", lambda: has_no_fma)
-    foreign = Executable(executable.info, executable.code, executable.constants, graph=executable.graph)
+    foreign = Executable(executable.model)
     assert foreign.save(tmp_path / "foreign.tersor").is_file()
     for call in (lambda: foreign(example), foreign.benchmark):
         with pytest.raises(TersorError, match="this processor lacks fma; save it and run it there"):

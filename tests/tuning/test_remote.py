@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import psutil
 import pytest
@@ -25,6 +26,8 @@ from tersor.targets.tuning.runner import RunSettings
 from tersor.targets.tuning.timing import TimingPolicy
 from tersor.targets.tuning.tracker import Address, count_servers
 from tersor.tests.tuning.misbehaving import default_of, lower_misbehaving, misbehave, relu_task
+from tvm import rpc
+from tvm.rpc import base
 
 KEY = "board"
 
@@ -188,6 +191,68 @@ def test_something_else_answers() -> None:
         with pytest.raises(TersorError, match="no RPC tracker"):
             count_servers(Address(*listener.getsockname()))
         thread.join()
+
+
+@pytest.mark.parametrize("answer", [b"{", b"\xff\xff", b"[0, null]", b'[0, {"server_info": [1]}]', b"7"])
+def test_a_tracker_that_answers_nonsense(answer: bytes) -> None:
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(base.recvall(connection, 4))
+            base.recvjson(connection)
+            connection.sendall(struct.pack("<i", len(answer)) + answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        with pytest.raises(TersorError, match=r"what answers at .* is no RPC tracker"):
+            count_servers(Address(*listener.getsockname()))
+        thread.join()
+
+
+def introduction(key: bytes, magic: int = base.RPC_MAGIC, size: int | None = None) -> bytes:
+    """What a client says first."""
+    return struct.pack("<ii", magic, len(key) if size is None else size) + key
+
+
+STRANGE = (
+    b"",
+    b"\0",
+    b"GET / HTTP/1.1\r\n\r\n",
+    introduction(b""),
+    introduction(b"   "),
+    introduction(b"\xff\xfe"),
+    introduction(b"client:board", size=-1),
+    introduction(b"client:board", size=2**31 - 1),
+    introduction(b"client:board -timeout=soon"),
+    introduction(b"client:board -timeout=nan"),
+    introduction(b"client:other"),
+)
+
+
+def test_strange_and_silent_connections_do_not_block_a_server() -> None:
+    port = free_port()
+    quick = "from tersor.targets.tuning import server\nserver.INTRODUCTION_SECONDS = 0.2"
+    with command("rpc-server", "--key", KEY, "--port", str(port), preamble=quick) as process, ExitStack() as opened:
+        for said in STRANGE:
+            connection = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            connection.sendall(said)  # and no more
+        session = rpc.connect("127.0.0.1", port, KEY, session_timeout=30)
+        assert session.get_function("tersor.tuning.run") is not None
+        del session
+        assert process.poll() is None
+
+
+def test_a_server_survives_sessions_that_are_lost() -> None:
+    port = free_port()
+    with command("rpc-server", "--key", KEY, "--port", str(port)) as process:
+        for _ in range(2):
+            session = rpc.connect("127.0.0.1", port, KEY, session_timeout=30)
+            session.get_function("tersor.tuning.run")
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            del session
+        assert rpc.connect("127.0.0.1", port, KEY, session_timeout=30).get_function("tersor.tuning.run") is not None
 
 
 def test_no_server_with_the_key(tracker: Address) -> None:

@@ -115,7 +115,7 @@ def _stored_number(op: PadOp) -> float | int:
 def select_embedding(group: Group, context: KernelContext) -> Kernel:
     """Rows of a table, picked by integers.
 
-    Integers that are inputs of the model are checked when it is called (see `tersor.targets.codegen.indices`); others
+    Integers that are inputs of the model are checked when it is called (see `tersor.targets.runtime.ports`); others
     that are out of range, an error in PyTorch, pick the first or the last row, so that no kernel reads foreign memory.
     """
     op = group.op

@@ -81,12 +81,16 @@ Options parse_options(int count, char** arguments) {
 }
 
 // Row numbers outside of their table would read past its end.
-template <typename Integer>
 void check_rows(const Port& port, const void* data) {
-  const auto* numbers = static_cast<const Integer*>(data);
-  for (int64_t index = 0; index < port.elements(); ++index) {
-    if (numbers[index] < 0 || numbers[index] >= port.rows) {
-      fail("input ", port.name, " must hold row numbers from 0 to ", port.rows - 1, ", not ", int64_t{numbers[index]});
+  const int unused = 64 - port.type->bits;
+  const char* element = static_cast<const char*>(data);
+  for (int64_t index = port.elements(); index > 0; --index, element += port.type->bytes()) {
+    uint64_t bits = 0;
+    std::memcpy(&bits, element, port.type->bytes());
+    const bool is_signed = port.type->numpy[0] == 'i';
+    const int64_t row = is_signed ? static_cast<int64_t>(bits << unused) >> unused : static_cast<int64_t>(bits);
+    if (row < 0 || row >= port.rows) {
+      fail("input ", port.name, " must hold row numbers from 0 to ", port.rows - 1, ", not ", row);
     }
   }
 }
@@ -94,7 +98,8 @@ void check_rows(const Port& port, const void* data) {
 // Random numbers in -1 ... 1 for floats, zero for row numbers, one for booleans and other integers.
 void fill(const Port& port, void* data) {
   uint32_t state = 1;
-  for (int64_t index = 0; index < port.elements(); ++index) {
+  const int64_t elements = port.elements();
+  for (int64_t index = 0; index < elements; ++index) {
     state = state * 1664525 + 1013904223;  // Numerical Recipes' linear congruential generator
     const float number = static_cast<float>(state >> 8) / (1 << 23) - 1;
     char* element = static_cast<char*>(data) + index * port.type->bytes();
@@ -122,8 +127,7 @@ std::vector<Buffer> make_inputs(const Manifest& manifest, const std::vector<std:
       continue;
     }
     read_npy(paths[index], port, data);
-    if (port.rows && port.type->bits == 64) check_rows<int64_t>(port, data);
-    if (port.rows && port.type->bits == 32) check_rows<int32_t>(port, data);
+    if (port.rows) check_rows(port, data);
   }
   return inputs;
 }

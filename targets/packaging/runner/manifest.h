@@ -19,8 +19,11 @@
 #include <vector>
 
 #include "errors.h"
+#include "numbers.h"
 
 namespace tersor {
+
+constexpr int64_t kAlignment = 64;  // bytes, of every buffer that kernels read
 
 // An element type: its name, NumPy's name without byte order, and what the compiled code takes it as.
 struct ElementType {
@@ -30,6 +33,7 @@ struct ElementType {
   uint8_t bits;
 
   int64_t bytes() const { return bits / 8; }
+  bool counts() const { return numpy[0] == 'i' || (numpy[0] == 'u' && name[0] == 'u'); }  // so not bfloat16, bool
 };
 
 inline const ElementType& element_type(const std::string& name) {
@@ -44,7 +48,7 @@ inline const ElementType& element_type(const std::string& name) {
   for (const ElementType& type : types) {
     if (name == type.name) return type;
   }
-  fail("manifest.txt: unknown element type ", name, "; use a runner of the same version of Tersor");
+  fail("unknown element type ", name, ", or a runner of another version of Tersor");
 }
 
 // A multidimensional array's type.
@@ -56,10 +60,10 @@ struct Port {
 
   int64_t elements() const {
     int64_t count = 1;
-    for (int64_t extent : shape) count *= extent;
+    for (int64_t extent : shape) count = checked_product(count, extent);
     return count;
   }
-  int64_t bytes() const { return elements() * type->bytes(); }
+  int64_t bytes() const { return checked_product(elements(), type->bytes()); }
 };
 
 struct Constant {
@@ -81,7 +85,7 @@ inline std::vector<int64_t> parse_shape(const std::string& text) {
   std::vector<int64_t> shape;
   if (text == "scalar") return shape;
   std::istringstream extents(text);
-  for (std::string extent; std::getline(extents, extent, 'x');) shape.push_back(std::stoll(extent));
+  for (std::string extent; std::getline(extents, extent, 'x');) shape.push_back(parse_number(extent));
   return shape;
 }
 
@@ -93,12 +97,56 @@ inline std::string describe(const std::string& type, const std::vector<int64_t>&
 
 inline Port parse_port(std::istringstream& words) {
   Port port;
-  std::string type, shape;
-  words >> type >> shape >> port.rows >> std::ws;
+  std::string type, shape, rows;
+  words >> type >> shape >> rows >> std::ws;
   std::getline(words, port.name);
   port.type = &element_type(type);
   port.shape = parse_shape(shape);
+  port.rows = parse_number(rows);
+  if (port.rows && !port.type->counts()) fail("row numbers of type ", type);
+  port.bytes();  // fails if there are too many
   return port;
+}
+
+// Every constant must start where kernels may read vectors, and end within the file.
+inline void check_constants(const Manifest& manifest) {
+  int64_t available = 0;
+  for (const auto& [name, bytes] : manifest.files) {
+    if (name == "constants.bin") available = bytes;
+  }
+  for (const Constant& constant : manifest.constants) {
+    if (constant.offset % kAlignment || constant.offset > available ||
+        constant.elements > (available - constant.offset) / constant.type->bytes()) {
+      fail("a constant is not within constants.bin");
+    }
+  }
+}
+
+inline void parse_entry(const std::string& line, Manifest& manifest) {
+  std::istringstream words(line);
+  std::string key, text, first, second;
+  words >> key >> std::ws;
+  if (key == "model") {
+    std::getline(words, manifest.model);
+  } else if (key == "target") {
+    words >> manifest.target;
+  } else if (key == "machine") {
+    words >> manifest.machine;
+  } else if (key == "feature") {
+    words >> text;
+    manifest.features.push_back(text);
+  } else if (key == "file") {
+    words >> text >> first;
+    manifest.files.emplace_back(text, parse_number(first));
+  } else if (key == "input" || key == "output") {
+    (key == "input" ? manifest.inputs : manifest.outputs).push_back(parse_port(words));
+  } else if (key == "constant") {
+    words >> text >> first >> second;
+    manifest.constants.push_back({&element_type(text), parse_number(first), parse_number(second)});
+  } else {
+    fail("unknown entry ", key, ", or a runner of another version of Tersor");
+  }
+  if (words.fail()) fail("incomplete line: ", line);
 }
 
 inline Manifest read_manifest(const std::string& path) {
@@ -108,34 +156,11 @@ inline Manifest read_manifest(const std::string& path) {
   std::getline(file, line);
   if (line != "tersor-bundle 1") fail(path, ": not the manifest of a bundle that this runner knows");
   Manifest manifest;
-  while (std::getline(file, line)) {
-    std::istringstream words(line);
-    std::string key, text;
-    words >> key >> std::ws;
-    if (key == "model") {
-      std::getline(words, manifest.model);
-    } else if (key == "target") {
-      words >> manifest.target;
-    } else if (key == "machine") {
-      words >> manifest.machine;
-    } else if (key == "feature") {
-      words >> text;
-      manifest.features.push_back(text);
-    } else if (key == "file") {
-      int64_t bytes = 0;
-      words >> text >> bytes;
-      manifest.files.emplace_back(text, bytes);
-    } else if (key == "input" || key == "output") {
-      (key == "input" ? manifest.inputs : manifest.outputs).push_back(parse_port(words));
-    } else if (key == "constant") {
-      Constant constant{};
-      words >> text >> constant.offset >> constant.elements;
-      constant.type = &element_type(text);
-      manifest.constants.push_back(constant);
-    } else {
-      fail(path, ": unknown entry ", key, "; use a runner of the same version of Tersor");
-    }
-    if (words.fail()) fail(path, ": incomplete line: ", line);
+  try {
+    while (std::getline(file, line)) parse_entry(line, manifest);
+    check_constants(manifest);
+  } catch (const Error& error) {
+    fail(path, ": ", error.what(), "; copy the bundle again");
   }
   return manifest;
 }

@@ -16,12 +16,13 @@ namespace tersor {
 inline std::string header_value(const std::string& path, const std::string& header, const std::string& key,
                                 const char* end) {
   const size_t at = header.find("'" + key + "':");
-  if (at == std::string::npos) fail(path, ": no ", key, " in the header; write it with numpy.save");
-  const size_t begin = header.find_first_not_of(' ', at + key.size() + 3);
-  return header.substr(begin, header.find_first_of(end, begin + 1) - begin);
+  const size_t begin = at == std::string::npos ? at : header.find_first_not_of(' ', at + key.size() + 3);
+  const size_t stop = begin == std::string::npos ? begin : header.find_first_of(end, begin + 1);
+  if (stop == std::string::npos) fail(path, ": no ", key, " in the header; write it with numpy.save");
+  return header.substr(begin, stop - begin);
 }
 
-// Reads the array that `port` wants into `data`, of port.bytes() bytes.
+// Reads the array that `port` wants into `data`, of port.bytes() bytes. What the header claims is only compared.
 inline void read_npy(const std::string& path, const Port& port, void* data) {
   std::ifstream file(path, std::ios::binary);
   if (!file) fail(path, ": not readable");
@@ -30,12 +31,14 @@ inline void read_npy(const std::string& path, const Port& port, void* data) {
   if (std::memcmp(magic, "\x93NUMPY", 6) != 0) fail(path, ": not a .npy file; write it with numpy.save");
   unsigned char length[4] = {};
   file.read(reinterpret_cast<char*>(length), magic[6] == 1 ? 2 : 4);
-  std::string header(length[0] | length[1] << 8 | length[2] << 16 | size_t{length[3]} << 24, '\0');
+  if (length[2] || length[3]) fail(path, ": a header of 64 KiB or more; write it with numpy.save");
+  std::string header(length[0] | length[1] << 8, '\0');
   file.read(header.data(), header.size());
+  if (!file) fail(path, ": truncated; write it again");
 
   const std::string wanted = "input " + port.name + " must be " + describe(port.type->name, port.shape);
-  const std::string descr = header_value(path, header, "descr", ",").substr(1, 3);
-  if (descr[0] == '>' || descr.substr(1) != port.type->numpy) {
+  const std::string descr = header_value(path, header, "descr", ",").substr(1, 3);  // between quotes
+  if (descr[0] == '>' || descr.find(port.type->numpy) != 1) {
     fail(path, ": ", wanted, ", this is of type ", descr);
   }
   std::vector<int64_t> shape;

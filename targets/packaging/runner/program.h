@@ -1,4 +1,4 @@
-// A compiled program on TVM's runtime, through its C interface: the same calls as tersor/targets/runtime.py makes.
+// A compiled program on TVM's runtime, through its C interface: the same calls as tersor/targets/runtime/virtual_machine.py makes.
 #pragma once
 
 #include <fcntl.h>
@@ -117,8 +117,8 @@ inline Value flat_tensor(const ElementType& type, void* data, int64_t elements) 
 class Buffer {
  public:
   explicit Buffer(int64_t bytes) {
-    const size_t alignment = 64;
-    data_.reset(std::aligned_alloc(alignment, (bytes / alignment + 1) * alignment));
+    const int64_t most = checked_product(sysconf(_SC_PHYS_PAGES), sysconf(_SC_PAGESIZE));
+    if (bytes < most) data_.reset(std::aligned_alloc(kAlignment, (bytes / kAlignment + 1) * kAlignment));
     if (!data_) fail("out of memory: ", bytes, " bytes for an input");
   }
   void* data() const { return data_.get(); }
@@ -134,7 +134,8 @@ class Buffer {
 inline char* map_file(const std::string& path, int64_t bytes) {
   if (bytes == 0) return nullptr;
   const int file = open(path.c_str(), O_RDONLY);
-  if (file < 0) fail(path, ": not readable");
+  struct stat status {};
+  if (file < 0 || fstat(file, &status) != 0 || status.st_size < bytes) fail(path, ": not readable");
   void* data = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file, 0);
   close(file);
   if (data == MAP_FAILED) fail(path, ": cannot be mapped into memory");
@@ -163,7 +164,7 @@ class Program {
     const int64_t all_cores_alike = 1;
     global_function("runtime.config_threadpool")({integer(all_cores_alike), integer(threads)});
     main_ = member(machine_, "main");
-    load_constants(map_file(folder + "/constants.bin", constant_bytes), constant_bytes);
+    load_constants(map_file(folder + "/constants.bin", constant_bytes));
   }
 
   // Computes the outputs of one call: a sequence of flat tensors.
@@ -179,22 +180,24 @@ class Program {
     return main_(std::move(arguments));
   }
 
-  // The memory of one of the outputs, alive as long as they are.
+  // The memory of one of the outputs, alive as long as they are; of the size that the manifest says.
   const void* output(const Value& outputs, int64_t index) const {
     const Value item = global_function("ffi.ArrayGetItem")({outputs.any(), integer(index)});
+    if (item.any().type_index != kTVMFFITensor) fail("output ", index, " of the code is no array");
     const DLTensor* tensor = TVMFFITensorGetDLTensorPtr(item.any().v_obj);
+    const Port& port = manifest_.outputs[index];
+    if (tensor->ndim != 1 || tensor->shape[0] != port.elements() || tensor->dtype.bits != port.type->bits) {
+      fail("manifest.txt: output ", port.name, " has another size in the code; copy the bundle again");
+    }
     return static_cast<const char*>(tensor->data) + tensor->byte_offset;
   }
 
  private:
-  void load_constants(char* data, int64_t bytes) {
+  void load_constants(char* data) {
     std::vector<Value> tensors;
     std::vector<TVMFFIAny> views;
-    static char nothing[64];
+    alignas(kAlignment) static char nothing[kAlignment];
     for (const Constant& constant : manifest_.constants) {
-      if (constant.offset + constant.elements * constant.type->bytes() > bytes) {
-        fail("manifest.txt: a constant is not within constants.bin; copy the bundle again");
-      }
       char* first = constant.elements ? data + constant.offset : nothing;
       tensors.push_back(flat_tensor(*constant.type, first, constant.elements));
       views.push_back(tensors.back().any());

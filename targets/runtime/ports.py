@@ -1,15 +1,31 @@
-"""Which inputs of a graph are row numbers of tables, so that a call can refuse the ones that a table lacks."""
+"""What a call of a compiled graph takes and returns.
+
+Inputs that are row numbers of tables are known as such, so that a call can refuse the ones that a table lacks.
+"""
 
 from __future__ import annotations
 
-from ...ir import Graph, Value
+import torch
+
+from ...ir import DType, Graph, Value
 from ...ir.ops import CastOp, EmbeddingOp, ExpandOp, PermuteOp, RelayoutOp, ReshapeOp, ScatterOp
+from .model_info import Port
+
+# Element types that TVM cannot address, and what lies in memory instead.
+STORED_AS = {DType.BOOL: torch.uint8, DType.BF16: torch.uint16}
 
 # What leaves every row number as it is, and drops none.
 _KEEPS_NUMBERS = (CastOp, ExpandOp, PermuteOp, RelayoutOp, ReshapeOp)
 
 
-def index_limits(graph: Graph) -> dict[Value, int]:
+def ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Inputs and outputs of the compiled graph, in call order."""
+    limits = _index_limits(graph)
+    inputs = tuple(Port(value.name, value.type, limits.get(value, 0)) for value in graph.inputs)
+    return inputs, tuple(Port(f"output{index}", value.type) for index, value in enumerate(graph.outputs))
+
+
+def _index_limits(graph: Graph) -> dict[Value, int]:
     """Inputs that reach the indices of an embedding or a scatter unchanged, and the rows of the smallest such table."""
     limits: dict[Value, int] = {}
     for op in graph.ops:
