@@ -63,7 +63,8 @@ def _pool2d(spec: pooling.PoolSpec, group: Group, context: KernelContext) -> Ker
 def global_pool(kind: str, dtype: str, group: Group, context: KernelContext) -> Kernel:
     """``global_pool2d``: a reduction of whole planes in channel blocks."""
     source = blocked_operand(group, context)
-    spec = pooling.GlobalPoolSpec(*source.type.shape, kind, dtype)
+    n, c, h, w = source.type.shape
+    spec = pooling.GlobalPoolSpec(n, c, h, w, kind, dtype)
     epilogue = FusedEpilogue(group, context, View.whole(group.result))
     return Kernel(
         template="global_pool2d",
