@@ -116,7 +116,7 @@ def compile(
     """
     from ..compiler import CompileOptions
     from ..ir import TersorError
-    from ..targets.packaging.artifact import check_output
+    from ..ir.files import check_writable
     from ..targets.packaging.bundle import check_bundle_output
     from .opt_driver import import_plugins
     from .tables import describe_kernels, describe_model, progress
@@ -126,7 +126,7 @@ def compile(
     if runtime is not None and bundle is None:
         raise TersorError("--runtime is for bundles: give --bundle DIR too")
     if output is not None:
-        check_output(output)
+        check_writable(output)
     if bundle is not None:
         check_bundle_output(bundle)
     import_plugins(plugin or ())

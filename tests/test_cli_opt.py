@@ -180,8 +180,8 @@ def test_help_has_examples(tersor, command):
         (["opt", "lookup.ir", "--check-each", "--inputs", "ids.st"], "embedding: cannot be evaluated on these"),
         (["opt", "broken.ir"], "broken.safetensors: not a readable safetensors file"),
         (["opt", "newer.ir"], "IR version 99 is not readable here"),
-        (["opt", "SOURCE", "-o", "bad.ir/out.ir"], "cannot be written"),
-        (["opt", "SOURCE", "--dump-dir", "bad.ir"], "cannot be written"),
+        (["opt", "SOURCE", "-o", "bad.ir/out.ir"], "cannot write bad.ir"),
+        (["opt", "SOURCE", "--dump-dir", "bad.ir"], "cannot write bad.ir"),
         (["opt", "SOURCE", "--check-each", "--inputs", "missing.st"], "missing.st: not a readable safetensors file"),
         (["opt", "SOURCE", "--check-each", "--inputs", "other.st"], "other.st: has no tensor for input 'x', only y"),
         (["opt", "SOURCE", "-p", "test-crash"], "pass 'test-crash' failed: ValueError: cannot cope with"),
@@ -216,7 +216,7 @@ def test_read_only_output(tersor, source, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", refuse)
     code, _, err = tersor("opt", source, "-o", tmp_path / "out.ir")
     assert code == 2
-    assert err == f"tersor: {tmp_path / 'out.ir'}: cannot be written (Permission denied); choose a writable place\n"
+    assert err == f"tersor: cannot write {tmp_path / 'out.ir'}: Permission denied; choose another output path\n"
 
 
 @pytest.mark.parametrize("arguments", [["opt"], ["opt", "x.ir", "--no-such-option"], ["no-such-command"]])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...ir import Graph, TersorError
+from ...ir.files import writing
 from ..base import Pass
 from ..pipeline import Pipeline
 from ..report import PassRecord, Report
@@ -63,10 +64,7 @@ class Instrument:
         return ()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, its folder included; raises TersorError when that is not possible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TersorError(f"{path}: cannot be written ({error.strerror}); choose a writable place") from error
+def make_folder(path: Path) -> None:
+    """Make a folder if it is not there; raises TersorError when that is not possible."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)

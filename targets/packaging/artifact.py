@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import datetime
 import platform
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -30,10 +29,10 @@ import safetensors.torch
 import torch
 
 from ...ir import DType, Graph, TersorError, WeightStore, parse, save_ir
+from ...ir.files import replacing, temporary_folder
 from ..machines.catalog import host_features, host_machine
 from ..machines.families import backend_of, family_of
 from ..machines.target import Target
-from ..runtime.output_path import obstacle_to_writing
 from .archive import ALIGNMENT, Archive, ArchiveWriter
 from .manifest import ArtifactError, Constant, Manifest
 
@@ -63,27 +62,13 @@ def save(executable: Executable, path: str | Path) -> Path:
 
     Raises
     ------
-    ArtifactError
+    OutputError
         When the file cannot be written.
     """
     path = Path(path)
-    check_output(path)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-            finished = Path(scratch) / path.name
-            _write(executable, finished, Path(scratch))
-            finished.replace(path)
-    except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}; choose another output path") from error
+    with replacing(path) as fresh:
+        _write(executable, fresh)
     return path
-
-
-def check_output(path: Path) -> None:
-    """Find out, before work is spent, whether an artifact can go to ``path``; raises ArtifactError if not."""
-    if path.is_dir():
-        raise ArtifactError(f"{path} is a directory; give the name of a file")
-    if obstacle := obstacle_to_writing(path):
-        raise ArtifactError(obstacle)
 
 
 def load(path: str | Path, *, threads: int | None = None, runnable: bool = True) -> Executable:
@@ -156,9 +141,10 @@ def read_manifest(path: str | Path) -> Manifest:
 # Writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write(executable: Executable, path: Path, scratch: Path) -> None:
+def _write(executable: Executable, path: Path) -> None:
     from ..machines.features import required_features
 
+    scratch = path.parent
     save_ir(executable.graph, scratch / GRAPH)
     target = executable.info.target
     constants, constants_bytes = index_constants(executable.constants)
@@ -277,8 +263,8 @@ def _load_code(path: Path, data: memoryview, target: Target) -> Any:
     from ..runtime.virtual_machine import LinkedCode
 
     backend = backend_of(target)
-    with tempfile.TemporaryDirectory(prefix="tersor-") as private:  # readable by this user only
-        library = Path(private) / CODE
+    with temporary_folder() as private:  # readable by this user only
+        library = private / CODE
         try:
             library.write_bytes(data)
             return LinkedCode.load(library) if backend is None else backend.load_code(library)
