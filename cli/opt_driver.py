@@ -11,12 +11,21 @@ from typing import Any
 import torch
 
 from ..ir import Graph, TersorError, load_ir, save_ir, weights_loaded
-from ..ir.files import check_writable, write_text
+from ..ir.files import check_writable, make_folder, write_text
 from ..ir.weights import read_tensors
 from ..passes.base import Latency
 from ..passes.bisect import Culprit, bisect
-from ..passes.instruments import CheckEach, DumpEach, Instrument, PrintIR, Reproducer, Timing, VerifyEach, When
-from ..passes.instruments.base import make_folder
+from ..passes.instruments import (
+    CheckEach,
+    DumpEach,
+    Instrument,
+    PassStages,
+    PrintIR,
+    Reproducer,
+    Timing,
+    VerifyEach,
+    When,
+)
 from ..passes.manager import Outcome, PassManager
 from ..passes.pipeline import Pipeline, as_pipeline
 
@@ -64,15 +73,17 @@ class Surroundings:
     options: tuple[str, ...] = ()
 
 
-def run_opt(request: OptRequest, given: Surroundings = Surroundings()) -> Outcome:
-    """Run the pipeline, and write the result if an output file is asked for."""
+def run_opt(
+    request: OptRequest, given: Surroundings = Surroundings(), begin: Callable[[str], None] = lambda stage: None
+) -> Outcome:
+    """Run the pipeline, telling ``begin`` the name of each pass, and write the result if an output is asked for."""
     if request.output is not None:
         make_folder(request.output.parent)
         check_writable(request.output)
     import_plugins(request.plugins)
     pipeline = as_pipeline(request.pipeline)
     graph = load_ir(request.source, require_weights=False)
-    instruments = tuple(_instruments(request, graph, given))
+    instruments = (PassStages(begin), *_instruments(request, graph, given))
     manager = PassManager(pipeline, instruments, request.bisect_limit)
     outcome = manager.run(
         graph, target=given.target, calibration=given.calibration(graph), latency=given.latency(pipeline)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from ..compiler import REQUIRED_PASSES, PassStages, latency_of, load_choices, runs_here
+from ..compiler import REQUIRED_PASSES, latency_of, load_choices, runs_here
 from ..ir import Graph, TersorError, fingerprint
 from ..ir.files import put, scratch_folder, writing
 from ..ir.ops import WeightOp
 from ..passes import Outcome, PassManager, PassRecord, Pipeline, Report, parse_pipeline
+from ..passes.instruments import PassStages
 from ..targets import Executable, Target, compile_graph
 from ..targets.tuning.measured_latency import LEAST_NOISE
 from .data import CalibrationData

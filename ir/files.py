@@ -74,6 +74,12 @@ def writing(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {path}: {reason}; choose another output path") from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, if they are not there; raises OutputError when that is impossible."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Where to write the file that takes the place of ``path`` when the block has ended; see `put`.
@@ -105,7 +111,7 @@ def temporary_folder() -> Iterator[Path]:
             yield folder
     except OSError as error:
         reason = error.strerror or error
-        raise OutputError(f"no temporary files can be written: {reason}; set TMPDIR to a folder with room") from error
+        raise OutputError(f"no temporary files can be written: {reason}; make room, or set TMPDIR") from error
 
 
 @contextmanager

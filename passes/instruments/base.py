@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...ir import Graph, TersorError
-from ...ir.files import writing
 from ..base import Pass
 from ..pipeline import Pipeline
 from ..report import PassRecord, Report
@@ -62,9 +61,3 @@ class Instrument:
     def reproduce(self, directory: Path) -> tuple[str, ...]:
         """Options of ``tersor opt`` that bring its check back; files that they need are left in ``directory``."""
         return ()
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder if it is not there; raises TersorError when that is not possible."""
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)

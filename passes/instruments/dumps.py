@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...ir import Graph, save_ir
-from ...ir.files import write_text
+from ...ir.files import make_folder, write_text
 from ..pipeline import Pipeline
 from ..report import PassRecord
-from .base import Instrument, Step, make_folder
+from .base import Instrument, Step
 
 
 class DumpEach(Instrument):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...ir import IR_VERSION, Graph, save_ir
-from ...ir.files import write_text
+from ...ir.files import make_folder, write_text
 from ...ir.ops import WeightOp
 from ..registry import find_pass
-from .base import Instrument, Step, make_folder
+from .base import Instrument, Step
 
 
 class Reproducer(Instrument):

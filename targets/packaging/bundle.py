@@ -110,7 +110,7 @@ def write_model(executable: Executable, folder: Path) -> None:
 def write_runner(target: Target, folder: Path, runtime: Path | None = None) -> None:
     """Write the runner, its source, and the libraries that it loads."""
     machine = family_of(target).machine
-    toolchain = find_toolchain(target)
+    toolchain = find_toolchain(target, programs=True)
     copy_runtime(runtime_libraries(machine, runtime), folder / "lib")
     source = folder / "source"
     shutil.copytree(_RESOURCES, source, ignore=shutil.ignore_patterns("*.in"))

@@ -409,7 +409,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     path = tmp_path / "model.tersor"
     path.write_bytes(artifact.read_bytes())
     monkeypatch.setattr(ArchiveWriter, "add_index", full)
-    with pytest.raises(TersorError, match=r"cannot write .*No space left on device"):
+    with pytest.raises(tersor.TersorError, match=r"cannot write .*No space left on device"):
         executable.save(path)
     assert path.read_bytes() == artifact.read_bytes()
     assert list(tmp_path.iterdir()) == [path]
