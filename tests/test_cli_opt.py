@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -34,13 +35,14 @@ def source(graph, tmp_path) -> Path:
 
 @pytest.fixture
 def tersor(capsys):
-    """Runs the command line; returns exit code, standard output and standard error."""
+    """Runs the command line; returns exit code, standard output and standard error without what passes begin."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as exit:
             main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
-        return int(exit.value.code or 0), captured.out, captured.err
+        stages = re.compile(r"^pass \S+ \(\d+ of \d+\) …\n", re.MULTILINE)
+        return int(exit.value.code or 0), captured.out, stages.sub("", captured.err)
 
     return run
 
@@ -49,6 +51,12 @@ def test_text_to_stdout(tersor, source, graph):
     code, out, err = tersor("opt", source, "-p", "fold-batchnorm,fuse")
     assert (code, err) == (0, "")
     assert out == str(run_passes(graph, "fold-batchnorm,fuse"))
+
+
+def test_a_pipe_is_told_which_pass_begins(source, capsys):
+    with pytest.raises(SystemExit):
+        main(["opt", str(source), "-p", "fold-batchnorm,fuse"])
+    assert capsys.readouterr().err == "pass fold-batchnorm (1 of 2) …\npass fuse (2 of 2) …\n"
 
 
 def test_text_and_weights_to_a_file(tersor, source, graph, tmp_path):
