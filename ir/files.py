@@ -158,7 +158,7 @@ def put(fresh: Path, path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Other processes that ask for the same lock wait until the block has ended."""
+    """Others that ask for the same lock wait until the block has ended; never for a scratch folder, which is locked."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):  # file systems without locks

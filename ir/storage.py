@@ -34,9 +34,8 @@ def save_ir(graph: Graph, path: str | Path) -> None:
     """
     path = Path(path)
     check_writable(path)
-    header = f"{HEADER}{IR_VERSION}\n"
     if path.exists() and not path.is_file():
-        write_text(path, header + print_graph(graph))
+        write_text(path, ir_text(graph))
         return
     weights, digest = _weights_file(path), graph.weights.digest_of_all()
     check_writable(weights)
@@ -45,10 +44,15 @@ def save_ir(graph: Graph, path: str | Path) -> None:
         graph.weights.save(fresh)
         with locked(weights.parent):
             put(fresh, waiting)
-            write_text(path, f"{header}# weights {digest}\n{print_graph(graph)}")
+            write_text(path, ir_text(graph, f"# weights {digest}\n"))
             put(waiting, weights)
             for abandoned in weights.parent.glob(f"{escape(_waiting(weights, '').name)}*"):
                 abandoned.unlink(missing_ok=True)
+
+
+def ir_text(graph: Graph, note: str = "") -> str:
+    """The text of a graph with the version of the format, and a note of lines that are comments."""
+    return f"{HEADER}{IR_VERSION}\n{note}{print_graph(graph)}"
 
 
 def load_ir(path: str | Path, *, require_weights: bool = True) -> Graph:

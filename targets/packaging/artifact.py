@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from ...ir import DType, Graph, TersorError, WeightStore, parse, save_ir
+from ...ir import DType, Graph, TersorError, WeightStore, parse
 from ...ir.files import replacing, temporary_folder
+from ...ir.storage import ir_text
 from ..machines.catalog import host_features, host_machine
 from ..machines.families import backend_of, family_of
 from ..machines.target import Target
@@ -145,7 +146,8 @@ def _write(executable: Executable, path: Path) -> None:
     from ..machines.features import required_features
 
     scratch = path.parent
-    save_ir(executable.graph, scratch / GRAPH)
+    (scratch / GRAPH).write_text(ir_text(executable.graph), encoding="utf-8")
+    executable.graph.weights.save(scratch / WEIGHTS)
     target = executable.info.target
     constants, constants_bytes = index_constants(executable.constants)
     with ArchiveWriter(path) as archive:
