@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from .target import Target
 
 _GLIBC = "2.28"  # what TVM's own libraries for Linux are built against; ziglang can link for any version
 _CXX, _CC = ("g++", "c++", "clang++"), ("gcc", "clang", "cc")
+_TELLING = re.compile("error|failed|cannot")  # of what a compiler says, the line that tells why
 _ROOM = 32 << 20  # bytes for objects and the linked code; where less is free, LLVM would end the process
 
 
@@ -86,8 +88,9 @@ class Toolchain:
         except OSError as error:
             raise ToolchainError(f"{name} cannot be run ({error.strerror}); check the compiler") from error
         if result.returncode:
-            lines = [line for line in result.stderr.splitlines() if line.strip()] or ["it said nothing"]
-            said = next((line for line in lines if "error" in line or "failed" in line), lines[-1])
+            lines = [line for line in result.stderr.splitlines() if line.strip()] or [f"status {result.returncode}"]
+            telling = (line for line in lines if _TELLING.search(line) and "ld returned" not in line)
+            said = next(telling, lines[-1])
             raise ToolchainError(f"{name} failed to link: {said[:300]}; check that it can build a C++ program")
 
 
