@@ -178,7 +178,7 @@ def test_help_has_examples(tersor, command):
         (["opt", "SOURCE", "-p", "O1,fsue"], "pipeline, column 4: unknown pass 'fsue'; did you mean 'fuse'?"),
         (["opt", "SOURCE", "-p", "canonicalize{x=1}"], "pass 'canonicalize' has no option 'x'; known: max_sweeps"),
         (["opt", "missing.ir"], "missing.ir: no such file"),
-        (["opt", "."], ".: not readable as IR text"),
+        (["opt", "."], ".: not a regular file; name a file of IR text"),
         (["opt", "bad.ir"], "bad.ir: line 1, column 19: unknown op 'rleu'; did you mean 'relu'?"),
         (["opt", "alone.ir", "--bisect"], "alone.safetensors: no such weights file"),
         (
