@@ -14,7 +14,7 @@ from .checking import Reference, check_agreement
 from .frontend import from_torch
 from .ir import Graph, TersorError, TersorWarning, weights_loaded
 from .passes import PassManager, Pipeline, as_pipeline
-from .passes.instruments.base import Instrument, Step
+from .passes.instruments import PassStages
 from .targets import Executable, Target, compile_graph, resolve_target
 from .targets.runtime.executable import check_threads
 from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
@@ -51,6 +51,7 @@ class CompileOptions:
             raise TersorError(f"tune must be a whole number of trials, 0 or more, not {self.tune!r}")
         if self.check not in ("auto", True, False):
             raise TersorError(f"check must be 'auto' or False, not {self.check!r}")
+        _ = self.machine, self.passes  # raise what is wrong with their names
 
     @property
     def passes(self) -> Pipeline:
@@ -272,13 +273,3 @@ def _tune(optimized: Optimized, trials: int, log_dir: Path, observer: Observer |
 
 def _warn(message: str) -> None:
     warnings.warn(message, TersorWarning, stacklevel=4)
-
-
-class PassStages(Instrument):
-    """Tells the name of each pass before it runs."""
-
-    def __init__(self, begin: Callable[[str], None]) -> None:
-        self._begin = begin
-
-    def before(self, step: Step, graph: Graph) -> None:
-        self._begin(f"pass {step.one.name} ({step.index + 1} of {step.count})")

@@ -25,6 +25,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from tersor.ir.files import write_text
 from tersor.targets import Executable, resolve_target
 from tersor.targets.cuda.backend import obstacle_here
 from tersor.targets.cuda.machine import CudaMachine
@@ -129,7 +130,7 @@ def main(
         console.print(table(results[-len(runners) :]))
         if json_path is not None:  # after each model, so that an interrupted run leaves what it has
             content = {"target": target, "pipeline": pipeline, "results": [asdict(result) for result in results]}
-            json_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            write_text(json_path, json.dumps(content, indent=1) + "\n")
     if any(result.difference > AGREEMENT for result in results):
         console.print(f"[bold red]outputs differ by more than {AGREEMENT:g} of their scale[/]")
         raise typer.Exit(1)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from tersor.ir.files import write_text
 
 from benchmarks import chart
 from benchmarks.peers import Precision
@@ -69,7 +70,7 @@ def splice(path: Path, markers: tuple[str, str], content: str) -> None:
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise ValueError(f"{path} lacks the lines '{begin}' and '{end}'")
-    path.write_text(f"{before}{begin}\n\n{content}\n{end}{after}", "utf-8")
+    write_text(path, f"{before}{begin}\n\n{content}\n{end}{after}")
 
 
 def _link(target: Path, page: Path) -> str:

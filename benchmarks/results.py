@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tersor.ir.files import write_text
+
 from benchmarks.harness import Comparison, Schedule, machine, versions
 from benchmarks.probe import Probe
 from benchmarks.roofline import KernelUse, Roofline
@@ -103,7 +105,7 @@ def medians(model: Mapping[str, Any]) -> dict[str, float]:
 def write(content: Record, path: Path) -> None:
     """Write a record, making the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def read(path: Path) -> Record:

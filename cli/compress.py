@@ -72,14 +72,14 @@ def compress(
     from ..compression.plan import make_plan
     from ..compression.result import CompressError
     from ..ir import TersorError
+    from ..ir.files import check_writable
     from ..targets import resolve_target
-    from ..targets.packaging.artifact import check_output
     from .opt_driver import import_plugins
     from .tables import StepsShown, progress
 
     page = report or output.with_suffix(".html")
     for path in (output, page):
-        check_output(path)
+        check_writable(path)
     if page.resolve() == output.resolve():
         raise TersorError(f"{page} is the output already; give the report another name")
     import_plugins(plugin or ())

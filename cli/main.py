@@ -5,11 +5,13 @@ Heavy modules are imported inside of the commands, so that ``tersor --help`` is 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
     from ..compiler import CompileOptions
     from ..frontend import LoadedModel
     from ..targets import Executable
+
+# What the operating system refuses through no fault of this program.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG}
 
 MAKE, MEASURE, LOOK, TUNE, SERVE = "Make", "Measure", "Look inside", "Tune", "Serve other machines"
 
@@ -116,7 +122,7 @@ def compile(
     """
     from ..compiler import CompileOptions
     from ..ir import TersorError
-    from ..targets.packaging.artifact import check_output
+    from ..ir.files import check_writable
     from ..targets.packaging.bundle import check_bundle_output
     from .opt_driver import import_plugins
     from .tables import describe_kernels, describe_model, progress
@@ -126,7 +132,7 @@ def compile(
     if runtime is not None and bundle is None:
         raise TersorError("--runtime is for bundles: give --bundle DIR too")
     if output is not None:
-        check_output(output)
+        check_writable(output)
     if bundle is not None:
         check_bundle_output(bundle)
     import_plugins(plugin or ())
@@ -349,13 +355,18 @@ def main(arguments: list[str] | None = None) -> None:
     # What ends jobs (`timeout`, a batch system) is like Ctrl-C: what was reached is kept, temporary files are not.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app(arguments)
+        try:
+            app(arguments)
+        finally:
+            sys.stdout.flush()  # else a full disk is met when nobody can say so any more
+    except BrokenPipeError:  # whoever closed it knows
+        _abandon_stdout()
+        raise SystemExit(1) from None
     except Exception as error:  # the one error boundary
-        from ..ir import TersorError
-
-        if not isinstance(error, TersorError):
+        message = _one_line(error)
+        if message is None:
             raise
-        message = " ".join(str(error).split())
+        _abandon_stdout()
         print(f"tersor: {message}", file=sys.stderr)
         raise SystemExit(2) from error
     except SystemExit as end:
@@ -363,3 +374,23 @@ def main(arguments: list[str] | None = None) -> None:
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to tell about a mistake of the user's or a refusal of the operating system; None for errors of our own."""
+    from ..ir import TersorError
+
+    if isinstance(error, TersorError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in _NO_ROOM | _NO_ACCESS:
+        return f"{error.filename or 'the output'}: {error.strerror}; make room, or choose another place"
+    return None
+
+
+def _abandon_stdout() -> None:
+    """Let the interpreter end without another attempt to write what could not be written."""
+    with suppress(OSError):  # there is no file behind it
+        sys.stdout.flush()
+        return
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

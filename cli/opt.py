@@ -62,7 +62,7 @@ def opt(
     """
     from ..passes import as_pipeline
     from .opt_driver import OptRequest, run_bisect, run_opt
-    from .tables import describe_bisection, describe_outcome
+    from .tables import announce, describe_bisection, describe_outcome
 
     request = OptRequest(
         source=source,
@@ -89,7 +89,7 @@ def opt(
         else:
             print(culprit if culprit is not None else f"all rewrites of {str(as_pipeline(pipeline))!r} are right")
         raise typer.Exit(0 if culprit is None else 1)
-    outcome = run_opt(request, given)
+    outcome = run_opt(request, given, announce)
     if as_json:
         print_json({"pipeline": str(as_pipeline(pipeline)), **describe_outcome(outcome, output)})
     elif output is None:

@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ..ir import Graph, TersorError, load_ir, save_ir, weights_loaded
+from ..ir.files import check_writable, make_folder, write_text
+from ..ir.weights import read_tensors
 from ..passes.base import Latency
 from ..passes.bisect import Culprit, bisect
-from ..passes.instruments import CheckEach, DumpEach, Instrument, PrintIR, Reproducer, Timing, VerifyEach, When
-from ..passes.instruments.base import write_text
+from ..passes.instruments import (
+    CheckEach,
+    DumpEach,
+    Instrument,
+    PassStages,
+    PrintIR,
+    Reproducer,
+    Timing,
+    VerifyEach,
+    When,
+)
 from ..passes.manager import Outcome, PassManager
 from ..passes.pipeline import Pipeline, as_pipeline
 
@@ -64,12 +73,17 @@ class Surroundings:
     options: tuple[str, ...] = ()
 
 
-def run_opt(request: OptRequest, given: Surroundings = Surroundings()) -> Outcome:
-    """Run the pipeline, and write the result if an output file is asked for."""
+def run_opt(
+    request: OptRequest, given: Surroundings = Surroundings(), begin: Callable[[str], None] = lambda stage: None
+) -> Outcome:
+    """Run the pipeline, telling ``begin`` the name of each pass, and write the result if an output is asked for."""
+    if request.output is not None:
+        make_folder(request.output.parent)
+        check_writable(request.output)
     import_plugins(request.plugins)
     pipeline = as_pipeline(request.pipeline)
     graph = load_ir(request.source, require_weights=False)
-    instruments = tuple(_instruments(request, graph, given))
+    instruments = (PassStages(begin), *_instruments(request, graph, given))
     manager = PassManager(pipeline, instruments, request.bisect_limit)
     outcome = manager.run(
         graph, target=given.target, calibration=given.calibration(graph), latency=given.latency(pipeline)
@@ -108,10 +122,7 @@ def import_plugins(modules: Iterable[str]) -> None:
 
 def read_inputs(graph: Graph, path: Path) -> tuple[torch.Tensor, ...]:
     """Tensors by input name from a safetensors file; raises TersorError when one is missing."""
-    try:
-        tensors = load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise TersorError(f"{path}: not a readable safetensors file ({error})") from error
+    tensors = read_tensors(path)
     missing = [value.name for value in graph.inputs if value.name not in tensors]
     if missing:
         raise TersorError(f"{path}: has no tensor for input {missing[0]!r}, only {', '.join(sorted(tensors))}")
@@ -120,13 +131,10 @@ def read_inputs(graph: Graph, path: Path) -> tuple[torch.Tensor, ...]:
 
 def write_graph(graph: Graph, path: Path) -> None:
     """Write IR text, and its weights if they are loaded; raises TersorError when that is not possible."""
-    write_text(path, str(graph))
-    if not weights_loaded(graph):
-        return
-    try:
+    if weights_loaded(graph):
         save_ir(graph, path)
-    except (OSError, SafetensorError) as error:
-        raise TersorError(f"{path}: cannot be written ({error}); choose a writable place") from error
+    else:
+        write_text(path, str(graph))
 
 
 def _instruments(request: OptRequest, graph: Graph, given: Surroundings) -> Iterable[Instrument]:

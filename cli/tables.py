@@ -32,7 +32,11 @@ _DOT_PRODUCTS = {"avx512_vnni": "VNNI", "avx512_bf16": "BF16", "amx_tile": "AMX"
 
 
 class Progress:
-    """Says on stderr which stage of a job is running, and how long each took."""
+    """Says on stderr which stage of a job is running, and how long each took.
+
+    A terminal shows the stage that is running and keeps lines of those that ended. A pipe or a file gets a line when a
+    stage begins, too: nothing else would tell that a long one is at work.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -45,13 +49,13 @@ class Progress:
         """End the current stage and begin another."""
         self._finish()
         self._stage, self._started = stage, time.perf_counter()
-        self._status.update(f"{stage} …")
+        self._announce(stage)
 
     def show(self, stage: str) -> None:
         """Show what is going on, without a line of its own when it ends."""
         self._finish()
         self._stage = ""
-        self._status.update(f"{stage} …")
+        self._announce(stage)
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
@@ -59,11 +63,23 @@ class Progress:
         self._stage = ""
         self._console.print(line, markup=False, soft_wrap=True)
 
+    def _announce(self, stage: str) -> None:
+        if self._console.is_terminal:
+            self._status.update(f"{stage} …")
+        else:
+            announce(stage)
+
     def _finish(self) -> None:
         if self._stage:
             elapsed = time.perf_counter() - self._started
             self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + elapsed
             self._console.print(f"{self._stage}: {elapsed:.2f} s", style="dim")
+
+
+def announce(stage: str) -> None:
+    """Say at once that a stage begins, where stderr is a pipe or a file."""
+    if not sys.stderr.isatty():
+        print(f"{stage} …", file=sys.stderr, flush=True)
 
 
 @contextmanager

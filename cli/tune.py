@@ -59,8 +59,8 @@ def tune(
     from ..compiler import CompileOptions, optimize_in_stages
     from ..compression.data import open_data
     from ..ir import TersorError
+    from ..ir.files import check_writable
     from ..targets import compile_graph
-    from ..targets.packaging.artifact import check_output
     from ..targets.tuning.chart import draw
     from ..targets.tuning.driver import check_measurable, load_records, tune_graph
     from ..targets.tuning.log import target_folder
@@ -75,7 +75,7 @@ def tune(
         raise TersorError(f"--time must be a positive number of seconds, not {seconds:g}")
     for path in (output, chart):
         if path is not None:
-            check_output(path)
+            check_writable(path)
     import_plugins(plugin or ())
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with progress() as shown:

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..compiler import CompileOptions, as_graph
 from ..ir import Graph, TersorError
+from ..ir.files import check_writable
 from ..targets import Target
-from ..targets.packaging.artifact import check_output
 from .data import CalibrationData
 from .evaluation import Evaluation, Model
 from .plan import make_plan
@@ -84,7 +84,7 @@ def compress(
     record = CompileOptions(target=target, threads=threads).machine
     check_max_drop(max_drop, evaluate is not None)
     if output is not None:
-        check_output(Path(output))
+        check_writable(output)
     graph = as_graph(graph_or_module, example_inputs)
     task = Task(
         graph=graph,

@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from ..ir import TersorError
+from ..ir.files import write_text
 from .charts import Row, bars, points
 from .decisions import decisions
 from .result import Compressed, End, score_change, score_text
@@ -15,10 +15,7 @@ from .result import Compressed, End, score_change, score_text
 
 def write_page(compressed: Compressed, path: Path) -> Path:
     """Write the page; raises TersorError where that is not possible."""
-    try:
-        path.write_text(render(compressed), encoding="utf-8")
-    except OSError as error:
-        raise TersorError(f"{path}: cannot be written ({error.strerror}); choose a writable place") from error
+    write_text(path, render(compressed))
     return path
 
 

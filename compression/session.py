@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import datetime
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ..compiler import REQUIRED_PASSES, PassStages, latency_of, load_choices, runs_here
+from ..compiler import REQUIRED_PASSES, latency_of, load_choices, runs_here
 from ..ir import Graph, TersorError, fingerprint
+from ..ir.files import put, scratch_folder, writing
 from ..ir.ops import WeightOp
 from ..passes import Outcome, PassManager, PassRecord, Pipeline, Report, parse_pipeline
+from ..passes.instruments import PassStages
 from ..targets import Executable, Target, compile_graph
 from ..targets.tuning.measured_latency import LEAST_NOISE
 from .data import CalibrationData
@@ -109,14 +110,12 @@ class Session:
         CompressError
             When a later step fails; the error holds what was made until then.
         """
-        with self._scratch() as folder:
-            return self._run(None if folder is None else Path(folder))
-
-    def _scratch(self) -> AbstractContextManager[str | None]:
-        output = self._task.output
-        if output is None:
-            return nullcontext()
-        return tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
+        if self._task.output is None:
+            return self._run(None)
+        with ExitStack() as stack:
+            with writing(self._task.output):
+                folder = stack.enter_context(scratch_folder(beside=self._task.output))
+            return self._run(folder)
 
     def _run(self, folder: Path | None) -> Compressed:
         task = self._task
@@ -198,7 +197,8 @@ class Session:
         """Move the step's file to where the output is wanted, at once, so that whatever comes next loses nothing."""
         if made.file is None or self._task.output is None:
             return made
-        made.file.replace(self._task.output)
+        with writing(self._task.output):
+            put(made.file, self._task.output)
         return _Made(made.step, made.executable, None)
 
     def _is_too_far(self, step: Step) -> bool:

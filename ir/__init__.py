@@ -12,9 +12,10 @@ from .graph import Graph, clone_op
 from .interpreter import check_inputs, evaluate, evaluate_op
 from .isolate import graph_of
 from .names import suggest
-from .parser import IR_VERSION, load_ir, parse, save_ir
+from .parser import IR_VERSION, parse
 from .printer import print_attrs, print_graph
 from .rewriter import Refusal, RewriteLog, Rewriter, apply_rules
+from .storage import load_ir, save_ir
 from .traits import ChannelFlow, Cost, OnIntegers, Storage
 from .types import DType, TensorType, check_memory
 from .verifier import verify, weights_loaded

@@ -1,11 +1,10 @@
-"""Text to graph: the inverse of `tersor.ir.printer`, and the two files that a graph is kept in."""
+"""Text to graph: the inverse of `tersor.ir.printer`."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
@@ -14,12 +13,12 @@ from .core import Attrs, Op, Value
 from .errors import IRError, shorten
 from .graph import Graph
 from .names import suggest
-from .printer import print_attr, print_graph
+from .printer import print_attr
 from .types import DType, TensorType
 from .weights import WeightStore
 
 IR_VERSION = 1
-_HEADER = "# tersor ir "
+HEADER = "# tersor ir "
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r]+)|(?P<newline>\n)|(?P<comment>\#[^\n]*)
@@ -66,50 +65,14 @@ def parse(text: str, weights: WeightStore | dict[str, Any] | None = None) -> Gra
         parser.fail(str(error))
 
 
-def save_ir(graph: Graph, path: str | Path) -> None:
-    """Write ``path`` (IR text) and, beside it, the weights with the suffix ``.safetensors``."""
-    path = Path(path)
-    graph.weights.save(path.with_suffix(".safetensors"))
-    path.write_text(f"{_HEADER}{IR_VERSION}\n{print_graph(graph)}", encoding="utf-8")
-
-
-def load_ir(path: str | Path, *, require_weights: bool = True) -> Graph:
-    """Read a graph that `save_ir` wrote; raises IRError when a file is missing, damaged or newer than this version.
-
-    Parameters
-    ----------
-    path
-        The IR text; its weights have the suffix ``.safetensors``.
-    require_weights
-        Whether a missing weights file is an error. A graph without its weights cannot be evaluated.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_file():  # reading a pipe or a device may never end
-        raise IRError(f"{path}: not a regular file; name a file of IR text")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise IRError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, MemoryError) as error:
-        raise IRError(f"{path}: not readable as IR text ({error})") from error
-    weights = path.with_suffix(".safetensors")
-    try:
-        graph = parse(text)
-        if any(op.name == "weight" for op in graph.ops) and (require_weights or weights.exists()):
-            graph.weights = WeightStore.load(weights)
-    except IRError as error:
-        raise IRError(f"{path}: {error}") from error
-    return graph
-
-
 class _Parser:
     def __init__(self, text: str, weights: WeightStore) -> None:
         self.tokens = _tokenize(text)
         self.position = 0
         self.weights = weights
         first = text.split("\n", 1)[0]
-        if first.startswith(_HEADER) and first.removeprefix(_HEADER).strip() != str(IR_VERSION):
-            version = shorten(first.removeprefix(_HEADER))
+        if first.startswith(HEADER) and first.removeprefix(HEADER).strip() != str(IR_VERSION):
+            version = shorten(first.removeprefix(HEADER))
             raise IRError(f"IR version {version} is not readable here (version {IR_VERSION} is); use a newer tersor")
 
     # Tokens ---------------------------------------------------------------------------------------------------

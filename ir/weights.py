@@ -11,9 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from .errors import IRError
+
+_DIGEST = "digest"  # the metadata that ties weights to their text
+_UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, RuntimeError)
 
 
 class WeightStore(Mapping[str, torch.Tensor]):
@@ -47,7 +51,7 @@ class WeightStore(Mapping[str, torch.Tensor]):
         if id not in self._digests:
             tensor = self._tensors[id]
             digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
             self._digests[id] = digest.hexdigest()
         return self._digests[id]
 
@@ -63,8 +67,12 @@ class WeightStore(Mapping[str, torch.Tensor]):
         other._digests = dict(self._digests)
         return other
 
+    def digest_of_all(self) -> str:
+        """SHA-256 of all ids and tensors."""
+        return hashlib.sha256("".join(f"{id}\n{self.digest(id)}\n" for id in sorted(self)).encode()).hexdigest()
+
     def save(self, path: str | Path) -> None:
-        """Write all weights to a safetensors file."""
+        """Write all weights to a safetensors file, in place; raises OSError when that is impossible."""
         storages: set[int] = set()
         tensors = {}
         for id, tensor in self._tensors.items():
@@ -73,14 +81,36 @@ class WeightStore(Mapping[str, torch.Tensor]):
             shared = tensor.numel() > 0 and storage in storages
             storages.add(storage)
             tensors[id] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
-        save_file(tensors, str(path))
+        write_tensors(path, tensors, {_DIGEST: self.digest_of_all()})
 
     @classmethod
     def load(cls, path: str | Path) -> WeightStore:
         """Read a safetensors file; raises IRError when there is none or it is damaged."""
         if not Path(path).is_file():
             raise IRError(f"{path}: no such weights file; IR text needs its .safetensors file beside it")
-        try:
-            return cls(load_file(str(path)))
-        except Exception as error:  # safetensors raises its own SafetensorError, OSError and ValueError
-            raise IRError(f"{path}: not a readable safetensors file ({error})") from error
+        return cls(read_tensors(path))
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file; raises IRError when it is damaged."""
+    try:
+        return load_file(str(path))
+    except _UNREADABLE as error:
+        raise IRError(f"{path}: not a readable safetensors file ({error}); write it again") from error
+
+
+def read_digest(path: str | Path) -> str:
+    """What `WeightStore.save` noted of its content; empty in a file that something else wrote."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            return str((file.metadata() or {}).get(_DIGEST, ""))
+    except _UNREADABLE as error:
+        raise IRError(f"{path}: not a readable safetensors file ({error}); write it again") from error
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], notes: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, in place; raises OSError when that is impossible."""
+    try:
+        save_file(dict(tensors), str(path), notes)
+    except SafetensorError as error:  # what the operating system says is within its text
+        raise OSError(str(error)) from error

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -34,13 +35,14 @@ def source(graph, tmp_path) -> Path:
 
 @pytest.fixture
 def tersor(capsys):
-    """Runs the command line; returns exit code, standard output and standard error."""
+    """Runs the command line; returns exit code, standard output and standard error without what passes begin."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as exit:
             main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
-        return int(exit.value.code or 0), captured.out, captured.err
+        stages = re.compile(r"^pass \S+ \(\d+ of \d+\) …\n", re.MULTILINE)
+        return int(exit.value.code or 0), captured.out, stages.sub("", captured.err)
 
     return run
 
@@ -49,6 +51,12 @@ def test_text_to_stdout(tersor, source, graph):
     code, out, err = tersor("opt", source, "-p", "fold-batchnorm,fuse")
     assert (code, err) == (0, "")
     assert out == str(run_passes(graph, "fold-batchnorm,fuse"))
+
+
+def test_a_pipe_is_told_which_pass_begins(source, capsys):
+    with pytest.raises(SystemExit):
+        main(["opt", str(source), "-p", "fold-batchnorm,fuse"])
+    assert capsys.readouterr().err.startswith("pass fold-batchnorm (1 of ")
 
 
 def test_text_and_weights_to_a_file(tersor, source, graph, tmp_path):
@@ -130,11 +138,11 @@ def test_reproducer_command_fails_the_same_way(source, tmp_path):
     flags = ["--check-each", "--reproducer-dir", "r", "--plugin", "example_passes"]
     first = tersor("opt", source, "-p", "O1,test-wrong,dce", *flags)
     assert first.returncode == 2
-    message, _, where = first.stderr.strip().partition("; reproducer written to ")
+    message, _, where = first.stderr.splitlines()[-1].partition("; reproducer written to ")
     assert message.startswith("tersor: pass 'test-wrong' failed: output 0 differs by")
     command = next(line for line in (tmp_path / where).read_text().splitlines() if line.startswith("#   tersor opt"))
     second = tersor(*shlex.split(command.removeprefix("#   tersor ")))
-    assert (second.returncode, second.stderr.strip()) == (2, message)
+    assert (second.returncode, second.stderr.splitlines()[-1]) == (2, message)
 
 
 def test_passes(tersor):
@@ -170,7 +178,7 @@ def test_help_has_examples(tersor, command):
         (["opt", "SOURCE", "-p", "O1,fsue"], "pipeline, column 4: unknown pass 'fsue'; did you mean 'fuse'?"),
         (["opt", "SOURCE", "-p", "canonicalize{x=1}"], "pass 'canonicalize' has no option 'x'; known: max_sweeps"),
         (["opt", "missing.ir"], "missing.ir: no such file"),
-        (["opt", "."], ".: not readable as IR text"),
+        (["opt", "."], ".: not a regular file; name a file of IR text"),
         (["opt", "bad.ir"], "bad.ir: line 1, column 19: unknown op 'rleu'; did you mean 'relu'?"),
         (["opt", "alone.ir", "--bisect"], "alone.safetensors: no such weights file"),
         (
@@ -180,8 +188,8 @@ def test_help_has_examples(tersor, command):
         (["opt", "lookup.ir", "--check-each", "--inputs", "ids.st"], "embedding: cannot be evaluated on these"),
         (["opt", "broken.ir"], "broken.safetensors: not a readable safetensors file"),
         (["opt", "newer.ir"], "IR version 99 is not readable here"),
-        (["opt", "SOURCE", "-o", "bad.ir/out.ir"], "cannot be written"),
-        (["opt", "SOURCE", "--dump-dir", "bad.ir"], "cannot be written"),
+        (["opt", "SOURCE", "-o", "bad.ir/out.ir"], "cannot write bad.ir"),
+        (["opt", "SOURCE", "--dump-dir", "bad.ir"], "cannot write bad.ir"),
         (["opt", "SOURCE", "--check-each", "--inputs", "missing.st"], "missing.st: not a readable safetensors file"),
         (["opt", "SOURCE", "--check-each", "--inputs", "other.st"], "other.st: has no tensor for input 'x', only y"),
         (["opt", "SOURCE", "-p", "test-crash"], "pass 'test-crash' failed: ValueError: cannot cope with"),
@@ -216,7 +224,7 @@ def test_read_only_output(tersor, source, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", refuse)
     code, _, err = tersor("opt", source, "-o", tmp_path / "out.ir")
     assert code == 2
-    assert err == f"tersor: {tmp_path / 'out.ir'}: cannot be written (Permission denied); choose a writable place\n"
+    assert err == f"tersor: cannot write {tmp_path / 'out.ir'}: Permission denied; choose another output path\n"
 
 
 @pytest.mark.parametrize("arguments", [["opt"], ["opt", "x.ir", "--no-such-option"], ["no-such-command"]])

@@ -5,6 +5,7 @@ from .check_each import CheckEach
 from .dumps import DumpEach
 from .printing import PrintIR, When
 from .reproducer import Reproducer
+from .stages import PassStages
 from .timing import Timing
 from .verify_each import VerifyEach
 
@@ -13,6 +14,7 @@ __all__ = [
     "CheckFailure",
     "DumpEach",
     "Instrument",
+    "PassStages",
     "PrintIR",
     "Reproducer",
     "Step",

@@ -61,12 +61,3 @@ class Instrument:
     def reproduce(self, directory: Path) -> tuple[str, ...]:
         """Options of ``tersor opt`` that bring its check back; files that they need are left in ``directory``."""
         return ()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, its folder included; raises TersorError when that is not possible."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TersorError(f"{path}: cannot be written ({error.strerror}); choose a writable place") from error

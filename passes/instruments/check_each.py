@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from ...ir import Graph, TersorError, check_inputs
+from ...ir import Graph, check_inputs
+from ...ir.files import replacing
+from ...ir.weights import write_tensors
 from ..numeric import difference, seeded_inputs
 from ..pipeline import Pipeline
 from ..report import PassRecord
@@ -60,9 +61,7 @@ class CheckEach(Instrument):
         if self.given is not None:
             path = directory / "inputs.safetensors"
             named = zip(self._names, self.given, strict=True)
-            try:
-                save_file({name: tensor.clone().contiguous() for name, tensor in named}, str(path))
-            except OSError as error:
-                raise TersorError(f"{path}: cannot be written ({error})") from error
+            with replacing(path) as fresh:
+                write_tensors(fresh, {name: tensor.clone().contiguous() for name, tensor in named})
             options += ["--inputs", str(path)]
         return tuple(options)

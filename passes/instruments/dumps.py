@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...ir import Graph, save_ir
+from ...ir.files import make_folder, write_text
 from ..pipeline import Pipeline
 from ..report import PassRecord
-from .base import Instrument, Step, write_text
+from .base import Instrument, Step
 
 
 class DumpEach(Instrument):
@@ -26,6 +27,7 @@ class DumpEach(Instrument):
         self.weights = weights
 
     def begin(self, graph: Graph, pipeline: Pipeline) -> None:
+        make_folder(self.directory)
         self._dump("00-input", graph)
 
     def after(self, step: Step, graph: Graph, record: PassRecord) -> None:
@@ -33,6 +35,7 @@ class DumpEach(Instrument):
 
     def _dump(self, stem: str, graph: Graph) -> None:
         path = self.directory / f"{stem}.ir"
-        write_text(path, str(graph))
         if self.weights:
             save_ir(graph, path)
+        else:
+            write_text(path, str(graph))

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...ir import IR_VERSION, Graph, save_ir
+from ...ir.files import make_folder, write_text
 from ...ir.ops import WeightOp
 from ..registry import find_pass
-from .base import Instrument, Step, write_text
+from .base import Instrument, Step
 
 
 class Reproducer(Instrument):
@@ -38,7 +39,7 @@ class Reproducer(Instrument):
         if graph is None:
             return ""
         path = self.directory / f"{step.one.name}.ir"
-        write_text(path, "")  # makes the folder; tells early when it is not writable
+        make_folder(self.directory)
         if len(graph.weights):
             graph.weights.keep(op.attrs.id for op in graph.ops if isinstance(op, WeightOp))
             save_ir(graph, path)

@@ -56,8 +56,7 @@ def compile_graph(
 
     from .relax_module import build, relax_module
 
-    foreign = family_of(target).machine != host_machine()
-    toolchain = find_toolchain(target) if foreign else None  # asked before work is spent
+    toolchain = find_toolchain(target)  # asked before work is spent
     begin("choose kernels")
     program = lower(graph, target, choose)
     begin("generate code")
@@ -65,7 +64,7 @@ def compile_graph(
     module, functions = relax_module(program, plan)
     compiled = call_interruptibly(lambda: build(module, target))
     begin("link")
-    code = LinkedCode.link(compiled) if toolchain is None else LinkedCode.link_across(compiled, toolchain)
+    code = LinkedCode.link(compiled, toolchain, runs_here=family_of(target).machine == host_machine())
     model = CompiledModel(describe(program, functions, plan), code, program.constants, lambda: graph)
     return Executable(model, report=report, threads=threads)
 

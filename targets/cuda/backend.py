@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import tvm
 import tvm_ffi
 
 from ...ir import Graph, TersorError
+from ...ir.files import temporary_folder
 from ..machines.target import Target
 from ..machines.toolchain import find_toolchain
 from ..runtime.compiled_model import CompiledModel
@@ -55,10 +55,10 @@ def compile_graph(
     source = cuda_source(compiled)
     binary = compile_cuda(source, architecture(target)).binary
     begin("link")
-    with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
-        path = Path(folder) / "model.so"
-        addition = binary_object(Path(folder), source, binary, toolchain.command[0])
-        compiled.export_library(str(path), fcompile=toolchain.link_shared, addons=[str(addition)])
+    with temporary_folder() as folder:
+        path = folder / "model.so"
+        addition = binary_object(folder, source, binary, toolchain.command[0])
+        toolchain.link(compiled, path, [addition])
         code = LinkedCode(path.read_bytes(), None) if obstacle_here(target) else load_code(path)
     model = CompiledModel(_describe(graph, target, program), code, program.constants, lambda: graph)
     return Executable(model, report=report)

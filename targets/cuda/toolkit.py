@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...ir import TersorError
+from ...ir.files import temporary_folder
 
 _MATRIX = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async)\.")
 _ENTRY = re.compile(r"^(?:\.visible )?\.entry (?P<name>\w+)", re.MULTILINE)
@@ -57,12 +57,12 @@ def compile_cuda(source: str, architecture: str) -> DeviceCode:
     TersorError
         When there is no nvcc, or it refuses the source.
     """
-    with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
-        unit, binary = Path(folder) / "kernels.cu", Path(folder) / "kernels.fatbin"
+    with temporary_folder() as folder:
+        unit, binary = folder / "kernels.cu", folder / "kernels.fatbin"
         unit.write_text(source, encoding="utf-8")
         command = [find_nvcc(), "-std=c++17", "-O3", f"-arch={architecture}", "--resource-usage", "-w"]
-        said = _run([*command, "--keep", "--keep-dir", folder, "--fatbin", "-o", str(binary), str(unit)])
-        ptx = next(Path(folder).glob("*.ptx")).read_text(encoding="utf-8")
+        said = _run([*command, "--keep", "--keep-dir", str(folder), "--fatbin", "-o", str(binary), str(unit)])
+        ptx = next(folder.glob("*.ptx")).read_text(encoding="utf-8")
         return DeviceCode(binary.read_bytes(), _parse_resources(said, ptx))
 
 

@@ -52,8 +52,10 @@ class ArchiveWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._zip.close()
-        self._file.close()
+        try:
+            self._zip.close()
+        finally:
+            self._file.close()
 
     def add(self, name: str, size: int, chunks: Iterable[Any]) -> Member:
         """Append a member of ``size`` bytes that come as buffers; returns its size and digest."""

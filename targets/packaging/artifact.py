@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import datetime
 import platform
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,11 +30,12 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from ...ir import DType, Graph, TersorError, WeightStore, parse, save_ir
+from ...ir import DType, Graph, TersorError, WeightStore, parse
+from ...ir.files import replacing, temporary_folder
+from ...ir.storage import ir_text
 from ..machines.catalog import host_features, host_machine
 from ..machines.families import backend_of, family_of
 from ..runtime.compiled_model import CompiledModel
-from ..runtime.output_path import obstacle_to_writing
 from .archive import ALIGNMENT, Archive, ArchiveWriter
 from .checks import ELF_HEADER_BYTES, check_code, check_graph, check_target, is_library_for
 from .manifest import ArtifactError, Constant, Manifest
@@ -66,28 +66,14 @@ def save(model: CompiledModel, path: str | Path) -> Path:
 
     Raises
     ------
-    ArtifactError
+    OutputError
         When the file cannot be written.
     """
     path = Path(path)
-    check_output(path)
     check_target(model.info.target)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-            finished = Path(scratch) / path.name
-            _write(model, finished, Path(scratch))
-            finished.replace(path)
-    except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}; choose another output path") from error
+    with replacing(path) as fresh:
+        _write(model, fresh)
     return path
-
-
-def check_output(path: Path) -> None:
-    """Find out, before work is spent, whether an artifact can go to ``path``; raises ArtifactError if not."""
-    if path.is_dir():
-        raise ArtifactError(f"{path} is a directory; give the name of a file")
-    if obstacle := obstacle_to_writing(path):
-        raise ArtifactError(obstacle)
 
 
 def read(path: str | Path, *, runnable: bool = True) -> CompiledModel:
@@ -164,10 +150,12 @@ def read_manifest(path: str | Path) -> Manifest:
 # Writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write(model: CompiledModel, path: Path, scratch: Path) -> None:
+def _write(model: CompiledModel, path: Path) -> None:
     from ..machines.features import required_features  # needs TVM
 
-    save_ir(model.graph, scratch / GRAPH)
+    scratch = path.parent
+    (scratch / GRAPH).write_text(ir_text(model.graph), encoding="utf-8")
+    model.graph.weights.save(scratch / WEIGHTS)
     target = model.info.target
     constants, constants_bytes = index_constants(model.constants)
     with ArchiveWriter(path) as archive:
@@ -305,8 +293,8 @@ def _load_code(path: Path, data: memoryview, manifest: Manifest) -> LinkedCode:
             f"{path}: its code cannot be loaded, it is no library for {manifest.machine}; compile the model again"
         )
     backend = backend_of(manifest.model.target)
-    with tempfile.TemporaryDirectory(prefix="tersor-") as private:  # readable by this user only
-        library = Path(private) / CODE
+    with temporary_folder() as private:  # readable by this user only
+        library = private / CODE
         try:
             library.write_bytes(data)
             load: Callable[[Path], LinkedCode] = LinkedCode.load if backend is None else backend.load_code

@@ -16,11 +16,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import TYPE_CHECKING
 import tvm_ffi
 
 from ...ir import TersorError
+from ...ir.files import check_writable, put, scratch_folder, writing
 from ..machines.families import family_of
 from ..machines.features import required_features
 from ..machines.target import Target
@@ -79,31 +78,22 @@ def save_bundle(model: CompiledModel, path: str | Path, *, runtime: str | Path |
         raise TersorError(f"bundles run on processors only, not on {target.name}; save an artifact instead")
     check_bundle_output(path)
     name = re.sub(r"\.(tar\.gz|tgz)$", "", path.name)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-            folder = Path(scratch) / name
-            folder.mkdir()
-            write_runner(target, folder, None if runtime is None else Path(runtime))
-            write_model(model, folder)
-            (folder / "README.md").write_text(_readme(model, folder), encoding="utf-8")
-            (folder / "SHA256SUMS").write_text(_checksums(folder), encoding="utf-8")
-            _publish(folder, path)
-    except OSError as error:
-        where = error.filename or path
-        raise TersorError(f"cannot write {where}: {error.strerror or error}; choose another output path") from error
+    with writing(path), scratch_folder(beside=path) as scratch:
+        folder = scratch / name
+        folder.mkdir()
+        write_runner(target, folder, None if runtime is None else Path(runtime))
+        write_model(model, folder)
+        (folder / "README.md").write_text(_readme(model, folder), encoding="utf-8")
+        (folder / "SHA256SUMS").write_text(_checksums(folder), encoding="utf-8")
+        put(_packed(folder, scratch / "packed") if _is_archive(path) else folder, path)
     return path
 
 
 def check_bundle_output(path: Path) -> None:
     """Find out, before work is spent, whether a bundle can go to ``path``; raises TersorError if not."""
-    if not path.absolute().parent.is_dir():
-        raise TersorError(f"cannot write {path}: {path.parent} is not an existing directory; create it first")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise TersorError(f"cannot write {path}: {path.parent} is read-only; choose another output path")
+    check_writable(path, folder=not _is_archive(path))
     if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         raise TersorError(f"{path} is a directory with other files in it; name a new one for the bundle")
-    if path.exists() and path.is_dir() == _is_archive(path):
-        raise TersorError(f"{path} is in the way; remove it, or choose another output path")
 
 
 def write_model(model: CompiledModel, folder: Path) -> None:
@@ -120,7 +110,7 @@ def write_model(model: CompiledModel, folder: Path) -> None:
 def write_runner(target: Target, folder: Path, runtime: Path | None = None) -> None:
     """Write the runner, its source, and the libraries that it loads."""
     machine = family_of(target).machine
-    toolchain = find_toolchain(target)
+    toolchain = find_toolchain(target, programs=True)
     copy_runtime(runtime_libraries(machine, runtime), folder / "lib")
     source = folder / "source"
     shutil.copytree(_RESOURCES, source, ignore=shutil.ignore_patterns("*.in"))
@@ -193,14 +183,8 @@ def _is_archive(path: Path) -> bool:
     return path.name.endswith(_ARCHIVES)
 
 
-def _publish(folder: Path, path: Path) -> None:
-    """Put a complete bundle where it was asked for."""
-    if _is_archive(path):
-        packed = folder.parent / path.name
-        with tarfile.open(packed, "w:gz", compresslevel=_COMPRESSION) as archive:
-            archive.add(folder, folder.name)
-        packed.replace(path)
-        return
-    if path.is_dir():
-        path.rename(folder.parent / "old")
-    folder.rename(path)
+def _packed(folder: Path, packed: Path) -> Path:
+    """The archive of a complete bundle."""
+    with tarfile.open(packed, "w:gz", compresslevel=_COMPRESSION) as archive:
+        archive.add(folder, folder.name)
+    return packed

@@ -11,13 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import distribution, version
 from pathlib import Path
 
 from ...ir import TersorError
+from ...ir.files import make_folder, scratch_folder, temporary_folder, writing
 from ..machines.catalog import host_machine
 from .checks import ELF_HEADER_BYTES, is_library_for
 
@@ -50,9 +50,9 @@ def runtime_libraries(machine: str, folder: Path | None) -> Path:
     versions = "-".join(version(package) for package in PACKAGES)
     kept = _cache() / f"runtime-{machine}-{versions}"
     if not kept.is_dir():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-            fetched = Path(scratch) / kept.name
+        make_folder(kept.parent)
+        with writing(kept), scratch_folder(beside=kept) as scratch:
+            fetched = scratch / kept.name
             fetched.mkdir()
             _copy_installed(fetched) if machine == host_machine() else _download(machine, fetched)
             _check(fetched, machine)
@@ -100,11 +100,10 @@ def _copy_installed(folder: Path) -> None:
 
 def _download(machine: str, folder: Path) -> None:
     """The libraries within the wheels for another architecture."""
-    with tempfile.TemporaryDirectory(prefix="tersor-") as scratch:
-        wheels = Path(scratch)
+    with temporary_folder() as wheels:
         pins = [f"{package}=={version(package)}" for package in PACKAGES]
         command = [sys.executable, "-m", "pip", "download", *pins, "--no-deps", "--only-binary=:all:"]
-        command += ["--platform", f"{_PLATFORM}_{machine}", "--python-version", _PYTHON, "--dest", scratch]
+        command += ["--platform", f"{_PLATFORM}_{machine}", "--python-version", _PYTHON, "--dest", str(wheels)]
         command += ["--quiet", "--disable-pip-version-check", "--retries", "2"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:

@@ -1,21 +1,51 @@
-"""Arrays in files: inputs and outputs of compiled models as NumPy's .npy and .npz, and as .safetensors."""
+"""Arrays in files: inputs and outputs of compiled models as NumPy's .npy and .npz, and as .safetensors.
+
+Files may be damaged or lie about themselves. So a header is read as text of a known form, and no more memory is taken
+than the file has data for.
+"""
 
 from __future__ import annotations
 
+import ast
+import lzma
+import math
+import re
+import struct
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from ...ir import TersorError, Value, suggest
+from ...ir.files import check_writable, replacing
+from ...ir.weights import read_tensors, write_tensors
 from .model_info import Port
-from .output_path import obstacle_to_writing
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
+
+_MAGIC = b"\x93NUMPY"
+_HEADER_SIZES = {1: "<H", 2: "<I", 3: "<I"}  # by the format's version
+_MOST_HEADER = 1 << 16  # bytes; that of an array of numbers takes about a hundred
+_NUMBERS = re.compile(r"[<>=|]?[biufc][0-9]{1,2}|[<>=|]?\?")
+_ADVICE = "write it again"
+_DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    SyntaxError,  # these four are Python's, for a header that is no literal
+    MemoryError,
+    RuntimeError,  # zipfile's, for an encrypted member or an unknown compression
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 def read_inputs(paths: Sequence[Path], ports: Sequence[Port | Value]) -> tuple[torch.Tensor, ...]:
@@ -38,7 +68,7 @@ def read_inputs(paths: Sequence[Path], ports: Sequence[Port | Value]) -> tuple[t
     positional: list[torch.Tensor] = []
     names = [port.name for port in ports]
     for path in paths:
-        for name, tensor in read_arrays(path).items():
+        for name, tensor in read_arrays(path):
             if name is None:
                 positional.append(tensor)
             elif name in named:
@@ -56,20 +86,29 @@ def read_inputs(paths: Sequence[Path], ports: Sequence[Port | Value]) -> tuple[t
     return tuple(named[name] for name in names)
 
 
-def read_arrays(path: Path) -> dict[str | None, torch.Tensor]:
-    """The arrays of one file by name; that of a .npy file has the name None."""
+def read_arrays(path: Path) -> list[tuple[str | None, torch.Tensor]]:
+    """The arrays of one file with their names; that of a .npy file has the name None.
+
+    Raises
+    ------
+    TersorError
+        When there is no such file, it is damaged, or it holds something else than numbers.
+    """
     check_suffix(path)
-    if not path.is_file():
+    if not path.exists():
         raise TersorError(f"{path}: no such file")
+    if not path.is_file():
+        raise TersorError(f"{path}: not a file; give a file of arrays")
+    if path.suffix == ".safetensors":
+        return list(read_tensors(path).items())
     try:
-        if path.suffix == ".safetensors":
-            return {name: tensor for name, tensor in load_file(path).items()}
+        if path.suffix == ".npz":
+            return list(_read_npz(path))
         with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            arrays = {None: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, SafetensorError) as error:
-        raise TersorError(f"{path}: not readable as a {path.suffix} file ({error}); write it again") from error
-    return {name: _to_tensor(path, array) for name, array in arrays.items()}
+            return [(None, _read_npy(file, path.stat().st_size))]
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TersorError(f"{path}: not readable as a {path.suffix} file ({reason}); {_ADVICE}") from error
 
 
 def write_outputs(path: Path, outputs: Sequence[torch.Tensor], ports: Sequence[Port]) -> None:
@@ -82,26 +121,24 @@ def write_outputs(path: Path, outputs: Sequence[torch.Tensor], ports: Sequence[P
     """
     check_output(path, ports)
     named = {port.name: tensor.contiguous() for port, tensor in zip(ports, outputs, strict=True)}
-    try:
+    with replacing(path) as fresh:
         if path.suffix == ".safetensors":
-            save_file(named, path)
+            write_tensors(fresh, named)
             return
-        arrays = {name: tensor.numpy() for name, tensor in named.items()}
+        try:
+            arrays = {name: tensor.numpy() for name, tensor in named.items()}
+        except TypeError as error:  # NumPy has no bfloat16
+            raise TersorError(f"{path}: {error}; write a .safetensors file instead") from error
         if path.suffix == ".npz":
-            np.savez(path, **arrays)  # type: ignore[arg-type]  # no output is named allow_pickle
+            np.savez(fresh, **arrays)  # type: ignore[arg-type]  # no output is named allow_pickle
         else:
-            np.save(path, next(iter(arrays.values())))
-    except TypeError as error:  # NumPy has no bfloat16
-        raise TersorError(f"{path}: {error}; write a .safetensors file instead") from error
-    except (OSError, SafetensorError) as error:
-        raise TersorError(f"{path}: cannot be written ({error}); choose another output path") from error
+            np.save(fresh, next(iter(arrays.values())))
 
 
 def check_output(path: Path, ports: Sequence[Port]) -> None:
     """Find out, before work is spent, whether a model's outputs can go to ``path``; raises TersorError if not."""
     check_suffix(path)
-    if obstacle := obstacle_to_writing(path):
-        raise TersorError(obstacle)
+    check_writable(path)
     if path.suffix == ".npy" and len(ports) != 1:
         raise TersorError(f"{path}: a .npy file holds one array, the model has {len(ports)} outputs; use .npz")
 
@@ -112,9 +149,41 @@ def check_suffix(path: Path) -> None:
         raise TersorError(f"{path}: arrays are kept in {', '.join(SUFFIXES)} files, not {path.suffix or 'this kind'}")
 
 
-def _to_tensor(path: Path, array: np.ndarray) -> torch.Tensor:
-    native = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
-    try:
-        return torch.from_numpy(native).reshape(array.shape)
-    except TypeError as error:
-        raise TersorError(f"{path}: arrays of {array.dtype} cannot be used; convert to a numeric type first") from error
+def _read_npz(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as file:
+                yield info.filename.removesuffix(".npy"), _read_npy(file, info.file_size)
+
+
+def _read_npy(file: IO[bytes], size: int) -> torch.Tensor:
+    """Read an array from a file of so many bytes; raises one of `_DAMAGED`."""
+    start = file.read(len(_MAGIC) + 2)
+    if start[: len(_MAGIC)] != _MAGIC or len(start) < len(_MAGIC) + 2 or start[len(_MAGIC)] not in _HEADER_SIZES:
+        raise ValueError("it does not begin like one")
+    length = struct.Struct(_HEADER_SIZES[start[len(_MAGIC)]])
+    (header_bytes,) = length.unpack(file.read(length.size))
+    if header_bytes > _MOST_HEADER:
+        raise ValueError(f"its header has {header_bytes} bytes")
+    header = ast.literal_eval(str(file.read(header_bytes), "utf-8").strip())
+    if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
+        raise ValueError("its header is damaged")
+    descr, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
+    if not isinstance(descr, str) or not _NUMBERS.fullmatch(descr):
+        raise ValueError("it holds something else than numbers")
+    if not isinstance(shape, tuple) or not all(type(extent) is int and extent >= 0 for extent in shape):
+        raise ValueError("its shape is damaged")
+    dtype = np.dtype(descr)
+    wanted, given = math.prod(shape) * dtype.itemsize, size - length.size - len(start) - header_bytes
+    if wanted > given:
+        raise ValueError(f"its header announces {wanted} bytes of data, there are {given}")
+    data = file.read(wanted)
+    if len(data) != wanted:
+        raise EOFError("it ends too early")
+    file.read(1)  # a zip member's checksum is compared at its end
+    flat = np.frombuffer(data, dtype)
+    if dtype.kind == "b":
+        flat = flat.view(np.uint8) != 0
+    array = flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+    native = np.array(array, dtype.newbyteorder("="), order="C")  # writable, in memory of its own
+    return torch.from_numpy(native).reshape(shape)

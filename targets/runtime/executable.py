@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from ...ir import DType, Graph, TensorType, TersorError
+from ...ir.files import temporary_folder
 from ..machines.catalog import usable_cores
 from ..machines.families import backend_of
 from ..machines.features import obstacle_here
@@ -235,8 +235,8 @@ class Executable:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the bytes of an artifact; the report is left out."""
-        with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
-            return _from_artifact, (self.save(Path(folder) / "model.tersor").read_bytes(), self._threads)
+        with temporary_folder() as folder:
+            return _from_artifact, (self.save(folder / "model.tersor").read_bytes(), self._threads)
 
     def _run(self, flat: list[torch.Tensor]) -> list[torch.Tensor]:
         with self._lock:
@@ -275,8 +275,8 @@ class Executable:
 
 def _from_artifact(artifact: bytes, threads: int) -> Executable:
     """What `Executable.__reduce__` pickled, with fewer threads on a machine that has fewer."""
-    with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
-        path = Path(folder) / "pickled.tersor"
+    with temporary_folder() as folder:
+        path = folder / "pickled.tersor"
         path.write_bytes(artifact)
         executable = Executable(READERS["artifact"](path, runnable=False))
     executable.threads = min(threads, _most_threads(executable.info.target))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ import torch
 import tvm
 import tvm_ffi
 from tvm import relax
-from tvm.support import cc
 
-from ...ir import TersorError
+from ...ir.files import temporary_folder
 from ..machines.target import ALIGNMENT
 from ..machines.toolchain import Toolchain
 from .threads import signals_deferred
@@ -31,22 +29,12 @@ class LinkedCode:
     module: Any
 
     @classmethod
-    def link(cls, executable: Any) -> LinkedCode:
-        """Link TVM's compiled executable with the C compiler that TVM finds, and load it."""
-        if cc.get_cc() is None:
-            raise TersorError("no C compiler to link with: install gcc or clang, or name one in the variable CC")
-        with tempfile.TemporaryDirectory(prefix="tersor-") as directory:
-            path = Path(directory) / "model.so"
-            executable.export_library(str(path))
-            return cls.load(path)
-
-    @classmethod
-    def link_across(cls, executable: Any, toolchain: Toolchain) -> LinkedCode:
-        """Link TVM's compiled executable for another architecture."""
-        with tempfile.TemporaryDirectory(prefix="tersor-") as directory:
-            path = Path(directory) / "model.so"
-            executable.export_library(str(path), fcompile=toolchain.link_shared)
-            return cls(path.read_bytes(), None)
+    def link(cls, compiled: Any, toolchain: Toolchain, *, runs_here: bool = True) -> LinkedCode:
+        """Link what TVM compiled, and load it if it is for this machine."""
+        with temporary_folder() as folder:
+            path = folder / "model.so"
+            toolchain.link(compiled, path)
+            return cls.load(path) if runs_here else cls(path.read_bytes(), None)
 
     @classmethod
     def load(cls, path: Path) -> LinkedCode:

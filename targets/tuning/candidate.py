@@ -5,21 +5,21 @@ Only the kernel itself is compiled, not what moves its operands, so that a candi
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import tvm
 
 from ...ir import Graph, TersorError
+from ...ir.files import temporary_folder
 from ..codegen.lowering import Call, Program, lower
 from ..codegen.options import Options
 from ..codegen.tir_pipeline import PIPELINE
 from ..machines.target import Target
+from ..machines.toolchain import find_toolchain
 from ..templates.option import Option, Workload
 from .task import Task, hollow_graph
 
@@ -89,15 +89,15 @@ def compile_function(function: Any, target: Target, pipeline: str | None = PIPEL
     """
     module = tvm.IRModule({ENTRY: function.with_attr("tirx.is_scheduled", True)})
     executable = tvm.tirx.build(module, target=tvm.target.Target(target.tvm_target()), pipeline=pipeline)
-    with tempfile.TemporaryDirectory(prefix="tersor-") as directory:
-        path = Path(directory) / "kernel.so"
-        executable.export_library(str(path))
+    with temporary_folder() as folder:
+        path = folder / "kernel.so"
+        find_toolchain(target).link(executable, path)
         return path.read_bytes()
 
 
 def load_function(code: bytes) -> Any:
     """The function of a shared object, ready to be called with flat TVM tensors."""
-    with tempfile.TemporaryDirectory(prefix="tersor-") as directory:
-        path = Path(directory) / "kernel.so"
+    with temporary_folder() as folder:
+        path = folder / "kernel.so"
         path.write_bytes(code)
         return tvm.runtime.load_module(str(path))[ENTRY]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...ir import TersorError
+from ...ir.files import replacing
 from .result import Point
 
 
@@ -49,6 +50,7 @@ def draw(history: Sequence[Point], path: Path, title: str = "") -> None:
     axes.grid(alpha=0.3)
     axes.margins(y=0.15)
     try:
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    except (OSError, ValueError) as error:
+        with replacing(path) as fresh:
+            figure.savefig(fresh, metadata={"Date": None} if path.suffix == ".svg" else None)
+    except ValueError as error:  # matplotlib's, for another kind of file
         raise TersorError(f"{path}: the chart cannot be written ({error})") from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...ir import Graph, TersorError
+from ...ir.files import temporary_folder
 from ..machines.catalog import host_features
 from ..machines.target import Target
+from ..machines.toolchain import find_toolchain
 from . import DEFAULT_LOG_DIR
 from .extract import extract_tasks
 from .log import LogWriter
@@ -95,6 +96,7 @@ def tune_graph(
     require_xgboost()
     own = None
     if measurer is None:
+        find_toolchain(target)  # asked before processes are started
         measurer = own = LocalMeasurer()
     try:
         if own is not None:
@@ -136,8 +138,8 @@ def _tune_loops(
         records.append(record)
         log.add(record)
 
-    with tempfile.TemporaryDirectory(prefix="tersor-") as scratch:
-        folder = Path(scratch) if log_dir is None else log_dir
+    with temporary_folder() as scratch:
+        folder = scratch if log_dir is None else log_dir
         for task in filter(is_searchable, tasks):
             tune_task(task, measurer, folder, keep, trials=trials, seed=seed)
     return records

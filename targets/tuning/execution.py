@@ -19,6 +19,7 @@ from ..codegen.lowering import Call, Program
 from ..codegen.memory import plan_memory
 from ..codegen.options import Options
 from ..codegen.relax_module import build, relax_module
+from ..machines.toolchain import find_toolchain
 from ..runtime.ports import STORED_AS
 from ..runtime.threads import set_threads
 from ..runtime.virtual_machine import LinkedCode, VirtualMachine, to_tvm
@@ -160,7 +161,8 @@ def _types(call: Call) -> list[Any]:
 
 def _machine(program: Program) -> VirtualMachine:
     module, _ = relax_module(program, plan_memory(program))
-    return VirtualMachine(LinkedCode.link(build(module, program.target)).module, program.constants)
+    code = LinkedCode.link(build(module, program.target), find_toolchain(program.target))
+    return VirtualMachine(code.module, program.constants)
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:

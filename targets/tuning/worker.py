@@ -62,7 +62,8 @@ def cause_of(error: BaseException) -> Cause:
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(words in text for words in _MEMORY_WORDS):
         return "memory"
-    of_host = isinstance(error, OSError | ImportError) and not isinstance(error, TimeoutError)
+    errors = (error, error.__cause__)
+    of_host = any(isinstance(one, OSError | ImportError) and not isinstance(one, TimeoutError) for one in errors)
     return "host" if of_host or _DISK_WORDS in text else "function"
 
 

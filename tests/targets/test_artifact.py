@@ -455,7 +455,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     path = tmp_path / "model.tersor"
     path.write_bytes(artifact.read_bytes())
     monkeypatch.setattr(ArchiveWriter, "add_index", full)
-    with pytest.raises(ArtifactError, match=r"cannot write .*No space left on device"):
+    with pytest.raises(tersor.TersorError, match=r"cannot write .*No space left on device"):
         executable.save(path)
     assert path.read_bytes() == artifact.read_bytes()
     assert list(tmp_path.iterdir()) == [path]
@@ -463,11 +463,11 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
 
 def test_places_that_cannot_be_written_are_refused(executable: Executable, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ArtifactError, match="nowhere is not an existing directory; create it first"):
+    with pytest.raises(tersor.TersorError, match="nowhere is not an existing directory; create it first"):
         executable.save(tmp_path / "nowhere" / "model.tersor")
-    with pytest.raises(ArtifactError, match="file is not an existing directory"):
+    with pytest.raises(tersor.TersorError, match="file is not an existing directory"):
         executable.save(tmp_path / "file" / "model.tersor")
-    with pytest.raises(ArtifactError, match="is a directory"):
+    with pytest.raises(tersor.TersorError, match="is a directory"):
         executable.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 

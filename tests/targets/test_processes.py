@@ -282,7 +282,7 @@ def test_a_pickle_of_code_for_another_processor(
     has_no_fma = frozenset(required_features(executable.info.target)) - {"fma"}
     monkeypatch.setattr("tersor.targets.machines.features.host_features", lambda: has_no_fma)
     foreign = pickle.loads(pickle.dumps(executable))
-    assert foreign.code.code == executable.code.code
+    assert foreign.model.code.code == executable.model.code.code
     with pytest.raises(TersorError, match="this processor lacks fma"):
         foreign(example)
     monkeypatch.undo()
