@@ -1,9 +1,9 @@
-"""Instructions that this processor may lack, replaced by plain code: kernels for AMX, AVX512_BF16 and VNNI run anywhere.
+"""Instructions that this processor may lack, in plain code: kernels for AMX, AVX512_BF16 and VNNI run anywhere.
 
-A kernel reaches such an instruction by LLVM's name for it. `emulated` gives each one a function of our own: in C for the
-matrix unit (``emulated_tiles.c``), whose tiles are memory of the thread, and in LLVM's language for vectors, which are
-inlined. All other code is the kernel's, compiled for this processor. Where it has what the target needs, kernels run as
-they are.
+A kernel reaches such an instruction by LLVM's name for it. `emulated` gives each one a function of our own: in C for
+the matrix unit (``emulated_tiles.c``), whose tiles are memory of the thread, and in LLVM's language for vectors, which
+are inlined. All other code is the kernel's, compiled for this processor. Where it has what the target needs, kernels
+run as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import re
 import subprocess
 import tempfile
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 import tvm
 import tvm_ffi
 from tersor.targets.codegen import relax_module
+from tersor.targets.codegen.tir_pipeline import PIPELINE
 from tersor.targets.machines.catalog import resolve_target
 from tersor.targets.machines.features import obstacle_here
 from tersor.targets.machines.target import Target
@@ -38,7 +40,7 @@ _SOURCE = Path(__file__).parent / "emulated_tiles.c"
 def build(prim_func: Any, target: Target) -> Any:
     """A module whose function ``main`` is a kernel for ``target``, to be run here."""
     module, runnable = _for_this_processor(tvm.IRModule({"main": prim_func}), target)
-    return tvm.tirx.build(module, target=tvm.target.Target(runnable.tvm_target()))
+    return tvm.tirx.build(module, target=tvm.target.Target(runnable.tvm_target()), pipeline=PIPELINE)
 
 
 def run_all_targets_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +54,14 @@ def _for_this_processor(module: Any, target: Target) -> tuple[Any, Target]:
     if not obstacle_here(target):
         return module, target
     _load_tiles()
-    return emulated(module), resolve_target("x86:native")
+    return emulated(module), _Here(*astuple(resolve_target("x86:native")))
+
+
+class _Here(Target):
+    """This machine; LLVM spends less time on code that is none of ours anyway."""
+
+    def tvm_target(self) -> dict[str, Any]:
+        return super().tvm_target() | {"opt-level": 1}
 
 
 @functools.cache

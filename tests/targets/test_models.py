@@ -20,6 +20,11 @@ TOLERANCE = 1e-4  # of the largest output, against PyTorch
 Example = tuple[nn.Module, tuple[torch.Tensor, ...]]
 
 
+@pytest.fixture
+def llvm_level() -> None:
+    """LLVM optimizes as it does for users."""
+
+
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> Example:
     pytest.importorskip("pytorchcv", reason="the benchmark models need `pip install tersor[bench]`")
     monkeypatch.setattr(sys, "path", [REPOSITORY, *sys.path])
