@@ -8,6 +8,7 @@ run as they are.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import re
@@ -53,7 +54,7 @@ def run_all_targets_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def _for_this_processor(module: Any, target: Target) -> tuple[Any, Target]:
     if not obstacle_here(target):
         return module, target
-    _load_tiles()
+    load_tiles()
     return emulated(module), _Here(*astuple(resolve_target("x86:native")))
 
 
@@ -65,14 +66,15 @@ class _Here(Target):
 
 
 @functools.cache
-def _load_tiles() -> ctypes.CDLL:
+def load_tiles() -> ctypes.CDLL:
     """Compile the matrix unit; generated code finds its functions among those of the process."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    library = Path(folder.name) / "tiles.so"
     compiler = find_toolchain(resolve_target("x86:native")).command
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "tiles.so"
-        flags = ("-x", "c", "-std=gnu11", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror")
-        subprocess.run([*compiler, *flags, str(_SOURCE), "-o", str(library)], check=True)
-        return ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    flags = ("-x", "c", "-std=gnu11", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror")
+    subprocess.run([*compiler, *flags, str(_SOURCE), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
 
 
 def emulated(module: Any) -> Any:
