@@ -61,11 +61,11 @@ types: $(STAMP) ## check the types of the IR, the frontend, the passes and the C
 
 test: $(STAMP) ## run the quick tests
 	@echo "[test] pytest, $(WORKERS) workers, without the slow suites"
-	@$(RUN) -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 test-all: $(STAMP) ## run all tests, the slow suites too
 	@echo "[test] pytest, $(WORKERS) workers, all suites"
-	@$(RUN) -m pytest -n $(WORKERS) $(ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: lint types test ## check style and types, then run the quick tests
 
