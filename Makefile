@@ -1,4 +1,5 @@
 # `make demo` and `make test` need nothing but Python 3.11 and a C compiler: they set up .venv by themselves.
+# All paths below are relative, so that the checkout may stand in any folder, with spaces in its name too.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -25,7 +26,7 @@ COUNT = awk -v total="$$(grep -c == $(1))" \
 	     if (++seen % 10 == 0) { print "      " seen " of " total " packages found"; fflush() } } \
 	 /^Installing collected/ { print "      installing"; fflush() }'
 
-.PHONY: help setup test test-all lint types demo digits bench bench-publish clean
+.PHONY: help setup test test-all check lint types demo digits bench bench-publish clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,13 +59,15 @@ types: $(STAMP) ## check the types of the IR, the frontend, the passes and the C
 	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/tersor # mypy must see the checkout under its package name
 	@MYPYPATH=$(VENV)/src $(RUN) -m mypy $(addprefix -p tersor.,$(TYPED))
 
-test: lint types ## run the quick tests, after the checks of style and types
+test: $(STAMP) ## run the quick tests
 	@echo "[test] pytest, $(WORKERS) workers, without the slow suites"
-	@$(RUN) -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
-test-all: lint types ## run all tests, the slow suites too
+test-all: $(STAMP) ## run all tests, the slow suites too
 	@echo "[test] pytest, $(WORKERS) workers, all suites"
-	@$(RUN) -m pytest -n $(WORKERS) $(ARGS)
+	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+check: lint types test ## check style and types, then run the quick tests
 
 demo: $(STAMP) ## compile EfficientNet-Lite0 and compare it with the other runtimes
 	@$(RUN) -m examples.demo $(ARGS)

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import torch
+from tersor.targets.machines.target import Target
 
 # TVM's threads wait for work by yielding again and again, which takes minutes where other tests want the same cores.
 os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
 
 # Two workers share two cores: PyTorch's own threads would only get in the way.
 torch.set_num_threads(1)
+
+_tvm_target = Target.tvm_target
+
+
+@pytest.fixture(autouse=True)
+def llvm_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let LLVM optimize less, which makes a compilation three times as fast.
+
+    The tests of kernels and of networks override this: they run what users get. What the others look at are graphs,
+    programs, files and commands.
+    """
+    monkeypatch.setattr(Target, "tvm_target", lambda target: _tvm_target(target) | {"opt-level": 1})

@@ -60,14 +60,14 @@ def detect_host() -> Target:
     TersorError
         When this is not an x86-64 processor with AVX2.
     """
-    available = host_features()
-    fitting = [record for record in X86.records if available.issuperset(record.features)]
-    if host_machine() != X86.machine or not fitting:
+    from .features import most_capable  # needs TVM, which takes a second to import
+
+    best = most_capable(host_features())
+    if best is None or best.family != X86.name or host_machine() != X86.machine:
         raise TersorError(
             f"x86:native needs an x86-64 processor with AVX2 and FMA, this one is {platform.machine()}; "
             f"name a target instead: {', '.join(sorted(TARGETS))}"
         )
-    best = max(fitting, key=lambda record: (len(record.features), _same_vendor(record)))
     return replace(
         best,
         l1_bytes=_cache_bytes(1, best.l1_bytes),
@@ -88,10 +88,19 @@ def host_features() -> frozenset[str]:
 
     Linux gives the matrix unit's registers to processes that ask; this one does, if the processor has them.
     """
-    flags = frozenset(_cpuinfo("flags").split() or _cpuinfo("Features").split())
+    flags = features_in(_cpuinfo())
     if _TILES in flags and not _request_tiles():
         return frozenset(flag for flag in flags if not flag.startswith("amx"))
     return flags
+
+
+def features_in(cpuinfo: str) -> frozenset[str]:
+    """Instruction sets of the first processor in the text of a /proc/cpuinfo."""
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
 
 
 @functools.cache
@@ -106,20 +115,9 @@ def usable_cores() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
-def _cpuinfo(key: str) -> str:
+def _cpuinfo() -> str:
     path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return ""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return ""
-
-
-def _same_vendor(record: Target) -> bool:
-    vendor = "AuthenticAMD" if record.mcpu.startswith("znver") else "GenuineIntel"
-    return _cpuinfo("vendor_id") == vendor
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _cache_bytes(level: int, default: int) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import tersor
 import torch
 from tersor.targets import Executable
+from tersor.targets.machines.toolchain import Toolchain
 from torch import nn
 
 
@@ -46,3 +49,22 @@ def executable(module: nn.Module, example: torch.Tensor) -> Executable:
 def artifact(executable: Executable, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The saved model; tests must not change it."""
     return executable.save(tmp_path_factory.mktemp("artifact") / "model.tersor")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _runners_are_built_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Bundles take the program that was built from the same source before: a compiler needs seconds for it."""
+    original, built = Toolchain.build_program, {}
+    folder = tmp_path_factory.mktemp("runners")
+
+    def build(toolchain: Toolchain, output: Path, source: Path, include: Path, libraries: Sequence[Path]) -> None:
+        contents = tuple(path.read_bytes() for path in (source, *sorted(include.iterdir())) if path.is_file())
+        key = toolchain, contents, tuple(library.name for library in libraries)
+        if key not in built:
+            original(toolchain, output, source, include, libraries)
+            built[key] = shutil.copy2(output, folder / str(len(built)))
+        shutil.copy2(built[key], output)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Toolchain, "build_program", build)
+        yield

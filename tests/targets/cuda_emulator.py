@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import functools
 import hashlib
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ from tersor.targets.cuda.kernel import CudaKernel, library
 
 COMPILER = shutil.which("g++")
 _HEADER = Path(__file__).with_name("cuda_emulator.h")
+_FLAGS = ("-std=c++17", "-O1", "-fno-strict-aliasing", "-w", "-fPIC")
 _built: dict[str, ctypes.CDLL] = {}
 
 
@@ -32,28 +35,27 @@ def _translation_unit(kernel: CudaKernel) -> str:
     grid = ", ".join(f"{extent}u" for extent in kernel.grid)
     launch = f"emulator::launch({{{grid}}}, {kernel.threads}, [&] {{ kernel_body({arguments}); }});"
     entry = f'extern "C" void run(void** arguments) {{\n  {launch}\n}}\n'
-    return f'#include "{_HEADER}"\n{library(device=False)}{kernel.source("kernel")}{entry}'
+    return f"{kernel.source('kernel')}{entry}"
+
+
+@functools.cache
+def _header() -> Path:
+    """What all kernels include, compiled once."""
+    folder = tempfile.TemporaryDirectory(prefix="tersor-")
+    atexit.register(folder.cleanup)
+    header = Path(folder.name) / "kernels.h"
+    header.write_text(f'#include "{_HEADER}"\n{library(device=False)}')
+    subprocess.run([COMPILER, *_FLAGS, "-x", "c++-header", str(header)], check=True)
+    return header
 
 
 def _build(source: str) -> ctypes.CDLL:
     key = hashlib.sha256(source.encode()).hexdigest()
     if key not in _built:
-        assert COMPILER is not None
         with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
             unit, shared = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
             unit.write_text(source)
-            command = [
-                COMPILER,
-                "-std=c++17",
-                "-O1",
-                "-fno-strict-aliasing",
-                "-w",
-                "-shared",
-                "-fPIC",
-                "-o",
-                str(shared),
-                str(unit),
-            ]
+            command = [COMPILER, *_FLAGS, "-include", str(_header()), "-shared", "-o", str(shared), str(unit)]
             subprocess.run(command, check=True)
             _built[key] = ctypes.CDLL(str(shared))
     return _built[key]

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tersor import TersorError
 from tersor.targets import Executable, resolve_target
+from tersor.targets.machines.toolchain import find_toolchain
 from tersor.targets.packaging.bundle import RUNNER, write_model, write_runner
 
 EMULATOR = "qemu-aarch64-static"
@@ -29,6 +31,14 @@ def require_emulator() -> None:
         pytest.skip(f"no {EMULATOR}: apt-get install qemu-user-static")
     if not SYSTEM.is_dir():
         pytest.skip(f"no {SYSTEM}: apt-get install g++-aarch64-linux-gnu")
+
+
+def require_toolchain() -> None:
+    """Skip the test, with the line that installs one, where no compiler links for ARM."""
+    try:
+        find_toolchain(resolve_target("arm:cortex-a72"))
+    except TersorError as error:
+        pytest.skip(str(error))
 
 
 def emulate(program: Path, *arguments: str | Path, processor: str = "cortex-a76") -> subprocess.CompletedProcess[str]:

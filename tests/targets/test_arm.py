@@ -24,7 +24,7 @@ from tersor.tests.integer_graphs import IntegerBuilder, small_resnet
 from torch import nn
 
 from .compiled import assert_same, compiled
-from .emulated import Board, require_emulator
+from .emulated import Board, require_emulator, require_toolchain
 from .test_integers import KERNELS, PIPELINE, SHAPE, random_bytes
 from .wide_graphs import wide_graph
 
@@ -109,6 +109,7 @@ def test_templates(name: str, target: str, board: Board):
 
 
 def test_boards_may_have_more_cores_than_this_machine():
+    require_toolchain()
     executable = tersor.compile(nn.Linear(8, 8), (torch.ones(2, 8),), target=A76, threads=1000)
     assert (executable.info.target.cores, executable.threads) == (1000, 1000)
 

@@ -11,9 +11,8 @@ from tersor.ir import DType, Graph, TensorType, Value, ops
 from tersor.passes import run_passes
 from tersor.passes.numeric import seeded_inputs
 from tersor.targets import compile_graph, load, resolve_target
-from tersor.targets.machines.catalog import host_features
-from tersor.targets.machines.features import required_features
 from tersor.targets.machines.target import Target
+from tersor.tests import emulated_x86
 from tersor.tests.random_graphs import GraphBuilder
 
 from .compiled import assert_same, compiled, lowered, templates
@@ -28,10 +27,9 @@ on_targets = pytest.mark.parametrize("target", TARGETS, ids=lambda target: targe
 Build = Callable[[GraphBuilder, Value], Value]
 
 
-def skip_unless_it_runs_here(target: Target) -> None:
-    lacking = sorted(set(required_features(target)) - host_features())
-    if lacking:
-        pytest.skip(f"this processor is no {target.name}: it lacks {', '.join(lacking)}")
+@pytest.fixture(autouse=True)
+def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulated_x86.run_all_targets_here(monkeypatch)
 
 
 def cast(b: GraphBuilder, x: Value, dtype: DType) -> Value:
@@ -104,7 +102,6 @@ def image_graph(build: Build) -> Graph:
 @on_targets
 @pytest.mark.parametrize("name", IMAGES)
 def test_kernels(name: str, target: Target):
-    skip_unless_it_runs_here(target)
     graph = image_graph(IMAGES[name])
     inputs = seeded_inputs(graph)
     (expected,) = graph.evaluate(*inputs)
@@ -133,7 +130,6 @@ def test_bf16_kernels_are_used_where_there_are_instructions(target: str, name: s
 
 @on_targets
 def test_pictures_and_patches(target: Target):
-    skip_unless_it_runs_here(target)
     b = GraphBuilder({"x": TensorType((2, 3, 32, 40), DType.BF16)})
     x = b.graph.inputs[0]
     stem = b.op(ops.ReluOp, conv(b, x, 20, 3, stride=2))
@@ -146,7 +142,6 @@ def test_pictures_and_patches(target: Target):
 
 @on_targets
 def test_rounding_is_to_nearest_even_and_keeps_what_is_not_finite(target: Target):
-    skip_unless_it_runs_here(target)
     b = GraphBuilder({"x": TensorType((64,))})
     graph = b.done(cast(b, b.graph.inputs[0], DType.BF16))
     special = [
@@ -189,7 +184,6 @@ def small_network() -> Graph:
 
 @on_targets
 def test_network_is_near_float32(target: Target):
-    skip_unless_it_runs_here(target)
     graph = small_network()
     inputs = seeded_inputs(graph)
     (expected,) = graph.evaluate(*inputs)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tersor import TersorError
 from tersor.targets import Target, list_targets, resolve_target
 from tersor.targets.machines import catalog
-from tersor.targets.machines.catalog import TARGETS, detect_host, host_features, usable_cores
+from tersor.targets.machines.catalog import TARGETS, detect_host, features_in, host_features, usable_cores
+from tersor.targets.machines.features import most_capable, obstacle_here, required_features
+
+CPUINFO = Path(__file__).parent / "cpuinfo"  # one processor of each text, as Linux lists it on such machines
 
 
 @pytest.mark.parametrize("target", list_targets(), ids=lambda target: target.name)
@@ -27,9 +32,8 @@ def test_records_are_consistent(target: Target):
 
 @pytest.mark.parametrize("target", [t for t in list_targets() if t.family != "cuda"], ids=lambda target: target.name)
 def test_llvm_knows_every_processor_and_has_its_instruction_sets(target: Target):
-    features = pytest.importorskip("tersor.targets.machines.features")
     assert target.tvm_target()["mcpu"] == target.mcpu
-    required = set(features.required_features(target))
+    required = set(required_features(target))
     assert required >= set(target.features)
     assert ("avx512f" in required) == (target.vector_bytes == 64)
     assert ("asimddp" in required) == (target.name == "arm:cortex-a76")
@@ -70,24 +74,77 @@ def test_this_machine():
     assert 1 <= target.cores == usable_cores() <= (os.cpu_count() or 1)
 
 
-@pytest.mark.parametrize("name", sorted(name for name in TARGETS if name.startswith("x86:")))
-def test_detection_takes_the_most_capable_record(name: str, monkeypatch: pytest.MonkeyPatch):
-    record = TARGETS[name]
-    vendor = "AuthenticAMD" if record.mcpu.startswith("znver") else "GenuineIntel"
-    pretended = {"flags": " ".join(("sse2", *record.features)), "vendor_id": vendor}
-    monkeypatch.setattr(catalog, "_cpuinfo", lambda key: pretended.get(key, ""))
-    detected = detect_host()
-    assert detected.features == record.features
-    assert detected.name.startswith("x86:znver") == record.mcpu.startswith("znver") or not _has_both_vendors(record)
+RIGHT = {
+    "skylake-x": "x86:skylake-avx512",
+    "cascade-lake": "x86:cascadelake",
+    "ice-lake": "x86:icelake-server",
+    "sapphire-rapids": "x86:sapphirerapids",
+    "granite-rapids": "x86:sapphirerapids",
+    "alder-lake": "x86:avx2",
+    "zen2": "x86:znver3",
+    "zen3": "x86:znver3",
+    "zen4": "x86:znver4",
+    "zen5": "x86:znver4",
+    "neoverse-n1": "arm:cortex-a76",
+    "neoverse-v1": "arm:cortex-a76",
+    "cortex-a72": "arm:cortex-a72",
+    "cortex-a76": "arm:cortex-a76",
+    # It has all of Zen 4's features, but LLVM's code for a Zen 4 uses SSE4a as well.
+    "vm-sapphire-rapids-without-amx": "x86:icelake-server",
+    "vm-skylake-without-avx512": "x86:avx2",
+}
 
 
-def _has_both_vendors(record: Target) -> bool:
-    same = [other for other in TARGETS.values() if other.features == record.features]
-    return len({other.mcpu.startswith("znver") for other in same}) == 2
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts another text in place of this machine's /proc/cpuinfo; all its instruction sets may be used."""
+
+    def replace(cpuinfo: str) -> None:
+        monkeypatch.setattr(catalog, "_cpuinfo", lambda: cpuinfo)
+        monkeypatch.setattr(catalog, "_request_tiles", lambda: True)
+        monkeypatch.setattr(catalog.platform, "machine", lambda: "aarch64" if "Features" in cpuinfo else "x86_64")
+
+    return replace
 
 
-def test_old_processors_are_told_what_to_do(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(catalog, "_cpuinfo", lambda key: "sse2 avx" if key == "flags" else "")
+def cpuinfo_of(processor: str) -> str:
+    return (CPUINFO / f"{processor}.txt").read_text(encoding="utf-8")
+
+
+def test_every_stored_processor_has_a_right_answer():
+    assert {path.stem for path in CPUINFO.iterdir()} == set(RIGHT)
+
+
+@pytest.mark.parametrize("processor", RIGHT)
+def test_detection_takes_the_most_capable_record_that_is_right(processor: str, pretend: Callable[[str], None]):
+    text = cpuinfo_of(processor)
+    found = most_capable(features_in(text))
+    assert found is TARGETS[RIGHT[processor]]
+    pretend(text)
+    if found.family == "x86":
+        assert detect_host().name == found.name
+        assert obstacle_here(detect_host()) == ""
+    else:
+        with pytest.raises(TersorError, match=r"this one is aarch64; name a target instead: arm:cortex-a72"):
+            detect_host()
+
+
+@pytest.mark.parametrize("target", [t for t in list_targets() if t.features], ids=lambda target: target.name)
+def test_every_record_is_right_for_a_processor_with_what_it_needs(target: Target):
+    assert most_capable(frozenset(required_features(target))) is target
+
+
+def test_tiles_that_linux_refuses_are_not_used(pretend: Callable[[str], None], monkeypatch: pytest.MonkeyPatch):
+    pretend(cpuinfo_of("sapphire-rapids"))
+    assert "amx_tile" in host_features()
+    monkeypatch.setattr(catalog, "_request_tiles", lambda: False)
+    assert not [name for name in host_features() if name.startswith("amx")]
+    assert detect_host().name == "x86:icelake-server"
+
+
+@pytest.mark.parametrize("cpuinfo", ["flags : sse2 avx", ""])
+def test_old_processors_are_told_what_to_do(cpuinfo: str, pretend: Callable[[str], None]):
+    pretend(cpuinfo)
     with pytest.raises(TersorError, match=r"needs an x86-64 processor with AVX2.*name a target instead: .*x86:avx2"):
         detect_host()
 

@@ -10,14 +10,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tersor.ir import DType, Graph, TensorType, Value, ops
-from tersor.targets import load, resolve_target
+from tersor.targets import load
 from tersor.targets.codegen.kernel import CompileError
-from tersor.targets.machines.catalog import host_features
+from tersor.tests import emulated_x86
 from tersor.tests.integer_graphs import IntegerBuilder, random_integer_graph, small_resnet
 
 from .compiled import compiled, lowered, templates
 
-TARGETS = ["x86:native", "x86:cascadelake", "x86:avx2"]  # a matrix unit, dot products, neither; where there are any
+TARGETS = ["x86:sapphirerapids", "x86:cascadelake", "x86:avx2"]  # a matrix unit, dot products, neither
 # AMX takes both types as they are, VNNI only u8: i8 is the harder one there.
 MACHINES = [(TARGETS[0], DType.U8), (TARGETS[0], DType.I8), (TARGETS[1], DType.I8), (TARGETS[2], DType.U8)]
 PIPELINE = "fuse,layout"
@@ -26,9 +26,9 @@ RARE = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 3.4e38, -3.4e38, 
 Build = Callable[[IntegerBuilder, Value], Value]
 
 
-def skip_unless_runs(target: str) -> None:
-    if target != "x86:native" and not host_features().issuperset(resolve_target(target).features):
-        pytest.skip(f"this processor is no {target}")
+@pytest.fixture(autouse=True)
+def on_any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulated_x86.run_all_targets_here(monkeypatch)
 
 
 def random_bytes(dtype: DType, *shape: int) -> torch.Tensor:
@@ -51,7 +51,6 @@ def check_exact(graph: Graph, *inputs: torch.Tensor, target: str = "x86:native",
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_quantize_and_dequantize(target: str):
-    skip_unless_runs(target)
     b = IntegerBuilder({"x": TensorType((3, 1021)), "q": TensorType((3, 256), DType.I8)})
     x, q = b.graph.inputs
     results = []
@@ -72,7 +71,6 @@ def test_quantize_and_dequantize(target: str):
 @pytest.mark.parametrize("in_two_steps", [False, True])
 def test_products_are_rounded_before_they_are_added(kind: type, in_two_steps: bool, target: str):
     """The sum of two dequantized tensors differs where a product goes into a fused multiply-add."""
-    skip_unless_runs(target)
     b = IntegerBuilder({"x": TensorType((4096,), DType.I32), "y": TensorType((4096,), DType.I32)})
     scales = (0.1, 0.3)
 
@@ -155,7 +153,6 @@ KERNELS: dict[str, Build] = {
 )
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels(name: str, target: str, dtype: DType):
-    skip_unless_runs(target)
     b = IntegerBuilder({"x": TensorType(SHAPE, dtype)})
     q = b.graph.inputs[0]
     b.meaning[q] = (0.05, 77)
@@ -182,7 +179,6 @@ def test_products_of_computed_integers_are_refused():
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("pipeline", [PIPELINE, "O3,layout"])
 def test_network(pipeline: str, target: str):
-    skip_unless_runs(target)
     x = torch.randn(1, 3, 22, 18, generator=torch.Generator().manual_seed(0))
     check_exact(small_resnet(), x, target=target, pipeline=pipeline)
 
@@ -203,6 +199,5 @@ def test_artifact_keeps_integers(tmp_path):
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.sampled_from(TARGETS))
 def test_random_graphs(seed: int, size: int, target: str):
-    skip_unless_runs(target)
     x = torch.randn(1, 5, 9, 7, generator=torch.Generator().manual_seed(seed)) * 2
     check_exact(random_integer_graph(seed, size), x, target=target)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import tvm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tersor.targets.machines.catalog import host_features, resolve_target
+from tersor.targets.machines.catalog import resolve_target
 from tersor.targets.machines.target import Target
 from tersor.targets.templates.conv2d import bf16 as conv2d_bf16
 from tersor.targets.templates.conv2d import bf16_dot as conv2d_bf16_dot
@@ -22,6 +22,7 @@ from tersor.targets.templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
 from tersor.targets.templates.matmul import bf16 as matmul_bf16
 from tersor.targets.templates.matmul.spec import ACTIVATION, MatmulSpec
 from tersor.targets.templates.vector import amx, dot_bf16
+from tersor.tests import emulated_x86
 
 from .window_cases import bias_add_relu, bias_add_relu_reference, from_blocked, out_elements, to_blocked
 
@@ -31,15 +32,7 @@ DOT = replace(resolve_target("x86:znver4"), mcpu="cooperlake")
 TOLERANCE = 2e-6  # of the largest result: only the order of the sums differs
 
 
-def runs_here(target: Target) -> bool:
-    return host_features().issuperset(target.features)
-
-
-needs_amx = pytest.mark.skipif(not runs_here(AMX), reason="this processor has no AMX for bfloat16")
-needs_dot = pytest.mark.skipif(not runs_here(DOT), reason="this processor has no AVX512_BF16")
-on_both = pytest.mark.parametrize(
-    "target", [pytest.param(AMX, marks=needs_amx, id="amx"), pytest.param(DOT, marks=needs_dot, id="dot")]
-)
+on_both = pytest.mark.parametrize("target", [pytest.param(AMX, id="amx"), pytest.param(DOT, id="dot")])
 
 CONVOLUTIONS = {
     "3x3": Conv2dSpec(1, 64, 8, 8, 64, (3, 3), (1, 1), (1, 1, 1, 1)),
@@ -81,7 +74,7 @@ def rounded(*shape: int, generator: torch.Generator) -> torch.Tensor:
 
 def run(prim_func, target: Target, *inputs: torch.Tensor, out_size: int) -> torch.Tensor:
     """Build and run on flat operands; the result is float32, NaN where nothing was written."""
-    module = tvm.tirx.build(tvm.IRModule({"main": prim_func}), target=tvm.target.Target(target.tvm_target()))
+    module = emulated_x86.build(prim_func, target)
     flat = [x.reshape(-1).view(torch.uint16) if x.dtype is torch.bfloat16 else x.reshape(-1) for x in inputs]
     tensors = [tvm.runtime.tensor(x.numpy()) for x in (*flat, torch.full((out_size,), torch.nan))]
     module["main"](*tensors)
@@ -119,7 +112,6 @@ def bf16(spec: Conv2dSpec) -> Conv2dSpec:
     return replace(spec, dtype="bfloat16")
 
 
-@needs_amx
 @pytest.mark.parametrize("spec", [*CONVOLUTIONS.values(), *GROUPED.values()], ids=[*CONVOLUTIONS, *GROUPED])
 def test_conv2d(spec: Conv2dSpec):
     spec = bf16(spec)
@@ -128,14 +120,12 @@ def test_conv2d(spec: Conv2dSpec):
         check_conv2d(spec, knobs, AMX, conv2d_bf16)
 
 
-@needs_amx
 @pytest.mark.parametrize(("row_units", "output_units"), [(3, 1), (1, 2), (2, 3)])
 def test_conv2d_in_units(row_units: int, output_units: int):
     knobs = conv2d_bf16.Conv2dBf16Knobs(1, 1, row_units, output_units)
     check_conv2d(bf16(CONVOLUTIONS["3x3 stride 2"]), knobs, AMX, conv2d_bf16)
 
 
-@needs_dot
 @pytest.mark.parametrize("spec", [*CONVOLUTIONS.values(), *GROUPED.values()], ids=[*CONVOLUTIONS, *GROUPED])
 def test_conv2d_by_pairs(spec: Conv2dSpec):
     spec = bf16(spec)

@@ -1,4 +1,4 @@
-"""Integer kernels against exact sums, on every instruction path that this machine runs; NEON's by their assembly."""
+"""Integer kernels against exact sums, on every instruction path of x86; NEON's by their assembly."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tersor.targets.codegen.options import Options
-from tersor.targets.machines.catalog import host_features, resolve_target
-from tersor.targets.machines.features import required_features
+from tersor.targets.machines.catalog import resolve_target
 from tersor.targets.machines.target import Target
 from tersor.targets.templates.base import Epilogue
 from tersor.targets.templates.conv2d import int8 as conv2d_int8
@@ -31,6 +30,7 @@ from tersor.targets.templates.vector import amx
 from tersor.targets.templates.vector.dot_product import DotProduct, PairwiseProduct, PlainProduct, dot_product
 from tersor.targets.templates.windows import depthwise_int8
 from tersor.targets.templates.windows.depthwise import DepthwiseKnobs, DepthwiseSpec
+from tersor.tests import emulated_x86
 
 AMX = resolve_target("x86:sapphirerapids")
 VNNI = resolve_target("x86:icelake-server")
@@ -79,13 +79,6 @@ DEPTHWISE = {
 }
 
 
-def need(target: Target) -> None:
-    """Skip, with the reason, what this processor cannot run."""
-    missing = sorted(set(required_features(target)) - host_features())
-    if missing:
-        pytest.skip(f"this processor cannot run {target.name}: it has no {', '.join(missing)}")
-
-
 def integers(dtype: str, *shape: int, extreme: bool = False) -> torch.Tensor:
     """Random numbers of the whole range of a type, or its largest and smallest number only."""
     generator = torch.Generator().manual_seed(0)
@@ -112,7 +105,7 @@ def from_blocked(flat: torch.Tensor, shape: tuple[int, int, int, int], lanes: in
 
 def run(prim_func: Any, target: Target, *inputs: torch.Tensor, size: int) -> torch.Tensor:
     """Build and run on flat operands; the result is int32."""
-    module = tvm.tirx.build(tvm.IRModule({"main": prim_func}), target=tvm.target.Target(target.tvm_target()))
+    module = emulated_x86.build(prim_func, target)
     out = tvm.runtime.tensor(np.full(size, UNWRITTEN, "int32"))
     module["main"](*(tvm.runtime.tensor(x.contiguous().reshape(-1).numpy()) for x in inputs), out)
     return torch.from_numpy(out.numpy())
@@ -189,7 +182,6 @@ DRAWN_CONVOLUTIONS = {
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_direct_convolution(name: str):
-    need(VNNI)
     for dtype, zero_point in (("uint8", 131), ("int8", -100)):
         spec = replace(CONVOLUTIONS[name], dtype=dtype, zero_point=zero_point)
         assert conv2d_int8.supports(spec, VNNI)
@@ -199,14 +191,12 @@ def test_direct_convolution(name: str):
 @pytest.mark.parametrize("path", [path for path, target in VECTOR_TARGETS.items() if target is not VNNI])
 @pytest.mark.parametrize(("name", "dtype", "zero_point"), [("3x3 stride 2", "uint8", 131), ("pointwise", "int8", -100)])
 def test_direct_convolution_paths(name: str, dtype: str, zero_point: int, path: str):
-    need(VECTOR_TARGETS[path])
     spec = replace(CONVOLUTIONS[name], dtype=dtype, zero_point=zero_point)
     check_convolution(conv2d_int8, spec, VECTOR_TARGETS[path])
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolution_on_the_matrix_unit(name: str):
-    need(AMX)
     for dtype, zero_point in (("uint8", 131), ("int8", -128), ("uint8", 0)):
         spec = replace(CONVOLUTIONS[name], dtype=dtype, zero_point=zero_point)
         assert conv2d_int8_amx.supports(spec, AMX)
@@ -216,7 +206,6 @@ def test_convolution_on_the_matrix_unit(name: str):
 
 @pytest.mark.parametrize(("row_units", "output_units"), [(3, 1), (2, 3)])
 def test_convolution_on_the_matrix_unit_in_units(row_units: int, output_units: int):
-    need(AMX)
     spec = replace(CONVOLUTIONS["3x3 stride 2"], dtype="uint8", zero_point=7)
     knobs = conv2d_int8_amx.Conv2dInt8AmxKnobs(1, 1, row_units, output_units)
     check_convolution(conv2d_int8_amx, spec, AMX, knobs)
@@ -227,26 +216,22 @@ def test_convolution_on_the_matrix_unit_in_units(row_units: int, output_units: i
 @given(data=st.data())
 def test_drawn_convolutions(kind: str, data: st.DataObject):
     template, target, specs = DRAWN_CONVOLUTIONS[kind]
-    need(target)
     check_convolution(template, data.draw(specs), target)
 
 
 @DRAWN
 @given(spec=products())
 def test_drawn_products(spec: MatmulSpec):
-    need(AMX)
     check_matmul(matmul_int8, spec, VNNI)
     check_matmul(matmul_int8_amx, spec, AMX)
 
 
 @pytest.mark.parametrize("path", VECTOR_TARGETS)
 def test_grouped_convolution(path: str):
-    need(VECTOR_TARGETS[path])
     check_convolution(conv2d_int8, replace(GROUPED, dtype="uint8", zero_point=9), VECTOR_TARGETS[path])
 
 
 def test_chunks_of_input_blocks():
-    need(VNNI)
     spec = replace(CONVOLUTIONS["3x3"], dtype="uint8", zero_point=9)
     check_convolution(conv2d_int8, spec, VNNI, Conv2dKnobs(2, 1, 8, block_chunk=3, spatial_units=2))
 
@@ -254,7 +239,6 @@ def test_chunks_of_input_blocks():
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures(name: str):
     for target in (VNNI, AVX2):
-        need(target)
         spec = replace(PICTURES[name], dtype="uint8", zero_point=131)
         assert conv2d_int8_narrow.supports(spec, target)
         check_convolution(conv2d_int8_narrow, spec, target)
@@ -262,7 +246,6 @@ def test_pictures(name: str):
 
 @pytest.mark.parametrize("name", [name for name in PICTURES if name != "pointwise"])
 def test_pictures_on_the_matrix_unit(name: str):
-    need(AMX)
     for dtype, zero_point in (("uint8", 131), ("int8", -128), ("uint8", 0)):
         spec = replace(PICTURES[name], dtype=dtype, zero_point=zero_point)
         assert conv2d_int8_amx_narrow.supports(spec, AMX)
@@ -279,14 +262,12 @@ def test_pictures_that_the_matrix_unit_leaves_to_the_vector_unit():
 
 
 def test_blocks_past_the_last_output_are_dropped():
-    need(VNNI)
     spec = replace(PICTURES["3x3"], dtype="int8", zero_point=-3)
     check_convolution(conv2d_int8_narrow, spec, VNNI, conv2d_int8_narrow.Conv2dInt8NarrowKnobs(3, 5, 2))
 
 
 @pytest.mark.parametrize("name", DEPTHWISE)
 def test_depthwise(name: str):
-    need(VNNI)
     for dtype, zero_point in (("uint8", 131), ("int8", -100)):
         spec = replace(DEPTHWISE[name], dtype=dtype, zero_point=zero_point)
         check_convolution(depthwise_int8, spec, VNNI)
@@ -295,7 +276,6 @@ def test_depthwise(name: str):
 
 @pytest.mark.parametrize("path", VECTOR_TARGETS)
 def test_depthwise_paths(path: str):
-    need(VECTOR_TARGETS[path])
     spec = replace(DEPTHWISE["3x3 stride 2"], dtype="uint8", zero_point=200)
     check_convolution(depthwise_int8, spec, VECTOR_TARGETS[path])
 
@@ -303,7 +283,6 @@ def test_depthwise_paths(path: str):
 @pytest.mark.parametrize("path", VECTOR_TARGETS)
 @pytest.mark.parametrize("size", [(1, 33, 70), (5, 70, 33), (3, 16, 3)], ids=str)
 def test_matmul(size: tuple[int, int, int], path: str):
-    need(VECTOR_TARGETS[path])
     spec = MatmulSpec(*size, dtype="uint8", zero_point=131)
     check_matmul(matmul_int8, spec, VECTOR_TARGETS[path])
     check_matmul(matmul_int8, replace(spec, dtype="int8", zero_point=-7), VECTOR_TARGETS[path], MatmulKnobs(2, 1, 2, 1))
@@ -311,7 +290,6 @@ def test_matmul(size: tuple[int, int, int], path: str):
 
 @pytest.mark.parametrize("size", [(33, 7, 31), (16, 32, 64), (37, 100, 129)], ids=str)
 def test_matmul_on_the_matrix_unit(size: tuple[int, int, int]):
-    need(AMX)
     for dtype in RANGES:
         spec = MatmulSpec(*size, dtype=dtype, zero_point=5)
         for knobs in (*matmul_int8_amx.candidates(spec, AMX), matmul_int8_amx.MatmulInt8AmxKnobs(1, 1, 3, 2)):
@@ -323,7 +301,6 @@ def test_matmul_on_the_matrix_unit(size: tuple[int, int, int]):
 def test_largest_sums(path: str, dtype: str, zero_point: int):
     """255 times -128 and -128 times -128 everywhere: nothing saturates on the way."""
     target = VECTOR_TARGETS[path]
-    need(target)
     conv = Conv2dSpec(1, 512, 4, 5, 32, dtype=dtype, zero_point=zero_point)
     check_convolution(conv2d_int8, conv, target, extreme=True)
     check_convolution(
@@ -334,7 +311,6 @@ def test_largest_sums(path: str, dtype: str, zero_point: int):
 
 @pytest.mark.parametrize(("dtype", "zero_point"), [("uint8", 0), ("int8", 127)])
 def test_largest_sums_on_the_matrix_unit(dtype: str, zero_point: int):
-    need(AMX)
     conv = replace(CONVOLUTIONS["3x3"], dtype=dtype, zero_point=zero_point)
     check_convolution(conv2d_int8_amx, conv, AMX, extreme=True)
     check_matmul(matmul_int8_amx, MatmulSpec(16, 32, 512, dtype=dtype, zero_point=zero_point), AMX, extreme=True)

@@ -8,6 +8,7 @@ import tvm
 from tersor.targets.machines.target import Target
 from tersor.targets.templates.base import BufferSpec, Epilogue
 from tersor.targets.templates.vector.builder import broadcast, constant, load
+from tersor.tests import emulated_x86
 
 GARBAGE = 7.0  # what padded channel lanes hold: finite, and it must not reach a real channel
 
@@ -51,7 +52,7 @@ def from_blocked(flat: torch.Tensor, shape: tuple[int, int, int, int], lanes: in
 
 def run(prim_func, target: Target, *inputs: torch.Tensor, out_elements: int) -> torch.Tensor:
     """Build ``prim_func``, run it on flat float32 inputs, and return its flat output."""
-    module = tvm.tirx.build(tvm.IRModule({"main": prim_func}), target=tvm.target.Target(target.tvm_target()))
+    module = emulated_x86.build(prim_func, target)
     tensors = [tvm.runtime.tensor(x.contiguous().reshape(-1).numpy()) for x in inputs]
     out = tvm.runtime.tensor(np.full(out_elements, np.nan, "float32"))
     module["main"](*tensors, out)

@@ -1,0 +1,110 @@
+"""Dependencies point one way: see `docs/architecture.md`. Read from the sources' import statements."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+
+import networkx as nx
+
+ROOT = Path(__file__).parents[1]
+# From the lowest floor to the highest; a folder imports from floors below its own, and from nowhere else.
+FLOORS = (
+    {"ir"},
+    {"frontend", "passes", "targets"},
+    {"checking.py"},
+    {"compiler.py"},
+    {"compression"},
+    {"cli"},
+    {"__init__.py"},
+)
+FLOORS_OF_TARGETS = (
+    {"machines"},
+    {"templates", "runtime"},
+    {"codegen", "packaging"},
+    {"tuning", "cuda"},
+    {"__init__.py"},
+)
+# Arrows that point upward all the same. The list only ever shrinks.
+UPWARD = {
+    ("targets/runtime", "targets/packaging"),  # Executable.save and save_bundle
+}
+# Arrows that close a circle between neighbours on one floor. Likewise.
+CLOSING = {
+    ("targets/templates/vector", "targets/templates/matmul"),
+    ("targets/templates/vector", "targets/templates/windows"),
+    ("targets/templates/windows", "targets/templates/conv2d"),
+}
+
+
+@functools.cache
+def arrows() -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Each import from one file of the package to another, wherever it stands in the file, as paths."""
+    tops = [ROOT / name for floor in FLOORS for name in sorted(floor)]
+    files = [path for top in tops for path in (sorted(top.rglob("*.py")) if top.is_dir() else [top])]
+    found = []
+    for path in files:
+        parts = path.relative_to(ROOT).parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                package = (*parts[: len(parts) - node.level], *(node.module or "").split("."))
+                module = tuple(filter(None, package))
+                imported = (next(filter(None, map(_file, ((*module, name.name), module))), None) for name in node.names)
+                found += [(parts, one) for one in imported if one is not None]
+    return found
+
+
+@functools.cache
+def _file(module: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The path of a module's source; None where there is none."""
+    found = (path for path in (ROOT.joinpath(*module).with_suffix(".py"), ROOT.joinpath(*module, "__init__.py")))
+    return next((path.relative_to(ROOT).parts for path in found if path.is_file()), None)
+
+
+def points_down(importer: tuple[str, ...], imported: tuple[str, ...]) -> bool:
+    """Whether a file may import another: it stands in the same folder, or on a higher floor."""
+    if importer[0] == imported[0]:
+        if importer[0] != "targets" or importer[1] == imported[1]:
+            return True
+        importer, imported, floors = importer[1:], imported[1:], FLOORS_OF_TARGETS
+    else:
+        floors = FLOORS
+    high, low = (next(i for i, floor in enumerate(floors) if path[0] in floor) for path in (importer, imported))
+    return high > low
+
+
+def room(path: tuple[str, ...]) -> str:
+    """The folder that has a floor."""
+    return "/".join(path[: 2 if path[0] == "targets" else 1])
+
+
+def test_every_folder_has_a_floor():
+    apart = {"tests", "benchmarks", "examples", "tuning_logs"}  # no part of the package, or data
+    assert {path.name for path in ROOT.glob("*.py")} == {name for floor in FLOORS for name in floor if "." in name}
+    for folder, floors in ((ROOT, FLOORS), (ROOT / "targets", FLOORS_OF_TARGETS)):
+        packages = {path.parent.name for path in folder.glob("*/__init__.py")} - apart
+        assert packages == {name for floor in floors for name in floor if not name.endswith(".py")}
+
+
+def test_arrows_point_down_but_for_those_that_are_named():
+    known = [(importer, imported) for importer, imported in arrows() if imported[0] != "benchmarks"]
+    upward = {(room(importer), room(imported)) for importer, imported in known if not points_down(importer, imported)}
+    assert upward - UPWARD == set(), "these imports point upward"
+    assert upward == UPWARD, "some of these arrows are gone: take them off the list"
+
+
+def test_only_the_command_line_knows_the_checkout():
+    """`tersor bench --against` runs in a checkout, and says so elsewhere."""
+    assert {importer for importer, imported in arrows() if imported[0] == "benchmarks"} <= {("cli", "peers.py")}
+
+
+def test_there_is_no_circle_between_neighbours():
+    graph = nx.DiGraph()
+    for importer, imported in arrows():
+        a, b = importer[:-1], imported[:-1]
+        if a != b and a != b[: len(a)] and b != a[: len(b)]:  # a package and its parts know each other
+            graph.add_edge("/".join(a), "/".join(b))
+    assert set(graph.edges) >= CLOSING, "some of these arrows are gone: take them off the list"
+    graph.remove_edges_from(UPWARD | CLOSING)
+    assert list(nx.simple_cycles(graph)) == []
