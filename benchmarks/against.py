@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tersor import TersorError, from_torch
 from torch import nn
 from torch.export import ExportedProgram
+
+from tersor import TersorError, from_torch
 
 from .harness import Comparison, Row, Schedule, difference, measure
 from .peers import PEERS, Arrays, Network, Runner, UnsupportedModel

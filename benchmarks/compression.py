@@ -23,12 +23,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import tersor
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+import tersor
 from benchmarks import agreement as photographs
 from benchmarks.against import ExecutableRunner
 from benchmarks.harness import PACKAGES, Comparison, Row, Schedule, difference, machine, measure, versions

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import tersor as compiler
 import typer
 from rich.console import Console
 
+import tersor as compiler
 from benchmarks import chart, readme
 from benchmarks.harness import Comparison, Row, Schedule, difference, measure
 from benchmarks.models import MODELS, load

@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import tersor as compiler
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import nn
+
+import tersor as compiler
+from benchmarks.harness import difference
+from benchmarks.models import load
 from tersor.ir.files import write_text
 from tersor.targets import Executable, resolve_target
 from tersor.targets.cuda.backend import obstacle_here
 from tersor.targets.cuda.machine import CudaMachine
-from torch import nn
-
-from benchmarks.harness import difference
-from benchmarks.models import load
 
 DEFAULT_MODELS = "resnet18,mobilenetv2,vit_tiny"
 AGREEMENT = 2e-2  # of an output's scale

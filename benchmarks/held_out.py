@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+
 from tersor.targets.templates.option import Workload
 from tersor.targets.tuning.examples import Examples
 from tersor.targets.tuning.latency import LatencyRegressor

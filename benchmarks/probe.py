@@ -15,12 +15,13 @@ from typing import Any
 import psutil
 import torch
 import tvm
+from tvm.tirx.script.builder import ir as T
+
 from tersor.targets import Target, resolve_target
 from tersor.targets.runtime.threads import set_threads
 from tersor.targets.runtime.virtual_machine import to_tvm
 from tersor.targets.templates.base import NO_EPILOGUE, BufferSpec
 from tersor.targets.templates.vector.builder import RegisterTile, load, make_prim_func, parallel, store
-from tvm.tirx.script.builder import ir as T
 
 CHAINS = 12  # independent accumulators: latency (4 or 5 cycles) times ports (2), rounded up; they fit 16 registers
 STEPS = 200_000  # multiply-adds of each chain: some milliseconds

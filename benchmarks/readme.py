@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from tersor.ir.files import write_text
 
 from benchmarks import chart
 from benchmarks.peers import Precision
 from benchmarks.results import Record, medians, read
 from benchmarks.tables import RUNTIMES, TERSOR, milliseconds, times
+from tersor.ir.files import write_text
 
 README = Path(__file__).parent / "README.md"
 MARKERS = {

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tersor.ir.files import write_text
-
 from benchmarks.harness import Comparison, Schedule, machine, versions
 from benchmarks.probe import Probe
 from benchmarks.roofline import KernelUse, Roofline
 from benchmarks.startup import Startup
 from benchmarks.tables import RUNTIMES, TERSOR
+from tersor.ir.files import write_text
 
 SCHEMA = 2
 DIGITS = 5  # significant digits of every number in the file

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
+
 from tersor.targets.codegen.options import Options
 from tersor.targets.templates.option import Option
 from tersor.targets.tuning import log

@@ -90,7 +90,6 @@ def _in_new_process(*arguments: str) -> dict[str, float]:
 def compile_and_save(model: str, path: str, threads: int, pipeline: str) -> Compiled:
     """Compile a model in this process and save it; its peak memory is that of the whole process so far."""
     import tersor
-
     from benchmarks.models import load
 
     module, inputs = load(model)
@@ -104,8 +103,9 @@ def compile_and_save(model: str, path: str, threads: int, pipeline: str) -> Comp
 
 def load_and_call(path: str, threads: int) -> Loaded:
     """Load an artifact in this process and call it once."""
-    import tersor
     import torch  # noqa: F401  (who loads a model has it already)
+
+    import tersor
 
     begin = time.perf_counter()
     import tersor.targets.packaging.artifact

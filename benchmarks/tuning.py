@@ -26,15 +26,6 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from tersor.cli.tuning_progress import observer
-from tersor.compiler import CompileOptions, Optimized, as_graph, optimize_in_stages
-from tersor.targets import compile_graph
-from tersor.targets.tuning.driver import load_records, tune_graph
-from tersor.targets.tuning.extract import extract_tasks
-from tersor.targets.tuning.measure import LocalMeasurer
-from tersor.targets.tuning.records import Record, best
-from tersor.targets.tuning.scheduler import Budget
-from tersor.targets.tuning.tuned import Tuned
 
 from benchmarks.against import ExecutableRunner
 from benchmarks.harness import Latency, Schedule, machine, measure, versions
@@ -45,6 +36,15 @@ from benchmarks.sampling import Sampler
 from benchmarks.tables import milliseconds
 from benchmarks.tuning_metaschedule import run as race_metaschedule
 from benchmarks.tuning_metaschedule import table as races_table
+from tersor.cli.tuning_progress import observer
+from tersor.compiler import CompileOptions, Optimized, as_graph, optimize_in_stages
+from tersor.targets import compile_graph
+from tersor.targets.tuning.driver import load_records, tune_graph
+from tersor.targets.tuning.extract import extract_tasks
+from tersor.targets.tuning.measure import LocalMeasurer
+from tersor.targets.tuning.records import Record, best
+from tersor.targets.tuning.scheduler import Budget
+from tersor.targets.tuning.tuned import Tuned
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ",".join(MODELS)

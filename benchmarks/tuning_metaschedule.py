@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
-import tersor
 import torch
 from rich.table import Table
+from tvm import te, topi
+
+import tersor
 from tersor.targets import resolve_target
 from tersor.targets.machines.target import Target
 from tersor.targets.templates.option import Option
@@ -30,7 +32,6 @@ from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.scheduler import Budget
 from tersor.targets.tuning.session import TuningSession
 from tersor.targets.tuning.task import Task
-from tvm import te, topi
 
 PIPELINE = "O3,fold-batchnorm,layout"
 NEAR = 1.02  # of the best that MetaSchedule found: reached when a kernel is that close

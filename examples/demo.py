@@ -14,16 +14,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tersor
 import torch
 from rich.console import Console
 from rich.table import Table
-from tersor.targets import Executable
 
+import tersor
 from benchmarks.cpu import table as latency_table
 from benchmarks.harness import Comparison, Row, Schedule, difference, measure
 from benchmarks.models import efficientnet_lite0
 from benchmarks.peers import PEERS, Network, Runner
+from tersor.targets import Executable
 
 THREADS = 2
 ARTIFACT = Path("model.tersor")

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+
 from tersor.targets.machines.target import Target
 
 # TVM's threads wait for work by yielding again and again, which takes minutes where other tests want the same cores.

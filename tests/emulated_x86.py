@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 import tvm
 import tvm_ffi
+from tvm import tirx
+
 from tersor.targets.codegen import relax_module
 from tersor.targets.codegen.tir_pipeline import PIPELINE
 from tersor.targets.machines.catalog import resolve_target
@@ -28,7 +30,6 @@ from tersor.targets.machines.features import obstacle_here
 from tersor.targets.machines.target import Target
 from tersor.targets.machines.toolchain import find_toolchain
 from tersor.targets.runtime import executable
-from tvm import tirx
 
 _TILE_INSTRUCTIONS = {"ldtilecfg", "tilerelease", "tilezero", "tileloadd64", "tilestored64"}
 _TILE_INSTRUCTIONS |= {"tdpbf16ps", "tdpbusd", "tdpbssd"}

@@ -7,6 +7,7 @@ shows as another integer.
 from __future__ import annotations
 
 import torch
+
 from tersor.ir import DType, Graph, TensorType, Value, ops
 
 from .random_graphs import GraphBuilder

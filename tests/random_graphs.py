@@ -10,6 +10,7 @@ import math
 
 import torch
 from hypothesis import strategies as st
+
 from tersor.ir import DType, Graph, Op, TensorType, Value, ops
 from tersor.ir.ops import (
     AdaptiveAvgPool2dOp,

@@ -26,12 +26,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import tersor
 import torch
-from tersor.ir import TersorError
 from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
+
+import tersor
+from tersor.ir import TersorError
 
 PIPELINES = ("O0", "O3")
 BATCH = 10  # programs that are compiled as one, since tracing anything at all takes a second

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
-from tersor.targets import resolve_target
-from tersor.targets.runtime.executable import KernelTime
-from tersor.targets.runtime.model_info import KernelInfo
 
 from benchmarks.probe import Probe, multiply_add_rate, read_rate
 from benchmarks.roofline import limit_seconds, operations, roofline
 from benchmarks.startup import startup
+from tersor.targets import resolve_target
+from tersor.targets.runtime.executable import KernelTime
+from tersor.targets.runtime.model_info import KernelInfo
 
 PROBE = Probe(2, 100.0, 200.0, 150.0, 20.0, 5.0, 2**20, 2**25)
 FASTEST_CLOCK = 6.5e9  # Hz; no processor runs faster

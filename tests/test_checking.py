@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tersor
 import torch
+from torch import nn
+
+import tersor
 from tersor.checking import DisagreementError
 from tersor.frontend.registry import CONVERTERS
 from tersor.ir import ops
 from tersor.targets import resolve_target
 from tersor.targets.codegen import emit
-from torch import nn
 
 aten = torch.ops.aten
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from tersor.cli.main import main
 from tersor.frontend import load_model
 from tersor.ir import save_ir

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import tersor as package
 from tersor.cli.main import main
 from tersor.targets.tuning.timing import Timing

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tersor.tests.passes.example_passes
 import torch
 from safetensors.torch import save_file
+
+import tersor.tests.passes.example_passes
 from tersor.cli.main import main
 from tersor.ir import DType, Graph, TensorType, load_ir, parse, save_ir, structurally_equal
 from tersor.ir.ops import AddOp, EmbeddingOp, ReluOp, SigmoidOp

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import tersor
 import torch
+from torch import nn
+
+import tersor
 from tersor import TersorError
 from tersor.ir import TensorType, TersorWarning, parse
 from tersor.tests.random_graphs import GraphBuilder
-from torch import nn
 
 
 def test_graph_without_its_weights_is_refused():

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tersor
 import torch
+from torch import nn
+
+import tersor
 from tersor import TersorError
 from tersor.compression.batches import run_in_parts
 from tersor.compression.data import CalibrationData, open_data
@@ -20,7 +22,6 @@ from tersor.compression.session import Observer
 from tersor.ir import Graph
 from tersor.targets.tuning.timing import Timing
 from tersor.tests.passes.lowrank.planted import Clock
-from torch import nn
 
 PRUNE, FACTORIZE = "prune-channels{multiple=4}", "low-rank{ranks=fixed:4,multiple=4}"
 PIPELINE = f"O3,{PRUNE},{FACTORIZE}"

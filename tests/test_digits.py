@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tersor
 import torch
 from rich.console import Console
-from tersor.frontend import load_model
 from torch import nn
 from typer.testing import CliRunner
 
+import tersor
 from benchmarks.harness import Latency, Schedule
 from examples import digits
 from examples.digits import __main__ as command
@@ -25,6 +24,7 @@ from examples.digits import data, models, networks, report, studies, training
 from examples.digits.data import Digits
 from examples.digits.models import Network
 from examples.digits.training import BATCH, Recipe
+from tersor.frontend import load_model
 
 SHORT = Recipe(epochs=7, rate=0.2)
 NETS = {"vgg": networks.Vgg, "resnet20": networks.ResNet20, "mobilenetv2": networks.MobileNetV2}

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
 from tersor.targets import resolve_target
 from tersor.targets.machines.features import obstacle_here
 from tersor.targets.machines.target import Target
@@ -20,8 +23,6 @@ from tersor.targets.templates.vector.bfloat16 import ROUNDING_IR, round_in_hardw
 from tersor.targets.templates.vector.builder import load, make_prim_func, store
 from tersor.targets.templates.vector.dot_product import DotProduct, dot_product
 from tersor.tests import emulated_x86
-from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 AMX = resolve_target("x86:sapphirerapids")
 BF16 = replace(resolve_target("x86:znver4"), mcpu="cooperlake")

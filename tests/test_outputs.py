@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tersor
 import torch
+from torch import nn
+
+import tersor
 from tersor import TersorError
 from tersor.cli import tables
 from tersor.cli.main import main
@@ -28,7 +30,6 @@ from tersor.targets.machines import toolchain
 from tersor.targets.runtime.array_files import read_arrays, write_outputs
 from tersor.tests.ir.test_files import entries, in_child, kill, largest
 from tersor.tests.random_graphs import GraphBuilder
-from torch import nn
 
 RUN = (sys.executable, "-c", "from tersor.cli.main import main; main()")
 

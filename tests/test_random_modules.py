@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
 from tersor.tests.random_modules import BATCH, PIPELINES, Program, check, random_program, smallest, verdicts
 
 QUICK, MANY = 200, 4000  # programs

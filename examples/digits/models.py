@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import tersor
 import torch
+from torch import Tensor, nn
+
+import tersor
 from tersor.ir import Graph
 from tersor.ir.ops import BatchNormOp
-from torch import Tensor, nn
 
 from . import data
 from .networks import MobileNetV2, ResNet20, Vgg

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import tersor
-from tersor.targets import Executable
 from torch import nn
 
+import tersor
 from benchmarks.against import ExecutableRunner
 from benchmarks.harness import Latency, Schedule, measure
+from tersor.targets import Executable
 
 from . import data
 from .models import (

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
+
 from tersor import ir
 from tersor.frontend import from_torch
-from torch import nn
 
 TOLERANCE = 1e-5  # of the largest output
 

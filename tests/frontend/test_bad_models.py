@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from tersor.frontend import Operator, UnsupportedError, from_torch
 from tersor.ir import TersorError
-from torch import nn
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
 

@@ -7,11 +7,12 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
+
 from tersor import ir
 from tersor.frontend import from_torch
 from tersor.ir import TersorWarning
 from tersor.ir.ops import WeightOp
-from torch import nn
 
 
 class Block(nn.Module):

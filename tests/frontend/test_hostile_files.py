@@ -20,13 +20,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from tersor import ir
 from tersor.cli.main import main
 from tersor.frontend import load_model
 from tersor.ir import TersorError, TersorWarning
 from tersor.passes.numeric import seeded_inputs
 from tersor.targets.packaging.artifact import is_artifact
-from torch import nn
 
 MODULE = "tersor_hostile_module"
 FLIPS = 400

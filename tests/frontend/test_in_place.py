@@ -6,13 +6,14 @@ import copy
 import threading
 
 import pytest
-import tersor
 import torch
-from tersor.frontend import from_torch
-from tersor.ir import TersorError, TersorWarning
 from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
+
+import tersor
+from tersor.frontend import from_torch
+from tersor.ir import TersorError, TersorWarning
 
 
 class Together(nn.Module):

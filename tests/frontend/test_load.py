@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from tersor import ir
 from tersor.frontend import from_torch, load_model
 from tersor.frontend.load import example_tensors
 from tersor.ir import DType, TensorType, TersorError
-from torch import nn
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from tersor import from_torch
-from tersor.ir import Graph, TersorError
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+
+from tersor import from_torch
+from tersor.ir import Graph, TersorError
 
 SAMPLES = 2  # of each operator
 TOLERANCE = 1e-4  # of the largest output

@@ -6,12 +6,13 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from tersor import ir
 from tersor.frontend import GraphModule, from_torch, to_torch
 from tersor.ir import DType, Graph, TensorType
 from tersor.ir.ops import AddOp, BatchNormOp, FusedOp, ReluOp, WeightOp
 from tersor.tests.integer_graphs import small_resnet
-from torch import nn
 
 
 class Net(nn.Module):

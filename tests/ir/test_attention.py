@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from tersor.ir import DType, IRError, TensorType
 from tersor.ir.ops import AttentionOp
 from tersor.tests.random_graphs import GraphBuilder

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tersor.ir import Graph, IRError, WeightStore, load_ir, parse, save_ir, structurally_equal
 from tersor.ir import storage as ir_storage
 from tersor.ir.files import OutputError, check_writable, put, replacing, scratch_folder, temporary_folder, write_text

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from tersor.ir import DType, Graph, IRError, TensorType, ops, parse, structurally_equal, verify
 from tersor.tests.integer_graphs import IntegerBuilder, small_resnet
 from tersor.tests.random_graphs import GraphBuilder

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from tersor.ir import DType, Graph, IRError, TensorType, load_ir, parse, save_ir, structurally_equal, verify
 from tersor.ir.ops import ClampOp, Conv2dOp, FullOp, PadOp, ReluOp, WeightOp
 from tersor.tests.checks import body

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.ir import DType, Graph, IRError, TensorType, verify
 from tersor.ir.ops import AddOp, FusedOp, ReluOp
 from tersor.tests.random_graphs import GraphBuilder

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import pytest
-import tersor.tests.passes.example_passes  # noqa: F401 (registers the passes)
 import torch
+
+import tersor.tests.passes.example_passes  # noqa: F401 (registers the passes)
 from tersor.ir import DType, IRError, TensorType
 from tersor.ir.ops import AddOp, EmbeddingOp, ReluOp, SigmoidOp
 from tersor.passes import PassManager, bisect, parse_pipeline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.ir import IRError, TensorType, Value
 from tersor.ir.ops import ChannelShuffleOp, ConcatOp, PermuteOp, ReluOp, ReshapeOp, SliceOp
 from tersor.tests.checks import body, kinds, run_checked

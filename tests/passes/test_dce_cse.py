@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+
 from tersor.ir import TensorType
 from tersor.ir.ops import AddOp, FullOp, MulOp, PowOp, ReluOp, SigmoidOp, SubOp
 from tersor.tests.checks import kinds, rules, run_checked

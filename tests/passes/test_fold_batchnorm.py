@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.ir import DType, TensorType, parse
 from tersor.ir.ops import AddOp, BatchNormOp, Conv2dOp, LinearOp, PadOp, ReluOp
 from tersor.passes import PassManager, parse_pipeline

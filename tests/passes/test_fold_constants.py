@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.ir import DType, TensorType, parse
 from tersor.ir.ops import AddOp, ConcatOp, ExpandOp, MulOp, PermuteOp, ReluOp, ReshapeOp
 from tersor.passes import PassManager, PipelineError, parse_pipeline

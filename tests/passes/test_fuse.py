@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tersor.ir import DType, Graph, TensorType, structurally_equal
 from tersor.ir.ops import (
     AddOp,

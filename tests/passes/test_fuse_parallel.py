@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tersor.ir import TensorType, Value
 from tersor.ir.ops import AddOp, AttentionOp, ConcatOp, Conv2dOp, MaxPool2dOp, PermuteOp, ReluOp, ReshapeOp, SigmoidOp
 from tersor.tests.checks import body, kinds, refusals, run_checked

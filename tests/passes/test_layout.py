@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tersor.ir import DType, Graph, Op, TensorType, Value, ops, verify
 from tersor.ir.ops import RelayoutOp
 from tersor.passes import PassManager, PipelineError, parse_pipeline, run_passes

@@ -8,6 +8,7 @@ from itertools import chain, combinations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tersor.ir import DType, Graph, Op, Storage, TensorType, ops
 from tersor.ir.ops import RelayoutOp
 from tersor.passes import run_passes

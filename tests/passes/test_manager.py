@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+
 import tersor
 import tersor.tests.passes.example_passes
-import torch
 from tersor.ir import DType, Graph, IRError, TensorType, TersorError, load_ir, parse
 from tersor.ir.ops import AddOp, EmbeddingOp, ReluOp, SigmoidOp
 from tersor.passes import PassError, PassManager, parse_pipeline, run_passes

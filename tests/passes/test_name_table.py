@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+
 from tersor.ir import TersorError
 from tersor.passes.name_table import NameTable, make_from_text
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+
 import tersor.tests.passes.example_passes as examples
 from tersor.ir import TersorError
 from tersor.passes import (

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+
 from tersor.ir import Graph, parse, structurally_equal
 from tersor.tests.checks import run_checked
 from tersor.tests.random_graphs import random_graph, random_graphs

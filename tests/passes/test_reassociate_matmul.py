@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+
 from tersor.ir import DType, TensorType, Value
 from tersor.ir.ops import LinearOp, MatmulOp, ReluOp
 from tersor.tests.checks import body, kinds, refusals, run_checked

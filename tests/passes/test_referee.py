@@ -7,8 +7,9 @@ import re
 from types import SimpleNamespace
 
 import pytest
-import tersor
 import torch
+
+import tersor
 from tersor.ir import Graph, TensorType, fingerprint
 from tersor.ir.ops import Conv2dOp, ReluOp
 from tersor.passes import PassManager, as_pipeline, run_passes

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from tersor.ir import DType, Graph, TensorType
 from tersor.ir.ops import LinearOp, MulOp, SoftmaxOp
 from tersor.tests.checks import kinds, refusals, rules, run_checked

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from tersor.ir import DType, TensorType
 from tersor.ir.ops import (
     AdaptiveAvgPool2dOp,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tersor.ir import TensorType
 from tersor.ir.ops import (
     AddOp,

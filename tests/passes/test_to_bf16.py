@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.ir import DType, Graph, TensorType, structurally_equal
 from tersor.ir.ops import AddOp, AttentionOp, CastOp, Conv2dOp, LayerNormOp, MaxPool2dOp, MulOp, ReluOp, WeightOp
 from tersor.passes import run_passes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from tersor.ir import DType, TensorType, structurally_equal
 from tersor.ir.ops import AttentionOp, CastOp, Conv2dOp, LayerNormOp, LinearOp, MulOp, ReluOp
 from tersor.passes import run_passes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+
 from tersor.ir import Graph, TensorType, Value, ops, verify
 from tersor.passes import run_passes
 from tersor.passes.numeric import seeded_inputs

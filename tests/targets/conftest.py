@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import tersor
 import torch
+from torch import nn
+
+import tersor
 from tersor.targets import Executable
 from tersor.targets.machines.toolchain import Toolchain
-from torch import nn
 
 
 class ConvNet(nn.Module):

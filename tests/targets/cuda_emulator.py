@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
 from tersor.targets.cuda.kernel import CudaKernel, library
 
 COMPILER = shutil.which("g++")

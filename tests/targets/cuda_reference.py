@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import tvm
 import tvm_ffi
+from tvm import relax
+
 from tersor.ir import Graph
 from tersor.targets.cuda import anchors as _anchors  # noqa: F401  (fills the table of kernels by op)
 from tersor.targets.cuda.codegen import call_passes, graph_passes
@@ -20,7 +22,6 @@ from tersor.targets.cuda.lowering import CudaProgram, lower
 from tersor.targets.cuda.machine import CudaMachine
 from tersor.targets.machines.target import Target
 from tersor.tests.targets.cuda_emulator import emulate
-from tvm import relax
 
 
 def run_on_processor(graph: Graph, target: Target, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from tersor import TersorError
 from tersor.targets import Executable, resolve_target
 from tersor.targets.machines.toolchain import find_toolchain

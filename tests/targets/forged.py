@@ -84,8 +84,9 @@ def edited(manifest: Any, path: tuple[str | int, ...], value: Any) -> Any:
 
 def try_variants(artifact: Path, expected: Path, first: int, step: int) -> None:
     """Load and call variants; print what came of each."""
-    import tersor
     import torch
+
+    import tersor
 
     inputs, outputs = torch.load(expected, weights_only=True)
     members = contents(artifact)

@@ -7,9 +7,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import tersor
 import torch
 import tvm
+from torch import nn
+
+import tersor
 from tersor.ir import DType, TensorType, TersorError
 from tersor.passes.numeric import seeded_inputs
 from tersor.targets import Executable, resolve_target
@@ -21,7 +23,6 @@ from tersor.targets.templates.conv2d import direct as conv2d
 from tersor.targets.templates.conv2d import int8 as conv2d_int8
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.tests.integer_graphs import IntegerBuilder, small_resnet
-from torch import nn
 
 from .compiled import assert_same, compiled
 from .emulated import Board, require_emulator, require_toolchain

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from tersor import TersorError
 from tersor.targets.runtime.array_files import read_arrays
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tersor
 import torch
+
+import tersor
 from tersor.ir import structurally_equal
 from tersor.targets import Executable, list_targets
 from tersor.targets.machines.features import required_features

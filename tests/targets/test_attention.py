@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from tersor.ir import DType, Graph, TensorType, ops
 from tersor.tests.random_graphs import GraphBuilder
 

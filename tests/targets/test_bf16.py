@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from tersor.ir import DType, Graph, TensorType, Value, ops
 from tersor.passes import run_passes
 from tersor.passes.numeric import seeded_inputs

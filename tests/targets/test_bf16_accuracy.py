@@ -13,10 +13,11 @@ from __future__ import annotations
 from statistics import mean
 
 import pytest
-import tersor
 import torch
 from torch import nn
 from torch.nn import functional
+
+import tersor
 
 PHOTOGRAPHS = (
     "astronaut",

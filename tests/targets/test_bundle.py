@@ -12,14 +12,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tersor
 import torch
+from torch import nn
+
+import tersor
 from tersor.ir import TersorError
 from tersor.targets import Executable, resolve_target
 from tersor.targets.machines.catalog import host_machine
 from tersor.targets.packaging import bundle_runtime
 from tersor.targets.packaging.bundle import check_bundle_output, save_bundle, write_model
-from torch import nn
 
 from . import emulated
 from .compiled import assert_same

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tersor import TersorError
 from tersor.targets import Target, list_targets, resolve_target
 from tersor.targets.machines import catalog

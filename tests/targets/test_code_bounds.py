@@ -7,8 +7,10 @@ import signal
 import threading
 
 import pytest
-import tersor
 import torch
+from torch import nn
+
+import tersor
 from tersor.ir import Graph, TensorType, ops
 from tersor.passes import run_passes
 from tersor.targets import resolve_target
@@ -17,7 +19,6 @@ from tersor.targets.codegen.kernel import CompileError
 from tersor.targets.codegen.lowering import lower
 from tersor.targets.codegen.memory import plan_memory
 from tersor.tests.random_graphs import GraphBuilder
-from torch import nn
 
 TARGET = resolve_target("x86:avx2")
 

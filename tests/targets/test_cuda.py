@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tersor
 import torch
+
+import tersor
 from tersor.benchmarks import models
 from tersor.ir import Graph, TensorType
 from tersor.ir.ops import FloorOp, ReluOp

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+
 from tersor.benchmarks.models import MODELS
 from tersor.frontend import from_torch
 from tersor.ir import DType, Graph, TensorType, evaluate

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
+
 from tersor.ir import DType, TensorType
 from tersor.ir.ops import AddOp, CastOp, ClampOp, LinearOp, MulOp, PowOp, RsqrtOp, SiluOp, SqrtOp
 from tersor.ir.ops.arithmetic import BinaryOp
@@ -17,7 +19,6 @@ from tersor.targets.cuda.kernel import Buffer, CudaKernel
 from tersor.targets.cuda.templates import TILES, Plan, Product, Window
 from tersor.targets.machines.catalog import resolve_target
 from tersor.tests.random_graphs import GraphBuilder
-from torch.nn import functional
 
 from .cuda_emulator import COMPILER, emulate
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+
 from tersor.ir import DType, Graph, Op, TensorType, Value, ops
 from tersor.targets import resolve_target
 from tersor.targets.codegen.kernel import CompileError

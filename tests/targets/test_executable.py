@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tersor
 import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+import tersor
 from tersor import TersorError
 from tersor.ir import DType, TensorType, ops
 from tersor.targets import Executable
 from tersor.targets.machines import toolchain
 from tersor.targets.machines.features import required_features
 from tersor.tests.random_graphs import GraphBuilder
-from torch import nn
-from torch._subclasses import FakeTensorMode
 
 from .compiled import compiled
 

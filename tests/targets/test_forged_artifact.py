@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tersor
 import torch
 from torch import nn
+
+import tersor
 
 from . import forged
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tersor.targets.packaging import bundle
 
 SOURCES = Path(bundle.__file__).parent / "runner"

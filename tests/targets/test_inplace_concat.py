@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.ir import Graph, Value, ops
 from tersor.ir.types import TensorType
 from tersor.targets.codegen.lowering import Program

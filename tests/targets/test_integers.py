@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tersor.ir import DType, Graph, TensorType, Value, ops
 from tersor.targets import load
 from tersor.targets.codegen.kernel import CompileError

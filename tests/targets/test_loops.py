@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.ir import DType, TensorType, ops
 from tersor.targets import resolve_target
 from tersor.targets.codegen.options import Options

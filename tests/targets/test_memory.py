@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import tersor
 import tvm
+from tvm import relax
+
+import tersor
 from tersor.ir import Graph, TensorType, Value, ops
 from tersor.targets.codegen import lowering
 from tersor.targets.codegen.emit import STORAGE
@@ -14,7 +16,6 @@ from tersor.targets.codegen.lowering import Program
 from tersor.targets.codegen.memory import plan_memory
 from tersor.targets.codegen.places import resolve
 from tersor.tests.random_graphs import GraphBuilder
-from tvm import relax
 
 from .compiled import compiled, lowered
 

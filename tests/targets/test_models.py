@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import tersor
 import torch
+from torch import nn
+
+import tersor
 from tersor import ir
 from tersor.frontend import from_torch, to_torch
 from tersor.passes import PRESETS
 from tersor.targets import Executable
-from torch import nn
 
 REPOSITORY = str(Path(__file__).parents[2])
 TOLERANCE = 1e-4  # of the largest output, against PyTorch

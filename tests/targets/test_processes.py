@@ -20,6 +20,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
+
 from tersor import TersorError
 from tersor.ir import TensorType, ops
 from tersor.targets import Executable
@@ -27,7 +29,6 @@ from tersor.targets.machines.features import required_features
 from tersor.targets.runtime import virtual_machine
 from tersor.targets.runtime.threads import set_threads, signals_deferred
 from tersor.tests.random_graphs import GraphBuilder
-from torch.utils.data import DataLoader, Dataset
 
 from .compiled import compiled
 

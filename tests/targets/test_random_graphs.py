@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+
 from tersor.ir import Graph
 from tersor.tests.random_graphs import random_graphs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hypothesis import strategies as st
+
 from tersor.ir import DType, Graph, TensorType, Value, ops
 from tersor.tests.random_graphs import Grower
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from tersor.targets.templates.attention.spec import AttentionSpec
 from tersor.targets.templates.base import BufferSpec, Epilogue
 from tersor.targets.templates.vector.builder import load

@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tersor.targets.templates.conv2d.direct import Conv2dSpec
 from tersor.targets.templates.windows.depthwise import DepthwiseSpec
 from tersor.targets.templates.windows.pooling import PoolSpec

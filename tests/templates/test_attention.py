@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.targets.templates.attention.float32 import AttentionKnobs, AttentionSpec, build, candidates
 
 from .attention_cases import fused_heads, mask_of_keys, reference, residual_of_heads

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from tersor.targets.machines.target import Target
 from tersor.targets.templates.attention.bf16 import build, candidates, supports
 from tersor.targets.templates.attention.spec import AttentionSpec

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import tvm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from tersor.targets.machines.catalog import resolve_target
 from tersor.targets.machines.target import Target
 from tersor.targets.templates.conv2d import bf16 as conv2d_bf16

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+
 from tersor.targets.templates.moves.channel_gather import ChannelGatherSpec, build
 
 from .window_cases import TARGETS, from_blocked, run, to_blocked

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+
 from tersor.targets import resolve_target
 from tersor.targets.codegen.options import Options
 from tersor.targets.codegen.relax_module import MOST_NODES, code_size

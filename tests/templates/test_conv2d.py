@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+
 from tersor.targets.templates.conv2d.direct import Conv2dKnobs, Conv2dSpec, build, candidates, pack_weight
 from tersor.targets.templates.conv2d.tiling import feasible_positions
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
+
 from tersor.targets.templates.conv2d import direct as conv2d
 from tersor.targets.templates.conv2d import winograd
 from tersor.targets.templates.moves import row_copy

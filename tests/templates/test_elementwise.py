@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.targets.templates.base import NO_EPILOGUE, BufferSpec, Epilogue
 from tersor.targets.templates.elementwise import ElementwiseKnobs, ElementwiseSpec, build, candidates
 from tersor.targets.templates.vector.builder import constant, load

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tersor.targets.codegen.options import Options
 from tersor.targets.machines.catalog import resolve_target
 from tersor.targets.machines.target import Target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.targets.templates.base import BufferSpec, Epilogue
 from tersor.targets.templates.rows.layer_norm import LayerNormKnobs, LayerNormSpec, build, candidates
 from tersor.targets.templates.vector.builder import load

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 import tvm
+
 from tersor.targets.templates.base import NO_EPILOGUE, BufferSpec, Epilogue
 from tersor.targets.templates.matmul.panels import MatmulKnobs, MatmulSpec, build, candidates, pack_weight
 from tersor.targets.templates.vector.builder import constant, load

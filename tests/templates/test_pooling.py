@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+
 from tersor.targets.templates.windows.pooling import (
     GlobalPoolSpec,
     PoolSpec,

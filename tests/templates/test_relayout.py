@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.targets.templates.moves.relayout import RelayoutSpec, build
 
 from .window_cases import TARGETS, from_blocked, run, to_blocked

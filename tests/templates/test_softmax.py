@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.targets.templates.base import BufferSpec, Epilogue
 from tersor.targets.templates.rows.softmax import SoftmaxKnobs, SoftmaxSpec, build, candidates
 from tersor.targets.templates.vector.builder import constant, load

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.targets.templates.base import BufferSpec
 from tersor.targets.templates.elementwise import ElementwiseKnobs, ElementwiseSpec, build
 from tersor.targets.templates.vector import vector_math

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+
 from tersor.targets.codegen.options import winograd_pays
 from tersor.targets.templates.base import NO_EPILOGUE
 from tersor.targets.templates.conv2d.direct import Conv2dSpec

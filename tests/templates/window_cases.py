@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import tvm
+
 from tersor.targets.machines.target import Target
 from tersor.targets.templates.base import BufferSpec, Epilogue
 from tersor.targets.templates.vector.builder import broadcast, constant, load

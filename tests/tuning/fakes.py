@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
+
 from tersor.targets import resolve_target
 from tersor.targets.machines.target import Target
 from tersor.targets.templates.conv2d.spec import Conv2dKnobs, Conv2dSpec

@@ -17,15 +17,16 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-import tersor.cli.main
 import torch
 import xgboost  # noqa: F401 (imported once, before the sessions are forked)
+from torch import nn
+
+import tersor.cli.main
 from tersor.targets.templates.option import Option
 from tersor.targets.tuning import driver
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.task import Task
 from tersor.tests.tuning.fakes import FakeMeasurer
-from torch import nn
 
 MOST_MEASURED = 40  # before the kill
 MOST_DELAY = 5e-3  # seconds from the last acknowledgement that is waited for to the kill: a few measurements

@@ -11,6 +11,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
 from tersor.ir import Graph, ops
 from tersor.targets import resolve_target
 from tersor.targets.codegen.lowering import Program, lower
@@ -21,8 +24,6 @@ from tersor.targets.templates.vector.builder import load, loop, make_prim_func, 
 from tersor.targets.tuning.candidate import lower_with, tuned_call
 from tersor.targets.tuning.task import Task
 from tersor.tests.targets.compiled import NATIVE, builder, prepared
-from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 HOARD = 2**30  # 8 GB of float64
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from tersor.cli.main import main
 from tersor.targets import resolve_target
 from tersor.targets.codegen.options import Options

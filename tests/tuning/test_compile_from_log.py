@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tersor
 import torch
+
+import tersor
 from tersor.cli.main import main
 from tersor.ir import Graph, TensorType, ops
 from tersor.passes import run_passes

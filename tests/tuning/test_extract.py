@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+
 from tersor.ir import DType, Graph, TensorType, ops
 from tersor.passes import run_passes
 from tersor.targets import compile_graph, resolve_target

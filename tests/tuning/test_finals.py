@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tersor.targets.codegen.options import Options
 from tersor.targets.tuning.finals import FINAL_VISITS, Finals
 from tersor.targets.tuning.outcome import Outcome

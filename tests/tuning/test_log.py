@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from tersor.cli import log_management as manage
 from tersor.targets import resolve_target
 from tersor.targets.codegen.options import Options

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+
 from tersor.targets.codegen.options import Options
 from tersor.targets.tuning.builder import WorkerPool
 from tersor.targets.tuning.candidate import Built

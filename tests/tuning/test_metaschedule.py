@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tersor.ir import ops
 from tersor.targets import compile_graph, resolve_target
 from tersor.targets.runtime.virtual_machine import to_tvm

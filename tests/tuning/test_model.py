@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from tersor import TersorError
 from tersor.targets.codegen.options import Options
 from tersor.targets.templates.attention.spec import AttentionSpec

@@ -16,6 +16,9 @@ from contextlib import ExitStack, contextmanager
 
 import psutil
 import pytest
+from tvm import rpc
+from tvm.rpc import base
+
 from tersor.cli.main import main
 from tersor.ir import TersorError
 from tersor.targets.codegen.options import Options
@@ -26,8 +29,6 @@ from tersor.targets.tuning.runner import RunSettings
 from tersor.targets.tuning.timing import TimingPolicy
 from tersor.targets.tuning.tracker import Address, count_servers
 from tersor.tests.tuning.misbehaving import default_of, lower_misbehaving, misbehave, relu_task
-from tvm import rpc
-from tvm.rpc import base
 
 KEY = "board"
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+from benchmarks.held_out import held_out
+from benchmarks.sampling import VISITS, Sampler, uniform_order
 from tersor.targets.codegen.options import Options
 from tersor.targets.tuning.log import read_log
 from tersor.targets.tuning.scheduler import Budget
 from tersor.targets.tuning.session import TuningSession
 from tersor.tests.tuning.fakes import FakeMeasurer, conv_tasks, true_seconds
-
-from benchmarks.held_out import held_out
-from benchmarks.sampling import VISITS, Sampler, uniform_order
 
 
 def test_a_sample_goes_on_where_it_was_and_is_marked(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from tersor.targets.codegen.options import Options
 from tersor.targets.tuning.model import Ranker
 from tersor.targets.tuning.outcome import Outcome

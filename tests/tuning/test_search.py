@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from tersor.targets.codegen.options import Options
 from tersor.targets.tuning.examples import Examples
 from tersor.targets.tuning.model import Ranker

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+
 from tersor import TersorError
 from tersor.cli.tuning_progress import Lines, LiveTable, results_table
 from tersor.targets.codegen.options import Options

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tersor.ir import Graph, TensorType, ops
 from tersor.passes import run_passes
 from tersor.targets import compile_graph, resolve_target

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import pytest
+
 from tersor.targets.tuning.timing import TimingPolicy, measure, spread_of
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tersor
 import torch
+from torch import nn
+
+import tersor
 from tersor import TersorError
 from tersor.cli.main import main
 from tersor.ir import TersorWarning, graph_of
@@ -27,7 +29,6 @@ from tersor.targets.tuning.predicted import MEASURED_ERROR, PredictedLatency
 from tersor.targets.tuning.records import Record
 from tersor.targets.tuning.scheduler import Budget
 from tersor.tests.tuning.fakes import FakeMeasurer
-from torch import nn
 
 NATIVE = resolve_target("x86:native")
 FACTORY = """

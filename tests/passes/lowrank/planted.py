@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from tersor.ir import Graph, TensorType
 from tersor.ir.ops import Conv2dOp, LinearOp
 from tersor.tests.random_graphs import GraphBuilder

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-import tersor
 import torch
+
+import tersor
 from tersor.ir import Graph, TensorType, parse, structurally_equal
 from tersor.ir.ops import Conv2dOp, FusedOp, LinearOp, MatmulOp, ReluOp
 from tersor.passes import PassError, PassManager, PipelineError, as_pipeline, parse_pipeline, run_passes

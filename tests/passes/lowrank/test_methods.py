@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tersor
 import torch
+
+import tersor
 from tersor.frontend import to_torch
 from tersor.ir import Graph, TersorError
 from tersor.ir.ops import Conv2dOp

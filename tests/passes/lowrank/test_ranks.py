@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+
 from tersor.ir import Graph, TensorType
 from tersor.ir.ops import Conv2dOp, ReluOp
 from tersor.passes import PassManager, PipelineError, as_pipeline, parse_pipeline, run_passes

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import tersor
 import torch
 from torch import nn
+
+import tersor
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "compression.md"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+
 from tersor.ir import Graph, TensorType, Value
 from tersor.ir.ops import (
     AdaptiveAvgPool2dOp,

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tersor
 import torch
+
+import tersor
 from tersor.passes import run_passes
 from tersor.tests.passes.pruning.zeroing import check_exact
 

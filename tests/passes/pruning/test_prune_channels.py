@@ -6,8 +6,10 @@ import re
 
 import numpy as np
 import pytest
-import tersor
 import torch
+from torch import nn
+
+import tersor
 from tersor.frontend import to_torch
 from tersor.ir import Graph, TensorType, TersorError, parse, structurally_equal
 from tersor.ir.ops import AddOp, Conv2dOp, ReluOp, WeightOp
@@ -21,7 +23,6 @@ from tersor.passes.pruning.select import Limits, select
 from tersor.tests.checks import kinds, refusals, rules
 from tersor.tests.passes.pruning.zeroing import pruned, zeroed
 from tersor.tests.random_graphs import GraphBuilder
-from torch import nn
 
 
 def residual_net(width: int = 16) -> Graph:

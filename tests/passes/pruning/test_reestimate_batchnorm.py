@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 
 import pytest
-import tersor
 import torch
+from torch import nn
+
+import tersor
 from tersor.ir import Graph, TensorType, TersorError
 from tersor.ir.ops import BatchNormOp, ReluOp
 from tersor.passes import PassManager, as_pipeline, run_passes
 from tersor.passes.instruments import CheckEach, VerifyEach
 from tersor.tests.random_graphs import GraphBuilder
-from torch import nn
 
 BATCH = 2
 

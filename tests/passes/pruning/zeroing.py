@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from tersor.ir import Graph, Rewriter, structurally_equal, verify
 from tersor.ir.ops import WeightOp
 from tersor.passes.numeric import deviation, seeded_inputs

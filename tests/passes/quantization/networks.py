@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
+
 from tersor.ir import Graph, TensorType, Value, ops
 from tersor.ir.ops import (
     AddOp,

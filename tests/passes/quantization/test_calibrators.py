@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from tersor.ir import Graph, TensorType, TersorError, structurally_equal
 from tersor.ir.ops import ConcatOp, MaxPool2dOp, NegOp, ObserveOp, ReluOp
 from tersor.passes import PassManager, PipelineError, as_pipeline, parse_pipeline, run_passes

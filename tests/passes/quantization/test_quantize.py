@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tersor.ir import DType, parse, structurally_equal
 from tersor.ir.ops import AddOp, Conv2dOp, LinearOp, MaxPool2dOp, ObserveOp, QuantizeOp, ReluOp
 from tersor.passes import run_passes

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from tersor.ir import DType, Graph, Op, TersorError, ops, structurally_equal
 from tersor.ir.ops import AvgPool2dOp, Conv2dOp, DequantizeOp, QuantizeOp, ReluOp, SoftmaxOp
 from tersor.passes import PassManager, as_pipeline, run_passes
