@@ -265,7 +265,7 @@ def bench(
 
 @app.command(rich_help_panel=LOOK)
 def targets(as_json: JsonOption = False) -> None:
-    """List the machines that models can be compiled for; x86:native is the one that this runs on.
+    """List the machines that models can be compiled for; x86:native, or arm:native, is the one that this runs on.
 
     \b
     Examples:

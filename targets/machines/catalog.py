@@ -13,7 +13,7 @@ import psutil
 
 from ...ir import TersorError
 from ...ir.names import suggest
-from .families import FAMILIES, X86
+from .families import FAMILIES, family_of
 from .families.base import KIB
 from .target import Target
 
@@ -24,6 +24,7 @@ _SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 _SYNONYMS = {"AMD64": "x86_64", "arm64": "aarch64"}  # of architectures, by `platform.machine` on other systems
 _RECORDS = tuple(record for family in FAMILIES.values() for record in family.records)
 TARGETS = {record.name: record for record in _RECORDS}
+_NATIVE = {family.machine: f"{name}:native" for name, family in FAMILIES.items() if not family.backend}
 
 
 def list_targets() -> tuple[Target, ...]:
@@ -32,7 +33,7 @@ def list_targets() -> tuple[Target, ...]:
 
 
 def resolve_target(target: str | Target) -> Target:
-    """The record that a name stands for; ``"x86:native"`` is the machine this runs on.
+    """The record that a name stands for; ``"x86:native"`` or ``"arm:native"`` is the machine this runs on.
 
     Raises
     ------
@@ -43,13 +44,20 @@ def resolve_target(target: str | Target) -> Target:
         return target
     if not isinstance(target, str):
         raise TersorError(f"a target is a name such as 'x86:native' or a tersor.targets.Target, not {target!r}")
-    if target == "x86:native":
+    if target in _NATIVE.values():
+        if target != native_name():
+            raise TersorError(f"{target} is not this machine, which is {platform.machine()}; use {native_name()}")
         return detect_host()
     if target not in TARGETS:
         raise TersorError(
-            f"unknown target {target!r}{suggest(target, [*TARGETS, 'x86:native'])} (see `tersor targets`)"
+            f"unknown target {target!r}{suggest(target, [*TARGETS, *_NATIVE.values()])} (see `tersor targets`)"
         )
     return TARGETS[target]
+
+
+def native_name() -> str:
+    """The name that stands for the machine this runs on: ``"x86:native"`` or ``"arm:native"``."""
+    return _NATIVE.get(host_machine(), "x86:native")
 
 
 def detect_host() -> Target:
@@ -58,14 +66,15 @@ def detect_host() -> Target:
     Raises
     ------
     TersorError
-        When this is not an x86-64 processor with AVX2.
+        When no record suits this processor.
     """
     from .features import most_capable  # needs TVM, which takes a second to import
 
     best = most_capable(host_features())
-    if best is None or best.family != X86.name or host_machine() != X86.machine:
+    if best is None or host_machine() != family_of(best).machine:
         raise TersorError(
-            f"x86:native needs an x86-64 processor with AVX2 and FMA, this one is {platform.machine()}; "
+            f"{native_name()} needs an x86-64 processor with AVX2 and FMA or an ARM one with NEON, this one is "
+            f"{platform.machine()} without; "
             f"name a target instead: {', '.join(sorted(TARGETS))}"
         )
     return replace(

@@ -33,7 +33,7 @@ import torch
 from ...ir import DType, Graph, TersorError, WeightStore, parse
 from ...ir.files import replacing, temporary_folder
 from ...ir.storage import ir_text
-from ..machines.catalog import host_features, host_machine
+from ..machines.catalog import host_features, host_machine, native_name
 from ..machines.families import backend_of, family_of
 from ..runtime.compiled_model import CompiledModel
 from .archive import ALIGNMENT, Archive, ArchiveWriter
@@ -245,7 +245,7 @@ def _check_host(path: Path, manifest: Manifest) -> None:
     from ..machines.features import required_features  # needs TVM
 
     here, machine = platform.system(), platform.machine()
-    remedy = f"compile it for this one: tersor compile {path} --target x86:native -o NEW{SUFFIX}"
+    remedy = f"compile it for this one: tersor compile {path} --target {native_name()} -o NEW{SUFFIX}"
     if (manifest.system, manifest.machine) != (here, host_machine()):
         made_for = f"{manifest.system} on {manifest.machine}"
         raise ArtifactError(f"{path}: compiled for {made_for}, this machine is {here} on {machine}; {remedy}")

@@ -15,7 +15,7 @@ import torch
 
 from ...ir import DType, Graph, TensorType, TersorError
 from ...ir.files import temporary_folder
-from ..machines.catalog import usable_cores
+from ..machines.catalog import native_name, usable_cores
 from ..machines.families import backend_of
 from ..machines.features import obstacle_here
 from ..machines.target import Target
@@ -259,7 +259,7 @@ class Executable:
         if self._obstacle:
             raise TersorError(
                 f"{self.info.name} was compiled for {self.info.target.name}, {self._obstacle}; "
-                "save it and run it there, or compile it for x86:native"
+                f"save it and run it there, or compile it for {native_name()}"
             )
         ports = self.info.inputs
         if len(inputs) != len(ports):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ...ir import Graph, TersorError
 from ...ir.files import temporary_folder
-from ..machines.catalog import host_features
+from ..machines.catalog import native_name
+from ..machines.families import backend_of
 from ..machines.target import Target
 from ..machines.toolchain import find_toolchain
 from . import DEFAULT_LOG_DIR
@@ -27,14 +28,13 @@ from .tuned import load_tuned
 
 def check_measurable(target: Target) -> None:
     """Raise TersorError when code for ``target`` does not run on this machine."""
-    from ..machines.features import required_features
+    from ..machines.features import obstacle_here
 
-    if target.family != "x86":
-        raise TersorError(f"{target.name} cannot be measured here; tune on such a machine, or over RPC")
-    lacking = sorted(set(required_features(target)) - host_features())
-    if lacking:
+    obstacle = obstacle_here(target) if backend_of(target) is None else "kernels of this family are not tuned"
+    if obstacle:
         raise TersorError(
-            f"{target.name} cannot be measured here: this processor lacks {', '.join(lacking)}; tune for x86:native"
+            f"{target.name} cannot be measured here ({obstacle}); "
+            f"tune on such a machine, or over RPC, or tune for {native_name()}"
         )
 
 

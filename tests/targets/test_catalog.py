@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from tersor import TersorError
+from tersor.compiler import runs_here
 from tersor.targets import Target, list_targets, resolve_target
 from tersor.targets.machines import catalog
 from tersor.targets.machines.catalog import TARGETS, detect_host, features_in, host_features, usable_cores
 from tersor.targets.machines.features import most_capable, obstacle_here, required_features
+from tersor.targets.tuning.driver import check_measurable
 
 CPUINFO = Path(__file__).parent / "cpuinfo"  # one processor of each text, as Linux lists it on such machines
 
@@ -122,12 +124,14 @@ def test_detection_takes_the_most_capable_record_that_is_right(processor: str, p
     found = most_capable(features_in(text))
     assert found is TARGETS[RIGHT[processor]]
     pretend(text)
-    if found.family == "x86":
-        assert detect_host().name == found.name
-        assert obstacle_here(detect_host()) == ""
-    else:
-        with pytest.raises(TersorError, match=r"this one is aarch64; name a target instead: arm:cortex-a72"):
-            detect_host()
+    native, other = ("x86:native", "arm:native")[:: 1 if found.family == "x86" else -1]
+    assert resolve_target(native) == detect_host()
+    assert detect_host().name == found.name
+    assert obstacle_here(detect_host()) == ""
+    check_measurable(detect_host())
+    assert runs_here(detect_host())
+    with pytest.raises(TersorError, match=f"{other} is not this machine, .*; use {native}"):
+        resolve_target(other)
 
 
 @pytest.mark.parametrize("target", [t for t in list_targets() if t.features], ids=lambda target: target.name)
@@ -146,13 +150,13 @@ def test_tiles_that_linux_refuses_are_not_used(pretend: Callable[[str], None], m
 @pytest.mark.parametrize("cpuinfo", ["flags : sse2 avx", ""])
 def test_old_processors_are_told_what_to_do(cpuinfo: str, pretend: Callable[[str], None]):
     pretend(cpuinfo)
-    with pytest.raises(TersorError, match=r"needs an x86-64 processor with AVX2.*name a target instead: .*x86:avx2"):
+    with pytest.raises(TersorError, match=r"needs an x86-64 processor with AVX2.* name a target instead: .*x86:avx2"):
         detect_host()
 
 
 def test_other_architectures_are_told_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(catalog.platform, "machine", lambda: "aarch64")
-    with pytest.raises(TersorError, match="this one is aarch64"):
+    with pytest.raises(TersorError, match="this one is aarch64 without"):
         detect_host()
 
 

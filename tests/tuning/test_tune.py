@@ -19,6 +19,7 @@ from tersor.cli.main import main
 from tersor.ir import TersorWarning, graph_of
 from tersor.targets import resolve_target
 from tersor.targets.codegen.options import Options
+from tersor.targets.machines import features
 from tersor.targets.templates.option import Option
 from tersor.targets.tuning import driver
 from tersor.targets.tuning.driver import check_measurable, load_records
@@ -113,7 +114,7 @@ def test_machines_that_cannot_be_measured_here(monkeypatch: pytest.MonkeyPatch) 
     check_measurable(NATIVE)
     with pytest.raises(TersorError, match="tune on such a machine"):
         check_measurable(replace(NATIVE, name="arm:any", family="arm"))
-    monkeypatch.setattr(driver, "host_features", frozenset)
+    monkeypatch.setattr(features, "host_features", frozenset)
     with pytest.raises(TersorError, match=r"this processor lacks .*avx2.*tune for x86:native"):
         check_measurable(NATIVE)
 
