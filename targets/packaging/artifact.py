@@ -175,7 +175,7 @@ def _write(model: CompiledModel, path: Path) -> None:
             constants=constants,
             members=members,
         )
-        archive.add_index(MANIFEST, manifest.to_json().encode())
+        archive.add_index(MANIFEST, manifest.to_text().encode())
 
 
 def index_constants(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Constant, ...], int]:
@@ -227,7 +227,7 @@ def _open(path: Path) -> tuple[Archive, Manifest]:
             f"{SUFFIX}"
         )
     try:
-        manifest = Manifest.from_json(text)
+        manifest = Manifest.from_text(text)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
     for problem, names in (

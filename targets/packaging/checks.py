@@ -43,7 +43,8 @@ def check_target(target: Target) -> None:
         When it is not; LLVM must not be asked about any other.
     """
     family = FAMILIES.get(target.family)
-    if family is None or not target.name.startswith(f"{target.family}:") or target.cores < 1:
+    counts = (target.l1_bytes, target.l2_bytes, target.l3_bytes, target.cores - 1)
+    if family is None or not target.name.startswith(f"{target.family}:") or min(counts) < 0:
         raise ArtifactError(f"target {target.name!r} of family {target.family!r} with {target.cores} cores is unknown")
     if target.mtriple not in {record.mtriple for record in family.records}:
         raise ArtifactError(f"target {target.name!r} has the triple {target.mtriple!r}, which {family.name} has not")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from types import MappingProxyType
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
 
-from ...ir import IRError, TensorType, TersorError
+from ...ir import TersorError
 from ..runtime.model_info import ModelInfo
+from ..templates.codec import CodecError, decode, encode
 
 SCHEMA = 2
 
@@ -69,13 +68,13 @@ class Manifest:
     members: Mapping[str, Member]
     schema: int = SCHEMA
 
-    def to_json(self) -> str:
+    def to_text(self) -> str:
         """The text of ``manifest.json``."""
-        return json.dumps(_encode(self), indent=1) + "\n"
+        return json.dumps(encode(self), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Manifest:
-        """Read what `to_json` wrote.
+    def from_text(cls, text: str | bytes) -> Manifest:
+        """Read what `to_text` wrote.
 
         Raises
         ------
@@ -98,72 +97,8 @@ class Manifest:
             raise ArtifactError(
                 f"schema {schema} is older than {SCHEMA}, the only one known here; compile the model again"
             )
-        return _decode(cls, tree, "manifest")
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, TensorType):
-        return str(value)
-    if is_dataclass(value):
-        return {entry.name: _encode(getattr(value, entry.name)) for entry in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _encode(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """Make a ``kind`` of ``value``, which is from JSON.
-
-    ``kind`` is str, bool, int, TensorType, tuple[X, ...], Mapping[str, X] or a dataclass of such.
-    """
-    if kind is TensorType:
-        return _decode_type(_decode(str, value, where), where)
-    if kind is int:
-        if type(value) is not int or not 0 <= value < 2**63:
-            raise ArtifactError(f"{where} must be a whole number, not {_shown(value)}")
-        return value
-    if get_origin(kind) is tuple:
-        item_kind = get_args(kind)[0]
-        return tuple(_decode(item_kind, item, f"{where}[{i}]") for i, item in enumerate(_expect(list, value, where)))
-    if get_origin(kind) is Mapping:
-        item_kind = get_args(kind)[1]
-        items = _expect(dict, value, where).items()
-        return MappingProxyType({key: _decode(item_kind, item, f"{where}.{key}") for key, item in items})
-    if is_dataclass(kind):
-        return _decode_record(kind, _expect(dict, value, where), where)
-    return _expect(kind, value, where)
-
-
-def _decode_record(kind: Any, given: dict[str, Any], where: str) -> Any:
-    known = {entry.name: entry for entry in fields(kind)}
-    missing = [name for name, entry in known.items() if name not in given and entry.default is MISSING]
-    unknown = [name for name in given if name not in known]
-    if missing or unknown:
-        raise ArtifactError(
-            f"{where} " + (f"lacks {missing[0]!r}" if missing else f"has an unknown field {unknown[0]!r}")
-        )
-    hints = get_type_hints(kind)
-    return kind(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in given.items()})
-
-
-def _decode_type(text: str, where: str) -> TensorType:
-    try:
-        return TensorType.parse(text)
-    except (IRError, ValueError) as error:  # ValueError: a number of thousands of digits
-        raise ArtifactError(f"{where}: {error}") from error
-
-
-_JSON_NAMES: dict[type, str] = {list: "a list", dict: "an object", str: "text", bool: "true or false"}
-
-
-def _expect(kind: type, value: Any, where: str) -> Any:
-    if not isinstance(value, kind):
-        raise ArtifactError(f"{where} must be {_JSON_NAMES[kind]}, not {_shown(value)}")
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+        try:
+            decoded: Manifest = decode(cls, tree, "manifest")
+        except CodecError as error:
+            raise ArtifactError(str(error)) from error
+        return decoded

@@ -1,12 +1,23 @@
-"""Frozen dataclasses of plain numbers, texts and tuples to JSON types and back, checked field by field."""
+"""Frozen dataclasses of plain numbers, texts, tuples and mappings to JSON types and back, checked field by field.
+
+Fields that comparisons leave out are no part of the JSON. A number that is not known, NaN, is null.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
 import types
 import typing
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ...ir import IRError, TensorType
+from ...ir.errors import shorten
+
+_LARGEST = 2**63  # beyond all integers
+_NAMES: dict[Any, str] = {int: "a whole number", str: "text", bool: "true or false", types.NoneType: "null"}
 
 
 class CodecError(ValueError):
@@ -18,12 +29,18 @@ class UnknownNameError(CodecError):
 
 
 def encode(value: Any) -> Any:
-    """JSON types for a dataclass, a tuple, a number, a text, or None."""
+    """JSON types for a dataclass, a tensor's type, a mapping, a tuple, a number, a text, or None."""
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, TensorType):
+        return str(value)
     if is_dataclass(value):
-        return {entry.name: encode(getattr(value, entry.name)) for entry in fields(value)}
+        return {name: encode(getattr(value, name)) for name in _entries(type(value))}
+    if isinstance(value, Mapping):
+        return {key: encode(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return [encode(item) for item in value]
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
@@ -32,8 +49,8 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     Parameters
     ----------
     kind
-        A dataclass, or the annotation of one of its fields: int, float, bool, str, None, ``Literal``, a union, or a
-        tuple.
+        A dataclass, a class with a method ``from_json``, or the annotation of a field: int, float, bool, str, None,
+        `TensorType`, ``Literal``, a union, a tuple, or a mapping from str.
     where
         Name of the value for messages.
 
@@ -43,26 +60,44 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         For a field that is missing or of the wrong type, and for values that ``kind`` refuses; for an unknown field
         it is an `UnknownNameError`.
     """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if hasattr(kind, "from_json"):
+        return kind.from_json(value)
+    if kind is TensorType:
+        return _decode_type(decode(str, value, where), where)
     if is_dataclass(kind):
         return _decode_record(kind, value, where)
-    origin, arguments = get_origin(kind), get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _decode_union(arguments, value, where)
     if origin is Literal:
         return _expect(value in arguments, value, where, f"one of {list(arguments)}")
     if origin is tuple:
         return _decode_tuple(arguments, value, where)
+    if origin is Mapping:
+        items = _expect(isinstance(value, dict), value, where, "an object").items()
+        return types.MappingProxyType({key: decode(arguments[1], item, f"{where}.{key}") for key, item in items})
     if kind is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         return float(_expect(number, value, where, "a number"))
-    if kind is types.NoneType:
-        return _expect(value is None, value, where, "null")
-    return _expect(type(value) is kind, value, where, f"of type {getattr(kind, '__name__', kind)}")
+    fits = (value is None) if kind is types.NoneType else type(value) is kind
+    return _expect(fits and (kind is not int or abs(value) < _LARGEST), value, where, _NAMES[kind])
+
+
+@functools.cache
+def _entries(kind: type) -> dict[str, Field[Any]]:
+    return {entry.name: entry for entry in fields(kind) if entry.compare}
+
+
+def _decode_type(text: str, where: str) -> TensorType:
+    try:
+        return TensorType.parse(text)
+    except (IRError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise CodecError(f"{where}: {error}") from error
 
 
 def _decode_record(kind: Any, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), value, where, "an object")
-    known = {entry.name: entry for entry in fields(kind)}
+    known = _entries(kind)
     unknown = [name for name in value if name not in known]
     if unknown:
         raise UnknownNameError(f"{where} has an unknown field {unknown[0]!r}")
@@ -74,7 +109,8 @@ def _decode_record(kind: Any, value: Any, where: str) -> Any:
     if missing:
         raise CodecError(f"{where} lacks {missing[0]!r}")
     hints = _type_hints(kind)
-    arguments = {name: decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
+    given = {name: item for name, item in value.items() if not (item is None and _is_nan(known[name].default))}
+    arguments = {name: decode(hints[name], item, f"{where}.{name}") for name, item in given.items()}
     try:
         return kind(**arguments)
     except ValueError as error:
@@ -84,6 +120,10 @@ def _decode_record(kind: Any, value: Any, where: str) -> Any:
 _type_hints = functools.cache(get_type_hints)
 
 
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     for kind in kinds:
         try:
@@ -91,7 +131,7 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
         except CodecError:
             continue
     names = " or ".join(str(getattr(kind, "__name__", kind)) for kind in kinds)
-    raise CodecError(f"{where} must be {names}, not {_shown(value)}")
+    raise CodecError(f"{where} must be {names}, not {shorten(repr(value), 40)}")
 
 
 def _decode_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
@@ -104,10 +144,5 @@ def _decode_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 
 def _expect(holds: bool, value: Any, where: str, what: str) -> Any:
     if not holds:
-        raise CodecError(f"{where} must be {what}, not {_shown(value)}")
+        raise CodecError(f"{where} must be {what}, not {shorten(repr(value), 40)}")
     return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -76,7 +76,7 @@ def build_candidate(lowering: Lowering, task: Task, option: Option) -> Built:
         When the option does not fit the task.
     """
     start = time.perf_counter()
-    program = lowering(task, _recent_graph(task.ir_text), option)
+    program = lowering(task, _recent_graph(task.ir), option)
     code = compile_function(tuned_call(program, task).kernel.build(ENTRY), task.target)
     return Built(option, code, time.perf_counter() - start)
 

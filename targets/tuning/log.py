@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ir import TersorError
-from ..templates.codec import CodecError, UnknownNameError
+from ..templates.codec import CodecError, UnknownNameError, decode, encode
 from ..templates.registry import TEMPLATES, template_version
 from .records import SCHEMA, Record
 
@@ -98,7 +98,7 @@ def append(log_dir: str | Path, records: Iterable[Record]) -> None:
 
 def record_line(record: Record) -> str:
     """A record as it stands in a log."""
-    return json.dumps(record.to_json(), separators=(",", ":"))
+    return json.dumps({"schema": SCHEMA, **encode(record)}, separators=(",", ":"))
 
 
 class LogWriter:
@@ -255,7 +255,8 @@ def _read_line(number: int, text: str) -> Line:
         value = json.loads(text)
         if reason := _made_by_other_version(value):
             return Line(number, text, ignored=reason, is_later=value["schema"] > SCHEMA)
-        return Line(number, text, Record.from_json(value))
+        del value["schema"]
+        return Line(number, text, decode(Record, value, "record"))
     except UnknownNameError as error:
         return Line(number, text, ignored=str(error))
     except (ValueError, OverflowError, RecursionError) as error:  # CodecError and JSONDecodeError are ValueErrors

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from ..codegen.options import Options
 from ..machines.target import Target
-from ..templates.codec import CodecError, decode, encode
 from ..templates.option import Option, Workload
 from ..templates.registry import template_version
 from .outcome import Outcome
@@ -93,29 +92,6 @@ class Record:
     def is_measured(self) -> bool:
         """Whether there are two times to compare: the option's and the analytic default's."""
         return self.outcome.ok and math.isfinite(self.outcome.ratio)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON types."""
-        return {
-            "schema": SCHEMA,
-            "task": self.task.to_json(),
-            "outcome": self.outcome.to_json(),
-            "provenance": encode(self.provenance),
-            "purpose": self.purpose,
-        }
-
-    @classmethod
-    def from_json(cls, value: Any) -> Record:
-        """Read what `to_json` wrote; raises CodecError for a field that is missing or does not fit."""
-        names = ("schema", "task", "outcome", "provenance", "purpose")
-        if not isinstance(value, dict) or set(value) != set(names):
-            raise CodecError(f"a record must be an object with {', '.join(names)}")
-        return cls(
-            Task.from_json(value["task"]),
-            Outcome.from_json(value["outcome"]),
-            decode(Provenance, value["provenance"], "provenance"),
-            decode(Purpose, value["purpose"], "purpose"),
-        )
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from ...ir import DType, Graph, TensorType, WeightStore, parse
 from ...ir.ops import WeightOp
 from ..machines.target import Target
-from ..templates.codec import CodecError, decode, encode
 from ..templates.option import Workload
 
 # Largest allowed difference from the interpreter, relative to an output's largest magnitude; integers must be equal.
@@ -31,8 +29,8 @@ class Task:
     ----------
     workload
         What its records are looked up by.
-    ir_text
-        A graph, in row-major inputs and outputs, that lowers to this kernel and to what moves its operands.
+    ir
+        The text of a graph, in row-major inputs and outputs, that lowers to this kernel and to what moves its operands.
     target
         The machine; ``target.cores`` is the number of threads.
     weight
@@ -44,7 +42,7 @@ class Task:
     """
 
     workload: Workload
-    ir_text: str
+    ir: str
     target: Target
     weight: int = 1
     macs: int = 0
@@ -57,39 +55,8 @@ class Task:
         return self.target.cores
 
     def graph(self) -> Graph:
-        """The graph of `ir_text` with its seeded weights."""
-        return seeded_graph(self.ir_text)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON types."""
-        return {
-            "workload": self.workload.to_json(),
-            "ir": self.ir_text,
-            "target": encode(self.target),
-            "weight": self.weight,
-            "macs": self.macs,
-            "bytes": self.bytes,
-            "location": self.location,
-        }
-
-    @classmethod
-    def from_json(cls, value: Any) -> Task:
-        """Read what `to_json` wrote; raises CodecError for a field that is missing or does not fit."""
-        names = {"workload": dict, "ir": str, "target": dict, "weight": int, "macs": int, "bytes": int, "location": str}
-        if not isinstance(value, dict) or set(value) != set(names):
-            raise CodecError(f"task must be an object with {', '.join(names)}")
-        for name, kind in names.items():
-            if type(value[name]) is not kind:
-                raise CodecError(f"task.{name} must be of type {kind.__name__}, not {value[name]!r}")
-        return cls(
-            Workload.from_json(value["workload"]),
-            value["ir"],
-            decode(Target, value["target"], "target"),
-            value["weight"],
-            value["macs"],
-            value["bytes"],
-            value["location"],
-        )
+        """The graph of `ir` with its seeded weights."""
+        return seeded_graph(self.ir)
 
 
 def seeded_graph(ir_text: str) -> Graph:

@@ -408,7 +408,7 @@ def set_at(*keys: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (set_at("model", "kernels", 0, "macs", to=1.5), "manifest.model.kernels[0].macs must be a whole number"),
         (set_at("model", "target", "cores", to=True), "manifest.model.target.cores must be a whole number"),
         (set_at("model", to={}), "manifest.model lacks 'name'"),
-        (set_at("constants", 0, "offset", to=-64), "manifest.constants[0].offset must be a whole number"),
+        (set_at("constants", 0, "offset", to=-64), "constant 0 of the manifest is not within constants.bin"),
         (set_at("constants", 0, "count", to=10**18), "constant 0 of the manifest is not within constants.bin"),
         (set_at("constants", 0, "dtype", to="load"), "constant 0 of the manifest is not within constants.bin"),
         (set_at("members", CODE, "size", to=3), f"{CODE} has"),

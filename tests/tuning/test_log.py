@@ -18,6 +18,7 @@ from tersor.cli import log_management as manage
 from tersor.targets import resolve_target
 from tersor.targets.codegen.options import Options
 from tersor.targets.templates import registry
+from tersor.targets.templates.codec import encode
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.targets.templates.option import Option, Workload
 from tersor.targets.tuning import log, tuned
@@ -46,7 +47,7 @@ def write(log_dir: Path, *lines: str, target: str = "x86:znver4") -> Path:
 
 
 def line(**changes: object) -> str:
-    return json.dumps({**record().to_json(), **changes})
+    return json.dumps({**json.loads(log.record_line(record())), **changes})
 
 
 def test_records_come_back(tmp_path):
@@ -76,20 +77,19 @@ def test_a_missing_log_is_empty(tmp_path):
         ('{"schema": "1"}', "no record: it has no schema version"),
         ('{"schema": 1}', "no record: it lacks 'outcome'"),
         (line(purpose="other"), "purpose must be one of ['trial', 'final', 'random'], not 'other'"),
-        (line(extra=1), "a record must be an object with schema, task, outcome, provenance, purpose"),
         (line(provenance={"template_version": 1}), "provenance lacks 'tvm'"),
-        (line(outcome={**record().outcome.to_json(), "seconds": -1.0}), "outcome.seconds must be positive, not -1.0"),
+        (line(outcome={**encode(record().outcome), "seconds": -1.0}), "outcome: seconds must be positive, not -1.0"),
         (
-            line(outcome={**record().outcome.to_json(), "baseline": 0}),
-            "outcome.baseline must be positive or null, not 0",
+            line(outcome={**encode(record().outcome), "baseline": 0}),
+            "outcome: baseline must be positive or null, not 0",
         ),
-        (line(outcome={**record().outcome.to_json(), "baseline": 10**400}), "too large"),
+        (line(outcome={**encode(record().outcome), "baseline": 10**400}), "too large"),
         (
-            line(outcome={**record().outcome.to_json(), "option": {"template": []}}),
+            line(outcome={**encode(record().outcome), "option": {"template": []}}),
             "the template must be a name, not []",
         ),
-        (line(outcome={**record().outcome.to_json(), "status": "fine"}), "outcome.status must be one of"),
-        (line(task={**TASK.to_json(), "weight": "2"}), "task.weight must be of type int, not '2'"),
+        (line(outcome={**encode(record().outcome), "status": "fine"}), "outcome.status must be one of"),
+        (line(task={**encode(TASK), "weight": "2"}), "task.weight must be a whole number, not '2'"),
         ("\x00\xff", "Expecting value"),
         ("[" * 100_000, "recursion"),
     ],
@@ -106,15 +106,16 @@ def test_damaged_lines_are_named_and_skipped(tmp_path, text, reason):
 
 def test_lines_of_other_versions_are_counted(tmp_path):
     option = OPTIONS[1].to_json()
-    outcome = record().outcome.to_json()
+    outcome = encode(record().outcome)
     write(
         tmp_path,
         line(),
         line(schema=2),
         line(schema=2, task="whatever"),
+        line(extra=1),
         line(outcome={**outcome, "option": {**option, "template": "conv3d"}}),
         line(outcome={**outcome, "option": {**option, "knobs": {**option["knobs"], "depth": 3}}}),
-        line(provenance={**record().to_json()["provenance"], "template_version": 99}),
+        line(provenance={**encode(record().provenance), "template_version": 99}),
     )
     content = read_log(tmp_path)
     assert len(content.records) == 1
@@ -123,6 +124,7 @@ def test_lines_of_other_versions_are_counted(tmp_path):
         "written by a later version of Tersor (schema 2)": 2,
         "unknown template 'conv3d'; did you mean 'conv2d'?": 1,
         "knobs has an unknown field 'depth'": 1,
+        "record has an unknown field 'extra'": 1,
         "made by version 99 of the template conv2d": 1,
     }
 
