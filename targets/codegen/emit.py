@@ -11,8 +11,7 @@ from tvm_ffi import structural_equal
 
 from ...ir import DType, Op
 from ...ir import ops as ir_ops
-from ..templates.vector import integers, vector_math
-from ..templates.vector.bfloat16 import BFLOAT16
+from ..templates.vector import bfloat16, integers, vector_math
 from ..templates.vector.builder import constant
 from ..templates.vector.vectors import dtype_of, in_register, lanes_of
 
@@ -35,7 +34,7 @@ STORAGE = {
 
 # The same for kernels that compute: numbers that are read and written as float32, see
 # tersor.targets.templates.vector.bfloat16.
-NUMBERS = {**STORAGE, DType.BF16: BFLOAT16}
+NUMBERS = {**STORAGE, DType.BF16: bfloat16.BFLOAT16}
 # Element types of vectors in registers.
 REGISTERS = {**STORAGE, DType.BF16: "float32"}
 
@@ -243,6 +242,8 @@ def _clamp(op: ir_ops.ClampOp, a: Expr) -> Expr:
     if not op.x.type.dtype.is_floating:
         low, high = op.integer_bounds
         return tirx.Min(tirx.Max(a, like(a, low)), like(a, high))
+    if math.isnan(op.attrs.min) or math.isnan(op.attrs.max):
+        return like(a, math.nan)
     if op.attrs.min != -math.inf:
         a = at_least(a, op.attrs.min)
     if op.attrs.max != math.inf:
@@ -362,6 +363,8 @@ def _ceil(op: Op, a: Expr) -> Expr:
 def _cast(op: Op, a: Expr) -> Expr:
     if op.attrs.dtype is DType.BOOL:
         return as_condition(a)
+    if op.attrs.dtype is DType.BF16 and op.x.type.dtype is not DType.BF16:
+        return bfloat16.widen(bfloat16.narrow(cast(a, "float32")))  # registers hold it as float32, but it is rounded
     return cast(a, REGISTERS[op.attrs.dtype])
 
 
