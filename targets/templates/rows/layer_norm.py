@@ -23,13 +23,15 @@ from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from ..parallelism import shared_loop
 from ..vector.accumulation import Accumulation
 from ..vector.builder import broadcast, constant, load, make_prim_func, store_result
-from ..vector.vector_math import maximum
+from ..vector.vector_math import maximum, minimum
 from ..vector.vectors import horizontal, in_register, lanes_of
 from .row_vectors import RowVectors, check_rows, flat_row, row_extents
 
 Buffer = Any
 Index = Any
 Expr = Any
+
+_LARGEST = 3e38
 
 
 @dataclass(frozen=True)
@@ -131,16 +133,19 @@ def _write_row(
 ) -> None:
     lanes = row.lanes
     rest = row.load_rest(read, 0.0) if row.rest else None
-    share = constant(1.0 / row.length, 1)
-    (total,) = _sums(row, rest, read, lambda value: value)
-    rounded_mean = broadcast(in_register(total * share), lanes)
+    share = constant(1.0 / row.length, lanes)  # taken of each term, so that no sum of large numbers overflows
+    mean = broadcast(in_register(*_sums(row, rest, read, lambda value: value * share)), lanes)
 
     def distance(value: Expr) -> Expr:
-        return value - rounded_mean
+        return value - mean
 
-    remainder, squares = _sums(row, rest, read, distance, lambda value: distance(value) * distance(value))
-    remainder = in_register(remainder * share)
-    variance = maximum(in_register(squares * share - remainder * remainder), 0.0)
+    def squared(value: Expr) -> Expr:
+        return distance(value) * distance(value) * share
+
+    remainder, squares = _sums(row, rest, read, lambda value: distance(value) * share, squared)
+    remainder = in_register(remainder)
+    excess = minimum(in_register(remainder * remainder), _LARGEST)  # finite, so that an infinite variance stays one
+    variance = maximum(in_register(squares - excess), 0.0)
     factor = broadcast(in_register(constant(1.0, 1) / T.sqrt(variance + constant(epsilon, 1))), lanes)
     remainder = broadcast(remainder, lanes)
 
