@@ -24,9 +24,9 @@ from .targets.tuning.records import best
 from .targets.tuning.scheduler import Budget
 from .targets.tuning.tuned import Tuned, load_tuned
 
-# What code generation needs of a graph, whatever the pipeline: before it, ops that have kernels and weights that are
-# constants; after it, no batch norm left, and a physical layout for every value.
-PREPARING_PASSES = "decompose,fold-constants"
+# What code generation needs of a graph, whatever the pipeline: before it, ops that have kernels, weights that are
+# constants, and nothing that nobody reads; after it, no batch norm left, and a physical layout for every value.
+PREPARING_PASSES = "decompose,fold-constants,dce"
 REQUIRED_PASSES = "fold-batchnorm,layout"
 
 

@@ -117,7 +117,9 @@ def test_layer_norm_of_rows_with_a_large_mean(offset: float):
     x = torch.randn(4, 96, generator=torch.Generator().manual_seed(0)) + offset
     (result,) = run_on_processor(graph, TARGET, (x,))
     (name,) = graph.weights
-    torch.testing.assert_close(result, (layer_norm(x.double(), (96,)) + graph.weights[name]).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        result, (layer_norm(x.double(), (96,)) + graph.weights[name]).float(), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_flags_and_rows_of_a_table():
