@@ -37,6 +37,10 @@ SPECIAL = [
     104.0,
     -104.0,
     1e5,
+    2.0**-149,
+    2.0**-126,
+    1e38,
+    1e20,
 ]
 FLOATS, INTEGERS = (DType.F32, DType.F64), (DType.I64, DType.I32)
 NUMBERS = (*FLOATS, *INTEGERS)
@@ -148,7 +152,7 @@ def test_every_elementwise_op_has_a_case():
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in ALL if dtype is not DType.I16], ids=lambda dtype: dtype.value)
 def test_alone_on_plain_tensors(dtype: DType):
-    graph = with_every_op(dtype, (21, 23), lambda builder, value: value)
+    graph = with_every_op(dtype, (24, 23), lambda builder, value: value)
     compare(graph, dtype, "layout")
 
 
@@ -175,7 +179,7 @@ def in_groups(graph: Graph) -> Graph:
 
 @pytest.mark.parametrize(
     ("dtype", "shape"),
-    [(DType.F32, (21, 23)), (DType.I32, (21, 23)), (DType.F32, (2, 20, 3, 5)), (DType.BOOL, (2, 20, 3, 5))],
+    [(DType.F32, (24, 23)), (DType.I32, (24, 23)), (DType.F32, (2, 20, 3, 5)), (DType.BOOL, (2, 20, 3, 5))],
     ids=["f32-plain", "i32-plain", "f32-blocked", "bool-blocked"],
 )
 def test_in_groups(dtype: DType, shape: tuple[int, ...]):
