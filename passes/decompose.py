@@ -10,7 +10,7 @@ After::
     %2 = softmax(%1) {axis=2}                     : f32[1,100,8]
     %3 = permute(%2) {dims=[0,2,1]}               : f32[1,8,100]
 
-The rules are those of `tersor.passes.rules.decompose`, which `canonicalize` applies too, among its own. This pass is for
+The rules are those of `tersor.passes.rules.decompose`, which `canonicalize` applies among its own. This pass is for
 pipelines without it: code generation needs what it does, so it runs before every pipeline.
 """
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, OnIntegers, Storage
+from ..traits import ChannelFlow, Narrowing, OnIntegers, Storage
 from ..types import TensorType
 from .integers import QUANTIZED, exact_sums, sum_type
 
@@ -59,6 +59,9 @@ class Conv2dOp(Op, name="conv2d", attrs=Conv2dAttrs):
     channels = ChannelFlow.PRODUCES
     default_storage = Storage.BLOCKED
     on_integers = OnIntegers.SUMS
+    leads_group = True
+    default_narrowing = Narrowing.LEADS
+    wide_operands = 2
 
     @property
     def reads_narrow_plain(self) -> bool:

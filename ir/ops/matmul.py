@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, OnIntegers
+from ..traits import ChannelFlow, Narrowing, OnIntegers
 from ..types import TensorType, broadcast_shapes
 from .integers import QUANTIZED, exact_sums, sum_type
 
@@ -35,6 +35,9 @@ class LinearOp(Op, name="linear", attrs=LinearAttrs):
     channels = ChannelFlow.PRODUCES
     channel_axis = -1
     on_integers = OnIntegers.SUMS
+    leads_group = True
+    default_narrowing = Narrowing.LEADS
+    wide_operands = 2
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, weight = self.x.type, self.weight.type
@@ -68,6 +71,8 @@ class MatmulOp(Op, name="matmul", attrs=MatmulAttrs):
 
     lhs = Operand()
     rhs = Operand()
+    leads_group = True
+    default_narrowing = Narrowing.LEADS
 
     def infer_types(self) -> tuple[TensorType, ...]:
         lhs, rhs = self.lhs.type, self.rhs.type
@@ -107,6 +112,9 @@ class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
     key = Operand()
     value = Operand()
     mask = Operand(optional=True)
+    leads_group = True
+    default_narrowing = Narrowing.LEADS
+    wide_operands = 3
 
     @property
     def scale(self) -> float:
