@@ -138,9 +138,7 @@ class Op:
     view: ClassVar[bool] = False  # plain row-major result has the operand's elements in the same order
     strided: ClassVar[bool] = False  # the result is elements of the operand, through other strides: `strided_view`
     leads_group: ClassVar[bool] = False  # its kernel takes the elementwise ops behind it along
-    always_finite: ClassVar[bool] = (
-        False  # makes finite numbers of small ones, zero included: `keeps_finite`
-    )
+    always_finite: ClassVar[bool] = False  # makes finite numbers of small ones, zero included: `keeps_finite`
     any_image_order: ClassVar[bool] = False  # works on images with their channels last as well, see the CUDA lowering
     default_narrowing: ClassVar[Narrowing] = Narrowing.NEVER  # see `narrowing`
     wide_operands: ClassVar[int | None] = None  # operands from this one on stay float32 when the op is made narrow

@@ -226,3 +226,41 @@ def test_integer_power_is_refused():
     graph = b.done(b.op(ops.PowOp, *b.graph.inputs))
     with pytest.raises(CompileError, match=r"no vector code for pow on i64\[8\]"):
         compiled(graph)
+
+
+def test_an_op_that_does_not_say_may_leave_the_finite_numbers():
+    assert not Op.always_finite
+    assert not ops.UnaryOp.always_finite
+    assert not ops.BinaryOp.always_finite
+
+
+def an_infinite_number(b: GraphBuilder, x: Value) -> Value:
+    return b.op(ops.WhereOp, b.op(ops.GtOp, x, b.number(100.0)), x, b.op(ops.MaximumOp, x, b.number(-INF)))
+
+
+def a_choice_of_an_infinite_number(b: GraphBuilder, x: Value) -> Value:
+    """Where x is positive, x; padding lanes, which hold 0, would become infinite."""
+    return b.op(ops.WhereOp, b.op(ops.GtOp, x, b.number(0.0)), x, b.number(INF))
+
+
+def an_infinite_weight(b: GraphBuilder, x: Value) -> Value:
+    picture = b.constant(torch.full((1, 1, 5, 5), INF), "w")
+    return b.op(ops.WhereOp, b.op(ops.GtOp, x, b.number(0.0)), x, picture)
+
+
+def an_inverted_clamp(b: GraphBuilder, x: Value) -> Value:
+    return b.op(ops.MinimumOp, b.op(ops.ClampOp, x, min=-INF, max=INF), b.op(ops.DivOp, x, x))
+
+
+@pytest.mark.parametrize("made", [an_infinite_number, a_choice_of_an_infinite_number, an_infinite_weight, an_inverted_clamp])
+def test_lanes_past_the_last_channel_stay_finite(made: Callable[[GraphBuilder, Value], Value]):
+    """A convolution multiplies them by zero, which leaves NaN of an infinity."""
+    b = GraphBuilder({"x": TensorType((1, 5, 5, 5))})
+    graph = b.done(b.conv(made(b, b.conv(b.graph.inputs[0], 5)), 4))
+    x = torch.rand(1, 5, 5, 5) + 0.1
+    for weight in graph.weights:
+        graph.weights[weight].abs_()
+    (expected,) = graph.evaluate(x)
+    assert expected.isfinite().all()
+    for pipeline in ("fuse,layout", "layout"):
+        assert_same(compiled(graph, pipeline)(x), expected, made.__name__)
