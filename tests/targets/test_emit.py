@@ -235,10 +235,6 @@ def test_an_op_that_does_not_say_may_leave_the_finite_numbers():
 
 
 def an_infinite_number(b: GraphBuilder, x: Value) -> Value:
-    return b.op(ops.WhereOp, b.op(ops.GtOp, x, b.number(100.0)), x, b.op(ops.MaximumOp, x, b.number(-INF)))
-
-
-def a_choice_of_an_infinite_number(b: GraphBuilder, x: Value) -> Value:
     """Where x is positive, x; padding lanes, which hold 0, would become infinite."""
     return b.op(ops.WhereOp, b.op(ops.GtOp, x, b.number(0.0)), x, b.number(INF))
 
@@ -248,19 +244,14 @@ def an_infinite_weight(b: GraphBuilder, x: Value) -> Value:
     return b.op(ops.WhereOp, b.op(ops.GtOp, x, b.number(0.0)), x, picture)
 
 
-def an_inverted_clamp(b: GraphBuilder, x: Value) -> Value:
-    return b.op(ops.MinimumOp, b.op(ops.ClampOp, x, min=-INF, max=INF), b.op(ops.DivOp, x, x))
-
-
-@pytest.mark.parametrize("made", [an_infinite_number, a_choice_of_an_infinite_number, an_infinite_weight, an_inverted_clamp])
+@pytest.mark.parametrize("made", [an_infinite_number, an_infinite_weight])
 def test_lanes_past_the_last_channel_stay_finite(made: Callable[[GraphBuilder, Value], Value]):
-    """A convolution multiplies them by zero, which leaves NaN of an infinity."""
+    """A convolution in bf16 takes channels by pairs: it multiplies the one past the last by zero, which leaves NaN."""
     b = GraphBuilder({"x": TensorType((1, 5, 5, 5))})
-    graph = b.done(b.conv(made(b, b.conv(b.graph.inputs[0], 5)), 4))
+    graph = b.done(b.conv(made(b, b.conv(b.graph.inputs[0], 21)), 4))
     x = torch.rand(1, 5, 5, 5) + 0.1
     for weight in graph.weights:
         graph.weights[weight].abs_()
     (expected,) = graph.evaluate(x)
     assert expected.isfinite().all()
-    for pipeline in ("fuse,layout", "layout"):
-        assert_same(compiled(graph, pipeline)(x), expected, made.__name__)
+    assert_same(compiled(graph, "to-bf16,fuse,layout")(x), expected, made.__name__, 0.03)
