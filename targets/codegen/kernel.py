@@ -219,9 +219,8 @@ class FusedEpilogue:
             pairs.insert(0, _operand(bias, context, result, per_channel=True))
         # What stands between integers is rounded like the reference, so that it rounds to the same integers.
         self._exact = any(isinstance(op, QuantizeOp | DequantizeOp) for op in group.epilogue)
-        self._keeps_finite = all(op.keeps_finite for op in group.epilogue) and all(
-            bool(operand.isfinite().all()) for _, operand in pairs if isinstance(operand, torch.Tensor)
-        )
+        numbers = [operand for _, operand in pairs if isinstance(operand, torch.Tensor)]
+        self._keeps_finite = all(op.keeps_finite for op in group.epilogue) and all(map(_is_finite, numbers))
         self._views = tuple(view for view, _ in pairs)
         self.operands: tuple[Operand, ...] = tuple(operand for _, operand in pairs)
 
@@ -338,6 +337,11 @@ def _operand(value: Value, context: KernelContext, result: View, *, per_channel:
     type = TensorType(tuple(tensor.shape), value.type.dtype, block if block and tensor.shape[1] > 1 else 0)
     view = View(value, type, 0, torch.empty(type.shape, device="meta").stride())
     return view, flatten_physical(tensor, type.channel_block)
+
+
+def _is_finite(numbers: torch.Tensor) -> bool:
+    """Whether all numbers of a constant are finite; one without numbers stands for any like it, and those are."""
+    return numbers.is_meta or bool(numbers.isfinite().all())
 
 
 def _extent(view: View, operand: Operand) -> int:
