@@ -313,7 +313,7 @@ def _ceil(op: Op, a: Expr) -> Expr:
 
 
 @emits(ir_ops.CastOp)
-def _cast(op: Op, a: Expr) -> Expr:
+def _cast(op: ir_ops.CastOp, a: Expr) -> Expr:
     if op.attrs.dtype is DType.BOOL:
         return as_condition(a)
     if op.attrs.dtype is DType.BF16 and op.x.type.dtype is not DType.BF16:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import tersor
 import torch
-from tersor.tests.frontend.conftest import Lambda
 from torch import nn
 from torch.nn import functional as F
+
+import tersor
+from tersor.tests.frontend.conftest import Lambda
 
 TOLERANCE = 1e-5  # of the largest output
 

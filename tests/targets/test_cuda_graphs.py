@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from torch.nn.functional import layer_norm
 
 from tersor.benchmarks.models import MODELS
 from tersor.frontend import from_torch
@@ -31,7 +32,6 @@ from tersor.passes import run_passes
 from tersor.passes.numeric import deviation, seeded_inputs
 from tersor.targets.machines.catalog import resolve_target
 from tersor.tests.random_graphs import GraphBuilder, random_graphs
-from torch.nn.functional import layer_norm
 
 from .cuda_emulator import COMPILER
 from .cuda_reference import run_on_processor

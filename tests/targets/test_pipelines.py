@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import pytest
-import tersor
 import torch
+from torch.nn import functional
+
+import tersor
 from tersor.compiler import PREPARING_PASSES, REQUIRED_PASSES
 from tersor.frontend import from_torch
 from tersor.ir import Graph
@@ -18,7 +20,6 @@ from tersor.targets.codegen.lowering import lower
 from tersor.tests.frontend import test_data_movement, test_elementwise, test_layers
 from tersor.tests.frontend.conftest import Lambda
 from tersor.tests.random_graphs import random_graph
-from torch.nn import functional
 
 from .compiled import NATIVE
 from .wide_graphs import wide_graph

@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import pytest
-import tersor
 import torch
+from torch import nn
+from torch.nn import functional as F
+
+import tersor
 from tersor.frontend import from_torch
 from tersor.ir import Graph, Op
 from tersor.passes import run_passes
 from tersor.tests.frontend.conftest import Lambda
-from torch import nn
-from torch.nn import functional as F
 
 INF, NAN = math.inf, math.nan
 DENORMAL, NORMAL = 2.0**-149, 2.0**-126
