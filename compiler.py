@@ -24,7 +24,9 @@ from .targets.tuning.records import best
 from .targets.tuning.scheduler import Budget
 from .targets.tuning.tuned import Tuned, load_tuned
 
-# What code generation needs of a graph, whatever the pipeline: no batch norm left, a physical layout for every value.
+# What code generation needs of a graph, whatever the pipeline: before it, ops that have kernels, weights that are
+# constants, and nothing that nobody reads; after it, no batch norm left, and a physical layout for every value.
+PREPARING_PASSES = "decompose,fold-constants,dce"
 REQUIRED_PASSES = "fold-batchnorm,layout"
 
 
@@ -56,7 +58,7 @@ class CompileOptions:
     @property
     def passes(self) -> Pipeline:
         """The passes asked for, and those that code generation needs."""
-        return as_pipeline(",".join(text for text in (self.pipeline, REQUIRED_PASSES) if text))
+        return as_pipeline(",".join(text for text in (PREPARING_PASSES, self.pipeline, REQUIRED_PASSES) if text))
 
     @property
     def machine(self) -> Target:

@@ -16,7 +16,7 @@ from .parser import IR_VERSION, parse
 from .printer import print_attrs, print_graph
 from .rewriter import Refusal, RewriteLog, Rewriter, apply_rules
 from .storage import load_ir, save_ir
-from .traits import ChannelFlow, Cost, OnIntegers, Storage
+from .traits import ChannelFlow, Cost, Narrowing, OnIntegers, Storage
 from .types import DType, TensorType, check_memory
 from .verifier import verify, weights_loaded
 from .weights import WeightStore
@@ -29,6 +29,7 @@ __all__ = [
     "DType",
     "Graph",
     "IRError",
+    "Narrowing",
     "OnIntegers",
     "Op",
     "Operand",

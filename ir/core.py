@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .errors import IRError
-from .traits import ChannelFlow, Cost, OnIntegers, Storage
+from .traits import ChannelFlow, Cost, Narrowing, OnIntegers, Storage
 from .types import TensorType
 
 if TYPE_CHECKING:
@@ -132,10 +132,16 @@ class Op:
     name: ClassVar[str] = ""
     attrs_type: ClassVar[type[Attrs]] = Attrs
     signature: ClassVar[tuple[Operand, ...]] = ()
-    # Traits: what passes ask instead of names.
+    # Traits: what passes and targets ask instead of names. An op that does not say is treated with the most care.
     elementwise: ClassVar[bool] = False  # result[i] depends on the operands at i only, after broadcasting
     linear: ClassVar[bool] = False  # linear in the first operand, the others being fixed
     view: ClassVar[bool] = False  # plain row-major result has the operand's elements in the same order
+    strided: ClassVar[bool] = False  # the result is elements of the operand, through other strides: `strided_view`
+    leads_group: ClassVar[bool] = False  # its kernel takes the elementwise ops behind it along
+    always_finite: ClassVar[bool] = False  # makes finite numbers of small ones, zero included: `keeps_finite`
+    any_image_order: ClassVar[bool] = False  # works on images with their channels last as well, see the CUDA lowering
+    default_narrowing: ClassVar[Narrowing] = Narrowing.NEVER  # see `narrowing`
+    wide_operands: ClassVar[int | None] = None  # operands from this one on stay float32 when the op is made narrow
     channels: ClassVar[ChannelFlow] = ChannelFlow.OTHER
     channel_axis: ClassVar[int] = 1  # dimension of the result along which an op that makes channels puts them
     default_storage: ClassVar[Storage] = Storage.PLAIN  # layout that its kernels work on; see `storage`
@@ -242,6 +248,20 @@ class Op:
     def storage(self) -> Storage:
         """Layout that this op's kernels work on; overridden where it depends on attributes or shapes."""
         return self.default_storage
+
+    @property
+    def narrowing(self) -> Narrowing:
+        """Whether it may compute in 16 bits; overridden where it depends on attributes."""
+        return self.default_narrowing
+
+    @property
+    def keeps_finite(self) -> bool:
+        """Whether it makes no NaN or infinity of small finite numbers; overridden where it depends on attributes."""
+        return self.always_finite
+
+    def strided_view(self, x: torch.Tensor) -> torch.Tensor:
+        """For `strided` ops: the result as a view of ``x``; raises RuntimeError where no strides express it."""
+        raise NotImplementedError
 
     @property
     def channel_groups(self) -> int:

@@ -48,6 +48,14 @@ class OnIntegers(Enum):
     MOVES = "moves"  # some of the operands' integers, which mean what they meant before
 
 
+class Narrowing(Enum):
+    """What ``to-bf16`` and ``to-fp16`` make of an op on float32 numbers."""
+
+    NEVER = "never"  # it stays in float32
+    FOLLOWS = "follows"  # it is converted where an operand is converted already
+    LEADS = "leads"  # it is converted wherever it is: it gains from narrow numbers
+
+
 @dataclass(frozen=True)
 class Cost:
     """Work of one execution of an op or a graph.

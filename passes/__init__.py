@@ -8,6 +8,7 @@ from . import (  # noqa: F401 (registers passes)
     channel_shuffle,
     cse,
     dce,
+    decompose,
     fold_batchnorm,
     fold_constants,
     fuse,

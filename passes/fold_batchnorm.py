@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 
 from ..ir import Graph, Rewriter
-from ..ir.ops import AddOp, BatchNormOp, Conv2dOp, LinearOp, MulOp
+from ..ir.ops import AddOp, BatchNormOp, LayerOp, LinearOp, MulOp
 from .base import Exactness, Pass, PassContext, Result
 from .matching import numbers, replace, tensor, weight_name
 from .registry import register_pass
@@ -60,7 +60,7 @@ class FoldBatchNorm(Pass):
 
 def _fold_into_layer(op: BatchNormOp, rewriter: Rewriter) -> bool:
     layer = op.x.op
-    if not isinstance(layer, Conv2dOp | LinearOp):
+    if not isinstance(layer, LayerOp):
         return False
     reason = _refusal(op, layer)
     if reason:
@@ -106,7 +106,7 @@ def _make_affine(op: BatchNormOp, rewriter: Rewriter) -> bool:
     return True
 
 
-def _refusal(op: BatchNormOp, layer: Conv2dOp | LinearOp) -> str:
+def _refusal(op: BatchNormOp, layer: LayerOp) -> str:
     """Why the batch normalisation cannot go into ``layer``; empty if it can."""
     if not layer.result.has_one_use:
         return "the layer's result is read elsewhere too"

@@ -34,35 +34,10 @@ from dataclasses import dataclass
 import networkx
 
 from ..ir import Graph, Op, dataflow, post_dominators
-from ..ir.ops import (
-    AdaptiveAvgPool2dOp,
-    AttentionOp,
-    AvgPool2dOp,
-    Conv2dOp,
-    LayerNormOp,
-    LinearOp,
-    MatmulOp,
-    MaxPool2dOp,
-    QuantizeOp,
-    ReduceOp,
-    SoftmaxOp,
-)
+from ..ir.ops import QuantizeOp
 from .base import Pass, PassContext, Result
 from .outline import FusionGroup, home_of, is_fusible, outline_groups
 from .registry import register_pass
-
-ANCHORS = (
-    Conv2dOp,
-    LinearOp,
-    MatmulOp,
-    AttentionOp,
-    MaxPool2dOp,
-    AvgPool2dOp,
-    AdaptiveAvgPool2dOp,
-    ReduceOp,
-    SoftmaxOp,
-    LayerNormOp,
-)
 
 
 @register_pass("fuse-epilogue", purpose="fuse")
@@ -82,7 +57,7 @@ def _find_groups(graph: Graph) -> list[FusionGroup]:
     group_of: dict[Op, FusionGroup] = {}
     groups: list[FusionGroup] = []
     for anchor in reversed(graph.ops):
-        if not isinstance(anchor, ANCHORS):
+        if not anchor.leads_group:
             continue
         group = FusionGroup(anchor.result.shape, [anchor], anchor)
         groups.append(group)

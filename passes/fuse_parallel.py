@@ -32,12 +32,21 @@ from dataclasses import dataclass
 import torch
 
 from ..ir import Graph, Op, Rewriter, Value
-from ..ir.ops import AttentionOp, ConcatOp, Conv2dOp, ExpandOp, LinearOp, MatmulOp, PermuteOp, ReshapeOp, SliceOp
+from ..ir.ops import (
+    AttentionOp,
+    ConcatOp,
+    Conv2dOp,
+    ExpandOp,
+    LayerOp,
+    LinearOp,
+    MatmulOp,
+    PermuteOp,
+    ReshapeOp,
+    SliceOp,
+)
 from .base import Exactness, Pass, PassContext, Result
 from .matching import numbers, prune, tensor, weight_name
 from .registry import register_pass
-
-Layer = Conv2dOp | LinearOp
 
 _CHANNEL_QUANTUM = 16  # the widest channel block of any target in float32: slices at multiples of it fit every block
 
@@ -58,24 +67,24 @@ class FuseParallel(Pass):
         return Result(rewriter.changed)
 
 
-def _siblings(value: Value) -> dict[Hashable, list[Layer]]:
+def _siblings(value: Value) -> dict[Hashable, list[LayerOp]]:
     """Layers whose data is ``value``, grouped by what they must have in common; groups of one are left out."""
-    groups: dict[Hashable, list[Layer]] = {}
+    groups: dict[Hashable, list[LayerOp]] = {}
     for user in value.users:
-        if isinstance(user, Conv2dOp | LinearOp) and user.x is value:
+        if isinstance(user, LayerOp) and user.x is value:
             key = (type(user), user.attrs, user.weight.shape[1:], user.weight.type.dtype)
             groups.setdefault(key, []).append(user)
     return {key: layers for key, layers in groups.items() if len(layers) > 1}
 
 
-def _fits(layer: Layer, rewriter: Rewriter) -> bool:
+def _fits(layer: LayerOp, rewriter: Rewriter) -> bool:
     reason = _refusal(layer)
     if reason:
         rewriter.refuse("fuse-parallel", layer, reason)
     return not reason
 
 
-def _refusal(layer: Layer) -> str:
+def _refusal(layer: LayerOp) -> str:
     """Why the layer cannot be part of a wider one; empty if it can."""
     if tensor(layer.weight) is None or (layer.bias is not None and tensor(layer.bias) is None):
         return "its weights are not constant, or not loaded"
@@ -93,7 +102,7 @@ def _refusal(layer: Layer) -> str:
     return ""
 
 
-def _chain(layer: Layer) -> list[Op]:
+def _chain(layer: LayerOp) -> list[Op]:
     """The layer and the unary elementwise ops that follow it, each the only reader of the one before."""
     chain: list[Op] = [layer]
     while chain[-1].result.has_one_use and not chain[-1].result.is_output:
@@ -113,7 +122,7 @@ def _takes_strides(value: Value) -> bool:
     )
 
 
-def _join(layers: list[Layer], rewriter: Rewriter) -> None:
+def _join(layers: list[LayerOp], rewriter: Rewriter) -> None:
     if len(layers) < 2:
         return
     chains = [_chain(layer) for layer in layers]
@@ -147,5 +156,5 @@ def _join(layers: list[Layer], rewriter: Rewriter) -> None:
         prune(rewriter, constants)
 
 
-def _bias(layer: Layer) -> torch.Tensor:
+def _bias(layer: LayerOp) -> torch.Tensor:
     return numbers(layer.bias) if layer.bias is not None else numbers(layer.weight).new_zeros(layer.weight.shape[0])

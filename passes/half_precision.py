@@ -19,51 +19,13 @@ from typing import ClassVar
 
 import torch
 
-from ..ir import DType, Graph, Op, Rewriter, TensorType, Value
-from ..ir.ops import (
-    AttentionOp,
-    AvgPool2dOp,
-    CastOp,
-    ConcatOp,
-    Conv2dOp,
-    ExpandOp,
-    FullOp,
-    FusedOp,
-    LayerNormOp,
-    LinearOp,
-    MatmulOp,
-    MaxPool2dOp,
-    MeanOp,
-    PadOp,
-    PermuteOp,
-    RelayoutOp,
-    ReshapeOp,
-    SliceOp,
-    SoftmaxOp,
-    WeightOp,
-)
+from ..ir import DType, Graph, Narrowing, Op, Rewriter, TensorType, Value
+from ..ir.ops import CastOp, FullOp, FusedOp, RelayoutOp, WeightOp
 from .base import Exactness, Pass, PassContext, Result
 from .fuse import Fuse
 from .matching import numbers, prune, tensor, weight_name
 from .numeric import largest_deviation, seeded_inputs
 from .unfuse import take_apart
-
-_COMPUTE = (Conv2dOp, LinearOp, MatmulOp, AttentionOp)
-_FOLLOW = (
-    MaxPool2dOp,
-    AvgPool2dOp,
-    MeanOp,
-    SoftmaxOp,
-    LayerNormOp,
-    ConcatOp,
-    PadOp,
-    ReshapeOp,
-    PermuteOp,
-    SliceOp,
-    ExpandOp,
-)
-# Operands from this one on keep their element type: biases, parameters of a normalisation, masks.
-_KEPT_OPERANDS: dict[type[Op], int] = {Conv2dOp: 2, LinearOp: 2, LayerNormOp: 1, AttentionOp: 3}
 
 
 @dataclass(frozen=True)
@@ -119,8 +81,8 @@ class _Conversion:
             return False
         if not self._rewriter.commit(self._rule, op):
             return False
-        kept = _KEPT_OPERANDS.get(type(op), len(op.operands))
-        operands = [self._narrow(v) if index < kept else v for index, v in enumerate(op.operands)]
+        wide = _first_wide_operand(op)
+        operands = [self._narrow(v) if index < wide else v for index, v in enumerate(op.operands)]
         result = self._rewriter.create(type(op), operands, op.attrs, location=op.location).result
         self._replace(op, result)
         return True
@@ -129,14 +91,13 @@ class _Conversion:
         """Whether ``op`` is one to convert, now that everything before it is done."""
         if len(op.results) != 1 or op.result.type.dtype is not DType.F32 or not op.inputs or isinstance(op, CastOp):
             return False
-        if isinstance(op, _COMPUTE):
+        if op.narrowing is Narrowing.LEADS:
             return True
-        follows = op.elementwise or isinstance(op, _FOLLOW)
-        return follows and any(self._source(value) is not None for value in op.inputs)
+        return op.narrowing is Narrowing.FOLLOWS and any(self._source(value) is not None for value in op.inputs)
 
     def _refusal(self, op: Op) -> str:
         """Why ``op`` cannot be converted; empty if it can."""
-        kept = _KEPT_OPERANDS.get(type(op), len(op.operands))
+        wide = _first_wide_operand(op)
         for index, value in enumerate(op.operands):
             if value is None:
                 continue
@@ -147,7 +108,7 @@ class _Conversion:
                 torch.tensor(float(value.op.attrs.value), dtype=torch.float64)
             ):
                 return f"the constant {value.op.attrs.value} is beyond the range of {self._dtype.value}"
-            if index >= kept or loaded is None or loaded.dtype is not torch.float32:
+            if index >= wide or loaded is None or loaded.dtype is not torch.float32:
                 continue
             if not self._fits(loaded):
                 return f"a weight is beyond the range of {self._dtype.value}"
@@ -192,4 +153,9 @@ class _Conversion:
 
 def _is_float_compute(op: Op) -> bool:
     """Whether this is one of the ops that make converting worth while, still in float32."""
-    return isinstance(op, _COMPUTE) and op.result.type.dtype is DType.F32
+    return op.narrowing is Narrowing.LEADS and op.result.type.dtype is DType.F32
+
+
+def _first_wide_operand(op: Op) -> int:
+    """The operand from which on they keep their element type: biases, parameters of a normalisation, masks."""
+    return len(op.operands) if op.wide_operands is None else op.wide_operands

@@ -280,7 +280,7 @@ def test_the_installed_command_is_this_one(folder: Path) -> None:
         ("run model.tersor --input expected.npy", "must have shape [1, 3, 8, 8], got [1, 4]"),
         ("run model.tersor --input double.npy", "must be float32, got float64; cast it first"),
         ("run model.tersor --input object.npy", "not readable as a .npy file"),
-        ("run model.tersor --input text.npy", "convert to a numeric type first"),
+        ("run model.tersor --input text.npy", "holds something else than numbers"),
         ("run model.tersor --input named.npz", "the model has no input 'y'"),
         ("run model.tersor --input nothing.npy", "nothing.npy: no such file"),
         ("run model.tersor --input weights.pt", "arrays are kept in .npy, .npz, .safetensors files, not .pt"),
@@ -378,4 +378,4 @@ def test_commands_are_grouped_by_use(tersor: Callable[..., Result]) -> None:
     out = tersor("--help").out
     headings = [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert headings == ["Options:", "Make:", "Measure:", "Look inside:", "Tune:", "Serve other machines:"]
-    assert "..." not in out
+    assert "..." not in out.partition("Make:")[2]

@@ -113,10 +113,10 @@ def test_table_page_and_artifact(tersor: Run, tmp_path: Path) -> None:
     code, out, err = tersor(*arguments(evaluate="tersor_compress_me:falling"))
     assert code == 0, err
     lines = out.splitlines()
-    assert max(map(len, lines[:9])) <= 80
-    rows = [line for line in lines if "│" in line]
-    assert [row.split()[1] for row in rows[-3:]] == ["original", "prune-channels", "low-rank"]
-    assert "low-rank *" in rows[-1]
+    rows = [line for line in lines if re.match(r"(original|prune-channels|low-rank) ", line)]
+    assert [row.split()[0] for row in rows] == ["original", "prune-channels", "low-rank"]
+    assert max(map(len, rows)) <= 80
+    assert rows[-1].startswith("low-rank *")
     assert "80.00%" in rows[-1]
     assert "2.50x" in rows[-1]
     assert re.search(r"^prune-channels: \d of \d rewrites are faster, \d undone$", out, re.MULTILINE)

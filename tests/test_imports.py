@@ -27,9 +27,7 @@ FLOORS_OF_TARGETS = (
     {"__init__.py"},
 )
 # Arrows that point upward all the same. The list only ever shrinks.
-UPWARD = {
-    ("targets/runtime", "targets/packaging"),  # Executable.save and save_bundle
-}
+UPWARD: set[tuple[str, str]] = set()
 # Arrows that close a circle between neighbours on one floor. Likewise.
 CLOSING = {
     ("targets/templates/vector", "targets/templates/matmul"),

@@ -17,7 +17,7 @@ from ...ir.ops import (
     ExpOp,
     FloorOp,
     GeluOp,
-    GtOp,
+    GeOp,
     HardSigmoidOp,
     HardSwishOp,
     LeakyReluOp,
@@ -94,10 +94,10 @@ def log2(ctx: Context, x: Value) -> Value:
 
 @converter(aten.elu.default)
 def elu(ctx: Context, x: Value, alpha: Number = 1.0, scale: Number = 1.0, input_scale: Number = 1.0) -> Value:
-    """scale * (x where positive, else alpha * (exp(input_scale * x) - 1))."""
+    """scale * (x where not negative, which keeps -0, else alpha * (exp(input_scale * x) - 1))."""
     exponent = ctx.emit(MulOp, ctx.emit(MinimumOp, x, ctx.operand(0.0, ctx.dtype)), ctx.operand(input_scale, ctx.dtype))
     negative = ctx.emit(MulOp, ctx.emit(Expm1Op, exponent), ctx.operand(alpha, ctx.dtype))
-    positive = ctx.emit(GtOp, x, ctx.operand(0.0, ctx.dtype))
+    positive = ctx.emit(GeOp, x, ctx.operand(0.0, ctx.dtype))
     return ctx.emit(MulOp, ctx.emit(WhereOp, positive, x, negative), ctx.operand(scale, ctx.dtype))
 
 

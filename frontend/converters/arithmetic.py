@@ -7,6 +7,7 @@ import torch
 from ...ir import DType, Op, Value
 from ...ir.ops import (
     AddOp,
+    ClampOp,
     DivOp,
     EqOp,
     FloorOp,
@@ -21,6 +22,9 @@ from ...ir.ops import (
     MulOp,
     NeOp,
     PowOp,
+    ReciprocalOp,
+    RsqrtOp,
+    SqrtOp,
     SubOp,
     WhereOp,
 )
@@ -29,6 +33,7 @@ from ..registry import Converter, converter, register_each
 
 aten = torch.ops.aten
 Operand = Value | Number
+_HUGE = 1e200  # beyond float32, within float64
 
 
 def _binary(kind: type[Op]) -> Converter:
@@ -48,11 +53,26 @@ register_each(
         aten.maximum.default: MaximumOp,
         aten.minimum.default: MinimumOp,
         aten.pow.Tensor_Tensor: PowOp,
-        aten.pow.Tensor_Scalar: PowOp,
         aten.pow.Scalar: PowOp,
     },
     _binary,
 )
+
+
+@converter(aten.pow.Tensor_Scalar)
+def pow_scalar(ctx: Context, x: Value, exponent: Number) -> Value:
+    """PyTorch computes some exponents without the power function, which shows at infinities and at -0."""
+    base = ctx.cast(x, ctx.dtype)
+    if exponent in (2, 3):
+        square = ctx.emit(MulOp, base, base)
+        return square if exponent == 2 else ctx.emit(MulOp, square, base)
+    if ctx.dtype.is_floating and exponent == -2:
+        return ctx.emit(ReciprocalOp, ctx.emit(MulOp, base, base))
+    kind = _POWERS.get(exponent) if ctx.dtype.is_floating else None
+    return ctx.emit(PowOp, base, ctx.operand(exponent, ctx.dtype)) if kind is None else ctx.emit(kind, base)
+
+
+_POWERS: dict[Number, type[Op]] = {0.5: SqrtOp, -0.5: RsqrtOp, -1: ReciprocalOp}
 
 
 def _scaled(ctx: Context, x: Operand, alpha: Number) -> Value:
@@ -95,9 +115,12 @@ def _floor_divide(ctx: Context, lhs: Operand, rhs: Operand) -> Value:
     if ctx.dtype is DType.F64:
         ctx.refuse("floor division of float64; use torch.floor(a / b), which rounds the quotient first")
     # A number stays in float32, as in PyTorch, however narrow the tensor is.
-    operands = (ctx.operand(x, ctx.dtype if isinstance(x, Value) else DType.F32) for x in (lhs, rhs))
-    quotient = ctx.emit(DivOp, *(ctx.cast(operand, DType.F64) for operand in operands))
-    return ctx.cast(ctx.emit(FloorOp, quotient), ctx.dtype)
+    lhs, rhs = (ctx.operand(x, ctx.dtype if isinstance(x, Value) else DType.F32) for x in (lhs, rhs))
+    dividend, divisor = ctx.cast(lhs, DType.F64), ctx.cast(rhs, DType.F64)
+    # As in PyTorch, 1 over -inf is just below 0, not -0, and what is left of an infinite dividend is NaN.
+    divisor = ctx.emit(ClampOp, divisor, attrs=ClampOp.attrs_type(min=-_HUGE, max=_HUGE))
+    quotient = ctx.emit(FloorOp, ctx.emit(DivOp, dividend, divisor))
+    return ctx.cast(ctx.emit(SubOp, quotient, ctx.emit(SubOp, dividend, dividend)), ctx.dtype)
 
 
 def _comparison(kind: type[Op]) -> Converter:

@@ -68,6 +68,7 @@ from .data_movement import (
     SliceOp,
 )
 from .fused import FusedOp
+from .layer import LayerOp
 from .matmul import AttentionOp, LinearOp, MatmulOp
 from .normalization import BatchNormOp, LayerNormOp, SoftmaxOp
 from .pooling import AdaptiveAvgPool2dOp, AvgPool2dOp, MaxPool2dOp
@@ -107,6 +108,7 @@ __all__ = [
     "HardSigmoidOp",
     "HardSwishOp",
     "LayerNormOp",
+    "LayerOp",
     "LeOp",
     "LeakyReluOp",
     "LinearOp",

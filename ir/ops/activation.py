@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, Storage
+from ..traits import ChannelFlow, Narrowing, Storage
 from ..types import DType, TensorType
 from .integers import integer_range
 
@@ -21,9 +23,14 @@ class UnaryOp(Op):
     elementwise = True
     channels = ChannelFlow.IDENTITY
     default_storage = Storage.FOLLOWS
+    default_narrowing = Narrowing.FOLLOWS
+    function: ClassVar[Callable[[torch.Tensor], torch.Tensor]]
 
     def infer_types(self) -> tuple[TensorType, ...]:
         return (self.x.type.logical,)
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        return type(self).function(x)
 
 
 class FloatUnaryOp(UnaryOp):
@@ -38,8 +45,8 @@ class FloatUnaryOp(UnaryOp):
 class ReluOp(UnaryOp, name="relu"):
     """max(x, 0)."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(x)
+    function = torch.relu
+    always_finite = True
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,11 @@ class ClampOp(UnaryOp, name="clamp", attrs=ClampAttrs):
 
     For integers, bounds are cut to integers first, towards zero, and to the range of their type.
     """
+
+    @property
+    def keeps_finite(self) -> bool:
+        """Unless a bound leaves no finite number."""
+        return self.attrs.min < math.inf and self.attrs.max > -math.inf
 
     @property
     def integer_bounds(self) -> tuple[int, int]:
@@ -81,6 +93,11 @@ class LeakyReluAttrs(Attrs):
 class LeakyReluOp(FloatUnaryOp, name="leaky_relu", attrs=LeakyReluAttrs):
     """x where positive, else x times the slope."""
 
+    @property
+    def keeps_finite(self) -> bool:
+        """Unless the slope is not finite."""
+        return math.isfinite(self.attrs.negative_slope)
+
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
         return functional.leaky_relu(x, self.attrs.negative_slope)
 
@@ -99,6 +116,8 @@ class GeluAttrs(Attrs):
 class GeluOp(FloatUnaryOp, name="gelu", attrs=GeluAttrs):
     """x times the normal distribution function of x (Hendrycks and Gimpel 2016)."""
 
+    always_finite = True
+
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
         return functional.gelu(x, approximate=self.attrs.approximate)
 
@@ -106,146 +125,138 @@ class GeluOp(FloatUnaryOp, name="gelu", attrs=GeluAttrs):
 class SigmoidOp(FloatUnaryOp, name="sigmoid"):
     """1 / (1 + exp(-x))."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(x)
+    function = torch.sigmoid
+    always_finite = True
 
 
 class SiluOp(FloatUnaryOp, name="silu"):
     """x times sigmoid(x); also called swish."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.silu(x)
+    function = functional.silu
+    always_finite = True
 
 
 class HardSwishOp(FloatUnaryOp, name="hardswish"):
     """x times clamp(x + 3, 0, 6) / 6."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.hardswish(x)
+    function = functional.hardswish
+    always_finite = True
 
 
 class HardSigmoidOp(FloatUnaryOp, name="hardsigmoid"):
     """clamp(x + 3, 0, 6) / 6."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.hardsigmoid(x)
+    function = functional.hardsigmoid
+    always_finite = True
 
 
 class TanhOp(FloatUnaryOp, name="tanh"):
     """Hyperbolic tangent."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(x)
+    function = torch.tanh
+    always_finite = True
 
 
 class ExpOp(FloatUnaryOp, name="exp"):
     """Exponential."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.exp(x)
+    function = torch.exp
 
 
 class LogOp(FloatUnaryOp, name="log"):
     """Natural logarithm."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.log(x)
+    function = torch.log
 
 
 class Expm1Op(FloatUnaryOp, name="expm1"):
     """exp(x) - 1, accurate near 0 where the difference would cancel."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.expm1(x)
+    function = torch.expm1
 
 
 class Log1pOp(FloatUnaryOp, name="log1p"):
     """log(1 + x), accurate near 0 where the sum would be rounded."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.log1p(x)
+    function = torch.log1p
 
 
 class SqrtOp(FloatUnaryOp, name="sqrt"):
     """Square root."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.sqrt(x)
+    function = torch.sqrt
 
 
 class RsqrtOp(FloatUnaryOp, name="rsqrt"):
     """1 / sqrt(x)."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.rsqrt(x)
+    function = torch.rsqrt
 
 
 class ReciprocalOp(FloatUnaryOp, name="reciprocal"):
     """1 / x."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.reciprocal(x)
+    function = torch.reciprocal
 
 
 class ErfOp(FloatUnaryOp, name="erf"):
     """Error function."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.erf(x)
+    function = torch.erf
+    always_finite = True
 
 
 class SinOp(FloatUnaryOp, name="sin"):
     """Sine."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.sin(x)
+    function = torch.sin
+    always_finite = True
 
 
 class CosOp(FloatUnaryOp, name="cos"):
     """Cosine."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cos(x)
+    function = torch.cos
+    always_finite = True
 
 
 class NegOp(UnaryOp, name="neg"):
     """-x."""
 
     linear = True
-
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.neg(x)
+    function = torch.neg
+    always_finite = True
 
 
 class AbsOp(UnaryOp, name="abs"):
     """Absolute value."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.abs(x)
+    function = torch.abs
+    always_finite = True
 
 
 class FloorOp(FloatUnaryOp, name="floor"):
     """Largest integer not above x."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.floor(x)
+    function = torch.floor
+    always_finite = True
 
 
 class CeilOp(FloatUnaryOp, name="ceil"):
     """Smallest integer not below x."""
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ceil(x)
+    function = torch.ceil
+    always_finite = True
 
 
 class LogicalNotOp(UnaryOp, name="logical_not"):
     """True where x is zero or false."""
 
+    function = torch.logical_not
+    always_finite = True
+
     def infer_types(self) -> tuple[TensorType, ...]:
         return (self.x.type.with_dtype(DType.BOOL),)
-
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.logical_not(x)
 
 
 @dataclass(frozen=True)
@@ -257,6 +268,8 @@ class CastAttrs(Attrs):
 
 class CastOp(UnaryOp, name="cast", attrs=CastAttrs):
     """Convert the element type, rounding as PyTorch does."""
+
+    always_finite = True
 
     def infer_types(self) -> tuple[TensorType, ...]:
         return (self.x.type.with_dtype(self.attrs.dtype),)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from ..core import Op, Operand
-from ..traits import ChannelFlow, Storage
+from ..traits import ChannelFlow, Narrowing, Storage
 from ..types import DType, TensorType, broadcast_shapes
 
 
@@ -20,6 +20,7 @@ class BinaryOp(Op):
     elementwise = True
     channels = ChannelFlow.IDENTITY
     default_storage = Storage.FOLLOWS
+    default_narrowing = Narrowing.FOLLOWS
     function: ClassVar[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
     compares: ClassVar[bool] = False  # the result is boolean
     commutative: ClassVar[bool] = False
@@ -47,6 +48,7 @@ class AddOp(BinaryOp, name="add"):
     """lhs + rhs."""
 
     function = torch.add
+    always_finite = True
     commutative = True
 
 
@@ -54,12 +56,14 @@ class SubOp(BinaryOp, name="sub"):
     """lhs - rhs."""
 
     function = torch.sub
+    always_finite = True
 
 
 class MulOp(BinaryOp, name="mul"):
     """lhs * rhs."""
 
     function = torch.mul
+    always_finite = True
     commutative = True
 
 
@@ -78,6 +82,7 @@ class MaximumOp(BinaryOp, name="maximum"):
     """The larger of the two; NaN if either is."""
 
     function = torch.maximum
+    always_finite = True
     commutative = True
 
 
@@ -85,6 +90,7 @@ class MinimumOp(BinaryOp, name="minimum"):
     """The smaller of the two; NaN if either is."""
 
     function = torch.minimum
+    always_finite = True
     commutative = True
 
 
@@ -98,6 +104,7 @@ class EqOp(BinaryOp, name="eq"):
     """lhs == rhs."""
 
     function = torch.eq
+    always_finite = True
     compares = True
     commutative = True
 
@@ -106,6 +113,7 @@ class NeOp(BinaryOp, name="ne"):
     """lhs != rhs."""
 
     function = torch.ne
+    always_finite = True
     compares = True
     commutative = True
 
@@ -114,6 +122,7 @@ class LtOp(BinaryOp, name="lt"):
     """lhs < rhs."""
 
     function = torch.lt
+    always_finite = True
     compares = True
 
 
@@ -121,6 +130,7 @@ class LeOp(BinaryOp, name="le"):
     """lhs <= rhs."""
 
     function = torch.le
+    always_finite = True
     compares = True
 
 
@@ -128,6 +138,7 @@ class GtOp(BinaryOp, name="gt"):
     """lhs > rhs."""
 
     function = torch.gt
+    always_finite = True
     compares = True
 
 
@@ -135,6 +146,7 @@ class GeOp(BinaryOp, name="ge"):
     """lhs >= rhs."""
 
     function = torch.ge
+    always_finite = True
     compares = True
 
 
@@ -142,6 +154,7 @@ class LogicalAndOp(BinaryOp, name="logical_and"):
     """Both are true (non-zero)."""
 
     function = torch.logical_and
+    always_finite = True
     compares = True
     commutative = True
 
@@ -150,6 +163,7 @@ class LogicalOrOp(BinaryOp, name="logical_or"):
     """At least one is true (non-zero)."""
 
     function = torch.logical_or
+    always_finite = True
     compares = True
     commutative = True
 
@@ -163,6 +177,8 @@ class WhereOp(Op, name="where"):
     elementwise = True
     channels = ChannelFlow.IDENTITY
     default_storage = Storage.FOLLOWS
+    default_narrowing = Narrowing.FOLLOWS
+    always_finite = True
 
     def infer_types(self) -> tuple[TensorType, ...]:
         if self.condition.type.dtype is not DType.BOOL:

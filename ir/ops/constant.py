@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,11 @@ class FullOp(Op, name="full", attrs=FullAttrs):
     """A tensor filled with one number; rank 0 is how scalars of the model enter the graph."""
 
     channels = ChannelFlow.SOURCE
+
+    @property
+    def keeps_finite(self) -> bool:
+        """Whether the number is finite."""
+        return math.isfinite(self.attrs.value)
 
     def infer_types(self) -> tuple[TensorType, ...]:
         try:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, OnIntegers, Storage
+from ..core import Attrs
+from ..traits import Storage
 from ..types import TensorType
 from .integers import QUANTIZED, exact_sums, sum_type
+from .layer import LayerOp
 
 
 def window_extent(
@@ -45,20 +46,14 @@ class Conv2dAttrs(Attrs):
             raise ValueError(f"stride, dilation and groups must be positive and padding not negative: {self}")
 
 
-class Conv2dOp(Op, name="conv2d", attrs=Conv2dAttrs):
+class Conv2dOp(LayerOp, name="conv2d", attrs=Conv2dAttrs):
     """2-d convolution: x [N,C,H,W], weight [O,C/groups,KH,KW], bias [O] -> [N,O,OH,OW].
 
     The bias of a bf16 or f16 convolution may be f32; it is added before the sum is rounded. An x of u8 or i8 takes an
     i8 weight and an i32 bias; the result is the exact i32 sum of products of ``x - zero_point``.
     """
 
-    x = Operand()
-    weight = Operand()
-    bias = Operand(optional=True)
-    linear = True
-    channels = ChannelFlow.PRODUCES
     default_storage = Storage.BLOCKED
-    on_integers = OnIntegers.SUMS
 
     @property
     def reads_narrow_plain(self) -> bool:

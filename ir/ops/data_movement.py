@@ -9,8 +9,20 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, Cost, OnIntegers, Storage
+from ..traits import ChannelFlow, Cost, Narrowing, OnIntegers, Storage
 from ..types import DType, TensorType, broadcast_shapes
+
+
+class StridedOp(Op):
+    """Base of the ops that see elements of their operand through other strides, where strides express it."""
+
+    x = Operand()
+    linear = True
+    strided = True
+    default_narrowing = Narrowing.FOLLOWS
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        return self.strided_view(x.contiguous()).contiguous()
 
 
 @dataclass(frozen=True)
@@ -20,11 +32,9 @@ class ShapeAttrs(Attrs):
     shape: tuple[int, ...]
 
 
-class ReshapeOp(Op, name="reshape", attrs=ShapeAttrs):
+class ReshapeOp(StridedOp, name="reshape", attrs=ShapeAttrs):
     """The same elements in row-major order under another shape."""
 
-    x = Operand()
-    linear = True
     view = True
     channels = ChannelFlow.RESHAPE
     on_integers = OnIntegers.MOVES
@@ -34,8 +44,8 @@ class ReshapeOp(Op, name="reshape", attrs=ShapeAttrs):
             raise self.error(f"{self.x.type} has {self.x.type.size} elements, not those of {list(self.attrs.shape)}")
         return (self.x.type.with_shape(self.attrs.shape),)
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return x.reshape(self.attrs.shape)
+    def strided_view(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(self.attrs.shape)
 
 
 @dataclass(frozen=True)
@@ -45,11 +55,9 @@ class PermuteAttrs(Attrs):
     dims: tuple[int, ...]
 
 
-class PermuteOp(Op, name="permute", attrs=PermuteAttrs):
+class PermuteOp(StridedOp, name="permute", attrs=PermuteAttrs):
     """Reorder dimensions."""
 
-    x = Operand()
-    linear = True
     channels = ChannelFlow.PERMUTE
     on_integers = OnIntegers.MOVES
 
@@ -58,15 +66,13 @@ class PermuteOp(Op, name="permute", attrs=PermuteAttrs):
             raise self.error(f"{list(self.attrs.dims)} is not a permutation of the dimensions of {self.x.type}")
         return (self.x.type.with_shape(tuple(self.x.shape[dim] for dim in self.attrs.dims)),)
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return x.permute(self.attrs.dims).contiguous()
+    def strided_view(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(self.attrs.dims)
 
 
-class ExpandOp(Op, name="expand", attrs=ShapeAttrs):
+class ExpandOp(StridedOp, name="expand", attrs=ShapeAttrs):
     """Broadcast to a larger shape."""
 
-    x = Operand()
-    linear = True
     channels = ChannelFlow.EXPAND
 
     def infer_types(self) -> tuple[TensorType, ...]:
@@ -74,8 +80,8 @@ class ExpandOp(Op, name="expand", attrs=ShapeAttrs):
             raise self.error(f"{self.x.type} does not broadcast to {list(self.attrs.shape)}")
         return (self.x.type.with_shape(self.attrs.shape),)
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return x.expand(self.attrs.shape).contiguous()
+    def strided_view(self, x: torch.Tensor) -> torch.Tensor:
+        return x.expand(self.attrs.shape)
 
 
 @dataclass(frozen=True)
@@ -88,13 +94,12 @@ class SliceAttrs(Attrs):
     step: int = 1
 
 
-class SliceOp(Op, name="slice", attrs=SliceAttrs):
+class SliceOp(StridedOp, name="slice", attrs=SliceAttrs):
     """A strided range along one axis."""
 
-    x = Operand()
-    linear = True
     channels = ChannelFlow.SLICE
     on_integers = OnIntegers.MOVES
+    any_image_order = True
 
     @property
     def storage(self) -> Storage:
@@ -109,10 +114,10 @@ class SliceOp(Op, name="slice", attrs=SliceAttrs):
         shape[attrs.axis] = len(range(attrs.start, attrs.stop, attrs.step))
         return (x.with_shape(tuple(shape)),)
 
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+    def strided_view(self, x: torch.Tensor) -> torch.Tensor:
         index = [slice(None)] * x.ndim
         index[self.attrs.axis] = slice(self.attrs.start, self.attrs.stop, self.attrs.step)
-        return x[tuple(index)].contiguous()
+        return x[tuple(index)]
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,8 @@ class ConcatOp(Op, name="concat", attrs=AxisAttrs):
     linear = True
     channels = ChannelFlow.CONCAT
     on_integers = OnIntegers.MOVES
+    default_narrowing = Narrowing.FOLLOWS
+    any_image_order = True
 
     @property
     def storage(self) -> Storage:
@@ -172,6 +179,7 @@ class ChannelShuffleOp(Op, name="channel_shuffle", attrs=ChannelShuffleAttrs):
     channels = ChannelFlow.SHUFFLE
     default_storage = Storage.BLOCKED
     on_integers = OnIntegers.MOVES
+    any_image_order = True
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -213,6 +221,8 @@ class PadOp(Op, name="pad", attrs=PadAttrs):
     x = Operand()
     channels = ChannelFlow.PAD
     on_integers = OnIntegers.MOVES
+    default_narrowing = Narrowing.FOLLOWS
+    any_image_order = True
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, attrs = self.x.type, self.attrs

@@ -9,9 +9,10 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, OnIntegers
+from ..traits import Narrowing
 from ..types import TensorType, broadcast_shapes
 from .integers import QUANTIZED, exact_sums, sum_type
+from .layer import LayerOp
 
 
 @dataclass(frozen=True)
@@ -21,20 +22,14 @@ class LinearAttrs(Attrs):
     zero_point: int = 0
 
 
-class LinearOp(Op, name="linear", attrs=LinearAttrs):
+class LinearOp(LayerOp, name="linear", attrs=LinearAttrs):
     """x [..., K] times weight [N, K] transposed, plus bias [N] -> [..., N]; a bf16 or f16 layer's bias may be f32.
 
     An x of u8 or i8 takes an i8 weight and an i32 bias; the result is the exact i32 sum of products of
     ``x - zero_point``.
     """
 
-    x = Operand()
-    weight = Operand()
-    bias = Operand(optional=True)
-    linear = True
-    channels = ChannelFlow.PRODUCES
     channel_axis = -1
-    on_integers = OnIntegers.SUMS
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, weight = self.x.type, self.weight.type
@@ -68,6 +63,8 @@ class MatmulOp(Op, name="matmul", attrs=MatmulAttrs):
 
     lhs = Operand()
     rhs = Operand()
+    leads_group = True
+    default_narrowing = Narrowing.LEADS
 
     def infer_types(self) -> tuple[TensorType, ...]:
         lhs, rhs = self.lhs.type, self.rhs.type
@@ -107,6 +104,9 @@ class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
     key = Operand()
     value = Operand()
     mask = Operand(optional=True)
+    leads_group = True
+    default_narrowing = Narrowing.LEADS
+    wide_operands = 3
 
     @property
     def scale(self) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow
+from ..traits import ChannelFlow, Narrowing
 from ..types import TensorType
 
 
@@ -64,6 +64,9 @@ class LayerNormOp(Op, name="layer_norm", attrs=LayerNormAttrs):
     x = Operand()
     gamma = Operand(optional=True)
     beta = Operand(optional=True)
+    leads_group = True
+    default_narrowing = Narrowing.FOLLOWS
+    wide_operands = 1
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, dims = self.x.type, self.attrs.dims
@@ -94,6 +97,12 @@ class SoftmaxOp(Op, name="softmax", attrs=SoftmaxAttrs):
     """exp(x) divided by its sum along one axis."""
 
     x = Operand()
+    leads_group = True
+
+    @property
+    def narrowing(self) -> Narrowing:
+        """Logarithms are computed in steps, which would round to the narrow type."""
+        return Narrowing.NEVER if self.attrs.log else Narrowing.FOLLOWS
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x = self.x.type

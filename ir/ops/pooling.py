@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, OnIntegers, Storage
+from ..traits import ChannelFlow, Narrowing, OnIntegers, Storage
 from ..types import TensorType
 from .convolution import window_extent
 from .integers import QUANTIZED, mean_of_sums, mean_type
@@ -40,6 +40,9 @@ class Pool2dOp(Op):
     x = Operand()
     channels = ChannelFlow.IDENTITY
     default_storage = Storage.BLOCKED
+    leads_group = True
+    default_narrowing = Narrowing.FOLLOWS
+    any_image_order = True
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, attrs = self.x.type, self.attrs
@@ -115,6 +118,8 @@ class AdaptiveAvgPool2dOp(Op, name="adaptive_avg_pool2d", attrs=AdaptivePoolAttr
     channels = ChannelFlow.IDENTITY
     default_storage = Storage.BLOCKED
     on_integers = OnIntegers.MEANS
+    leads_group = True
+    any_image_order = True
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x = self.x.type

@@ -51,6 +51,8 @@ class QuantizeOp(UnaryOp, name="quantize", attrs=QuantizeAttrs):
     Infinities become the outermost integers, NaN the smallest.
     """
 
+    always_finite = True
+
     def infer_types(self) -> tuple[TensorType, ...]:
         if self.x.type.dtype is not DType.F32:
             raise self.error(f"needs an f32 operand, got {self.x.type}; insert a cast or a dequantize")
@@ -79,6 +81,7 @@ class DequantizeOp(Op, name="dequantize", attrs=DequantizeAttrs):
     x = Operand()
     scale = Operand()
     elementwise = True
+    always_finite = True
     channels = ChannelFlow.IDENTITY
     default_storage = Storage.FOLLOWS
 
@@ -124,6 +127,8 @@ class ObserveOp(UnaryOp, name="observe", attrs=ObserveAttrs):
 
     The passes ``quantize-annotate``, ``quantize-calibrate`` and ``quantize-realize`` insert, fill in and replace it.
     """
+
+    always_finite = True
 
     def infer_types(self) -> tuple[TensorType, ...]:
         if self.x.type.dtype is not DType.F32:

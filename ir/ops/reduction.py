@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, OnIntegers, Storage
+from ..traits import ChannelFlow, Narrowing, OnIntegers, Storage
 from ..types import TensorType
 from .integers import QUANTIZED, mean_of_sums, mean_type
 
@@ -29,6 +29,7 @@ class ReduceOp(Op):
     x = Operand()
     channels = ChannelFlow.REDUCE
     function: ClassVar[Callable[..., torch.Tensor]]
+    leads_group = True
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, axes = self.x.type, self.attrs.axes
@@ -55,6 +56,7 @@ class MeanOp(ReduceOp, name="mean", attrs=ReduceAttrs):
     function = torch.mean
     linear = True
     on_integers = OnIntegers.MEANS
+    default_narrowing = Narrowing.FOLLOWS
 
     def infer_types(self) -> tuple[TensorType, ...]:
         (result,) = super().infer_types()

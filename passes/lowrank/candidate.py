@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...ir import DType, Graph, Op, Value, is_constant
-from ...ir.ops import Conv2dOp, LinearOp, WeightOp
+from ...ir.ops import Conv2dOp, LayerOp, WeightOp
 from ..matching import numbers
-from .methods import Factorization, Layer, Ranks
+from .methods import Factorization, Ranks
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Candidate:
         The weight, to be cut at any ranks.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerOp, ...]
     factors: Factorization
 
     @cached_property
@@ -36,12 +36,12 @@ class Candidate:
         return sum(self.factors.macs(op, ranks) for op in self.layers)
 
 
-def find_candidates(graph: Graph, method: type[Factorization]) -> tuple[list[Candidate], list[tuple[Layer, str]]]:
+def find_candidates(graph: Graph, method: type[Factorization]) -> tuple[list[Candidate], list[tuple[LayerOp, str]]]:
     """What ``method`` can factorize in a graph without fused ops, in execution order, and what it cannot, and why."""
-    layers: dict[str, list[Layer]] = {}
-    refused: list[tuple[Layer, str]] = []
+    layers: dict[str, list[LayerOp]] = {}
+    refused: list[tuple[LayerOp, str]] = []
     for op in graph.ops:
-        if not isinstance(op, Conv2dOp | LinearOp):
+        if not isinstance(op, LayerOp):
             continue
         reason = _refusal(op) or method.refusal(op)
         if reason:
@@ -52,7 +52,7 @@ def find_candidates(graph: Graph, method: type[Factorization]) -> tuple[list[Can
     return found, refused
 
 
-def _refusal(op: Layer) -> str:
+def _refusal(op: LayerOp) -> str:
     """Why no method applies; empty if one may."""
     if op.result.type.dtype is not DType.F32:
         return f"it computes in {op.result.type.dtype.value}; factorize before changing element types"
@@ -70,7 +70,7 @@ def _refusal(op: Layer) -> str:
     return ""
 
 
-def _linear_neighbour(op: Layer) -> Op | None:
+def _linear_neighbour(op: LayerOp) -> Op | None:
     """The layer right before or after ``op`` with which it makes a product of two weights."""
     before = op.x.op if op.x.has_one_use else None
     after = op.result.users[0] if op.result.has_one_use and op.result.users else None
@@ -79,7 +79,7 @@ def _linear_neighbour(op: Layer) -> Op | None:
     return after if _is_factor(after, op, op.result) else None
 
 
-def _is_factor(other: Op | None, op: Layer, between: Value) -> bool:
+def _is_factor(other: Op | None, op: LayerOp, between: Value) -> bool:
     """Whether ``other`` is a layer of the same kind, which makes or reads the value between them as its data."""
     if not isinstance(other, type(op)) or (isinstance(other, Conv2dOp) and other.attrs.groups > 1):
         return False

@@ -30,7 +30,7 @@ from typing import Annotated
 import torch
 
 from ...ir import Graph, Op, Rewriter, TersorError, Value, graph_of, weights_loaded
-from ...ir.ops import FusedOp, RelayoutOp
+from ...ir.ops import FusedOp, LayerOp, RelayoutOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
 from ..matching import replace, weight_name
@@ -39,7 +39,7 @@ from ..referee import Keep, Referee, Trial, Verdict, output_errors
 from ..registry import register_pass
 from ..unfuse import take_apart
 from .candidate import find_candidates
-from .methods import Factorization, Layer, Ranks, find_method
+from .methods import Factorization, Ranks, find_method
 from .methods.registry import METHODS
 from .ranks import Request, parse_rank_rule
 from .ranks.registry import RANK_RULES
@@ -187,7 +187,7 @@ def _replace(graph: Graph, chains: dict[Op | None, _Chain], rewriter: Rewriter) 
     """Replace layers by their chains; those that shared a weight share its factors, which stand before the first."""
     made: dict[Factorization, list[Value]] = {}
     for op in graph.ops:
-        if op not in chains or not isinstance(op, Layer) or not rewriter.commit(_RULE, op):
+        if op not in chains or not isinstance(op, LayerOp) or not rewriter.commit(_RULE, op):
             continue
         chain = chains[op]
         parts, attrs = chain.factors.parts, chain.factors.attrs(op)

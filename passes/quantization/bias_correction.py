@@ -27,12 +27,12 @@ from dataclasses import dataclass
 import torch
 
 from ...ir import Graph, Op, Rewriter, Value, evaluate
-from ...ir.ops import ObserveOp
+from ...ir.ops import LayerOp, ObserveOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..matching import numbers, prune, weight_name
 from ..registry import register_pass
 from .calibrate import calibration_batches
-from .placement import Layer, float_layers, refusal
+from .placement import float_layers, refusal
 from .scheme import representable_weight
 
 _RULE = "bias-correction"
@@ -59,13 +59,13 @@ class BiasCorrection(Pass):
         return Result(rewriter.changed, (f"{len(shares)} biases corrected, by {max(shares):.3g} at most",))
 
 
-def _is_corrected(op: Layer) -> bool:
+def _is_corrected(op: LayerOp) -> bool:
     """Whether an earlier run has corrected this layer: its bias says so."""
     return op.bias is not None and _SUFFIX in op.bias.op.attrs.id.split(".")
 
 
 def _mean_operands(
-    graph: Graph, layers: Sequence[Layer], calibration: Iterable[Sequence[torch.Tensor]] | None
+    graph: Graph, layers: Sequence[LayerOp], calibration: Iterable[Sequence[torch.Tensor]] | None
 ) -> dict[Value, torch.Tensor]:
     """The mean of each layer's first operand over all batches, in float64."""
     wanted = {op.x for op in layers}
@@ -83,7 +83,7 @@ def _mean_operands(
     return {value: total / count for value, total in sums.items()}
 
 
-def _correct(op: Layer, mean: torch.Tensor, rewriter: Rewriter) -> float:
+def _correct(op: LayerOp, mean: torch.Tensor, rewriter: Rewriter) -> float:
     """Give a layer another bias; returns the largest correction."""
     weight, bias = op.weight, op.bias
     exact = numbers(weight).double()

@@ -15,7 +15,7 @@ import torch
 from ...ir import DType, Graph, OnIntegers, Op, Rewriter, TensorType, Value
 from ...ir.ops import AvgPool2dOp, DequantizeOp, MulOp, ObserveOp, PadOp, QuantizeOp, SubOp, WeightOp
 from ..matching import numbers, prune, weight_name
-from .placement import Layer
+from .placement import LayerOp
 from .scheme import Step, integer_layer
 
 
@@ -50,7 +50,7 @@ class IntegerGraph:
         For the results of all notes, and of what moves integers, the integers.
     """
 
-    def __init__(self, rewriter: Rewriter, rule: str, layers: Iterable[Layer]) -> None:
+    def __init__(self, rewriter: Rewriter, rule: str, layers: Iterable[LayerOp]) -> None:
         self._rewriter = rewriter
         self._rule = rule
         self._layers = set(layers)
@@ -95,7 +95,7 @@ class IntegerGraph:
 
     def _sum(self, op: Op, x: Stored) -> None:
         """``dequantize(op(integers))``, with a scale for each channel."""
-        assert isinstance(op, Layer)
+        assert isinstance(op, LayerOp)
         if not self._rewriter.commit(self._rule, op):  # it goes on reading the note, which stays then
             return
         rewriter, operands = self._rewriter, op.inputs[1:]
@@ -142,13 +142,13 @@ class IntegerGraph:
         return self._rewriter.full(float(number), TensorType(()))
 
 
-def scale_shape(op: Layer) -> tuple[int, ...]:
+def scale_shape(op: LayerOp) -> tuple[int, ...]:
     """Shape in which one number per channel broadcasts to the result of ``op``."""
     behind = -1 - (op.channel_axis % op.result.type.rank - op.result.type.rank)
     return (-1, *[1] * behind)
 
 
-def integer_twin(op: Layer, step: Step) -> Graph:
+def integer_twin(op: LayerOp, step: Step) -> Graph:
     """A graph of the layer alone on integers: its operand and its result are stored as ``step`` says.
 
     Times are what it is for; the result's scale is any.

@@ -15,11 +15,9 @@ from fnmatch import fnmatchcase
 from typing import cast
 
 from ...ir import DType, Graph, OnIntegers, Op, TersorError, Value, is_constant
-from ...ir.ops import Conv2dOp, LinearOp, ObserveOp
+from ...ir.ops import LayerOp, ObserveOp
 from ..matching import tensor
 from .scheme import MOST_TERMS
-
-Layer = Conv2dOp | LinearOp  # what has the trait `OnIntegers.SUMS`: operands x, weight and bias
 
 
 def find_notes(graph: Graph) -> list[ObserveOp]:
@@ -42,13 +40,13 @@ def name_of(value: Value) -> str:
     return value.op.location or value.op.describe()
 
 
-def float_layers(graph: Graph) -> list[Layer]:
+def float_layers(graph: Graph) -> list[LayerOp]:
     """Layers that could compute integer sums, and compute in float32."""
-    layers = (cast(Layer, op) for op in graph.ops if op.on_integers is OnIntegers.SUMS)
+    layers = (cast(LayerOp, op) for op in graph.ops if op.on_integers is OnIntegers.SUMS)
     return [op for op in layers if op.result.type.dtype is DType.F32]
 
 
-def refusal(op: Layer, skip: Sequence[str]) -> str:
+def refusal(op: LayerOp, skip: Sequence[str]) -> str:
     """Why a layer stays in floating point; empty if it need not."""
     if any(fnmatchcase(op.location, pattern) for pattern in skip):
         return "it is to be skipped"
@@ -74,7 +72,7 @@ def check_patterns(graph: Graph, skip: Sequence[str]) -> None:
             raise TersorError(f"skip={pattern} fits no layer; layers have names such as {some or '(none)'}")
 
 
-def stored_as_integers(graph: Graph, layers: Iterable[Layer]) -> dict[Value, None]:
+def stored_as_integers(graph: Graph, layers: Iterable[LayerOp]) -> dict[Value, None]:
     """Values to be stored as integers when ``layers`` compute on integers, in the order in which they were found.
 
     Notes that are in the graph already (`ObserveOp`) are seen through.
@@ -83,7 +81,7 @@ def stored_as_integers(graph: Graph, layers: Iterable[Layer]) -> dict[Value, Non
 
 
 class _Placement:
-    def __init__(self, graph: Graph, layers: Iterable[Layer]) -> None:
+    def __init__(self, graph: Graph, layers: Iterable[LayerOp]) -> None:
         self.layers: set[Op | None] = set(layers)
         self.stored: dict[Value, None] = {}
         self.position = {op: index for index, op in enumerate(graph.ops)}

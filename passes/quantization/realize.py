@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 
 from ...ir import Graph, Rewriter, TersorError, graph_of, weights_loaded
-from ...ir.ops import FusedOp, ObserveOp
+from ...ir.ops import FusedOp, LayerOp, ObserveOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
 from ..matching import replace
@@ -45,7 +45,7 @@ from ..report import Verdict
 from ..unfuse import take_apart
 from .annotate import check_order
 from .integer_graph import IntegerGraph, Stored, integer_twin, step_of
-from .placement import Layer, find_notes, float_layers, name_of, refusal, stored_as_integers
+from .placement import find_notes, float_layers, name_of, refusal, stored_as_integers
 from .quality import measure_quality
 from .tidy import tidy
 
@@ -111,7 +111,7 @@ def _exact(graph: Graph, calibrated: Graph | None) -> Graph:
     return exact if len(find_notes(exact)) == len(find_notes(graph)) else graph.clone()
 
 
-def _judge(graph: Graph, referee: Referee) -> tuple[list[Layer], tuple[str, ...]]:
+def _judge(graph: Graph, referee: Referee) -> tuple[list[LayerOp], tuple[str, ...]]:
     """Layers that are to compute on integers, and the referee's lines where it has measured."""
     layers = [op for op in float_layers(graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]
     if referee.latency is None:
@@ -132,16 +132,16 @@ def _judge(graph: Graph, referee: Referee) -> tuple[list[Layer], tuple[str, ...]
     return [op for op in layers if op not in slow], tuple(verdict.note for verdict in final)
 
 
-def _trial(op: Layer) -> Trial:
+def _trial(op: LayerOp) -> Trial:
     """A layer alone, in floating point and on integers."""
     assert isinstance(op.x.op, ObserveOp)
     return Trial(op.location or op.describe(), ((graph_of(op), integer_twin(op, step_of(op.x.op))),))
 
 
-def _planned(graph: Graph, layers: Sequence[Layer]) -> tuple[Graph, list[Stored | None]]:
+def _planned(graph: Graph, layers: Sequence[LayerOp]) -> tuple[Graph, list[Stored | None]]:
     """The integer graph as a copy, and for each note of ``graph`` the integers that it became, if it did."""
     copy, mapping = graph.clone_with_map()
-    twins = [op for op in (mapping[layer.result].op for layer in layers) if isinstance(op, Layer)]
+    twins = [op for op in (mapping[layer.result].op for layer in layers) if isinstance(op, LayerOp)]
     rewriter = Rewriter(copy)
     _drop_notes(copy, twins, rewriter)
     integers = IntegerGraph(rewriter, _RULE, twins)
@@ -150,7 +150,7 @@ def _planned(graph: Graph, layers: Sequence[Layer]) -> tuple[Graph, list[Stored 
     return copy, [integers.stored.get(mapping[note.result]) for note in find_notes(graph)]
 
 
-def _drop_notes(graph: Graph, layers: Iterable[Layer], rewriter: Rewriter) -> None:
+def _drop_notes(graph: Graph, layers: Iterable[LayerOp], rewriter: Rewriter) -> None:
     """Remove notes about values that ``layers`` do not need as integers."""
     needed = stored_as_integers(graph, layers)
     for op in find_notes(graph):

@@ -91,8 +91,8 @@ def clamp_of_clamp(op: Op, rewriter: Rewriter) -> bool:
     if not op.x.type.dtype.is_floating:
         return False
     outer, inner = _bounds(op), _bounds(op.x.op)
-    if outer[0] > outer[1] or inner[0] > inner[1]:
-        rewriter.refuse("clamp-of-clamp", op, "a lower bound is above the upper one")
+    if not (outer[0] <= outer[1] and inner[0] <= inner[1]):
+        rewriter.refuse("clamp-of-clamp", op, "a lower bound is above the upper one, or NaN")
         return False
     low, high = (min(max(bound, outer[0]), outer[1]) for bound in inner)
     if not rewriter.commit("clamp-of-clamp", op):

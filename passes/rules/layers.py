@@ -10,14 +10,14 @@ matmul-to-linear                    matmul(x, w) with a constant matrix w -> lin
 from __future__ import annotations
 
 from ...ir import Op, Rewriter, Value, is_constant
-from ...ir.ops import AddOp, Conv2dOp, LinearOp, MatmulOp, PermuteOp, WeightOp
+from ...ir.ops import AddOp, Conv2dOp, LayerOp, LinearOp, MatmulOp, PermuteOp, WeightOp
 from ...ir.ops.integers import QUANTIZED
 from ..matching import numbers, replace, tensor, weight_name
 
 
 def bias_operand(op: Op, rewriter: Rewriter) -> bool:
     """conv2d(x, w) + b -> conv2d(x, w, b)."""
-    if not isinstance(op, AddOp) or not isinstance(op.lhs.op, Conv2dOp | LinearOp) or not is_constant(op.rhs):
+    if not isinstance(op, AddOp) or not isinstance(op.lhs.op, LayerOp) or not is_constant(op.rhs):
         return False
     layer, addend = op.lhs.op, op.rhs
     reason = _bias_refusal(op, layer, addend)
@@ -71,7 +71,7 @@ def matmul_to_linear(op: Op, rewriter: Rewriter) -> bool:
     return True
 
 
-def _bias_refusal(op: AddOp, layer: Conv2dOp | LinearOp, addend: Value) -> str:
+def _bias_refusal(op: AddOp, layer: LayerOp, addend: Value) -> str:
     """Why the addend cannot become the bias; empty if it can."""
     channels = layer.weight.shape[0]
     trailing = 2 if isinstance(layer, Conv2dOp) else 0

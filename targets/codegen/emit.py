@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from tvm import tirx
@@ -11,8 +11,7 @@ from tvm_ffi import structural_equal
 
 from ...ir import DType, Op
 from ...ir import ops as ir_ops
-from ..templates.vector import integers, vector_math
-from ..templates.vector.bfloat16 import BFLOAT16
+from ..templates.vector import bfloat16, integers, vector_math
 from ..templates.vector.builder import constant
 from ..templates.vector.vectors import dtype_of, in_register, lanes_of
 
@@ -35,48 +34,32 @@ STORAGE = {
 
 # The same for kernels that compute: numbers that are read and written as float32, see
 # tersor.targets.templates.vector.bfloat16.
-NUMBERS = {**STORAGE, DType.BF16: BFLOAT16}
+NUMBERS = {**STORAGE, DType.BF16: bfloat16.BFLOAT16}
 # Element types of vectors in registers.
 REGISTERS = {**STORAGE, DType.BF16: "float32"}
 
-_LEAVES_FINITE = (
-    ir_ops.DivOp,
-    ir_ops.PowOp,
-    ir_ops.ExpOp,
-    ir_ops.Expm1Op,
-    ir_ops.LogOp,
-    ir_ops.Log1pOp,
-    ir_ops.SqrtOp,
-    ir_ops.RsqrtOp,
-    ir_ops.ReciprocalOp,
-)
+# Half precision is stored and moved, not computed with.
+_COMPUTED = frozenset(DType) - {DType.F16}
+_FLOATING = frozenset({DType.F64, DType.F32, DType.BF16})
+_FLOAT32 = frozenset({DType.F32, DType.BF16})  # what the functions of `vector_math` and of the C library take
 
-_EMITTERS: dict[type[Op], Emitter] = {}
+_EMITTERS: dict[type[Op], tuple[Emitter, frozenset[DType]]] = {}
 
 
-def emits(*kinds: type[Op]) -> Callable[[Emitter], Emitter]:
-    """Register how ops of ``kinds`` are written: ``emitter(op, *operand_vectors) -> vector``."""
+def emits(*kinds: type[Op], dtypes: Collection[DType] = _COMPUTED) -> Callable[[Emitter], Emitter]:
+    """Register how ops with results of ``dtypes`` are written: ``emitter(op, *operand_vectors) -> vector``."""
 
     def register(emitter: Emitter) -> Emitter:
-        _EMITTERS.update(dict.fromkeys(kinds, emitter))
+        _EMITTERS.update(dict.fromkeys(kinds, (emitter, frozenset(dtypes))))
         return emitter
 
     return register
 
 
-def can_leave_finite(op: Op) -> bool:
-    """Whether an op can make NaN or an infinity of small finite numbers, zero included."""
-    return isinstance(op, _LEAVES_FINITE)
-
-
 def can_emit(op: Op) -> bool:
     """Whether an elementwise op has a vector form on its element types."""
-    if type(op) in _FLOAT32_ONLY:
-        return op.result.type.dtype in (DType.F32, DType.BF16)
-    half_precision = any(value.type.dtype is DType.F16 for value in (*op.inputs, op.result))
-    if half_precision or (isinstance(op, ir_ops.PowOp) and not op.result.type.dtype.is_floating):
-        return False  # half precision is stored and moved, not computed with
-    return type(op) in _EMITTERS
+    _, dtypes = _EMITTERS.get(type(op), (None, frozenset[DType]()))
+    return op.result.type.dtype in dtypes and all(value.type.dtype in _COMPUTED for value in op.inputs)
 
 
 def emit(op: Op, *operands: Expr, exact: bool = False) -> Expr:
@@ -84,7 +67,7 @@ def emit(op: Op, *operands: Expr, exact: bool = False) -> Expr:
 
     With ``exact``, a float32 result is rounded before anything else happens to it, as in the reference evaluation.
     """
-    result = as_stored(_EMITTERS[type(op)](op, *operands))
+    result = as_stored(_EMITTERS[type(op)][0](op, *operands))
     return in_register(integers.rounded(result) if exact and dtype_of(result, 1) == "float32" else result)
 
 
@@ -182,7 +165,7 @@ def _is_number(vector: Expr) -> Expr:
     return tirx.GE(vector, like(vector, -math.inf))
 
 
-@emits(ir_ops.PowOp)
+@emits(ir_ops.PowOp, dtypes=_FLOATING)
 def _pow(op: Op, a: Expr, b: Expr) -> Expr:
     return tirx.power(a, b)
 
@@ -243,6 +226,8 @@ def _clamp(op: ir_ops.ClampOp, a: Expr) -> Expr:
     if not op.x.type.dtype.is_floating:
         low, high = op.integer_bounds
         return tirx.Min(tirx.Max(a, like(a, low)), like(a, high))
+    if math.isnan(op.attrs.min) or math.isnan(op.attrs.max):
+        return like(a, math.nan)
     if op.attrs.min != -math.inf:
         a = at_least(a, op.attrs.min)
     if op.attrs.max != math.inf:
@@ -256,16 +241,6 @@ def _leaky_relu(op: Op, a: Expr) -> Expr:
     return tirx.Select(tirx.GT(a, like(a, 0)), a, a * like(a, op.attrs.negative_slope))
 
 
-@emits(ir_ops.SigmoidOp)
-def _sigmoid(op: Op, a: Expr) -> Expr:
-    return vector_math.sigmoid(a)
-
-
-@emits(ir_ops.SiluOp)
-def _silu(op: Op, a: Expr) -> Expr:
-    return vector_math.silu(a)
-
-
 @emits(ir_ops.HardSigmoidOp)
 def _hard_sigmoid(op: Op, a: Expr) -> Expr:
     shifted = in_register(a + like(a, 3))
@@ -277,39 +252,28 @@ def _hard_swish(op: Op, a: Expr) -> Expr:
     return a * _hard_sigmoid(op, a)
 
 
-@emits(ir_ops.TanhOp)
-def _tanh(op: Op, a: Expr) -> Expr:
-    return vector_math.tanh(a)
+_FUNCTIONS: dict[type[Op], Callable[[Expr], Expr]] = {
+    ir_ops.SigmoidOp: vector_math.sigmoid,
+    ir_ops.SiluOp: vector_math.silu,
+    ir_ops.TanhOp: vector_math.tanh,
+    ir_ops.ExpOp: vector_math.exp,
+    ir_ops.ErfOp: vector_math.erf,
+    ir_ops.LogOp: tirx.log,
+    ir_ops.Log1pOp: vector_math.log1p,
+    ir_ops.Expm1Op: vector_math.expm1,
+    ir_ops.SinOp: tirx.sin,
+    ir_ops.CosOp: tirx.cos,
+}
 
 
-@emits(ir_ops.ExpOp)
-def _exp(op: Op, a: Expr) -> Expr:
-    return vector_math.exp(a)
+@emits(*_FUNCTIONS, dtypes=_FLOAT32)
+def _function(op: Op, a: Expr) -> Expr:
+    return _FUNCTIONS[type(op)](a)
 
 
-@emits(ir_ops.ErfOp)
-def _erf(op: Op, a: Expr) -> Expr:
-    return vector_math.erf(a)
-
-
-@emits(ir_ops.GeluOp)
+@emits(ir_ops.GeluOp, dtypes=_FLOAT32)
 def _gelu(op: Op, a: Expr) -> Expr:
     return vector_math.gelu_tanh(a) if op.attrs.approximate == "tanh" else vector_math.gelu(a)
-
-
-@emits(ir_ops.LogOp)
-def _log(op: Op, a: Expr) -> Expr:
-    return tirx.log(a)
-
-
-@emits(ir_ops.Log1pOp)
-def _log1p(op: Op, a: Expr) -> Expr:
-    return vector_math.log1p(a)
-
-
-@emits(ir_ops.Expm1Op)
-def _expm1(op: Op, a: Expr) -> Expr:
-    return vector_math.expm1(a)
 
 
 @emits(ir_ops.SqrtOp)
@@ -325,16 +289,6 @@ def _rsqrt(op: Op, a: Expr) -> Expr:
 @emits(ir_ops.ReciprocalOp)
 def _reciprocal(op: Op, a: Expr) -> Expr:
     return tirx.Div(like(a, 1), a)
-
-
-@emits(ir_ops.SinOp)
-def _sin(op: Op, a: Expr) -> Expr:
-    return tirx.sin(a)
-
-
-@emits(ir_ops.CosOp)
-def _cos(op: Op, a: Expr) -> Expr:
-    return tirx.cos(a)
 
 
 @emits(ir_ops.NegOp)
@@ -359,9 +313,11 @@ def _ceil(op: Op, a: Expr) -> Expr:
 
 
 @emits(ir_ops.CastOp)
-def _cast(op: Op, a: Expr) -> Expr:
+def _cast(op: ir_ops.CastOp, a: Expr) -> Expr:
     if op.attrs.dtype is DType.BOOL:
         return as_condition(a)
+    if op.attrs.dtype is DType.BF16 and op.x.type.dtype is not DType.BF16:
+        return bfloat16.widen(bfloat16.narrow(cast(a, "float32")))  # registers hold it as float32, but it is rounded
     return cast(a, REGISTERS[op.attrs.dtype])
 
 
@@ -378,20 +334,3 @@ def _dequantize(op: Op, a: Expr, scale: Expr) -> Expr:
 @emits(ir_ops.ObserveOp)
 def _observe(op: Op, a: Expr) -> Expr:
     return a
-
-
-_FLOAT32_ONLY = frozenset(
-    {
-        ir_ops.SigmoidOp,
-        ir_ops.SiluOp,
-        ir_ops.TanhOp,
-        ir_ops.ExpOp,
-        ir_ops.ErfOp,
-        ir_ops.GeluOp,
-        ir_ops.LogOp,
-        ir_ops.Log1pOp,
-        ir_ops.Expm1Op,
-        ir_ops.SinOp,
-        ir_ops.CosOp,
-    }
-)

@@ -23,7 +23,7 @@ from ..templates.registry import template_module
 from ..templates.vector.bfloat16 import ROUNDING_IR, has_rounding_instruction, round_in_hardware
 from ..templates.vector.builder import constant
 from .addressing import flatten_physical, load_operand, only_channels, reshape_at, same_storage
-from .emit import NUMBERS, REGISTERS, STORAGE, as_stored, can_emit, can_leave_finite, emit
+from .emit import NUMBERS, REGISTERS, STORAGE, as_stored, can_emit, emit
 from .group import Group
 from .views import View
 
@@ -219,6 +219,8 @@ class FusedEpilogue:
             pairs.insert(0, _operand(bias, context, result, per_channel=True))
         # What stands between integers is rounded like the reference, so that it rounds to the same integers.
         self._exact = any(isinstance(op, QuantizeOp | DequantizeOp) for op in group.epilogue)
+        numbers = [operand for _, operand in pairs if isinstance(operand, torch.Tensor)]
+        self._keeps_finite = all(op.keeps_finite for op in group.epilogue) and all(map(_is_finite, numbers))
         self._views = tuple(view for view, _ in pairs)
         self.operands: tuple[Operand, ...] = tuple(operand for _, operand in pairs)
 
@@ -251,7 +253,7 @@ class FusedEpilogue:
         A convolution multiplies them by weights of zero, which keeps only finite numbers out of its sums.
         """
         block, shape = self.result.type.channel_block, self.result.type.shape
-        return block > 0 and shape[1] % block > 0 and any(can_leave_finite(op) for op in self._group.epilogue)
+        return block > 0 and shape[1] % block > 0 and not self._keeps_finite
 
     def build(self) -> Epilogue:
         """The epilogue in the form that templates take."""
@@ -335,6 +337,11 @@ def _operand(value: Value, context: KernelContext, result: View, *, per_channel:
     type = TensorType(tuple(tensor.shape), value.type.dtype, block if block and tensor.shape[1] > 1 else 0)
     view = View(value, type, 0, torch.empty(type.shape, device="meta").stride())
     return view, flatten_physical(tensor, type.channel_block)
+
+
+def _is_finite(numbers: torch.Tensor) -> bool:
+    """Whether all numbers of a constant are finite; one without numbers stands for any like it, and those are."""
+    return numbers.is_meta or bool(numbers.isfinite().all())
 
 
 def _extent(view: View, operand: Operand) -> int:

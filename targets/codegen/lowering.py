@@ -21,7 +21,7 @@ from .kernel import Choice, CompileError, Kernel, constant_tensor, select_kernel
 from .options import Options
 from .places import Place, find_places, is_aligned, keeps_bytes, part_offsets
 from .selection.data_movement import copy_kernel, part_kernel
-from .views import View, apply_view, is_view
+from .views import View, apply_view
 
 # The option to use for a workload, one of the given ones; None leaves it to the analytic default.
 Choose = Callable[[Workload, Options], Option | None]
@@ -139,7 +139,7 @@ class _Lowering:
         elif isinstance(op, ConcatOp) and self._is_written_by_parts(op):
             self._copy_other_parts(op)
             self._views[op.result] = View.whole(op.result)
-        elif is_view(op) and not op.inputs[0].type.channel_block:
+        elif op.strided and not op.inputs[0].type.channel_block:
             self._views[op.result] = apply_view(op, self.view(op.inputs[0])) or self._moved_copy(op)
         elif keeps_bytes(op):
             (x,) = op.inputs

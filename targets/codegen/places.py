@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from ...ir import Graph, Op, Value, is_constant
 from ...ir.ops import ConcatOp, RelayoutOp, SliceOp
 from ..machines.target import ALIGNMENT
-from .views import is_view
 
 
 @dataclass(frozen=True)
@@ -97,4 +96,4 @@ def _owns_buffer(value: Value, places: Mapping[Value, Place]) -> bool:
     """Whether a kernel writes ``value``, in a buffer of its own or at its place."""
     if value in places:
         return True
-    return value.op is not None and not is_constant(value) and not is_view(value.op) and not keeps_bytes(value.op)
+    return value.op is not None and not is_constant(value) and not value.op.strided and not keeps_bytes(value.op)

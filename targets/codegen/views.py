@@ -6,13 +6,11 @@ templates take strides read views in place; the others get a contiguous copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from ...ir import Op, TensorType, Value
-from ...ir.ops import ExpandOp, PermuteOp, ReshapeOp, SliceOp
 
 
 @dataclass(frozen=True)
@@ -61,25 +59,12 @@ class View:
         return torch.as_strided(storage, self.type.shape, self.strides, self.offset)
 
 
-_TRANSFORMS: dict[type[Op], Callable[[Op, torch.Tensor], torch.Tensor]] = {
-    ReshapeOp: lambda op, x: x.view(op.attrs.shape),
-    PermuteOp: lambda op, x: x.permute(op.attrs.dims),
-    ExpandOp: lambda op, x: x.expand(op.attrs.shape),
-    SliceOp: lambda op, x: x[(slice(None),) * op.attrs.axis + (slice(op.attrs.start, op.attrs.stop, op.attrs.step),)],
-}
-
-
-def is_view(op: Op) -> bool:
-    """Whether ``op`` only moves data, in a way that strides may express."""
-    return type(op) in _TRANSFORMS
-
-
 def apply_view(op: Op, source: View) -> View | None:
     """What ``op`` makes of a view of its operand; None when no strides express it."""
     if source.type.channel_block:
         return None
     try:
-        moved = _TRANSFORMS[type(op)](op, source._meta())
+        moved = op.strided_view(source._meta())
     except RuntimeError:
         return None
     return View(source.base, op.result.type, int(moved.storage_offset()), tuple(moved.stride()))

@@ -16,7 +16,6 @@ import torch
 from tvm import relax
 
 from ...ir import Cost, DType, Graph, Op, Value, is_constant
-from ...ir import ops as ir_ops
 from ...ir.ops import FullOp, FusedOp
 from ...ir.ops.reduction import ReduceOp
 from ..codegen.group import Group
@@ -33,17 +32,6 @@ SCHEDULED = "dlight"  # the template's name, in profiles, of kernels that TVM sc
 _IMAGE_RANK = 4
 _POSITIONS = (2, 3)  # the dimensions of an image besides batch and channels
 _DTYPES = frozenset(DType) - {DType.BF16, DType.F64}  # bf16 is for processors; doubles are no GPU's strength
-
-# Ops that work on images with channels last as they are, besides elementwise ones.
-_EITHER_STORAGE = (
-    ir_ops.MaxPool2dOp,
-    ir_ops.AvgPool2dOp,
-    ir_ops.AdaptiveAvgPool2dOp,
-    ir_ops.ConcatOp,
-    ir_ops.SliceOp,
-    ir_ops.PadOp,
-    ir_ops.ChannelShuffleOp,
-)
 
 
 @dataclass(frozen=True)
@@ -230,7 +218,7 @@ class Lowering:
 
     def _by_relax(self, op: Op) -> Stored:
         pools = isinstance(op, ReduceOp) and op.x.type.rank == _IMAGE_RANK and op.attrs.axes == _POSITIONS
-        image = op.result.type.rank == _IMAGE_RANK and (op.elementwise or isinstance(op, _EITHER_STORAGE))
+        image = op.result.type.rank == _IMAGE_RANK and (op.elementwise or op.any_image_order)
         axes = Axes((pools or image) and any(self.stored(value).axes.channels_last for value in op.inputs))
         read = self.channels_last if axes.channels_last else self.plain
         operands = [None if value is None else read(value) for value in op.operands]

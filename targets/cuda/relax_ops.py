@@ -251,12 +251,22 @@ def _softmax(op: Op, x: Any, axes: Axes) -> Any:
 
 @emits(ir_ops.LayerNormOp)
 def _layer_norm(op: ir_ops.LayerNormOp, x: Any, *parameters: Any, axes: Axes) -> Any:
-    shape = op.x.shape[-op.attrs.dims :]
-    given: list[Any] = [None if value is None else R.astype(value, "float32") for value in parameters] + [None, None]
-    gamma = R.ones(shape, "float32") if given[0] is None else given[0]
-    beta = R.zeros(shape, "float32") if given[1] is None else given[1]
+    """As the template does it: TVM's own takes the variance from the squares' mean, which a large mean drowns."""
     last = list(range(-op.attrs.dims, 0))
-    return _in_float(op, x, lambda wide: R.nn.layer_norm(wide, gamma, beta, last, op.attrs.eps))
+    name = relax.BlockBuilder.current().emit
+
+    def centred(values: Any) -> Any:
+        return name(R.subtract(values, R.mean(values, last, keepdims=True)))
+
+    def normalised(wide: Any) -> Any:
+        distance = centred(centred(wide))  # a mean is rounded, so what is left has one too
+        variance = R.mean(R.multiply(distance, distance), last, keepdims=True)
+        result = R.multiply(distance, R.rsqrt(R.add(variance, scalar(op.attrs.eps, DType.F32))))
+        for apply, parameter in zip((R.multiply, R.add), parameters, strict=False):
+            result = result if parameter is None else apply(result, R.astype(parameter, "float32"))
+        return result
+
+    return _in_float(op, name(x), normalised)
 
 
 @emits(ir_ops.MaxPool2dOp)

@@ -14,7 +14,7 @@ from tersor.passes.numeric import seeded_inputs
 from tersor.targets import compile_graph, load, resolve_target
 from tersor.targets.machines.target import Target
 from tersor.tests import emulated_x86
-from tersor.tests.random_graphs import GraphBuilder
+from tersor.tests.random_graphs import GraphBuilder, random_graph
 
 from .compiled import assert_same, compiled, lowered, templates
 
@@ -189,6 +189,21 @@ def test_network_is_near_float32(target: Target):
     inputs = seeded_inputs(graph)
     (expected,) = graph.evaluate(*inputs)
     assert_same(compiled(graph, "O3,to-bf16,layout", target)(*inputs), expected, target.name, 0.02)
+
+
+@pytest.mark.parametrize("pipeline", ["O2,to-bf16", "O3,to-bf16"])
+def test_what_rounding_once_may_change(pipeline: str):
+    """A fused group rounds once, the interpreter after each op: ``sigmoid(x @ x^T)`` amplifies that to a tenth."""
+    graph = run_passes(random_graph(900099, 17), "O2,to-bf16")
+    inputs = seeded_inputs(graph)
+    expected = graph.evaluate(*inputs)[2].double()
+    product = next(op for op in graph.ops if isinstance(op, ops.MatmulOp))
+    graph.outputs = (product.operands[0],)
+    x = graph.evaluate(*inputs)[0].double().abs()
+    # Both operands and the sum are off by a unit in the last place; the slope of a sigmoid is at most 1/4.
+    bound = 3 * ROUNDING / 2 * (x @ x.mT) / 4 + ROUNDING
+    result = compiled(random_graph(900099, 17), f"{pipeline},layout")(*inputs)[2].double()
+    assert bool(((result - expected).abs() <= bound).all())
 
 
 def test_artifact_keeps_bf16(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from torch.nn.functional import layer_norm
 
 from tersor.benchmarks.models import MODELS
 from tersor.frontend import from_torch
@@ -16,6 +17,7 @@ from tersor.ir.ops import (
     ChannelShuffleOp,
     ConcatOp,
     EmbeddingOp,
+    LayerNormOp,
     MatmulOp,
     MaxPool2dOp,
     MeanOp,
@@ -106,6 +108,18 @@ def test_products_whose_batches_broadcast():
     b = GraphBuilder({"x": TensorType((3, 1, 6, 8)), "y": TensorType((2, 8, 10))})
     product = b.op(MatmulOp, *b.graph.inputs)
     check(b.done(b.op(SoftmaxOp, b.op(AddOp, product, b.weight(10)), axis=3)), HALF)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e4])
+def test_layer_norm_of_rows_with_a_large_mean(offset: float):
+    b = GraphBuilder({"x": TensorType((4, 96))})
+    graph = b.done(b.op(LayerNormOp, b.graph.inputs[0], None, b.weight(96)))
+    x = torch.randn(4, 96, generator=torch.Generator().manual_seed(0)) + offset
+    (result,) = run_on_processor(graph, TARGET, (x,))
+    (name,) = graph.weights
+    torch.testing.assert_close(
+        result, (layer_norm(x.double(), (96,)) + graph.weights[name]).float(), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_flags_and_rows_of_a_table():

@@ -17,11 +17,10 @@ from typing import ClassVar
 import torch
 
 from ....ir import Attrs
-from ....ir.ops import Conv2dOp, LinearOp
+from ....ir.ops import LayerOp
 from ...name_table import NameTable
 from ..spectrum import Spectrum
 
-Layer = Conv2dOp | LinearOp
 Ranks = tuple[int, ...]  # one for each spectrum of a factorization
 
 
@@ -44,7 +43,7 @@ class Factorization(ABC):
 
     @classmethod
     @abstractmethod
-    def refusal(cls, op: Layer) -> str:
+    def refusal(cls, op: LayerOp) -> str:
         """Why the method does not apply to a layer; empty if it does."""
 
     @abstractmethod
@@ -52,11 +51,11 @@ class Factorization(ABC):
         """Weights of the chain in float64, one for each part."""
 
     @abstractmethod
-    def attrs(self, op: Layer) -> tuple[Attrs, ...]:
+    def attrs(self, op: LayerOp) -> tuple[Attrs, ...]:
         """Attributes of the chain that replaces ``op``, one for each part; all parts are ops of its kind."""
 
     @abstractmethod
-    def macs(self, op: Layer, ranks: Ranks) -> int:
+    def macs(self, op: LayerOp, ranks: Ranks) -> int:
         """Multiply-adds of the chain that replaces ``op``."""
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 
 from ....ir import Attrs
-from ....ir.ops import Conv2dOp
+from ....ir.ops import Conv2dOp, LayerOp
 from ..spectrum import spectrum_of
-from .registry import Factorization, Layer, Ranks, register_method
+from .registry import Factorization, Ranks, register_method
 
 
 @register_method("spatial")
@@ -33,7 +33,7 @@ class Spatial(Factorization):
         self.spectra = (spectrum_of(matrix, values),)
 
     @classmethod
-    def refusal(cls, op: Layer) -> str:
+    def refusal(cls, op: LayerOp) -> str:
         if not isinstance(op, Conv2dOp) or min(op.weight.shape[2:]) < 2:
             return "spatial is for convolutions whose windows are higher and wider than 1; use svd"
         return ""
@@ -45,14 +45,14 @@ class Spatial(Factorization):
         row = (self._roots[:rank, None] * self._right[:rank]).reshape(rank, outputs, 1, width).transpose(0, 1)
         return column, row.contiguous()
 
-    def attrs(self, op: Layer) -> tuple[Attrs, ...]:
+    def attrs(self, op: LayerOp) -> tuple[Attrs, ...]:
         kind, attrs = type(op).attrs_type, op.attrs
         (down, across), (top, left, bottom, right) = attrs.stride, attrs.padding
         column = kind(stride=(down, 1), padding=(top, 0, bottom, 0), dilation=(attrs.dilation[0], 1))
         row = kind(stride=(1, across), padding=(0, left, 0, right), dilation=(1, attrs.dilation[1]))
         return column, row
 
-    def macs(self, op: Layer, ranks: Ranks) -> int:
+    def macs(self, op: LayerOp, ranks: Ranks) -> int:
         (rank,) = ranks
         outputs, inputs, height, width = self._shape
         batch, _, rows, columns = op.result.shape

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 
 from ....ir import Attrs
-from ....ir.ops import Conv2dOp
+from ....ir.ops import Conv2dOp, LayerOp
 from ..spectrum import spectrum_of
-from .registry import Factorization, Layer, Ranks, register_method
+from .registry import Factorization, Ranks, register_method
 
 
 @register_method("svd")
@@ -31,7 +31,7 @@ class Svd(Factorization):
         self.spectra = (spectrum_of(matrix, values),)
 
     @classmethod
-    def refusal(cls, op: Layer) -> str:
+    def refusal(cls, op: LayerOp) -> str:
         if isinstance(op, Conv2dOp) and op.weight.shape[2:] != (1, 1):
             height, width = op.weight.shape[2:]
             return f"svd is for linear layers and 1x1 convolutions, not {height}x{width}; use tucker2 or spatial"
@@ -43,10 +43,10 @@ class Svd(Factorization):
         expand = self._left[:, :rank] * self._roots[:rank]
         return tuple(one.reshape(*one.shape, *self._window) for one in (reduce, expand))
 
-    def attrs(self, op: Layer) -> tuple[Attrs, ...]:
+    def attrs(self, op: LayerOp) -> tuple[Attrs, ...]:
         return (op.attrs, type(op).attrs_type())  # the first one takes the stride: there are fewer positions after it
 
-    def macs(self, op: Layer, ranks: Ranks) -> int:
+    def macs(self, op: LayerOp, ranks: Ranks) -> int:
         (rank,) = ranks
         outputs, inputs = op.weight.shape[:2]
         return op.result.type.size // outputs * rank * (inputs + outputs)

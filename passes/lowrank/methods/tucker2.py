@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 
 from ....ir import Attrs
-from ....ir.ops import Conv2dOp
+from ....ir.ops import Conv2dOp, LayerOp
 from ..spectrum import Spectrum, spectrum_of
-from .registry import Factorization, Layer, Ranks, register_method
+from .registry import Factorization, Ranks, register_method
 
 _SWEEPS = 2  # of the orthogonal iteration; further ones change the error in the third digit
 
@@ -35,7 +35,7 @@ class Tucker2(Factorization):
         self.spectra = (of_inputs, of_outputs)
 
     @classmethod
-    def refusal(cls, op: Layer) -> str:
+    def refusal(cls, op: LayerOp) -> str:
         if not isinstance(op, Conv2dOp) or op.weight.shape[2:] == (1, 1):
             return "tucker2 is for convolutions whose windows are larger than 1x1; use svd"
         return ""
@@ -48,11 +48,11 @@ class Tucker2(Factorization):
         core = _project(_project(self._weight, 0, expand), 1, reduce)
         return reduce.T[:, :, None, None].contiguous(), core.contiguous(), expand[:, :, None, None].contiguous()
 
-    def attrs(self, op: Layer) -> tuple[Attrs, ...]:
+    def attrs(self, op: LayerOp) -> tuple[Attrs, ...]:
         pointwise = type(op).attrs_type()
         return (pointwise, op.attrs, pointwise)
 
-    def macs(self, op: Layer, ranks: Ranks) -> int:
+    def macs(self, op: LayerOp, ranks: Ranks) -> int:
         outputs, inputs, height, width = self._weight.shape
         before, after = op.x.type.size // inputs, op.result.type.size // outputs  # positions
         first, second = ranks

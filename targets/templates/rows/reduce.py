@@ -7,6 +7,7 @@ at the end.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -18,8 +19,9 @@ from tvm import tirx
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from ..parallelism import shared_loop
+from ..vector.accumulation import Accumulation
 from ..vector.bfloat16 import check_numbers
-from ..vector.builder import RegisterTile, constant, load, loop, make_prim_func, store_result, when
+from ..vector.builder import RegisterTile, constant, load, make_prim_func, store_result, when
 from ..vector.integers import accumulator, mean, widened
 from ..vector.operand_types import is_integer
 from ..vector.vectors import combine_all, horizontal, lanes_of, maximum, minimum
@@ -141,9 +143,7 @@ class _Nest:
         self.unroll = unroll
         self.x = x
         self.write_result = write
-        self.combine = COMBINE[spec.kind]
-        self.neutral = NEUTRAL[spec.kind]
-        self.sum_type = accumulator(spec.dtype)
+        self.sums = Accumulation(COMBINE[spec.kind], NEUTRAL[spec.kind], accumulator(spec.dtype))
 
     def write(self) -> None:
         """Write all loops; threads share the kept axes, and the columns where the last axis is kept."""
@@ -169,7 +169,7 @@ class _Nest:
         return {"macs": self.spec.macs, "bytes_moved": 4 * (self.spec.in_size + self.spec.out_size)}
 
     def _read(self, offset: Index, lanes: int) -> Expr:
-        return widened(load(self.x, offset, lanes), self.sum_type)
+        return widened(load(self.x, offset, lanes), self.sums.dtype)
 
     def _last_columns(self, base: Index, out_base: Index, start: int) -> None:
         """The columns from ``start`` on, fewer than one step; the last vector overlaps its predecessor if it can."""
@@ -188,48 +188,52 @@ class _Nest:
 
     def _columns(self, base: Index, out_base: Index, column: Index, vectors: int, lanes: int) -> None:
         """``vectors`` vectors of results, accumulated down the reduced axes."""
-        tile = RegisterTile(vectors, lanes, self.sum_type)
-        tile.fill(self.neutral)
+        tile = self.sums.tile(vectors, lanes)
 
-        def add(offset: Index) -> None:
+        def add(offset: Index, tile: RegisterTile) -> None:
             for vector in range(vectors):
-                value = self._read(base + offset + column + vector * lanes, lanes)
-                tile[vector] = self.combine(tile[vector], value)
+                self.sums.add(tile, vector, self._read(offset + column + vector * lanes, lanes))
 
-        _for_each(self.reduced, 0, add)
+        self._accumulate(self.reduced, base, tile, add)
         for vector in range(vectors):
             self.write_result(out_base + column + vector * lanes, tile[vector])
 
     def _fold_row(self, base: Index, flat: Index) -> None:
         """One result: whole vectors along the last axis, then the fold over the lanes."""
-        row = RowVectors(self.length, self.lanes, self.unroll, self.sum_type)
-        tile = RegisterTile(min(self.unroll, max(1, row.whole)), self.lanes, self.sum_type)
-        tile.fill(self.neutral)
+        row = RowVectors(self.length, self.lanes, self.unroll, self.sums.dtype)
+        tile = self.sums.tile(row.slots, self.lanes)
 
-        def add_row(offset: Index) -> None:
+        def add_row(offset: Index, tile: RegisterTile) -> None:
             def read(column: Index, lanes: int) -> Expr:
-                return self._read(base + offset + column, lanes)
+                return self._read(offset + column, lanes)
 
-            def add(column: Index, slot: int) -> None:
-                tile[slot] = self.combine(tile[slot], read(column, self.lanes))
-
-            row.for_each_vector(add)
+            row.accumulate(self.sums, tile, lambda column: (read(column, self.lanes),))
             if row.rest:
-                rest = row.fresh(row.load_rest(read, self.neutral), self.neutral)
-                tile[0] = self.combine(tile[0], rest)
+                neutral = self.sums.neutral
+                self.sums.add(tile, 0, row.fresh(row.load_rest(read, neutral), neutral))
 
-        _for_each(self.reduced, 0, add_row)
-        self.write_result(flat, horizontal(combine_all(tile, self.combine), self.combine))
+        self._accumulate(self.reduced, base, tile, add_row)
+        combine = self.sums.combine
+        self.write_result(flat, horizontal(combine_all(tile, combine), combine))
 
+    def _accumulate(
+        self,
+        axes: Sequence[tuple[int, int]],
+        offset: Index,
+        tile: RegisterTile,
+        visit: Callable[[Index, RegisterTile], None],
+    ) -> None:
+        """Nested loops over ``(extent, stride)`` axes, each with partial sums of its own; ``visit`` gets the offset."""
+        if not axes:
+            visit(offset, tile)
+            return
+        (extent, stride), *inner = axes
 
-def _for_each(axes: Sequence[tuple[int, int]], offset: Index, visit: Callable[[Index], None]) -> None:
-    """Nested loops over ``(extent, stride)`` axes; ``visit`` gets the element offset."""
-    if not axes:
-        visit(offset)
-        return
-    (extent, stride), *inner = axes
-    with loop(extent) as index:
-        _for_each(inner, offset + index * stride, visit)
+        def step(index: Index, total: RegisterTile) -> None:
+            with self.sums.partial(total) if inner else contextlib.nullcontext(total) as part:
+                self._accumulate(inner, offset + index * stride, part, visit)
+
+        self.sums.loop(extent, tile, step)
 
 
 def _offset(base: Index, indices: Sequence[Index], axes: Sequence[tuple[int, int]]) -> Index:

@@ -14,8 +14,9 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..vector.accumulation import Accumulation
 from ..vector.bfloat16 import check_numbers
-from ..vector.builder import constant, load, loop, store
+from ..vector.builder import RegisterTile, constant, load, loop, store
 from ..vector.vectors import in_register, lane_slice, pieces
 
 Expr = Any
@@ -49,6 +50,11 @@ class RowVectors:
         return self.length // self.lanes
 
     @property
+    def slots(self) -> int:
+        """Vectors that are handled side by side."""
+        return min(self.unroll, max(1, self.whole))
+
+    @property
     def rest(self) -> int:
         """Elements after the last whole vector."""
         return self.length % self.lanes
@@ -62,6 +68,22 @@ class RowVectors:
                     visit((step * self.unroll + slot) * self.lanes, slot)
         for slot in range(left):
             visit((steps * self.unroll + slot) * self.lanes, slot)
+
+    def accumulate(self, sums: Accumulation, tile: RegisterTile, terms: Callable[[Index], Sequence[Expr]]) -> None:
+        """Put the ``terms(offset)`` of each whole vector into the accumulators of ``tile``.
+
+        Term ``i`` of a vector in slot ``s`` goes into accumulator ``i * slots + s``.
+        """
+        steps, left = divmod(self.whole, self.unroll)
+
+        def add(step: Index, width: int, tile: RegisterTile) -> None:
+            for slot in range(width):
+                for index, term in enumerate(terms((step * self.unroll + slot) * self.lanes)):
+                    sums.add(tile, index * self.slots + slot, term)
+
+        if steps:
+            sums.loop(steps, tile, lambda step, part: add(step, self.unroll, part))
+        add(steps, left, tile)
 
     def load_rest(self, read: Callable[[Index, int], Expr], padding: float) -> Expr:
         """The elements after the last whole vector, as the lanes of one more vector; ``read(offset, lanes)`` loads.

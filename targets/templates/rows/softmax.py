@@ -124,8 +124,7 @@ def write_exponentials(
         caller stores those: they overlap what was written.
     """
     lanes = row.lanes
-    slots = min(row.unroll, max(1, row.whole))
-    peaks = RegisterTile(slots, lanes)
+    peaks = RegisterTile(row.slots, lanes)
     peaks.fill(least_peak)
 
     def raise_peak(offset: Index, slot: int) -> None:
@@ -137,7 +136,7 @@ def write_exponentials(
     if rest is not None:
         peak = T.max(peak, rest)
     peak = broadcast(in_register(horizontal(peak, T.max)), lanes)
-    sums = RegisterTile(slots, lanes)
+    sums = RegisterTile(row.slots, lanes)
     sums.fill(0.0)
 
     def add(offset: Index, slot: int) -> None:

@@ -163,11 +163,15 @@ def gelu(value: Expr) -> Expr:
 
 
 def gelu_tanh(value: Expr) -> Expr:
-    """``x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`` for each lane."""
+    """``x / 2 * (1 + tanh(u))`` for each lane, ``u = sqrt(2 / pi) * (x + 0.044715 * x^3)``.
+
+    As ``x * sigmoid(2 * u)``, which is the same: next to -1, where the sum cancels, a tanh within rounding of it would
+    leave a multiple of ``x``.
+    """
     lanes = lanes_of(value)
     x = in_register(value)
-    inner = x * (constant(0.79788456080286536, lanes) + constant(0.035677408136300125, lanes) * x * x)
-    return in_register(constant(0.5, lanes) * x * (constant(1.0, lanes) + tanh(inner)))
+    inner = x * (constant(1.59576912160573073, lanes) + constant(0.07135481627260025, lanes) * x * x)
+    return in_register(x * sigmoid(inner))
 
 
 def silu(value: Expr) -> Expr:

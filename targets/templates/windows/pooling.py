@@ -16,6 +16,7 @@ from ...machines.target import Target
 from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from ..parallelism import shared_loop
 from ..rows.reduce import COMBINE, NEUTRAL
+from ..vector.accumulation import Accumulation
 from ..vector.builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, store_result
 from ..vector.integers import accumulator, add, mean, widened
 from ..vector.operand_types import INTEGER_RANGES, check_operands, is_integer
@@ -212,9 +213,10 @@ def build_global(
     lanes = target.lanes()
     blocks = -(-spec.c // lanes)
     size = spec.h * spec.w
-    sums = min(GLOBAL_ACCUMULATORS, size)
+    count = min(GLOBAL_ACCUMULATORS, size)
     combine = COMBINE[spec.kind]
     sum_type = spec.dtype if spec.kind == "max" and is_integer(spec.dtype) else accumulator(spec.dtype)
+    neutral = _lowest(spec.dtype) if spec.kind == "max" else NEUTRAL[spec.kind]
     inputs = (BufferSpec("data", spec.n * blocks * size * lanes, spec.dtype),)
     output = BufferSpec("output", spec.n * blocks * lanes, epilogue.dtype)
 
@@ -222,18 +224,16 @@ def build_global(
         (data,) = main
         with shared_loop((spec.n, blocks), bytes_moved=4 * inputs[0].size) as (image, block):
             plane = bind(image * blocks + block)
-            tile = RegisterTile(sums, lanes, sum_type)
+            sums = Accumulation(combine, neutral, sum_type)
+            tile = sums.tile(count, lanes)
 
-            def accumulate(index: int, position: Any) -> None:
-                value = widened(load(data, (plane * size + position) * lanes, lanes), sum_type)
-                tile[index] = combine(tile[index], value)
+            def accumulate(step: Any, terms: int, tile: RegisterTile) -> None:
+                for index in range(terms):
+                    place = (plane * size + step * count + index) * lanes
+                    sums.add(tile, index, widened(load(data, place, lanes), sum_type))
 
-            tile.fill(_lowest(spec.dtype) if spec.kind == "max" else NEUTRAL[spec.kind])
-            with loop(size // sums) as step:
-                for index in range(sums):
-                    accumulate(index, step * sums + index)
-            for index in range(size % sums):
-                accumulate(index, size // sums * sums + index)
+            sums.loop(size // count, tile, lambda step, part: accumulate(step, count, part))
+            accumulate(size // count, size % count, tile)
             total = combine_all(tile, combine)
             if spec.kind == "mean":
                 total = mean(total, constant(1.0 / size, lanes))
