@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,8 @@ from torch.export import ExportedProgram
 
 from tersor import TersorError, from_torch
 
-from .harness import Comparison, Row, Schedule, difference, measure
-from .peers import PEERS, Arrays, Network, Runner, UnsupportedModel
-
-
-class ExecutableRunner:
-    """A compiled model as a runner."""
-
-    def __init__(self, executable: Any, name: str = "tersor") -> None:
-        self.name = name
-        self.executable = executable
-
-    def run(self, inputs: Arrays) -> list:
-        output = self.executable(*inputs)
-        return list(output) if isinstance(output, tuple) else [output]
+from .harness import Comparison, ExecutableRunner, Schedule, compare, timed
+from .peers import PEERS, Network, Runner, UnsupportedModel
 
 
 def check_peers(names: Sequence[str]) -> str | None:
@@ -67,27 +55,18 @@ def compare_with_peers(
     schedule
         How long to measure.
     """
-    threads = executable.threads
     with tempfile.TemporaryDirectory() as folder:
         network = Network(_as_module(model), inputs, Path(folder))
-        runners: list[Runner] = []
-        build_seconds: list[float] = []
+        built: list[tuple[Runner, float]] = []
         for name in names:
             begin(f"build {name}")
-            started = time.perf_counter()
             try:
-                runners.append(PEERS[name](network, threads))
+                built.append(timed(partial(PEERS[name], network, executable.threads)))
             except UnsupportedModel as error:
                 raise TersorError(f"{name} cannot run this model: {error}; leave it out of --against") from error
-            build_seconds.append(time.perf_counter() - started)
-        runners.append(ExecutableRunner(executable))
-        build_seconds.append(0.0)
-        reference = [output.copy() for output in runners[0].run(network.arrays)]
-        gaps = [difference(reference, runner.run(network.arrays)) for runner in runners]
+        built.append((ExecutableRunner(executable), 0.0))
         begin("time all in turn")
-        latencies = measure(runners, network.arrays, schedule)
-    rows = zip(latencies, latencies.values(), build_seconds, gaps, strict=True)
-    return Comparison(executable.info.name, threads, tuple(Row(*row) for row in rows))
+        return compare(executable.info.name, built, network.arrays, executable.threads, schedule=schedule)
 
 
 def _as_module(model: Any) -> nn.Module:

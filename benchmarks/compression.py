@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -30,14 +29,13 @@ from rich.table import Table
 
 import tersor
 from benchmarks import agreement as photographs
-from benchmarks.against import ExecutableRunner
-from benchmarks.harness import PACKAGES, Comparison, Row, Schedule, difference, machine, measure, versions
+from benchmarks.harness import PACKAGES, Comparison, ExecutableRunner, Schedule, compare, machine, timed, versions
 from benchmarks.models import image, load
 from benchmarks.nncf_peer import OpenVinoInt8
 from benchmarks.peers import Network, Runner
 from benchmarks.readme import markdown_table, splice
-from benchmarks.results import write
-from benchmarks.tables import milliseconds, times
+from benchmarks.results import medians, write
+from benchmarks.tables import milliseconds, new_table, times
 
 RESULTS = Path(__file__).parent / "results" / "compression.json"
 MARKERS = (
@@ -51,8 +49,6 @@ CALIBRATION_IMAGES = 8
 QUANTIZE = "O3,quantize"
 PRUNE = "prune-channels{macs=0.5},O3"
 FLOAT32, INT8, PRUNED = "tersor", "tersor int8", "tersor pruned"
-
-Made = TypeVar("Made", bound=Runner)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -74,12 +70,7 @@ class Sheet:
 
     def view(self) -> Table:
         """For the terminal."""
-        table = Table(title=self.title, title_justify="left")
-        for index, name in enumerate(self.header):
-            table.add_column(name, justify="right" if index else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
+        return new_table(self.title, self.header, self.rows)
 
     def markdown(self) -> str:
         """For a page."""
@@ -111,7 +102,7 @@ def pruned(pipeline: Pipe = PRUNE, threads: Threads = 2, rounds: Rounds = 4, jso
         FLOAT32: lambda: tersor.compile(module, inputs, threads=threads),
         PRUNED: lambda: tersor.compile(module, inputs, pipeline=pipeline, threads=threads),
     }
-    built = [_timed(lambda name=name, make=make: ExecutableRunner(make(), name)) for name, make in makers.items()]
+    built = [timed(lambda name=name, make=make: ExecutableRunner(make(), name)) for name, make in makers.items()]
     comparison = _compare(PRUNED_MODEL, built, inputs, threads, rounds)
     macs = {runner.name: _macs(runner.executable) for runner, _ in built}
     result = asdict(comparison) | {"pipeline": pipeline, "macs": macs}
@@ -160,36 +151,24 @@ def _quantized(model: str, pipeline: str, threads: int) -> tuple[tuple[Executabl
     with tempfile.TemporaryDirectory() as folder:
         network = Network(module, inputs, Path(folder))
         return (
-            _timed(lambda: ExecutableRunner(tersor.compile(module, inputs, **options), INT8)),
-            _timed(lambda: OpenVinoInt8(network, threads, calibration)),
+            timed(lambda: ExecutableRunner(tersor.compile(module, inputs, **options), INT8)),
+            timed(lambda: OpenVinoInt8(network, threads, calibration)),
         )
 
 
 def _measured(model: str, pipeline: str, threads: int, rounds: int) -> dict[str, Any]:
     module, inputs = load(model)
     integers = _quantized(model, pipeline, threads)
-    exact = _timed(lambda: ExecutableRunner(tersor.compile(module, inputs, threads=threads), FLOAT32))
+    exact = timed(lambda: ExecutableRunner(tersor.compile(module, inputs, threads=threads), FLOAT32))
     comparison = _compare(model, (exact, *integers), inputs, threads, rounds)
     return asdict(comparison) | {"pipeline": pipeline, "layers": _layers(integers[0][0].executable)}
-
-
-def _timed(make: Callable[[], Made]) -> tuple[Made, float]:
-    """A runner, and the seconds that it took to make it."""
-    begin = time.perf_counter()
-    return make(), time.perf_counter() - begin
 
 
 def _compare(
     model: str, built: Sequence[tuple[Runner, float]], inputs: Sequence[torch.Tensor], threads: int, rounds: int
 ) -> Comparison:
     """Latencies, and differences to the first runner, which computes in float32."""
-    runners = [runner for runner, _ in built]
-    arrays = [tensor.numpy() for tensor in inputs]
-    expected = [output.copy() for output in runners[0].run(arrays)]
-    gaps = [difference(expected, runner.run(arrays)) for runner in runners]
-    latencies = measure(runners, arrays, Schedule(rounds=rounds))
-    rows = zip(latencies, latencies.values(), (seconds for _, seconds in built), gaps, strict=True)
-    return Comparison(model, threads, tuple(Row(*row) for row in rows))
+    return compare(model, built, [tensor.numpy() for tensor in inputs], threads, schedule=Schedule(rounds=rounds))
 
 
 def _layers(executable: Any) -> dict[str, Any]:
@@ -220,7 +199,7 @@ def int8_sheet(results: Iterable[dict[str, Any]]) -> Sheet:
     header = ("network", "float32", "int8", "gain", "OpenVINO", "ours/its", "layers")
     rows = []
     for result in results:
-        found = _medians(result)
+        found = medians(result)
         ours, theirs = found[INT8], found[OpenVinoInt8.name]
         layers = result["layers"]
         rows.append(
@@ -239,7 +218,7 @@ def int8_sheet(results: Iterable[dict[str, Any]]) -> Sheet:
 
 def pruned_sheet(result: dict[str, Any]) -> Sheet:
     """Latency and multiply-adds before and after."""
-    found, macs = _medians(result), result["macs"]
+    found, macs = medians(result), result["macs"]
     rows = [
         (name, f"{macs[name] / 1e6:.0f}", milliseconds(found[name]), f"{times(found[FLOAT32] / found[name])}x")
         for name in (FLOAT32, PRUNED)
@@ -268,10 +247,6 @@ def page(content: dict[str, Any]) -> str:
         agreement_sheet(content["agreement"]),
     )
     return "\n\n".join([conditions, *(sheet.markdown() for sheet in sheets)]) + "\n"
-
-
-def _medians(result: dict[str, Any]) -> dict[str, float]:
-    return {row["runner"]: row["latency"]["median"] for row in result["rows"]}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,9 +20,9 @@ from rich.console import Console
 
 import tersor as compiler
 from benchmarks import chart, readme
-from benchmarks.harness import Comparison, Row, Schedule, difference, measure
+from benchmarks.harness import ExecutableRunner, Schedule, compare, timed
 from benchmarks.models import MODELS, load
-from benchmarks.peers import PEERS, Arrays, Network, Precision, Runner, UnsupportedModel
+from benchmarks.peers import PEERS, Network, Precision, Runner, UnsupportedModel
 from benchmarks.probe import Probe, probe
 from benchmarks.results import ModelResult, record, write
 from benchmarks.roofline import Roofline, probe_table, roofline, roofline_tables
@@ -31,21 +32,6 @@ from benchmarks.tables import AGREEMENT, TERSOR, disagreeing, summary, table
 HEADLINE_MODELS = ("resnet18", "vgg16", "mobilenetv2", "efficientnet_lite0", "minilm")
 ALL = "all"
 PIPELINES = {Precision.FLOAT32: "O3", Precision.BF16: "O3,to-bf16"}
-
-
-class TersorRunner:
-    """Tersor itself, through its public interface."""
-
-    name = TERSOR
-
-    def __init__(self, network: Network, threads: int, pipeline: str = "O3", target: str = "x86:native") -> None:
-        self.executable = compiler.compile(
-            network.module, network.inputs, target=target, pipeline=pipeline, threads=threads
-        )
-
-    def run(self, inputs: Arrays) -> list:
-        output = self.executable(*inputs)
-        return list(output) if isinstance(output, tuple) else [output]
 
 
 class Benchmark:
@@ -94,47 +80,46 @@ class Benchmark:
         module, inputs = load(model)
         with tempfile.TemporaryDirectory() as folder:
             network = Network(module, inputs, Path(folder), self.precision)
-            runners, built, left_out = self._build(model, network)
-            comparison = self._compare(model, network, runners, built)
-            return ModelResult(comparison, left_out, self._roofline(model, runners, network), self._startup(model))
+            built, left_out = self._build(model, network)
+            with self.console.status("") as status:
+                comparison = compare(
+                    model,
+                    built,
+                    network.arrays,
+                    self.threads,
+                    expected=network.expected,
+                    schedule=self.schedule,
+                    precision=self.precision,
+                    progress=lambda runner: status.update(f"{model}: timing {runner}"),
+                )
+            return ModelResult(comparison, left_out, self._roofline(model, built, network), self._startup(model))
 
-    def _build(self, model: str, network: Network) -> tuple[list[Runner], list[float], dict[str, str]]:
-        runners: list[Runner] = []
-        built: list[float] = []
+    def _build(self, model: str, network: Network) -> tuple[list[tuple[Runner, float]], dict[str, str]]:
+        built: list[tuple[Runner, float]] = []
         left_out: dict[str, str] = {}
         for name in self.names:
-            begin = time.perf_counter()
             try:
-                runners.append(self._runner(name, network))
+                built.append(timed(partial(self._runner, name, network)))
             except UnsupportedModel as error:
                 left_out[name] = str(error)
                 self.console.print(f"[yellow]{model}: leaving out {name}: {error}[/]")
                 continue
-            built.append(time.perf_counter() - begin)
-            self.console.print(f"[dim]{model}: built {name} in {built[-1]:.1f} s[/]")
-        return runners, built, left_out
+            self.console.print(f"[dim]{model}: built {name} in {built[-1][1]:.1f} s[/]")
+        return built, left_out
 
     def _runner(self, name: str, network: Network) -> Runner:
-        if name == TERSOR:
-            return TersorRunner(network, self.threads, self.pipeline)
-        return PEERS[name](network, self.threads)
+        if name != TERSOR:
+            return PEERS[name](network, self.threads)
+        return ExecutableRunner(
+            compiler.compile(network.module, network.inputs, pipeline=self.pipeline, threads=self.threads)
+        )
 
-    def _compare(self, model: str, network: Network, runners: Sequence[Runner], built: Sequence[float]) -> Comparison:
-        arrays = network.arrays
-        gaps = [difference(network.expected, runner.run(arrays)) for runner in runners]
-        with self.console.status("") as status:
-            latencies = measure(
-                runners, arrays, self.schedule, progress=lambda runner: status.update(f"{model}: timing {runner}")
-            )
-        rows = zip(latencies, latencies.values(), built, gaps, strict=True)
-        return Comparison(model, self.threads, tuple(Row(*row) for row in rows), self.precision)
-
-    def _roofline(self, model: str, runners: Sequence[Runner], network: Network) -> Roofline | None:
+    def _roofline(self, model: str, built: Sequence[tuple[Runner, float]], network: Network) -> Roofline | None:
         if self.limits is None:
             return None
         with self.console.status(f"{model}: timing each kernel"):
             time.sleep(self.schedule.pause_seconds)
-            executable = next(runner.executable for runner in runners if isinstance(runner, TersorRunner))
+            executable = next(runner.executable for runner, _ in built if isinstance(runner, ExecutableRunner))
             return roofline(executable, network.inputs, self.limits)
 
     def _startup(self, model: str) -> Startup | None:

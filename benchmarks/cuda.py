@@ -11,7 +11,6 @@ the GPU. Outputs are compared with PyTorch's in float32 on the processor.
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -29,7 +28,8 @@ from torch import nn
 import tersor as compiler
 from benchmarks.harness import difference
 from benchmarks.models import load
-from tersor.ir.files import write_text
+from benchmarks.results import write
+from benchmarks.tables import new_table
 from tersor.targets import Executable, resolve_target
 from tersor.targets.cuda.backend import obstacle_here
 from tersor.targets.cuda.machine import CudaMachine
@@ -130,7 +130,7 @@ def main(
         console.print(table(results[-len(runners) :]))
         if json_path is not None:  # after each model, so that an interrupted run leaves what it has
             content = {"target": target, "pipeline": pipeline, "results": [asdict(result) for result in results]}
-            write_text(json_path, json.dumps(content, indent=1) + "\n")
+            write(content, json_path)
     if any(result.difference > AGREEMENT for result in results):
         console.print(f"[bold red]outputs differ by more than {AGREEMENT:g} of their scale[/]")
         raise typer.Exit(1)
@@ -155,13 +155,8 @@ def measure(
 
 def table(results: Sequence[Result]) -> Table:
     """The runners of one model."""
-    shown = Table(title=results[0].model, title_justify="left")
-    shown.add_column("runner")
-    for name in ("median us", "min us", "difference"):
-        shown.add_column(name, justify="right")
-    for one in results:
-        shown.add_row(one.runner, f"{one.median * 1e6:.1f}", f"{one.min * 1e6:.1f}", f"{one.difference:.1e}")
-    return shown
+    rows = [(r.runner, f"{r.median * 1e6:.1f}", f"{r.min * 1e6:.1f}", f"{r.difference:.1e}") for r in results]
+    return new_table(results[0].model, ("runner", "median us", "min us", "difference"), rows)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
+
+from tersor.targets.tuning.records import processor_name
 
 from .peers import Arrays, Precision, Runner
 
@@ -33,6 +35,21 @@ PACKAGES = (
     "pytorchcv",
     "numpy",
 )
+
+
+MadeT = TypeVar("MadeT", bound=Runner)
+
+
+class ExecutableRunner:
+    """A compiled model as a runner."""
+
+    def __init__(self, executable: Any, name: str = "tersor") -> None:
+        self.name = name
+        self.executable = executable
+
+    def run(self, inputs: Arrays) -> list[np.ndarray]:
+        output = self.executable(*inputs)
+        return list(output) if isinstance(output, tuple) else [output]
 
 
 @dataclass(frozen=True)
@@ -123,6 +140,41 @@ class Comparison:
         return self.median(other) / self.median(runner)
 
 
+def timed(make: Callable[[], MadeT]) -> tuple[MadeT, float]:
+    """What is made, and the seconds that it took."""
+    begin = time.perf_counter()
+    return make(), time.perf_counter() - begin
+
+
+def compare(
+    model: str,
+    built: Sequence[tuple[Runner, float]],
+    inputs: Arrays,
+    threads: int,
+    *,
+    expected: Arrays | None = None,
+    schedule: Schedule | None = None,
+    precision: Precision = Precision.FLOAT32,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Check and time runners of one model.
+
+    Parameters
+    ----------
+    built
+        Runners, and the seconds that each took to build.
+    expected
+        What outputs are compared with; those of the first runner if omitted.
+    """
+    runners = [runner for runner, _ in built]
+    if expected is None:
+        expected = [output.copy() for output in runners[0].run(inputs)]
+    gaps = [difference(expected, runner.run(inputs)) for runner in runners]
+    latencies = measure(runners, inputs, schedule, progress)
+    rows = zip(latencies, latencies.values(), (seconds for _, seconds in built), gaps, strict=True)
+    return Comparison(model, threads, tuple(Row(*row) for row in rows), precision)
+
+
 def measure(
     runners: Sequence[Runner],
     inputs: Arrays,
@@ -207,22 +259,13 @@ def difference(reference: Arrays, outputs: Arrays) -> float:
 def machine() -> dict[str, str | int | float]:
     """Describe this machine: processor, cores, memory, operating system, interpreter."""
     return {
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
         "logical_cores": psutil.cpu_count() or 1,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
-
-
-def _processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:

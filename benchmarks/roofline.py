@@ -17,6 +17,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.probe import Probe
+from benchmarks.tables import new_table
 
 TOP_KERNELS = 20
 LOCATION_WIDTH = 26
@@ -159,42 +160,35 @@ def operations(kernel: Any) -> float:
 
 def probe_table(probe: Probe) -> Table:
     """The machine's limits for the terminal."""
-    view = Table(
-        title=f"What this machine reaches with {probe.threads} thread(s)", title_justify="left", box=box.SIMPLE
-    )
-    view.add_column("")
-    view.add_column("", justify="right")
-    view.add_row("float32 multiply-adds, one thread", f"{probe.one_thread_gflops:.0f} GFLOP/s")
-    view.add_row("float32 multiply-adds, all threads", f"{probe.gflops:.0f} GFLOP/s")
-    for name, rate in (("L2", probe.l2_gbytes), ("L3", probe.l3_gbytes), ("memory", probe.memory_gbytes)):
-        view.add_row(f"reading from {name}", f"{rate:.1f} GB/s")
-    view.show_header = False
-    return view
+    rows = [
+        ("float32 multiply-adds, one thread", f"{probe.one_thread_gflops:.0f} GFLOP/s"),
+        ("float32 multiply-adds, all threads", f"{probe.gflops:.0f} GFLOP/s"),
+        ("reading from L2", f"{probe.l2_gbytes:.1f} GB/s"),
+        ("reading from L3", f"{probe.l3_gbytes:.1f} GB/s"),
+        ("reading from memory", f"{probe.memory_gbytes:.1f} GB/s"),
+    ]
+    title = f"What this machine reaches with {probe.threads} thread(s)"
+    return new_table(title, ("", ""), rows, box=box.SIMPLE, show_header=False)
 
 
 def roofline_tables(model: str, result: Roofline, probe: Probe) -> tuple[Table, Table]:
     """The families of kernels, and the kernels that take longest, for the terminal."""
     summary = f"{result.seconds * 1e3:.2f} ms, limit {result.limit_seconds * 1e3:.2f} ms"
-    families = _table(f"{model} by template: {summary}, {result.between_seconds * 1e3:.2f} ms between kernels")
+    title = f"{model} by template: {summary}, {result.between_seconds * 1e3:.2f} ms between kernels"
+    families = _table(title, [_row(family.name, family, result, probe) for family in result.families])
     shown = result.kernels[:TOP_KERNELS]
-    kernels = _table(f"{model}: the {len(shown)} slowest of {len(result.kernels)} distinct kernels")
-    for family in result.families:
-        _add(families, family.name, family, result, probe)
-    for kernel in shown:
-        _add(kernels, _shorten(kernel.location or kernel.name), kernel, result, probe)
+    title = f"{model}: the {len(shown)} slowest of {len(result.kernels)} distinct kernels"
+    kernels = _table(title, [_row(_shorten(one.location or one.name), one, result, probe) for one in shown])
     return families, kernels
 
 
-def _table(title: str) -> Table:
-    view = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    view.add_column("kernel", no_wrap=True)
-    for name in ("calls", "us", "share", "GFLOP/s", "peak", "GB/s", "limit"):
-        view.add_column(name, justify="right", no_wrap=True)
-    return view
+def _table(title: str, rows: Sequence[Sequence[str]]) -> Table:
+    columns = ("kernel", "calls", "us", "share", "GFLOP/s", "peak", "GB/s", "limit")
+    return new_table(title, columns, rows, box=box.SIMPLE, padding=(0, 1, 0, 0))
 
 
-def _add(view: Table, name: str, use: KernelUse, result: Roofline, probe: Probe) -> None:
-    view.add_row(
+def _row(name: str, use: KernelUse, result: Roofline, probe: Probe) -> tuple[str, ...]:
+    return (
         name,
         str(use.calls),
         f"{use.seconds * 1e6:.0f}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -15,13 +16,22 @@ RUNTIMES = ("onnxruntime", "openvino", "ncnn")  # the fastest of these is what a
 AGREEMENT = {Precision.FLOAT32: 1e-4, Precision.BF16: 2e-2}
 
 
+def new_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]] = (), *, text_columns: int = 1, **options: Any
+) -> Table:
+    """A table whose first columns are texts, on the left, and all others numbers; ``options`` are those of rich."""
+    view = Table(title=title, title_justify="left", **options)
+    for index, column in enumerate(columns):
+        view.add_column(column, justify="left" if index < text_columns else "right", no_wrap=True)
+    for row in rows:
+        view.add_row(*row)
+    return view
+
+
 def table(comparison: Comparison) -> Table:
     """Lay one comparison out."""
     title = f"{comparison.model}, batch 1, {comparison.precision}, {comparison.threads} thread(s)"
-    view = Table(title=title, title_justify="left")
-    view.add_column("runner", no_wrap=True)
-    for name in ("median ms", "25-75 %", "x fastest", "differs by", "build s"):
-        view.add_column(name, justify="right", no_wrap=True)
+    view = new_table(title, ("runner", "median ms", "25-75 %", "x fastest", "differs by", "build s"))
     fastest = min(row.latency.median for row in comparison.rows)
     for row in comparison.rows:
         latency = row.latency
@@ -54,20 +64,18 @@ def disagreeing(comparison: Comparison) -> list[Row]:
 
 def summary(comparisons: Sequence[Comparison]) -> Table:
     """Lay out how many times faster Tersor is on each model; above 1 means that Tersor is faster."""
-    view = Table(title="Their latency over Tersor's: above 1, Tersor is faster", title_justify="left")
-    view.add_column("model")
-    for title in ("tersor ms", "PyTorch eager", "best runtime", "which is"):
-        view.add_column(title, justify="right")
-    for comparison in comparisons:
-        best = comparison.fastest(RUNTIMES)
-        view.add_row(
-            comparison.model,
-            milliseconds(comparison.median(TERSOR)),
-            times(comparison.speedup(TERSOR, over=("torch",))),
-            times(comparison.speedup(TERSOR, over=RUNTIMES)),
-            best or "-",
+    rows = [
+        (
+            one.model,
+            milliseconds(one.median(TERSOR)),
+            times(one.speedup(TERSOR, over=("torch",))),
+            times(one.speedup(TERSOR, over=RUNTIMES)),
+            one.fastest(RUNTIMES) or "-",
         )
-    return view
+        for one in comparisons
+    ]
+    columns = ("model", "tersor ms", "PyTorch eager", "best runtime", "which is")
+    return new_table("Their latency over Tersor's: above 1, Tersor is faster", columns, rows)
 
 
 def milliseconds(seconds: float) -> str:

@@ -27,13 +27,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.against import ExecutableRunner
-from benchmarks.harness import Latency, Schedule, machine, measure, versions
+from benchmarks.harness import ExecutableRunner, Latency, Schedule, machine, measure, versions
 from benchmarks.held_out import HeldOut, held_out
 from benchmarks.models import MODELS, load
 from benchmarks.results import write
 from benchmarks.sampling import Sampler
-from benchmarks.tables import milliseconds
+from benchmarks.tables import milliseconds, new_table
 from benchmarks.tuning_metaschedule import run as race_metaschedule
 from benchmarks.tuning_metaschedule import table as races_table
 from tersor.cli.tuning_progress import observer
@@ -125,16 +124,14 @@ def resnet18(
         ever = [*load_records(network.target, best_log), *result.records]
         latencies = compare(network, {"untuned": (), "tuned": result.records, "best ever": ever}, threads, rounds)
     over_best = latencies["tuned"].median / latencies["best ever"].median
-    table = Table(title=f"{model} from an empty log", title_justify="left")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    for name, latency in latencies.items():
-        table.add_row(f"{name} ms", milliseconds(latency.median))
-    table.add_row(f"tuned over best ever (at most {NEAR})", f"{over_best:.3f}")
-    table.add_row("seconds to tune, export included (below 180)", f"{tuned_in:.1f}")
-    table.add_row("trials", str(result.trials))
-    table.add_row("seconds of a second run from the log (below 15)", f"{again:.1f}")
-    console.print(table)
+    rows = [
+        *((f"{name} ms", milliseconds(latency.median)) for name, latency in latencies.items()),
+        (f"tuned over best ever (at most {NEAR})", f"{over_best:.3f}"),
+        ("seconds to tune, export included (below 180)", f"{tuned_in:.1f}"),
+        ("trials", str(result.trials)),
+        ("seconds of a second run from the log (below 15)", f"{again:.1f}"),
+    ]
+    console.print(new_table(f"{model} from an empty log", ("what", "value"), rows))
     content = {
         "latencies": {name: asdict(latency) for name, latency in latencies.items()},
         "tuned_over_best": over_best,
@@ -224,9 +221,8 @@ def all_models(
         kernels = sum(task.weight for task in tasks)
         gains.append(Gain(name, latencies["untuned"], latencies["tuned"], replaced, kernels))
         console.print(f"{name}: {gains[-1].speedup:.3f}x")
-    table = Table(title=f"tuned over untuned, {threads} threads", title_justify="left")
-    for column in ("model", "untuned ms", "tuned ms", "gain", "kernels replaced"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    columns = ("model", "untuned ms", "tuned ms", "gain", "kernels replaced")
+    table = new_table(f"tuned over untuned, {threads} threads", columns)
     for gain in gains:
         table.add_row(
             gain.model,
@@ -265,15 +261,13 @@ def held_out_models(
 
 def held_out_table(results: Sequence[HeldOut]) -> Table:
     """One row for each network left out."""
-    table = Table(title="networks that the models never saw", title_justify="left", box=box.SIMPLE, padding=0)
-    columns = ("left out", "tasks", "drawn", "top 10 %", "near", "place", "corr.", "of 8", "latency")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("left out", "drawn") else "right", no_wrap=True)
+    columns = ("left out", "drawn", "tasks", "top 10 %", "near", "place", "corr.", "of 8", "latency")
+    table = new_table("networks that the models never saw", columns, text_columns=2, box=box.SIMPLE, padding=0)
     for one in results:
         table.add_row(
             one.model,
-            str(one.tasks),
             "evenly" if one.uniform else "search",
+            str(one.tasks),
             f"{one.in_top:.0%}",
             f"{one.near_in_top:.0%}",
             f"{one.place:.0%}",

@@ -21,6 +21,7 @@ from rich.table import Table
 from tvm import te, topi
 
 import tersor
+from benchmarks.tables import new_table
 from tersor.targets import resolve_target
 from tersor.targets.machines.target import Target
 from tersor.targets.templates.option import Option
@@ -50,10 +51,6 @@ class Convolution:
     def macs(self) -> int:
         """Multiply-adds."""
         return self.channels * self.outputs * self.kernel**2 * self.size**2
-
-    def gflops(self, seconds: float) -> float:
-        """10^9 floating-point operations a second of the direct method, whichever is used."""
-        return 2e-9 * self.macs / seconds
 
     def __str__(self) -> str:
         return f"{self.kernel}x{self.kernel}, {self.channels} to {self.outputs} channels, {self.size}x{self.size}"
@@ -195,19 +192,8 @@ def run(
 
 def table(races: Sequence[Race]) -> Table:
     """The results for people."""
-    result = Table(title="Seconds of tuning to the same speed")
-    for heading in (
-        "convolution",
-        "GFLOP/s",
-        "MetaSchedule",
-        "Tersor",
-        "sooner",
-        "MetaSchedule's best",
-        "Tersor's best",
-    ):
-        result.add_column(heading, justify="left" if heading == "convolution" else "right")
-    for one in races:
-        result.add_row(
+    rows = [
+        (
             one.convolution,
             f"{2e-9 * one.macs / one.goal:.0f}",
             f"{one.theirs:.0f} s, {one.their_trials} trials",
@@ -216,4 +202,7 @@ def table(races: Sequence[Race]) -> Table:
             f"{2e-9 * one.macs / one.their_best:.0f} GFLOP/s",
             f"{2e-9 * one.macs / one.our_best:.0f} GFLOP/s",
         )
-    return result
+        for one in races
+    ]
+    columns = ("convolution", "GFLOP/s", "MetaSchedule", "Tersor", "sooner", "MetaSchedule's best", "Tersor's best")
+    return new_table("Seconds of tuning to the same speed", columns, rows)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 import tersor
-from benchmarks.cpu import table as latency_table
-from benchmarks.harness import Comparison, Row, Schedule, difference, measure
+from benchmarks.against import compare_with_peers
+from benchmarks.cpu import available_peers
+from benchmarks.harness import Schedule, difference
 from benchmarks.models import efficientnet_lite0
-from benchmarks.peers import PEERS, Network, Runner
+from benchmarks.peers import PEERS
+from benchmarks.tables import new_table
+from benchmarks.tables import table as latency_table
 from tersor.targets import Executable
 
 THREADS = 2
@@ -50,18 +54,6 @@ scores = program(numpy.load(sys.argv[2]))
 numpy.save(sys.argv[3], scores)
 print(loaded)
 """
-
-
-class CompiledRunner:
-    """The compiled program, for the timing harness."""
-
-    name = "tersor"
-
-    def __init__(self, executable: Executable) -> None:
-        self.executable = executable
-
-    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        return [self.executable(*inputs)]
 
 
 def main() -> None:
@@ -113,9 +105,7 @@ def load_picture() -> torch.Tensor:
 
 def class_table(expected: torch.Tensor, actual: torch.Tensor) -> Table:
     """The five best classes of both."""
-    view = Table(title="Five best classes")
-    for title in ("PyTorch", "probability", "tersor", "probability"):
-        view.add_column(title, justify="right" if title == "probability" else "left")
+    view = new_table("Five best classes", ("PyTorch", "probability", "tersor", "probability"))
     columns = [torch.softmax(scores[0], 0).topk(5) for scores in (expected, actual)]
     for rank in range(5):
         cells = []
@@ -128,28 +118,11 @@ def class_table(expected: torch.Tensor, actual: torch.Tensor) -> Table:
 
 def compare(module: torch.nn.Module, executable: Executable, picture: torch.Tensor, console: Console) -> Table:
     """Latency of every installed runtime and of the compiled program."""
-    with tempfile.TemporaryDirectory() as folder:
-        network = Network(module, (picture,), Path(folder))
-        runners: list[Runner] = []
-        built = []
-        for name, peer in PEERS.items():
-            reason = peer.available()
-            if reason is not None:
-                console.print(f"leaving out {name}: {reason}")
-                continue
-            start = time.perf_counter()
-            runners.append(peer(network, THREADS))
-            built.append(time.perf_counter() - start)
-        runners.append(CompiledRunner(executable))
-        built.append(0.0)
-        arrays = network.arrays
-        reference = [output.copy() for output in runners[0].run(arrays)]
-        gaps = [difference(reference, runner.run(arrays)) for runner in runners]
-        with console.status("") as status:
-            schedule = Schedule(rounds=5, block_seconds=0.3)
-            latencies = measure(runners, arrays, schedule, lambda name: status.update(f"timing {name}"))
-    rows = zip(latencies, latencies.values(), built, gaps, strict=True)
-    return latency_table(Comparison("EfficientNet-Lite0", THREADS, tuple(Row(*row) for row in rows)))
+    names = available_peers(",".join(PEERS), console)
+    with console.status("") as status:
+        schedule = Schedule(rounds=5, block_seconds=0.3)
+        found = compare_with_peers(executable, module, (picture,), names, begin=status.update, schedule=schedule)
+    return latency_table(replace(found, model="EfficientNet-Lite0"))
 
 
 def run_in_new_process(picture: torch.Tensor) -> tuple[float, np.ndarray]:

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.cpu import PIPELINES, TersorRunner, available_peers, main
-from benchmarks.harness import Comparison, Latency, Row, Schedule, difference, measure
+import tersor
+from benchmarks.cpu import PIPELINES, available_peers, main
+from benchmarks.harness import Comparison, ExecutableRunner, Latency, Row, Schedule, difference, measure
 from benchmarks.models import MODELS, load
 from benchmarks.peers import PEERS, Network, Precision, UnsupportedModel
 from benchmarks.tables import disagreeing, summary, table
@@ -133,7 +134,8 @@ def test_peers_compute_in_bf16_and_return_float32(peer: str, tmp_path) -> None:
 
 def test_tersor_computes_in_bf16_with_its_pipeline(tmp_path) -> None:
     network = small_network(tmp_path, Precision.BF16)
-    outputs = TersorRunner(network, 1, PIPELINES[Precision.BF16]).run(network.arrays)
+    compiled = tersor.compile(network.module, network.inputs, pipeline=PIPELINES[Precision.BF16], threads=1)
+    outputs = ExecutableRunner(compiled).run(network.arrays)
     assert 1e-4 < difference(network.expected, outputs) < 2e-2
 
 

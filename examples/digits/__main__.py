@@ -18,9 +18,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.harness import Schedule
+from benchmarks.tables import new_table
 
 from .models import NETWORKS, original
 from .report import changes_table, programs_table, save
@@ -44,9 +44,7 @@ Scratch = Annotated[bool, typer.Option(help="Train the small architectures from 
 @app.command()
 def train() -> None:
     """Train the networks, or find them in the cache."""
-    view = Table(title="Trained on two threads", title_justify="left")
-    for column in ("network", "parameters", "accuracy %", "seconds"):
-        view.add_column(column, justify="left" if column == "network" else "right")
+    view = new_table("Trained on two threads", ("network", "parameters", "accuracy %", "seconds"))
     for name, network in NETWORKS.items():
         found = original(name)
         count = sum(parameter.numel() for parameter in found.module.parameters())

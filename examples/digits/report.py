@@ -13,16 +13,19 @@ from rich.table import Table
 
 from benchmarks.harness import machine, versions
 from benchmarks.results import write
-from benchmarks.tables import milliseconds
+from benchmarks.tables import milliseconds, new_table
 
 from . import data
 from .studies import Change, Study
 from .training import THREADS
 
+PROGRAMS = ("network", "program", "M mult-adds", "accuracy %", "points", "ms", "times faster")
+CHANGES = ("network", "what", "mult-adds", "raw %", "re-estimated %", "fine-tuned %", "tuning s")
+
 
 def programs_table(title: str, studies: Sequence[Study]) -> Table:
     """Operations, accuracy and latency of the compiled networks, beside those of the float32 one."""
-    view = _table(title, "network", "program", "M mult-adds", "accuracy %", "points", "ms", "times faster")
+    view = new_table(title, PROGRAMS, text_columns=2)
     for study in studies:
         first = study.programs[0]
         for one in study.programs:
@@ -40,7 +43,7 @@ def programs_table(title: str, studies: Sequence[Study]) -> Table:
 
 def changes_table(title: str, studies: Sequence[Study]) -> Table:
     """Accuracy right after passes, with new statistics, and after fine-tuning."""
-    view = _table(title, "network", "what", "mult-adds", "raw %", "re-estimated %", "fine-tuned %", "tuning s")
+    view = new_table(title, CHANGES, text_columns=2)
     for study in studies:
         for index, (name, changes) in enumerate(_named(study.changes).items()):
             view.add_row(study.network if not index else "", name, *_cells(changes))
@@ -80,10 +83,3 @@ def _cells(changes: Sequence[Change]) -> list[str]:
         among = f" ({min(found):.1f}-{max(found):.1f})" if len(found) > 1 else ""
         cells.append(f"{fmean(found):.1f}{among}")
     return [*cells, f"{fmean(one.seconds for one in changes):.0f}"]
-
-
-def _table(title: str, *columns: str) -> Table:
-    view = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        view.add_column(column, justify="left" if index < 2 else "right")
-    return view

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 import tersor
-from benchmarks.against import ExecutableRunner
-from benchmarks.harness import Latency, Schedule, measure
+from benchmarks.harness import ExecutableRunner, Latency, Schedule, measure
 from tersor.targets import Executable
 
 from . import data
