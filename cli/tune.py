@@ -118,43 +118,42 @@ def tune(
 
 def describe(result: TuningResult) -> dict[str, Any]:
     """A session's result as JSON types; what was not timed is null."""
-    return {
-        "untuned_seconds": result.untuned_seconds,
-        "tuned_seconds": result.tuned_seconds,
-        "trials": result.trials,
-        "seconds": result.seconds,
-        "reason": result.reason,
-        "interrupted": result.interrupted,
-        "failures": dict(result.failures),
-        "tasks": [
-            {
-                "location": one.task.location,
-                "workload": one.task.workload.to_json(),
-                "uses": one.task.weight,
-                "option": one.option.to_json(),
-                "default_seconds": _number(one.default_seconds),
-                "seconds": _number(one.seconds),
-                "trials": one.trials,
-                "failed": one.failed,
-                "candidates": one.candidates,
-            }
-            for one in result.tasks
-        ],
-        "batches": [
-            {
-                "task": report.task,
-                "trials": report.trials,
-                "failed": report.failed,
-                "rank_correlation": _number(report.correlation),
-                "regret": _number(report.regret),
-            }
-            for report in result.batches
-        ],
-        "history": [
-            {"seconds": point.seconds, "trials": point.trials, "latency": point.latency} for point in result.history
-        ],
-    }
+    from ..targets.templates.codec import encode
 
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    described: dict[str, Any] = encode(
+        {
+            "untuned_seconds": result.untuned_seconds,
+            "tuned_seconds": result.tuned_seconds,
+            "trials": result.trials,
+            "seconds": result.seconds,
+            "reason": result.reason,
+            "interrupted": result.interrupted,
+            "failures": dict(result.failures),
+            "tasks": tuple(
+                {
+                    "location": one.task.location,
+                    "workload": one.task.workload,
+                    "uses": one.task.weight,
+                    "option": one.option,
+                    "default_seconds": one.default_seconds,
+                    "seconds": one.seconds,
+                    "trials": one.trials,
+                    "failed": one.failed,
+                    "candidates": one.candidates,
+                }
+                for one in result.tasks
+            ),
+            "batches": tuple(
+                {
+                    "task": report.task,
+                    "trials": report.trials,
+                    "failed": report.failed,
+                    "rank_correlation": report.correlation,
+                    "regret": report.regret,
+                }
+                for report in result.batches
+            ),
+            "history": result.history,
+        }
+    )
+    return described

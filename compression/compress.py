@@ -15,7 +15,7 @@ from .data import CalibrationData
 from .evaluation import Evaluation, Model
 from .plan import make_plan
 from .result import Compressed
-from .session import Observer, Session, Task
+from .session import Observer, Session, Silent, Task
 
 
 def compress(
@@ -97,7 +97,7 @@ def compress(
         log_dir=None if log_dir is None else Path(log_dir),
         output=None if output is None else Path(output),
     )
-    return Session(task, observer or Observer()).run()
+    return Session(task, observer or Silent()).run()
 
 
 def _as_data(data: Any, graph: Graph) -> CalibrationData | None:

@@ -84,18 +84,9 @@ class Step:
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types."""
         latency = None if self.latency is None else asdict(self.latency) | {"speedup": self.latency.speedup}
-        return {
-            "name": self.name,
-            "macs": self.macs,
-            "parameters": self.parameters,
-            "weight_bytes": self.weight_bytes,
-            "artifact_bytes": self.artifact_bytes,
-            "latency": latency,
-            "error": self.error,
-            "score": self.score,
-            "passes": [record.to_json() for record in self.records],
-            "seconds": self.seconds,
-        }
+        described = asdict(self) | {"latency": latency, "passes": [record.to_json() for record in self.records]}
+        del described["records"]
+        return described
 
 
 class End(Enum):

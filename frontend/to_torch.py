@@ -115,8 +115,7 @@ class _Program:
         self.statistics: set[str] = set()
         self.trainable_norms: set[Op] = set()
         self._find_norms(self.graph, {})
-        groups = (op.body.ops if op.body is not None else (op,) for op in self.graph.ops)
-        self.is_quantized = any(isinstance(op, QuantizeOp | DequantizeOp) for group in groups for op in group)
+        self.is_quantized = any(isinstance(op, QuantizeOp | DequantizeOp) for part in graph.parts for op in part.ops)
 
     def _find_norms(self, graph: Graph, weights: Mapping[Value, str]) -> None:
         weights = dict(weights)

@@ -104,6 +104,11 @@ class Graph:
 
     # Whole graph ----------------------------------------------------------------------------------------------
 
+    @property
+    def parts(self) -> tuple[Graph, ...]:
+        """The graph itself, and the bodies of its fused ops."""
+        return self, *(op.body for op in self._ops if op.body is not None)
+
     def cost(self) -> Cost:
         """Sum of the costs of all ops."""
         return sum((op.cost() for op in self._ops), Cost())

@@ -129,6 +129,10 @@ class PassContext:
     notes: list[str] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
 
+    def lanes(self, unknown: int) -> int:
+        """Elements of float32 in a vector register of the target; ``unknown`` without one."""
+        return unknown if self.target is None else int(self.target.lanes())
+
     def rewriter(self, graph: Graph) -> Rewriter:
         """A rewriter for ``graph`` that keeps the run's log."""
         return Rewriter(graph, self.log)

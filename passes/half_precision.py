@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 
 from ..ir import DType, Graph, Narrowing, Op, Rewriter, TensorType, Value
-from ..ir.ops import CastOp, FullOp, FusedOp, RelayoutOp, WeightOp
+from ..ir.ops import CastOp, FullOp, RelayoutOp, WeightOp
 from .base import Exactness, Pass, PassContext, Result
 from .fuse import Fuse
 from .matching import numbers, prune, tensor, weight_name
@@ -46,9 +46,7 @@ class HalfPrecision(Pass):
         if any(isinstance(op, RelayoutOp) for op in graph.ops):
             rewriter.refuse(self.name, graph.ops[0], f"layouts are chosen already; run {self.name} before layout")
             return Result(False)
-        bodies = [op.body for op in graph.ops if isinstance(op, FusedOp) and op.body is not None]
-        parts = [graph, *bodies]
-        if not any(_is_float_compute(op) for part in parts for op in part.ops):
+        if not any(_is_float_compute(op) for part in graph.parts for op in part.ops):
             return Result(False)
         original = graph.clone()
         fused = take_apart(graph, rewriter, self.name)

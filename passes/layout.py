@@ -47,7 +47,7 @@ class Layout(Pass):
             raise ValueError(f"block must be a power of two from 2 on, or 0 for the target's, not {self.block}")
 
     def run(self, graph: Graph, context: PassContext) -> Result:
-        block = self.block or (context.target.lanes() if context.target is not None else 0)
+        block = self.block or context.lanes(0)
         rewriter = context.rewriter(graph)
         if not block:
             for op in graph.ops:

@@ -122,18 +122,9 @@ class PassRecord:
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of JSON types."""
-        return {
-            "name": self.name,
-            "pass": self.text,
-            "changed": self.changed,
-            "seconds": self.seconds,
-            "ops_before": self.ops_before,
-            "ops_after": self.ops_after,
-            "applied": list(self.applied),
-            "refused": [{"rule": r.rule, "op": r.op, "reason": r.reason} for r in self.refused],
-            "notes": list(self.notes),
-            "verdicts": [verdict.to_json() for verdict in self.verdicts],
-        }
+        described = asdict(self)
+        described["pass"] = described.pop("text")
+        return described
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ Importing this package registers its pass, methods and rank rules.
 
 from . import low_rank  # noqa: F401 (registers the pass)
 from .candidate import Candidate, find_candidates
-from .methods import Factorization, method_names, register_method
-from .ranks import RankRule, rank_rule_names, register_rank_rule
+from .methods import Factorization, register_method
+from .ranks import RankRule, register_rank_rule
 from .spectrum import Spectrum
 
 __all__ = [
@@ -15,8 +15,6 @@ __all__ = [
     "RankRule",
     "Spectrum",
     "find_candidates",
-    "method_names",
-    "rank_rule_names",
     "register_method",
     "register_rank_rule",
 ]

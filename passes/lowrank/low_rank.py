@@ -39,7 +39,7 @@ from ..referee import Keep, Referee, Trial, Verdict, output_errors
 from ..registry import register_pass
 from ..unfuse import take_apart
 from .candidate import find_candidates
-from .methods import Factorization, Ranks, find_method
+from .methods import Factorization, Ranks
 from .methods.registry import METHODS
 from .ranks import Request, parse_rank_rule
 from .ranks.registry import RANK_RULES
@@ -82,7 +82,7 @@ class LowRank(Pass):
     measures = True
 
     def __post_init__(self) -> None:
-        find_method(self.method)
+        METHODS.find(self.method)
         parse_rank_rule(self.ranks)
         if self.multiple < 0:
             raise ValueError(f"multiple must be 1 or more, or 0 for the target's vector width, not {self.multiple}")
@@ -122,11 +122,10 @@ class LowRank(Pass):
 
     def _chains(self, graph: Graph, context: PassContext, rewriter: Rewriter) -> dict[Op, _Chain]:
         """What each layer is to become that does fewer multiply-adds then; all others are refused."""
-        candidates, refused = find_candidates(graph, find_method(self.method))
+        candidates, refused = find_candidates(graph, METHODS.find(self.method))
         for op, reason in refused:
             rewriter.refuse(_RULE, op, reason)
-        lanes = context.target.lanes() if context.target is not None else 1
-        request = Request(graph.cost().macs, self.multiple or lanes)
+        request = Request(graph.cost().macs, self.multiple or context.lanes(1))
         chosen = parse_rank_rule(self.ranks).choose(candidates, request)
         chains: dict[Op, _Chain] = {}
         for candidate, ranks in zip(candidates, chosen, strict=True):

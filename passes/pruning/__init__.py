@@ -4,7 +4,7 @@ Importing this package registers its passes and criteria.
 """
 
 from . import prune, reestimate_batchnorm  # noqa: F401 (registers passes)
-from .criteria import Criterion, Scoring, criterion_names, register_criterion
+from .criteria import Criterion, Scoring, register_criterion
 from .groups import ChannelGroup, ChannelMap, Layer, Place, find_channels
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "Layer",
     "Place",
     "Scoring",
-    "criterion_names",
     "find_channels",
     "register_criterion",
 ]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ...ir import Attrs, ChannelFlow, Op
@@ -18,6 +19,13 @@ from .reshape import regroup
 
 Dims = tuple[Labels, ...]  # the labels of a value, one array for each dimension
 Kept = tuple[NDArray[np.bool_], ...]  # which indices of a value stay, one array for each dimension
+
+
+def cut(tensor: torch.Tensor, masks: Sequence[NDArray[np.bool_]]) -> torch.Tensor:
+    """What stays of a tensor; one mask for each dimension."""
+    for dim, mask in enumerate(masks):
+        tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
+    return tensor
 
 
 class Flow(Protocol):

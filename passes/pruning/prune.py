@@ -33,7 +33,6 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ...ir import Attrs, Graph, Rewriter, TensorType, TersorError, weights_loaded
@@ -45,9 +44,9 @@ from ..numeric import first_batch, largest_deviation
 from ..referee import Keep, Referee
 from ..registry import register_pass
 from ..unfuse import take_apart
-from .criteria import Scoring, find_criterion
+from .criteria import Scoring
 from .criteria.registry import CRITERIA
-from .flows import flow_of
+from .flows import cut, flow_of
 from .groups import ChannelGroup, ChannelMap, find_channels
 from .select import Limits, select, stay
 from .trial import judge_groups
@@ -94,7 +93,7 @@ class PruneChannels(Pass):
             raise ValueError(f"floor is a fraction of channels, from 0 to 1, not {self.floor:g}")
         if self.multiple < 0:
             raise ValueError(f"multiple must be 1 or more, or 0 for the target's vector width, not {self.multiple}")
-        find_criterion(self.criterion)
+        CRITERIA.find(self.criterion)
 
     @property
     def tolerance(self) -> float:
@@ -148,9 +147,8 @@ class PruneChannels(Pass):
         return (whole.note, _parameters_note(original, changed), *(groups or _group_notes(channels, masks)))
 
     def _choose(self, graph: Graph, channels: ChannelMap, context: PassContext) -> list[NDArray[np.bool_]]:
-        lanes = context.target.lanes() if context.target is not None else 1
-        scores = find_criterion(self.criterion)(channels.groups, Scoring(graph, context.calibration, self.seed))
-        return select(channels, scores, self.macs, Limits(self.floor, self.multiple or lanes))
+        scores = CRITERIA.find(self.criterion)(channels.groups, Scoring(graph, context.calibration, self.seed))
+        return select(channels, scores, self.macs, Limits(self.floor, self.multiple or context.lanes(1)))
 
 
 def _check(channels: ChannelMap) -> None:
@@ -188,10 +186,7 @@ def _cut(graph: Graph, op: WeightOp, masks: Sequence[NDArray[np.bool_]], fresh: 
     """Attributes that name the weight without what goes, which is added to the store the first time."""
     id, dtype = op.attrs.id, op.attrs.type.dtype
     if id not in fresh:
-        tensor = graph.weights[id]
-        for dim, mask in enumerate(masks):
-            tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
-        fresh[id] = graph.weights.add(tensor, weight_name(op.result, "pruned"))
+        fresh[id] = graph.weights.add(cut(graph.weights[id], masks), weight_name(op.result, "pruned"))
     return WeightOp.attrs_type(id=fresh[id], type=TensorType(tuple(graph.weights[fresh[id]].shape), dtype))
 
 

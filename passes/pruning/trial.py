@@ -16,7 +16,7 @@ from ...ir import DType, Graph, Op, TensorType, Value, is_constant
 from ...ir.ops import WeightOp
 from ..matching import numbers
 from ..referee import Referee, Trial
-from .flows import Kept, flow_of
+from .flows import Kept, cut, flow_of
 from .groups import ChannelGroup, ChannelMap
 from .select import stay
 
@@ -81,8 +81,7 @@ def layer_alone(op: Op, channels: ChannelMap, kept: NDArray[np.bool_]) -> Graph:
 
 
 def _constant(graph: Graph, tensor: torch.Tensor, masks: Kept) -> Value:
-    for dim, mask in enumerate(masks):
-        tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
+    tensor = cut(tensor, masks)
     id = graph.weights.add(tensor, "weight")
     type = TensorType(tuple(tensor.shape), DType.from_torch(tensor.dtype))
     return graph.append(WeightOp((), WeightOp.attrs_type(id=id, type=type))).results[0]

@@ -4,7 +4,7 @@ Importing this package registers its passes and calibrators.
 """
 
 from . import annotate, bias_correction, calibrate, quantize, realize  # noqa: F401 (registers passes)
-from .calibrators import Calibrator, RangeObserver, calibrator_names, register_calibrator
+from .calibrators import Calibrator, RangeObserver, register_calibrator
 from .scheme import IntegerLayer, Step, integer_layer
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "IntegerLayer",
     "RangeObserver",
     "Step",
-    "calibrator_names",
     "integer_layer",
     "register_calibrator",
 ]

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ...ir import DType, Graph, OnIntegers, Rewriter, TersorError, Value
-from ...ir.ops import BatchNormOp, FusedOp, ObserveOp, RelayoutOp
+from ...ir.ops import BatchNormOp, ObserveOp, RelayoutOp
 from ...ir.ops.integers import QUANTIZED
 from ..base import Pass, PassContext, Result
 from ..registry import register_pass
@@ -59,8 +59,7 @@ class QuantizeAnnotate(Pass):
 
     def run(self, graph: Graph, context: PassContext) -> Result:
         rewriter = context.rewriter(graph)
-        bodies = [op.body for op in graph.ops if isinstance(op, FusedOp) and op.body is not None]
-        if not any(float_layers(part) for part in (graph, *bodies)):
+        if not any(float_layers(part) for part in graph.parts):
             return Result(False, ("no layer computes in floating point",))
         check_order(graph, context, _RULE)
         take_apart(graph, rewriter, _RULE)

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 
 from ...ir import Graph, Rewriter, TersorError, graph_of, weights_loaded
-from ...ir.ops import FusedOp, LayerOp, ObserveOp
+from ...ir.ops import LayerOp, ObserveOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
 from ..matching import replace
@@ -72,12 +72,12 @@ class QuantizeRealize(Pass):
     def run(self, graph: Graph, context: PassContext) -> Result:
         check_order(graph, context, _RULE)
         rewriter = context.rewriter(graph)
-        bodies = [op.body for op in graph.ops if isinstance(op, FusedOp) and op.body is not None]
-        if not any(find_notes(part) for part in (graph, *bodies)):
+        notes = [op for part in graph.parts for op in find_notes(part)]
+        if not notes:
             return Result(False, ("no value is to be stored as integers",))
         if not weights_loaded(graph):
             raise TersorError("the graph's weights are not loaded, so no layer can be quantized")
-        for op in (op for part in (graph, *bodies) for op in find_notes(part)):
+        for op in notes:
             if not op.attrs.is_calibrated:
                 raise TersorError(f"the range of {name_of(op.x)} is not known; run quantize-calibrate first")
         fused = take_apart(graph, rewriter, _RULE)

@@ -264,8 +264,7 @@ def _is_known(op: Op) -> bool:
 
 
 def _all_ops(graph: Graph) -> list[Op]:
-    bodies = [op.body for op in graph.ops if op.body is not None]
-    return [op for part in (graph, *bodies) for op in part.ops]
+    return [op for part in graph.parts for op in part.ops]
 
 
 def _blocked(graph: Graph) -> list[Value]:

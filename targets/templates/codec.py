@@ -84,7 +84,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
 
 
 @functools.cache
-def _entries(kind: type) -> dict[str, Field[Any]]:
+def _entries(kind: Any) -> dict[str, Field[Any]]:
     return {entry.name: entry for entry in fields(kind) if entry.compare}
 
 

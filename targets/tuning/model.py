@@ -223,19 +223,11 @@ def _group_minima(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def rank_correlation(predicted: Numbers, actual: Numbers) -> float:
     """Spearman's correlation of two rankings; NaN for fewer than two, or when all are equal."""
-    if len(predicted) < 2:
-        return math.nan
-    first, second = _ranks(predicted), _ranks(actual)
-    if first.std() == 0 or second.std() == 0:
-        return math.nan
-    return float(np.corrcoef(first, second)[0, 1])
+    from scipy.stats import spearmanr  # takes most of a second to import
 
-
-def _ranks(values: Numbers) -> np.ndarray:
-    """Ranks from 0; ties share the mean of theirs."""
-    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-    behind = np.cumsum(counts)
-    return (behind - (counts + 1) / 2)[inverse]
+    if min(len(set(predicted)), len(set(actual))) < 2:
+        return math.nan
+    return float(spearmanr(predicted, actual).statistic)
 
 
 def place_of_best(predicted: Numbers, actual: Numbers, noise: float = 0.0) -> float:
@@ -247,9 +239,11 @@ def place_of_best(predicted: Numbers, actual: Numbers, noise: float = 0.0) -> fl
         Candidates that are slower than the fastest by no more than this, relatively, count as fastest, too: the first
         of them is looked for.
     """
-    said, true = np.asarray(predicted), np.asarray(actual)
-    places = _ranks(said)  # candidates that the ranker cannot tell apart share the mean of their places
-    return float(places[true <= (1 + noise) * true.min()].min()) / max(len(said) - 1, 1)
+    from scipy.stats import rankdata  # takes most of a second to import
+
+    true = np.asarray(actual)
+    places = rankdata(predicted) - 1  # candidates that the ranker cannot tell apart share the mean of their places
+    return float(places[true <= (1 + noise) * true.min()].min()) / max(len(true) - 1, 1)
 
 
 def regret(predicted: Numbers, actual: Numbers, tries: int = 1) -> float:

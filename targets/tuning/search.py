@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import ndtr
 
 from ..templates.option import Option
 from .features import Features, describe_candidate
@@ -275,7 +276,8 @@ class TaskSearch:
         predicted = self._predict(ranker, untried) + self._offset(ranker)
         error = self.prediction_error
         margin = (math.log(self.best_seconds) - predicted) / error
-        return error * (margin * _normal_cdf(margin) + _normal_pdf(margin))
+        density = np.exp(-0.5 * margin**2) / math.sqrt(2 * math.pi)
+        return error * (margin * ndtr(margin) + density)
 
     def _offset(self, ranker: Ranker) -> float:
         """What the ranker leaves open for each layer: measured less predicted log seconds, at the median."""
@@ -325,11 +327,3 @@ class TaskSearch:
             return
         differences = np.log(actual) - predicted
         self._errors.extend((differences - np.median(differences)).tolist())
-
-
-def _normal_pdf(x: np.ndarray) -> np.ndarray:
-    return np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
-
-
-def _normal_cdf(x: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))

@@ -124,8 +124,8 @@ def spoil(tensor: torch.Tensor) -> None:
 
 
 def _dtypes(graph: Graph) -> set[DType]:
-    inner = [op for outer in graph.ops for op in (outer, *(outer.body.ops if outer.body is not None else ()))]
-    return {value.type.dtype for value in graph.inputs} | {result.type.dtype for op in inner for result in op.results}
+    made = {result.type.dtype for part in graph.parts for op in part.ops for result in op.results}
+    return made | {value.type.dtype for value in graph.inputs}
 
 
 def _seeded_tensor(type: TensorType, name: str, scale: float = 1.0) -> torch.Tensor:

@@ -49,7 +49,7 @@ def test_report(graph):
     assert records[4].notes == ("nothing to do", "3")
     assert records[4].text == "test-options{number=3}"
     assert outcome.report.seconds == sum(record.seconds for record in records)
-    assert outcome.report.to_json()[2]["applied"] == ["fold-batchnorm: batch_norm at 'bn'"]
+    assert outcome.report.to_json()[2]["applied"] == ("fold-batchnorm: batch_norm at 'bn'",)
 
 
 def test_weights_that_nothing_names_are_forgotten(graph):

@@ -62,5 +62,3 @@ class Factorization(ABC):
 METHODS: NameTable[type[Factorization]] = NameTable("method", family="low-rank")
 
 register_method = METHODS.register
-find_method = METHODS.find
-method_names = METHODS.names

@@ -65,7 +65,6 @@ class RankRule:
 RANK_RULES: NameTable[type[RankRule]] = NameTable("rank rule")
 
 register_rank_rule = RANK_RULES.register
-rank_rule_names = RANK_RULES.names
 
 
 def parse_rank_rule(text: str) -> RankRule:

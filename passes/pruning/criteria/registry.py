@@ -62,8 +62,6 @@ Criterion = Callable[[Sequence[ChannelGroup], Scoring], list[Scores]]
 CRITERIA: NameTable[Criterion] = NameTable("criterion", family="pruning")
 
 register_criterion = CRITERIA.register
-find_criterion = CRITERIA.find
-criterion_names = CRITERIA.names
 
 
 def per_channel(group: ChannelGroup, place: Place, numbers: torch.Tensor) -> Scores:

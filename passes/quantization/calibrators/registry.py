@@ -46,7 +46,6 @@ class Calibrator:
 CALIBRATORS: NameTable[type[Calibrator]] = NameTable("calibrator")
 
 register_calibrator = CALIBRATORS.register
-calibrator_names = CALIBRATORS.names
 
 
 def parse_calibrator(text: str) -> Calibrator:

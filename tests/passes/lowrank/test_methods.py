@@ -10,8 +10,9 @@ from tersor.frontend import to_torch
 from tersor.ir import Graph, TersorError
 from tersor.ir.ops import Conv2dOp
 from tersor.passes import run_passes
-from tersor.passes.lowrank import Factorization, find_candidates, method_names, register_method
-from tersor.passes.lowrank.methods import find_method, registry
+from tersor.passes.lowrank import Factorization, find_candidates, register_method
+from tersor.passes.lowrank.methods import registry
+from tersor.passes.lowrank.methods.registry import METHODS
 from tersor.passes.numeric import deviation, seeded_inputs
 from tersor.tests.checks import kinds, run_checked
 from tersor.tests.passes.lowrank.planted import RANK, conv_graph, linear_graph, planted
@@ -27,7 +28,7 @@ LENGTHS = {"svd": 2, "spatial": 2, "tucker2": 3}
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", METHODS.names())
 def test_planted_convolution_is_recovered(method: str, geometry: dict):
     graph = conv_graph(planted(method), **geometry)
     pipeline = f"low-rank{{method={method},ranks=fixed:{RANK}}}"
@@ -36,7 +37,7 @@ def test_planted_convolution_is_recovered(method: str, geometry: dict):
     assert small.cost().macs < graph.cost().macs
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", METHODS.names())
 def test_too_low_a_rank_is_not(method: str):
     graph = conv_graph(planted(method))
     small = run_passes(graph, f"low-rank{{method={method},ranks=fixed:{RANK - 1}}}")
@@ -58,10 +59,10 @@ def test_windows_need_not_be_square(shape: tuple[int, ...]):
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", METHODS.names())
 def test_multiply_adds_are_those_of_the_graph(method: str, geometry: dict):
     graph = conv_graph(planted(method), **geometry)
-    (candidate,), _ = find_candidates(graph, find_method(method))
+    (candidate,), _ = find_candidates(graph, METHODS.find(method))
     for rank in (2, 5):
         ranks = (rank,) * len(candidate.factors.spectra)
         small = run_passes(graph, f"low-rank{{method={method},ranks=fixed:{rank}}}")
@@ -70,7 +71,7 @@ def test_multiply_adds_are_those_of_the_graph(method: str, geometry: dict):
 
 def test_tucker_improves_on_truncation():
     weight = torch.randn(16, 12, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    factors = find_method("tucker2")(weight)
+    factors = METHODS.find("tucker2")(weight)
     reduce, core, expand = factors.weights((5, 6))
     found = torch.einsum("or,rsab,si->oiab", expand[..., 0, 0], core, reduce[..., 0, 0])
     left, right = factors._outputs[:, :6], factors._inputs[:, :5]
@@ -84,7 +85,7 @@ def test_deterministic():
     assert tersor.ir.fingerprint(one) == tersor.ir.fingerprint(two)
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", METHODS.names())
 def test_is_a_trainable_module(method: str):
     graph = conv_graph(planted(method), padding=(1, 1, 1, 1))
     small = run_passes(graph, f"low-rank{{method={method},ranks=fixed:{RANK}}}")
@@ -108,7 +109,7 @@ def test_next_method_is_one_registration(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(registry.METHODS, "entries", dict(registry.METHODS.entries))
 
     @register_method("mirror")
-    class Mirror(find_method("svd")):
+    class Mirror(METHODS.find("svd")):
         parts = ("one", "two")
 
     assert issubclass(Mirror, Factorization)

@@ -12,8 +12,9 @@ from tersor.ir import Graph, TensorType
 from tersor.ir.ops import Conv2dOp, ReluOp
 from tersor.passes import PassManager, PipelineError, as_pipeline, parse_pipeline, run_passes
 from tersor.passes.base import PassError
-from tersor.passes.lowrank import RankRule, Spectrum, rank_rule_names, register_rank_rule
+from tersor.passes.lowrank import RankRule, Spectrum, register_rank_rule
 from tersor.passes.lowrank.ranks import parse_rank_rule, registry
+from tersor.passes.lowrank.ranks.registry import RANK_RULES
 from tersor.passes.lowrank.ranks.vbmf import _limit, _noise_variance, _tau, vbmf_rank
 from tersor.tests.checks import refusals
 from tersor.tests.passes.lowrank.planted import conv_graph, planted
@@ -154,6 +155,6 @@ def test_next_rule_is_one_registration(monkeypatch: pytest.MonkeyPatch):
         def rank(self, spectrum: Spectrum) -> int:
             return spectrum.full // 2
 
-    assert "half" in rank_rule_names()
+    assert "half" in RANK_RULES.names()
     small = run_passes(conv_graph(planted("tucker2", 24, 20)), "low-rank{ranks=half}")
     assert small.weights["conv.weight.core"].shape[:2] == (12, 10)

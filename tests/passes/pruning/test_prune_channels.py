@@ -16,8 +16,9 @@ from tersor.ir.ops import AddOp, Conv2dOp, ReluOp, WeightOp
 from tersor.passes import Outcome, PassManager, PipelineError, as_pipeline, parse_pipeline, run_passes
 from tersor.passes.instruments import CheckEach, VerifyEach
 from tersor.passes.numeric import deviation, seeded_inputs
-from tersor.passes.pruning import ChannelGroup, Scoring, criterion_names, find_channels, register_criterion
-from tersor.passes.pruning.criteria import find_criterion, registry
+from tersor.passes.pruning import ChannelGroup, Scoring, find_channels, register_criterion
+from tersor.passes.pruning.criteria import registry
+from tersor.passes.pruning.criteria.registry import CRITERIA
 from tersor.passes.pruning.prune import PruneChannels
 from tersor.passes.pruning.select import Limits, select
 from tersor.tests.checks import kinds, refusals, rules
@@ -50,7 +51,7 @@ class Target:
         return 8
 
 
-@pytest.mark.parametrize("criterion", criterion_names())
+@pytest.mark.parametrize("criterion", CRITERIA.names())
 @pytest.mark.parametrize("macs", [0.25, 0.5, 0.9])
 def test_reaches_the_ratio(criterion: str, macs: float):
     graph = residual_net()
@@ -65,7 +66,7 @@ def test_reaches_the_ratio(criterion: str, macs: float):
 def test_is_the_network_with_zeros():
     graph = residual_net()
     channels = find_channels(graph)
-    scores = find_criterion("l1")(channels.groups, Scoring(graph, None, 0))
+    scores = CRITERIA.find("l1")(channels.groups, Scoring(graph, None, 0))
     masks = select(channels, scores, 0.5, Limits(0.1, 1))
     small = run(graph, "prune-channels").graph
     assert structurally_equal(small, pruned(graph, channels, masks))

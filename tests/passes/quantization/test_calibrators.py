@@ -9,7 +9,8 @@ import torch
 from tersor.ir import Graph, TensorType, TersorError, structurally_equal
 from tersor.ir.ops import ConcatOp, MaxPool2dOp, NegOp, ObserveOp, ReluOp
 from tersor.passes import PassManager, PipelineError, as_pipeline, parse_pipeline, run_passes
-from tersor.passes.quantization.calibrators import calibrator_names, parse_calibrator
+from tersor.passes.quantization.calibrators import parse_calibrator
+from tersor.passes.quantization.calibrators.registry import CALIBRATORS
 from tersor.tests.random_graphs import GraphBuilder
 
 SHAPE = (1, 4, 6, 6)
@@ -102,7 +103,7 @@ def test_memory_does_not_grow():
 
 
 def test_names_and_mistakes():
-    assert {"minmax", "moving-average", "percentile"} <= set(calibrator_names())
+    assert {"minmax", "moving-average", "percentile"} <= set(CALIBRATORS.names())
     assert str(parse_pipeline("quantize-calibrate{method=percentile:99.9}")) == (
         "quantize-calibrate{method=percentile:99.9}"
     )
