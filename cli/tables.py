@@ -234,12 +234,12 @@ def describe_bisection(culprit: Culprit | None) -> dict[str, Any] | None:
     return {("pass" if name == "one" else name): value for name, value in vars(culprit).items()}
 
 
-def kernels_table(kernels: Sequence[KernelTime], top: int | None = None) -> Table:
+def kernels_table(kernels: Sequence[KernelTime]) -> Table:
     """The profile of a model, the slowest kernels first."""
     total = sum(kernel.seconds for kernel in kernels)
     title = f"kernels: {len(kernels)} calls, {total * 1e3:.3f} ms together"
     table = new_table("location", "op", "us", "share", "GFLOP/s", "GB/s", title=title, text_columns=2)
-    for timed in sorted(kernels, key=lambda kernel: kernel.seconds, reverse=True)[:top]:
+    for timed in sorted(kernels, key=lambda kernel: kernel.seconds, reverse=True):
         table.add_row(
             timed.kernel.location or "-",
             timed.kernel.op,
@@ -334,24 +334,23 @@ def describe_model(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def console(*, stderr: bool = False) -> Console:
+def console() -> Console:
     """Where results go: as wide as the terminal; in a pipe or a file no line is cut or wrapped."""
-    made = Console(stderr=stderr, highlight=False)
+    made = Console(highlight=False)
     if not made.is_terminal:
         made.width = _UNLIMITED
     return made
 
 
-def print_table(table: Table, *, stderr: bool = False) -> None:
+def print_table(table: Table) -> None:
     """Print a table without the spaces that fill its lines up."""
-    target = console(stderr=stderr)
+    target = console()
     if target.is_terminal:
         target.print(table)
         return
     with target.capture() as captured:
         target.print(table)
-    lines = (line.rstrip() for line in captured.get().splitlines())
-    print("\n".join(lines), file=sys.stderr if stderr else sys.stdout)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def new_table(*columns: str, title: str, text_columns: int = 1) -> Table:

@@ -97,10 +97,10 @@ class LiveTable:
         return Group(live_table(self._searches, self._scheduler), Text(self._last, style="dim"))
 
 
-def observer(console: Console | None = None) -> Lines | LiveTable:
-    """What suits the console: standard error if omitted."""
-    console = console or Console(stderr=True, highlight=False)
-    return LiveTable(console) if console.is_terminal else Lines(Console(file=console.file, soft_wrap=True))
+def observer() -> Lines | LiveTable:
+    """What suits standard error."""
+    console = Console(stderr=True, highlight=False)
+    return LiveTable(console) if console.is_terminal else Lines()
 
 
 def live_table(searches: Sequence[TaskSearch], scheduler: Scheduler | None) -> Table:

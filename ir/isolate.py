@@ -19,17 +19,17 @@ def graph_of(op: Op) -> Graph:
     graph = Graph(op.name, inputs, op.graph.weights.copy())
     mapping: dict[Value, Value] = {}
     for value, given in zip(variable, graph.inputs, strict=True):
-        mapping[value] = _stored_in_blocks(graph, given, value.type.channel_block)
+        mapping[value] = stored_in_blocks(graph, given, value.type.channel_block)
     for value in dict.fromkeys(op.inputs):
         if is_constant(value):
             assert value.op is not None
             graph.append(clone_op(value.op, mapping))
     graph.append(clone_op(op, mapping))
-    graph.outputs = tuple(_stored_in_blocks(graph, mapping[result], 0) for result in op.results)
+    graph.outputs = tuple(stored_in_blocks(graph, mapping[result], 0) for result in op.results)
     return graph
 
 
-def _stored_in_blocks(graph: Graph, value: Value, block: int) -> Value:
+def stored_in_blocks(graph: Graph, value: Value, block: int) -> Value:
     """``value``, converted to channel blocks of that many channels; 0 stands for row-major."""
     if value.type.channel_block == block:
         return value

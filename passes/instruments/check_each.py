@@ -23,24 +23,19 @@ class CheckEach(Instrument):
     ----------
     inputs
         One tensor per graph input; seeded random ones if omitted.
-    seed
-        Of the random inputs.
     tolerance
         Instead of the passes' own, relative to the largest magnitude of an output.
     """
 
-    def __init__(
-        self, inputs: Sequence[torch.Tensor] | None = None, *, seed: int = 0, tolerance: float | None = None
-    ) -> None:
+    def __init__(self, inputs: Sequence[torch.Tensor] | None = None, *, tolerance: float | None = None) -> None:
         self.given = None if inputs is None else tuple(inputs)
-        self.seed = seed
         self.tolerance = tolerance
         self._names: tuple[str, ...] = ()
         self._inputs: tuple[torch.Tensor, ...] = ()
         self._reference: tuple[torch.Tensor, ...] = ()
 
     def begin(self, graph: Graph, pipeline: Pipeline) -> None:
-        self._inputs = self.given if self.given is not None else seeded_inputs(graph, self.seed)
+        self._inputs = self.given if self.given is not None else seeded_inputs(graph)
         check_inputs(graph, self._inputs)
         self._names = tuple(value.name for value in graph.inputs)
         self._reference = graph.evaluate(*self._inputs)

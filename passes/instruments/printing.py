@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from enum import Enum
-from typing import TextIO
 
 from ...ir import Graph
 from ..report import PassRecord
@@ -20,19 +19,16 @@ class When(Enum):
 
 
 class PrintIR(Instrument):
-    """Print the IR text before each pass, after each pass, or after each pass that changed it.
+    """Print the IR text on stderr before each pass, after each pass, or after each pass that changed it.
 
     Parameters
     ----------
     when
         When to print.
-    stream
-        Where to; the standard error stream at the time of printing if omitted.
     """
 
-    def __init__(self, when: When = When.AFTER_ALL, stream: TextIO | None = None) -> None:
+    def __init__(self, when: When = When.AFTER_ALL) -> None:
         self.when = when
-        self.stream = stream
 
     def before(self, step: Step, graph: Graph) -> None:
         if self.when is When.BEFORE_ALL:
@@ -44,4 +40,4 @@ class PrintIR(Instrument):
 
     def _print(self, side: str, step: Step, graph: Graph) -> None:
         banner = f"# ---- {side} {step.one.name} ({step.index + 1} of {step.count}) ----"
-        print(f"{banner}\n{graph}", file=self.stream if self.stream is not None else sys.stderr)
+        print(f"{banner}\n{graph}", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from queue import SimpleQueue
 from typing import Any
@@ -29,8 +29,6 @@ class WorkerPool(Executor):
         Number of processes.
     modules
         What they import first.
-    environment
-        Environment variables beside the parent's own.
     timeout
         Seconds that one job may take.
     """
@@ -39,13 +37,11 @@ class WorkerPool(Executor):
         self,
         workers: int,
         modules: tuple[str, ...] = BUILDER_MODULES,
-        environment: Mapping[str, str] | None = None,
         timeout: float | None = None,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be 1 or more, not {workers}")
         self._preparation = Preparation(modules)
-        self._environment = environment
         self._timeout = timeout
         self._count = workers
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -155,7 +151,7 @@ class WorkerPool(Executor):
 
     def _begin(self, name: str) -> Worker | None:
         try:
-            worker = Worker(self._preparation, self._environment, name)
+            worker = Worker(self._preparation, name)
             worker.wait_ready()
         except WorkerError as error:
             self._broken = WorkerStartError(str(error))

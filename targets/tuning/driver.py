@@ -20,7 +20,6 @@ from .observer import Observer, Silent
 from .records import Record
 from .result import TuningResult
 from .scheduler import Budget
-from .search import SearchOptions
 from .session import TuningSession
 from .task import Task
 from .tuned import load_tuned
@@ -60,7 +59,6 @@ def tune_graph(
     log_dir: Path | None = DEFAULT_LOG_DIR,
     records: Sequence[Record] = (),
     measurer: Measurer | None = None,
-    settings: SearchOptions | None = None,
     observer: Observer | None = None,
     seed: int = 0,
     metaschedule_trials: int = 0,
@@ -79,8 +77,6 @@ def tune_graph(
         From `load_records`.
     measurer
         Builds and times candidates; by default a `LocalMeasurer` for the duration of this call.
-    settings
-        How each kernel is searched.
     observer
         Is told how it goes on.
     seed
@@ -111,7 +107,6 @@ def tune_graph(
             budget,
             records=records,
             log_dir=log_dir,
-            settings=settings,
             observer=observer,
             seed=seed,
         ).run()

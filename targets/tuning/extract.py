@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...ir import Graph, Op, TensorType, Value, clone_op, is_constant, print_graph
-from ...ir.ops import RelayoutOp
+from ...ir import Graph, Op, Value, clone_op, is_constant, print_graph
+from ...ir.isolate import stored_in_blocks
 from ..codegen.lowering import Program, lower
 from ..machines.target import Target
 from ..templates.option import Workload
@@ -60,7 +60,7 @@ class _Isolated:
         self.graph = Graph(op.name, inputs)
         self._values: dict[Value, Value] = {}
         for value, given in zip(boundary, self.graph.inputs, strict=True):
-            self._values[value] = self._relaid(given, value.type.channel_block)
+            self._values[value] = stored_in_blocks(self.graph, given, value.type.channel_block)
         self._clone(op)
         self.graph.outputs = (self._output(op),)
 
@@ -96,11 +96,4 @@ class _Isolated:
             (permute,) = result.users
             self._clone(permute)
             return self._values[permute.result]
-        return self._relaid(self._values[result], 0)
-
-    def _relaid(self, value: Value, block: int) -> Value:
-        if value.type.channel_block == block:
-            return value
-        relayout = self.graph.append(RelayoutOp((value,), RelayoutOp.attrs_type(channel_block=block)))
-        relayout.result.type = TensorType(value.type.shape, value.type.dtype, block)
-        return relayout.result
+        return stored_in_blocks(self.graph, self._values[result], 0)

@@ -21,16 +21,9 @@ ERROR_LIMIT = 3.0  # larger logarithmic errors say nothing more
 
 
 class LatencyRegressor:
-    """Predicts seconds of one kernel call.
+    """Predicts seconds of one kernel call."""
 
-    Parameters
-    ----------
-    seed
-        See `tersor.targets.tuning.model.Trees`.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self._seed = seed
+    def __init__(self) -> None:
         self._members: list[Trees] = []
         self._noise = UNTRAINED_ERROR
         self._factor = 1.0
@@ -51,7 +44,7 @@ class LatencyRegressor:
         unseen = np.zeros(len(examples))
         for fold in sorted(set(folds)):
             kept, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            trees = Trees(self._seed + int(fold))
+            trees = Trees(int(fold))
             trees.fit([samples[index] for index in kept], labels[kept])
             unseen[held] = trees.predict([samples[index] for index in held]) - labels[held]
             self._members.append(trees)

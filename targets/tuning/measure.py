@@ -24,6 +24,7 @@ from .task import Task
 from .worker import cause_of, describe_error
 
 BUILD_SHARE = 0.7  # of the time for a batch: what is not built by then is not measured
+BUILD_TIMEOUT = 60.0  # seconds that building one candidate may take
 MOST_KEPT = 512  # candidates whose code is kept, some tens of kilobytes each: the best are measured again
 
 
@@ -99,8 +100,6 @@ class LocalMeasurer(Measurer):
         with one worker for each usable core.
     runner
         Where to run; by default a `LocalRunner`. The measurer closes it.
-    build_timeout
-        Seconds that building one candidate may take.
     lowering
         How a task's graph is lowered with an option.
     """
@@ -110,15 +109,13 @@ class LocalMeasurer(Measurer):
         executor: Executor | None = None,
         runner: Runner | None = None,
         *,
-        build_timeout: float = 60.0,
         lowering: Lowering = lower_with,
     ) -> None:
         self._pool: WorkerPool | None = None
         if executor is None:
-            executor = self._pool = WorkerPool(usable_cores(), timeout=build_timeout)
+            executor = self._pool = WorkerPool(usable_cores(), timeout=BUILD_TIMEOUT)
         self._executor = executor
         self._runner = runner or LocalRunner(RunSettings(lowering=lowering))
-        self._build_timeout = build_timeout
         self._lowering = lowering
         self._built: dict[tuple[Task, Option], Built] = {}  # the least recently used first
 
@@ -167,7 +164,7 @@ class LocalMeasurer(Measurer):
             for option in options
             if option not in built
         }
-        patience = self._build_timeout * max(1, len(futures))
+        patience = BUILD_TIMEOUT * max(1, len(futures))
         _, late = wait(futures.values(), min(patience, seconds))
         failed: dict[Option, Outcome] = {}
         for option, future in futures.items():

@@ -62,13 +62,11 @@ class MeasuredLatency:
     ----------
     compile
         Makes a program of a graph to which any passes may have been applied, for this machine.
-    patience
-        When a measurement is good enough.
     """
 
-    def __init__(self, compile: Callable[[Graph], Executable], patience: Patience | None = None) -> None:
+    def __init__(self, compile: Callable[[Graph], Executable]) -> None:
         self._compile = compile
-        self._patience = patience or Patience()
+        self._patience = Patience()
         self._pairs: dict[tuple[str, str], Measured] = {}
         self._singles: dict[str, float] = {}
 

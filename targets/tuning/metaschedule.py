@@ -89,10 +89,7 @@ def tune(
     *,
     trials: int = 64,
     max_seconds: float | None = None,
-    good_enough: float = 0.0,
     seed: int = 0,
-    executor: Executor | None = None,
-    policy: TimingPolicy | None = None,
 ) -> Search:
     """Search schedules of a function and keep what is measured in the database under ``log_dir``.
 
@@ -106,27 +103,17 @@ def tune(
         Schedules to measure.
     max_seconds
         Stop after the batch in which so much time has passed.
-    good_enough
-        Stop after the batch in which a kernel took no more than these seconds.
     seed
         Of the search.
-    executor
-        Where to build; a pool of its own if omitted.
-    policy
-        How kernels are timed.
     """
     start = time.perf_counter()
     with ExitStack() as stack:
-        if executor is None:
-            pool = WorkerPool(usable_cores(), (scheduled.__name__,), timeout=_BUILD_TIMEOUT)
-            executor = stack.enter_context(pool)
-            pool.start(usable_cores())
+        pool = stack.enter_context(WorkerPool(usable_cores(), (scheduled.__name__,), timeout=_BUILD_TIMEOUT))
+        pool.start(usable_cores())
         sandbox = Sandbox(scheduled.__name__, setup_timeout=_SETUP_TIMEOUT)
         stack.callback(sandbox.close)
         sandbox.warm_up()
-        return _Searcher(function, target, log_dir, seed, executor, sandbox, policy or TimingPolicy()).run(
-            trials, start, max_seconds, good_enough
-        )
+        return _Searcher(function, target, log_dir, seed, pool, sandbox).run(trials, start, max_seconds)
 
 
 def best_trace(function: Any, target: Target, log_dir: Path) -> str | None:
@@ -146,7 +133,6 @@ def tune_task(
     keep: Callable[[Record], object],
     *,
     trials: int = 64,
-    max_seconds: float | None = None,
     seed: int = 0,
 ) -> None:
     """Tune a kernel that has no template of its own, and measure the winner beside the fixed rule.
@@ -161,12 +147,12 @@ def tune_task(
         Where the database is.
     keep
         Called with each record as soon as there is one; none when no schedule computed the right numbers.
-    trials, max_seconds, seed
+    trials, seed
         See `tune`.
     """
     default = Options(task.workload, task.target).default
     function = loops.definition(task.workload.spec)
-    tune(function, task.target, log_dir, trials=trials, max_seconds=max_seconds, seed=seed)
+    tune(function, task.target, log_dir, trials=trials, seed=seed)
     trace = best_trace(function, task.target, log_dir)
     if trace is None:
         return
@@ -213,7 +199,6 @@ class _Searcher:
         seed: int,
         executor: Executor,
         sandbox: Sandbox,
-        policy: TimingPolicy,
     ) -> None:
         load_intrinsics(target.family)
         from tvm.s_tir import meta_schedule
@@ -223,7 +208,6 @@ class _Searcher:
         self._tvm_target = tvm.target.Target(target.tvm_target())
         self._executor = executor
         self._sandbox = sandbox
-        self._policy = policy
         self._module = _module(function)
         types = scheduled.argument_types(function)
         self._setup: Setup = (
@@ -245,7 +229,7 @@ class _Searcher:
         )
         self._model = meta_schedule.cost_model.CostModel.create("xgb", num_tuning_cores=usable_cores())
 
-    def run(self, trials: int, start: float, max_seconds: float | None, good_enough: float) -> Search:
+    def run(self, trials: int, start: float, max_seconds: float | None) -> Search:
         """Search until one of the limits is reached."""
         best, done = float("inf"), 0
         failures: dict[str, int] = {}
@@ -264,8 +248,7 @@ class _Searcher:
                     done += 1
                     history.append(Progress(time.perf_counter() - start, done, best))
                 self._tell(candidates, results)
-                is_late = max_seconds is not None and time.perf_counter() - start >= max_seconds
-                if is_late or best <= good_enough:
+                if max_seconds is not None and time.perf_counter() - start >= max_seconds:
                     break
         finally:
             self._context.post_tuning()
@@ -286,7 +269,7 @@ class _Searcher:
                 yield RunResult("build-error", detail=describe_error(error))
             else:
                 code, _ = future.result()
-                yield self._sandbox.run(self._setup, scheduled.run, code, self._policy, timeout=_RUN_TIMEOUT)
+                yield self._sandbox.run(self._setup, scheduled.run, code, TimingPolicy(), timeout=_RUN_TIMEOUT)
 
     def _tell(self, candidates: Sequence[Any], results: Sequence[RunResult]) -> None:
         ms = self._ms

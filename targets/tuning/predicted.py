@@ -55,8 +55,6 @@ class PredictedLatency:
         Measurements that fit the target, from `tersor.targets.tuning.driver.load_records`.
     prepare
         What turns a graph into one that can be lowered: the pass ``layout``, and whatever comes before it.
-    seed
-        Of the regressor.
     """
 
     def __init__(
@@ -64,7 +62,6 @@ class PredictedLatency:
         target: Target,
         records: Iterable[Record],
         prepare: Callable[[Graph], Graph] = lambda graph: graph,
-        seed: int = 0,
     ) -> None:
         records = list(records)
         examples = Examples(records)
@@ -72,7 +69,7 @@ class PredictedLatency:
         self._prepare = prepare
         self._tuned = Tuned(best(records))
         self._known = examples.seconds()
-        self._regressor = LatencyRegressor(seed)
+        self._regressor = LatencyRegressor()
         self._regressor.fit(examples.all())
 
     def graph_seconds(self, graph: Graph) -> float:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -77,15 +77,11 @@ class Worker:
     ----------
     preparation
         What it does first.
-    environment
-        Environment variables beside the parent's own.
     name
         What messages call it.
     """
 
-    def __init__(
-        self, preparation: Preparation, environment: Mapping[str, str] | None = None, name: str = "worker"
-    ) -> None:
+    def __init__(self, preparation: Preparation, name: str = "worker") -> None:
         self.name = name
         self._ready = False
         self.is_busy = False  # an answer is still to come: no other call may be sent
@@ -95,17 +91,17 @@ class Worker:
                 self._connection, child = multiprocessing.Pipe()
                 opened.enter_context(self._connection)
                 with child:
-                    self._process = self._start(child.fileno(), environment or {})
+                    self._process = self._start(child.fileno())
             except OSError as error:
                 raise WorkerStartError(f"{name} cannot be started: {error}") from error
             opened.pop_all()
         self._send(preparation)
 
-    def _start(self, connection: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def _start(self, connection: int) -> subprocess.Popen[bytes]:
         path = os.pathsep.join(entry for entry in sys.path if entry)
         return subprocess.Popen(
             [sys.executable, "-P", "-c", _PROGRAM, str(connection)],
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             stdout=self._stderr,
             stderr=self._stderr,
@@ -123,10 +119,10 @@ class Worker:
         """Whether the process is still there."""
         return self._process.poll() is None
 
-    def wait_ready(self, timeout: float = START_TIMEOUT) -> None:
+    def wait_ready(self) -> None:
         """Wait until it takes calls; raises WorkerDiedError with its last words, or WorkerTimeoutError."""
         if not self._ready:
-            self._receive(timeout, "starting")
+            self._receive(START_TIMEOUT, "starting")
             self._ready = True
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float | None = None) -> Any:

@@ -97,11 +97,6 @@ class Scheduler:
         """Sum over all tasks of their best time so far, each as often as the model calls it; NaN until all have one."""
         return sum(search.task.weight * search.best_seconds for search in self._searches if not search.failing)
 
-    @property
-    def untuned_seconds(self) -> float:
-        """The same with every task's default."""
-        return sum(search.task.weight * search.default_seconds for search in self._searches if not search.failing)
-
     def spent(self, search: TaskSearch, seconds: float, trials: int) -> None:
         """Take note of a batch; the time of the first, which waits for processes to start, tells nothing of others."""
         self.trials += trials
