@@ -85,7 +85,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Latency:
+class LatencyStatistics:
     """Order statistics of one runner's counted calls, in seconds."""
 
     median: float
@@ -96,7 +96,7 @@ class Latency:
     calls: int
 
     @classmethod
-    def from_blocks(cls, blocks: Sequence[Sequence[float]]) -> Latency:
+    def from_blocks(cls, blocks: Sequence[Sequence[float]]) -> LatencyStatistics:
         """Summarize the call times (seconds) of all blocks."""
         samples = np.concatenate([np.asarray(block) for block in blocks])
         lower, median, upper = (float(value) for value in np.percentile(samples, (25, 50, 75)))
@@ -109,7 +109,7 @@ class Row:
     """One runner's result on one model."""
 
     runner: str
-    latency: Latency
+    latency: LatencyStatistics
     build_seconds: float
     difference: float  # largest absolute one to the reference outputs, over their largest absolute value
 
@@ -180,7 +180,7 @@ def measure(
     inputs: Arrays,
     schedule: Schedule | None = None,
     progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Latency]:
+) -> dict[str, LatencyStatistics]:
     """Time `runners` on the same inputs, block by block.
 
     Parameters
@@ -196,7 +196,7 @@ def measure(
 
     Returns
     -------
-    dict of str to Latency
+    dict of str to LatencyStatistics
         In the order of `runners`.
     """
     names = [runner.name for runner in runners]
@@ -216,7 +216,7 @@ def measure(
     finally:
         if collecting:
             gc.enable()
-    return {name: Latency.from_blocks(times) for name, times in blocks.items()}
+    return {name: LatencyStatistics.from_blocks(times) for name, times in blocks.items()}
 
 
 def _block(runner: Runner, inputs: Arrays, schedule: Schedule) -> list[float]:

@@ -27,7 +27,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import ExecutableRunner, Latency, Schedule, machine, measure, versions
+from benchmarks.harness import ExecutableRunner, LatencyStatistics, Schedule, machine, measure, versions
 from benchmarks.held_out import HeldOut, held_out
 from benchmarks.models import MODELS, load
 from benchmarks.results import write
@@ -66,8 +66,8 @@ class Gain:
     """Latencies of one model, in seconds, before and after tuning, from one interleaved run."""
 
     model: str
-    untuned: Latency
-    tuned: Latency
+    untuned: LatencyStatistics
+    tuned: LatencyStatistics
     replaced: int
     kernels: int
 
@@ -87,7 +87,9 @@ def compiled(model: Optimized, records: Sequence[Record], threads: int) -> Any:
     return compile_graph(model.graph, model.target, threads=threads, choose=Tuned(best(records)))
 
 
-def compare(model: Optimized, variants: dict[str, Sequence[Record]], threads: int, rounds: int) -> dict[str, Latency]:
+def compare(
+    model: Optimized, variants: dict[str, Sequence[Record]], threads: int, rounds: int
+) -> dict[str, LatencyStatistics]:
     """Median latency with each set of records, in interleaved blocks."""
     executables = {name: compiled(model, records, threads) for name, records in variants.items()}
     first = next(iter(executables.values()))

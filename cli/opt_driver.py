@@ -26,7 +26,7 @@ from ..passes.instruments import (
     VerifyEach,
     When,
 )
-from ..passes.manager import Outcome, PassManager
+from ..passes.manager import PassManager, PassOutcome
 from ..passes.pipeline import Pipeline, as_pipeline
 
 
@@ -75,7 +75,7 @@ class Surroundings:
 
 def run_opt(
     request: OptRequest, given: Surroundings = Surroundings(), begin: Callable[[str], None] = lambda stage: None
-) -> Outcome:
+) -> PassOutcome:
     """Run the pipeline, telling ``begin`` the name of each pass, and write the result if an output is asked for."""
     if request.output is not None:
         make_folder(request.output.parent)

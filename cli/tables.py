@@ -19,9 +19,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     import torch
 
-    from ..compression.result import Compressed
-    from ..compression.result import Step as CompressionStep
-    from ..passes import Culprit, Option, Outcome, PassInfo
+    from ..compression.result import Compressed, Step
+    from ..passes import Culprit, PassInfo, PassOption, PassOutcome
     from ..targets import Target
     from ..targets.runtime.executable import KernelTime
     from ..targets.runtime.model_info import ModelInfo, Port
@@ -101,7 +100,7 @@ class StepsShown:
         """Show what takes a while now."""
         self._shown.show(stage)
 
-    def finished(self, step: CompressionStep) -> None:
+    def finished(self, step: Step) -> None:
         """A line with the step's figures."""
         speedup = "not measured" if step.latency is None else f"{step.latency.speedup:.2f}x"
         score = "" if step.score is None else f", score {step.score:.4g}"
@@ -188,7 +187,7 @@ _KEEPS = {
 }
 
 
-def _default(option: Option) -> str:
+def _default(option: PassOption) -> str:
     from ..passes.options import print_value
 
     return print_value(option.default)
@@ -216,12 +215,12 @@ def describe_passes(passes: Sequence[PassInfo]) -> list[dict[str, Any]]:
     ]
 
 
-def _describe_option(option: Option) -> dict[str, Any]:
+def _describe_option(option: PassOption) -> dict[str, Any]:
     default = option.default.value if isinstance(option.default, Enum) else option.default
     return asdict(option) | {"default": default, "choices": list(option.choices)}
 
 
-def describe_outcome(outcome: Outcome, output: Path | None) -> dict[str, Any]:
+def describe_outcome(outcome: PassOutcome, output: Path | None) -> dict[str, Any]:
     """What passes did, and the IR or the file that it was written to, as JSON types."""
     result = {"ir": str(outcome.graph)} if output is None else {"output": str(output)}
     return {"passes": outcome.report.to_json(), **result}

@@ -15,7 +15,7 @@ from .data import CalibrationData
 from .evaluation import Evaluation, Model
 from .plan import make_plan
 from .result import Compressed
-from .session import Observer, Session, Silent, Task
+from .session import Job, Session, SilentSteps, StepObserver
 
 
 def compress(
@@ -30,7 +30,7 @@ def compress(
     threads: int | None = None,
     log_dir: str | Path | None = None,
     output: str | Path | None = None,
-    observer: Observer | None = None,
+    observer: StepObserver | None = None,
 ) -> Compressed:
     """Compress a model step by step, and compile, time and score it after each step.
 
@@ -86,7 +86,7 @@ def compress(
     if output is not None:
         check_writable(output)
     graph = as_graph(graph_or_module, example_inputs)
-    task = Task(
+    job = Job(
         graph=graph,
         plan=plan,
         target=record,
@@ -97,7 +97,7 @@ def compress(
         log_dir=None if log_dir is None else Path(log_dir),
         output=None if output is None else Path(output),
     )
-    return Session(task, observer or Silent()).run()
+    return Session(job, observer or SilentSteps()).run()
 
 
 def _as_data(data: Any, graph: Graph) -> CalibrationData | None:

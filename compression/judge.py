@@ -14,7 +14,7 @@ from ..passes.numeric import seeded_inputs
 from ..targets import Executable
 from ..targets.tuning.timing import Run, TimingPolicy, measure
 from .evaluation import Evaluation, Model, compiled_model, interpreted_model
-from .result import Latency
+from .result import PairTiming
 
 BATCHES = 8  # of the data, on which outputs are compared at most
 # The figures of the report: no early end, blocks that outlast a time slice of the scheduler, and time to calm down.
@@ -25,7 +25,7 @@ POLICY = TimingPolicy(block_seconds=4e-3, min_blocks=20, max_blocks=120, max_sec
 class Figures:
     """See `tersor.compression.result.Step`."""
 
-    latency: Latency | None
+    latency: PairTiming | None
     error: float
     score: float | None
 
@@ -64,16 +64,16 @@ class Judge:
             return self._figures(executable, None)
         self._original = _caller(executable)
         timing = measure(self._original, None, POLICY)
-        return self._figures(executable, Latency(timing.seconds, timing.seconds, timing.spread))
+        return self._figures(executable, PairTiming(timing.seconds, timing.seconds, timing.spread))
 
     def step(self, executable: Executable) -> Figures:
         """The figures of a model."""
         if self._original is None:
             return self._figures(executable, None)
         timing = measure(_caller(executable), self._original, POLICY)
-        return self._figures(executable, Latency(timing.seconds, timing.baseline, timing.spread))
+        return self._figures(executable, PairTiming(timing.seconds, timing.baseline, timing.spread))
 
-    def _figures(self, executable: Executable, latency: Latency | None) -> Figures:
+    def _figures(self, executable: Executable, latency: PairTiming | None) -> Figures:
         model = compiled_model(executable) if self._runs_here else interpreted_model(executable.graph)
         error = self._error(model)
         return Figures(latency, error, None if self._evaluation is None else self._evaluation(model))

@@ -23,7 +23,7 @@ Element = Pass | Preset
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """What to run.
 
     Attributes
@@ -41,7 +41,7 @@ class Plan:
     steps: tuple[Pipeline, ...]
 
 
-def make_plan(text: str | Pipeline) -> Plan:
+def make_plan(text: str | Pipeline) -> StepPlan:
     """Divide a pipeline; raises TersorError when no pass of it compresses."""
     pipeline = as_pipeline(text)
     start: list[Element] = []
@@ -62,4 +62,4 @@ def make_plan(text: str | Pipeline) -> Plan:
             " or use `tersor compile`"
         )
     steps[-1] += waiting
-    return Plan(pipeline, Pipeline(tuple(start)), tuple(Pipeline(tuple(step)) for step in steps))
+    return StepPlan(pipeline, Pipeline(tuple(start)), tuple(Pipeline(tuple(step)) for step in steps))

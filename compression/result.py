@@ -16,7 +16,7 @@ _SHRINKING = {"prune-channels", "low-rank"}
 
 
 @dataclass(frozen=True)
-class Latency:
+class PairTiming:
     """Seconds of one call, and of the original's, timed by turns.
 
     Attributes
@@ -70,7 +70,7 @@ class Step:
     parameters: int
     weight_bytes: int
     artifact_bytes: int | None
-    latency: Latency | None
+    latency: PairTiming | None
     error: float
     score: float | None = None
     records: tuple[PassRecord, ...] = ()

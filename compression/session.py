@@ -16,7 +16,7 @@ from ..compiler import REQUIRED_PASSES, latency_of, load_choices, runs_here
 from ..ir import Graph, TersorError, fingerprint
 from ..ir.files import put, scratch_folder, writing
 from ..ir.ops import WeightOp
-from ..passes import Outcome, PassManager, PassRecord, Pipeline, Report, parse_pipeline
+from ..passes import PassManager, PassOutcome, PassRecord, Pipeline, Report, parse_pipeline
 from ..passes.instruments import PassStages
 from ..targets import Executable, Target, compile_graph
 from ..targets.tuning.measured_latency import LEAST_NOISE
@@ -24,7 +24,7 @@ from .data import CalibrationData
 from .evaluation import Evaluation
 from .judge import Figures, Judge
 from .machine import describe_machine, describe_versions
-from .plan import Plan
+from .plan import StepPlan
 from .result import Compressed, CompressError, End, Setting, Step, score_text
 
 ORIGINAL = "original"
@@ -32,7 +32,7 @@ _FINISH = parse_pipeline(f"O3,{REQUIRED_PASSES}")  # before a model is compiled,
 _ROUNDING = 1e-9  # a drop of exactly what is allowed is allowed
 
 
-class Observer(Protocol):
+class StepObserver(Protocol):
     """Is told how it goes on."""
 
     def begin(self, stage: str) -> None:
@@ -42,8 +42,8 @@ class Observer(Protocol):
         """A step has ended: the original first."""
 
 
-class Silent:
-    """An `Observer` that shows nothing."""
+class SilentSteps:
+    """An `StepObserver` that shows nothing."""
 
     def begin(self, stage: str) -> None:
         pass
@@ -53,7 +53,7 @@ class Silent:
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """What to do.
 
     Attributes
@@ -79,7 +79,7 @@ class Task:
     """
 
     graph: Graph
-    plan: Plan
+    plan: StepPlan
     target: Target
     threads: int | None = None
     data: CalibrationData | None = None
@@ -99,15 +99,15 @@ class _Made:
 
 
 class Session:
-    """One run of a task; holds what its steps share."""
+    """One run of a job; holds what its steps share."""
 
-    def __init__(self, task: Task, observer: Observer) -> None:
-        self._task = task
+    def __init__(self, job: Job, observer: StepObserver) -> None:
+        self._job = job
         self._observer = observer
         self._began = datetime.datetime.now(datetime.UTC)
-        self._latency = latency_of(task.plan.pipeline, task.target, task.log_dir)
-        self._choices = load_choices(task.target, task.log_dir)
-        self._judge = Judge(task.graph, task.data, task.evaluation, runs_here(task.target))
+        self._latency = latency_of(job.plan.pipeline, job.target, job.log_dir)
+        self._choices = load_choices(job.target, job.log_dir)
+        self._judge = Judge(job.graph, job.data, job.evaluation, runs_here(job.target))
         self._steps: list[Step] = []
         self._records: tuple[PassRecord, ...] = ()
 
@@ -121,18 +121,18 @@ class Session:
         CompressError
             When a later step fails; the error holds what was made until then.
         """
-        if self._task.output is None:
+        if self._job.output is None:
             return self._run(None)
         with ExitStack() as stack:
-            with writing(self._task.output):
-                folder = stack.enter_context(scratch_folder(beside=self._task.output))
+            with writing(self._job.output):
+                folder = stack.enter_context(scratch_folder(beside=self._job.output))
             return self._run(folder)
 
     def _run(self, folder: Path | None) -> Compressed:
-        task = self._task
-        outcome = self._passes(task.plan.start, task.graph)
+        job = self._job
+        outcome = self._passes(job.plan.start, job.graph)
         best = made = self._made(ORIGINAL, outcome, self._judge.original, folder, time.perf_counter())
-        for number, pipeline in enumerate(task.plan.steps, start=1):
+        for number, pipeline in enumerate(job.plan.steps, start=1):
             started = time.perf_counter()
             try:
                 before, outcome = outcome.graph, self._passes(pipeline, outcome.graph)
@@ -151,26 +151,31 @@ class Session:
                 raise CompressError(reason, self._result(best, End.FAILED, reason)) from error
             if self._is_too_far(made.step):
                 return self._result(best, End.DROP, self._drop_line(made.step, best.step))
-            if task.max_drop is None or not _is_slower(made.step, best.step):
+            if job.max_drop is None or not _is_slower(made.step, best.step):
                 best = made = self._placed(made)
         return self._result(best, End.COMPLETE, "")
 
-    def _passes(self, pipeline: Pipeline, graph: Graph) -> Outcome:
+    def _passes(self, pipeline: Pipeline, graph: Graph) -> PassOutcome:
         manager = PassManager(pipeline, (PassStages(self._observer.begin),))
-        return manager.run(graph, target=self._task.target, calibration=self._task.data, latency=self._latency)
+        return manager.run(graph, target=self._job.target, calibration=self._job.data, latency=self._latency)
 
     def _made(
-        self, name: str, outcome: Outcome, judge: Callable[[Executable], Figures], folder: Path | None, started: float
+        self,
+        name: str,
+        outcome: PassOutcome,
+        judge: Callable[[Executable], Figures],
+        folder: Path | None,
+        started: float,
     ) -> _Made:
         """Compile a graph, judge the program, and write it to a file beside the output."""
-        task = self._task
+        job = self._job
         self._observer.begin(f"compile {name}")
         self._records += outcome.report.records
-        finished = PassManager(_FINISH).run(outcome.graph, target=task.target)
+        finished = PassManager(_FINISH).run(outcome.graph, target=job.target)
         executable = compile_graph(
             finished.graph,
-            task.target,
-            threads=task.threads,
+            job.target,
+            threads=job.threads,
             choose=self._choices,
             report=Report((*self._records, *finished.report.records)),
         )
@@ -192,7 +197,7 @@ class Session:
         )
         return _Made(self._noted(step), executable, file)
 
-    def _unchanged(self, before: _Made, name: str, outcome: Outcome, started: float) -> _Made:
+    def _unchanged(self, before: _Made, name: str, outcome: PassOutcome, started: float) -> _Made:
         """A step of which nothing stayed: the model is the one before."""
         self._records += outcome.report.records
         seconds = time.perf_counter() - started
@@ -206,14 +211,14 @@ class Session:
 
     def _placed(self, made: _Made) -> _Made:
         """Move the step's file to where the output is wanted, at once, so that whatever comes next loses nothing."""
-        if made.file is None or self._task.output is None:
+        if made.file is None or self._job.output is None:
             return made
-        with writing(self._task.output):
-            put(made.file, self._task.output)
+        with writing(self._job.output):
+            put(made.file, self._job.output)
         return _Made(made.step, made.executable, None)
 
     def _is_too_far(self, step: Step) -> bool:
-        limit, original = self._task.max_drop, self._steps[0].score
+        limit, original = self._job.max_drop, self._steps[0].score
         if limit is None or original is None or step.score is None:
             return False
         return original - step.score > limit + _ROUNDING
@@ -223,25 +228,25 @@ class Session:
         kept = "the original is kept, not compressed" if best.name == ORIGINAL else f"kept the model after {best.name}"
         return (
             f"{step.name} lowers the score from {score_text(original)} to {score_text(step.score)},"
-            f" by more than {self._task.max_drop:g}; {kept}"
+            f" by more than {self._job.max_drop:g}; {kept}"
         )
 
     def _result(self, best: _Made, end: End, reason: str) -> Compressed:
         self._placed(best)
         kept = next(index for index, step in enumerate(self._steps) if step is best.step)
         setting = self._setting(best.executable.threads)
-        return Compressed(best.executable, tuple(self._steps), kept, end, reason, setting, self._task.output)
+        return Compressed(best.executable, tuple(self._steps), kept, end, reason, setting, self._job.output)
 
     def _setting(self, threads: int) -> Setting:
-        task = self._task
+        job = self._job
         return Setting(
-            model=task.graph.name,
-            pipeline=str(task.plan.pipeline),
-            target=task.target.name,
+            model=job.graph.name,
+            pipeline=str(job.plan.pipeline),
+            target=job.target.name,
             threads=threads,
-            data="" if task.data is None else task.data.name,
-            evaluate="" if task.evaluation is None else task.evaluation.name,
-            max_drop=task.max_drop,
+            data="" if job.data is None else job.data.name,
+            evaluate="" if job.evaluation is None else job.evaluation.name,
+            max_drop=job.max_drop,
             machine=describe_machine(),
             versions=describe_versions(),
             date=self._began.isoformat(sep=" ", timespec="seconds"),

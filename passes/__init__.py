@@ -26,10 +26,10 @@ from . import (  # noqa: F401 (registers passes)
 )
 from .base import Comparison, Exactness, Latency, Pass, PassContext, PassError, Result
 from .bisect import Culprit, bisect
-from .manager import Outcome, PassManager, run_passes
+from .manager import PassManager, PassOutcome, run_passes
 from .numeric import Agreement
 from .pipeline import PRESETS, Pipeline, PipelineError, Preset, as_pipeline, parse_pipeline, print_pass
-from .registry import Option, PassInfo, find_pass, list_passes, register_pass
+from .registry import PassInfo, PassOption, find_pass, list_passes, register_pass
 from .report import PassRecord, Report
 
 __all__ = [
@@ -39,13 +39,13 @@ __all__ = [
     "Culprit",
     "Exactness",
     "Latency",
-    "Option",
-    "Outcome",
     "Pass",
     "PassContext",
     "PassError",
     "PassInfo",
     "PassManager",
+    "PassOption",
+    "PassOutcome",
     "PassRecord",
     "Pipeline",
     "PipelineError",

@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 from ..ir import Graph, IRError, RewriteLog, TersorError, verify, weights_loaded
 from ..ir.ops import WeightOp
 from .base import Latency, Pass, PassContext, PassError
-from .instruments.base import CheckFailure, Instrument, Step
+from .instruments.base import CheckFailure, Instrument, PassStep
 from .pipeline import Pipeline, as_pipeline, print_pass
 from .report import PassRecord, Report
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PassOutcome:
     """The optimized graph and the report."""
 
     graph: Graph
@@ -52,7 +52,7 @@ class PassManager:
         target: Any = None,
         calibration: Iterable[Sequence[Any]] | None = None,
         latency: Latency | None = None,
-    ) -> Outcome:
+    ) -> PassOutcome:
         """Run all passes on a clone of ``graph``.
 
         Raises
@@ -73,7 +73,7 @@ class PassManager:
         waiting = self.pipeline.passes
         while waiting:
             limit = None if self.bisect_limit is None else self.bisect_limit - len(context.log.applied)
-            step = Step(waiting[0], len(records), len(records) + len(waiting), Pipeline(waiting), limit)
+            step = PassStep(waiting[0], len(records), len(records) + len(waiting), Pipeline(waiting), limit)
             record, then = self._run_pass(step, graph, context)
             records.append(record)
             waiting = (*Pipeline(then).passes, *waiting[1:])
@@ -88,9 +88,9 @@ class PassManager:
         report = Report(tuple(records))
         for instrument in self.instruments:
             instrument.end(graph, report)
-        return Outcome(graph, report)
+        return PassOutcome(graph, report)
 
-    def _run_pass(self, step: Step, graph: Graph, context: PassContext) -> tuple[PassRecord, tuple[Pass, ...]]:
+    def _run_pass(self, step: PassStep, graph: Graph, context: PassContext) -> tuple[PassRecord, tuple[Pass, ...]]:
         """Run one pass; returns what it did, and the passes that it asks to follow."""
         for instrument in self.instruments:
             instrument.before(step, graph)
@@ -121,7 +121,7 @@ class PassManager:
                 self._fail(step, error, log)
         return record, result.then
 
-    def _fail(self, step: Step, error: Exception, log: RewriteLog) -> NoReturn:
+    def _fail(self, step: PassStep, error: Exception, log: RewriteLog) -> NoReturn:
         """Raise the PassError for ``error``, with what instruments have to say about it."""
         reason = str(error) if isinstance(error, TersorError) else f"{type(error).__name__}: {error}"
         message = f"pass {step.one.name!r} failed: {reason}"

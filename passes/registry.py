@@ -22,7 +22,7 @@ _PASSES: dict[str, type[Pass]] = {}
 
 
 @dataclass(frozen=True)
-class Option:
+class PassOption:
     """One option of a pass.
 
     Attributes
@@ -54,7 +54,7 @@ class PassInfo:
     name: str
     summary: str
     exactness: Exactness
-    options: tuple[Option, ...]
+    options: tuple[PassOption, ...]
     purpose: str = OTHER
 
 
@@ -113,7 +113,7 @@ def describe_pass(kind: type[Pass]) -> PassInfo:
         written = re.sub(r"Annotated\[(\w+), \w+\]", r"\1", str(entry.type))
         shown = None if required else default
         options.append(
-            Option(entry.name, written, shown, required, _choices(hints[entry.name]), texts.get(entry.name, ""))
+            PassOption(entry.name, written, shown, required, _choices(hints[entry.name]), texts.get(entry.name, ""))
         )
     summary = (kind.__doc__ or "").strip().split("\n", 1)[0]
     return PassInfo(kind.name, summary, kind.exactness, tuple(options), kind.purpose)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tersor.ir import Graph, parse, structurally_equal
-from tersor.passes import Outcome, PassManager, PassRecord, as_pipeline
+from tersor.passes import PassManager, PassOutcome, PassRecord, as_pipeline
 from tersor.passes.instruments import CheckEach, VerifyEach
 from tersor.passes.numeric import deviation, seeded_inputs
 
 TOLERANCE = 1e-5  # relative to the output's scale
 
 
-def run_checked(graph: Graph, pipeline: str, *, fires: str = "", tolerance: float = TOLERANCE) -> Outcome:
+def run_checked(graph: Graph, pipeline: str, *, fires: str = "", tolerance: float = TOLERANCE) -> PassOutcome:
     """Run a pipeline with all checks on; ``fires`` names a rule that must have been applied."""
     before = str(graph)
     inputs = seeded_inputs(graph)
@@ -27,12 +27,12 @@ def run_checked(graph: Graph, pipeline: str, *, fires: str = "", tolerance: floa
     return outcome
 
 
-def rules(outcome: Outcome) -> list[str]:
+def rules(outcome: PassOutcome) -> list[str]:
     """Names of the rewrites that were applied, in order."""
     return [line.split(":")[0] for record in outcome.report.records for line in record.applied]
 
 
-def refusals(outcome: Outcome) -> list[str]:
+def refusals(outcome: PassOutcome) -> list[str]:
     """Refusals as text."""
     return [str(refusal) for record in outcome.report.records for refusal in record.refused]
 
@@ -47,7 +47,7 @@ def body(text: str) -> str:
     return "\n".join(line.strip() for line in text.strip().splitlines())
 
 
-def record_of(outcome: Outcome, name: str) -> PassRecord:
+def record_of(outcome: PassOutcome, name: str) -> PassRecord:
     """What the pass called ``name`` did, in the one run of it."""
     (record,) = (one for one in outcome.report.records if one.name == name)
     return record

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks import compression
 from benchmarks.agreement import Agreement
-from benchmarks.harness import Latency, difference
+from benchmarks.harness import LatencyStatistics, difference
 from benchmarks.peers import Network
 from benchmarks.photographs import crops, photographs
 
@@ -22,7 +22,7 @@ VERSIONS = {"openvino": "1.0", "nncf": "2.0"}
 
 def rows(**medians: float) -> list[dict]:
     return [
-        {"runner": name.replace("_", " "), "latency": {"median": Latency.from_blocks([[seconds]]).median}}
+        {"runner": name.replace("_", " "), "latency": {"median": LatencyStatistics.from_blocks([[seconds]]).median}}
         for name, seconds in medians.items()
     ]
 

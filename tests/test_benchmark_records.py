@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import chart, readme
-from benchmarks.harness import Comparison, Latency, Row, Schedule
+from benchmarks.harness import Comparison, LatencyStatistics, Row, Schedule
 from benchmarks.peers import Precision
 from benchmarks.probe import Probe
 from benchmarks.results import ModelResult, read, record, write
@@ -26,7 +26,7 @@ BEGIN, END = readme.MARKERS[Precision.FLOAT32]
 
 
 def result(left_out: dict[str, str] | None = None) -> ModelResult:
-    rows = tuple(Row(name, Latency.from_blocks([[seconds]]), 1.0, 1e-6) for name, seconds in MEDIANS.items())
+    rows = tuple(Row(name, LatencyStatistics.from_blocks([[seconds]]), 1.0, 1e-6) for name, seconds in MEDIANS.items())
     roofline = Roofline(1e-3, (CONV, POOL), (CONV, POOL))
     return ModelResult(Comparison("net", 2, rows), left_out or {}, roofline, STARTUP)
 
@@ -99,7 +99,9 @@ def test_bf16_has_its_own_place_in_the_readme(tmp_path) -> None:
     bf16_begin, bf16_end = readme.MARKERS[Precision.BF16]
     path = tmp_path / "README.md"
     path.write_text(f"{BEGIN}\nkept\n{END}\n{bf16_begin}\nold\n{bf16_end}\n", "utf-8")
-    rows = tuple(Row(name, Latency.from_blocks([[0.001]]), 1.0, 0.0123) for name in ("torch", "openvino", "tersor"))
+    rows = tuple(
+        Row(name, LatencyStatistics.from_blocks([[0.001]]), 1.0, 0.0123) for name in ("torch", "openvino", "tersor")
+    )
     reason = {"onnxruntime": "it lacks bf16"}
     results = [ModelResult(Comparison(name, 2, rows, Precision.BF16), reason) for name in ("a", "b")]
     content = record(results, Schedule())

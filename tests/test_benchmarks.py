@@ -16,7 +16,7 @@ from torch import nn
 
 import tersor
 from benchmarks.cpu import PIPELINES, available_peers, main
-from benchmarks.harness import Comparison, ExecutableRunner, Latency, Row, Schedule, difference, measure
+from benchmarks.harness import Comparison, ExecutableRunner, LatencyStatistics, Row, Schedule, difference, measure
 from benchmarks.models import MODELS, load
 from benchmarks.peers import PEERS, Network, Precision, UnsupportedModel
 from benchmarks.tables import disagreeing, summary, table
@@ -53,8 +53,8 @@ class Sleeper:
         return [np.ones(3, dtype=np.float32)]
 
 
-def latency(seconds: float) -> Latency:
-    return Latency.from_blocks([[seconds]])
+def latency(seconds: float) -> LatencyStatistics:
+    return LatencyStatistics.from_blocks([[seconds]])
 
 
 def assert_fits(view: Table) -> None:
@@ -188,7 +188,7 @@ def test_measure_refuses_equal_names() -> None:
 
 
 def test_latency_statistics() -> None:
-    result = Latency.from_blocks([[1.0, 2.0], [3.0, 4.0, 5.0]])
+    result = LatencyStatistics.from_blocks([[1.0, 2.0], [3.0, 4.0, 5.0]])
     assert (result.median, result.lower_quartile, result.upper_quartile, result.minimum) == (3.0, 2.0, 4.0, 1.0)
     assert result.block_medians == (1.5, 4.0)
     assert result.calls == 5
@@ -231,7 +231,9 @@ def test_ratios_compare_with_the_fastest_that_took_part() -> None:
 
 
 def test_tables_fit_eighty_columns() -> None:
-    wide = Row("torch-compile", Latency.from_blocks([[1.2345, 1.9876]]), build_seconds=123.4, difference=1.2e-5)
+    wide = Row(
+        "torch-compile", LatencyStatistics.from_blocks([[1.2345, 1.9876]]), build_seconds=123.4, difference=1.2e-5
+    )
     for view in (table(Comparison("efficientnet_lite0", 2, (wide, *COMPARISON.rows))), summary([COMPARISON])):
         assert_fits(view)
 

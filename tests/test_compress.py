@@ -18,7 +18,7 @@ from tersor.compression.data import CalibrationData, open_data
 from tersor.compression.evaluation import Evaluation, Model, interpreted_model
 from tersor.compression.plan import make_plan
 from tersor.compression.result import Compressed, CompressError, End
-from tersor.compression.session import Observer
+from tersor.compression.session import StepObserver
 from tersor.ir import Graph
 from tersor.targets.tuning.timing import Timing
 from tersor.tests.passes.lowrank.planted import Clock
@@ -267,7 +267,7 @@ def test_evaluation_is_given_the_compiled_program(graph):
 def test_every_step_is_reported(graph, tmp_path):
     names: list[str] = []
 
-    class Names(Observer):
+    class Names(StepObserver):
         def finished(self, step: Any) -> None:
             names.append(step.name)
 
@@ -333,7 +333,7 @@ def test_what_does_not_run_here_is_not_timed(graph, monkeypatch):
 
 
 def test_latencies_are_those_of_a_calm_machine(graph, quick):
-    class Disturbed(Observer):
+    class Disturbed(StepObserver):
         def finished(self, step: Any) -> None:
             quick.update(original=2.0, step=0.5)
 
@@ -378,7 +378,7 @@ def test_keeps_the_original_when_the_first_step_drops_too_far(graph, tmp_path):
 
 
 def test_keeps_the_fastest_of_those_that_keep_the_score(graph, quick):
-    class Slower(Observer):
+    class Slower(StepObserver):
         def finished(self, step: Any) -> None:
             quick["step"] = 0.5 if step.name == "original" else 0.6
 
@@ -423,7 +423,7 @@ def test_a_first_step_that_fails_writes_nothing(graph, tmp_path, pipeline: str, 
 
 
 def test_interrupted(graph, tmp_path):
-    class Impatient(Observer):
+    class Impatient(StepObserver):
         def begin(self, stage: str) -> None:
             if stage == f"judge {self.stage}":
                 raise KeyboardInterrupt

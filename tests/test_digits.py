@@ -17,7 +17,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import tersor
-from benchmarks.harness import Latency, Schedule
+from benchmarks.harness import LatencyStatistics, Schedule
 from examples import digits
 from examples.digits import __main__ as command
 from examples.digits import data, models, networks, report, studies, training
@@ -171,7 +171,7 @@ def test_command_line_names(monkeypatch: pytest.MonkeyPatch, quick: tuple[Digits
 
 def test_tables_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def program(name: str, accuracy: float, seconds: float) -> studies.Program:
-        return studies.Program(name, 10**7, accuracy, Latency.from_blocks([[seconds]]))
+        return studies.Program(name, 10**7, accuracy, LatencyStatistics.from_blocks([[seconds]]))
 
     def change(pipeline: str, tuned: float) -> studies.Change:
         return studies.Change(pipeline, 0.5, 0.3, 0.9, tuned, 60)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 import tersor
-from benchmarks.harness import ExecutableRunner, Latency, Schedule, measure
+from benchmarks.harness import ExecutableRunner, LatencyStatistics, Schedule, measure
 from tersor.targets import Executable
 
 from . import data
@@ -56,7 +56,7 @@ class Program:
     name: str
     macs: int
     accuracy: float
-    latency: Latency
+    latency: LatencyStatistics
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Instruments: look at, check, print, time and record every pass of a run, without changing what it does."""
 
-from .base import CheckFailure, Instrument, Step
+from .base import CheckFailure, Instrument, PassStep
 from .check_each import CheckEach
 from .dumps import DumpEach
 from .printing import PrintIR, When
@@ -15,9 +15,9 @@ __all__ = [
     "DumpEach",
     "Instrument",
     "PassStages",
+    "PassStep",
     "PrintIR",
     "Reproducer",
-    "Step",
     "Timing",
     "VerifyEach",
     "When",

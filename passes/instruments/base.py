@@ -17,7 +17,7 @@ class CheckFailure(TersorError):
 
 
 @dataclass(frozen=True)
-class Step:
+class PassStep:
     """One pass of a run.
 
     Attributes
@@ -45,13 +45,13 @@ class Instrument:
     def begin(self, graph: Graph, pipeline: Pipeline) -> None:
         """Called once, before the first pass."""
 
-    def before(self, step: Step, graph: Graph) -> None:
+    def before(self, step: PassStep, graph: Graph) -> None:
         """Called before each pass."""
 
-    def after(self, step: Step, graph: Graph, record: PassRecord) -> None:
+    def after(self, step: PassStep, graph: Graph, record: PassRecord) -> None:
         """Called after each pass that did not raise; raises CheckFailure if the result is wrong."""
 
-    def failed(self, step: Step, message: str, instruments: Sequence[Instrument]) -> str:
+    def failed(self, step: PassStep, message: str, instruments: Sequence[Instrument]) -> str:
         """Called when a pass raised or a check failed; returns a line to add to the error, or ``""``."""
         return ""
 

@@ -13,7 +13,7 @@ from ...ir.weights import write_tensors
 from ..numeric import difference, seeded_inputs
 from ..pipeline import Pipeline
 from ..report import PassRecord
-from .base import CheckFailure, Instrument, Step
+from .base import CheckFailure, Instrument, PassStep
 
 
 class CheckEach(Instrument):
@@ -40,7 +40,7 @@ class CheckEach(Instrument):
         self._names = tuple(value.name for value in graph.inputs)
         self._reference = graph.evaluate(*self._inputs)
 
-    def after(self, step: Step, graph: Graph, record: PassRecord) -> None:
+    def after(self, step: PassStep, graph: Graph, record: PassRecord) -> None:
         if not record.changed:
             return
         tolerance = step.one.tolerance if self.tolerance is None else self.tolerance

@@ -8,7 +8,7 @@ from ...ir import Graph, save_ir
 from ...ir.files import make_folder, write_text
 from ..pipeline import Pipeline
 from ..report import PassRecord
-from .base import Instrument, Step
+from .base import Instrument, PassStep
 
 
 class DumpEach(Instrument):
@@ -30,7 +30,7 @@ class DumpEach(Instrument):
         make_folder(self.directory)
         self._dump("00-input", graph)
 
-    def after(self, step: Step, graph: Graph, record: PassRecord) -> None:
+    def after(self, step: PassStep, graph: Graph, record: PassRecord) -> None:
         self._dump(f"{step.index + 1:02d}-{step.one.name}", graph)
 
     def _dump(self, stem: str, graph: Graph) -> None:

@@ -7,7 +7,7 @@ from enum import Enum
 
 from ...ir import Graph
 from ..report import PassRecord
-from .base import Instrument, Step
+from .base import Instrument, PassStep
 
 
 class When(Enum):
@@ -30,14 +30,14 @@ class PrintIR(Instrument):
     def __init__(self, when: When = When.AFTER_ALL) -> None:
         self.when = when
 
-    def before(self, step: Step, graph: Graph) -> None:
+    def before(self, step: PassStep, graph: Graph) -> None:
         if self.when is When.BEFORE_ALL:
             self._print("before", step, graph)
 
-    def after(self, step: Step, graph: Graph, record: PassRecord) -> None:
+    def after(self, step: PassStep, graph: Graph, record: PassRecord) -> None:
         if self.when is When.AFTER_ALL or (self.when is When.ON_CHANGE and record.changed):
             self._print("after", step, graph)
 
-    def _print(self, side: str, step: Step, graph: Graph) -> None:
+    def _print(self, side: str, step: PassStep, graph: Graph) -> None:
         banner = f"# ---- {side} {step.one.name} ({step.index + 1} of {step.count}) ----"
         print(f"{banner}\n{graph}", file=sys.stderr)

@@ -10,7 +10,7 @@ from ...ir import IR_VERSION, Graph, save_ir
 from ...ir.files import make_folder, write_text
 from ...ir.ops import WeightOp
 from ..registry import find_pass
-from .base import Instrument, Step
+from .base import Instrument, PassStep
 
 
 class Reproducer(Instrument):
@@ -31,10 +31,10 @@ class Reproducer(Instrument):
         self._options = tuple(options)
         self._graph: Graph | None = None
 
-    def before(self, step: Step, graph: Graph) -> None:
+    def before(self, step: PassStep, graph: Graph) -> None:
         self._graph = graph.clone()
 
-    def failed(self, step: Step, message: str, instruments: Sequence[Instrument]) -> str:
+    def failed(self, step: PassStep, message: str, instruments: Sequence[Instrument]) -> str:
         graph = self._graph
         if graph is None:
             return ""

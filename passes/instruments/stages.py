@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...ir import Graph
-from .base import Instrument, Step
+from .base import Instrument, PassStep
 
 
 class PassStages(Instrument):
@@ -20,5 +20,5 @@ class PassStages(Instrument):
     def __init__(self, begin: Callable[[str], None]) -> None:
         self._begin = begin
 
-    def before(self, step: Step, graph: Graph) -> None:
+    def before(self, step: PassStep, graph: Graph) -> None:
         self._begin(f"pass {step.one.name} ({step.index + 1} of {step.count})")

@@ -7,7 +7,7 @@ from pathlib import Path
 from ...ir import Graph, IRError, verify, weights_loaded
 from ..pipeline import Pipeline
 from ..report import PassRecord
-from .base import CheckFailure, Instrument, Step
+from .base import CheckFailure, Instrument, PassStep
 
 
 class VerifyEach(Instrument):
@@ -20,10 +20,10 @@ class VerifyEach(Instrument):
     def begin(self, graph: Graph, pipeline: Pipeline) -> None:
         self._weights = weights_loaded(graph)
 
-    def before(self, step: Step, graph: Graph) -> None:
+    def before(self, step: PassStep, graph: Graph) -> None:
         self._text = str(graph)
 
-    def after(self, step: Step, graph: Graph, record: PassRecord) -> None:
+    def after(self, step: PassStep, graph: Graph, record: PassRecord) -> None:
         try:
             verify(graph, weights=self._weights)
         except IRError as error:

@@ -5,13 +5,13 @@ Importing this package registers its passes and calibrators.
 
 from . import annotate, bias_correction, calibrate, quantize, realize  # noqa: F401 (registers passes)
 from .calibrators import Calibrator, RangeObserver, register_calibrator
-from .scheme import IntegerLayer, Step, integer_layer
+from .scheme import IntegerLayer, QuantizationStep, integer_layer
 
 __all__ = [
     "Calibrator",
     "IntegerLayer",
+    "QuantizationStep",
     "RangeObserver",
-    "Step",
     "integer_layer",
     "register_calibrator",
 ]

@@ -16,7 +16,7 @@ from ...ir import DType, Graph, OnIntegers, Op, Rewriter, TensorType, Value
 from ...ir.ops import AvgPool2dOp, DequantizeOp, MulOp, ObserveOp, PadOp, QuantizeOp, SubOp, WeightOp
 from ..matching import numbers, prune, weight_name
 from .placement import LayerOp
-from .scheme import Step, integer_layer
+from .scheme import QuantizationStep, integer_layer
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Stored:
     """A value as integers."""
 
     integers: Value
-    step: Step
+    step: QuantizationStep
 
 
-def step_of(note: Op) -> Step:
+def step_of(note: Op) -> QuantizationStep:
     """What a calibrated note asks for."""
-    return Step.covering(note.attrs.low, note.attrs.high, note.attrs.dtype)
+    return QuantizationStep.covering(note.attrs.low, note.attrs.high, note.attrs.dtype)
 
 
 class IntegerGraph:
@@ -148,7 +148,7 @@ def scale_shape(op: LayerOp) -> tuple[int, ...]:
     return (-1, *[1] * behind)
 
 
-def integer_twin(op: LayerOp, step: Step) -> Graph:
+def integer_twin(op: LayerOp, step: QuantizationStep) -> Graph:
     """A graph of the layer alone on integers: its operand and its result are stored as ``step`` says.
 
     Times are what it is for; the result's scale is any.
@@ -176,7 +176,7 @@ def _can_move(op: Op, stored: list[Stored | None]) -> bool:
     return len(steps) == 1 and not (isinstance(op, PadOp) and op.attrs.value)
 
 
-def _can_average(op: Op, step: Step) -> bool:
+def _can_average(op: Op, step: QuantizationStep) -> bool:
     """Whether padding, which adds 0 to integer sums, adds what stands for zero."""
     counts_padding = isinstance(op, AvgPool2dOp) and op.attrs.count_include_pad and any(op.attrs.padding)
     return not (counts_padding and step.zero_point)

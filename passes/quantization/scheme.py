@@ -22,7 +22,7 @@ _SMALLEST_SCALE = 1e-30  # far from numbers that f32 cannot hold any more
 
 
 @dataclass(frozen=True)
-class Step:
+class QuantizationStep:
     """How integers of a tensor stand for numbers.
 
     Attributes
@@ -40,7 +40,7 @@ class Step:
     dtype: DType
 
     @classmethod
-    def covering(cls, low: float, high: float, dtype: DType) -> Step:
+    def covering(cls, low: float, high: float, dtype: DType) -> QuantizationStep:
         """The finest one that reaches from ``low`` to ``high`` and has zero among its numbers."""
         low, high = min(low, 0.0), max(high, 0.0)
         smallest, largest = integer_range(dtype)

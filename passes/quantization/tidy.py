@@ -24,7 +24,7 @@ from ...ir import Graph, Op, Rewriter, TensorType, Value
 from ...ir.ops import AddOp, ClampOp, DequantizeOp, FullOp, MulOp, QuantizeOp, ReluOp, WeightOp
 from ...ir.ops.integers import integer_range
 from ..matching import numbers, prune, scalar, weight_name
-from .scheme import Step
+from .scheme import QuantizationStep
 
 _SUFFIX = "steps"  # of the ids of scales in units of the quantize that follows
 
@@ -46,7 +46,7 @@ def _drop_bounds(op: QuantizeOp, rewriter: Rewriter, rule: str) -> None:
 
 def _is_redundant(bound: Op, op: QuantizeOp) -> bool:
     """Whether the bounds become the outermost integers, or lie beyond them."""
-    step = Step(op.attrs.scale, op.attrs.zero_point, op.attrs.dtype)
+    step = QuantizationStep(op.attrs.scale, op.attrs.zero_point, op.attrs.dtype)
     smallest, largest = integer_range(step.dtype)
     if isinstance(bound, ReluOp):
         return step.zero_point == smallest

@@ -34,8 +34,9 @@ def encode(value: Any) -> Any:
         return value.to_json()
     if isinstance(value, TensorType):
         return str(value)
-    if is_dataclass(value):
-        return {name: encode(getattr(value, name)) for name in _entries(type(value))}
+    kind: Any = type(value)
+    if is_dataclass(kind):
+        return {name: encode(getattr(value, name)) for name in _entries(kind)}
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, tuple):

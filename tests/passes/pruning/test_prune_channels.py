@@ -13,7 +13,7 @@ import tersor
 from tersor.frontend import to_torch
 from tersor.ir import Graph, TensorType, TersorError, parse, structurally_equal
 from tersor.ir.ops import AddOp, Conv2dOp, ReluOp, WeightOp
-from tersor.passes import Outcome, PassManager, PipelineError, as_pipeline, parse_pipeline, run_passes
+from tersor.passes import PassManager, PassOutcome, PipelineError, as_pipeline, parse_pipeline, run_passes
 from tersor.passes.instruments import CheckEach, VerifyEach
 from tersor.passes.numeric import deviation, seeded_inputs
 from tersor.passes.pruning import ChannelGroup, Scoring, find_channels, register_criterion
@@ -35,7 +35,7 @@ def residual_net(width: int = 16) -> Graph:
     return b.done(b.conv(b.op(ReluOp, b.op(AddOp, x, y)), 5, 1, location="classify"))
 
 
-def run(graph: Graph, pipeline: str, **options: object) -> Outcome:
+def run(graph: Graph, pipeline: str, **options: object) -> PassOutcome:
     manager = PassManager(as_pipeline(pipeline), (VerifyEach(), CheckEach()))
     return manager.run(graph, **options)
 

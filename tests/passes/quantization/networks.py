@@ -22,7 +22,7 @@ from tersor.ir.ops import (
     ReshapeOp,
     SigmoidOp,
 )
-from tersor.passes import Outcome, PassManager, as_pipeline
+from tersor.passes import PassManager, PassOutcome, as_pipeline
 from tersor.tests.random_graphs import GraphBuilder
 
 SHAPE = (1, 8, 10, 10)
@@ -39,7 +39,7 @@ def data(graph: Graph, count: int = 4) -> list[tuple[torch.Tensor, ...]]:
     return [tuple(torch.randn(v.shape, generator=generator) + 0.2 for v in graph.inputs) for _ in range(count)]
 
 
-def quantized(graph: Graph, pipeline: str = STEPS, **options: object) -> Outcome:
+def quantized(graph: Graph, pipeline: str = STEPS, **options: object) -> PassOutcome:
     return PassManager(as_pipeline(pipeline)).run(graph, calibration=data(graph), **options)
 
 
