@@ -95,6 +95,7 @@ def lower(program: ExportedProgram) -> ExportedProgram:
     targets = {node.target for node in calls_of(program.graph_module) if node.users or writes_in_place(node)}
     if targets <= CONVERTERS.keys() | {operator.getitem}:
         return program
+    _refuse_writes_to_shared_memory(program)
     try:
         with tracing(), _dropout_as_alias(program):
             table = default_decompositions()
@@ -109,6 +110,38 @@ def lower(program: ExportedProgram) -> ExportedProgram:
 def writes_in_place(node: fx.Node) -> bool:
     """Whether a call changes the numbers or the shape of a tensor that others may see, be its result used or not."""
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable and node.target not in CONVERTERS
+
+
+def _refuse_writes_to_shared_memory(program: ExportedProgram) -> None:
+    """Raise UnsupportedError for writes into views whose elements share memory, as ``expand`` makes them.
+
+    PyTorch adds the elements up when it makes such a write functional (it inverts ``expand`` by a sum).
+    """
+    reason = "it writes into a view whose elements share memory, as expand makes it; clone the view first"
+    wrong = [
+        node
+        for node in calls_of(program.graph_module)
+        if writes_in_place(node) and any(_shares_memory(view) for view in _views_below(node))
+    ]
+    if wrong:
+        raise UnsupportedError([Operator(name_of(node.target), path_of(node), reason) for node in wrong])
+
+
+def _views_below(node: Any) -> Iterator[fx.Node]:
+    """What a call writes to, and the views that this was made of, down to memory of its own."""
+    while node.args and isinstance(node.args[0], fx.Node):
+        aliases = isinstance(node.target, OpOverload) and any(one.alias_info for one in node.target._schema.returns)
+        if not aliases and node.target is not operator.getitem:
+            return
+        node = node.args[0]
+        yield node
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        return False
+    return any(extent > 1 and not step for extent, step in zip(value.shape, value.stride(), strict=True))
 
 
 def calls_of(module: fx.GraphModule) -> Iterator[fx.Node]:

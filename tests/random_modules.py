@@ -19,6 +19,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import time
 import traceback
 import warnings
@@ -35,7 +36,7 @@ import tersor
 from tersor.ir import TersorError
 
 PIPELINES = ("O0", "O3")
-BATCH = 10  # programs that are compiled as one, since tracing anything at all takes a second
+BATCH = 20  # programs that are compiled as one, since tracing anything at all takes a second
 ROUNDING = 2e-5  # of the largest output: what chains of float32 sums in another order may differ by
 AMPLIFIED = 16  # times what eager in float32 is off eager in float64
 EXTENTS = (1, 1, 2, 3, 4, 5, 7)
@@ -567,7 +568,7 @@ def _split(items: Sequence[Any], counts: Sequence[int]) -> list[Sequence[Any]]:
 
 
 def verdicts(programs: Sequence[Program]) -> list[Verdict]:
-    """What becomes of each program: compiled as one module, and one by one where that is not as it should be."""
+    """What becomes of each program: compiled as one module, and in smaller parts where that is not as it should be."""
     results: dict[int, Verdict] = {}
     expected: dict[int, list[Expected]] = {}
     for index, program in enumerate(programs):
@@ -575,10 +576,17 @@ def verdicts(programs: Sequence[Program]) -> list[Verdict]:
             expected[index] = [_expected(program, program.draw_inputs(call)) for call in range(CALLS)]
         except Unstable as reason:
             results[index] = "unstable", str(reason)
-    together = [programs[index] for index in expected]
-    if len(together) > 1 and _verdict(together, list(expected.values()))[0] == "same":
-        return [results.get(index, ("same", "")) for index in range(len(programs))]
-    results.update({index: _verdict([programs[index]], [expected[index]]) for index in expected})
+    waiting = [list(expected)] if expected else []
+    while waiting:
+        part = waiting.pop()
+        verdict = _verdict([programs[index] for index in part], [expected[index] for index in part])
+        if verdict[0] == "same" or len(part) == 1:
+            results.update(dict.fromkeys(part, verdict))
+            continue
+        named = {part[int(place)] for place in re.findall(r"'parts\.(\d+)", verdict[1])} or set(part[::2])
+        waiting += [rest for rest in ([i for i in part if i in named], [i for i in part if i not in named]) if rest]
+        if len(named) == len(part):
+            waiting[-1:] = [part[::2], part[1::2]]
     return [results[index] for index in range(len(programs))]
 
 
@@ -668,7 +676,11 @@ def smallest(program: Program, fails: Callable[[Program], bool]) -> Program:
 
 
 def is_wrong(program: Program) -> bool:
-    return verdicts([program])[0][0] == "wrong"
+    """Whether a program runs, but compiles to other numbers; one that lacks a statement it needs does not run."""
+    try:
+        return verdicts([program])[0][0] == "wrong"
+    except (NameError, RuntimeError, IndexError, ValueError, TypeError):
+        return False
 
 
 def report(program: Program, how: str) -> str:

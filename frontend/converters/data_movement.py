@@ -227,7 +227,7 @@ def pixel_shuffle(ctx: Context, x: Value, upscale_factor: int) -> Value:
 
 @converter(aten.flip.default)
 def flip(ctx: Context, x: Value, dims: Sequence[int]) -> Value:
-    for axis in {axis_of(dim, len(x.shape)) for dim in dims}:
+    for axis in {axis_of(dim, len(x.shape)) for dim in dims if x.shape}:
         x = take(ctx, x, axis, range(x.shape[axis])[::-1])
     return x
 
