@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -61,10 +61,6 @@ class Probe:
         if size <= self.l2_bytes:
             return self.l2_gbytes
         return self.l3_gbytes if size <= self.l3_bytes else self.memory_gbytes
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers, rounded to what such a measurement is worth."""
-        return {key: round(value, 1) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
 def probe(threads: int, progress: Callable[[str], None] = lambda _: None) -> Probe:

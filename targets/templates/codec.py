@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ...ir import IRError, TensorType
@@ -34,9 +34,8 @@ def encode(value: Any) -> Any:
         return value.to_json()
     if isinstance(value, TensorType):
         return str(value)
-    kind: Any = type(value)
-    if is_dataclass(kind):
-        return {name: encode(getattr(value, name)) for name in _entries(kind)}
+    if is_dataclass(value):
+        return {entry.name: encode(getattr(value, entry.name)) for entry in fields(value) if entry.compare}
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, tuple):
@@ -84,11 +83,6 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     return _expect(fits and (kind is not int or abs(value) < _LARGEST), value, where, _NAMES[kind])
 
 
-@functools.cache
-def _entries(kind: Any) -> dict[str, Field[Any]]:
-    return {entry.name: entry for entry in fields(kind) if entry.compare}
-
-
 def _decode_type(text: str, where: str) -> TensorType:
     try:
         return TensorType.parse(text)
@@ -98,7 +92,7 @@ def _decode_type(text: str, where: str) -> TensorType:
 
 def _decode_record(kind: Any, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), value, where, "an object")
-    known = _entries(kind)
+    known = {entry.name: entry for entry in fields(kind) if entry.compare}
     unknown = [name for name in value if name not in known]
     if unknown:
         raise UnknownNameError(f"{where} has an unknown field {unknown[0]!r}")
