@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from tersor.targets.tuning.records import processor_name
+from tersor.targets.machines.catalog import processor_name
 
 from .peers import Arrays, Precision, Runner
 

@@ -74,8 +74,9 @@ def compress(
     from ..ir import TersorError
     from ..ir.files import check_writable
     from ..targets import resolve_target
+    from .compress_progress import StepsShown
     from .opt_driver import import_plugins
-    from .tables import StepsShown, progress
+    from .tables import progress
 
     page = report or output.with_suffix(".html")
     for path in (output, page):

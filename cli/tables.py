@@ -19,7 +19,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     import torch
 
-    from ..compression.result import Compressed, Step
+    from ..compression.result import Compressed
     from ..passes import Culprit, PassInfo, PassOption, PassOutcome
     from ..targets import Target
     from ..targets.runtime.executable import KernelTime
@@ -88,24 +88,6 @@ def progress() -> Iterator[Progress]:
     with shown._status:
         yield shown
         shown._finish()
-
-
-class StepsShown:
-    """Tells how a compression goes on: an observer for `tersor.compression.session.Session`."""
-
-    def __init__(self, shown: Progress) -> None:
-        self._shown = shown
-
-    def begin(self, stage: str) -> None:
-        """Show what takes a while now."""
-        self._shown.show(stage)
-
-    def finished(self, step: Step) -> None:
-        """A line with the step's figures."""
-        speedup = "not measured" if step.latency is None else f"{step.latency.speedup:.2f}x"
-        score = "" if step.score is None else f", score {step.score:.4g}"
-        size, macs = f"{step.weight_bytes / 1e6:.4g} MB", f"{step.macs / 1e6:.4g} M multiply-adds"
-        self._shown.say(f"{step.name}: {size}, {macs}, {speedup}, error {step.error:.2g}{score} ({step.seconds:.1f} s)")
 
 
 def steps_table(compressed: Compressed) -> Table:
@@ -204,13 +186,7 @@ def _wrapped(text: str, indent: int) -> list[str]:
 def describe_passes(passes: Sequence[PassInfo]) -> list[dict[str, Any]]:
     """`known_passes_text` as JSON types."""
     return [
-        {
-            "name": info.name,
-            "summary": info.summary,
-            "exactness": info.exactness.value,
-            "purpose": info.purpose,
-            "options": [_describe_option(option) for option in info.options],
-        }
+        asdict(info) | {"exactness": info.exactness.value, "options": list(map(_describe_option, info.options))}
         for info in passes
     ]
 

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..targets.tuning.observer import Observer
 from ..targets.tuning.result import BatchReport, TaskResult, TuningResult
 from ..targets.tuning.scheduler import Scheduler
 from ..targets.tuning.search import TaskSearch
@@ -20,7 +21,7 @@ ROWS = 16  # tasks in the live table: the most expensive ones
 MOST_LOCATION = 28  # characters of a module path
 
 
-class Lines:
+class Lines(Observer):
     """An observer that prints one line a batch.
 
     Parameters
@@ -57,7 +58,7 @@ class Lines:
         self._console.print(message, markup=False)
 
 
-class LiveTable:
+class LiveTable(Observer):
     """An observer that keeps a table of the most expensive tasks on the screen.
 
     Parameters

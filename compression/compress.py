@@ -15,7 +15,7 @@ from .data import CalibrationData
 from .evaluation import Evaluation, Model
 from .plan import make_plan
 from .result import Compressed
-from .session import Job, Session, SilentSteps, StepObserver
+from .session import Job, Session, StepObserver
 
 
 def compress(
@@ -97,7 +97,7 @@ def compress(
         log_dir=None if log_dir is None else Path(log_dir),
         output=None if output is None else Path(output),
     )
-    return Session(job, observer or SilentSteps()).run()
+    return Session(job, observer or StepObserver()).run()
 
 
 def _as_data(data: Any, graph: Graph) -> CalibrationData | None:

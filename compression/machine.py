@@ -6,7 +6,7 @@ import os
 import platform
 from importlib.metadata import version
 
-from ..targets.tuning.records import processor_name
+from ..targets.machines.catalog import processor_name
 
 _PACKAGES = ("tersor", "torch", "apache-tvm")
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -32,24 +31,14 @@ _FINISH = parse_pipeline(f"O3,{REQUIRED_PASSES}")  # before a model is compiled,
 _ROUNDING = 1e-9  # a drop of exactly what is allowed is allowed
 
 
-class StepObserver(Protocol):
-    """Is told how it goes on."""
+class StepObserver:
+    """Is told how it goes on; every method does nothing by default."""
 
     def begin(self, stage: str) -> None:
         """Some work begins that takes a while."""
 
     def finished(self, step: Step) -> None:
         """A step has ended: the original first."""
-
-
-class SilentSteps:
-    """An `StepObserver` that shows nothing."""
-
-    def begin(self, stage: str) -> None:
-        pass
-
-    def finished(self, step: Step) -> None:
-        pass
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def test_ctrl_c(tersor: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         if stage == f"judge {interrupted}":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("tersor.cli.tables.StepsShown.begin", interrupt)
+    monkeypatch.setattr("tersor.cli.compress_progress.StepsShown.begin", interrupt)
     interrupted = FACTORIZE
     code, out, _ = tersor(*arguments())
     assert code == 130

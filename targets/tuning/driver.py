@@ -16,7 +16,7 @@ from .extract import extract_tasks
 from .log import LogWriter
 from .measure import LocalMeasurer, Measurer
 from .model import require_xgboost
-from .observer import Observer, Silent
+from .observer import Observer
 from .records import Record
 from .result import TuningResult
 from .scheduler import Budget
@@ -99,7 +99,7 @@ def tune_graph(
             own.start()  # its processes import what they need while tasks are extracted and records learned from
         tasks = extract_tasks(graph, target)
         if metaschedule_trials:
-            say = (observer or Silent()).say
+            say = (observer or Observer()).say
             records = [*records, *_tune_loops(tasks, measurer, log_dir, metaschedule_trials, seed, say)]
         return TuningSession(
             tasks,

@@ -44,7 +44,7 @@ class Patience:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ComparedLatency:
     """Seconds of one execution of two graphs, and the share of a time that chance explains."""
 
     before: float
@@ -67,7 +67,7 @@ class MeasuredLatency:
     def __init__(self, compile: Callable[[Graph], Executable]) -> None:
         self._compile = compile
         self._patience = Patience()
-        self._pairs: dict[tuple[str, str], Measured] = {}
+        self._pairs: dict[tuple[str, str], ComparedLatency] = {}
         self._singles: dict[str, float] = {}
 
     def graph_seconds(self, graph: Graph) -> float:
@@ -82,15 +82,15 @@ class MeasuredLatency:
         """Measured seconds of one execution of ``op`` alone."""
         return self.graph_seconds(graph_of(op))
 
-    def compare(self, before: Graph, after: Graph) -> Measured:
+    def compare(self, before: Graph, after: Graph) -> ComparedLatency:
         """Measured seconds of both graphs, timed by turns."""
         keys = (fingerprint(before, numbers=False), fingerprint(after, numbers=False))
         if keys[0] == keys[1]:
             seconds = self.graph_seconds(before)
-            return Measured(seconds, seconds, LEAST_NOISE)
+            return ComparedLatency(seconds, seconds, LEAST_NOISE)
         if keys not in self._pairs:
             old, new = time_by_turns(samplers(self._compile(before), self._compile(after)), self._patience)
-            self._pairs[keys] = Measured(old.seconds, new.seconds, max(old.spread, new.spread, LEAST_NOISE))
+            self._pairs[keys] = ComparedLatency(old.seconds, new.seconds, max(old.spread, new.spread, LEAST_NOISE))
         return self._pairs[keys]
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from .result import BatchReport, TuningResult
 from .scheduler import Scheduler
 from .search import TaskSearch
 
 
-class Observer(Protocol):
-    """Is told how a session goes on."""
+class Observer:
+    """Is told how a session goes on; every method does nothing by default."""
 
     def started(self, searches: Sequence[TaskSearch], scheduler: Scheduler) -> None:
         """The searches, which change from now on."""
@@ -24,19 +23,3 @@ class Observer(Protocol):
 
     def finished(self, result: TuningResult) -> None:
         """The end."""
-
-
-class Silent:
-    """An `Observer` that shows nothing."""
-
-    def started(self, searches: Sequence[TaskSearch], scheduler: Scheduler) -> None:
-        pass
-
-    def batch(self, search: TaskSearch, report: BatchReport) -> None:
-        pass
-
-    def say(self, message: str) -> None:
-        pass
-
-    def finished(self, result: TuningResult) -> None:
-        pass

@@ -19,6 +19,7 @@ from .estimate import LAUNCH_SECONDS, STREAM
 from .examples import Examples
 from .features import describe_candidate
 from .latency import LatencyRegressor
+from .measured_latency import ComparedLatency
 from .records import Record, best
 from .task import hollow_graph
 from .tuned import Tuned
@@ -33,15 +34,6 @@ class Prediction:
 
     seconds: float
     error: float
-
-
-@dataclass(frozen=True)
-class PredictedComparison:
-    """Predicted seconds of two graphs; ``noise`` is the relative error of their ratio."""
-
-    before: float
-    after: float
-    noise: float
 
 
 class PredictedLatency:
@@ -82,10 +74,10 @@ class PredictedLatency:
         is_relayout = isinstance(op, RelayoutOp)
         return self._sum(call for call in calls if is_relayout or not isinstance(call.op, RelayoutOp)).seconds
 
-    def compare(self, before: Graph, after: Graph) -> PredictedComparison:
+    def compare(self, before: Graph, after: Graph) -> ComparedLatency:
         """Predicted seconds of both graphs; their errors are taken to be independent."""
         old, new = self.predict(before), self.predict(after)
-        return PredictedComparison(old.seconds, new.seconds, math.hypot(old.error, new.error))
+        return ComparedLatency(old.seconds, new.seconds, math.hypot(old.error, new.error))
 
     def predict(self, graph: Graph) -> Prediction:
         """Seconds of ``graph`` and their error; the errors of its kernels are taken to be independent."""

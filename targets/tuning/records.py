@@ -5,16 +5,15 @@ from __future__ import annotations
 import datetime
 import functools
 import math
-import platform
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 from ..codegen.options import Options
+from ..machines.catalog import processor_name
 from ..machines.target import Target
 from ..templates.option import Option, Workload
 from ..templates.registry import template_version
@@ -178,17 +177,3 @@ def best(records: Iterable[Record]) -> dict[Workload, Record]:
 def tvm_version() -> str:
     """Version of the installed apache-tvm."""
     return version("apache-tvm")
-
-
-@functools.cache
-def processor_name() -> str:
-    """What the processor calls itself."""
-    for line in _lines(Path("/proc/cpuinfo")):
-        name, _, value = line.partition(":")
-        if name.strip() in ("model name", "CPU part"):
-            return value.strip()
-    return platform.processor() or platform.machine()
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

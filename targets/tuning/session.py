@@ -22,7 +22,7 @@ from .finals import Finals
 from .log import LogWriter
 from .measure import Measurer
 from .model import Ranker
-from .observer import Observer, Silent
+from .observer import Observer
 from .outcome import Outcome
 from .records import Purpose, Record, best
 from .result import BatchReport, Point, TaskResult, TuningResult
@@ -75,7 +75,7 @@ class TuningSession:
     ) -> None:
         settings = settings or SearchOptions()
         self._measurer = measurer
-        self._observer = observer or Silent()
+        self._observer = observer or Observer()
         self._log = LogWriter(log_dir, self._observer.say)
         self._generator = np.random.default_rng(seed)
         self._records = list(records)

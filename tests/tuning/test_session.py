@@ -17,7 +17,7 @@ from tersor.targets.tuning import log
 from tersor.targets.tuning import session as session_module
 from tersor.targets.tuning.chart import draw
 from tersor.targets.tuning.log import read_log
-from tersor.targets.tuning.observer import Silent
+from tersor.targets.tuning.observer import Observer
 from tersor.targets.tuning.records import CONFIRMATIONS, best, fitting
 from tersor.targets.tuning.result import TuningResult
 from tersor.targets.tuning.scheduler import Budget
@@ -26,7 +26,7 @@ from tersor.targets.tuning.session import TuningSession
 from tersor.tests.tuning.fakes import TARGET, FakeMeasurer, conv_tasks, true_seconds
 
 
-class Messages(Silent):
+class Messages(Observer):
     """Keeps what a session says."""
 
     def __init__(self) -> None:
