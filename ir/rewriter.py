@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -82,9 +82,10 @@ class Rewriter:
         self._anchor, self._rule = op, rule
         return True
 
-    def refuse(self, rule: str, op: Op, reason: str) -> None:
-        """Record why ``rule`` does not apply at ``op``."""
+    def refuse(self, rule: str, op: Op, reason: str) -> Literal[False]:
+        """Record why ``rule`` does not apply at ``op``; False, so that a rule can return what this returns."""
         self.log.refused.append(Refusal(rule, op.describe(), reason))
+        return False
 
     # Making ops -----------------------------------------------------------------------------------------------
 

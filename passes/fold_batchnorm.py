@@ -64,8 +64,7 @@ def _fold_into_layer(op: BatchNormOp, rewriter: Rewriter) -> bool:
         return False
     reason = _refusal(op, layer)
     if reason:
-        rewriter.refuse(_RULE, op, reason)
-        return False
+        return rewriter.refuse(_RULE, op, reason)
     scale, shift = _affine(op)
     original = numbers(layer.weight)
     weight = original.double() * scale.reshape(-1, *[1] * (layer.weight.type.rank - 1))
@@ -73,8 +72,7 @@ def _fold_into_layer(op: BatchNormOp, rewriter: Rewriter) -> bool:
     weight = weight.to(original.dtype)
     bias = bias.to((layer.bias or layer.weight).type.dtype.torch)  # a bf16 layer may have a more precise bias
     if not _same_finiteness(weight, original) or not bool(bias.isfinite().all()):
-        rewriter.refuse(_RULE, op, "a folded weight or bias is not finite")
-        return False
+        return rewriter.refuse(_RULE, op, "a folded weight or bias is not finite")
     if not rewriter.commit(_RULE, op):
         return False
     bias_name = weight_name(op.beta or op.mean, "folded") if layer.bias is None else weight_name(layer.bias, "folded")
@@ -94,8 +92,7 @@ def _make_affine(op: BatchNormOp, rewriter: Rewriter) -> bool:
     scale, shift = rounded = tuple(part.to(op.x.type.dtype.torch) for part in exact)
     # PyTorch computes scale and shift in float32 or better: what is not finite there is the model's own result.
     if not all(_same_finiteness(part, known.float()) for part, known in zip(rounded, exact, strict=True)):
-        rewriter.refuse(_AFFINE_RULE, op, "a scale or shift would become infinite")
-        return False
+        return rewriter.refuse(_AFFINE_RULE, op, "a scale or shift would become infinite")
     if not rewriter.commit(_AFFINE_RULE, op):
         return False
     shape = (-1, *[1] * (op.x.type.rank - 2))

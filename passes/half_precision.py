@@ -75,8 +75,7 @@ class _Conversion:
             return False
         reason = self._refusal(op)
         if reason:
-            self._rewriter.refuse(self._rule, op, reason)
-            return False
+            return self._rewriter.refuse(self._rule, op, reason)
         if not self._rewriter.commit(self._rule, op):
             return False
         wide = _first_wide_operand(op)

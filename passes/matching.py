@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 
-from ..ir import IRError, Op, Rewriter, Value
+from ..ir import Attrs, IRError, Op, Rewriter, Value
 from ..ir.ops import FullOp, WeightOp
 
 
@@ -35,6 +37,21 @@ def weight_name(value: Value, suffix: str) -> str:
     """An id for a new weight that tells where it comes from: ``"conv1.weight"`` -> ``"conv1.weight.folded"``."""
     stem = value.op.attrs.id if isinstance(value.op, WeightOp) else (value.op.location if value.op else value.name)
     return f"{stem}.{suffix}" if stem and not stem.endswith(f".{suffix}") else stem or suffix
+
+
+def rewrite(rule: str, op: Op, rewriter: Rewriter, make: Callable[[], Value]) -> bool:
+    """Announce a rewrite, and `replace` the op by what ``make`` makes; False if the rewrite is not allowed."""
+    if not rewriter.commit(rule, op):
+        return False
+    replace(rewriter, op, make())
+    return True
+
+
+def become(
+    rule: str, op: Op, rewriter: Rewriter, kind: type[Op], operands: Sequence[Value | None], attrs: Attrs | None = None
+) -> bool:
+    """`rewrite` to another op, with the operands and attributes of that."""
+    return rewrite(rule, op, rewriter, lambda: rewriter.create(kind, operands, attrs).result)
 
 
 def replace(rewriter: Rewriter, op: Op, value: Value) -> None:

@@ -36,7 +36,7 @@ from ...ir.ops import (
     SiluOp,
     SubOp,
 )
-from ..matching import replace, scalar
+from ..matching import become, rewrite, scalar
 
 _NEUTRAL_RIGHT: dict[type[Op], int] = {AddOp: 0, SubOp: 0, MulOp: 1, DivOp: 1, PowOp: 1}
 _GATES = {SigmoidOp: SiluOp, HardSigmoidOp: HardSwishOp}
@@ -54,20 +54,14 @@ def neutral_operand(op: Op, rewriter: Rewriter) -> bool:
         return False
     if op.result.type.logical != op.lhs.type.logical:
         return False
-    if not rewriter.commit("mul-one" if neutral else "add-zero", op):
-        return False
-    replace(rewriter, op, op.lhs)
-    return True
+    return rewrite("mul-one" if neutral else "add-zero", op, rewriter, lambda: op.lhs)
 
 
 def scalar_right(op: Op, rewriter: Rewriter) -> bool:
     """Constants of commutative ops go to the right."""
     if not isinstance(op, BinaryOp) or not op.commutative or not is_constant(op.lhs) or is_constant(op.rhs):
         return False
-    if not rewriter.commit("scalar-right", op):
-        return False
-    replace(rewriter, op, rewriter.create(type(op), (op.rhs, op.lhs)).result)
-    return True
+    return become("scalar-right", op, rewriter, type(op), (op.rhs, op.lhs))
 
 
 def bound_to_clamp(op: Op, rewriter: Rewriter) -> bool:
@@ -77,11 +71,8 @@ def bound_to_clamp(op: Op, rewriter: Rewriter) -> bool:
     bound = scalar(op.rhs)
     if bound is None or math.isnan(bound) or op.result.type.logical != op.lhs.type.logical:
         return False
-    if not rewriter.commit("bound-to-clamp", op):
-        return False
     side = {"min": float(bound)} if isinstance(op, MaximumOp) else {"max": float(bound)}
-    replace(rewriter, op, rewriter.create(ClampOp, (op.lhs,), ClampOp.attrs_type(**side)).result)
-    return True
+    return become("bound-to-clamp", op, rewriter, ClampOp, (op.lhs,), ClampOp.attrs_type(**side))
 
 
 def clamp_of_clamp(op: Op, rewriter: Rewriter) -> bool:
@@ -92,19 +83,11 @@ def clamp_of_clamp(op: Op, rewriter: Rewriter) -> bool:
         return False
     outer, inner = _bounds(op), _bounds(op.x.op)
     if not (outer[0] <= outer[1] and inner[0] <= inner[1]):
-        rewriter.refuse("clamp-of-clamp", op, "a lower bound is above the upper one, or NaN")
-        return False
+        return rewriter.refuse("clamp-of-clamp", op, "a lower bound is above the upper one, or NaN")
     low, high = (min(max(bound, outer[0]), outer[1]) for bound in inner)
-    if not rewriter.commit("clamp-of-clamp", op):
-        return False
-    source = op.x.op.x
-    merged = (
-        rewriter.create(ReluOp, (source,))
-        if (low, high) == (0, math.inf)
-        else rewriter.create(ClampOp, (source,), ClampOp.attrs_type(min=low, max=high))
-    )
-    replace(rewriter, op, merged.result)
-    return True
+    if (low, high) == (0, math.inf):
+        return become("clamp-of-clamp", op, rewriter, ReluOp, (op.x.op.x,))
+    return become("clamp-of-clamp", op, rewriter, ClampOp, (op.x.op.x,), ClampOp.attrs_type(min=low, max=high))
 
 
 def clamp_to_relu(op: Op, rewriter: Rewriter) -> bool:
@@ -112,10 +95,9 @@ def clamp_to_relu(op: Op, rewriter: Rewriter) -> bool:
     if not isinstance(op, ClampOp):
         return False
     bounds = (op.attrs.min, op.attrs.max)
-    if bounds not in ((0, math.inf), (-math.inf, math.inf)) or not rewriter.commit("clamp-to-relu", op):
-        return False
-    replace(rewriter, op, rewriter.create(ReluOp, (op.x,)).result if bounds[0] == 0 else op.x)
-    return True
+    if bounds == (0, math.inf):
+        return become("clamp-to-relu", op, rewriter, ReluOp, (op.x,))
+    return bounds == (-math.inf, math.inf) and rewrite("clamp-to-relu", op, rewriter, lambda: op.x)
 
 
 def cast_chain(op: Op, rewriter: Rewriter) -> bool:
@@ -124,20 +106,13 @@ def cast_chain(op: Op, rewriter: Rewriter) -> bool:
         return False
     source: Value = op.x
     if source.type.dtype is op.attrs.dtype:
-        if not rewriter.commit("cast-chain", op):
-            return False
-        replace(rewriter, op, source)
-        return True
+        return rewrite("cast-chain", op, rewriter, lambda: source)
     inner = source.op
     if not isinstance(inner, CastOp):
         return False
     if not _lossless(inner.x.type.dtype, inner.attrs.dtype):
-        rewriter.refuse("cast-chain", op, f"the cast to {inner.attrs.dtype.value} before it rounds")
-        return False
-    if not rewriter.commit("cast-chain", op):
-        return False
-    replace(rewriter, op, rewriter.create(CastOp, (inner.x,), op.attrs).result)
-    return True
+        return rewriter.refuse("cast-chain", op, f"the cast to {inner.attrs.dtype.value} before it rounds")
+    return become("cast-chain", op, rewriter, CastOp, (inner.x,), op.attrs)
 
 
 def double_negation(op: Op, rewriter: Rewriter) -> bool:
@@ -145,10 +120,9 @@ def double_negation(op: Op, rewriter: Rewriter) -> bool:
     if not isinstance(op, NegOp | LogicalNotOp) or type(op.x.op) is not type(op):
         return False
     source = op.x.op.x
-    if source.type.dtype is not op.result.type.dtype or not rewriter.commit("double-negation", op):
+    if source.type.dtype is not op.result.type.dtype:
         return False
-    replace(rewriter, op, source)
-    return True
+    return rewrite("double-negation", op, rewriter, lambda: source)
 
 
 def gate(op: Op, rewriter: Rewriter) -> bool:
@@ -159,10 +133,7 @@ def gate(op: Op, rewriter: Rewriter) -> bool:
         kind = _GATES.get(type(activation.op))
         if kind is None or activation.op.x is not x:
             continue
-        if not rewriter.commit("gate", op):
-            return False
-        replace(rewriter, op, rewriter.create(kind, (x,)).result)
-        return True
+        return become("gate", op, rewriter, kind, (x,))
     return False
 
 

@@ -35,8 +35,9 @@ def log_softmax(op: Op, rewriter: Rewriter) -> bool:
     if not isinstance(op, SoftmaxOp) or not op.attrs.log:
         return False
     if op.x.type.dtype is not DType.F32:
-        rewriter.refuse("log-softmax", op, "the steps would round to a narrow type, or have no kernel for a wide one")
-        return False
+        return rewriter.refuse(
+            "log-softmax", op, "the steps would round to a narrow type, or have no kernel for a wide one"
+        )
     if not rewriter.commit("log-softmax", op):
         return False
     axis = MaxOp.attrs_type(axes=(op.attrs.axis,), keepdim=True)

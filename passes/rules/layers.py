@@ -12,7 +12,7 @@ from __future__ import annotations
 from ...ir import Op, Rewriter, Value, is_constant
 from ...ir.ops import AddOp, Conv2dOp, LayerOp, LinearOp, MatmulOp, PermuteOp, WeightOp
 from ...ir.ops.integers import QUANTIZED
-from ..matching import numbers, replace, tensor, weight_name
+from ..matching import become, numbers, replace, tensor, weight_name
 
 
 def bias_operand(op: Op, rewriter: Rewriter) -> bool:
@@ -22,8 +22,7 @@ def bias_operand(op: Op, rewriter: Rewriter) -> bool:
     layer, addend = op.lhs.op, op.rhs
     reason = _bias_refusal(op, layer, addend)
     if reason:
-        rewriter.refuse("bias-operand", op, reason)
-        return False
+        return rewriter.refuse("bias-operand", op, reason)
     channels = layer.weight.shape[0]
     bias = numbers(addend).double().reshape(-1).expand(channels)
     if layer.bias is not None:
@@ -43,11 +42,10 @@ def transpose_operand(op: Op, rewriter: Rewriter) -> bool:
         return False
     permute = op.rhs.op
     *leading, last = range(permute.x.type.rank)
-    if permute.attrs.dims != (*leading[:-1], last, leading[-1]) or not rewriter.commit("transpose-operand", op):
+    if permute.attrs.dims != (*leading[:-1], last, leading[-1]):
         return False
     attrs = MatmulOp.attrs_type(transpose_rhs=not op.attrs.transpose_rhs)
-    replace(rewriter, op, rewriter.create(MatmulOp, (op.lhs, permute.x), attrs).result)
-    return True
+    return become("transpose-operand", op, rewriter, MatmulOp, (op.lhs, permute.x), attrs)
 
 
 def matmul_to_linear(op: Op, rewriter: Rewriter) -> bool:
@@ -57,12 +55,10 @@ def matmul_to_linear(op: Op, rewriter: Rewriter) -> bool:
     if is_constant(op.lhs):
         return False  # fold-constants evaluates it
     if op.lhs.type.dtype in QUANTIZED:
-        rewriter.refuse("matmul-to-linear", op, "linear layers sum products of 8-bit integers in i32")
-        return False
+        return rewriter.refuse("matmul-to-linear", op, "linear layers sum products of 8-bit integers in i32")
     matrix = op.rhs
     if not op.attrs.transpose_rhs and tensor(matrix) is None:
-        rewriter.refuse("matmul-to-linear", op, "the weights are not loaded")
-        return False
+        return rewriter.refuse("matmul-to-linear", op, "the weights are not loaded")
     if not rewriter.commit("matmul-to-linear", op):
         return False
     if not op.attrs.transpose_rhs:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from ...ir import IRError, Op, Rewriter, Value
 from ...ir.ops import AttentionOp, BinaryOp, ConcatOp, ExpandOp, PadOp, PermuteOp, ReduceOp, ReshapeOp, SliceOp, WhereOp
-from ..matching import replace
+from ..matching import become, rewrite
 
 
 def same_shape(op: Op, rewriter: Rewriter) -> bool:
@@ -28,32 +28,25 @@ def same_shape(op: Op, rewriter: Rewriter) -> bool:
         unchanged = op.attrs.dims == tuple(range(op.x.type.rank))
     else:
         unchanged = isinstance(op, ConcatOp) and len(op.parts) == 1
-    if not unchanged or not rewriter.commit("same-shape", op):
+    if not unchanged:
         return False
-    replace(rewriter, op, op.inputs[0])
-    return True
+    return rewrite("same-shape", op, rewriter, lambda: op.inputs[0])
 
 
 def reshape_of_reshape(op: Op, rewriter: Rewriter) -> bool:
     """reshape(reshape(x)) -> reshape(x)."""
     if not isinstance(op, ReshapeOp) or not isinstance(op.x.op, ReshapeOp):
         return False
-    if not rewriter.commit("reshape-of-reshape", op):
-        return False
-    replace(rewriter, op, rewriter.create(ReshapeOp, (op.x.op.x,), op.attrs).result)
-    return True
+    return become("reshape-of-reshape", op, rewriter, ReshapeOp, (op.x.op.x,), op.attrs)
 
 
 def permute_of_permute(op: Op, rewriter: Rewriter) -> bool:
     """permute(permute(x)) -> permute(x)."""
     if not isinstance(op, PermuteOp) or not isinstance(op.x.op, PermuteOp):
         return False
-    if not rewriter.commit("permute-of-permute", op):
-        return False
     inner = op.x.op
     dims = tuple(inner.attrs.dims[dim] for dim in op.attrs.dims)
-    replace(rewriter, op, rewriter.create(PermuteOp, (inner.x,), PermuteOp.attrs_type(dims=dims)).result)
-    return True
+    return become("permute-of-permute", op, rewriter, PermuteOp, (inner.x,), PermuteOp.attrs_type(dims=dims))
 
 
 def permute_to_reshape(op: Op, rewriter: Rewriter) -> bool:
@@ -61,20 +54,16 @@ def permute_to_reshape(op: Op, rewriter: Rewriter) -> bool:
     if not isinstance(op, PermuteOp):
         return False
     moved = [dim for dim in op.attrs.dims if op.x.shape[dim] != 1]
-    if moved != sorted(moved) or op.result.shape == op.x.shape or not rewriter.commit("permute-to-reshape", op):
+    if moved != sorted(moved) or op.result.shape == op.x.shape:
         return False
-    replace(rewriter, op, _reshape(rewriter, op.x, op.result.shape))
-    return True
+    return become("permute-to-reshape", op, rewriter, ReshapeOp, (op.x,), ReshapeOp.attrs_type(shape=op.result.shape))
 
 
 def expand_of_expand(op: Op, rewriter: Rewriter) -> bool:
     """expand(expand(x)) -> expand(x)."""
     if not isinstance(op, ExpandOp) or not isinstance(op.x.op, ExpandOp):
         return False
-    if not rewriter.commit("expand-of-expand", op):
-        return False
-    replace(rewriter, op, rewriter.create(ExpandOp, (op.x.op.x,), op.attrs).result)
-    return True
+    return become("expand-of-expand", op, rewriter, ExpandOp, (op.x.op.x,), op.attrs)
 
 
 def slice_of_slice(op: Op, rewriter: Rewriter) -> bool:
@@ -89,10 +78,7 @@ def slice_of_slice(op: Op, rewriter: Rewriter) -> bool:
     # Where nothing is picked, the ends of the range may lie outside of the operand.
     start, stop = (picked.start, min(picked.stop, inner.x.shape[axis])) if len(picked) else (0, 0)
     attrs = SliceOp.attrs_type(axis=axis, start=start, stop=stop, step=picked.step)
-    if not rewriter.commit("slice-of-slice", op):
-        return False
-    replace(rewriter, op, rewriter.create(SliceOp, (inner.x,), attrs).result)
-    return True
+    return become("slice-of-slice", op, rewriter, SliceOp, (inner.x,), attrs)
 
 
 def implicit_broadcast(op: Op, rewriter: Rewriter) -> bool:
@@ -103,10 +89,8 @@ def implicit_broadcast(op: Op, rewriter: Rewriter) -> bool:
         if value is None or not isinstance(value.op, ExpandOp) or (isinstance(op, AttentionOp) and index != 3):
             continue
         operands = (*op.operands[:index], value.op.x, *op.operands[index + 1 :])
-        if _result_shape(op, operands) != op.result.shape or not rewriter.commit("implicit-broadcast", op):
-            continue
-        replace(rewriter, op, rewriter.create(type(op), operands, op.attrs).result)
-        return True
+        if _result_shape(op, operands) == op.result.shape:
+            return become("implicit-broadcast", op, rewriter, type(op), operands, op.attrs)
     return False
 
 
@@ -119,11 +103,8 @@ def squeeze_reduction(op: Op, rewriter: Rewriter) -> bool:
     squeezed = tuple(extent for axis, extent in enumerate(reduction.x.shape) if axis not in axes)
     if not reduction.attrs.keepdim or op.result.shape != squeezed:
         return False
-    if not rewriter.commit("squeeze-reduction", op):
-        return False
     attrs = type(reduction.attrs)(axes=axes)
-    replace(rewriter, op, rewriter.create(type(reduction), (reduction.x,), attrs).result)
-    return True
+    return become("squeeze-reduction", op, rewriter, type(reduction), (reduction.x,), attrs)
 
 
 def reduction_of_reduction(op: Op, rewriter: Rewriter) -> bool:
@@ -132,15 +113,11 @@ def reduction_of_reduction(op: Op, rewriter: Rewriter) -> bool:
         return False
     inner = op.x.op
     if inner.attrs.keepdim != op.attrs.keepdim:
-        rewriter.refuse("reduction-of-reduction", op, "only one of the two keeps the reduced dimensions")
-        return False
+        return rewriter.refuse("reduction-of-reduction", op, "only one of the two keeps the reduced dimensions")
     kept = [axis for axis in range(inner.x.type.rank) if inner.attrs.keepdim or axis not in inner.attrs.axes]
     axes = tuple(sorted({*inner.attrs.axes, *(kept[axis] for axis in op.attrs.axes)}))
-    if not rewriter.commit("reduction-of-reduction", op):
-        return False
     attrs = type(op.attrs)(axes=axes, keepdim=op.attrs.keepdim)
-    replace(rewriter, op, rewriter.create(type(op), (inner.x,), attrs).result)
-    return True
+    return become("reduction-of-reduction", op, rewriter, type(op), (inner.x,), attrs)
 
 
 def _reshape(rewriter: Rewriter, x: Value, shape: tuple[int, ...]) -> Value:

@@ -27,7 +27,9 @@ from ...ir.ops import (
     ReluOp,
     SigmoidOp,
 )
-from ..matching import replace
+from ..matching import become, rewrite
+
+_PLANE = MeanOp.attrs_type(axes=(2, 3), keepdim=True)
 
 
 def pad_into_conv(op: Op, rewriter: Rewriter) -> bool:
@@ -36,10 +38,7 @@ def pad_into_conv(op: Op, rewriter: Rewriter) -> bool:
         return False
     pad = op.x.op
     if not _is_spatial(pad) or pad.attrs.value != op.attrs.zero_point:
-        rewriter.refuse("pad-into-conv", op, "the padding is not zeros around height and width")
-        return False
-    if not rewriter.commit("pad-into-conv", op):
-        return False
+        return rewriter.refuse("pad-into-conv", op, "the padding is not zeros around height and width")
     top, left, bottom, right = op.attrs.padding
     (above, before), (below, behind) = pad.attrs.before[2:], pad.attrs.after[2:]
     attrs = type(op.attrs)(
@@ -49,8 +48,7 @@ def pad_into_conv(op: Op, rewriter: Rewriter) -> bool:
         groups=op.attrs.groups,
         zero_point=op.attrs.zero_point,
     )
-    replace(rewriter, op, rewriter.create(Conv2dOp, (pad.x, op.weight, op.bias), attrs).result)
-    return True
+    return become("pad-into-conv", op, rewriter, Conv2dOp, (pad.x, op.weight, op.bias), attrs)
 
 
 def pad_into_pool(op: Op, rewriter: Rewriter) -> bool:
@@ -61,13 +59,9 @@ def pad_into_pool(op: Op, rewriter: Rewriter) -> bool:
     padding = tuple(extent + more for extent, more in zip(attrs.padding, pad.attrs.before[2:], strict=False))
     reason = _pool_refusal(op, pad, padding)
     if reason:
-        rewriter.refuse("pad-into-pool", op, reason)
-        return False
-    if not rewriter.commit("pad-into-pool", op):
-        return False
+        return rewriter.refuse("pad-into-pool", op, reason)
     merged = type(attrs)(kernel=attrs.kernel, stride=attrs.stride, padding=padding, dilation=attrs.dilation)
-    replace(rewriter, op, rewriter.create(type(op), (pad.x,), merged).result)
-    return True
+    return become("pad-into-pool", op, rewriter, type(op), (pad.x,), merged)
 
 
 def adaptive_pool(op: Op, rewriter: Rewriter) -> bool:
@@ -76,36 +70,25 @@ def adaptive_pool(op: Op, rewriter: Rewriter) -> bool:
         return False
     plane, size = op.x.shape[2:], op.attrs.size
     if any(extent % parts for extent, parts in zip(plane, size, strict=True)):
-        rewriter.refuse("adaptive-pool", op, f"a plane of {plane} does not divide into {size} equal windows")
-        return False
+        return rewriter.refuse("adaptive-pool", op, f"a plane of {plane} does not divide into {size} equal windows")
     if plane == size and op.result.type.dtype is not op.x.type.dtype:
-        rewriter.refuse("adaptive-pool", op, "means of integers are f32")
-        return False
-    if not rewriter.commit("adaptive-pool", op):
-        return False
+        return rewriter.refuse("adaptive-pool", op, "means of integers are f32")
     if plane == size:
-        replace(rewriter, op, op.x)
-    elif size == (1, 1):
-        replace(rewriter, op, _plane_mean(rewriter, op.x))
-    else:
-        window = (plane[0] // size[0], plane[1] // size[1])
-        attrs = AvgPool2dOp.attrs_type(kernel=window, stride=window)
-        replace(rewriter, op, rewriter.create(AvgPool2dOp, (op.x,), attrs).result)
-    return True
+        return rewrite("adaptive-pool", op, rewriter, lambda: op.x)
+    if size == (1, 1):
+        return become("adaptive-pool", op, rewriter, MeanOp, (op.x,), _PLANE)
+    window = (plane[0] // size[0], plane[1] // size[1])
+    attrs = AvgPool2dOp.attrs_type(kernel=window, stride=window)
+    return become("adaptive-pool", op, rewriter, AvgPool2dOp, (op.x,), attrs)
 
 
 def global_pool(op: Op, rewriter: Rewriter) -> bool:
     """avg_pool2d over the whole plane -> mean."""
     if not isinstance(op, AvgPool2dOp) or op.attrs.kernel != op.x.shape[2:] or op.attrs.padding != (0, 0):
         return False
-    if op.result.shape[2:] != (1, 1) or not rewriter.commit("global-pool", op):
+    if op.result.shape[2:] != (1, 1):
         return False
-    replace(rewriter, op, _plane_mean(rewriter, op.x))
-    return True
-
-
-def _plane_mean(rewriter: Rewriter, x: Value) -> Value:
-    return rewriter.create(MeanOp, (x,), MeanOp.attrs_type(axes=(2, 3), keepdim=True)).result
+    return become("global-pool", op, rewriter, MeanOp, (op.x,), _PLANE)
 
 
 def _is_spatial(pad: PadOp) -> bool:
