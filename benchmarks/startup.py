@@ -7,8 +7,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).parent.parent
 STATUS = Path("/proc/self/status")
@@ -42,23 +43,6 @@ class Startup:
     first_call_seconds: float
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """What the compiling process reports; see `Startup`."""
-
-    compile_seconds: float
-    compile_peak_bytes: int | None
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What the loading process reports; see `Startup`."""
-
-    import_seconds: float
-    load_seconds: float
-    first_call_seconds: float
-
-
 def startup(model: str, threads: int, pipeline: str) -> Startup:
     """Compile and save a model in one new process, load and call it in another.
 
@@ -76,18 +60,18 @@ def startup(model: str, threads: int, pipeline: str) -> Startup:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "model.tersor")
-        compiled = Compiled(**_in_new_process("compile", model, path, str(threads), pipeline))
-        loaded = Loaded(**_in_new_process("load", path, str(threads)))
-        return Startup(**asdict(compiled), artifact_bytes=Path(path).stat().st_size, **asdict(loaded))
+        compiled = _in_new_process("compile", model, path, str(threads), pipeline)
+        loaded = _in_new_process("load", path, str(threads))
+        return Startup(**compiled, artifact_bytes=Path(path).stat().st_size, **loaded)
 
 
-def _in_new_process(*arguments: str) -> dict[str, float]:
+def _in_new_process(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.startup", *arguments]
     result = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def compile_and_save(model: str, path: str, threads: int, pipeline: str) -> Compiled:
+def compile_and_save(model: str, path: str, threads: int, pipeline: str) -> dict[str, Any]:
     """Compile a model in this process and save it; its peak memory is that of the whole process so far."""
     import tersor
     from benchmarks.models import load
@@ -98,10 +82,10 @@ def compile_and_save(model: str, path: str, threads: int, pipeline: str) -> Comp
     seconds = time.perf_counter() - begin
     peak = _peak_bytes()
     executable.save(path)
-    return Compiled(seconds, peak)
+    return {"compile_seconds": seconds, "compile_peak_bytes": peak}
 
 
-def load_and_call(path: str, threads: int) -> Loaded:
+def load_and_call(path: str, threads: int) -> dict[str, Any]:
     """Load an artifact in this process and call it once."""
     import torch  # noqa: F401  (who loads a model has it already)
 
@@ -117,7 +101,11 @@ def load_and_call(path: str, threads: int) -> Loaded:
     inputs = executable.random_inputs()
     called = time.perf_counter()
     executable(*inputs)
-    return Loaded(imported - begin, loaded - imported, time.perf_counter() - called)
+    return {
+        "import_seconds": imported - begin,
+        "load_seconds": loaded - imported,
+        "first_call_seconds": time.perf_counter() - called,
+    }
 
 
 def _peak_bytes() -> int | None:
@@ -132,7 +120,7 @@ if __name__ == "__main__":
     job, *rest = sys.argv[1:]
     if job == "compile":
         name, target, count, passes = rest
-        print(json.dumps(asdict(compile_and_save(name, target, int(count), passes))))
+        print(json.dumps(compile_and_save(name, target, int(count), passes)))
     else:
         target, count = rest
-        print(json.dumps(asdict(load_and_call(target, int(count)))))
+        print(json.dumps(load_and_call(target, int(count))))

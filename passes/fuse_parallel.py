@@ -79,9 +79,7 @@ def _siblings(value: Value) -> dict[Hashable, list[LayerOp]]:
 
 def _fits(layer: LayerOp, rewriter: Rewriter) -> bool:
     reason = _refusal(layer)
-    if reason:
-        rewriter.refuse("fuse-parallel", layer, reason)
-    return not reason
+    return not reason or rewriter.refuse("fuse-parallel", layer, reason)
 
 
 def _refusal(layer: LayerOp) -> str:
