@@ -48,7 +48,7 @@ def tune(
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure kernel candidates of a model until nothing more is to gain or the budget is spent. Ctrl-C keeps all.
+    """Measure kernel candidates until there is nothing more to gain or the budget is spent. Ctrl-C keeps all records.
 
     \b
     Examples:
