@@ -39,7 +39,7 @@ def tune(
     ] = DEFAULT_LOG_DIR,
     threads: SplitOption = None,
     shipped: Annotated[bool, typer.Option(help="Start from the records that ship with Tersor, too.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the random picks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random picks.")] = 0,
     metaschedule: Annotated[
         int, typer.Option(min=0, metavar="TRIALS", help="Schedules to try for each kernel that has no template.")
     ] = 0,
