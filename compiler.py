@@ -58,7 +58,8 @@ class CompileOptions:
     @property
     def passes(self) -> Pipeline:
         """The passes asked for, and those that code generation needs."""
-        return as_pipeline(",".join(text for text in (PREPARING_PASSES, self.pipeline, REQUIRED_PASSES) if text))
+        parts = (PREPARING_PASSES, self.pipeline, REQUIRED_PASSES)  # read one by one: mistakes have the user's columns
+        return Pipeline(tuple(one for part in parts for one in as_pipeline(part).elements))
 
     @property
     def machine(self) -> Target:

@@ -4,7 +4,7 @@
 
     python -m benchmarks.cuda --models resnet18,mobilenetv2,vit_tiny --json out.json
 
-Every runner is timed in blocks of calls, by turns; a block's time is the mean of its calls, without copies to and from
+Runners are timed in alternating blocks of calls; a block's time is the mean of its calls, without copies to and from
 the GPU. Outputs are compared with PyTorch's in float32 on the processor.
 """
 
@@ -142,7 +142,7 @@ def measure(
     expected: Sequence[np.ndarray],
     rounds: int,
 ) -> list[Result]:
-    """Check each runner's outputs, then time blocks of calls by turns."""
+    """Check each runner's outputs, then time alternating blocks of calls."""
     differences = [difference(expected, [tensor.numpy() for tensor in runner.outputs()]) for runner in runners]
     for runner in runners:
         runner.seconds(WARM_UP)

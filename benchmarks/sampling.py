@@ -27,7 +27,7 @@ from tersor.targets.tuning.task import Task
 
 BATCH = 8
 CLOSE = 0.05  # how much slower than a task's fastest a candidate may be that is measured again
-VISITS = 3  # of those, the first included
+SAMPLES = 3  # of those, the first included
 
 
 def uniform_order(task: Task) -> list[Option]:
@@ -75,16 +75,16 @@ class Sampler:
         self._say = say
         self._drawn = {task: uniform_order(task)[:count] for task in tasks}
         self._known = {(record.workload, record.option) for record in records if record.purpose == "random"}
-        self._visits: dict[Task, dict[Option, list[Outcome]]] = {task: defaultdict(list) for task in tasks}
+        self._samples: dict[Task, dict[Option, list[Outcome]]] = {task: defaultdict(list) for task in tasks}
         of_workload = {task.workload: task for task in tasks}
         for record in records:
             if (record.workload, record.option) in self._known and record.workload in of_workload:
-                self._visits[of_workload[record.workload]][record.option].append(record.outcome)
+                self._samples[of_workload[record.workload]][record.option].append(record.outcome)
 
     def run(self) -> int:
         """Measure until all is drawn and the fastest are confirmed, or the time is over; how many were drawn."""
         drawn = self._draw()
-        for _ in range(VISITS - 1):
+        for _ in range(SAMPLES - 1):
             for task in self._drawn:
                 self._measure(task, self._unconfirmed(task), "final")
         return drawn
@@ -105,11 +105,11 @@ class Sampler:
         return drawn
 
     def _unconfirmed(self, task: Task) -> list[Option]:
-        """The fastest options of a task, and those too close to tell, that were measured less than `VISITS` times."""
-        visits = {option: [one for one in some if one.ok] for option, some in self._visits[task].items()}
-        seconds = typical_seconds({option: ran for option, ran in visits.items() if ran})
+        """The fastest options of a task, and those too close to tell, that were measured less than `SAMPLES` times."""
+        samples = {option: [one for one in some if one.ok] for option, some in self._samples[task].items()}
+        seconds = typical_seconds({option: ran for option, ran in samples.items() if ran})
         limit = (1 + CLOSE) * min(seconds.values(), default=0.0)
-        return [one for one, time in seconds.items() if time <= limit and len(visits[one]) < VISITS]
+        return [one for one, time in seconds.items() if time <= limit and len(samples[one]) < SAMPLES]
 
     @property
     def _left(self) -> float:
@@ -122,7 +122,7 @@ class Sampler:
             return 0
 
         def keep(outcome: Outcome) -> None:
-            self._visits[task][outcome.option].append(outcome)
+            self._samples[task][outcome.option].append(outcome)
             log.append(self._log_dir, [Record.now(task, outcome, purpose)])
 
         default = Options(task.workload, task.target).default

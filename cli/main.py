@@ -104,7 +104,7 @@ def compile(
     threads: SplitOption = None,
     data: DataOption = None,
     tune: Annotated[
-        int, typer.Option(min=0, help="Kernel candidates to measure first; `tersor tune` shows how it goes on.")
+        int, typer.Option(min=0, help="Kernel candidates to measure first; `tersor tune` shows the progress.")
     ] = 0,
     log_dir: LogDirOption = None,
     check: CheckOption = True,

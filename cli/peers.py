@@ -1,4 +1,4 @@
-"""Comparison with other runtimes, by means of the folder ``benchmarks``, which a checkout has and a wheel has not."""
+"""Comparison with other runtimes, by means of the folder ``benchmarks``, which only a checkout has."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def tune(
     ] = DEFAULT_LOG_DIR,
     threads: SplitOption = None,
     shipped: Annotated[bool, typer.Option(help="Start from the records that ship with Tersor, too.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the random picks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random picks.")] = 0,
     metaschedule: Annotated[
         int, typer.Option(min=0, metavar="TRIALS", help="Schedules to try for each kernel that has no template.")
     ] = 0,
@@ -48,7 +48,7 @@ def tune(
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure kernel candidates of a model until nothing more is to gain or the budget is spent. Ctrl-C keeps all.
+    """Measure kernel candidates until there is nothing more to gain or the budget is spent. Ctrl-C keeps all records.
 
     \b
     Examples:

@@ -65,7 +65,7 @@ class CalibrationData:
         if count:
             return
         if self._has_yielded:
-            raise TersorError(f"{self.name}: gave batches once and none the second time; return a new iterable a call")
+            raise TersorError(f"{self.name}: has no batches the second time; return a new iterable for each call")
         raise TersorError(f"{self.name}: yields no batch; give at least one batch of inputs")
 
     def _guarded(self) -> Iterator[Any]:
@@ -111,7 +111,7 @@ def _tensors(batch: Any, inputs: Sequence[Value]) -> Batch:
     if isinstance(batch, Mapping):
         missing = [value.name for value in inputs if value.name not in batch]
         if missing:
-            raise IRError(f"it has nothing for input {missing[0]!r}")
+            raise IRError(f"it has no array for input {missing[0]!r}")
         batch = [batch[value.name] for value in inputs]
     parts = batch if isinstance(batch, tuple | list) else (batch,)
     return tuple(_tensor(part) for part in parts)

@@ -53,9 +53,9 @@ def _body(compressed: Compressed) -> Iterator[str]:
         yield f"<h3><code>{escape(step.name)}</code></h3>" + "".join(decisions(record) for record in step.records)
     yield f"<h2>Setting</h2>{_setting(compressed)}"
     yield (
-        "<footer>Each step is timed by turns with the original, in blocks of calls; of either, the median of the faster"
-        " half of the blocks counts, and the speedup is their ratio. Latencies are the original's, when the machine was"
-        " least disturbed, divided by the speedup.</footer>"
+        "<footer>Each step is timed alternately with the original, in blocks of calls. For both, the median of the"
+        " faster half of the blocks counts, and the speedup is their ratio. Latencies are the original's, when the"
+        " machine was least disturbed, divided by the speedup.</footer>"
     )
 
 

@@ -17,7 +17,7 @@ _SHRINKING = {"prune-channels", "low-rank"}
 
 @dataclass(frozen=True)
 class PairTiming:
-    """Seconds of one call, and of the original's, timed by turns.
+    """Seconds of one call, and of the original's, timed alternately.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class PairTiming:
 
     @property
     def speedup(self) -> float:
-        """How many times faster than the original in the same visit."""
+        """How many times faster than the original, timed alternately."""
         return self.original / self.seconds
 
 
@@ -171,9 +171,9 @@ class Compressed:
         return self.steps[self.kept]
 
     def seconds(self, step: Step) -> float | None:
-        """Seconds of one call of a step's model, as if all had been timed in one visit; None where nothing was.
+        """Seconds of one call of a step's model, as if all had been timed together; None where nothing was.
 
-        That is the original's time in the visit in which the machine was least disturbed, divided by the speedup.
+        That is the original's time when the machine was least disturbed, divided by the speedup.
         """
         if step.latency is None:
             return None

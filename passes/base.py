@@ -79,7 +79,7 @@ class Latency(Protocol):
         ...
 
     def compare(self, before: Graph, after: Graph) -> Comparison:
-        """Seconds of two graphs that do the same work differently; where they are measured, by turns."""
+        """Seconds of two graphs that do the same work differently; where they are measured, alternately."""
         ...
 
 

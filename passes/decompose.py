@@ -24,7 +24,7 @@ from .registry import register_pass
 from .rules import decompose
 
 
-@register_pass("decompose")
+@register_pass("decompose", purpose="simplify")
 @dataclass(frozen=True)
 class Decompose(Pass):
     """Write ops without a kernel of their own as ops that have one."""

@@ -161,7 +161,7 @@ def broken() -> Iterator[torch.Tensor]:
         ([torch.zeros(2, 3, 6)], r"batch 0 does not fit: .* got \[2, 3, 6\]"),
         ([torch.zeros(2, 3, 6, 6, dtype=torch.float64)], "must be f32, got torch.float64; cast it first"),
         ([(torch.zeros(2, 3, 6, 6), torch.zeros(2))], "takes 1 inputs .*, got 2; yield inputs without labels"),
-        ([{"images": 1}], "batch 0 does not fit: it has nothing for input"),
+        ([{"images": 1}], "batch 0 does not fit: it has no array for input"),
         ([["a"]], "it holds a str; inputs are torch tensors or NumPy arrays"),
         ([np.full((2, 3, 6, 6), "x")], "an array of <U1 cannot be used"),
     ],
@@ -175,7 +175,7 @@ def test_a_loader_that_is_exhausted_after_one_pass(graph):
     stream = batches()
     data = CalibrationData(lambda: stream, graph)
     assert len(list(data)) == 3
-    with pytest.raises(TersorError, match="gave batches once and none the second time; return a new iterable"):
+    with pytest.raises(TersorError, match="has no batches the second time; return a new iterable for each call"):
         list(data)
 
 

@@ -50,7 +50,7 @@ class Program:
     accuracy
         Share of the test pictures that the compiled program recognises.
     latency
-        Of one picture, all programs of a study by turns.
+        Of one picture, all programs of a study alternately.
     """
 
     name: str

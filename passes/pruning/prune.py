@@ -157,7 +157,7 @@ def _check(channels: ChannelMap) -> None:
     if not channels.layers:
         raise TersorError("nothing to prune: the graph has no convolution or linear layer")
     op, reason = channels.held[0] if channels.held else (channels.layers[0].op, "its channels must stay")
-    raise TersorError(f"nothing to prune: no layer's channels can be removed; of {op.describe()}, since {reason}")
+    raise TersorError(f"nothing to prune: no layer can lose channels; those of {op.describe()} stay, since {reason}")
 
 
 def shrink(graph: Graph, channels: ChannelMap, kept: NDArray[np.bool_], rewriter: Rewriter) -> None:

@@ -69,7 +69,7 @@ def check_patterns(graph: Graph, skip: Sequence[str]) -> None:
     for pattern in skip:
         if names and not any(fnmatchcase(name, pattern) for name in names):
             some = ", ".join(name for name in names[:3] if name)
-            raise TersorError(f"skip={pattern} fits no layer; layers have names such as {some or '(none)'}")
+            raise TersorError(f"skip={pattern} matches no layer; layers have names such as {some or '(none)'}")
 
 
 def stored_as_integers(graph: Graph, layers: Iterable[LayerOp]) -> dict[Value, None]:

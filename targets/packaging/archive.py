@@ -124,7 +124,7 @@ class Archive:
             raise ArtifactError(f"{self.path}: no {name} in this zip; it is not a .tersor artifact")
         if self._infos[name].file_size > _LARGEST_INDEX:
             raise ArtifactError(
-                f"{self.path}: {name} has an absurd size, {self._infos[name].file_size} bytes; {DAMAGED}"
+                f"{self.path}: {name} has an impossible size, {self._infos[name].file_size} bytes; {DAMAGED}"
             )
         data = bytes(self[name])
         if self._comment != (_COMMENT + hashlib.sha256(data).hexdigest()).encode():
@@ -218,5 +218,5 @@ def _stored_bytes(data: memoryview, info: zipfile.ZipInfo) -> memoryview:
     if signature != _LOCAL_SIGNATURE or start + info.file_size > len(data):
         raise ArtifactError(f"{name} lies outside of the file; {DAMAGED}")
     if bytes(data[header_end : header_end + name_bytes]) != name.encode():
-        raise ArtifactError(f"{name} has another name where it lies; {DAMAGED}")
+        raise ArtifactError(f"{name} has another name in its own header; {DAMAGED}")
     return data[start : start + info.file_size]

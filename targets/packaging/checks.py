@@ -47,7 +47,7 @@ def check_target(target: Target) -> None:
     if family is None or not target.name.startswith(f"{target.family}:") or min(counts) < 0:
         raise ArtifactError(f"target {target.name!r} of family {target.family!r} with {target.cores} cores is unknown")
     if target.mtriple not in {record.mtriple for record in family.records}:
-        raise ArtifactError(f"target {target.name!r} has the triple {target.mtriple!r}, which {family.name} has not")
+        raise ArtifactError(f"target {target.name!r} has the triple {target.mtriple!r}, which no {family.name} has")
     known = TARGETS.get(target.name, target)
     sizes = ("l1_bytes", "l2_bytes", "l3_bytes", "cores")
     if target != replace(known, **{name: getattr(target, name) for name in sizes}):
@@ -77,7 +77,7 @@ def check_graph(info: ModelInfo, graph: Graph) -> None:
     for index, kernel in enumerate(info.kernels):
         work = (kernel.op, kernel.location, kernel.macs, kernel.bytes)
         if work not in known and not (_copies(kernel) and kernel.location in places):
-            raise ArtifactError(f"kernel {index} of the manifest does what no op of the graph does")
+            raise ArtifactError(f"kernel {index} of the manifest belongs to no op of the graph")
 
 
 def check_code(info: ModelInfo, constants: Iterable[Constant], module: Any) -> None:

@@ -160,7 +160,7 @@ def _read_npy(file: IO[bytes], size: int) -> torch.Tensor:
     """Read an array from a file of so many bytes; raises one of `_DAMAGED`."""
     start = file.read(len(_MAGIC) + 2)
     if start[: len(_MAGIC)] != _MAGIC or len(start) < len(_MAGIC) + 2 or start[len(_MAGIC)] not in _HEADER_SIZES:
-        raise ValueError("it does not begin like one")
+        raise ValueError("its first bytes are not those of the format")
     length = struct.Struct(_HEADER_SIZES[start[len(_MAGIC)]])
     (header_bytes,) = length.unpack(file.read(length.size))
     if header_bytes > _MOST_HEADER:
@@ -176,7 +176,7 @@ def _read_npy(file: IO[bytes], size: int) -> torch.Tensor:
     dtype = np.dtype(descr)
     wanted, given = math.prod(shape) * dtype.itemsize, size - length.size - len(start) - header_bytes
     if wanted > given:
-        raise ValueError(f"its header announces {wanted} bytes of data, there are {given}")
+        raise ValueError(f"its header declares {wanted} bytes of data, the file has {given}")
     data = file.read(wanted)
     if len(data) != wanted:
         raise EOFError("it ends too early")

@@ -333,7 +333,7 @@ def _flat_input(value: Any, port: Port) -> torch.Tensor:
         ) from error
     if not address and flat.numel():
         raise TersorError(
-            f"input {port.name!r} has no numbers in memory, being a {type(value).__name__}; give a plain tensor"
+            f"input {port.name!r} has no data in memory (it is a {type(value).__name__}); give a plain tensor"
         )
     if port.rows and not 0 <= (bounds := flat.aminmax()).min <= bounds.max < port.rows:
         raise TersorError(

@@ -1,6 +1,6 @@
 """Measured latency of graphs and ops, for passes that decide by time: compiled, and run on this machine.
 
-Two graphs that are compared are timed by turns, so that what slows the machine for a while slows both. Other programs
+Graphs that are compared are timed alternately, so that what slows the machine for a while slows both. Other programs
 only ever add time: what counts is the fastest of many executions, which a busy machine leaves undisturbed now and then.
 Programs that do the same work, whatever their weights, are measured once.
 """
@@ -74,7 +74,7 @@ class MeasuredLatency:
         """Measured seconds of one execution of ``graph``."""
         key = fingerprint(graph, numbers=False)
         if key not in self._singles:
-            (series,) = time_by_turns(samplers(self._compile(graph)), self._patience)
+            (series,) = time_alternately(samplers(self._compile(graph)), self._patience)
             self._singles[key] = series.seconds
         return self._singles[key]
 
@@ -83,13 +83,13 @@ class MeasuredLatency:
         return self.graph_seconds(graph_of(op))
 
     def compare(self, before: Graph, after: Graph) -> ComparedLatency:
-        """Measured seconds of both graphs, timed by turns."""
+        """Measured seconds of both graphs, timed alternately."""
         keys = (fingerprint(before, numbers=False), fingerprint(after, numbers=False))
         if keys[0] == keys[1]:
             seconds = self.graph_seconds(before)
             return ComparedLatency(seconds, seconds, LEAST_NOISE)
         if keys not in self._pairs:
-            old, new = time_by_turns(samplers(self._compile(before), self._compile(after)), self._patience)
+            old, new = time_alternately(samplers(self._compile(before), self._compile(after)), self._patience)
             self._pairs[keys] = ComparedLatency(old.seconds, new.seconds, max(old.spread, new.spread, LEAST_NOISE))
         return self._pairs[keys]
 
@@ -151,8 +151,8 @@ class Series:
         return sorted(self._seconds)[: self._patience.witnesses]
 
 
-def time_by_turns(samples: Sequence[Sample], patience: Patience) -> list[Series]:
-    """Time programs by turns until the fastest executions of each agree, or patience ends."""
+def time_alternately(samples: Sequence[Sample], patience: Patience) -> list[Series]:
+    """Time programs alternately until the fastest executions of each agree, or patience ends."""
     start = time.perf_counter()
     found = [Series(sample, patience) for sample in samples]
     for done in range(1, patience.most + 1):

@@ -29,7 +29,7 @@ class Outcome:
     repeats
         Timed repetitions.
     baseline
-        Median seconds of the incumbent, measured interleaved in the same visit; NaN if there was none.
+        Median seconds of the incumbent, measured interleaved with it; NaN if there was none.
     detail
         One line: why it failed.
     build_seconds

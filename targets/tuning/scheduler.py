@@ -138,7 +138,7 @@ class Scheduler:
             return max(fresh, key=lambda one: one.task.weight * _estimated_seconds(one)), ""
         gains = {one: self._saving(one, ranker) for one in others}
         if not gains or sum(gains.values()) <= SETTLED * self.model_seconds:
-            return None, "nothing more is to gain"
+            return None, "nothing more to gain"
         return max(gains, key=lambda one: gains[one] / self.cost(one)), ""
 
     @property

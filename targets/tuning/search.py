@@ -32,8 +32,8 @@ PRIOR_ERROR = 0.12  # of the ranker's log seconds, before it was put to the test
 PRIOR_TRIALS = 6  # … and how many trials that belief is worth
 LEAST_ERROR = 0.02  # of any prediction: timings are not more exact
 COST_WEIGHT = 0.05  # in a first batch, trying ten times as long must promise a kernel that is 12 % faster
-FEWEST_VISITS = 2  # after which the best is believed to be fast …
-MOST_VISITS = 4  # … and after which nothing more is asked, though visits differ …
+FEWEST_SAMPLES = 2  # after which the best is believed to be fast …
+MOST_SAMPLES = 4  # … and after which no more are asked for, though samples differ …
 CONTRADICTION = 0.1  # … by more than this
 RECENT = 24  # predictions that the error is judged by
 
@@ -130,16 +130,16 @@ class TaskSearch:
         return statistics.median(own + beside) if own or beside else math.nan
 
     def ratio(self, option: Option) -> float:
-        """Seconds over the default's: the median of its visits; NaN if it never ran."""
+        """Seconds over the default's: the median of its samples; NaN if it never ran."""
         if option == self.default:
             return 1.0
-        visits = [one for one in self._outcomes.get(option, ()) if one.ok]
-        if not visits:
+        samples = [one for one in self._outcomes.get(option, ()) if one.ok]
+        if not samples:
             return math.nan
-        beside = [one.ratio for one in visits if not math.isnan(one.baseline)]
+        beside = [one.ratio for one in samples if not math.isnan(one.baseline)]
         if beside:
             return statistics.median(beside)
-        return statistics.median(one.seconds for one in visits) / self.default_seconds
+        return statistics.median(one.seconds for one in samples) / self.default_seconds
 
     def ranked(self) -> list[Option]:
         """Candidates that ran, the fastest first."""
@@ -159,15 +159,15 @@ class TaskSearch:
 
     @property
     def unconfirmed(self) -> bool:
-        """Whether the best is faster than the default by one visit only, or by visits that contradict each other."""
+        """Whether the best is faster than the default by one sample only, or by samples that contradict each other."""
         found = self.best
         if not self.ratio(found) < 1 - self._settings.improvement:
             return False
         ratios = [one.ratio for one in self._outcomes[found] if one.ok]
         contradictory = max(ratios) > (1 + CONTRADICTION) * min(ratios)
-        return len(ratios) < (MOST_VISITS if contradictory else FEWEST_VISITS)
+        return len(ratios) < (MOST_SAMPLES if contradictory else FEWEST_SAMPLES)
 
-    def visits(self, option: Option) -> int:
+    def samples(self, option: Option) -> int:
         """How often an option ran."""
         return sum(one.ok for one in self._outcomes.get(option, ()))
 

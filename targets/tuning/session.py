@@ -17,8 +17,8 @@ import numpy as np
 from ...ir import TersorError
 from ..codegen.options import Options
 from ..templates.option import Option, Workload
+from .confirmation import Confirmation
 from .examples import Examples
-from .finals import Finals
 from .log import LogWriter
 from .measure import Measurer
 from .model import Ranker
@@ -30,8 +30,8 @@ from .scheduler import Budget, Scheduler
 from .search import SearchOptions, TaskSearch
 from .task import Task
 
-ROUNDS = 8  # of finals at most: a winner that loses its place makes room for one that was measured once
-LEAST_RESERVE, MOST_RESERVE = 0.1, 0.5  # shares of the time budget that are kept for the finals
+ROUNDS = 8  # of confirmation runs at most: a winner that loses its place makes room for one that was measured once
+LEAST_RESERVE, MOST_RESERVE = 0.1, 0.5  # shares of the time budget that are kept for confirmation
 REFIT_GROWTH = 0.1  # share of new examples after which the ranker learns again
 
 
@@ -82,7 +82,7 @@ class TuningSession:
         self._searches = [TaskSearch(task, Options(task.workload, task.target), settings) for task in tasks]
         self._restore()
         self._scheduler = Scheduler(self._searches, budget, clock=clock)
-        self._finals = Finals(self._searches, self._scheduler)
+        self._confirmation = Confirmation(self._searches, self._scheduler)
         self._seconds = budget.seconds
         self._scheduler.trials = self._earlier = self._trials_spent()
         self._examples = Examples(self._records)
@@ -131,7 +131,7 @@ class TuningSession:
         return len({(record.workload, record.option) for record in own})
 
     def _tune(self) -> None:
-        """Search and confirm, and again for as long as that leaves time to try more: finals may be over sooner."""
+        """Search and confirm, and again for as long as that leaves time to try more: the second may be over sooner."""
         before = -1
         while self._scheduler.trials > before:
             before = self._scheduler.trials
@@ -163,28 +163,28 @@ class TuningSession:
             self._reserve()
 
     def _reserve(self) -> None:
-        """Keep as much of the time as the finals of all present winners are going to take."""
+        """Keep as much of the time as the confirmation of all present winners is going to take."""
         if self._seconds is None:
             return
         least, most = LEAST_RESERVE * self._seconds, MOST_RESERVE * self._seconds
-        self._scheduler.reserved = min(max(self._finals.seconds, least), most)
+        self._scheduler.reserved = min(max(self._confirmation.seconds, least), most)
 
     def _confirm(self) -> None:
-        """Measure the winners again, one visit each round."""
+        """Measure the winners again, one sample each round."""
         for _ in range(ROUNDS):
-            for search in self._finals.round():
+            for search in self._confirmation.round():
                 left, started = self._scheduler.seconds_left, self._scheduler.elapsed
                 if left <= 0:
                     return
-                search.restore(self._measure(search, self._finals.finalists(search), "final", left))
-                self._finals.spent(search, self._scheduler.elapsed - started)
+                search.restore(self._measure(search, self._confirmation.winners(search), "final", left))
+                self._confirmation.spent(search, self._scheduler.elapsed - started)
                 self._note(search)
 
     def _tell_unconfirmed(self) -> None:
         if self._seconds is None:
             return
         chosen = best(self._records)
-        lost = [one for one in self._finals.waiting if one.task.workload not in chosen]
+        lost = [one for one in self._confirmation.waiting if one.task.workload not in chosen]
         if lost:
             self._observer.say(
                 f"there was no time to confirm the best options of {len(lost)} tasks, which stay untuned; "

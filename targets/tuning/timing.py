@@ -68,7 +68,7 @@ class Timing:
     repeats
         Timed calls of the candidate.
     baseline
-        The same for the incumbent in the same visit; NaN without one.
+        The same for the incumbent; NaN without one.
     """
 
     seconds: float

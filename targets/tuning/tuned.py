@@ -83,11 +83,11 @@ def load_tuned(target: Target, log_dir: str | Path | None = None, *, shipped: bo
     is_shipped = log_dir is not None and Path(log_dir).resolve() == shipped_log_dir().resolve()
     other = read_log(shipped_log_dir(), target.name) if shipped and not is_shipped else nothing
     ours, theirs = fitting(own.records, target), fitting(other.records, target)
-    visits = Counter((record.workload, record.option) for record in ours.records if record.is_measured)
+    samples = Counter((record.workload, record.option) for record in ours.records if record.is_measured)
     others = [
         replace(record, is_shipped=True)
         for record in theirs.records
-        if visits[record.workload, record.option] <= CONFIRMATIONS
+        if samples[record.workload, record.option] <= CONFIRMATIONS
     ]
     known = (*others, *ours.records)
     return Tuned(best(known), known, own.ignored + ours.ignored, own.problems + other.problems)

@@ -9,7 +9,7 @@ from tersor.passes.registry import OTHER
 from tersor.tests.checks import run_checked
 from tersor.tests.random_graphs import random_graph, random_graphs
 
-# Every pass that keeps the numbers. Steps of quantization ask for folded batch normalisations, and are tested elsewhere.
+# Every pass that keeps the numbers. Steps of quantization need folded batch norms, and have tests of their own.
 PASSES = [
     info.name
     for info in list_passes()

@@ -15,7 +15,7 @@ from tersor.ir.ops import Conv2dOp, ReluOp
 from tersor.passes import PassManager, as_pipeline, run_passes
 from tersor.passes.referee import Keep, Referee, Trial, output_errors
 from tersor.passes.report import Times, Verdict
-from tersor.targets.tuning.measured_latency import LEAST_NOISE, MeasuredLatency, Patience, time_by_turns
+from tersor.targets.tuning.measured_latency import LEAST_NOISE, MeasuredLatency, Patience, time_alternately
 from tersor.targets.tuning.predicted import PredictedLatency
 from tersor.tests.checks import record_of
 from tersor.tests.passes.lowrank.planted import Clock, Reading, conv_graph, linear_graph, planted
@@ -221,14 +221,14 @@ def test_measured_pairs_are_kept():
 def test_interruptions_do_not_count():
     """Of the executions most are disturbed; measuring goes on until the fastest ones agree."""
     quiet, busy = (itertools.cycle(durations) for durations in ([1.0], [9.0, 4.0, 2.0, 8.0, 7.0]))
-    still, disturbed = time_by_turns([lambda: next(quiet), lambda: next(busy)], Patience(warmup=0, seconds=60.0))
+    still, disturbed = time_alternately([lambda: next(quiet), lambda: next(busy)], Patience(warmup=0, seconds=60.0))
     assert (still.seconds, still.spread) == (1.0, 0.0)
     assert (disturbed.seconds, disturbed.spread) == (2.0, 0.0)
 
 
 def test_what_never_agrees_is_noise():
     durations = (1.0 + 0.1 * index for index in itertools.count())
-    (series,) = time_by_turns([lambda: next(durations)], Patience(warmup=0, least=4, most=8))
+    (series,) = time_alternately([lambda: next(durations)], Patience(warmup=0, least=4, most=8))
     assert series.seconds == pytest.approx(1.7)  # each second execution is timed
     assert series.spread == pytest.approx(0.6 / 1.7)
 

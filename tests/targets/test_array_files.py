@@ -138,7 +138,7 @@ def test_encrypted_and_strange_members_are_refused(tmp_path: Path) -> None:
             read_arrays(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("notes.txt", "no array")
-    with pytest.raises(TersorError, match="it does not begin like one"):
+    with pytest.raises(TersorError, match="its first bytes are not those of the format"):
         read_arrays(path)
 
 

@@ -166,7 +166,7 @@ def test_several_inputs_and_outputs_of_several_types(ports: Executable, port_inp
         ((torch.ones(1, 3, 8, 8).to_sparse(),), r"is sparse; call its to_dense\(\) first"),
         ((torch.nested.nested_tensor([torch.ones(3, 8, 8)], layout=torch.jagged),), "input 'x' is nested"),
         ((FakeTensorMode().from_tensor(torch.ones(1, 3, 8, 8)),), "input 'x' (cannot be read|has no numbers)"),
-        ((without_memory(torch.ones(1, 3, 8, 8)),), "has no numbers in memory"),
+        ((without_memory(torch.ones(1, 3, 8, 8)),), "has no data in memory"),
         ((Broken(),), "input 'x' cannot be read .*no such"),
         ((torch.ones(1, 3, 8, 8).as_subclass(Refusing),), "input 'x' cannot be read"),
         (("x.npy",), "must be a torch tensor or NumPy array, got str"),

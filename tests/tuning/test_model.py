@@ -190,24 +190,24 @@ def test_regressor_knows_when_it_knows_nothing():
     assert regressor.predict([])[0].shape == (0,)
 
 
-def test_drift_between_visits_is_taken_out():
+def test_drift_between_samples_is_taken_out():
     fast, slow = Option("conv2d", 1), Option("conv2d", 2)
-    visits = {
+    samples = {
         fast: [Outcome(fast, "ok", 1.0, baseline=1.0), Outcome(fast, "ok", 1.47, baseline=1.4)],
         slow: [Outcome(slow, "ok", 1.5, baseline=1.0)],
     }
-    seconds = typical_seconds(visits)
+    seconds = typical_seconds(samples)
     assert seconds[slow] / seconds[fast] == pytest.approx(1.5 / 1.025)
 
 
-def test_disturbed_visits_teach_nothing():
+def test_disturbed_samples_teach_nothing():
     calm, torn, starved = (Option("conv2d", index) for index in range(3))
-    visits = {
+    samples = {
         calm: [Outcome(calm, "ok", 1.0, 0.01, baseline=2.0), Outcome(calm, "ok", 9.0, 0.9, baseline=2.0)],
         torn: [Outcome(torn, "ok", 0.1, 0.5, baseline=2.0)],  # its own timings are far apart
         starved: [Outcome(starved, "ok", 1.0, 0.01, baseline=8.0)],  # the default took four times as long beside it
     }
-    assert typical_seconds(visits) == {calm: pytest.approx(1.0)}
+    assert typical_seconds(samples) == {calm: pytest.approx(1.0)}
 
 
 def test_register_tiles_are_described_alike_in_every_template():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from benchmarks.held_out import held_out
-from benchmarks.sampling import VISITS, Sampler, uniform_order
+from benchmarks.sampling import SAMPLES, Sampler, uniform_order
 from tersor.targets.codegen.options import Options
 from tersor.targets.tuning.log import read_log
 from tersor.targets.tuning.scheduler import Budget
@@ -33,7 +33,7 @@ def test_the_fastest_of_a_sample_are_measured_again(tmp_path):
     seconds = {option: true_seconds(task, option) for option in drawn}
     limit = 1.05 * min(seconds.values())
     again = Counter(record.option for record in records if record.purpose == "final")
-    assert again == {option: VISITS - 1 for option in drawn if seconds[option] <= limit}
+    assert again == {option: SAMPLES - 1 for option in drawn if seconds[option] <= limit}
     Sampler([task], FakeMeasurer(), 20, tmp_path, records=records).run()
     assert len(read_log(tmp_path).records) == len(records)
 

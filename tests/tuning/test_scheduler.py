@@ -127,7 +127,7 @@ def test_nothing_to_gain_ends_it():
         batch = one.propose(Ranker(), np.random.default_rng(0))
         one.record([Outcome(o, "ok", 1e-3, baseline=1e-3) for o in batch], Ranker())
         scheduler.spent(one, 1.0, len(batch))
-    assert scheduler.reason == "nothing more is to gain"
+    assert scheduler.reason == "nothing more to gain"
     assert search.trials <= 32
 
 

@@ -85,7 +85,7 @@ def test_a_lucky_timing_is_measured_again():
     assert search.best != lucky
 
 
-def test_visits_that_contradict_each_other_are_not_believed():
+def test_samples_that_contradict_each_other_are_not_believed():
     search = new_search()
     first, second = search.options[:2]
     search.restore([Outcome(first, "ok", 1.0, baseline=1.0), Outcome(second, "ok", 0.5, baseline=1.0)])

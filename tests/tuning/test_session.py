@@ -59,7 +59,7 @@ def finished() -> TuningResult:
 def test_converges_to_the_best_options(finished):
     assert excess(finished) < 1.03
     assert excess(finished, fastest=False) < 0.97  # there was something to gain
-    assert finished.reason == "nothing more is to gain"
+    assert finished.reason == "nothing more to gain"
     assert finished.trials < sum(one.candidates for one in finished.tasks)
 
 
@@ -74,9 +74,9 @@ def test_result_adds_up(finished):
 
 def test_every_winner_was_confirmed(finished):
     for one in finished.tasks:
-        visits = [r for r in finished.records if (r.workload, r.option) == (one.task.workload, one.option)]
+        samples = [r for r in finished.records if (r.workload, r.option) == (one.task.workload, one.option)]
         options = Options(one.task.workload, one.task.target)
-        assert one.option == options.default or len(visits) >= 1 + CONFIRMATIONS
+        assert one.option == options.default or len(samples) >= 1 + CONFIRMATIONS
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -229,14 +229,14 @@ def test_all_winners_are_confirmed_in_turn_when_there_is_time(budget, monkeypatc
             is_default = option == Options(task.workload, task.target).default
             return super()._time(task, option) * (1.5 if is_default else 1.0)
 
-    monkeypatch.setattr(session_module, "ROUNDS", 2)  # each visits all
+    monkeypatch.setattr(session_module, "ROUNDS", 2)  # each measures all
     measurer = PoorDefaults(noise=0.001)
     session = TuningSession(conv_tasks(6), measurer, budget, clock=measurer.clock)
     result = session.run()
     assert len(best(result.records)) == 6
-    visited = [key for key, _ in groupby(one.workload for one in result.records if one.purpose == "final")]
-    assert len(set(visited[:6])) == len(set(visited[6:12])) == 6
-    assert not session._finals.waiting
+    confirmed = [key for key, _ in groupby(one.workload for one in result.records if one.purpose == "final")]
+    assert len(set(confirmed[:6])) == len(set(confirmed[6:12])) == 6
+    assert not session._confirmation.waiting
 
 
 def test_tasks_that_failed_before_are_told(tmp_path):
@@ -267,7 +267,7 @@ def test_plain_lines():
     assert len(lines) == len(result.batches) + 2
     assert "conv64x56: " in lines[1] and " 1 trials " in lines[1]  # the default, as soon as there is a result
     assert "rank correlation" in lines[2] and "regret" in lines[2]
-    assert "ms untuned" in lines[-1] and "nothing more is to gain" in lines[-1]
+    assert "ms untuned" in lines[-1] and "nothing more to gain" in lines[-1]
 
 
 def test_live_table():

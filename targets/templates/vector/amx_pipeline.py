@@ -7,7 +7,7 @@
     the last tile: output = epilogue(its sums)
 
 The matrix unit takes its 16 cycles for a product without help, and vector instructions are executed meanwhile if they
-stand next to it: a processor looks only some hundred instructions ahead. Sums go to memory in two places by turns.
+stand next to it: a processor looks only some hundred instructions ahead. Sums go to two places in memory alternately.
 """
 
 from __future__ import annotations

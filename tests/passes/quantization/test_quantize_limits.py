@@ -28,7 +28,7 @@ def test_skipped_layers_stay():
         "quantize-annotate refused conv2d at 'body.1': it is to be skipped",
         "quantize-annotate refused conv2d at 'head': it is to be skipped",
     ]
-    with pytest.raises(TersorError, match=r"skip=tail fits no layer; layers have names such as body\.0"):
+    with pytest.raises(TersorError, match=r"skip=tail matches no layer; layers have names such as body\.0"):
         quantized(b.graph, "quantize{skip=[tail]}")
 
 

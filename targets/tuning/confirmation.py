@@ -1,7 +1,7 @@
-"""The finals: what seems fastest is measured again beside the default, for the fastest of many timings was lucky, too.
+"""Confirmation runs: what seems fastest is measured again beside the default, since the fastest of many was lucky, too.
 
-An option is used only when enough visits confirm it (see `tersor.targets.tuning.records.best`). Where the time does not
-suffice for all tasks, those are decided that promise most for each second; one visit to every task would decide none.
+An option is used only if enough samples confirm it (see `tersor.targets.tuning.records.best`). Where the time does not
+suffice for all tasks, those are decided that promise most for each second; one sample of every task would decide none.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from .records import CONFIRMATIONS, NOISE
 from .scheduler import Scheduler
 from .search import TaskSearch
 
-FINALISTS = 3  # candidates of each task that are measured again
-FINAL_VISITS = 4  # of the best, those of the search included
-CLOSE = 0.03  # how much slower than the best a finalist may be
-TIMED_SHARE = 0.5  # of the time of a batch: the rest is building, and finalists have been built
+WINNERS = 3  # candidates of each task that are measured again
+ENOUGH_SAMPLES = 4  # of the best, those of the search included
+CLOSE = 0.03  # how much slower than the best a winner may be
+TIMED_SHARE = 0.5  # of the time of a batch: the rest is building, and winners have been built
 
 
-class Finals:
-    """Which tasks to visit again, and how long that takes.
+class Confirmation:
+    """Which tasks to measure again, and how long that takes.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Finals:
     def __init__(self, searches: Sequence[TaskSearch], scheduler: Scheduler) -> None:
         self._searches = tuple(searches)
         self._scheduler = scheduler
-        self._costs: dict[TaskSearch, float] = {}  # seconds of the last visit
+        self._costs: dict[TaskSearch, float] = {}  # seconds of the last sample
 
     @property
     def waiting(self) -> list[TaskSearch]:
@@ -41,44 +41,44 @@ class Finals:
         return [
             one
             for one in self._searches
-            if one.ratio(one.best) < 1 - NOISE and one.visits(one.best) < FINAL_VISITS  # NaN before anything ran
+            if one.ratio(one.best) < 1 - NOISE and one.samples(one.best) < ENOUGH_SAMPLES  # NaN before anything ran
         ]
 
     @property
     def seconds(self) -> float:
-        """What the finals of all tasks that wait are going to take."""
-        return sum((FINAL_VISITS - one.visits(one.best)) * self._cost(one) for one in self.waiting)
+        """What the confirmation of all tasks that wait is going to take."""
+        return sum((ENOUGH_SAMPLES - one.samples(one.best)) * self._cost(one) for one in self.waiting)
 
     def round(self) -> list[TaskSearch]:
-        """The tasks to visit now, the most promising first: as many as the time left suffices to decide, at least one.
+        """The tasks to measure now, the most promising first: as many as the time suffices to decide, at least one.
 
-        The visits of one task are apart in time, so that not all of them fall into one disturbance.
+        The samples of one task are apart in time, so that not all of them fall into one disturbance.
         """
         ordered = sorted(self.waiting, key=lambda one: _promised_seconds(one) / self._cost(one), reverse=True)
         left = self._scheduler.seconds_left
         chosen = []
         for search in ordered:
-            seconds = self._visits_to_decide(search) * self._cost(search)
+            seconds = self._samples_to_decide(search) * self._cost(search)
             if seconds <= left:
                 left -= seconds
                 chosen.append(search)
         return chosen or ordered[:1]
 
-    def finalists(self, search: TaskSearch) -> list[Option]:
+    def winners(self, search: TaskSearch) -> list[Option]:
         """The options of a task to measure."""
         limit = search.ratio(search.best) * (1 + CLOSE)
-        return [one for one in search.ranked() if search.ratio(one) <= limit and one != search.default][:FINALISTS]
+        return [one for one in search.ranked() if search.ratio(one) <= limit and one != search.default][:WINNERS]
 
     def spent(self, search: TaskSearch, seconds: float) -> None:
-        """Take note of a visit."""
+        """Take note of a sample."""
         self._costs[search] = seconds
 
     def _cost(self, search: TaskSearch) -> float:
-        """Seconds of one visit."""
+        """Seconds of one sample."""
         return self._costs.get(search, TIMED_SHARE * self._scheduler.cost(search))
 
-    def _visits_to_decide(self, search: TaskSearch) -> int:
-        return max(1, 1 + CONFIRMATIONS - search.visits(search.best))
+    def _samples_to_decide(self, search: TaskSearch) -> int:
+        return max(1, 1 + CONFIRMATIONS - search.samples(search.best))
 
 
 def _promised_seconds(search: TaskSearch) -> float:
