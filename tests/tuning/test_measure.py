@@ -162,7 +162,7 @@ def test_a_build_that_the_time_is_too_short_for_is_ended_and_not_recorded() -> N
 
 
 def test_builders_that_cannot_start_are_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WorkerPool.__init__, "__defaults__", (("tersor.no_such_module",), None, None))
+    monkeypatch.setattr(WorkerPool.__init__, "__defaults__", (("tersor.no_such_module",), None))
     task = relu_task()
     with LocalMeasurer(runner=Believing()) as local, pytest.raises(WorkerStartError, match="no_such_module"):
         local.measure(task, [default_of(task)], None)
