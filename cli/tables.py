@@ -33,8 +33,8 @@ _DOT_PRODUCTS = {"avx512_vnni": "VNNI", "avx512_bf16": "BF16", "amx_tile": "AMX"
 class Progress:
     """Says on stderr which stage of a job is running, and how long each took.
 
-    A terminal shows the stage that is running and keeps lines of those that ended. A pipe or a file gets a line when a
-    stage begins, too: nothing else would tell that a long one is at work.
+    A terminal shows the stage that is running and keeps lines of those that ended. A pipe or a file gets one line for
+    each stage, when it begins: so a long one is seen to be at work.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,8 @@ class Progress:
         if self._stage:
             elapsed = time.perf_counter() - self._started
             self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + elapsed
-            self._console.print(f"{self._stage}: {elapsed:.2f} s", style="dim")
+            if self._console.is_terminal:
+                self._console.print(f"{self._stage}: {elapsed:.2f} s", style="dim")
 
 
 def announce(stage: str) -> None:
