@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from typing import Any
 
 from tvm import tirx
 from tvm_ffi import structural_equal
 
 from ...ir import DType, Op
 from ...ir import ops as ir_ops
+from ..templates.base import Expr
 from ..templates.vector import bfloat16, integers, vector_math
 from ..templates.vector.builder import constant
 from ..templates.vector.vectors import dtype_of, in_register, lanes_of
 
-Expr = Any
 Emitter = Callable[..., Expr]
 
 # How elements are stored: TIR has no addressable booleans, a byte of 0 or 1 stands for one, and no bfloat16 buffers.

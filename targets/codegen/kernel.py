@@ -83,7 +83,7 @@ class Kernel:
     result
         How the output is stored.
     build
-        ``build(name)`` writes the PrimFunc.
+        Writes the PrimFunc.
     choice
         Where template and knobs come from; None for a kernel that there is only one way to write.
     """
@@ -94,7 +94,7 @@ class Kernel:
     variant: str
     operands: tuple[Operand, ...]
     result: View
-    build: Callable[[str], Any]
+    build: Callable[[], Any]
     choice: Choice | None = None
 
     @property
@@ -295,7 +295,7 @@ def fused_kernel(
         choice,
         operands=(*operands, *epilogue.operands),
         result=epilogue.result,
-        build=lambda name: choice.template.build(choice.spec, context.target, choice.knobs, epilogue.build(), name),
+        build=lambda: choice.template.build(choice.spec, context.target, choice.knobs, epilogue.build()),
         variant=epilogue.variant,
     )
 
@@ -305,7 +305,7 @@ def chosen_kernel(
     *,
     operands: Sequence[Operand],
     result: View,
-    build: Callable[[str], Any],
+    build: Callable[[], Any],
     variant: str = "",
 ) -> Kernel:
     """The kernel of a template that is built in its own way."""

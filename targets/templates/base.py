@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Expr = Any  # tvm.tirx.Expr; tvm is imported only when a kernel is built
+# What comes from TVM, which is imported only when a kernel is built and has no types that mypy could check.
+Expr = Any
+Buffer = Any
+Index = Any  # a Python int where the value is known, else an expression
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def gather_channels(op: Op, parts: Sequence[Value], sources: tuple[int, ...], co
         variant="",
         operands=tuple(stored(part, block, context) for part in parts),
         result=View.whole(op.result),
-        build=lambda name: channel_gather.build(spec, context.target, name),
+        build=lambda: channel_gather.build(spec, context.target),
     )
 
 

@@ -45,7 +45,7 @@ def copy_kernel(source: View, copy: Value, target: Target) -> Kernel:
         variant=f"{source.type}+{source.offset}{source.strides}",
         operands=(source,),
         result=result,
-        build=lambda function: elementwise.build(spec, target, knobs, compute, name=function),
+        build=lambda: elementwise.build(spec, target, knobs, compute),
     )
 
 
@@ -83,7 +83,7 @@ def select_concat(group: Group, context: KernelContext) -> Kernel:
         variant="",
         operands=parts,
         result=result,
-        build=lambda function: row_copy.build_concat(spec, context.target, function),
+        build=lambda: row_copy.build_concat(spec, context.target),
     )
 
 
@@ -100,7 +100,7 @@ def select_pad(group: Group, context: KernelContext) -> Kernel:
         variant="",
         operands=(context.contiguous(op.x),),
         result=View.whole(group.result),
-        build=lambda function: row_copy.build_pad(spec, context.target, function),
+        build=lambda: row_copy.build_pad(spec, context.target),
     )
 
 
@@ -146,7 +146,7 @@ def select_embedding(group: Group, context: KernelContext) -> Kernel:
         variant="",
         operands=(context.contiguous(op.table), context.contiguous(op.indices)),
         result=View.whole(group.result),
-        build=lambda function: elementwise.build(spec, context.target, knobs, compute, name=function),
+        build=lambda: elementwise.build(spec, context.target, knobs, compute),
     )
 
 
@@ -169,7 +169,7 @@ def select_scatter(group: Group, context: KernelContext) -> Kernel:
         variant="",
         operands=tuple(context.contiguous(value) for value in op.inputs),
         result=View.whole(group.result),
-        build=lambda function: row_copy.build_scatter(spec, context.target, function),
+        build=lambda: row_copy.build_scatter(spec, context.target),
     )
 
 
@@ -190,5 +190,5 @@ def select_relayout(group: Group, context: KernelContext) -> Kernel:
         choice,
         operands=(context.contiguous(op.x) if to_blocked else context.view(op.x),),
         result=View.whole(group.result),
-        build=lambda function: relayout.build(spec, context.target, choice.knobs, name=function),
+        build=lambda: relayout.build(spec, context.target, choice.knobs),
     )

@@ -73,7 +73,7 @@ def global_pool(kind: str, dtype: str, group: Group, context: KernelContext) -> 
         variant=epilogue.variant,
         operands=(source, *epilogue.operands),
         result=epilogue.result,
-        build=lambda function: pooling.build_global(spec, context.target, epilogue.build(), function),
+        build=lambda: pooling.build_global(spec, context.target, epilogue.build()),
     )
 
 

@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..matmul.pack import RhsPanels, pack_activation
 from ..matmul.spec import MatmulKnobs, MatmulSpec, reads_rhs_in_place
 from ..matmul.tile import accumulate
@@ -29,9 +29,6 @@ from .spec import AttentionKnobs, AttentionSpec, candidates
 
 __all__ = ["AttentionKnobs", "AttentionSpec", "SoftmaxRows", "build", "candidates", "make_attention"]
 
-Buffer = Any
-Index = Any
-Expr = Any
 
 _LEAST_PEAK = -3.0e38  # finite, so that a row whose scores are all -inf becomes zeros, as in PyTorch, rather than NaN
 
@@ -41,10 +38,9 @@ def build(
     target: Target,
     knobs: AttentionKnobs,
     epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "attention",
     mask: Epilogue = NO_EPILOGUE,
 ) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(query, key, value, *mask buffers, *epilogue buffers, out)``.
+    """Write the PrimFunc ``(query, key, value, *mask buffers, *epilogue buffers, out)``.
 
     ``mask.apply`` is called on each vector of scaled scores, with coordinates ``(*batch, query, key)``; the epilogue
     on each vector of the result, with coordinates ``(*batch, query, element)``.
@@ -54,7 +50,7 @@ def build(
     def write(inputs: Sequence[Buffer], rows: SoftmaxRows) -> None:
         _Writer(spec, target, knobs, inputs, rows).write()
 
-    return make_attention(name, spec, target, -(-spec.keys // columns) * columns, mask, epilogue, write)
+    return make_attention("attention", spec, target, -(-spec.keys // columns) * columns, mask, epilogue, write)
 
 
 def make_attention(

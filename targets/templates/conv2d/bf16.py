@@ -26,7 +26,7 @@ import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
 from ..parallelism import chunk_loop, shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
@@ -49,8 +49,6 @@ __all__ = [
     "supports",
 ]
 
-Buffer = Any
-Index = Any
 
 HALF = TILE_DEPTH // 2  # channels of a block in memory: the upper half of a panel's row is the next block
 
@@ -86,15 +84,9 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight
     return amx.pack_pairs(tiled.permute(0, 2, 4, 5, 3, 1)).reshape(-1)
 
 
-def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dBf16Knobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_bf16",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
-    return build_units(Plan(spec, knobs), UnitWriter, target, epilogue, name)
+    return build_units(Plan(spec, knobs), UnitWriter, target, epilogue, "conv2d_bf16")
 
 
 def build_units(plan: Plan, writer: type[UnitWriter], target: Target, epilogue: Epilogue, name: str) -> tirx.PrimFunc:

@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue
 from ..vector.arithmetic import Arithmetic
 from ..vector.bf16_tiles import unit_of
 from ..vector.bfloat16 import BFLOAT16, bits_of
@@ -28,8 +28,6 @@ from .spec import Conv2dKnobs, Conv2dSpec, output_groups
 from .tiling import candidates
 
 __all__ = ["Conv2dKnobs", "build", "candidates", "pack_weight", "supports"]
-
-Buffer = Any
 
 
 class _Pairs(Arithmetic):
@@ -61,13 +59,7 @@ def _weight_sizes(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> list[
     return [g.count * g.vectors * g.span * per_vector for g in output_groups(spec, target, knobs.vectors)]
 
 
-def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_bf16_dot",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     inputs = (
         BufferSpec("data", spec.input_size(target), BFLOAT16),
@@ -80,7 +72,7 @@ def build(
         ConvolutionWriter(spec, target, knobs, epilogue, data, weight, extra, out, _Pairs()).write()
 
     importing = replace(epilogue, llvm_ir=epilogue.llvm_ir + DOT_IR)
-    return make_prim_func(name, inputs, output, body, importing)
+    return make_prim_func("conv2d_bf16_dot", inputs, output, body, importing)
 
 
 def _words(buffer: Buffer, size: int) -> Buffer:

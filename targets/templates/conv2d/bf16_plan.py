@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from tvm import tirx
 
 from ...machines.target import Target
+from ..base import Index
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
 from ..vector.bf16_tiles import PanelKnobs, fitting_rows, needed_unit
 from ..windows.spatial import Window
 from .spec import Conv2dSpec
-
-Index = Any
 
 PAIRS = TILE_DEPTH // 2  # in a row of a panel
 MOST_TAPS = 128  # that templates on panels write out; other templates loop over those of larger kernels

@@ -20,7 +20,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.arithmetic import FLOAT32, Arithmetic
 from ..vector.builder import (
@@ -50,17 +50,8 @@ from .spec import (
 
 __all__ = ["Conv2dKnobs", "Conv2dSpec", "build", "candidates", "pack_weight"]
 
-Expr = Any
-Index = Any
 
-
-def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)`` over flat buffers.
 
     The input is in ``spec.input_layout``; the output is blocked, and lanes of channels that do not exist hold what the
@@ -79,7 +70,7 @@ def build(
     def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
         ConvolutionWriter(spec, target, knobs, epilogue, main[0], main[1], extra, out).write()
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("conv2d", inputs, output, body, epilogue)
 
 
 class ConvolutionWriter:

@@ -16,7 +16,7 @@ import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TileShape
@@ -27,9 +27,6 @@ from ..vector.operand_types import check_weight_shape, is_integer
 from .bf16 import Conv2dBf16Knobs, Plan, UnitWriter, split
 from .bf16_plan import MOST_TAPS
 from .spec import Conv2dSpec
-
-Buffer = Any
-Index = Any
 
 BLOCKS = 4  # of 16 channels in a row of a panel
 BLOCK = TILE_DEPTH // BLOCKS  # elements of a panel (two bytes) that one block takes
@@ -115,14 +112,10 @@ def packed_tiles(plan: IntegerPlan, parts: torch.Tensor, weight: torch.Tensor) -
 
 
 def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dInt8AmxKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_int8_amx",
+    spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, epilogue: Epilogue = NO_EPILOGUE
 ) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
-    return build_units(IntegerPlan(spec, knobs), IntegerWriter, target, epilogue, name)
+    return build_units(IntegerPlan(spec, knobs), IntegerWriter, target, epilogue, "conv2d_int8_amx")
 
 
 def build_units(

@@ -13,14 +13,13 @@ that no tap is copied. A 7 x 7 kernel takes four products for each tile, two of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, Epilogue
+from ..base import NO_EPILOGUE, Buffer, Epilogue, Expr, Index
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
 from ..vector.amx_pipeline import Pending
@@ -34,10 +33,6 @@ from .bf16 import split
 from .bf16_plan import MOST_TAPS, Taps
 from .int8_amx import Conv2dInt8AmxKnobs, IntegerPlan, IntegerWriter, build_units, packed_tiles
 from .spec import Conv2dSpec
-
-Buffer = Any
-Expr = Any
-Index = Any
 
 LANES = 16  # words in a vector, and in a row of a tile
 HALVES = 2  # elements of a panel, two bytes each, in a word
@@ -161,14 +156,10 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, wei
 
 
 def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dInt8AmxKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_int8_amx_narrow",
+    spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, epilogue: Epilogue = NO_EPILOGUE
 ) -> tirx.PrimFunc:
     """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; plain in, blocked out."""
-    return build_units(_NarrowPlan(spec, knobs), _NarrowWriter, target, epilogue, name)
+    return build_units(_NarrowPlan(spec, knobs), _NarrowWriter, target, epilogue, "conv2d_int8_amx_narrow")
 
 
 class _NarrowWriter(IntegerWriter):

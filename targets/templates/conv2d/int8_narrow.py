@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.builder import RegisterTile, bind, constant, for_each, load, loop, make_prim_func, store_result, when
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
@@ -30,10 +29,6 @@ from ..vector.operand_types import check_weight_shape, is_integer
 from ..windows.padded_rows import UNROLLED_WORDS, PaddedRows, RowCopier
 from ..windows.spatial import balanced_split, tile_runs
 from .spec import Conv2dSpec
-
-Buffer = Any
-Expr = Any
-Index = Any
 
 PADDED_SHARE = 2  # the padded rows of a piece take at most this part of L1
 MOST_VECTORS = 4
@@ -145,11 +140,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8NarrowKnobs, 
 
 
 def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dInt8NarrowKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_int8_narrow",
+    spec: Conv2dSpec, target: Target, knobs: Conv2dInt8NarrowKnobs, epilogue: Epilogue = NO_EPILOGUE
 ) -> tirx.PrimFunc:
     """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; plain in, blocked out."""
     plan = _Plan(spec, knobs, target.lanes())
@@ -166,7 +157,9 @@ def build(
         with shared_loop((spec.n, knobs.row_units), macs=spec.macs) as (n, unit):
             _UnitWriter(plan, target, epilogue, (data, packed, corrections), extra, out, n).write(unit)
 
-    return make_prim_func(name, (BufferSpec("data", data_bytes, spec.dtype), weight), output, body, epilogue)
+    return make_prim_func(
+        "conv2d_int8_narrow", (BufferSpec("data", data_bytes, spec.dtype), weight), output, body, epilogue
+    )
 
 
 class _UnitWriter:

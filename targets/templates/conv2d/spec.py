@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from ...machines.target import Target
+from ..base import Index
 from ..vector.operand_types import check_operands, check_weight_shape
 from ..windows.spatial import Window
-
-Index = Any  # a Python int, or a tvm expression of the group's number
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ and then the slices of output channels, so that each reads only its part of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, VectorAt
 from ..vector.builder import (
     RegisterTile,
     bind,
@@ -42,17 +41,8 @@ from .winograd_tiling import candidates, estimate_cycles
 
 __all__ = ["WinogradKnobs", "build", "candidates", "estimate_cycles", "pack_weight", "supports"]
 
-Expr = Any
-Buffer = Any
 
-
-def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: WinogradKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "winograd",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)`` over flat buffers.
 
     Input and output are blocked; lanes of output channels that do not exist hold what the epilogue makes of zero.
@@ -75,7 +65,7 @@ def build(
     def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
         _Writer(spec, target, knobs, epilogue, main[0], main[1], extra, out).write()
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("winograd", inputs, output, body, epilogue)
 
 
 class _Writer:

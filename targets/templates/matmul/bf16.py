@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
 from ..parallelism import balance, chunk_loop, shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
@@ -32,9 +31,6 @@ from ..vector.bfloat16 import BFLOAT16, bits_of
 from ..vector.builder import bind, load, loop, make_prim_func, store_result, when
 from ..vector.vectors import pieces
 from .spec import ACTIVATION, PACKED, MatmulSpec
-
-Buffer = Any
-Index = Any
 
 # Fewer rows would leave most of a tile idle, and the vector kernel streams the right-hand side as fast.
 FEWEST_ROWS = {PACKED: 4, ACTIVATION: 8}
@@ -98,14 +94,8 @@ def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulBf16Knobs, weight
     return amx.pack_pairs(padded.reshape(groups, outputs, -1).transpose(1, 2)).reshape(-1)
 
 
-def build(
-    spec: MatmulSpec,
-    target: Target,
-    knobs: MatmulBf16Knobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "matmul_bf16",
-) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(a, rhs, *epilogue buffers, out)``.
+def build(spec: MatmulSpec, target: Target, knobs: MatmulBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(a, rhs, *epilogue buffers, out)``.
 
     The epilogue sees coordinates ``(*batch, row, column)`` with the lanes along the columns.
     """
@@ -120,7 +110,7 @@ def build(
             _UnitWriter(spec, knobs, epilogue, main, extra, out, batch).write(row_unit, output_unit)
 
     importing = replace(epilogue, llvm_ir=epilogue.llvm_ir + knobs.shape.llvm_ir)
-    return make_prim_func(name, inputs, output, body, importing)
+    return make_prim_func("matmul_bf16", inputs, output, body, importing)
 
 
 class _UnitWriter:

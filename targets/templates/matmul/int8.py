@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
 from ..vector.builder import RegisterTile, load, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, DotProduct, dot_product
@@ -24,10 +23,6 @@ from .pack import RhsPanels
 from .panels import MatmulWriter, offset_of
 from .spec import PACKED, MatmulKnobs, MatmulSpec
 from .tile import accumulate
-
-Buffer = Any
-Expr = Any
-Index = Any
 
 
 def supports(spec: MatmulSpec, target: Target) -> bool:
@@ -57,14 +52,8 @@ def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: to
     return append_table(packed, uniform_table(weight, zero, panels * columns)) if zero else packed
 
 
-def build(
-    spec: MatmulSpec,
-    target: Target,
-    knobs: MatmulKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "matmul_int8",
-) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(a, weight, *epilogue buffers, out)``.
+def build(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(a, weight, *epilogue buffers, out)``.
 
     The epilogue sees logical coordinates ``(*batch, row, column)`` with the lanes along the columns.
     """
@@ -82,7 +71,7 @@ def build(
         writer.table = view_table(packed, words * WORD, table) if table else None
         writer.write()
 
-    return make_prim_func(name, (BufferSpec("a", spec.a_size, spec.dtype), weight), output, body, epilogue)
+    return make_prim_func("matmul_int8", (BufferSpec("a", spec.a_size, spec.dtype), weight), output, body, epilogue)
 
 
 class _Writer(MatmulWriter):

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TILE_SIZE, TileShape
@@ -31,9 +30,6 @@ from ..vector.compensation import append_table, packed_bytes, uniform_table, vie
 from ..vector.operand_types import is_integer
 from ..vector.vectors import pieces
 from .spec import PACKED, MatmulSpec
-
-Buffer = Any
-Index = Any
 
 DEPTH = 2 * TILE_DEPTH  # columns of `a` in one row of a panel
 FEWEST_ROWS = 4  # fewer would leave most of a tile idle: the vector kernel streams the weight as fast
@@ -121,13 +117,9 @@ def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulInt8AmxKnobs, wei
 
 
 def build(
-    spec: MatmulSpec,
-    target: Target,
-    knobs: MatmulInt8AmxKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "matmul_int8_amx",
+    spec: MatmulSpec, target: Target, knobs: MatmulInt8AmxKnobs, epilogue: Epilogue = NO_EPILOGUE
 ) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(a, weight, *epilogue buffers, out)``.
+    """Write the PrimFunc ``(a, weight, *epilogue buffers, out)``.
 
     The epilogue sees coordinates ``(row, column)`` with the lanes along the columns.
     """
@@ -142,7 +134,7 @@ def build(
         with shared_loop((knobs.row_units, knobs.output_units), macs=spec.macs) as (row_unit, output_unit):
             _UnitWriter(spec, knobs, epilogue, (a, words, corrections), extra, out).write(row_unit, output_unit)
 
-    return make_prim_func(name, (BufferSpec("a", spec.a_size, spec.dtype), weight), output, body, epilogue)
+    return make_prim_func("matmul_int8_amx", (BufferSpec("a", spec.a_size, spec.dtype), weight), output, body, epilogue)
 
 
 class _UnitWriter:

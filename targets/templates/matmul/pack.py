@@ -7,13 +7,11 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from ..base import Buffer, Index
 from ..parallelism import chunk_loop
 from ..vector.builder import constant, load, loop, store, when
 from ..vector.vectors import in_register, load_strided, pieces, transpose
 from .spec import MatmulKnobs, MatmulSpec
-
-Buffer = Any
-Index = Any
 
 
 @dataclass(frozen=True)

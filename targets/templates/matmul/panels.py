@@ -11,14 +11,13 @@ weight, bound by memory: there, several chains of sums hide the latency of the m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import chunk_loop, shared_loop
 from ..vector.builder import RegisterTile, load, loop, make_prim_func, prefetch, store, store_result, when
 from ..vector.vectors import lane_slice, pieces
@@ -28,10 +27,6 @@ from .spec import ACTIVATION, PACKED, MatmulKnobs, MatmulSpec, reads_rhs_in_plac
 from .tile import accumulate
 
 __all__ = ["MatmulKnobs", "MatmulSpec", "build", "candidates", "pack_weight"]
-
-Expr = Any
-Buffer = Any
-Index = Any
 
 
 def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: torch.Tensor) -> torch.Tensor:
@@ -53,14 +48,8 @@ def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: to
     return padded.reshape(panels, columns, spec.k).permute(0, 2, 1).contiguous().reshape(-1)
 
 
-def build(
-    spec: MatmulSpec,
-    target: Target,
-    knobs: MatmulKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "matmul",
-) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(a, rhs, *epilogue buffers, out)``.
+def build(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(a, rhs, *epilogue buffers, out)``.
 
     The epilogue sees logical coordinates ``(*batch, row, column)`` with the lanes along the columns.
     """
@@ -77,7 +66,7 @@ def build(
     def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
         MatmulWriter(spec, target, knobs, epilogue, buffers, extra, out).write()
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("matmul", inputs, output, body, epilogue)
 
 
 class MatmulWriter:

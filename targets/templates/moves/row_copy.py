@@ -15,13 +15,10 @@ from typing import Any
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Index
 from ..parallelism import shared_loop
 from ..vector.builder import bind, constant, load, loop, make_prim_func, split_index, store, when
 from ..vector.vectors import pieces
-
-Buffer = Any
-Index = Any
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,8 @@ class ScatterSpec:
             raise ValueError(f"every extent must be positive: {self}")
 
 
-def build_concat(spec: ConcatSpec, target: Target, name: str = "concat") -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(*parts, out)``."""
+def build_concat(spec: ConcatSpec, target: Target) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(*parts, out)``."""
     row = sum(spec.runs)
     inputs = [BufferSpec(f"part{index}", spec.outer * run, spec.dtype) for index, run in enumerate(spec.runs)]
     lanes = _lanes(spec.dtype, target)
@@ -88,11 +85,11 @@ def build_concat(spec: ConcatSpec, target: Target, name: str = "concat") -> tirx
                 _copy(part, index * run, out, index * row + start, run, lanes)
                 start += run
 
-    return make_prim_func(name, inputs, BufferSpec("out", spec.outer * row, spec.dtype), body, NO_EPILOGUE)
+    return make_prim_func("concat", inputs, BufferSpec("out", spec.outer * row, spec.dtype), body, NO_EPILOGUE)
 
 
-def build_pad(spec: PadSpec, target: Target, name: str = "pad") -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(x, out)``."""
+def build_pad(spec: PadSpec, target: Target) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(x, out)``."""
     shape, out_shape = spec.shape, spec.out_shape
     lanes = _lanes(spec.dtype, target)
     size = math.prod(out_shape)
@@ -119,11 +116,11 @@ def build_pad(spec: PadSpec, target: Target, name: str = "pad") -> tirx.PrimFunc
             when(inside, copy_row, lambda: _fill(out, first, out_shape[-1], spec.value, spec.dtype, lanes))
 
     inputs = (BufferSpec("x", math.prod(shape), spec.dtype),)
-    return make_prim_func(name, inputs, BufferSpec("out", size, spec.dtype), body, NO_EPILOGUE)
+    return make_prim_func("pad", inputs, BufferSpec("out", size, spec.dtype), body, NO_EPILOGUE)
 
 
-def build_scatter(spec: ScatterSpec, target: Target, name: str = "scatter") -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(table, indices, rows, out)``; a row for a place outside of the table is dropped."""
+def build_scatter(spec: ScatterSpec, target: Target) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(table, indices, rows, out)``; a row for a place outside of the table is dropped."""
     size, lanes = spec.extent * spec.width, _lanes(spec.dtype, target)
     moved = 2 * _bytes(spec.dtype) * (size + spec.count * spec.width)
     part = -(-spec.extent // target.cores)  # rows of the table that one thread writes
@@ -153,7 +150,7 @@ def build_scatter(spec: ScatterSpec, target: Target, name: str = "scatter") -> t
         BufferSpec("indices", spec.count, spec.index_dtype),
         BufferSpec("rows", spec.count * spec.width, spec.dtype),
     )
-    return make_prim_func(name, inputs, BufferSpec("out", size, spec.dtype), body, NO_EPILOGUE)
+    return make_prim_func("scatter", inputs, BufferSpec("out", size, spec.dtype), body, NO_EPILOGUE)
 
 
 def _copy(source: Buffer, start: Index, out: Buffer, to: Index, count: int, lanes: int) -> None:

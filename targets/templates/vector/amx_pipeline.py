@@ -14,16 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..base import Buffer, Index
 from .amx import TileShape, scratch
 from .builder import bind, when
-
-Buffer = Any
-Index = Any
 
 MOST_PIECES = 5  # of an epilogue that are written out, which costs compile time
 

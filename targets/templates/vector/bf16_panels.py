@@ -8,20 +8,16 @@ weight: ``[group of columns][32 of the depth][16 columns][pair of the depth][col
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tvm import tirx
 
+from ..base import Buffer, Index
 from ..matmul.spec import MatmulSpec
 from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE, panels
 from .bf16_tiles import SumsShape
 from .bfloat16 import BITS
 from .builder import bind, constant, load, loop, store, when
 from .vectors import in_register, pieces, transpose
-
-Buffer = Any
-Index = Any
-Expr = Any
 
 PAIRS = TILE_DEPTH // 2
 _WORDS = f"uint32x{PAIRS}"

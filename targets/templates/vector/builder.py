@@ -15,12 +15,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import ALIGNMENT
-from ..base import BufferSpec, Epilogue, VectorAt
+from ..base import Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from .bfloat16 import BFLOAT16, BITS, Bfloat16Buffer, bits_of, narrow
-
-Expr = Any
-Buffer = Any
-Index = Any  # a Python int where the value is known, else a tvm expression
 
 
 def make_prim_func(

@@ -107,11 +107,7 @@ def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weig
 
 
 def build(
-    spec: DepthwiseSpec,
-    target: Target,
-    knobs: DepthwiseKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "depthwise_conv2d",
+    spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, epilogue: Epilogue = NO_EPILOGUE
 ) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     conv = spec.conv2d
@@ -163,4 +159,4 @@ def build(
 
         for_each_tile(spec.n * blocks, rows, columns, knobs.columns, knobs.pieces, write_tile)
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("depthwise_conv2d", inputs, output, body, epilogue)

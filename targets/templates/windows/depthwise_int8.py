@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.builder import RegisterTile, bind, constant, for_each, load, loop, make_prim_func, store_result
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
@@ -31,10 +30,6 @@ from . import depthwise
 from .depthwise import DepthwiseKnobs, DepthwiseSpec
 from .padded_rows import UNROLLED_WORDS, PaddedRows, RowCopier
 from .spatial import tile_runs
-
-Buffer = Any
-Expr = Any
-Index = Any
 
 PADDED_SHARE = 2  # the padded rows of a piece take at most this part of L1
 MOST_UNROLLED = 4  # words of weights for which all kernel rows are written out
@@ -106,11 +101,7 @@ def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weig
 
 
 def build(
-    spec: DepthwiseSpec,
-    target: Target,
-    knobs: DepthwiseKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "depthwise_int8",
+    spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, epilogue: Epilogue = NO_EPILOGUE
 ) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     plan = _Plan(spec, knobs, target.lanes())
@@ -133,7 +124,7 @@ def build(
             main = view_as(data, "uint8", inputs[0].size), weight, corrections
             _PieceWriter(plan, target, epilogue, main, extra, out, plane).write(piece)
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("depthwise_int8", inputs, output, body, epilogue)
 
 
 class _PieceWriter:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
+from ..base import Buffer, Expr, Index
 from ..vector.builder import bind, constant, load, loop, store, when
 from ..vector.vectors import pieces
 from .spatial import Window
-
-Buffer = Any
-Expr = Any
-Index = Any
 
 UNROLLED_WORDS = 16  # of a kernel row; those of a longer one are a loop
 _SIGN_BIT = 0x80

@@ -111,13 +111,7 @@ def candidates(spec: PoolSpec, target: Target) -> list[PoolKnobs]:
     return [PoolKnobs(width, pieces) for pieces in shares for width in tile_widths(columns, target, 0)]
 
 
-def build(
-    spec: PoolSpec,
-    target: Target,
-    knobs: PoolKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "pool2d",
-) -> tirx.PrimFunc:
+def build(spec: PoolSpec, target: Target, knobs: PoolKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the pooling as a PrimFunc ``(input, *epilogue.buffers, output)``; blocked in and out."""
     lanes = target.lanes()
     blocks = -(-spec.c // lanes)
@@ -158,7 +152,7 @@ def build(
 
         for_each_tile(spec.n * blocks, rows, columns, knobs.columns, knobs.pieces, write_tile)
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("pool2d", inputs, output, body, epilogue)
 
 
 def _lowest(dtype: str) -> float:
@@ -203,12 +197,7 @@ class GlobalPoolSpec:
             raise ValueError(f"kind must be one of {', '.join(COMBINE)}, not {self.kind!r}")
 
 
-def build_global(
-    spec: GlobalPoolSpec,
-    target: Target,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "global_pool2d",
-) -> tirx.PrimFunc:
+def build_global(spec: GlobalPoolSpec, target: Target, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the reduction as a PrimFunc ``(input, *epilogue.buffers, output)``; it has no knobs."""
     lanes = target.lanes()
     blocks = -(-spec.c // lanes)
@@ -240,4 +229,4 @@ def build_global(
             at = VectorAt((image, block * lanes, 0, 0), 1, lanes, plane * lanes)
             store_result(out, total, at, epilogue, extra)
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("global_pool2d", inputs, output, body, epilogue)
