@@ -23,7 +23,7 @@ from tvm import tirx
 from ..machines.target import Target
 from .base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from .parallelism import imbalance, shared_loop
-from .vector.builder import loop, make_prim_func, store_result
+from .vector.builder import Output, loop, make_prim_func
 from .vector.vectors import pieces
 
 Compute = Callable[[VectorAt, Sequence[Buffer]], Expr]
@@ -108,10 +108,10 @@ def build(
     """Write the PrimFunc ``(*inputs, *epilogue buffers, out)``."""
     output = BufferSpec("out", spec.size, epilogue.dtype if epilogue is not NO_EPILOGUE else spec.dtype)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         def emit(coords: tuple[Index, ...], axis: int, lanes: int, flat: Index) -> None:
             at = VectorAt(coords, axis, lanes, flat)
-            store_result(out, compute(at, buffers), at, epilogue, extra)
+            out.store(compute(at, buffers), at)
 
         write = _write_blocked if spec.walk == BLOCKED else _write_rows
         write(spec, _lanes(spec, target), knobs.unroll, target.cores, emit)

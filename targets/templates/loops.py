@@ -18,8 +18,8 @@ from tvm import s_tir, te, tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..machines.target import Target
-from .base import NO_EPILOGUE, BufferSpec, Expr, row_major_strides
-from .vector.builder import make_prim_func, split_index
+from .base import NO_EPILOGUE, Buffer, BufferSpec, Expr, row_major_strides
+from .vector.builder import Output, make_prim_func, split_index
 
 ANCHOR, RESULT = "anchor", "result"  # names of the two stages; traces refer to them
 
@@ -151,8 +151,8 @@ def build(spec: LoopSpec, target: Target, knobs: LoopKnobs) -> Any:
         _share_outer_loops(schedule)
     lowered = _LOWER(schedule.mod)["main"]
 
-    def body(inputs: Sequence[Any], epilogue: Sequence[Any], output: Any) -> None:
-        for parameter, buffer in zip(lowered.params, (*inputs, output), strict=True):
+    def body(inputs: Sequence[Buffer], output: Output) -> None:
+        for parameter, buffer in zip(lowered.params, (*inputs, output.buffer), strict=True):
             T.add_to_parent(tirx.DeclBuffer(parameter, data=buffer.data))  # the same memory, by the name that is used
         T.add_to_parent(lowered.body)
 

@@ -22,7 +22,7 @@ from ..matmul.tile import accumulate
 from ..parallelism import chunk_loop, shared_loop
 from ..rows.row_vectors import RowVectors
 from ..rows.softmax import write_exponentials
-from ..vector.builder import broadcast, constant, load, loop, make_prim_func, store, store_result, when
+from ..vector.builder import Output, broadcast, constant, load, loop, make_prim_func, store, when
 from ..vector.vector_math import maximum
 from ..vector.vectors import in_register, lanes_of, pieces
 from .spec import AttentionKnobs, AttentionSpec, candidates
@@ -78,8 +78,8 @@ def make_attention(
     )
     output = BufferSpec("out", spec.out_size, epilogue.dtype)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
-        rows = SoftmaxRows(spec, target.lanes(), score_columns, mask, epilogue, buffers[len(inputs) :], extra, out)
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
+        rows = SoftmaxRows(spec, target.lanes(), score_columns, mask, buffers[len(inputs) :], out)
         write(buffers[: len(inputs)], rows)
 
     return make_prim_func(name, (*inputs, *mask.buffers), output, body, epilogue)
@@ -100,17 +100,13 @@ class SoftmaxRows:
         lanes: int,
         score_columns: int,
         mask: Epilogue,
-        epilogue: Epilogue,
         mask_buffers: Sequence[Buffer],
-        extra: Sequence[Buffer],
-        out: Buffer,
+        out: Output,
     ) -> None:
         self.spec = spec
         self.lanes = lanes
         self.mask = mask
-        self.epilogue = epilogue
         self.mask_buffers = mask_buffers
-        self.extra = extra
         self.out = out
         # Rows a multiple of 4 KiB apart would compete for the same few lines of L1, hence one more vector.
         self.score_stride = score_columns + lanes
@@ -151,7 +147,7 @@ class SoftmaxRows:
         for start, lanes in pieces(count, self.lanes):
             value = load(sums, at + start, lanes) * broadcast(factor, lanes)
             place = VectorAt((*batch, row, column + start), len(batch) + 1, lanes, base + column + start)
-            store_result(self.out, value, place, self.epilogue, self.extra)
+            self.out.store(value, place)
 
 
 class _Writer:

@@ -32,7 +32,7 @@ from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
 from ..vector.bf16_tiles import unit_of
 from ..vector.bfloat16 import BFLOAT16, BITS, bits_of
-from ..vector.builder import bind, constant, load, loop, make_prim_func, store, store_result, when
+from ..vector.builder import Output, bind, constant, load, loop, make_prim_func, store, when
 from ..vector.operand_types import check_weight_shape
 from .bf16_plan import MOST_TAPS, Conv2dBf16Knobs, Plan, split, split_units
 from .spec import Conv2dSpec
@@ -98,10 +98,10 @@ def build_units(plan: Plan, writer: type[UnitWriter], target: Target, epilogue: 
     )
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         extents = (spec.n, knobs.row_units, knobs.output_units)
         with shared_loop(extents, macs=spec.macs) as (n, row_unit, output_unit):
-            writer(plan, target, epilogue, main, extra, out).write(n, row_unit, output_unit)
+            writer(plan, target, main, out).write(n, row_unit, output_unit)
 
     importing = replace(epilogue, llvm_ir=epilogue.llvm_ir + knobs.shape.llvm_ir)
     return make_prim_func(name, inputs, output, body, importing)
@@ -114,17 +114,13 @@ class UnitWriter:
         self,
         plan: Plan,
         target: Target,
-        epilogue: Epilogue,
         main: Sequence[Buffer],
-        extra: Sequence[Buffer],
-        out: Buffer,
+        out: Output,
     ) -> None:
         self.plan = plan
         self.spec = plan.spec
         self.knobs = plan.knobs
-        self.epilogue = epilogue
         self.data, self.weight = (bits_of(buffer) for buffer in main)
-        self.extra = extra
         self.out = out
         self.input_blocks = plan.spec.input_blocks(target)
         self.output_blocks = plan.spec.output_blocks(target)
@@ -257,7 +253,7 @@ class UnitWriter:
                 place = (y // self.spec.out_w, y % self.spec.out_w) if self.plan.is_flat else (y, x)
                 at = VectorAt((n, block * TILE_COLUMNS, *place), 1, TILE_COLUMNS, flat)
                 value = load(sums, index * self.knobs.shape.outputs + offset * TILE_COLUMNS, TILE_COLUMNS)
-                store_result(self.out, value, at, self.epilogue, self.extra)
+                self.out.store(value, at)
 
         belongs = row < rows
         if length > width:

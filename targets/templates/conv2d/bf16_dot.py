@@ -20,7 +20,7 @@ from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue
 from ..vector.arithmetic import Arithmetic
 from ..vector.bf16_tiles import unit_of
 from ..vector.bfloat16 import BFLOAT16, bits_of
-from ..vector.builder import RegisterTile, make_prim_func
+from ..vector.builder import Output, RegisterTile, make_prim_func
 from ..vector.dot_bf16 import DOT_IR, PAIR, WORD, dot
 from . import direct as conv2d
 from .direct import ConvolutionWriter
@@ -67,9 +67,9 @@ def build(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, epilogue: Epilog
     )
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         data, weight = (_words(buffer, one.size) for buffer, one in zip(main, inputs, strict=True))
-        ConvolutionWriter(spec, target, knobs, epilogue, data, weight, extra, out, _Pairs()).write()
+        ConvolutionWriter(spec, target, knobs, data, weight, out, _Pairs()).write()
 
     importing = replace(epilogue, llvm_ir=epilogue.llvm_ir + DOT_IR)
     return make_prim_func("conv2d_bf16_dot", inputs, output, body, importing)

@@ -20,10 +20,11 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, Expr, Index, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.arithmetic import FLOAT32, Arithmetic
 from ..vector.builder import (
+    Output,
     RegisterTile,
     bind,
     constant,
@@ -32,7 +33,6 @@ from ..vector.builder import (
     make_prim_func,
     prefetch,
     store,
-    store_result,
     when,
 )
 from ..windows.spatial import TapRange, TileRun, tile_runs
@@ -67,8 +67,8 @@ def build(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, epilogue: Epilog
     )
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
-    def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
-        ConvolutionWriter(spec, target, knobs, epilogue, main[0], main[1], extra, out).write()
+    def body(main: Sequence[Buffer], out: Output) -> None:
+        ConvolutionWriter(spec, target, knobs, main[0], main[1], out).write()
 
     return make_prim_func("conv2d", inputs, output, body, epilogue)
 
@@ -81,21 +81,17 @@ class ConvolutionWriter:
         spec: Conv2dSpec,
         target: Target,
         knobs: Conv2dKnobs,
-        epilogue: Epilogue,
         data: Any,
         weight: Any,
-        extra: Sequence[Any],
-        output: Any,
+        output: Output,
         arithmetic: Arithmetic = FLOAT32,
     ) -> None:
         self.arithmetic = arithmetic
         self.spec = spec
         self.target = target
         self.knobs = knobs
-        self.epilogue = epilogue
         self.data = data
         self.weight = weight
-        self.extra = extra
         self.output = output
         self.lanes = target.lanes()
         self.block = spec.input_block(target) // arithmetic.packing
@@ -327,7 +323,7 @@ class _TileWriter:
             if spec.pointwise:
                 y, x = y // spec.out_w, y % spec.out_w
             at = VectorAt((group.n, block * group.lanes, y, x), 1, group.lanes, flat)
-            store_result(conv.output, self.tile[index], at, conv.epilogue, conv.extra)
+            conv.output.store(self.tile[index], at)
 
     def _partial_sums(self, action: Callable[[int, Any], None]) -> None:
         group = self.group

@@ -17,7 +17,7 @@ from tvm import tirx
 
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
-from ..vector.builder import load, make_prim_func
+from ..vector.builder import Output, load, make_prim_func
 from ..vector.compensation import BorderClasses, append_table, border_table, packed_bytes, view_as, view_table
 from ..vector.dot_product import WORD, DotProduct, dot_product
 from ..vector.operand_types import is_integer
@@ -74,9 +74,9 @@ def build(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, epilogue: Epilog
     )
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         words = view_as(main[0], "int32", data_bytes // WORD), view_as(main[1], "int32", weight_bytes // WORD)
-        writer = _Writer(spec, target, knobs, epilogue, *words, extra, out, products)
+        writer = _Writer(spec, target, knobs, *words, out, products)
         if table:
             writer.start_from(view_table(main[1], weight_bytes, table), rows, columns)
         writer.write()

@@ -21,7 +21,7 @@ from ..parallelism import shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TileShape
 from ..vector.amx_pipeline import FinishedTile, Pending, for_each_tile
-from ..vector.builder import bind, constant, load, loop, make_prim_func, store, store_result, when
+from ..vector.builder import Output, bind, constant, load, loop, make_prim_func, store, when
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.operand_types import check_weight_shape, is_integer
 from .bf16 import Conv2dBf16Knobs, Plan, UnitWriter, split
@@ -127,13 +127,13 @@ def build_units(
     weight = BufferSpec("weight", packed_bytes(plan.weight_bytes, plan.table_size), "int8")
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         data, packed = main
         words = view_as(packed, "uint16", plan.weight_bytes // 2)
         table = view_table(packed, plan.weight_bytes, plan.table_size) if plan.table_size else None
         extents = (spec.n, knobs.row_units, knobs.output_units)
         with shared_loop(extents, macs=spec.macs) as (n, row_unit, output_unit):
-            writer = kind(plan, target, epilogue, (view_as(data, "uint8", data_bytes), words), extra, out)
+            writer = kind(plan, target, (view_as(data, "uint8", data_bytes), words), out)
             writer.table = table
             writer.write(n, row_unit, output_unit)
 
@@ -271,7 +271,7 @@ class IntegerWriter(UnitWriter):
                 place = (y // self.spec.out_w, y % self.spec.out_w) if self.plan.is_flat else (y, x)
                 at = VectorAt((n, block * TILE_COLUMNS, *place), 1, TILE_COLUMNS, flat)
                 source = tile.place + index * self.knobs.shape.outputs + offset * TILE_COLUMNS
-                store_result(self.out, load(tile.sums, source, TILE_COLUMNS), at, self.epilogue, self.extra)
+                self.out.store(load(tile.sums, source, TILE_COLUMNS), at)
 
         belongs = tirx.And(index < self.knobs.shape.positions, row < rows)
         when(belongs if length == width else tirx.And(belongs, x < width), write)

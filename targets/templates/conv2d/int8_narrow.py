@@ -22,7 +22,7 @@ from tvm.tirx.script.builder import ir as T
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
-from ..vector.builder import RegisterTile, bind, constant, for_each, load, loop, make_prim_func, store_result, when
+from ..vector.builder import Output, RegisterTile, bind, constant, for_each, load, loop, make_prim_func, when
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, dot_product
 from ..vector.operand_types import check_weight_shape, is_integer
@@ -151,11 +151,11 @@ def build(
     channels = spec.output_blocks(target) * target.lanes()
     output = BufferSpec("output", spec.n * channels * spec.out_h * spec.out_w, epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         data, packed = view_as(main[0], "uint8", data_bytes), view_as(main[1], "int32", words)
         corrections = view_table(main[1], words * WORD, table) if table else None
         with shared_loop((spec.n, knobs.row_units), macs=spec.macs) as (n, unit):
-            _UnitWriter(plan, target, epilogue, (data, packed, corrections), extra, out, n).write(unit)
+            _UnitWriter(plan, target, (data, packed, corrections), out, n).write(unit)
 
     return make_prim_func(
         "conv2d_int8_narrow", (BufferSpec("data", data_bytes, spec.dtype), weight), output, body, epilogue
@@ -169,10 +169,8 @@ class _UnitWriter:
         self,
         plan: _Plan,
         target: Target,
-        epilogue: Epilogue,
         main: tuple[Buffer, Buffer, Buffer | None],
-        extra: Sequence[Buffer],
-        out: Buffer,
+        out: Output,
         n: Index,
     ) -> None:
         self.plan = plan
@@ -182,9 +180,7 @@ class _UnitWriter:
         self.output_blocks = plan.spec.output_blocks(target)
         self.products = dot_product(target, plan.spec.dtype)
         self.copier = RowCopier(plan.spec.zero_point, target.vector_bytes, self.products.offset)
-        self.epilogue = epilogue
         self.data, self.weight, self.table = main
-        self.extra = extra
         self.out = out
         self.n = n
 
@@ -254,7 +250,7 @@ class _UnitWriter:
                     place = ((self.n * self.output_blocks + block) * rows.out + y) * columns.out + x + position
                     at = VectorAt((self.n, block * self.lanes, y, x + position), 1, self.lanes, place * self.lanes)
                     value = tile[position * self.vectors + vector]
-                    store_result(self.out, value, at, self.epilogue, self.extra)
+                    self.out.store(value, at)
 
             always = self.plan.groups * self.vectors == self.output_blocks
             when(True if always else block < self.output_blocks, write)

@@ -21,6 +21,7 @@ from tvm.tirx.script.builder import ir as T
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, VectorAt
 from ..vector.builder import (
+    Output,
     RegisterTile,
     bind,
     broadcast,
@@ -30,7 +31,6 @@ from ..vector.builder import (
     parallel,
     prefetch,
     store,
-    store_result,
     when,
 )
 from ..vector.vectors import in_register
@@ -62,8 +62,8 @@ def build(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, epilogue: Epil
     )
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
-        _Writer(spec, target, knobs, epilogue, main[0], main[1], extra, out).write()
+    def body(main: Sequence[Buffer], out: Output) -> None:
+        _Writer(spec, target, knobs, main[0], main[1], out).write()
 
     return make_prim_func("winograd", inputs, output, body, epilogue)
 
@@ -76,18 +76,14 @@ class _Writer:
         spec: Conv2dSpec,
         target: Target,
         knobs: WinogradKnobs,
-        epilogue: Epilogue,
         data: Buffer,
         weight: Buffer,
-        extra: Sequence[Buffer],
-        output: Buffer,
+        output: Output,
     ) -> None:
         self.spec = spec
         self.knobs = knobs
-        self.epilogue = epilogue
         self.data = data
         self.weight = weight
-        self.extra = extra
         self.output = output
         self.lanes = target.lanes()
         self.grid = TileGrid.of(spec, knobs)
@@ -243,7 +239,7 @@ class _Writer:
         staging = self.patches.allocate_staging()
 
         def finish(value: Expr, at: VectorAt) -> None:
-            store_result(self.output, value, at, self.epilogue, self.extra)
+            self.output.store(value, at)
 
         with loop(behind_block, first_block) as block, loop(end, begin) as group, loop(self._rows_of(group)) as row:
             tile = bind(self.grid.first_tile(group) + row)

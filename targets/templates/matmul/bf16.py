@@ -28,7 +28,7 @@ from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
 from ..vector.bf16_panels import can_pack_right, depth_of, gather_rows, offset_of, pack_right
 from ..vector.bf16_tiles import PanelKnobs, fitting_rows, needed_unit, unit_of
 from ..vector.bfloat16 import BFLOAT16, bits_of
-from ..vector.builder import bind, load, loop, make_prim_func, store_result, when
+from ..vector.builder import Output, bind, load, loop, make_prim_func, when
 from ..vector.vectors import pieces
 from .spec import ACTIVATION, PACKED, MatmulSpec
 
@@ -104,10 +104,10 @@ def build(spec: MatmulSpec, target: Target, knobs: MatmulBf16Knobs, epilogue: Ep
     inputs = (BufferSpec("a", spec.a_size, BFLOAT16), BufferSpec("rhs", rhs_size, BFLOAT16))
     output = BufferSpec("out", spec.out_size, epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         extents = (*spec.batch, knobs.row_units, knobs.output_units)
         with shared_loop(extents, macs=spec.macs) as (*batch, row_unit, output_unit):
-            _UnitWriter(spec, knobs, epilogue, main, extra, out, batch).write(row_unit, output_unit)
+            _UnitWriter(spec, knobs, main, out, batch).write(row_unit, output_unit)
 
     importing = replace(epilogue, llvm_ir=epilogue.llvm_ir + knobs.shape.llvm_ir)
     return make_prim_func("matmul_bf16", inputs, output, body, importing)
@@ -120,17 +120,13 @@ class _UnitWriter:
         self,
         spec: MatmulSpec,
         knobs: MatmulBf16Knobs,
-        epilogue: Epilogue,
         main: Sequence[Buffer],
-        extra: Sequence[Buffer],
-        out: Buffer,
+        out: Output,
         batch: Sequence[Index],
     ) -> None:
         self.spec = spec
         self.knobs = knobs
-        self.epilogue = epilogue
         self.a, self.rhs = (bits_of(buffer) for buffer in main)
-        self.extra = extra
         self.out = out
         self.batch = batch
         self.panel = knobs.unit_rows(spec) * TILE_DEPTH
@@ -179,4 +175,4 @@ class _UnitWriter:
         for start, lanes in pieces(count, TILE_COLUMNS):
             column = group * outputs + start
             at = VectorAt((*batch, row, column), len(batch) + 1, lanes, base + column)
-            store_result(self.out, load(sums, index * outputs + start, lanes), at, self.epilogue, self.extra)
+            self.out.store(load(sums, index * outputs + start, lanes), at)

@@ -14,7 +14,7 @@ from tvm import tirx
 
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
-from ..vector.builder import RegisterTile, load, make_prim_func
+from ..vector.builder import Output, RegisterTile, load, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, DotProduct, dot_product
 from ..vector.operand_types import is_integer
@@ -64,9 +64,9 @@ def build(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, epilogue: Epilog
     weight = BufferSpec("weight", packed_bytes(words * WORD, table), "int8")
     output = BufferSpec("out", spec.out_size, epilogue.dtype)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         a, packed = buffers
-        writer = _Writer(spec, target, knobs, epilogue, (a, view_as(packed, "int32", words)), extra, out)
+        writer = _Writer(spec, target, knobs, (a, view_as(packed, "int32", words)), out)
         writer.products = products
         writer.table = view_table(packed, words * WORD, table) if table else None
         writer.write()

@@ -25,7 +25,7 @@ from ..parallelism import shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TILE_SIZE, TileShape
 from ..vector.amx_pipeline import FinishedTile, Pending, for_each_tile
-from ..vector.builder import bind, load, loop, make_prim_func, store, store_result, when
+from ..vector.builder import Output, bind, load, loop, make_prim_func, store, when
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.operand_types import is_integer
 from ..vector.vectors import pieces
@@ -127,12 +127,12 @@ def build(
     weight = BufferSpec("weight", packed_bytes(weight_bytes, table), "int8")
     output = BufferSpec("out", spec.out_size, epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         a, packed = main
         words = view_as(packed, "uint16", weight_bytes // 2)
         corrections = view_table(packed, weight_bytes, table) if table else None
         with shared_loop((knobs.row_units, knobs.output_units), macs=spec.macs) as (row_unit, output_unit):
-            _UnitWriter(spec, knobs, epilogue, (a, words, corrections), extra, out).write(row_unit, output_unit)
+            _UnitWriter(spec, knobs, (a, words, corrections), out).write(row_unit, output_unit)
 
     return make_prim_func("matmul_int8_amx", (BufferSpec("a", spec.a_size, spec.dtype), weight), output, body, epilogue)
 
@@ -144,17 +144,13 @@ class _UnitWriter:
         self,
         spec: MatmulSpec,
         knobs: MatmulInt8AmxKnobs,
-        epilogue: Epilogue,
         main: tuple[Buffer, Buffer, Buffer | None],
-        extra: Sequence[Buffer],
-        out: Buffer,
+        out: Output,
     ) -> None:
         self.spec = spec
         self.knobs = knobs
         self.shape = knobs.shape(spec)
-        self.epilogue = epilogue
         self.a, self.weight, self.table = main
-        self.extra = extra
         self.out = out
         self.panel = knobs.unit_rows(spec) * TILE_DEPTH
 
@@ -236,4 +232,4 @@ class _UnitWriter:
             flat = self.spec.out_offset + row * self.spec.out_strides[-2] + column
             at = VectorAt((row, column), 1, lanes, flat)
             value = load(tile.sums, tile.place + index * outputs + start, lanes)
-            store_result(self.out, value, at, self.epilogue, self.extra)
+            self.out.store(value, at)

@@ -19,7 +19,7 @@ from tvm.tirx.script.builder import ir as T
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import chunk_loop, shared_loop
-from ..vector.builder import RegisterTile, load, loop, make_prim_func, prefetch, store, store_result, when
+from ..vector.builder import Output, RegisterTile, load, loop, make_prim_func, prefetch, store, when
 from ..vector.vectors import lane_slice, pieces
 from .pack import RhsPanels, pack_activation
 from .space import candidates
@@ -63,8 +63,8 @@ def build(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, epilogue: Epilog
     inputs = (BufferSpec("a", spec.a_size, spec.dtype), rhs)
     output = BufferSpec("out", spec.out_size, epilogue.dtype)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
-        MatmulWriter(spec, target, knobs, epilogue, buffers, extra, out).write()
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
+        MatmulWriter(spec, target, knobs, buffers, out).write()
 
     return make_prim_func("matmul", inputs, output, body, epilogue)
 
@@ -79,16 +79,12 @@ class MatmulWriter:
         spec: MatmulSpec,
         target: Target,
         knobs: MatmulKnobs,
-        epilogue: Epilogue,
         inputs: Sequence[Buffer],
-        extra: Sequence[Buffer],
-        out: Buffer,
+        out: Output,
     ) -> None:
         self.spec = spec
         self.knobs = knobs
-        self.epilogue = epilogue
         self.a, self.rhs = inputs
-        self.extra = extra
         self.out = out
         self.lanes = target.lanes()
         self.columns = knobs.panel_columns(target)
@@ -101,7 +97,7 @@ class MatmulWriter:
             *batch, column_chunk, row_chunk = indices
             panels = self.panels_of(batch, column_chunk)
             staging = None
-            if self.epilogue is not NO_EPILOGUE:
+            if self.out.epilogue is not NO_EPILOGUE:
                 staging = T.alloc_buffer((knobs.rows * self.columns,), self.sum_type, align=64)
             tiles = knobs.row_tiles(spec)
             with chunk_loop(row_chunk, knobs.row_chunks, tiles) as tile:
@@ -221,7 +217,7 @@ class MatmulWriter:
                 column = panel * self.columns + start
                 flat = out_base + (first_row + row) * row_stride + column
                 at = VectorAt((*batch, first_row + row, column), len(batch) + 1, lanes, flat)
-                store_result(self.out, values(start, lanes), at, self.epilogue, self.extra)
+                self.out.store(values(start, lanes), at)
 
         if staging is not None:
             with loop(rows) as row:

@@ -18,7 +18,7 @@ from tvm import tirx
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index
 from ..parallelism import shared_loop
-from ..vector.builder import constant, load, loop, make_prim_func, store, when
+from ..vector.builder import Output, constant, load, loop, make_prim_func, store, when
 from ..vector.vectors import in_register, shuffle
 
 _RUNS = 8  # pieces that the positions are cut into, so that threads share few channel blocks evenly
@@ -78,13 +78,15 @@ def build(spec: ChannelGatherSpec, target: Target) -> tirx.PrimFunc:
     runs = math.gcd(spec.positions, _RUNS)
     itemsize = tirx.const(0, spec.dtype).ty.dtype.itemsize
 
-    def body(parts: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(parts: Sequence[Buffer], out: Output) -> None:
         moved = 2 * itemsize * output.size
         with shared_loop((spec.batch, blocks, runs), bytes_moved=moved) as (image, block, run):
 
             def write(number: int) -> Callable[[], None]:
                 gather = _BlockGather(spec, number)
-                return lambda: gather.write(parts, out, image, run * (spec.positions // runs), spec.positions // runs)
+                return lambda: gather.write(
+                    parts, out.buffer, image, run * (spec.positions // runs), spec.positions // runs
+                )
 
             for number in range(blocks):
                 when(True if blocks == 1 else block == number, write(number))

@@ -17,7 +17,7 @@ from tvm import tirx
 from ...machines.target import Target
 from ..base import Buffer, BufferSpec, Epilogue, Index
 from ..parallelism import shared_loop
-from ..vector.builder import constant, load, loop, make_prim_func, store, when
+from ..vector.builder import Output, constant, load, loop, make_prim_func, store, when
 from ..vector.vectors import in_register, lane_slice, load_strided, pieces, transpose
 
 TO_BLOCKED = "to_blocked"
@@ -87,7 +87,7 @@ def build(spec: RelayoutSpec, target: Target, knobs: RelayoutKnobs = RelayoutKno
     write_square = _square_to_blocked if to_blocked else _square_to_plain
     write_position = _position_to_blocked if to_blocked else _position_to_plain
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         squares, rest = divmod(spec.positions, spec.block)
         # Threads share the blocks, and runs of positions where there are few blocks.
         runs = math.gcd(squares, 8) if spec.batch * spec.blocks < 4 * target.cores else 1
@@ -95,7 +95,7 @@ def build(spec: RelayoutSpec, target: Target, knobs: RelayoutKnobs = RelayoutKno
         with shared_loop(extents, bytes_moved=4 * (spec.plain_size + spec.blocked_size)) as (image, block, run):
 
             def of_channels(channels: int) -> Callable[[], None]:
-                place = _Place(spec, buffers[0], out, image, block, channels)
+                place = _Place(spec, buffers[0], out.buffer, image, block, channels)
 
                 def write() -> None:
                     if not squares:

@@ -21,7 +21,7 @@ from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.accumulation import Accumulation
-from ..vector.builder import broadcast, constant, load, make_prim_func, store_result
+from ..vector.builder import Output, broadcast, constant, load, make_prim_func
 from ..vector.vector_math import maximum, minimum
 from ..vector.vectors import horizontal, in_register, lanes_of
 from .row_vectors import RowVectors, check_rows, flat_row, row_extents
@@ -95,7 +95,7 @@ def build(
     inputs += [BufferSpec("shift", spec.cols)] * spec.has_shift
     output = BufferSpec("out", spec.size, epilogue.dtype)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         x, *affine = buffers
         scale = affine[0] if spec.has_scale else None
         shift = affine[-1] if spec.has_shift else None
@@ -112,7 +112,7 @@ def build(
                 if shift is not None:
                     value = value + load(shift, offset, lanes)
                 at = VectorAt((*indices, offset), len(indices), lanes, first + offset)
-                store_result(out, value, at, epilogue, extra)
+                out.store(value, at)
 
             _write_row(row, spec.epsilon, read, write)
 

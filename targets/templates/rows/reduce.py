@@ -20,7 +20,7 @@ from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, Vecto
 from ..parallelism import shared_loop
 from ..vector.accumulation import Accumulation
 from ..vector.bfloat16 import check_numbers
-from ..vector.builder import RegisterTile, constant, load, make_prim_func, store_result, when
+from ..vector.builder import Output, RegisterTile, constant, load, make_prim_func, when
 from ..vector.integers import accumulator, mean, widened
 from ..vector.operand_types import is_integer
 from ..vector.vectors import combine_all, horizontal, lanes_of, maximum, minimum
@@ -103,11 +103,11 @@ def build(spec: ReduceSpec, target: Target, knobs: ReduceKnobs, epilogue: Epilog
     The epilogue sees ``coords == (flat index in the result,)``.
     """
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         def write(flat: Index, value: Expr) -> None:
             if spec.kind == "mean":
                 value = mean(value, constant(spec.out_size / spec.in_size, lanes_of(value)))
-            store_result(out, value, VectorAt((flat,), 0, lanes_of(value), flat), epilogue, extra)
+            out.store(value, VectorAt((flat,), 0, lanes_of(value), flat))
 
         _Nest(spec, target.lanes(), knobs.unroll, buffers[0], write).write()
 

@@ -17,7 +17,7 @@ from tvm.tirx.script.builder import ir as T
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
-from ..vector.builder import RegisterTile, broadcast, constant, load, make_prim_func, store, store_result
+from ..vector.builder import Output, RegisterTile, broadcast, constant, load, make_prim_func, store
 from ..vector.vector_math import exp_nonpositive
 from ..vector.vectors import combine_all, horizontal, in_register, lanes_of
 from .row_vectors import RowVectors, check_rows, flat_row, row_extents
@@ -78,7 +78,7 @@ def build(
     inputs = (BufferSpec("x", spec.size, spec.dtype), *prologue.buffers)
     output = BufferSpec("out", spec.size, epilogue.dtype)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         x, *prologue_buffers = buffers
         with shared_loop(row_extents(spec), macs=spec.macs, bytes_moved=8 * spec.size) as indices:
             first = flat_row(indices, row_extents(spec)) * spec.cols
@@ -90,7 +90,7 @@ def build(
                 return prologue.apply(load(x, first + offset, lanes), at(offset, lanes), prologue_buffers)
 
             def write(offset: Index, value: Expr) -> None:
-                store_result(out, value, at(offset, lanes_of(value)), epilogue, extra)
+                out.store(value, at(offset, lanes_of(value)))
 
             scratch = T.alloc_buffer((max(1, row.whole) * row.lanes,), align=64)
             total, rest = write_exponentials(row, read, lambda offset, value: store(scratch, offset, value, row.lanes))

@@ -15,9 +15,9 @@ import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, VectorAt
 from ..conv2d.spec import Conv2dSpec
-from ..vector.builder import RegisterTile, bind, load, loop, make_prim_func, store_result
+from ..vector.builder import Output, RegisterTile, bind, load, loop, make_prim_func
 from ..vector.operand_types import check_weight_shape
 from .spatial import TileRun, Window
 from .window_loops import for_each_tap, for_each_tile, piece_counts, tap_bounds, tile_widths
@@ -120,7 +120,7 @@ def build(
     )
     output = BufferSpec("output", spec.n * blocks * rows.out * columns.out * lanes, epilogue.dtype)
 
-    def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         data, weight = main
 
         def accumulate(tile: RegisterTile, plane: Any, y: Any, x: Any, run: TileRun) -> None:
@@ -155,7 +155,7 @@ def build(
                 flat = ((plane * rows.out + y) * columns.out + x + position) * lanes
                 place = (y // spec.w, y % spec.w) if conv.pointwise else (y, x + position)
                 at = VectorAt((image, channel, *place), 1, lanes, flat)
-                store_result(out, tile[position], at, epilogue, extra)
+                out.store(tile[position], at)
 
         for_each_tile(spec.n * blocks, rows, columns, knobs.columns, knobs.pieces, write_tile)
 

@@ -21,7 +21,7 @@ from tvm.tirx.script.builder import ir as T
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
-from ..vector.builder import RegisterTile, bind, constant, for_each, load, loop, make_prim_func, store_result
+from ..vector.builder import Output, RegisterTile, bind, constant, for_each, load, loop, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, dot_product
 from ..vector.operand_types import check_weight_shape, is_integer
@@ -115,14 +115,14 @@ def build(
     )
     output = BufferSpec("output", spec.n * channels * spec.out_h * spec.out_w, epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         data, packed = main
         weight = view_as(packed, "int32", words)
         corrections = view_table(packed, words * WORD, table) if table else None
         moved = sum(buffer.size for buffer in (*inputs, output))
         with shared_loop((spec.n * plan.blocks, knobs.pieces), macs=spec.macs, bytes_moved=moved) as (plane, piece):
             main = view_as(data, "uint8", inputs[0].size), weight, corrections
-            _PieceWriter(plan, target, epilogue, main, extra, out, plane).write(piece)
+            _PieceWriter(plan, target, main, out, plane).write(piece)
 
     return make_prim_func("depthwise_int8", inputs, output, body, epilogue)
 
@@ -134,19 +134,15 @@ class _PieceWriter:
         self,
         plan: _Plan,
         target: Target,
-        epilogue: Epilogue,
         main: tuple[Buffer, Buffer, Buffer | None],
-        extra: Sequence[Buffer],
-        out: Buffer,
+        out: Output,
         plane: Index,
     ) -> None:
         self.plan = plan
         self.lanes = plan.lanes
         self.products = dot_product(target, plan.spec.dtype)
         self.copier = RowCopier(plan.spec.zero_point, target.vector_bytes, self.products.offset)
-        self.epilogue = epilogue
         self.data, self.weight, self.table = main
-        self.extra = extra
         self.out = out
         self.plane = plane
         self.block = bind(plane % plan.blocks)
@@ -203,7 +199,7 @@ class _PieceWriter:
         for position in range(width):
             flat = ((self.plane * rows.out + y) * columns.out + x + position) * lanes
             at = VectorAt((image, channel, y, x + position), 1, lanes, flat)
-            store_result(self.out, tile[position], at, self.epilogue, self.extra)
+            self.out.store(tile[position], at)
 
     def _words(self, padded: Buffer, column: Index) -> Expr:
         """What four taps read from a column on, the four bytes of each channel side by side."""
