@@ -22,16 +22,16 @@ from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, Epilogue, Expr, Index
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
-from ..vector.amx_pipeline import Pending
+from ..vector.amx_pipeline import Pending, Tile
 from ..vector.builder import bind, constant, load, loop, store
 from ..vector.dot_product import WORD
 from ..vector.operand_types import check_weight_shape, is_integer
 from ..vector.vectors import in_register, shuffle
 from ..windows.padded_rows import RowCopier
 from ..windows.spatial import Window
-from .bf16 import split
+from .bf16 import build_units, split
 from .bf16_plan import MOST_TAPS, Taps
-from .int8_amx import Conv2dInt8AmxKnobs, IntegerPlan, IntegerWriter, build_units, packed_tiles
+from .int8_amx import Conv2dInt8AmxKnobs, IntegerPlan, IntegerWriter, packed_tiles
 from .spec import Conv2dSpec
 
 LANES = 16  # words in a vector, and in a row of a tile
@@ -201,16 +201,15 @@ class _NarrowWriter(IntegerWriter):
             words = words | (tirx.Cast(f"uint32x{LANES}", value) << constant(8 * channel, LANES, "uint32"))
         return in_register(words)
 
-    def multiply_and(
-        self, group: Index, position: Index, panels: Buffer, sums: Buffer, place: Index, pending: Pending
-    ) -> None:
+    def multiply(self, tile: Tile, panels: Buffer, pending: Pending | None = None) -> None:
         """Write the sums of one tile."""
         plan = self.plan
         tiles = self.knobs.shape.tiles()
-        self.start(tiles, group)
-        weight = bind(group * plan.group_size)
+        self.start(tiles, tile.group)
+        weight = bind(tile.group * plan.group_size)
         for step in range(plan.steps):
-            at = (position + step * plan.step_rows * plan.row_length) * plan.position_size
+            at = (tile.position + step * plan.step_rows * plan.row_length) * plan.position_size
             tiles.multiply_add(panels, at, self.weight, weight + step * plan.step_size, plan.position_size)
-            pending.after_step(0, step, plan.steps, 1)
-        tiles.store(sums, place)
+            if pending is not None:
+                pending.after_step(0, step, plan.steps, 1)
+        tiles.store(tile.sums, tile.place)

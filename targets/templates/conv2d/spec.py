@@ -81,6 +81,11 @@ class Conv2dSpec:
         return self.n * self.o * self.out_h * self.out_w * taps * (self.c // self.groups)
 
     @property
+    def depthwise(self) -> bool:
+        """Whether every channel is a group of its own, with one output."""
+        return 1 < self.groups == self.c == self.o
+
+    @property
     def pointwise(self) -> bool:
         """Whether output position i reads input position i only: then height and width flatten into one axis."""
         return self.kernel == (1, 1) and self.stride == (1, 1) and not any(self.padding)

@@ -24,7 +24,7 @@ from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TILE_SIZE, TileShape
-from ..vector.amx_pipeline import FinishedTile, Pending, for_each_tile
+from ..vector.amx_pipeline import Pending, Tile, for_each_tile
 from ..vector.builder import Output, bind, load, loop, make_prim_func, store, when
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.operand_types import is_integer
@@ -166,10 +166,10 @@ class _UnitWriter:
         groups, units = self.knobs.groups(spec), self.knobs.output_units
         range_of_groups = bind(output_unit * groups // units), bind((output_unit + 1) * groups // units)
 
-        def multiply(group: Index, row: Index, sums: Buffer, place: Index, pending: Pending) -> None:
-            self._multiply(group, row, panels, sums, place, pending)
+        def multiply(tile: Tile, pending: Pending) -> None:
+            self._multiply(tile.group, tile.position, panels, tile.sums, tile.place, pending)
 
-        def finish(tile: FinishedTile, begin: Index, count: int) -> None:
+        def finish(tile: Tile, begin: Index, count: int) -> None:
             self._finish(first, rows, tile, begin, count)
 
         for_each_tile(range_of_groups, tiles, self.shape, rows, multiply, finish)
@@ -210,7 +210,7 @@ class _UnitWriter:
             pending.after_step(depth, 0, 1, depths)
         tiles.store(sums, place)
 
-    def _finish(self, first: Index, rows: Index, tile: FinishedTile, begin: Index, count: int) -> None:
+    def _finish(self, first: Index, rows: Index, tile: Tile, begin: Index, count: int) -> None:
         """Apply the epilogue to some rows of a tile, as far as they exist, and store them."""
         outputs, groups = self.shape.outputs, self.knobs.groups(self.spec)
         rest = self.spec.n % outputs
@@ -225,7 +225,7 @@ class _UnitWriter:
         is_last = tile.group == groups - 1 if groups > 1 else True
         when(is_last if rest else False, lambda: of_columns(rest), lambda: of_columns(outputs))
 
-    def _store_row(self, row: Index, tile: FinishedTile, count: int, index: Index) -> None:
+    def _store_row(self, row: Index, tile: Tile, count: int, index: Index) -> None:
         outputs = self.shape.outputs
         for start, lanes in pieces(count, TILE_COLUMNS):
             column = tile.group * outputs + start

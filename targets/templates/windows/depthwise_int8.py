@@ -20,6 +20,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
+from ..conv2d.spec import Conv2dSpec
 from ..parallelism import shared_loop
 from ..vector.builder import Output, RegisterTile, bind, constant, for_each, load, loop, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
@@ -27,7 +28,7 @@ from ..vector.dot_product import WORD, dot_product
 from ..vector.operand_types import check_weight_shape, is_integer
 from ..vector.vectors import shuffle
 from . import depthwise
-from .depthwise import DepthwiseKnobs, DepthwiseSpec
+from .depthwise import DepthwiseKnobs
 from .padded_rows import UNROLLED_WORDS, PaddedRows, RowCopier
 from .spatial import tile_runs
 
@@ -36,7 +37,7 @@ MOST_UNROLLED = 4  # words of weights for which all kernel rows are written out
 MOST_COLUMNS = 8  # of a tile: enough to hide the latency of the products
 
 
-def supports(spec: DepthwiseSpec, target: Target) -> bool:
+def supports(spec: Conv2dSpec, target: Target) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     return is_integer(spec.dtype)
 
@@ -45,7 +46,7 @@ def supports(spec: DepthwiseSpec, target: Target) -> bool:
 class _Plan:
     """Sizes that follow from a spec and its knobs."""
 
-    spec: DepthwiseSpec
+    spec: Conv2dSpec
     knobs: DepthwiseKnobs
     lanes: int
 
@@ -76,7 +77,7 @@ class _Plan:
         return self.spec.kernel[0] * self.quads * self.lanes
 
 
-def candidates(spec: DepthwiseSpec, target: Target) -> list[DepthwiseKnobs]:
+def candidates(spec: Conv2dSpec, target: Target) -> list[DepthwiseKnobs]:
     """Feasible knobs, the best analytic guess first: pieces whose padded rows stay in L1."""
     least = depthwise.candidates(replace(spec, dtype="float32", zero_point=0), target)[0].pieces
     room = target.l1_bytes // PADDED_SHARE
@@ -88,7 +89,7 @@ def candidates(spec: DepthwiseSpec, target: Target) -> list[DepthwiseKnobs]:
     return list(dict.fromkeys(found))
 
 
-def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder an int8 weight of shape (c, 1, kh, kw) to [channel block, kh, word, lane, tap]; the table follows."""
     check_weight_shape(weight, (spec.c, 1, *spec.kernel))
     plan = _Plan(spec, knobs, target.lanes())
@@ -100,9 +101,7 @@ def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weig
     return append_table(packed, uniform_table(weight, zero, plan.blocks * plan.lanes)) if zero else packed
 
 
-def build(
-    spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, epilogue: Epilogue = NO_EPILOGUE
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     plan = _Plan(spec, knobs, target.lanes())
     channels = plan.blocks * plan.lanes
