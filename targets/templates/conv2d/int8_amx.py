@@ -16,7 +16,7 @@ from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TileShape
-from ..vector.amx_pipeline import Pending, Tile, for_each_tile
+from ..vector.amx_pipeline import for_each_tile
 from ..vector.builder import bind, constant, load, loop, store, when
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.operand_types import is_integer
@@ -137,17 +137,14 @@ class IntegerWriter(UnitWriter):
         self, n: Index, first: Index, rows: Index, output_unit: Index, tiles: Index, panels: Buffer, sums: Buffer
     ) -> None:
         """The tiles of the groups of outputs, each with the epilogue of the one before."""
-        plan, units = self.plan, self.knobs.output_units
-        tiles = bind(tiles)
-        groups = bind(output_unit * plan.groups // units), bind((output_unit + 1) * plan.groups // units)
-
-        def multiply(tile: Tile, pending: Pending) -> None:
-            self.multiply(tile, panels, pending)
-
-        def finish(tile: Tile, begin: Index, count: int) -> None:
-            self.finish(n, first, rows, tile, (begin, count))
-
-        for_each_tile(groups, tiles, self.knobs.shape, rows * plan.row_length, multiply, finish)
+        for_each_tile(
+            (output_unit, self.knobs.output_units, self.plan.groups),
+            tiles,
+            self.knobs.shape,
+            rows * self.plan.row_length,
+            lambda tile, pending: self.multiply(tile, panels, pending),
+            lambda tile, begin, count: self.finish(n, first, rows, tile, (begin, count)),
+        )
 
     def gather(self, n: Index, first: Index, rows: Index, row_phase: int, column_phase: int, panels: Buffer) -> None:
         """Copy one phase of the rows that this unit reads; channels that do not exist stay what they are."""

@@ -13,14 +13,14 @@ import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, offset_of
 from ..vector.builder import Output, RegisterTile, load, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, DotProduct, dot_product
-from ..vector.operand_types import is_integer
+from ..vector.operand_types import check_weight_shape, is_integer
 from . import panels as matmul
 from .pack import RhsPanels
-from .panels import MatmulWriter, offset_of
+from .panels import MatmulWriter
 from .spec import PACKED, MatmulKnobs, MatmulSpec
 from .tile import accumulate
 
@@ -42,8 +42,7 @@ def _words(spec: MatmulSpec) -> int:
 
 def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Lay an int8 weight ``[n, k]`` out as panels, padded with zeros, and append what corrects the zero point; flat."""
-    if tuple(weight.shape) != (spec.n, spec.k):
-        raise ValueError(f"the weight must be [{spec.n}, {spec.k}], not {list(weight.shape)}")
+    check_weight_shape(weight, (spec.n, spec.k))
     columns, panels = knobs.panel_columns(target), knobs.panels(spec, target)
     padded = weight.new_zeros(panels * columns, _words(spec) * WORD)
     padded[: spec.n, : spec.k] = weight

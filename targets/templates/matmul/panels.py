@@ -17,9 +17,10 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt, offset_of
 from ..parallelism import chunk_loop, shared_loop
 from ..vector.builder import Output, RegisterTile, load, loop, make_prim_func, prefetch, store, when
+from ..vector.operand_types import check_weight_shape
 from ..vector.vectors import lane_slice, pieces
 from .pack import RhsPanels, pack_activation
 from .space import candidates
@@ -39,8 +40,7 @@ def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: to
     """
     if spec.rhs != PACKED:
         raise ValueError("only a constant right-hand side is packed at compile time")
-    if tuple(weight.shape) != (spec.n, spec.k):
-        raise ValueError(f"the weight must be [{spec.n}, {spec.k}], not {list(weight.shape)}")
+    check_weight_shape(weight, (spec.n, spec.k))
     columns = knobs.panel_columns(target)
     panels = knobs.panels(spec, target)
     padded = weight.new_zeros(panels * columns, spec.k)
@@ -230,10 +230,3 @@ class MatmulWriter:
                 return lane_slice(sums[index], start % self.lanes, lanes)
 
             store_row(row, from_registers)
-
-
-def offset_of(base: Index, batch: Sequence[Index], strides: Sequence[int]) -> Index:
-    """Element offset of one product of the batch; ``strides`` may go on beyond the batch dimensions."""
-    for index, stride in zip(batch, strides, strict=False):
-        base = base + index * stride
-    return base

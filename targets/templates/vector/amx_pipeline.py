@@ -76,7 +76,7 @@ class Pending:
 
 
 def for_each_tile(
-    groups: tuple[Index, Index],
+    unit: tuple[Index, int, int],
     tiles: Index,
     shape: TileShape,
     end: Index,
@@ -87,8 +87,8 @@ def for_each_tile(
 
     Parameters
     ----------
-    groups
-        First group and one past the last.
+    unit
+        Which piece of the groups of outputs, of how many, and the number of groups.
     tiles
         Tiles of positions in each group.
     shape
@@ -100,7 +100,9 @@ def for_each_tile(
     finish
         See `Pending`.
     """
-    first_group, end_group = groups
+    piece, pieces, groups = unit
+    tiles = bind(tiles)
+    first_group, end_group = bind(piece * groups // pieces), bind((piece + 1) * groups // pieces)
     size = shape.positions * shape.outputs
     sums = scratch(2 * size, shape.sum_type)
     total = bind((end_group - first_group) * tiles)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tvm import tirx
 
-from ..base import Buffer, Index
+from ..base import Buffer, Index, offset_of
 from ..matmul.spec import MatmulSpec
 from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE, panels
 from .bf16_tiles import SumsShape
@@ -27,13 +27,6 @@ _TILE_ROW = f"{BITS}x{TILE_DEPTH}"
 def depth_of(length: int) -> int:
     """Panels of 32 that sums of ``length`` products take."""
     return -(-length // TILE_DEPTH)
-
-
-def offset_of(base: Index, batch: Sequence[Index], strides: Sequence[int]) -> Index:
-    """Element offset of one matrix of a batch; ``strides`` may go on beyond the batch dimensions."""
-    for index, stride in zip(batch, strides, strict=False):
-        base = base + index * stride
-    return base
 
 
 def can_pack_right(spec: MatmulSpec) -> bool:
