@@ -16,21 +16,19 @@ from dataclasses import dataclass, replace
 
 import torch
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..conv2d.spec import Conv2dSpec
 from ..parallelism import shared_loop
-from ..vector.builder import Output, RegisterTile, bind, constant, for_each, load, loop, make_prim_func
+from ..vector.builder import Output, RegisterTile, bind, for_each, load, loop, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, dot_product
 from ..vector.operand_types import check_weight_shape, is_integer
 from ..vector.vectors import shuffle
 from . import depthwise
 from .depthwise import DepthwiseKnobs
-from .padded_rows import UNROLLED_WORDS, PaddedRows, RowCopier
-from .spatial import tile_runs
+from .padded_rows import UNROLLED_WORDS, PaddedRows, PieceWriter
 
 PADDED_SHARE = 2  # the padded rows of a piece take at most this part of L1
 MOST_UNROLLED = 4  # words of weights for which all kernel rows are written out
@@ -65,6 +63,13 @@ class _Plan:
         """The padded rows of a piece."""
         reach = (self.quads * WORD - 1) * self.spec.dilation[1] + 1
         return PaddedRows(*self.spec.axes(), self.knobs.pieces, reach)
+
+    groups = 1
+
+    @property
+    def column_bytes(self) -> int:
+        """A column of a row is a block."""
+        return self.lanes
 
     @property
     def padded_bytes(self) -> int:
@@ -126,54 +131,28 @@ def build(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, epilogue: Epi
     return make_prim_func("depthwise_int8", inputs, output, body, epilogue)
 
 
-class _PieceWriter:
-    """Writes what one thread does: some rows of one plane."""
+class _PieceWriter(PieceWriter):
+    """Writes some rows of one plane."""
 
-    def __init__(
-        self,
-        plan: _Plan,
-        target: Target,
-        main: tuple[Buffer, Buffer, Buffer | None],
-        out: Output,
-        plane: Index,
-    ) -> None:
-        self.plan = plan
-        self.lanes = plan.lanes
-        self.products = dot_product(target, plan.spec.dtype)
-        self.copier = RowCopier(plan.spec.zero_point, target.vector_bytes, self.products.offset)
-        self.data, self.weight, self.table = main
-        self.out = out
-        self.plane = plane
-        self.block = bind(plane % plan.blocks)
+    plan: _Plan
 
     def write(self, piece: Index) -> None:
-        """Copy the rows of a piece with their padding, then all its tiles."""
-        plan, place = self.plan, self.plan.padded
-        begin, end = place.outputs(piece)
-        padded = T.alloc_buffer((plan.padded_bytes,), "uint8", scope="global", align=64)
-        first, count = place.inputs(begin, end)
+        """The block of the plane is named once."""
+        self.block = bind(self.plane % self.plan.blocks)
+        super().write(piece)
+
+    def pad_rows(self, first: Index, count: Index, padded: Buffer) -> None:
+        """The rows of the plane."""
         with loop(count) as row:
-            self._pad_row(first + row, padded, bind(row * (place.length * self.lanes)))
-        with loop(end, begin) as y:
-            for run in tile_runs(place.without_padding, plan.knobs.columns):
-                with loop(run.count) as index:
-                    self._tile(padded, y, y - begin, bind(run.start + index * run.width), run.width)
+            self.pad_row(self.plane, first + row, padded, bind(row * (self.plan.padded.length * self.lanes)))
 
-    def _pad_row(self, image_row: Index, padded: Buffer, to: Index) -> None:
-        place, lanes, height = self.plan.padded, self.lanes, self.plan.spec.h
-        width = self.plan.spec.w * lanes
-        source = bind((self.plane * height + image_row) * width)
-        exists = tirx.And(image_row >= 0, image_row < height)
-        left, length = place.columns.pad * lanes, place.length * lanes
-        self.copier.copy(self.data, source, width, left, length, padded, to, exists)
-
-    def _tile(self, padded: Buffer, y: Index, row: Index, x: Index, width: int) -> None:
+    def tile(self, padded: Buffer, group: Index, y: Index, row: Index, x: Index, width: int) -> None:
+        """The one vector of each output."""
         plan, lanes, products = self.plan, self.lanes, self.products
         rows, columns = plan.spec.axes()
         tile = RegisterTile(width, lanes, products.sum_type)
         for position in range(width):
-            no_correction = constant(0, lanes, "int32")
-            tile[position] = no_correction if self.table is None else load(self.table, self.block * lanes, lanes)
+            tile[position] = self.first_sum(self.block)
         weight = bind(self.block * plan.weight_block)
 
         def kernel_row(ky: Index) -> None:
