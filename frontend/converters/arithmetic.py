@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
@@ -21,7 +23,7 @@ def _binary(kind: type[Op]) -> Converter:
     return convert
 
 
-def _by_overload(table: dict[OpOverloadPacket, type[Op]]) -> dict[OpOverload, type[Op]]:
+def _by_overload(table: Mapping[OpOverloadPacket, type[Op]]) -> dict[OpOverload, type[Op]]:
     """Operators with a tensor and with a number on the right."""
     return {getattr(operator, name): kind for operator, kind in table.items() for name in ("Tensor", "Scalar")}
 
