@@ -12,15 +12,20 @@ from ..traits import ChannelFlow, Narrowing, Storage
 from ..types import DType, TensorType, broadcast_shapes
 
 
-class BinaryOp(Op):
-    """Base of the elementwise ops of two operands of one element type; shapes are broadcast."""
+class ElementwiseOp(Op):
+    """Base of the ops that compute each element of the result from one element of each operand."""
 
-    lhs = Operand()
-    rhs = Operand()
     elementwise = True
     channels = ChannelFlow.IDENTITY
     default_storage = Storage.FOLLOWS
     default_narrowing = Narrowing.FOLLOWS
+
+
+class BinaryOp(ElementwiseOp):
+    """Base of the elementwise ops of two operands of one element type; shapes are broadcast."""
+
+    lhs = Operand()
+    rhs = Operand()
     function: ClassVar[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
     compares: ClassVar[bool] = False  # the result is boolean
     commutative: ClassVar[bool] = False
@@ -159,16 +164,12 @@ class LogicalOrOp(ComparisonOp, name="logical_or"):
     commutative = True
 
 
-class WhereOp(Op, name="where"):
+class WhereOp(ElementwiseOp, name="where"):
     """x where the condition holds, else y."""
 
     condition = Operand()
     x = Operand()
     y = Operand()
-    elementwise = True
-    channels = ChannelFlow.IDENTITY
-    default_storage = Storage.FOLLOWS
-    default_narrowing = Narrowing.FOLLOWS
     always_finite = True
 
     def infer_types(self) -> tuple[TensorType, ...]:
