@@ -193,12 +193,7 @@ def _write_blocked(spec: ElementwiseSpec, lanes: int, unroll: int, cores: int, e
     _nest((*extents[:-1], length // unroll), spec, cores, write)
 
 
-def _nest(
-    extents: Sequence[int],
-    spec: ElementwiseSpec,
-    cores: int,
-    write: Callable[[Sequence[Index]], None],
-) -> None:
+def _nest(extents: Sequence[int], spec: ElementwiseSpec, cores: int, write: Callable[[Sequence[Index]], None]) -> None:
     """Loops over ``extents``: as many outer ones as balance the load are shared by threads, the others are nested."""
     shared = 0
     while shared < len(extents):

@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt, offset_of
 from ..matmul.pack import RhsPanels, pack_activation
 from ..matmul.spec import MatmulKnobs, MatmulSpec, reads_rhs_in_place
 from ..matmul.tile import accumulate
@@ -132,18 +132,11 @@ class SoftmaxRows:
         store(factors, row, constant(1.0, 1) / maximum(total, 1.0), 1)
 
     def store_row(
-        self,
-        batch: Sequence[Index],
-        row: Index,
-        column: Index,
-        count: int,
-        sums: Buffer,
-        at: Index,
-        factor: Expr,
+        self, batch: Sequence[Index], row: Index, column: Index, count: int, sums: Buffer, at: Index, factor: Expr
     ) -> None:
         """Store ``count`` columns of one row of results: sums from element ``at``, times ``factor``."""
         strides = self.spec.context.out_strides
-        base = _offset(0, batch, strides) + row * strides[-2]
+        base = offset_of(0, batch, strides) + row * strides[-2]
         for start, lanes in pieces(count, self.lanes):
             value = load(sums, at + start, lanes) * broadcast(factor, lanes)
             place = VectorAt((*batch, row, column + start), len(batch) + 1, lanes, base + column + start)
@@ -154,12 +147,7 @@ class _Writer:
     """Writes the loops of one attention."""
 
     def __init__(
-        self,
-        spec: AttentionSpec,
-        target: Target,
-        knobs: AttentionKnobs,
-        inputs: Sequence[Buffer],
-        rows: SoftmaxRows,
+        self, spec: AttentionSpec, target: Target, knobs: AttentionKnobs, inputs: Sequence[Buffer], rows: SoftmaxRows
     ) -> None:
         self.spec = spec
         self.knobs = knobs
@@ -191,7 +179,7 @@ class _Writer:
                 )
 
     def _panels(self, product: MatmulSpec, buffer: Buffer, batch: Sequence[Index]) -> RhsPanels:
-        base = _offset(product.rhs_offset, batch, product.rhs_strides)
+        base = offset_of(product.rhs_offset, batch, product.rhs_strides)
         if reads_rhs_in_place(product, self.columns):
             return RhsPanels(buffer, base, self.columns, product.rhs_strides[-2])
         return pack_activation(product, self.tile_knobs, self.lanes, buffer, base, 0)
@@ -213,7 +201,7 @@ class _Writer:
 
     def _write_scores(self, batch: Sequence[Index], rows: int, first: Index, keys: RhsPanels, scores: Buffer) -> None:
         *_, row_stride, element_stride = self.spec.scores.a_strides
-        base = _offset(self.spec.query_offset, batch, self.spec.scores.a_strides) + first * row_stride
+        base = offset_of(self.spec.query_offset, batch, self.spec.scores.a_strides) + first * row_stride
         with loop(self.key_panels) as panel:
             tile = self._accumulate(
                 rows,
@@ -228,13 +216,7 @@ class _Writer:
                     store(scores, at, tile[row * self.knobs.vectors + vector], self.lanes)
 
     def _write_context(
-        self,
-        batch: Sequence[Index],
-        rows: int,
-        first: Index,
-        values: RhsPanels,
-        scores: Buffer,
-        factors: Buffer,
+        self, batch: Sequence[Index], rows: int, first: Index, values: RhsPanels, scores: Buffer, factors: Buffer
     ) -> None:
         spec = self.spec
         panels = -(-spec.value_width // self.columns)
@@ -267,9 +249,3 @@ class _Writer:
             return load(panels.buffer, base + k * panels.k_stride + vector * self.lanes, self.lanes)
 
         return accumulate(rows, self.knobs.vectors, self.lanes, steps, element, vector_at, unroll=self.knobs.unroll)
-
-
-def _offset(base: Index, batch: Sequence[Index], strides: Sequence[int]) -> Index:
-    for index, stride in zip(batch, strides, strict=False):
-        base = base + index * stride
-    return base

@@ -72,13 +72,7 @@ class _Writer:
     """Writes the loops of one convolution; methods go from the outermost loop inwards."""
 
     def __init__(
-        self,
-        spec: Conv2dSpec,
-        target: Target,
-        knobs: WinogradKnobs,
-        data: Buffer,
-        weight: Buffer,
-        output: Output,
+        self, spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, data: Buffer, weight: Buffer, output: Output
     ) -> None:
         self.spec = spec
         self.knobs = knobs

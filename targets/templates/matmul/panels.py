@@ -75,12 +75,7 @@ class MatmulWriter:
     sum_type = "float32"
 
     def __init__(
-        self,
-        spec: MatmulSpec,
-        target: Target,
-        knobs: MatmulKnobs,
-        inputs: Sequence[Buffer],
-        out: Output,
+        self, spec: MatmulSpec, target: Target, knobs: MatmulKnobs, inputs: Sequence[Buffer], out: Output
     ) -> None:
         self.spec = spec
         self.knobs = knobs
