@@ -31,10 +31,4 @@ def select_elementwise(group: Group, context: KernelContext) -> Kernel:
     def build() -> Any:
         return elementwise.build(spec, context.target, choice.knobs, nothing, epilogue.build())
 
-    return chosen_kernel(
-        choice,
-        operands=epilogue.operands,
-        result=result,
-        build=build,
-        variant=epilogue.variant,
-    )
+    return chosen_kernel(choice, operands=epilogue.operands, result=result, build=build, variant=epilogue.variant)

@@ -23,18 +23,7 @@ from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.arithmetic import FLOAT32, Arithmetic
-from ..vector.builder import (
-    Output,
-    RegisterTile,
-    bind,
-    constant,
-    load,
-    loop,
-    make_prim_func,
-    prefetch,
-    store,
-    when,
-)
+from ..vector.builder import Output, RegisterTile, bind, constant, load, loop, make_prim_func, prefetch, store, when
 from ..windows.spatial import TapRange, TileRun, tile_runs
 from ..windows.window_loops import for_each_range
 from .space import candidates

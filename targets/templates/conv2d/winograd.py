@@ -56,10 +56,7 @@ def build(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, epilogue: Epil
     reason = supports(spec)
     if reason is not None:
         raise ValueError(f"Winograd convolution does not apply: {reason}")
-    inputs = (
-        BufferSpec("data", spec.input_size(target)),
-        BufferSpec("weight", packed_size(spec, target, knobs)),
-    )
+    inputs = (BufferSpec("data", spec.input_size(target)), BufferSpec("weight", packed_size(spec, target, knobs)))
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
     def body(main: Sequence[Buffer], out: Output) -> None:
@@ -167,9 +164,7 @@ class _Writer:
 
             everywhere = self.grid.longer == self.grid.groups
             when(
-                everywhere or group < self.grid.longer,
-                lambda: write(self.grid.rows),
-                lambda: write(self.grid.rows - 1),
+                everywhere or group < self.grid.longer, lambda: write(self.grid.rows), lambda: write(self.grid.rows - 1)
             )
 
     def _product(self, rows: int, vectors: int, source: Expr, weight: Expr, slot: Expr, place: Expr) -> None:
