@@ -13,16 +13,15 @@ import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, offset_of
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
 from ..vector.builder import Output, RegisterTile, load, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, DotProduct, dot_product
 from ..vector.operand_types import check_weight_shape, is_integer
 from . import panels as matmul
 from .pack import RhsPanels
-from .panels import MatmulWriter
+from .panels import MatmulWriter, Weights
 from .spec import PACKED, MatmulKnobs, MatmulSpec
-from .tile import accumulate
 
 
 def supports(spec: MatmulSpec, target: Target) -> bool:
@@ -66,7 +65,8 @@ def build(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, epilogue: Epilog
     def body(buffers: Sequence[Buffer], out: Output) -> None:
         a, packed = buffers
         writer = _Writer(spec, target, knobs, (a, view_as(packed, "int32", words)), out)
-        writer.products = products
+        writer.arithmetic = products
+        writer.steps = spec.k // WORD
         writer.table = view_table(packed, words * WORD, table) if table else None
         writer.write()
 
@@ -76,49 +76,30 @@ def build(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, epilogue: Epilog
 class _Writer(MatmulWriter):
     """Sums products of words."""
 
-    sum_type = "int32"
-    products: DotProduct
+    arithmetic: DotProduct
     table: Buffer | None
 
     def panels_of(self, batch: Sequence[Index], column_chunk: Index) -> RhsPanels:
         """The packed weight, in words."""
         return RhsPanels(self.rhs, 0, _words(self.spec) * self.columns, self.columns)
 
-    def sums(
-        self, batch: Sequence[Index], rows: int, first_row: Index, panels: RhsPanels, panel: Index
-    ) -> RegisterTile:
-        """The register tile after all words, the zero point corrected."""
-        spec, knobs, lanes, products = self.spec, self.knobs, self.lanes, self.products
-        whole, rest = divmod(spec.k, WORD)
-        row_stride = spec.a_strides[-2]
-        a_base = offset_of(spec.a_offset, batch, spec.a_strides) + first_row * row_stride
-        rhs_base = panels.base + panel * panels.panel_stride
+    def element(self, start: Index, step: Index) -> Expr:
+        """Four bytes of a row."""
+        return tirx.reinterpret("int32", load(self.a, start + step * WORD, WORD))
 
-        def weights(step: Index, vector: int) -> Expr:
-            return load(panels.buffer, rhs_base + step * panels.k_stride + vector * lanes, lanes)
-
-        tile = accumulate(
-            rows,
-            knobs.vectors,
-            lanes,
-            whole,
-            lambda row, step: tirx.reinterpret("int32", load(self.a, a_base + row * row_stride + step * WORD, WORD)),
-            weights,
-            unroll=knobs.unroll,
-            chains=knobs.chains,
-            before_step=self.prefetching(panels, rhs_base),
-            arithmetic=products,
-        )
-        right = [products.right(weights(whole, vector)) for vector in range(knobs.vectors)] if rest else []
-        for row in range(rows):
-            for index, vector in enumerate(right, row * knobs.vectors):
-                left = products.left(self._last_word(a_base + row * row_stride + whole * WORD, rest), lanes)
+    def complete(self, tile: RegisterTile, starts: Sequence[Index], weights: Weights, panel: Index) -> None:
+        """Add the products of the last, incomplete word, and what corrects the zero point."""
+        lanes, products, vectors = self.lanes, self.arithmetic, self.knobs.vectors
+        whole, rest = divmod(self.spec.k, WORD)
+        right = [products.right(weights(whole, vector)) for vector in range(vectors)] if rest else []
+        for row, start in enumerate(starts):
+            for index, vector in enumerate(right, row * vectors):
+                left = products.left(self._last_word(start + whole * WORD, rest), lanes)
                 products.multiply_add(tile, index, left, vector)
         if self.table is not None:
-            for index in range(rows * knobs.vectors):
-                at = panel * self.columns + index % knobs.vectors * lanes
+            for index in range(len(starts) * vectors):
+                at = panel * self.columns + index % vectors * lanes
                 tile[index] = tile[index] + load(self.table, at, lanes)
-        return tile
 
     def _last_word(self, at: Index, count: int) -> Expr:
         """A word of fewer than four bytes: nothing past the end of ``a`` is read."""

@@ -19,6 +19,7 @@ from tvm.tirx.script.builder import ir as T
 from ...machines.target import Target
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt, offset_of
 from ..parallelism import chunk_loop, shared_loop
+from ..vector.arithmetic import FLOAT32, Arithmetic
 from ..vector.builder import Output, RegisterTile, load, loop, make_prim_func, prefetch, store, when
 from ..vector.operand_types import check_weight_shape
 from ..vector.vectors import lane_slice, pieces
@@ -69,10 +70,13 @@ def build(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, epilogue: Epilog
     return make_prim_func("matmul", inputs, output, body, epilogue)
 
 
+Weights = Callable[[Index, int], Expr]  # one vector of the right-hand side for one step
+
+
 class MatmulWriter:
     """Writes the loops of one matrix product."""
 
-    sum_type = "float32"
+    arithmetic: Arithmetic = FLOAT32
 
     def __init__(
         self, spec: MatmulSpec, target: Target, knobs: MatmulKnobs, inputs: Sequence[Buffer], out: Output
@@ -84,6 +88,7 @@ class MatmulWriter:
         self.lanes = target.lanes()
         self.columns = knobs.panel_columns(target)
         self.panels = knobs.panels(spec, target)
+        self.steps = spec.k
 
     def write(self) -> None:
         spec, knobs = self.spec, self.knobs
@@ -93,7 +98,7 @@ class MatmulWriter:
             panels = self.panels_of(batch, column_chunk)
             staging = None
             if self.out.epilogue is not NO_EPILOGUE:
-                staging = T.alloc_buffer((knobs.rows * self.columns,), self.sum_type, align=64)
+                staging = T.alloc_buffer((knobs.rows * self.columns,), self.arithmetic.sum_type, align=64)
             tiles = knobs.row_tiles(spec)
             with chunk_loop(row_chunk, knobs.row_chunks, tiles) as tile:
                 self._row_tile(batch, tile, column_chunk, panels, staging)
@@ -159,23 +164,35 @@ class MatmulWriter:
         self, batch: Sequence[Index], rows: int, first_row: Index, panels: RhsPanels, panel: Index
     ) -> RegisterTile:
         """The register tile after all steps of ``k``."""
-        spec, knobs = self.spec, self.knobs
-        *_, row_stride, k_stride = spec.a_strides
-        a_base = offset_of(spec.a_offset, batch, spec.a_strides) + first_row * row_stride
+        spec, knobs, lanes = self.spec, self.knobs, self.lanes
+        base = offset_of(spec.a_offset, batch, spec.a_strides) + first_row * spec.a_strides[-2]
+        starts = [base + row * spec.a_strides[-2] for row in range(rows)]
         rhs_base = panels.base + (panel - panels.first) * panels.panel_stride
-        vectors, lanes = knobs.vectors, self.lanes
 
-        return accumulate(
+        def weights(step: Index, vector: int) -> Expr:
+            return load(panels.buffer, rhs_base + step * panels.k_stride + vector * lanes, lanes)
+
+        tile = accumulate(
             rows,
-            vectors,
+            knobs.vectors,
             lanes,
-            spec.k,
-            lambda row, k: self.a[a_base + row * row_stride + k * k_stride],
-            lambda k, vector: load(panels.buffer, rhs_base + k * panels.k_stride + vector * lanes, lanes),
+            self.steps,
+            lambda row, step: self.element(starts[row], step),
+            weights,
             unroll=knobs.unroll,
             chains=knobs.chains,
             before_step=self.prefetching(panels, rhs_base),
+            arithmetic=self.arithmetic,
         )
+        self.complete(tile, starts, weights, panel)
+        return tile
+
+    def element(self, start: Index, step: Index) -> Expr:
+        """What a step reads of the row of ``a`` that begins at ``start``."""
+        return self.a[start + step * self.spec.a_strides[-1]]
+
+    def complete(self, tile: RegisterTile, starts: Sequence[Index], weights: Weights, panel: Index) -> None:
+        """Add to the sums what the steps leave out: nothing."""
 
     def prefetching(self, panels: RhsPanels, base: Index) -> Callable[[Index], None] | None:
         """What a step does to have the packed weight in cache some steps later; ``base`` is where the panel begins."""
