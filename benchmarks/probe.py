@@ -93,7 +93,7 @@ def multiply_add_rate(target: Target, threads: int) -> float:
     factors = BufferSpec("factors", 2 * lanes)
     output = BufferSpec("output", threads * CHAINS * lanes)
 
-    def body(inputs: Sequence[Any], _: Sequence[Any], result: Any) -> None:
+    def body(inputs: Sequence[Any], result: Any) -> None:
         with parallel(threads) as (thread,):
             tile = RegisterTile(CHAINS, lanes)
             for chain in range(CHAINS):
@@ -103,7 +103,7 @@ def multiply_add_rate(target: Target, threads: int) -> float:
                     # The operands come from memory that never changes, hence from registers; x <- x * a + b.
                     tile[chain] = tile[chain] * load(inputs[0], 0, lanes) + load(inputs[0], lanes, lanes)
             for chain in range(CHAINS):
-                store(result, (thread * CHAINS + chain) * lanes, tile[chain], lanes)
+                store(result.buffer, (thread * CHAINS + chain) * lanes, tile[chain], lanes)
 
     values = torch.cat([torch.full((lanes,), 0.5), torch.full((lanes,), 1.0)])
     seconds = _best_seconds(_compile("multiply_add", factors, output, body, target), values, output.size, threads)
@@ -120,7 +120,7 @@ def read_rate(target: Target, threads: int, size: int) -> float:
     data = BufferSpec("data", threads * steps * stride)
     output = BufferSpec("output", threads * stride)
 
-    def body(inputs: Sequence[Any], _: Sequence[Any], result: Any) -> None:
+    def body(inputs: Sequence[Any], result: Any) -> None:
         with parallel(threads) as (thread,):
             tile = RegisterTile(CHAINS, lanes)
             tile.fill(0.0)
@@ -130,7 +130,7 @@ def read_rate(target: Target, threads: int, size: int) -> float:
                         inputs[0], ((thread * steps + step) * CHAINS + chain) * lanes, lanes
                     )
             for chain in range(CHAINS):
-                store(result, (thread * CHAINS + chain) * lanes, tile[chain], lanes)
+                store(result.buffer, (thread * CHAINS + chain) * lanes, tile[chain], lanes)
 
     function = _compile("read", data, output, body, target)
     return passes * bytes_read / _best_seconds(function, torch.ones(data.size), output.size, threads)

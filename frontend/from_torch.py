@@ -15,9 +15,7 @@ from .program import ProgramConverter, class_name
 
 
 def from_torch(
-    module: nn.Module | ExportedProgram,
-    example_inputs: ExampleInputs | None = None,
-    dynamic_shapes: Any = None,
+    module: nn.Module | ExportedProgram, example_inputs: ExampleInputs | None = None, dynamic_shapes: Any = None
 ) -> Graph:
     """Convert a PyTorch model to a graph.
 

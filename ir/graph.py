@@ -31,10 +31,7 @@ class Graph:
     _to_module: ClassVar[Callable[[Graph], torch.nn.Module] | None] = None
 
     def __init__(
-        self,
-        name: str = "graph",
-        inputs: Sequence[tuple[str, TensorType]] = (),
-        weights: WeightStore | None = None,
+        self, name: str = "graph", inputs: Sequence[tuple[str, TensorType]] = (), weights: WeightStore | None = None
     ) -> None:
         self.name = name
         self.inputs: tuple[Value, ...] = tuple(

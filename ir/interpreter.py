@@ -20,9 +20,7 @@ _EVALUATION_ERRORS = (RuntimeError, IndexError, ValueError, TypeError, Arithmeti
 
 
 def evaluate(
-    graph: Graph,
-    inputs: Sequence[torch.Tensor],
-    observe: Callable[[Op, tuple[torch.Tensor, ...]], None] | None = None,
+    graph: Graph, inputs: Sequence[torch.Tensor], observe: Callable[[Op, tuple[torch.Tensor, ...]], None] | None = None
 ) -> tuple[torch.Tensor, ...]:
     """Run ``graph`` on CPU tensors.
 

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
-from ...ir import DType, Op, Value
-from ...ir.ops import (
-    AddOp,
-    ClampOp,
-    DivOp,
-    EqOp,
-    FloorOp,
-    GeOp,
-    GtOp,
-    LeOp,
-    LogicalAndOp,
-    LogicalOrOp,
-    LtOp,
-    MaximumOp,
-    MinimumOp,
-    MulOp,
-    NeOp,
-    PowOp,
-    ReciprocalOp,
-    RsqrtOp,
-    SqrtOp,
-    SubOp,
-    WhereOp,
-)
+import torch
+from torch._ops import OpOverload, OpOverloadPacket
+
+from ...ir import DType, Op, Value, ops
 from ..context import Context, Number, promote
 from ..registry import Converter, converter, register_each
 
@@ -43,17 +23,19 @@ def _binary(kind: type[Op]) -> Converter:
     return convert
 
 
+def _by_overload(table: Mapping[OpOverloadPacket, type[Op]]) -> dict[OpOverload, type[Op]]:
+    """Operators with a tensor and with a number on the right."""
+    return {getattr(operator, name): kind for operator, kind in table.items() for name in ("Tensor", "Scalar")}
+
+
 register_each(
     {
-        aten.mul.Tensor: MulOp,
-        aten.mul.Scalar: MulOp,
-        aten.div.Tensor: DivOp,
-        aten.div.Scalar: DivOp,
-        aten.true_divide.Tensor: DivOp,
-        aten.maximum.default: MaximumOp,
-        aten.minimum.default: MinimumOp,
-        aten.pow.Tensor_Tensor: PowOp,
-        aten.pow.Scalar: PowOp,
+        **_by_overload({aten.mul: ops.MulOp, aten.div: ops.DivOp}),
+        aten.true_divide.Tensor: ops.DivOp,
+        aten.maximum.default: ops.MaximumOp,
+        aten.minimum.default: ops.MinimumOp,
+        aten.pow.Tensor_Tensor: ops.PowOp,
+        aten.pow.Scalar: ops.PowOp,
     },
     _binary,
 )
@@ -64,35 +46,35 @@ def pow_scalar(ctx: Context, x: Value, exponent: Number) -> Value:
     """PyTorch computes some exponents without the power function, which shows at infinities and at -0."""
     base = ctx.cast(x, ctx.dtype)
     if exponent in (2, 3):
-        square = ctx.emit(MulOp, base, base)
-        return square if exponent == 2 else ctx.emit(MulOp, square, base)
+        square = ctx.emit(ops.MulOp, base, base)
+        return square if exponent == 2 else ctx.emit(ops.MulOp, square, base)
     if ctx.dtype.is_floating and exponent == -2:
-        return ctx.emit(ReciprocalOp, ctx.emit(MulOp, base, base))
+        return ctx.emit(ops.ReciprocalOp, ctx.emit(ops.MulOp, base, base))
     kind = _POWERS.get(exponent) if ctx.dtype.is_floating else None
-    return ctx.emit(PowOp, base, ctx.operand(exponent, ctx.dtype)) if kind is None else ctx.emit(kind, base)
+    return ctx.emit(ops.PowOp, base, ctx.operand(exponent, ctx.dtype)) if kind is None else ctx.emit(kind, base)
 
 
-_POWERS: dict[Number, type[Op]] = {0.5: SqrtOp, -0.5: RsqrtOp, -1: ReciprocalOp}
+_POWERS: dict[Number, type[Op]] = {0.5: ops.SqrtOp, -0.5: ops.RsqrtOp, -1: ops.ReciprocalOp}
 
 
 def _scaled(ctx: Context, x: Operand, alpha: Number) -> Value:
     value = ctx.operand(x, ctx.dtype)
-    return value if alpha == 1 else ctx.emit(MulOp, value, ctx.operand(alpha, ctx.dtype))
+    return value if alpha == 1 else ctx.emit(ops.MulOp, value, ctx.operand(alpha, ctx.dtype))
 
 
 @converter(aten.add.Tensor, aten.add.Scalar)
 def add(ctx: Context, lhs: Operand, rhs: Operand, alpha: Number = 1) -> Value:
-    return ctx.emit(AddOp, ctx.operand(lhs, ctx.dtype), _scaled(ctx, rhs, alpha))
+    return ctx.emit(ops.AddOp, ctx.operand(lhs, ctx.dtype), _scaled(ctx, rhs, alpha))
 
 
 @converter(aten.sub.Tensor, aten.sub.Scalar)
 def sub(ctx: Context, lhs: Operand, rhs: Operand, alpha: Number = 1) -> Value:
-    return ctx.emit(SubOp, ctx.operand(lhs, ctx.dtype), _scaled(ctx, rhs, alpha))
+    return ctx.emit(ops.SubOp, ctx.operand(lhs, ctx.dtype), _scaled(ctx, rhs, alpha))
 
 
 @converter(aten.rsub.Tensor, aten.rsub.Scalar)
 def rsub(ctx: Context, lhs: Operand, rhs: Operand, alpha: Number = 1) -> Value:
-    return ctx.emit(SubOp, ctx.operand(rhs, ctx.dtype), _scaled(ctx, lhs, alpha))
+    return ctx.emit(ops.SubOp, ctx.operand(rhs, ctx.dtype), _scaled(ctx, lhs, alpha))
 
 
 @converter(aten.div.Tensor_mode, aten.div.Scalar_mode)
@@ -100,7 +82,7 @@ def div_rounded(ctx: Context, lhs: Operand, rhs: Operand, rounding_mode: str | N
     if not ctx.dtype.is_floating:
         ctx.refuse("integer division; divide floating-point tensors instead")
     if rounding_mode is None:
-        return ctx.emit(DivOp, ctx.operand(lhs, ctx.dtype), ctx.operand(rhs, ctx.dtype))
+        return ctx.emit(ops.DivOp, ctx.operand(lhs, ctx.dtype), ctx.operand(rhs, ctx.dtype))
     if rounding_mode != "floor":
         ctx.refuse(f"rounding mode {rounding_mode!r}; only 'floor' is supported")
     return _floor_divide(ctx, lhs, rhs)
@@ -118,9 +100,9 @@ def _floor_divide(ctx: Context, lhs: Operand, rhs: Operand) -> Value:
     lhs, rhs = (ctx.operand(x, ctx.dtype if isinstance(x, Value) else DType.F32) for x in (lhs, rhs))
     dividend, divisor = ctx.cast(lhs, DType.F64), ctx.cast(rhs, DType.F64)
     # As in PyTorch, 1 over -inf is just below 0, not -0, and what is left of an infinite dividend is NaN.
-    divisor = ctx.emit(ClampOp, divisor, attrs=ClampOp.attrs_type(min=-_HUGE, max=_HUGE))
-    quotient = ctx.emit(FloorOp, ctx.emit(DivOp, dividend, divisor))
-    return ctx.cast(ctx.emit(SubOp, quotient, ctx.emit(SubOp, dividend, dividend)), ctx.dtype)
+    divisor = ctx.emit(ops.ClampOp, divisor, attrs=ops.ClampOp.attrs_type(min=-_HUGE, max=_HUGE))
+    quotient = ctx.emit(ops.FloorOp, ctx.emit(ops.DivOp, dividend, divisor))
+    return ctx.cast(ctx.emit(ops.SubOp, quotient, ctx.emit(ops.SubOp, dividend, dividend)), ctx.dtype)
 
 
 def _comparison(kind: type[Op]) -> Converter:
@@ -131,22 +113,19 @@ def _comparison(kind: type[Op]) -> Converter:
     return convert
 
 
+_COMPARISONS = {
+    aten.eq: ops.EqOp,
+    aten.ne: ops.NeOp,
+    aten.lt: ops.LtOp,
+    aten.le: ops.LeOp,
+    aten.gt: ops.GtOp,
+    aten.ge: ops.GeOp,
+}
 register_each(
     {
-        aten.eq.Tensor: EqOp,
-        aten.eq.Scalar: EqOp,
-        aten.ne.Tensor: NeOp,
-        aten.ne.Scalar: NeOp,
-        aten.lt.Tensor: LtOp,
-        aten.lt.Scalar: LtOp,
-        aten.le.Tensor: LeOp,
-        aten.le.Scalar: LeOp,
-        aten.gt.Tensor: GtOp,
-        aten.gt.Scalar: GtOp,
-        aten.ge.Tensor: GeOp,
-        aten.ge.Scalar: GeOp,
-        aten.logical_and.default: LogicalAndOp,
-        aten.logical_or.default: LogicalOrOp,
+        **_by_overload(_COMPARISONS),
+        aten.logical_and.default: ops.LogicalAndOp,
+        aten.logical_or.default: ops.LogicalOrOp,
     },
     _comparison,
 )
@@ -156,12 +135,12 @@ def _truth(ctx: Context, x: Operand) -> Value:
     value = ctx.operand(x, x.type.dtype if isinstance(x, Value) else DType.BOOL)
     if value.type.dtype is DType.BOOL:
         return value
-    return ctx.emit(NeOp, value, ctx.operand(0, value.type.dtype))
+    return ctx.emit(ops.NeOp, value, ctx.operand(0, value.type.dtype))
 
 
 @converter(aten.logical_xor.default)
 def logical_xor(ctx: Context, lhs: Value, rhs: Value) -> Value:
-    return ctx.emit(NeOp, _truth(ctx, lhs), _truth(ctx, rhs))
+    return ctx.emit(ops.NeOp, _truth(ctx, lhs), _truth(ctx, rhs))
 
 
 def _bitwise(kind: type[Op]) -> Converter:
@@ -173,27 +152,20 @@ def _bitwise(kind: type[Op]) -> Converter:
     return convert
 
 
-register_each(
-    {
-        aten.__and__.Tensor: LogicalAndOp,
-        aten.__and__.Scalar: LogicalAndOp,
-        aten.bitwise_and.Tensor: LogicalAndOp,
-        aten.bitwise_and.Scalar: LogicalAndOp,
-        aten.__or__.Tensor: LogicalOrOp,
-        aten.__or__.Scalar: LogicalOrOp,
-        aten.bitwise_or.Tensor: LogicalOrOp,
-        aten.bitwise_or.Scalar: LogicalOrOp,
-        aten.bitwise_xor.Tensor: NeOp,
-    },
-    _bitwise,
-)
+_BITWISE = {
+    aten.__and__: ops.LogicalAndOp,
+    aten.bitwise_and: ops.LogicalAndOp,
+    aten.__or__: ops.LogicalOrOp,
+    aten.bitwise_or: ops.LogicalOrOp,
+}
+register_each({**_by_overload(_BITWISE), aten.bitwise_xor.Tensor: ops.NeOp}, _bitwise)
 
 
 @converter(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
 def where(ctx: Context, condition: Value, x: Operand, y: Operand) -> Value:
-    return ctx.emit(WhereOp, _truth(ctx, condition), ctx.operand(x, ctx.dtype), ctx.operand(y, ctx.dtype))
+    return ctx.emit(ops.WhereOp, _truth(ctx, condition), ctx.operand(x, ctx.dtype), ctx.operand(y, ctx.dtype))
 
 
 @converter(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 def masked_fill(ctx: Context, x: Value, mask: Value, value: Operand) -> Value:
-    return ctx.emit(WhereOp, mask, ctx.operand(value, ctx.dtype), ctx.cast(x, ctx.dtype))
+    return ctx.emit(ops.WhereOp, mask, ctx.operand(value, ctx.dtype), ctx.cast(x, ctx.dtype))

@@ -120,13 +120,7 @@ def unbind(ctx: Context, x: Value, dim: int = 0) -> Converted:
 
 @converter(aten.slice_scatter.default)
 def slice_scatter(
-    ctx: Context,
-    x: Value,
-    src: Value,
-    dim: int = 0,
-    start: int | None = None,
-    end: int | None = None,
-    step: int = 1,
+    ctx: Context, x: Value, src: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Value:
     """``x`` with a slice replaced: what writing into a slice in place becomes."""
     axis = axis_of(dim, len(x.shape))

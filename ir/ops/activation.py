@@ -10,20 +10,16 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
-from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, Narrowing, Storage
+from ..core import Attrs, Operand
 from ..types import DType, TensorType
+from .arithmetic import ElementwiseOp
 from .integers import integer_range
 
 
-class UnaryOp(Op):
+class UnaryOp(ElementwiseOp):
     """Base of the elementwise ops of one operand; the result has the operand's shape and element type."""
 
     x = Operand()
-    elementwise = True
-    channels = ChannelFlow.IDENTITY
-    default_storage = Storage.FOLLOWS
-    default_narrowing = Narrowing.FOLLOWS
     function: ClassVar[Callable[[torch.Tensor], torch.Tensor]]
 
     def infer_types(self) -> tuple[TensorType, ...]:
@@ -40,6 +36,12 @@ class FloatUnaryOp(UnaryOp):
         if not self.x.type.dtype.is_floating:
             raise self.error(f"needs a floating-point operand, got {self.x.type}; insert a cast")
         return super().infer_types()
+
+
+class FiniteUnaryOp(FloatUnaryOp):
+    """One that makes finite numbers of finite numbers."""
+
+    always_finite = True
 
 
 class ReluOp(UnaryOp, name="relu"):
@@ -113,48 +115,41 @@ class GeluAttrs(Attrs):
             raise ValueError(f"approximate must be 'none' or 'tanh', not {self.approximate!r}")
 
 
-class GeluOp(FloatUnaryOp, name="gelu", attrs=GeluAttrs):
+class GeluOp(FiniteUnaryOp, name="gelu", attrs=GeluAttrs):
     """x times the normal distribution function of x (Hendrycks and Gimpel 2016)."""
-
-    always_finite = True
 
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
         return functional.gelu(x, approximate=self.attrs.approximate)
 
 
-class SigmoidOp(FloatUnaryOp, name="sigmoid"):
+class SigmoidOp(FiniteUnaryOp, name="sigmoid"):
     """1 / (1 + exp(-x))."""
 
     function = torch.sigmoid
-    always_finite = True
 
 
-class SiluOp(FloatUnaryOp, name="silu"):
+class SiluOp(FiniteUnaryOp, name="silu"):
     """x times sigmoid(x); also called swish."""
 
     function = functional.silu
-    always_finite = True
 
 
-class HardSwishOp(FloatUnaryOp, name="hardswish"):
+class HardSwishOp(FiniteUnaryOp, name="hardswish"):
     """x times clamp(x + 3, 0, 6) / 6."""
 
     function = functional.hardswish
-    always_finite = True
 
 
-class HardSigmoidOp(FloatUnaryOp, name="hardsigmoid"):
+class HardSigmoidOp(FiniteUnaryOp, name="hardsigmoid"):
     """clamp(x + 3, 0, 6) / 6."""
 
     function = functional.hardsigmoid
-    always_finite = True
 
 
-class TanhOp(FloatUnaryOp, name="tanh"):
+class TanhOp(FiniteUnaryOp, name="tanh"):
     """Hyperbolic tangent."""
 
     function = torch.tanh
-    always_finite = True
 
 
 class ExpOp(FloatUnaryOp, name="exp"):
@@ -199,25 +194,22 @@ class ReciprocalOp(FloatUnaryOp, name="reciprocal"):
     function = torch.reciprocal
 
 
-class ErfOp(FloatUnaryOp, name="erf"):
+class ErfOp(FiniteUnaryOp, name="erf"):
     """Error function."""
 
     function = torch.erf
-    always_finite = True
 
 
-class SinOp(FloatUnaryOp, name="sin"):
+class SinOp(FiniteUnaryOp, name="sin"):
     """Sine."""
 
     function = torch.sin
-    always_finite = True
 
 
-class CosOp(FloatUnaryOp, name="cos"):
+class CosOp(FiniteUnaryOp, name="cos"):
     """Cosine."""
 
     function = torch.cos
-    always_finite = True
 
 
 class NegOp(UnaryOp, name="neg"):
@@ -235,18 +227,16 @@ class AbsOp(UnaryOp, name="abs"):
     always_finite = True
 
 
-class FloorOp(FloatUnaryOp, name="floor"):
+class FloorOp(FiniteUnaryOp, name="floor"):
     """Largest integer not above x."""
 
     function = torch.floor
-    always_finite = True
 
 
-class CeilOp(FloatUnaryOp, name="ceil"):
+class CeilOp(FiniteUnaryOp, name="ceil"):
     """Smallest integer not below x."""
 
     function = torch.ceil
-    always_finite = True
 
 
 class LogicalNotOp(UnaryOp, name="logical_not"):

@@ -12,15 +12,20 @@ from ..traits import ChannelFlow, Narrowing, Storage
 from ..types import DType, TensorType, broadcast_shapes
 
 
-class BinaryOp(Op):
-    """Base of the elementwise ops of two operands of one element type; shapes are broadcast."""
+class ElementwiseOp(Op):
+    """Base of the ops that compute each element of the result from one element of each operand."""
 
-    lhs = Operand()
-    rhs = Operand()
     elementwise = True
     channels = ChannelFlow.IDENTITY
     default_storage = Storage.FOLLOWS
     default_narrowing = Narrowing.FOLLOWS
+
+
+class BinaryOp(ElementwiseOp):
+    """Base of the elementwise ops of two operands of one element type; shapes are broadcast."""
+
+    lhs = Operand()
+    rhs = Operand()
     function: ClassVar[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
     compares: ClassVar[bool] = False  # the result is boolean
     commutative: ClassVar[bool] = False
@@ -100,84 +105,71 @@ class PowOp(BinaryOp, name="pow"):
     function = torch.pow
 
 
-class EqOp(BinaryOp, name="eq"):
+class ComparisonOp(BinaryOp):
+    """Base of the ops whose result is boolean."""
+
+    always_finite = True
+    compares = True
+
+
+class EqOp(ComparisonOp, name="eq"):
     """lhs == rhs."""
 
     function = torch.eq
-    always_finite = True
-    compares = True
     commutative = True
 
 
-class NeOp(BinaryOp, name="ne"):
+class NeOp(ComparisonOp, name="ne"):
     """lhs != rhs."""
 
     function = torch.ne
-    always_finite = True
-    compares = True
     commutative = True
 
 
-class LtOp(BinaryOp, name="lt"):
+class LtOp(ComparisonOp, name="lt"):
     """lhs < rhs."""
 
     function = torch.lt
-    always_finite = True
-    compares = True
 
 
-class LeOp(BinaryOp, name="le"):
+class LeOp(ComparisonOp, name="le"):
     """lhs <= rhs."""
 
     function = torch.le
-    always_finite = True
-    compares = True
 
 
-class GtOp(BinaryOp, name="gt"):
+class GtOp(ComparisonOp, name="gt"):
     """lhs > rhs."""
 
     function = torch.gt
-    always_finite = True
-    compares = True
 
 
-class GeOp(BinaryOp, name="ge"):
+class GeOp(ComparisonOp, name="ge"):
     """lhs >= rhs."""
 
     function = torch.ge
-    always_finite = True
-    compares = True
 
 
-class LogicalAndOp(BinaryOp, name="logical_and"):
+class LogicalAndOp(ComparisonOp, name="logical_and"):
     """Both are true (non-zero)."""
 
     function = torch.logical_and
-    always_finite = True
-    compares = True
     commutative = True
 
 
-class LogicalOrOp(BinaryOp, name="logical_or"):
+class LogicalOrOp(ComparisonOp, name="logical_or"):
     """At least one is true (non-zero)."""
 
     function = torch.logical_or
-    always_finite = True
-    compares = True
     commutative = True
 
 
-class WhereOp(Op, name="where"):
+class WhereOp(ElementwiseOp, name="where"):
     """x where the condition holds, else y."""
 
     condition = Operand()
     x = Operand()
     y = Operand()
-    elementwise = True
-    channels = ChannelFlow.IDENTITY
-    default_storage = Storage.FOLLOWS
-    default_narrowing = Narrowing.FOLLOWS
     always_finite = True
 
     def infer_types(self) -> tuple[TensorType, ...]:

@@ -12,12 +12,10 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...ir import TensorType
-from ..templates.base import VectorAt, row_major_strides
+from ..templates.base import Expr, VectorAt, row_major_strides
 from ..templates.vector.builder import broadcast, load, split_index
 from ..templates.vector.vectors import dtype_of, lanes_of, load_strided
 from .views import View
-
-Expr = Any
 
 
 def dot(coords: Sequence[Expr], strides: Sequence[int]) -> Expr:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Collection
-from typing import Any
 
 from tvm import tirx
 from tvm_ffi import structural_equal
 
 from ...ir import DType, Op
 from ...ir import ops as ir_ops
+from ..templates.base import Expr
 from ..templates.vector import bfloat16, integers, vector_math
 from ..templates.vector.builder import constant
 from ..templates.vector.vectors import dtype_of, in_register, lanes_of
 
-Expr = Any
 Emitter = Callable[..., Expr]
 
 # How elements are stored: TIR has no addressable booleans, a byte of 0 or 1 stands for one, and no bfloat16 buffers.
@@ -125,26 +125,6 @@ def _sub(op: Op, a: Expr, b: Expr) -> Expr:
     return a - b
 
 
-@emits(ir_ops.MulOp)
-def _mul(op: Op, a: Expr, b: Expr) -> Expr:
-    return a * b
-
-
-@emits(ir_ops.DivOp)
-def _div(op: Op, a: Expr, b: Expr) -> Expr:
-    return tirx.Div(a, b)
-
-
-@emits(ir_ops.MaximumOp)
-def _maximum(op: Op, a: Expr, b: Expr) -> Expr:
-    return _ordered(tirx.GT(a, b), a, b)
-
-
-@emits(ir_ops.MinimumOp)
-def _minimum(op: Op, a: Expr, b: Expr) -> Expr:
-    return _ordered(tirx.LT(a, b), a, b)
-
-
 def _ordered(first: Expr, a: Expr, b: Expr) -> Expr:
     """``a`` where ``first`` holds, else ``b``; NaN where either operand is, as in PyTorch."""
     chosen = tirx.Select(first, a, b)  # b if either is NaN
@@ -185,35 +165,10 @@ def _compare(op: Op, a: Expr, b: Expr) -> Expr:
     return tirx.And(holds, _is_number(a)) if _is_same_float(a, b) else holds
 
 
-@emits(ir_ops.NeOp)
-def _not_equal(op: Op, a: Expr, b: Expr) -> Expr:
-    return _differ(a, b)
-
-
 def _differ(a: Expr, b: Expr) -> Expr:
     """Stored booleans: whether the operands differ; NaN differs from everything, which TVM's own comparison denies."""
     equal = in_register(as_stored(_is_number(a) if _is_same_float(a, b) else tirx.EQ(a, b)))
     return like(equal, 1) - equal
-
-
-@emits(ir_ops.LogicalAndOp)
-def _logical_and(op: Op, a: Expr, b: Expr) -> Expr:
-    return tirx.And(as_condition(a), as_condition(b))
-
-
-@emits(ir_ops.LogicalOrOp)
-def _logical_or(op: Op, a: Expr, b: Expr) -> Expr:
-    return tirx.Or(as_condition(a), as_condition(b))
-
-
-@emits(ir_ops.LogicalNotOp)
-def _logical_not(op: Op, a: Expr) -> Expr:
-    return tirx.Not(as_condition(a))
-
-
-@emits(ir_ops.WhereOp)
-def _where(op: Op, condition: Expr, a: Expr, b: Expr) -> Expr:
-    return tirx.Select(as_condition(condition), a, b)
 
 
 @emits(ir_ops.ReluOp)
@@ -252,7 +207,25 @@ def _hard_swish(op: Op, a: Expr) -> Expr:
     return a * _hard_sigmoid(op, a)
 
 
-_FUNCTIONS: dict[type[Op], Callable[[Expr], Expr]] = {
+_FORMULAS: dict[type[Op], Callable[..., Expr]] = {
+    ir_ops.MulOp: operator.mul,
+    ir_ops.DivOp: tirx.Div,
+    ir_ops.MaximumOp: lambda a, b: _ordered(tirx.GT(a, b), a, b),
+    ir_ops.MinimumOp: lambda a, b: _ordered(tirx.LT(a, b), a, b),
+    ir_ops.NeOp: _differ,
+    ir_ops.LogicalAndOp: lambda a, b: tirx.And(as_condition(a), as_condition(b)),
+    ir_ops.LogicalOrOp: lambda a, b: tirx.Or(as_condition(a), as_condition(b)),
+    ir_ops.LogicalNotOp: lambda a: tirx.Not(as_condition(a)),
+    ir_ops.WhereOp: lambda condition, a, b: tirx.Select(as_condition(condition), a, b),
+    ir_ops.SqrtOp: tirx.sqrt,
+    ir_ops.RsqrtOp: lambda a: tirx.Div(like(a, 1), tirx.sqrt(a)),
+    ir_ops.ReciprocalOp: lambda a: tirx.Div(like(a, 1), a),
+    ir_ops.AbsOp: tirx.abs,
+    ir_ops.FloorOp: tirx.floor,
+    ir_ops.CeilOp: tirx.ceil,
+    ir_ops.ObserveOp: lambda a: a,
+}
+_FUNCTIONS: dict[type[Op], Callable[..., Expr]] = {
     ir_ops.SigmoidOp: vector_math.sigmoid,
     ir_ops.SiluOp: vector_math.silu,
     ir_ops.TanhOp: vector_math.tanh,
@@ -266,9 +239,10 @@ _FUNCTIONS: dict[type[Op], Callable[[Expr], Expr]] = {
 }
 
 
+@emits(*_FORMULAS)
 @emits(*_FUNCTIONS, dtypes=_FLOAT32)
-def _function(op: Op, a: Expr) -> Expr:
-    return _FUNCTIONS[type(op)](a)
+def _formula(op: Op, *operands: Expr) -> Expr:
+    return (_FORMULAS | _FUNCTIONS)[type(op)](*operands)
 
 
 @emits(ir_ops.GeluOp, dtypes=_FLOAT32)
@@ -276,40 +250,10 @@ def _gelu(op: Op, a: Expr) -> Expr:
     return vector_math.gelu_tanh(a) if op.attrs.approximate == "tanh" else vector_math.gelu(a)
 
 
-@emits(ir_ops.SqrtOp)
-def _sqrt(op: Op, a: Expr) -> Expr:
-    return tirx.sqrt(a)
-
-
-@emits(ir_ops.RsqrtOp)
-def _rsqrt(op: Op, a: Expr) -> Expr:
-    return tirx.Div(like(a, 1), tirx.sqrt(a))
-
-
-@emits(ir_ops.ReciprocalOp)
-def _reciprocal(op: Op, a: Expr) -> Expr:
-    return tirx.Div(like(a, 1), a)
-
-
 @emits(ir_ops.NegOp)
 def _neg(op: ir_ops.NegOp, a: Expr) -> Expr:
     # From -0 rather than 0, so that the negative of 0 is -0.
     return like(a, -0.0) - a if op.x.type.dtype.is_floating else like(a, 0) - a
-
-
-@emits(ir_ops.AbsOp)
-def _abs(op: Op, a: Expr) -> Expr:
-    return tirx.abs(a)
-
-
-@emits(ir_ops.FloorOp)
-def _floor(op: Op, a: Expr) -> Expr:
-    return tirx.floor(a)
-
-
-@emits(ir_ops.CeilOp)
-def _ceil(op: Op, a: Expr) -> Expr:
-    return tirx.ceil(a)
 
 
 @emits(ir_ops.CastOp)
@@ -329,8 +273,3 @@ def _quantize(op: Op, a: Expr) -> Expr:
 @emits(ir_ops.DequantizeOp)
 def _dequantize(op: Op, a: Expr, scale: Expr) -> Expr:
     return integers.dequantize(a, scale, op.attrs.zero_point)
-
-
-@emits(ir_ops.ObserveOp)
-def _observe(op: Op, a: Expr) -> Expr:
-    return a

@@ -74,27 +74,29 @@ class Kernel:
     ----------
     template
         Name of the template, for profiles and logs.
-    spec, knobs
-        What the template computes and how it is tiled.
-    variant
-        Text that tells kernels of one spec apart: the epilogue and the types that it reads.
+    spec
+        What the template computes.
     operands
         Arguments in order, the output apart: views of values, or constant flat tensors.
     result
         How the output is stored.
     build
-        ``build(name)`` writes the PrimFunc.
+        Writes the PrimFunc.
+    knobs
+        How the template is tiled, if in more than one way.
+    variant
+        Text that tells kernels of one spec apart: the epilogue and the types that it reads.
     choice
         Where template and knobs come from; None for a kernel that there is only one way to write.
     """
 
     template: str
     spec: Any
-    knobs: Any
-    variant: str
     operands: tuple[Operand, ...]
     result: View
-    build: Callable[[str], Any]
+    build: Callable[[], Any]
+    knobs: Any = None
+    variant: str = ""
     choice: Choice | None = None
 
     @property
@@ -295,30 +297,17 @@ def fused_kernel(
         choice,
         operands=(*operands, *epilogue.operands),
         result=epilogue.result,
-        build=lambda name: choice.template.build(choice.spec, context.target, choice.knobs, epilogue.build(), name),
+        build=lambda: choice.template.build(choice.spec, context.target, choice.knobs, epilogue.build()),
         variant=epilogue.variant,
     )
 
 
 def chosen_kernel(
-    choice: Choice,
-    *,
-    operands: Sequence[Operand],
-    result: View,
-    build: Callable[[str], Any],
-    variant: str = "",
+    choice: Choice, *, operands: Sequence[Operand], result: View, build: Callable[[], Any], variant: str = ""
 ) -> Kernel:
     """The kernel of a template that is built in its own way."""
-    return Kernel(
-        template=choice.option.template,
-        spec=choice.spec,
-        knobs=choice.knobs,
-        variant=variant,
-        operands=tuple(operands),
-        result=result,
-        build=build,
-        choice=choice,
-    )
+    template = choice.option.template
+    return Kernel(template, choice.spec, tuple(operands), result, build, choice.knobs, variant, choice)
 
 
 def _operand(value: Value, context: KernelContext, result: View, *, per_channel: bool = False) -> tuple[View, Operand]:

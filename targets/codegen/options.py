@@ -14,27 +14,20 @@ from types import ModuleType
 from typing import Any, overload
 
 from ..machines.target import Target
-from ..templates.attention import bf16 as attention_bf16
 from ..templates.attention.spec import AttentionSpec
-from ..templates.conv2d import bf16 as conv2d_bf16
-from ..templates.conv2d import bf16_dot as conv2d_bf16_dot
-from ..templates.conv2d import bf16_narrow as conv2d_bf16_narrow
-from ..templates.conv2d import bf16_patches as conv2d_bf16_patches
 from ..templates.conv2d import int8_amx as conv2d_int8_amx
 from ..templates.conv2d import tiling as conv2d_tiling
 from ..templates.conv2d import winograd
 from ..templates.conv2d.spec import Conv2dSpec
-from ..templates.matmul import bf16 as matmul_bf16
 from ..templates.matmul.spec import MatmulSpec
 from ..templates.option import Option, Workload
 from ..templates.registry import template_module
-from ..templates.vector.bfloat16 import BFLOAT16
 from ..templates.vector.operand_types import is_integer
-from ..templates.windows.depthwise import DepthwiseSpec
 
 WINOGRAD_GAIN = 1.2  # estimated speed-up below which direct convolution is used, which is more accurate
 # Templates for 8-bit integers, the fastest first.
 _INTEGER_CONVOLUTIONS = ("conv2d_int8_amx", "conv2d_int8_amx_narrow", "conv2d_int8_narrow", "conv2d_int8")
+_BF16_CONVOLUTIONS = ("conv2d_bf16", "conv2d_bf16_dot", "conv2d_bf16_patches", "conv2d_bf16_narrow")
 _INTEGER_PRODUCTS = ("matmul_int8_amx", "matmul_int8")
 
 
@@ -118,20 +111,13 @@ def algorithms(workload: Workload, target: Target) -> tuple[Algorithm, ...]:
 
 
 def _conv2d(spec: Conv2dSpec, target: Target) -> Iterator[Algorithm]:
-    if depthwise := _as_depthwise(spec):  # direct convolution would multiply by mostly zeros
-        yield Algorithm("depthwise_int8" if is_integer(spec.dtype) else "depthwise", depthwise)
+    if spec.depthwise and spec.input_layout == "blocked":  # direct convolution would multiply by mostly zeros
+        yield Algorithm("depthwise_int8" if is_integer(spec.dtype) else "depthwise", spec)
         return
     if is_integer(spec.dtype):
         yield from _integer_conv2d(spec, target)
         return
-    if conv2d_bf16.supports(spec, target):
-        yield Algorithm("conv2d_bf16", spec)
-    if conv2d_bf16_dot.supports(spec, target):
-        yield Algorithm("conv2d_bf16_dot", spec)
-    if conv2d_bf16_patches.supports(spec, target):
-        yield Algorithm("conv2d_bf16_patches", spec)
-    if conv2d_bf16_narrow.supports(spec, target):
-        yield Algorithm("conv2d_bf16_narrow", spec)
+    yield from _supporting(_BF16_CONVOLUTIONS, spec, target)
     transformable = winograd.supports(spec) is None
     first = transformable and winograd_pays(spec, target)
     if first:
@@ -152,23 +138,6 @@ def _supporting(templates: Sequence[str], spec: Any, target: Target) -> Iterator
     return (Algorithm(name, spec) for name in templates if template_module(name).supports(spec, target))
 
 
-def _as_depthwise(spec: Conv2dSpec) -> DepthwiseSpec | None:
-    if spec.groups == 1 or not spec.c == spec.o == spec.groups or spec.input_layout != "blocked":
-        return None
-    return DepthwiseSpec(
-        spec.n,
-        spec.c,
-        spec.h,
-        spec.w,
-        spec.kernel,
-        spec.stride,
-        spec.padding,
-        spec.dilation,
-        spec.dtype,
-        spec.zero_point,
-    )
-
-
 def winograd_pays(spec: Conv2dSpec, target: Target) -> bool:
     """Whether Winograd's algorithm applies and is estimated to be clearly faster than direct convolution."""
     if winograd.supports(spec) is not None:
@@ -182,14 +151,12 @@ def _matmul(spec: MatmulSpec, target: Target) -> Iterator[Algorithm]:
     if is_integer(spec.dtype):
         yield from _supporting(_INTEGER_PRODUCTS, spec, target)
         return
-    if spec.dtype == BFLOAT16 and matmul_bf16.supports(spec, target):
-        yield Algorithm("matmul_bf16", spec)
+    yield from _supporting(("matmul_bf16",), spec, target)
     yield Algorithm("matmul", spec)
 
 
 def _attention(spec: AttentionSpec, target: Target) -> Iterator[Algorithm]:
-    if attention_bf16.supports(spec, target):
-        yield Algorithm("attention_bf16", spec)
+    yield from _supporting(("attention_bf16",), spec, target)
     yield Algorithm("attention", spec)
 
 

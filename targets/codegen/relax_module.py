@@ -32,9 +32,9 @@ def relax_module(program: Program, plan: MemoryPlan) -> tuple[Any, tuple[str, ..
     for call in program.calls:
         if call.kernel.key not in written:
             name = f"{call.kernel.template}_{len(written)}"
-            function = call.kernel.build(name)
+            function = call.kernel.build()
             _check_size(function, call)
-            written[call.kernel.key] = name, function.with_attr("tirx.is_scheduled", True)
+            written[call.kernel.key] = name, function.with_attr({"global_symbol": name, "tirx.is_scheduled": True})
     builder = relax.BlockBuilder()
     inputs = {value: relax.Var(f"x{index}", _buffer_type(value)) for index, value in enumerate(program.graph.inputs)}
     constant_types = [relax.TensorType((t.numel(),), str(t.dtype).removeprefix("torch.")) for t in program.constants]

@@ -11,33 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from ...ir import DType, Op, Value
-from ...ir.ops import (
-    AbsOp,
-    AddOp,
-    CastOp,
-    ClampOp,
-    DivOp,
-    ErfOp,
-    ExpOp,
-    FullOp,
-    GeluOp,
-    HardSigmoidOp,
-    HardSwishOp,
-    LeakyReluOp,
-    MaximumOp,
-    MinimumOp,
-    MulOp,
-    NegOp,
-    ReciprocalOp,
-    ReluOp,
-    RsqrtOp,
-    SigmoidOp,
-    SiluOp,
-    SqrtOp,
-    SubOp,
-    TanhOp,
-)
+from ...ir import DType, Op, Value, ops
 from ..codegen.group import Group
 from .kernel import NAME, Buffer
 
@@ -46,29 +20,29 @@ _POINTEES = {DType.F16: "half", DType.F32: "float"}
 
 # CUDA source for each op, given the op and the source of its operands, which are names or numbers.
 EXPRESSIONS: dict[type[Op], Callable[..., str]] = {
-    AddOp: lambda op, x, y: f"{x} + {y}",
-    SubOp: lambda op, x, y: f"{x} - {y}",
-    MulOp: lambda op, x, y: f"{x} * {y}",
-    DivOp: lambda op, x, y: f"{x} / {y}",
-    MaximumOp: lambda op, x, y: f"{x} < {y} || {y} != {y} ? {y} : {x}",
-    MinimumOp: lambda op, x, y: f"{x} > {y} || {y} != {y} ? {y} : {x}",
-    ReluOp: lambda op, x: _clamp(x, 0.0, math.inf),
-    ClampOp: lambda op, x: _clamp(x, op.attrs.min, op.attrs.max),
-    LeakyReluOp: lambda op, x: f"{x} < 0.0f ? {x} * {number(op.attrs.negative_slope)} : {x}",
-    GeluOp: lambda op, x: _gelu_tanh(x) if op.attrs.approximate == "tanh" else _gelu(x),
-    SigmoidOp: lambda op, x: f"1.0f / (1.0f + expf(-{x}))",
-    SiluOp: lambda op, x: f"{x} / (1.0f + expf(-{x}))",
-    HardSigmoidOp: lambda op, x: f"fminf(fmaxf({x} + 3.0f, 0.0f), 6.0f) / 6.0f",
-    HardSwishOp: lambda op, x: f"{x} * fminf(fmaxf({x} + 3.0f, 0.0f), 6.0f) / 6.0f",
-    TanhOp: lambda op, x: f"tanhf({x})",
-    ExpOp: lambda op, x: f"expf({x})",
-    ErfOp: lambda op, x: f"erff({x})",
-    SqrtOp: lambda op, x: f"sqrtf({x})",
-    RsqrtOp: lambda op, x: f"1.0f / sqrtf({x})",
-    ReciprocalOp: lambda op, x: f"1.0f / {x}",
-    NegOp: lambda op, x: f"-{x}",
-    AbsOp: lambda op, x: f"fabsf({x})",
-    CastOp: lambda op, x: x,
+    ops.AddOp: lambda op, x, y: f"{x} + {y}",
+    ops.SubOp: lambda op, x, y: f"{x} - {y}",
+    ops.MulOp: lambda op, x, y: f"{x} * {y}",
+    ops.DivOp: lambda op, x, y: f"{x} / {y}",
+    ops.MaximumOp: lambda op, x, y: f"{x} < {y} || {y} != {y} ? {y} : {x}",
+    ops.MinimumOp: lambda op, x, y: f"{x} > {y} || {y} != {y} ? {y} : {x}",
+    ops.ReluOp: lambda op, x: _clamp(x, 0.0, math.inf),
+    ops.ClampOp: lambda op, x: _clamp(x, op.attrs.min, op.attrs.max),
+    ops.LeakyReluOp: lambda op, x: f"{x} < 0.0f ? {x} * {number(op.attrs.negative_slope)} : {x}",
+    ops.GeluOp: lambda op, x: _gelu_tanh(x) if op.attrs.approximate == "tanh" else _gelu(x),
+    ops.SigmoidOp: lambda op, x: f"1.0f / (1.0f + expf(-{x}))",
+    ops.SiluOp: lambda op, x: f"{x} / (1.0f + expf(-{x}))",
+    ops.HardSigmoidOp: lambda op, x: f"fminf(fmaxf({x} + 3.0f, 0.0f), 6.0f) / 6.0f",
+    ops.HardSwishOp: lambda op, x: f"{x} * fminf(fmaxf({x} + 3.0f, 0.0f), 6.0f) / 6.0f",
+    ops.TanhOp: lambda op, x: f"tanhf({x})",
+    ops.ExpOp: lambda op, x: f"expf({x})",
+    ops.ErfOp: lambda op, x: f"erff({x})",
+    ops.SqrtOp: lambda op, x: f"sqrtf({x})",
+    ops.RsqrtOp: lambda op, x: f"1.0f / sqrtf({x})",
+    ops.ReciprocalOp: lambda op, x: f"1.0f / {x}",
+    ops.NegOp: lambda op, x: f"-{x}",
+    ops.AbsOp: lambda op, x: f"fabsf({x})",
+    ops.CastOp: lambda op, x: x,
 }
 
 
@@ -119,7 +93,7 @@ def make_epilogue(group: Group, channel_axis: int, *, bias: Value | None = None)
     """
     result = group.result
     shape = result.type.shape
-    if result.type.dtype not in FLOATS or any(type(op) not in EXPRESSIONS | {FullOp: None} for op in group.epilogue):
+    if result.type.dtype not in FLOATS or any(type(op) not in {*EXPRESSIONS, ops.FullOp} for op in group.epilogue):
         return None
     lines = ["float v = sum;"]
     names: dict[Value, str] = {} if group.anchor is None else {group.anchor.result: "v"}
@@ -137,7 +111,7 @@ def make_epilogue(group: Group, channel_axis: int, *, bias: Value | None = None)
     if any(value.type.dtype not in FLOATS for value, _ in operands):
         return None
     for op in group.epilogue:
-        if isinstance(op, FullOp):
+        if isinstance(op, ops.FullOp):
             names[op.result] = number(float(op.attrs.value))
             continue
         if op.result.type.dtype not in FLOATS:

@@ -72,7 +72,7 @@ def emits(*kinds: type[Op]) -> Callable[[Emit], Emit]:
 
 # Elementwise -------------------------------------------------------------------------------------------------------
 
-_UNARY: dict[type[Op], Callable[[Any], Any]] = {
+_FUNCTIONS: dict[type[Op], Callable[..., Any]] = {
     ir_ops.ReluOp: R.nn.relu,
     ir_ops.SigmoidOp: R.sigmoid,
     ir_ops.SiluOp: R.nn.silu,
@@ -89,8 +89,6 @@ _UNARY: dict[type[Op], Callable[[Any], Any]] = {
     ir_ops.FloorOp: R.floor,
     ir_ops.CeilOp: R.ceil,
     ir_ops.LogicalNotOp: R.logical_not,
-}
-_BINARY: dict[type[Op], Callable[[Any, Any], Any]] = {
     ir_ops.AddOp: R.add,
     ir_ops.SubOp: R.subtract,
     ir_ops.MulOp: R.multiply,
@@ -106,22 +104,13 @@ _BINARY: dict[type[Op], Callable[[Any, Any], Any]] = {
     ir_ops.GeOp: R.greater_equal,
     ir_ops.LogicalAndOp: R.logical_and,
     ir_ops.LogicalOrOp: R.logical_or,
+    ir_ops.WhereOp: R.where,
 }
 
 
-@emits(*_UNARY)
-def _unary(op: Op, x: Any, axes: Axes) -> Any:
-    return _UNARY[type(op)](x)
-
-
-@emits(*_BINARY)
-def _binary(op: Op, x: Any, y: Any, axes: Axes) -> Any:
-    return _BINARY[type(op)](x, y)
-
-
-@emits(ir_ops.WhereOp)
-def _where(op: Op, condition: Any, x: Any, y: Any, axes: Axes) -> Any:
-    return R.where(condition, x, y)
+@emits(*_FUNCTIONS)
+def _function(op: Op, *operands: Any, axes: Axes) -> Any:
+    return _FUNCTIONS[type(op)](*operands)
 
 
 @emits(ir_ops.CastOp)

@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Expr = Any  # tvm.tirx.Expr; tvm is imported only when a kernel is built
+# What comes from TVM, which is imported only when a kernel is built and has no types that mypy could check.
+Expr = Any
+Buffer = Any
+Index = Any  # a Python int where the value is known, else an expression
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,10 @@ NO_EPILOGUE = Epilogue()
 def row_major_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Elements between neighbours along each dimension of a plain tensor."""
     return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+
+
+def offset_of(base: Index, batch: Sequence[Index], strides: Sequence[int]) -> Index:
+    """Element offset of one matrix of a batch; ``strides`` may go on beyond the batch dimensions."""
+    for index, stride in zip(batch, strides, strict=False):
+        base = base + index * stride
+    return base

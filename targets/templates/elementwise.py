@@ -17,19 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 
 from ..machines.target import Target
-from .base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from .base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from .parallelism import imbalance, shared_loop
-from .vector.builder import loop, make_prim_func, store_result
+from .vector.builder import Output, loop, make_prim_func
 from .vector.vectors import pieces
 
-Buffer = Any
-Index = Any
-Expr = Any
 Compute = Callable[[VectorAt, Sequence[Buffer]], Expr]
 
 FLAT = "flat"
@@ -107,25 +103,20 @@ def candidates(spec: ElementwiseSpec, target: Target) -> list[ElementwiseKnobs]:
 
 
 def build(
-    spec: ElementwiseSpec,
-    target: Target,
-    knobs: ElementwiseKnobs,
-    compute: Compute,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "elementwise",
+    spec: ElementwiseSpec, target: Target, knobs: ElementwiseKnobs, compute: Compute, epilogue: Epilogue = NO_EPILOGUE
 ) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(*inputs, *epilogue buffers, out)``."""
+    """Write the PrimFunc ``(*inputs, *epilogue buffers, out)``."""
     output = BufferSpec("out", spec.size, epilogue.dtype if epilogue is not NO_EPILOGUE else spec.dtype)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         def emit(coords: tuple[Index, ...], axis: int, lanes: int, flat: Index) -> None:
             at = VectorAt(coords, axis, lanes, flat)
-            store_result(out, compute(at, buffers), at, epilogue, extra)
+            out.store(compute(at, buffers), at)
 
         write = _write_blocked if spec.walk == BLOCKED else _write_rows
         write(spec, _lanes(spec, target), knobs.unroll, target.cores, emit)
 
-    return make_prim_func(name, spec.inputs, output, body, epilogue)
+    return make_prim_func("elementwise", spec.inputs, output, body, epilogue)
 
 
 Emit = Callable[[tuple[Index, ...], int, int, Index], None]
@@ -202,12 +193,7 @@ def _write_blocked(spec: ElementwiseSpec, lanes: int, unroll: int, cores: int, e
     _nest((*extents[:-1], length // unroll), spec, cores, write)
 
 
-def _nest(
-    extents: Sequence[int],
-    spec: ElementwiseSpec,
-    cores: int,
-    write: Callable[[Sequence[Index]], None],
-) -> None:
+def _nest(extents: Sequence[int], spec: ElementwiseSpec, cores: int, write: Callable[[Sequence[Index]], None]) -> None:
     """Loops over ``extents``: as many outer ones as balance the load are shared by threads, the others are nested."""
     shared = 0
     while shared < len(extents):

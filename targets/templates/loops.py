@@ -18,10 +18,9 @@ from tvm import s_tir, te, tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..machines.target import Target
-from .base import NO_EPILOGUE, BufferSpec, row_major_strides
-from .vector.builder import make_prim_func, split_index
+from .base import NO_EPILOGUE, Buffer, BufferSpec, Expr, row_major_strides
+from .vector.builder import Output, make_prim_func, split_index
 
-Expr = Any
 ANCHOR, RESULT = "anchor", "result"  # names of the two stages; traces refer to them
 
 INTEGERS = ("int8", "uint8", "int16", "int32", "int64")
@@ -143,7 +142,7 @@ def accepts(knobs: Any) -> bool:
     return isinstance(knobs, LoopKnobs)
 
 
-def build(spec: LoopSpec, target: Target, knobs: LoopKnobs, name: str = "loops") -> Any:
+def build(spec: LoopSpec, target: Target, knobs: LoopKnobs) -> Any:
     """The scheduled PrimFunc."""
     schedule = s_tir.Schedule(definition(spec))
     if knobs.trace:
@@ -152,14 +151,14 @@ def build(spec: LoopSpec, target: Target, knobs: LoopKnobs, name: str = "loops")
         _share_outer_loops(schedule)
     lowered = _LOWER(schedule.mod)["main"]
 
-    def body(inputs: Sequence[Any], epilogue: Sequence[Any], output: Any) -> None:
-        for parameter, buffer in zip(lowered.params, (*inputs, output), strict=True):
+    def body(inputs: Sequence[Buffer], output: Output) -> None:
+        for parameter, buffer in zip(lowered.params, (*inputs, output.buffer), strict=True):
             T.add_to_parent(tirx.DeclBuffer(parameter, data=buffer.data))  # the same memory, by the name that is used
         T.add_to_parent(lowered.body)
 
     operand = BufferSpec("x", spec.in_size, spec.dtype)
     result = BufferSpec("y", math.prod(spec.out_shape), spec.dtype)
-    return make_prim_func(name, [operand], result, body, NO_EPILOGUE)
+    return make_prim_func("loops", [operand], result, body, NO_EPILOGUE)
 
 
 def definition(spec: LoopSpec) -> Any:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from .base import Index
 from .vector.builder import loop, parallel, split_index
-
-Index = Any
 
 # Waking the threads costs about 1.5 microseconds. A core does some 100,000 multiply-adds, or moves some 30 KB, in one
 # microsecond. Below these amounts one thread is done before two are.

@@ -77,7 +77,7 @@ def build_candidate(lowering: Lowering, task: Task, option: Option) -> Built:
     """
     start = time.perf_counter()
     program = lowering(task, _recent_graph(task.ir), option)
-    code = compile_function(tuned_call(program, task).kernel.build(ENTRY), task.target)
+    code = compile_function(tuned_call(program, task).kernel.build(), task.target)
     return Built(option, code, time.perf_counter() - start)
 
 
@@ -87,7 +87,7 @@ def compile_function(function: Any, target: Target, pipeline: str | None = PIPEL
     ``pipeline`` is the one that models are built with, which takes loops; None is TVM's own, which takes schedulable
     blocks too.
     """
-    module = tvm.IRModule({ENTRY: function.with_attr("tirx.is_scheduled", True)})
+    module = tvm.IRModule({ENTRY: function.with_attr({"global_symbol": ENTRY, "tirx.is_scheduled": True})})
     executable = tvm.tirx.build(module, target=tvm.target.Target(target.tvm_target()), pipeline=pipeline)
     with temporary_folder() as folder:
         path = folder / "kernel.so"

@@ -16,16 +16,11 @@ from ..templates.conv2d import tiling as conv2d_tiling
 from ..templates.conv2d import winograd_tiling
 from ..templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
 from ..templates.conv2d.winograd_spec import WinogradKnobs
+from ..templates.machine_model import CLOCK, LAUNCH_SECONDS, MULTIPLY_ADDS, STREAM, panel_cycles
 from ..templates.matmul.spec import ACTIVATION, MatmulKnobs, MatmulSpec
 from ..templates.moves.relayout import RelayoutSpec
 from ..templates.parallelism import imbalance
 from ..templates.windows.pooling import PoolSpec
-
-CLOCK = 3e9  # cycles a second
-STREAM = 15e9  # bytes a second that one thread moves from and to memory
-MULTIPLY_ADDS = 2  # vectors multiplied and added in one cycle
-LOAD_SLACK = 1.3  # two loads a cycle are never quite reached
-LAUNCH_SECONDS = 2e-6  # calling a kernel and waking its threads
 
 
 @dataclass(frozen=True)
@@ -144,14 +139,7 @@ def _template_cycles(spec: Any, knobs: Any, target: Target) -> float | None:
 
 
 def _matmul_cycles(spec: MatmulSpec, target: Target, knobs: MatmulKnobs) -> float:
-    """Steps of ``k``, each as long as its arithmetic, its loads or the latency of its sums, and half of what L2 sends.
-
-    Two multiply-adds and two loads start in one cycle; a sum is ready after four.
-    """
-    row_tiles, panels = knobs.row_tiles(spec), knobs.panels(spec, target)
-    arithmetic = spec.m * knobs.vectors / MULTIPLY_ADDS
-    loads = LOAD_SLACK * (spec.m + row_tiles * knobs.vectors) / 2
-    latency = 4 * row_tiles / knobs.chains
-    from_l2 = row_tiles * knobs.vectors / 2
+    """Steps of ``k`` of all panels."""
     idle = imbalance(spec.batch_size * knobs.column_chunks * knobs.row_chunks, target.cores)
-    return spec.batch_size * spec.k * panels * idle * (max(arithmetic, loads, latency) + from_l2)
+    step = panel_cycles(spec.m, knobs.row_tiles(spec), knobs.vectors, knobs.chains)
+    return spec.batch_size * spec.k * knobs.panels(spec, target) * idle * step

@@ -14,8 +14,8 @@ from ...ir import Graph, Op, graph_of
 from ...ir.ops import RelayoutOp
 from ..codegen.lowering import Call, lower
 from ..machines.target import Target
+from ..templates.machine_model import LAUNCH_SECONDS, STREAM
 from ..templates.option import Option, Workload
-from .estimate import LAUNCH_SECONDS, STREAM
 from .examples import Examples
 from .features import describe_candidate
 from .latency import LatencyRegressor

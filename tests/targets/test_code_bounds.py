@@ -77,7 +77,7 @@ def test_long_chains_become_several_kernels(conv):
     graph = run_passes(chain(ops.ErfOp, 60, conv=conv), "fuse,layout", target=TARGET)
     program = lower(graph, TARGET)
     assert 4 <= len(program.calls) <= 10
-    assert all(relax_module.code_size(call.kernel.build("f")) <= relax_module.MOST_NODES for call in program.calls)
+    assert all(relax_module.code_size(call.kernel.build()) <= relax_module.MOST_NODES for call in program.calls)
 
 
 def test_too_large_a_kernel_names_its_layer(monkeypatch):

@@ -129,7 +129,7 @@ def relax_bytes(program: Program) -> int:
         with builder.dataflow():
             buffers = dict(inputs)
             for index, call in enumerate(program.calls):
-                function = builder.add_func(call.kernel.build(f"kernel_{index}"), f"kernel_{index}")
+                function = builder.add_func(call.kernel.build(), f"kernel_{index}")
                 arguments = [constants[a] if isinstance(a, int) else buffers[a] for a in call.arguments]
                 result = relax.call_tir(function, relax.Tuple(arguments), buffer_type(call.result))
                 buffers[call.result] = builder.emit(result)

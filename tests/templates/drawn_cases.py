@@ -9,10 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tersor.targets.templates.conv2d.direct import Conv2dSpec
-from tersor.targets.templates.windows.depthwise import DepthwiseSpec
 from tersor.targets.templates.windows.pooling import PoolSpec
 
-from .window_cases import TARGETS
+from .window_cases import TARGETS, depthwise_spec
 
 targets = st.sampled_from(TARGETS)
 batches = st.integers(1, 2)
@@ -78,9 +77,9 @@ def winograd_convolutions(draw: st.DrawFn) -> Conv2dSpec:
 
 
 @st.composite
-def depthwise_convolutions(draw: st.DrawFn) -> DepthwiseSpec:
+def depthwise_convolutions(draw: st.DrawFn) -> Conv2dSpec:
     """One filter per channel."""
-    return DepthwiseSpec(draw(batches), draw(channels), **draw(windows(5)))
+    return depthwise_spec(draw(batches), draw(channels), **draw(windows(5)))
 
 
 @st.composite

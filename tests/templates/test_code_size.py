@@ -28,7 +28,7 @@ from tersor.targets.templates.rows.softmax import SoftmaxSpec
 from tersor.targets.templates.vector.builder import load
 from tersor.targets.templates.windows import depthwise, pooling
 
-from .window_cases import AVX2, AVX512, from_blocked, out_elements, run, to_blocked
+from .window_cases import AVX2, AVX512, depthwise_spec, from_blocked, out_elements, run, to_blocked
 
 MOST = 120_000  # statements and expressions without an epilogue; LLVM takes seconds for them
 QUICK = ("x86:sapphirerapids", "arm:cortex-a76")
@@ -190,7 +190,7 @@ def test_pooling_with_long_windows(plane, options):
 
 
 def test_depthwise_with_a_long_window():
-    spec = depthwise.DepthwiseSpec(1, 16, 3, 40, (3, 31), (1, 1), (1, 15, 1, 15))
+    spec = depthwise_spec(1, 16, 3, 40, (3, 31), (1, 1), (1, 15, 1, 15))
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(1, 16, 3, 40, generator=generator), torch.randn(16, 1, 3, 31, generator=generator)
     knobs = depthwise.candidates(spec, AVX2)[0]

@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tersor.targets.templates.windows.depthwise import DepthwiseSpec, build, candidates, pack_weight
+from tersor.targets.templates.windows.depthwise import build, candidates, pack_weight
 
 from .window_cases import (
     AVX512,
     TARGETS,
     bias_add_relu,
     bias_add_relu_reference,
+    depthwise_spec,
     from_blocked,
     out_elements,
     run,
@@ -20,15 +21,15 @@ from .window_cases import (
 )
 
 SPECS = {
-    "3x3": DepthwiseSpec(1, 32, 9, 13, (3, 3), (1, 1), (1, 1, 1, 1)),
-    "3x3 stride 2": DepthwiseSpec(2, 24, 14, 14, (3, 3), (2, 2), (1, 1, 1, 1)),
-    "wide": DepthwiseSpec(1, 16, 3, 57, (3, 3), (1, 1), (1, 1, 1, 1)),
-    "5x5": DepthwiseSpec(1, 17, 7, 7, (5, 5), (1, 1), (2, 2, 2, 2)),
-    "5x5 stride 2, padded after": DepthwiseSpec(1, 40, 14, 14, (5, 5), (2, 2), (1, 1, 2, 2)),
-    "7x7": DepthwiseSpec(1, 16, 12, 12, (7, 7), (1, 1), (3, 3, 3, 3)),
-    "dilation 2": DepthwiseSpec(1, 16, 9, 9, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2)),
-    "1x5": DepthwiseSpec(1, 16, 3, 9, (1, 5), (1, 1), (0, 2, 0, 2)),
-    "no padding": DepthwiseSpec(1, 3, 5, 5, (3, 3)),
+    "3x3": depthwise_spec(1, 32, 9, 13, (3, 3), (1, 1), (1, 1, 1, 1)),
+    "3x3 stride 2": depthwise_spec(2, 24, 14, 14, (3, 3), (2, 2), (1, 1, 1, 1)),
+    "wide": depthwise_spec(1, 16, 3, 57, (3, 3), (1, 1), (1, 1, 1, 1)),
+    "5x5": depthwise_spec(1, 17, 7, 7, (5, 5), (1, 1), (2, 2, 2, 2)),
+    "5x5 stride 2, padded after": depthwise_spec(1, 40, 14, 14, (5, 5), (2, 2), (1, 1, 2, 2)),
+    "7x7": depthwise_spec(1, 16, 12, 12, (7, 7), (1, 1), (3, 3, 3, 3)),
+    "dilation 2": depthwise_spec(1, 16, 9, 9, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2)),
+    "1x5": depthwise_spec(1, 16, 3, 9, (1, 5), (1, 1), (0, 2, 0, 2)),
+    "no padding": depthwise_spec(1, 3, 5, 5, (3, 3)),
 }
 
 
@@ -78,4 +79,4 @@ def test_pack_weight_refuses_a_wrong_shape():
 
 def test_spec_refuses_a_window_larger_than_the_input():
     with pytest.raises(ValueError, match="larger than the padded input"):
-        DepthwiseSpec(1, 16, 2, 2, (5, 5))
+        depthwise_spec(1, 16, 2, 2, (5, 5))

@@ -30,8 +30,10 @@ from tersor.targets.templates.option import Workload
 from tersor.targets.templates.vector import amx
 from tersor.targets.templates.vector.dot_product import DotProduct, PairwiseProduct, PlainProduct, dot_product
 from tersor.targets.templates.windows import depthwise_int8
-from tersor.targets.templates.windows.depthwise import DepthwiseKnobs, DepthwiseSpec
+from tersor.targets.templates.windows.depthwise import DepthwiseKnobs
 from tersor.tests import emulated_x86
+
+from .window_cases import depthwise_spec
 
 AMX = resolve_target("x86:sapphirerapids")
 VNNI = resolve_target("x86:icelake-server")
@@ -51,7 +53,6 @@ EXACT_SUMS = Epilogue(dtype="int32")
 GARBAGE = 77  # what channels that do not exist hold
 UNWRITTEN = -123456789
 DRAWN = settings(max_examples=8, deadline=None, derandomize=True)
-Spec = Conv2dSpec | DepthwiseSpec
 
 CONVOLUTIONS = {
     "3x3": Conv2dSpec(1, 64, 8, 8, 64, (3, 3), (1, 1), (1, 1, 1, 1)),
@@ -71,12 +72,12 @@ PICTURES = {
     "pointwise": Conv2dSpec(1, 5, 9, 9, 20, input_layout="plain"),
 }
 DEPTHWISE = {
-    "3x3": DepthwiseSpec(1, 32, 9, 13, (3, 3), (1, 1), (1, 1, 1, 1)),
-    "3x3 stride 2": DepthwiseSpec(2, 24, 14, 14, (3, 3), (2, 2), (1, 1, 1, 1)),
-    "5x5 stride 2, padded after": DepthwiseSpec(1, 40, 14, 14, (5, 5), (2, 2), (1, 1, 2, 2)),
-    "7x7": DepthwiseSpec(1, 16, 12, 12, (7, 7), (1, 1), (3, 3, 3, 3)),
-    "dilation 2": DepthwiseSpec(1, 16, 9, 9, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2)),
-    "no padding": DepthwiseSpec(1, 3, 5, 5, (3, 3)),
+    "3x3": depthwise_spec(1, 32, 9, 13, (3, 3), (1, 1), (1, 1, 1, 1)),
+    "3x3 stride 2": depthwise_spec(2, 24, 14, 14, (3, 3), (2, 2), (1, 1, 1, 1)),
+    "5x5 stride 2, padded after": depthwise_spec(1, 40, 14, 14, (5, 5), (2, 2), (1, 1, 2, 2)),
+    "7x7": depthwise_spec(1, 16, 12, 12, (7, 7), (1, 1), (3, 3, 3, 3)),
+    "dilation 2": depthwise_spec(1, 16, 9, 9, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2)),
+    "no padding": depthwise_spec(1, 3, 5, 5, (3, 3)),
 }
 
 
@@ -112,11 +113,12 @@ def run(prim_func: Any, target: Target, *inputs: torch.Tensor, size: int) -> tor
     return torch.from_numpy(out.numpy())
 
 
-def check_convolution(template: ModuleType, spec: Spec, target: Target, knobs: Any = None, *, extreme: bool = False):
+def check_convolution(
+    template: ModuleType, spec: Conv2dSpec, target: Target, knobs: Any = None, *, extreme: bool = False
+):
     """Compare one kernel with exact sums: float64 holds all of them."""
     knobs = knobs or template.candidates(spec, target)[0]
-    outputs, groups = (spec.o, spec.groups) if isinstance(spec, Conv2dSpec) else (spec.c, spec.c)
-    plain = isinstance(spec, Conv2dSpec) and spec.input_layout == "plain"
+    outputs, groups, plain = spec.o, spec.groups, spec.input_layout == "plain"
     x = integers(spec.dtype, spec.n, spec.c, spec.h, spec.w, extreme=extreme)
     weight = integers("int8", outputs, spec.c // groups, *spec.kernel, extreme=extreme)
     lanes, shape = target.lanes(), (spec.n, outputs, spec.out_h, spec.out_w)
@@ -147,7 +149,7 @@ def operands(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def convolutions(draw: st.DrawFn, *, groups: bool = False, plain: bool = False, depthwise: bool = False) -> Spec:
+def convolutions(draw: st.DrawFn, *, groups: bool = False, plain: bool = False, depthwise: bool = False) -> Conv2dSpec:
     kernel, stride, dilation = (
         (draw(st.integers(1, most)), draw(st.integers(1, most))) for most in (3 if not plain else 5, 2, 2)
     )
@@ -155,7 +157,7 @@ def convolutions(draw: st.DrawFn, *, groups: bool = False, plain: bool = False, 
     size = tuple(draw(st.integers(max(1, (k - 1) * d + 1), 9)) for k, d in zip(kernel, dilation, strict=True))
     window = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, **draw(operands())}
     if depthwise:
-        return DepthwiseSpec(draw(st.integers(1, 2)), draw(st.integers(1, 35)), *size, **window)
+        return depthwise_spec(draw(st.integers(1, 2)), draw(st.integers(1, 35)), *size, **window)
     count = draw(st.integers(1, 4)) if groups else 1
     channels = count * draw(st.integers(1, 5 if plain else 70 // count))
     outputs = count * draw(st.integers(1, 40 // count))
@@ -378,7 +380,7 @@ def test_zero_points_are_checked():
     with pytest.raises(ValueError, match="zero_point=3 of float32 must be in 0 … 0"):
         MatmulSpec(1, 1, 1, zero_point=3)
     with pytest.raises(ValueError, match="dtype int64 is not supported"):
-        DepthwiseSpec(1, 16, 8, 8, dtype="int64")
+        depthwise_spec(1, 16, 8, 8, dtype="int64")
 
 
 @pytest.mark.parametrize("template", [conv2d_int8, conv2d_int8_amx, conv2d_int8_narrow])

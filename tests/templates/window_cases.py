@@ -8,6 +8,7 @@ import tvm
 
 from tersor.targets.machines.target import Target
 from tersor.targets.templates.base import BufferSpec, Epilogue
+from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.targets.templates.vector.builder import broadcast, constant, load
 from tersor.tests import emulated_x86
 
@@ -49,6 +50,11 @@ def from_blocked(flat: torch.Tensor, shape: tuple[int, int, int, int], lanes: in
     n, c, h, w = shape
     blocks = -(-c // lanes)
     return flat.reshape(n, blocks, h, w, lanes).permute(0, 1, 4, 2, 3).reshape(n, blocks * lanes, h, w)[:, :c]
+
+
+def depthwise_spec(n, c, h, w, kernel=(3, 3), *window, **options) -> Conv2dSpec:
+    """A depthwise convolution: as many outputs and groups as channels."""
+    return Conv2dSpec(n, c, h, w, c, kernel, *window, groups=c, **options)
 
 
 def run(prim_func, target: Target, *inputs: torch.Tensor, out_elements: int) -> torch.Tensor:

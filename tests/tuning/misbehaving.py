@@ -69,12 +69,13 @@ def lower_misbehaving(task: Task, graph: Graph, option: Option) -> Program:
     program = lower_with(task, graph, default_of(task))
     call = tuned_call(program, task)
     elements = call.result.type.physical_size
-    spoiled = replace(call, kernel=replace(call.kernel, build=lambda name: _kernel(name, kind, elements)))
+    spoiled = replace(call, kernel=replace(call.kernel, build=lambda: _kernel(kind, elements)))
     return replace(program, calls=tuple(spoiled if one is call else one for one in program.calls))
 
 
-def _kernel(name: str, kind: str, elements: int) -> Any:
-    def body(inputs: Any, epilogue: Any, output: Any) -> None:
+def _kernel(kind: str, elements: int) -> Any:
+    def body(inputs: Any, result: Any) -> None:
+        output = result.buffer
         if kind == "crash":
             T.evaluate(T.call_extern("int32", "abort"))
         elif kind == "hang":
@@ -91,4 +92,4 @@ def _kernel(name: str, kind: str, elements: int) -> Any:
                 store(output, index, load(inputs[0], index, 1), 1)
 
     size = BufferSpec("x", elements)
-    return make_prim_func(name, [size], replace(size, name="y"), body, NO_EPILOGUE)
+    return make_prim_func("main", [size], replace(size, name="y"), body, NO_EPILOGUE)

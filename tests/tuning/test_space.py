@@ -87,7 +87,7 @@ def test_products_never_spill(m, n, packed, target):
 @given(st.integers(4, 60), st.integers(1, 100), st.sampled_from([1, 2]), st.sampled_from(TARGETS))
 @settings(max_examples=40, deadline=None)
 def test_depthwise_and_pooling_tiles_fit(size, planes, stride, target):
-    spec = depthwise.DepthwiseSpec(1, planes, size, size, (3, 3), (stride, stride), (1, 1, 1, 1))
+    spec = Conv2dSpec(1, planes, size, size, planes, (3, 3), (stride, stride), (1, 1, 1, 1), groups=planes)
     pool = pooling.PoolSpec(1, planes, size, size, "max", (3, 3), (stride, stride), (1, 1, 1, 1))
     for knobs in depthwise.candidates(spec, target):
         assert knobs.columns + 3 + window_loops.RESERVED_REGISTERS <= target.vector_registers

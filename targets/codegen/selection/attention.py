@@ -56,9 +56,7 @@ def select_attention(group: Group, context: KernelContext) -> Kernel:
         choice,
         operands=(query, key, value, *mask.operands, *epilogue.operands),
         result=result,
-        build=lambda name: choice.template.build(
-            spec, context.target, choice.knobs, epilogue.build(), name, mask.build()
-        ),
+        build=lambda: choice.template.build(spec, context.target, choice.knobs, epilogue.build(), mask.build()),
         variant=f"{mask.variant} {epilogue.variant}",
     )
 

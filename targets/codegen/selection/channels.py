@@ -44,13 +44,11 @@ def gather_channels(op: Op, parts: Sequence[Value], sources: tuple[int, ...], co
     channels = tuple(part.shape[1] for part in parts)
     spec = channel_gather.ChannelGatherSpec(batch, math.prod(spatial), channels, sources, block, dtype)
     return Kernel(
-        template="channel_gather",
-        spec=spec,
-        knobs=None,
-        variant="",
-        operands=tuple(stored(part, block, context) for part in parts),
-        result=View.whole(op.result),
-        build=lambda name: channel_gather.build(spec, context.target, name),
+        "channel_gather",
+        spec,
+        tuple(stored(part, block, context) for part in parts),
+        View.whole(op.result),
+        lambda: channel_gather.build(spec, context.target),
     )
 
 

@@ -39,13 +39,13 @@ def copy_kernel(source: View, copy: Value, target: Target) -> Kernel:
         return load_operand(buffers[0], source, at, result)
 
     return Kernel(
-        template="copy",
-        spec=spec,
-        knobs=knobs,
+        "copy",
+        spec,
+        (source,),
+        result,
+        lambda: elementwise.build(spec, target, knobs, compute),
+        knobs,
         variant=f"{source.type}+{source.offset}{source.strides}",
-        operands=(source,),
-        result=result,
-        build=lambda function: elementwise.build(spec, target, knobs, compute, name=function),
     )
 
 
@@ -76,15 +76,7 @@ def select_concat(group: Group, context: KernelContext) -> Kernel:
     parts = tuple(stored(part, block, context) if block else context.contiguous(part) for part in op.parts)
     runs = tuple(part.type.with_layout(block).physical_size // outer for part in op.parts)
     spec = row_copy.ConcatSpec(outer, runs, STORAGE[result.type.dtype])
-    return Kernel(
-        template="concat",
-        spec=spec,
-        knobs=None,
-        variant="",
-        operands=parts,
-        result=result,
-        build=lambda function: row_copy.build_concat(spec, context.target, function),
-    )
+    return Kernel("concat", spec, parts, result, lambda: row_copy.build_concat(spec, context.target))
 
 
 @selects(PadOp)
@@ -94,13 +86,11 @@ def select_pad(group: Group, context: KernelContext) -> Kernel:
     assert isinstance(op, PadOp)
     spec = row_copy.PadSpec(op.x.shape, op.attrs.before, op.attrs.after, _stored_number(op), STORAGE[op.x.type.dtype])
     return Kernel(
-        template="pad",
-        spec=spec,
-        knobs=None,
-        variant="",
-        operands=(context.contiguous(op.x),),
-        result=View.whole(group.result),
-        build=lambda function: row_copy.build_pad(spec, context.target, function),
+        "pad",
+        spec,
+        (context.contiguous(op.x),),
+        View.whole(group.result),
+        lambda: row_copy.build_pad(spec, context.target),
     )
 
 
@@ -140,13 +130,12 @@ def select_embedding(group: Group, context: KernelContext) -> Kernel:
         return load(table, tirx.Cast("int32", index) * width + column, at.lanes)
 
     return Kernel(
-        template="embedding",
-        spec=spec,
-        knobs=knobs,
-        variant="",
-        operands=(context.contiguous(op.table), context.contiguous(op.indices)),
-        result=View.whole(group.result),
-        build=lambda function: elementwise.build(spec, context.target, knobs, compute, name=function),
+        "embedding",
+        spec,
+        (context.contiguous(op.table), context.contiguous(op.indices)),
+        View.whole(group.result),
+        lambda: elementwise.build(spec, context.target, knobs, compute),
+        knobs,
     )
 
 
@@ -163,13 +152,11 @@ def select_scatter(group: Group, context: KernelContext) -> Kernel:
     numbers = (*type.shape, op.indices.type.size, accumulate)
     spec = row_copy.ScatterSpec(*numbers, STORAGE[type.dtype], STORAGE[op.indices.type.dtype])
     return Kernel(
-        template="scatter",
-        spec=spec,
-        knobs=None,
-        variant="",
-        operands=tuple(context.contiguous(value) for value in op.inputs),
-        result=View.whole(group.result),
-        build=lambda function: row_copy.build_scatter(spec, context.target, function),
+        "scatter",
+        spec,
+        tuple(context.contiguous(value) for value in op.inputs),
+        View.whole(group.result),
+        lambda: row_copy.build_scatter(spec, context.target),
     )
 
 
@@ -190,5 +177,5 @@ def select_relayout(group: Group, context: KernelContext) -> Kernel:
         choice,
         operands=(context.contiguous(op.x) if to_blocked else context.view(op.x),),
         result=View.whole(group.result),
-        build=lambda function: relayout.build(spec, context.target, choice.knobs, name=function),
+        build=lambda: relayout.build(spec, context.target, choice.knobs),
     )

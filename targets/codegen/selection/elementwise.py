@@ -28,13 +28,7 @@ def select_elementwise(group: Group, context: KernelContext) -> Kernel:
     def nothing(at: Any, buffers: Any) -> None:
         return None
 
-    def build(name: str) -> Any:
-        return elementwise.build(spec, context.target, choice.knobs, nothing, epilogue.build(), name)
+    def build() -> Any:
+        return elementwise.build(spec, context.target, choice.knobs, nothing, epilogue.build())
 
-    return chosen_kernel(
-        choice,
-        operands=epilogue.operands,
-        result=result,
-        build=build,
-        variant=epilogue.variant,
-    )
+    return chosen_kernel(choice, operands=epilogue.operands, result=result, build=build, variant=epilogue.variant)

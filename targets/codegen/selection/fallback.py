@@ -29,7 +29,7 @@ def loop_kernel(kind: str, spec: loops.LoopSpec, group: Group, context: KernelCo
         choice,
         operands=(operand,),
         result=View.whole(result),
-        build=lambda name: loops.build(spec, context.target, choice.knobs, name),
+        build=lambda: loops.build(spec, context.target, choice.knobs),
     )
     if not group.epilogue:
         return kernel

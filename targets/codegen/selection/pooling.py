@@ -67,13 +67,12 @@ def global_pool(kind: str, dtype: str, group: Group, context: KernelContext) -> 
     spec = pooling.GlobalPoolSpec(n, c, h, w, kind, dtype)
     epilogue = FusedEpilogue(group, context, View.whole(group.result))
     return Kernel(
-        template="global_pool2d",
-        spec=spec,
-        knobs=None,
+        "global_pool2d",
+        spec,
+        (source, *epilogue.operands),
+        epilogue.result,
+        lambda: pooling.build_global(spec, context.target, epilogue.build()),
         variant=epilogue.variant,
-        operands=(source, *epilogue.operands),
-        result=epilogue.result,
-        build=lambda function: pooling.build_global(spec, context.target, epilogue.build(), function),
     )
 
 

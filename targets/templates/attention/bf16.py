@@ -16,26 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, Epilogue
+from ..base import NO_EPILOGUE, Buffer, Epilogue, Index, offset_of
 from ..parallelism import balance, shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
-from ..vector.bf16_panels import can_pack_right, depth_of, gather_rows, offset_of, pack_right, tile_at
+from ..vector.bf16_panels import can_pack_right, depth_of, gather_rows, pack_right, tile_at
 from ..vector.bf16_tiles import SumsShape, Unit, fitting_rows, needed_unit, sums_shape, unit_of
 from ..vector.bfloat16 import BFLOAT16, ROUNDING_IR, bits_of, round_in_hardware
 from ..vector.builder import bind, constant, load, loop, store, when
 from ..vector.vectors import pieces
 from .float32 import SoftmaxRows, make_attention
 from .spec import AttentionSpec
-
-Buffer = Any
-Index = Any
 
 FEWEST_QUERIES = 4  # fewer do not repay packing keys and values
 
@@ -89,10 +85,9 @@ def build(
     target: Target,
     knobs: AttentionBf16Knobs,
     epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "attention_bf16",
     mask: Epilogue = NO_EPILOGUE,
 ) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(query, key, value, *mask buffers, *epilogue buffers, out)``.
+    """Write the PrimFunc ``(query, key, value, *mask buffers, *epilogue buffers, out)``.
 
     ``mask`` and ``epilogue`` are those of `tersor.targets.templates.attention.build`.
     """
@@ -103,7 +98,7 @@ def build(
     def write(inputs: Sequence[Buffer], rows: SoftmaxRows) -> None:
         _Writer(spec, knobs, inputs, rows).write()
 
-    return make_attention(name, spec, target, score_columns, mask, importing, write)
+    return make_attention("attention_bf16", spec, target, score_columns, mask, importing, write)
 
 
 class _Writer:

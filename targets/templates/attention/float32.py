@@ -15,23 +15,20 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt, offset_of
 from ..matmul.pack import RhsPanels, pack_activation
 from ..matmul.spec import MatmulKnobs, MatmulSpec, reads_rhs_in_place
 from ..matmul.tile import accumulate
 from ..parallelism import chunk_loop, shared_loop
 from ..rows.row_vectors import RowVectors
 from ..rows.softmax import write_exponentials
-from ..vector.builder import broadcast, constant, load, loop, make_prim_func, store, store_result, when
+from ..vector.builder import Output, broadcast, constant, load, loop, make_prim_func, store, when
 from ..vector.vector_math import maximum
 from ..vector.vectors import in_register, lanes_of, pieces
 from .spec import AttentionKnobs, AttentionSpec, candidates
 
 __all__ = ["AttentionKnobs", "AttentionSpec", "SoftmaxRows", "build", "candidates", "make_attention"]
 
-Buffer = Any
-Index = Any
-Expr = Any
 
 _LEAST_PEAK = -3.0e38  # finite, so that a row whose scores are all -inf becomes zeros, as in PyTorch, rather than NaN
 
@@ -41,10 +38,9 @@ def build(
     target: Target,
     knobs: AttentionKnobs,
     epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "attention",
     mask: Epilogue = NO_EPILOGUE,
 ) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(query, key, value, *mask buffers, *epilogue buffers, out)``.
+    """Write the PrimFunc ``(query, key, value, *mask buffers, *epilogue buffers, out)``.
 
     ``mask.apply`` is called on each vector of scaled scores, with coordinates ``(*batch, query, key)``; the epilogue
     on each vector of the result, with coordinates ``(*batch, query, element)``.
@@ -54,7 +50,7 @@ def build(
     def write(inputs: Sequence[Buffer], rows: SoftmaxRows) -> None:
         _Writer(spec, target, knobs, inputs, rows).write()
 
-    return make_attention(name, spec, target, -(-spec.keys // columns) * columns, mask, epilogue, write)
+    return make_attention("attention", spec, target, -(-spec.keys // columns) * columns, mask, epilogue, write)
 
 
 def make_attention(
@@ -82,8 +78,8 @@ def make_attention(
     )
     output = BufferSpec("out", spec.out_size, epilogue.dtype)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
-        rows = SoftmaxRows(spec, target.lanes(), score_columns, mask, epilogue, buffers[len(inputs) :], extra, out)
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
+        rows = SoftmaxRows(spec, target.lanes(), score_columns, mask, buffers[len(inputs) :], out)
         write(buffers[: len(inputs)], rows)
 
     return make_prim_func(name, (*inputs, *mask.buffers), output, body, epilogue)
@@ -104,17 +100,13 @@ class SoftmaxRows:
         lanes: int,
         score_columns: int,
         mask: Epilogue,
-        epilogue: Epilogue,
         mask_buffers: Sequence[Buffer],
-        extra: Sequence[Buffer],
-        out: Buffer,
+        out: Output,
     ) -> None:
         self.spec = spec
         self.lanes = lanes
         self.mask = mask
-        self.epilogue = epilogue
         self.mask_buffers = mask_buffers
-        self.extra = extra
         self.out = out
         # Rows a multiple of 4 KiB apart would compete for the same few lines of L1, hence one more vector.
         self.score_stride = score_columns + lanes
@@ -140,34 +132,22 @@ class SoftmaxRows:
         store(factors, row, constant(1.0, 1) / maximum(total, 1.0), 1)
 
     def store_row(
-        self,
-        batch: Sequence[Index],
-        row: Index,
-        column: Index,
-        count: int,
-        sums: Buffer,
-        at: Index,
-        factor: Expr,
+        self, batch: Sequence[Index], row: Index, column: Index, count: int, sums: Buffer, at: Index, factor: Expr
     ) -> None:
         """Store ``count`` columns of one row of results: sums from element ``at``, times ``factor``."""
         strides = self.spec.context.out_strides
-        base = _offset(0, batch, strides) + row * strides[-2]
+        base = offset_of(0, batch, strides) + row * strides[-2]
         for start, lanes in pieces(count, self.lanes):
             value = load(sums, at + start, lanes) * broadcast(factor, lanes)
             place = VectorAt((*batch, row, column + start), len(batch) + 1, lanes, base + column + start)
-            store_result(self.out, value, place, self.epilogue, self.extra)
+            self.out.store(value, place)
 
 
 class _Writer:
     """Writes the loops of one attention."""
 
     def __init__(
-        self,
-        spec: AttentionSpec,
-        target: Target,
-        knobs: AttentionKnobs,
-        inputs: Sequence[Buffer],
-        rows: SoftmaxRows,
+        self, spec: AttentionSpec, target: Target, knobs: AttentionKnobs, inputs: Sequence[Buffer], rows: SoftmaxRows
     ) -> None:
         self.spec = spec
         self.knobs = knobs
@@ -199,7 +179,7 @@ class _Writer:
                 )
 
     def _panels(self, product: MatmulSpec, buffer: Buffer, batch: Sequence[Index]) -> RhsPanels:
-        base = _offset(product.rhs_offset, batch, product.rhs_strides)
+        base = offset_of(product.rhs_offset, batch, product.rhs_strides)
         if reads_rhs_in_place(product, self.columns):
             return RhsPanels(buffer, base, self.columns, product.rhs_strides[-2])
         return pack_activation(product, self.tile_knobs, self.lanes, buffer, base, 0)
@@ -221,7 +201,7 @@ class _Writer:
 
     def _write_scores(self, batch: Sequence[Index], rows: int, first: Index, keys: RhsPanels, scores: Buffer) -> None:
         *_, row_stride, element_stride = self.spec.scores.a_strides
-        base = _offset(self.spec.query_offset, batch, self.spec.scores.a_strides) + first * row_stride
+        base = offset_of(self.spec.query_offset, batch, self.spec.scores.a_strides) + first * row_stride
         with loop(self.key_panels) as panel:
             tile = self._accumulate(
                 rows,
@@ -236,13 +216,7 @@ class _Writer:
                     store(scores, at, tile[row * self.knobs.vectors + vector], self.lanes)
 
     def _write_context(
-        self,
-        batch: Sequence[Index],
-        rows: int,
-        first: Index,
-        values: RhsPanels,
-        scores: Buffer,
-        factors: Buffer,
+        self, batch: Sequence[Index], rows: int, first: Index, values: RhsPanels, scores: Buffer, factors: Buffer
     ) -> None:
         spec = self.spec
         panels = -(-spec.value_width // self.columns)
@@ -275,9 +249,3 @@ class _Writer:
             return load(panels.buffer, base + k * panels.k_stride + vector * self.lanes, self.lanes)
 
         return accumulate(rows, self.knobs.vectors, self.lanes, steps, element, vector_at, unroll=self.knobs.unroll)
-
-
-def _offset(base: Index, batch: Sequence[Index], strides: Sequence[int]) -> Index:
-    for index, stride in zip(batch, strides, strict=False):
-        base = base + index * stride
-    return base

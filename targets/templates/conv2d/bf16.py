@@ -26,13 +26,14 @@ import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
 from ..parallelism import chunk_loop, shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
+from ..vector.amx_pipeline import Pending, Tile
 from ..vector.bf16_tiles import unit_of
 from ..vector.bfloat16 import BFLOAT16, BITS, bits_of
-from ..vector.builder import bind, constant, load, loop, make_prim_func, store, store_result, when
+from ..vector.builder import Output, bind, constant, load, loop, make_prim_func, store, when
 from ..vector.operand_types import check_weight_shape
 from .bf16_plan import MOST_TAPS, Conv2dBf16Knobs, Plan, split, split_units
 from .spec import Conv2dSpec
@@ -49,8 +50,6 @@ __all__ = [
     "supports",
 ]
 
-Buffer = Any
-Index = Any
 
 HALF = TILE_DEPTH // 2  # channels of a block in memory: the upper half of a panel's row is the next block
 
@@ -71,45 +70,42 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight
 
     With convolution groups, a group of outputs has only the panels of 32 channels that it reads.
     """
+    return amx.pack_pairs(reduced_tiles(Plan(spec, knobs), weight.to(torch.bfloat16), TILE_DEPTH)).reshape(-1)
+
+
+def reduced_tiles(plan: Plan[Any], weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """A weight as [output group, panel, kh, kw, ``channels`` of the panel, outputs of the group], zero padded."""
+    spec, width = plan.spec, plan.knobs.shape.outputs
     inputs, outputs = spec.c // spec.groups, spec.o // spec.groups
     check_weight_shape(weight, (spec.o, inputs, *spec.kernel))
-    plan = Plan(spec, knobs)
-    width = knobs.shape.outputs
-    dense = weight.new_zeros(plan.groups * width, plan.depth * TILE_DEPTH, *spec.kernel, dtype=torch.bfloat16)
+    dense = weight.new_zeros(plan.groups * width, plan.depth * channels, *spec.kernel)
     for group, part in enumerate(weight.split(outputs)):
         dense[group * outputs : (group + 1) * outputs, group * inputs : (group + 1) * inputs] = part
-    firsts = [plan.first_panel(group) * TILE_DEPTH for group in range(plan.groups)]
-    read = [
-        part[:, first : first + plan.span * TILE_DEPTH] for part, first in zip(dense.split(width), firsts, strict=True)
-    ]
-    tiled = torch.stack(read).reshape(plan.groups, width, plan.span, TILE_DEPTH, *spec.kernel)
-    return amx.pack_pairs(tiled.permute(0, 2, 4, 5, 3, 1)).reshape(-1)
+    panels = dense.reshape(plan.groups, width, plan.depth, channels, *spec.kernel)
+    firsts = [plan.first_panel(group) for group in range(plan.groups)]
+    tiled = torch.stack([part[:, first : first + plan.span] for part, first in zip(panels, firsts, strict=True)])
+    return tiled.permute(0, 2, 4, 5, 3, 1)
 
 
-def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dBf16Knobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_bf16",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
-    return build_units(Plan(spec, knobs), UnitWriter, target, epilogue, name)
+    return build_units(Plan(spec, knobs), UnitWriter, target, epilogue, "conv2d_bf16")
 
 
-def build_units(plan: Plan, writer: type[UnitWriter], target: Target, epilogue: Epilogue, name: str) -> tirx.PrimFunc:
+def build_units(
+    plan: Plan[Any], writer: type[UnitWriter], target: Target, epilogue: Epilogue, name: str
+) -> tirx.PrimFunc:
     """The PrimFunc whose units ``writer`` writes."""
     spec, knobs = plan.spec, plan.knobs
-    inputs = (
-        BufferSpec("data", spec.input_size(target), BFLOAT16),
-        BufferSpec("weight", plan.groups * plan.group_size, BFLOAT16),
-    )
+    inputs = (BufferSpec("data", spec.input_size(target), spec.dtype), plan.weight_buffer)
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
+        data, packed = main
+        weights = writer.weights(plan, packed)
         extents = (spec.n, knobs.row_units, knobs.output_units)
         with shared_loop(extents, macs=spec.macs) as (n, row_unit, output_unit):
-            writer(plan, target, epilogue, main, extra, out).write(n, row_unit, output_unit)
+            writer(plan, target, data, weights, out).write(n, row_unit, output_unit)
 
     importing = replace(epilogue, llvm_ir=epilogue.llvm_ir + knobs.shape.llvm_ir)
     return make_prim_func(name, inputs, output, body, importing)
@@ -119,41 +115,55 @@ class UnitWriter:
     """Writes what one thread does: gather panels, then all tiles of its groups of outputs."""
 
     def __init__(
-        self,
-        plan: Plan,
-        target: Target,
-        epilogue: Epilogue,
-        main: Sequence[Buffer],
-        extra: Sequence[Buffer],
-        out: Buffer,
+        self, plan: Plan[Any], target: Target, data: Buffer, weights: tuple[Buffer, Buffer | None], out: Output
     ) -> None:
         self.plan = plan
         self.spec = plan.spec
         self.knobs = plan.knobs
-        self.epilogue = epilogue
-        self.data, self.weight = (bits_of(buffer) for buffer in main)
-        self.extra = extra
         self.out = out
         self.input_blocks = plan.spec.input_blocks(target)
         self.output_blocks = plan.spec.output_blocks(target)
         self.row_taps, self.column_taps = plan.rows, plan.columns
+        self.data = self.numbers(data)
+        self.weight, self.table = weights
+
+    @staticmethod
+    def weights(plan: Any, packed: Buffer) -> tuple[Buffer, Buffer | None]:
+        """The packed weights as the unit reads them, and what sums start from unless it is zero."""
+        return bits_of(packed), None
+
+    def numbers(self, data: Buffer) -> Buffer:
+        """The input as it is copied to panels."""
+        return bits_of(data)
 
     def write(self, n: Index, row_unit: Index, output_unit: Index) -> None:
-        height, units = self.row_taps.window.out, self.knobs.row_units
-        first = 0 if units == 1 else bind(row_unit * height // units)
-        rows = height if units == 1 else bind((row_unit + 1) * height // units - first)
-        panels = amx.panels(self.plan.panel_size)
-        sums = amx.sums_buffer(self.knobs.shape)
+        """Gather panels, then all tiles of the groups of outputs."""
+        plan, units = self.plan, self.knobs.row_units
+        height = self.row_taps.window.out
+        first = bind(row_unit * height // units)
+        rows = bind((row_unit + 1) * height // units - first)
+        panels = amx.panels(plan.panel_size)
+        sums = self.allocate_sums()
         for row_phase, column_phase in itertools.product(self.row_taps.phases, self.column_taps.phases):
             self.gather(n, first, rows, row_phase, column_phase, panels)
         self.knobs.shape.begin()
-        positions = (rows - 1) * self.plan.row_length + self.column_taps.window.out
-        tiles = (positions + self.knobs.shape.positions - 1) // self.knobs.shape.positions
-        with chunk_loop(output_unit, self.knobs.output_units, self.plan.groups) as group, loop(tiles) as tile:
-            position = bind(tile * self.knobs.shape.positions)
-            self._multiply(group, position, panels, sums)
-            self.finish(n, first, rows, group, position, sums)
+        step = self.knobs.shape.positions
+        tiles = ((rows - 1) * plan.row_length + self.column_taps.window.out + step - 1) // step
+        self.write_tiles(n, first, rows, output_unit, tiles, panels, sums)
         self.knobs.shape.end()
+
+    def allocate_sums(self) -> Buffer:
+        """Memory for the sums of a tile."""
+        return amx.sums_buffer(self.knobs.shape)
+
+    def write_tiles(
+        self, n: Index, first: Index, rows: Index, output_unit: Index, tiles: Index, panels: Buffer, sums: Buffer
+    ) -> None:
+        """The tiles of the groups of outputs, one after the other."""
+        with chunk_loop(output_unit, self.knobs.output_units, self.plan.groups) as group, loop(tiles) as index:
+            tile = Tile(group, bind(index * self.knobs.shape.positions), sums, 0)
+            self.multiply(tile, panels)
+            self.finish(n, first, rows, tile)
 
     # Panels ---------------------------------------------------------------------------------------------------
 
@@ -209,65 +219,67 @@ class UnitWriter:
 
     # Products -------------------------------------------------------------------------------------------------
 
-    def _multiply(self, group: Index, position: Index, panels: Buffer, sums: Buffer) -> None:
+    def multiply(self, tile: Tile, panels: Buffer, pending: Pending | None = None) -> None:
+        """Write the sums of one tile; with each step goes a share of what is pending."""
         plan = self.plan
-        kernel_height, kernel_width = self.row_taps.window.kernel, self.column_taps.window.kernel
+        taps = list(itertools.product(range(self.row_taps.window.kernel), range(self.column_taps.window.kernel)))
         tiles = self.knobs.shape.tiles(plan.pairs)
-        self.start(tiles, group)
-        first = bind(plan.first_panel(group))
+        self.start(tiles, tile.group)
+        first = bind(plan.first_panel(tile.group))
         with loop(plan.span) as depth:
-            weight = bind(group * plan.group_size + depth * (kernel_height * kernel_width * plan.step_size))
-            panel = bind(((first + depth) * plan.plane + position) * TILE_DEPTH)
-            for tap, (ky, kx) in enumerate(itertools.product(range(kernel_height), range(kernel_width))):
+            weight = bind(tile.group * plan.group_size + depth * (len(taps) * plan.step_size))
+            panel = bind(((first + depth) * plan.plane + tile.position) * TILE_DEPTH)
+            for tap, (ky, kx) in enumerate(taps):
                 phase = plan.phase_index(self.row_taps.phase[ky], self.column_taps.phase[kx])
                 shift = self.row_taps.shift[ky] * plan.row_length + self.column_taps.shift[kx]
-                place = panel + (phase * plan.depth * plan.plane + shift) * TILE_DEPTH
-                tiles.multiply_add(panels, place, self.weight, weight + tap * plan.step_size)
-        tiles.store(sums)
+                at = panel + (phase * plan.depth * plan.plane + shift) * TILE_DEPTH
+                tiles.multiply_add(panels, at, self.weight, weight + tap * plan.step_size)
+                if pending is not None:
+                    pending.after_step(depth, tap, len(taps), plan.span)
+        tiles.store(tile.sums, tile.place)
 
     def start(self, tiles: Any, group: Index) -> None:
         """Set the sums of one group of outputs to what they start from."""
-        tiles.clear()
+        if self.table is None:
+            tiles.clear()
+        else:
+            tiles.start_from(self.table, group * self.knobs.shape.outputs)
 
-    def finish(self, n: Index, first: Index, rows: Index, group: Index, position: Index, sums: Buffer) -> None:
-        """Apply the epilogue to the sums that belong to an output, and store them."""
-        columns = self.knobs.columns
+    def finish(self, n: Index, first: Index, rows: Index, tile: Tile, piece: tuple[Index, int] | None = None) -> None:
+        """Apply the epilogue to the sums that belong to an output, and store them.
+
+        ``piece`` is the first of some positions and their number, which may reach beyond the tile; all by default.
+        """
+        columns, positions = self.knobs.columns, self.knobs.shape.positions
         rest = self.output_blocks % columns
+        begin, count = piece or (0, positions)
 
-        def of_blocks(count: int) -> None:
-            with loop(self.knobs.shape.positions) as index:
-                self._store_position(n, first, rows, group * columns, count, position + index, index, sums)
+        def of_blocks(blocks: int) -> None:
+            with loop(count) as offset:
+                index = begin + offset if piece is None else bind(begin + offset)
+                self._store_position(n, first, rows, tile, blocks, index, piece is None)
 
-        is_last = group == self.plan.groups - 1 if self.plan.groups > 1 else True
+        is_last = tile.group == self.plan.groups - 1 if self.plan.groups > 1 else True
         when(is_last if rest else False, lambda: of_blocks(rest), lambda: of_blocks(columns))
 
     def _store_position(
-        self,
-        n: Index,
-        first: Index,
-        rows: Index,
-        first_block: Index,
-        blocks: int,
-        position: Index,
-        index: Index,
-        sums: Buffer,
+        self, n: Index, first: Index, rows: Index, tile: Tile, blocks: int, index: Index, is_inside: bool
     ) -> None:
-        height, width = self.row_taps.window.out, self.column_taps.window.out
-        length = self.plan.row_length
+        """All outputs of one position."""
+        height, width, length = self.row_taps.window.out, self.column_taps.window.out, self.plan.row_length
+        position = tile.position + index if is_inside else bind(tile.position + index)
         row = bind(position // length) if length > 1 else position
         x = bind(position % length) if length > 1 else 0
 
         def write() -> None:
             y = first + row
             for offset in range(blocks):
-                block = first_block + offset
+                block = tile.group * self.knobs.columns + offset
                 flat = (((n * self.output_blocks + block) * height + y) * width + x) * TILE_COLUMNS
                 place = (y // self.spec.out_w, y % self.spec.out_w) if self.plan.is_flat else (y, x)
                 at = VectorAt((n, block * TILE_COLUMNS, *place), 1, TILE_COLUMNS, flat)
-                value = load(sums, index * self.knobs.shape.outputs + offset * TILE_COLUMNS, TILE_COLUMNS)
-                store_result(self.out, value, at, self.epilogue, self.extra)
+                source = tile.place + index * self.knobs.shape.outputs + offset * TILE_COLUMNS
+                self.out.store(load(tile.sums, source, TILE_COLUMNS), at)
 
-        belongs = row < rows
-        if length > width:
-            belongs = tirx.And(belongs, x < width)
-        when(belongs, write)
+        belongs = row < rows if is_inside else tirx.And(index < self.knobs.shape.positions, row < rows)
+        when(belongs if length == width else tirx.And(belongs, x < width), write)

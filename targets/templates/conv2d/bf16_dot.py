@@ -16,11 +16,11 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue
 from ..vector.arithmetic import Arithmetic
 from ..vector.bf16_tiles import unit_of
 from ..vector.bfloat16 import BFLOAT16, bits_of
-from ..vector.builder import RegisterTile, make_prim_func
+from ..vector.builder import Output, RegisterTile, make_prim_func
 from ..vector.dot_bf16 import DOT_IR, PAIR, WORD, dot
 from . import direct as conv2d
 from .direct import ConvolutionWriter
@@ -28,8 +28,6 @@ from .spec import Conv2dKnobs, Conv2dSpec, output_groups
 from .tiling import candidates
 
 __all__ = ["Conv2dKnobs", "build", "candidates", "pack_weight", "supports"]
-
-Buffer = Any
 
 
 class _Pairs(Arithmetic):
@@ -61,13 +59,7 @@ def _weight_sizes(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> list[
     return [g.count * g.vectors * g.span * per_vector for g in output_groups(spec, target, knobs.vectors)]
 
 
-def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_bf16_dot",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     inputs = (
         BufferSpec("data", spec.input_size(target), BFLOAT16),
@@ -75,12 +67,12 @@ def build(
     )
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         data, weight = (_words(buffer, one.size) for buffer, one in zip(main, inputs, strict=True))
-        ConvolutionWriter(spec, target, knobs, epilogue, data, weight, extra, out, _Pairs()).write()
+        ConvolutionWriter(spec, target, knobs, data, weight, out, _Pairs()).write()
 
     importing = replace(epilogue, llvm_ir=epilogue.llvm_ir + DOT_IR)
-    return make_prim_func(name, inputs, output, body, importing)
+    return make_prim_func("conv2d_bf16_dot", inputs, output, body, importing)
 
 
 def _words(buffer: Buffer, size: int) -> Buffer:

@@ -14,13 +14,12 @@ in registers into 16 rows of the panel.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, Epilogue
+from ..base import NO_EPILOGUE, Buffer, Epilogue, Expr, Index
 from ..vector import amx
 from ..vector.amx import TILE_DEPTH, TILE_ROWS
 from ..vector.bf16_tiles import fitting_rows, needed_unit, unit_of
@@ -32,10 +31,6 @@ from ..windows.spatial import Window
 from .bf16 import UnitWriter, build_units
 from .bf16_plan import MOST_TAPS, PAIRS, Conv2dBf16Knobs, Plan, Taps, split
 from .spec import Conv2dSpec
-
-Buffer = Any
-Index = Any
-Expr = Any
 
 
 def supports(spec: Conv2dSpec, target: Target) -> bool:
@@ -104,15 +99,9 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight
     return amx.pack_pairs(padded.reshape(groups, outputs, height, TILE_DEPTH).permute(0, 2, 3, 1)).reshape(-1)
 
 
-def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dBf16Knobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_bf16_narrow",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; plain in, blocked out."""
-    return build_units(_NarrowPlan(spec, knobs), _NarrowWriter, target, epilogue, name)
+    return build_units(_NarrowPlan(spec, knobs), _NarrowWriter, target, epilogue, "conv2d_bf16_narrow")
 
 
 class _NarrowWriter(UnitWriter):

@@ -11,13 +11,12 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, Epilogue
+from ..base import NO_EPILOGUE, Buffer, Epilogue, Index
 from ..vector import amx
 from ..vector.amx import TILE_DEPTH
 from ..vector.bf16_panels import depth_of
@@ -30,9 +29,6 @@ from ..windows.spatial import Window
 from .bf16 import UnitWriter, build_units
 from .bf16_plan import Conv2dBf16Knobs, Plan, Taps, split_units
 from .spec import Conv2dSpec
-
-Buffer = Any
-Index = Any
 
 MOST_COPIES = 512  # of contiguous numbers of a window, which are written out
 
@@ -86,15 +82,9 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight
     return amx.pack_pairs(padded.reshape(plan.groups, outputs, -1).transpose(1, 2)).reshape(-1)
 
 
-def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dBf16Knobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_bf16_patches",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; plain in, blocked out."""
-    return build_units(_PatchPlan(spec, knobs), _PatchWriter, target, epilogue, name)
+    return build_units(_PatchPlan(spec, knobs), _PatchWriter, target, epilogue, "conv2d_bf16_patches")
 
 
 class _PatchWriter(UnitWriter):

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from tvm import tirx
 
 from ...machines.target import Target
+from ..base import BufferSpec, Index
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
 from ..vector.bf16_tiles import PanelKnobs, fitting_rows, needed_unit
+from ..vector.bfloat16 import BFLOAT16
 from ..windows.spatial import Window
 from .spec import Conv2dSpec
-
-Index = Any
 
 PAIRS = TILE_DEPTH // 2  # in a row of a panel
 MOST_TAPS = 128  # that templates on panels write out; other templates loop over those of larger kernels
@@ -129,6 +129,11 @@ class Plan(Generic[KnobsT]):
     def group_size(self) -> int:
         """Packed weights of one group of outputs."""
         return self.span * self.rows.window.kernel * self.columns.window.kernel * self.step_size
+
+    @property
+    def weight_buffer(self) -> BufferSpec:
+        """The packed weights."""
+        return BufferSpec("weight", self.groups * self.group_size, BFLOAT16)
 
     @property
     def span(self) -> int:

@@ -20,21 +20,10 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.arithmetic import FLOAT32, Arithmetic
-from ..vector.builder import (
-    RegisterTile,
-    bind,
-    constant,
-    load,
-    loop,
-    make_prim_func,
-    prefetch,
-    store,
-    store_result,
-    when,
-)
+from ..vector.builder import Output, RegisterTile, bind, constant, load, loop, make_prim_func, prefetch, store, when
 from ..windows.spatial import TapRange, TileRun, tile_runs
 from ..windows.window_loops import for_each_range
 from .space import candidates
@@ -50,17 +39,8 @@ from .spec import (
 
 __all__ = ["Conv2dKnobs", "Conv2dSpec", "build", "candidates", "pack_weight"]
 
-Expr = Any
-Index = Any
 
-
-def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)`` over flat buffers.
 
     The input is in ``spec.input_layout``; the output is blocked, and lanes of channels that do not exist hold what the
@@ -76,10 +56,10 @@ def build(
     )
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
-    def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
-        ConvolutionWriter(spec, target, knobs, epilogue, main[0], main[1], extra, out).write()
+    def body(main: Sequence[Buffer], out: Output) -> None:
+        ConvolutionWriter(spec, target, knobs, main[0], main[1], out).write()
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("conv2d", inputs, output, body, epilogue)
 
 
 class ConvolutionWriter:
@@ -90,21 +70,17 @@ class ConvolutionWriter:
         spec: Conv2dSpec,
         target: Target,
         knobs: Conv2dKnobs,
-        epilogue: Epilogue,
         data: Any,
         weight: Any,
-        extra: Sequence[Any],
-        output: Any,
+        output: Output,
         arithmetic: Arithmetic = FLOAT32,
     ) -> None:
         self.arithmetic = arithmetic
         self.spec = spec
         self.target = target
         self.knobs = knobs
-        self.epilogue = epilogue
         self.data = data
         self.weight = weight
-        self.extra = extra
         self.output = output
         self.lanes = target.lanes()
         self.block = spec.input_block(target) // arithmetic.packing
@@ -336,7 +312,7 @@ class _TileWriter:
             if spec.pointwise:
                 y, x = y // spec.out_w, y % spec.out_w
             at = VectorAt((group.n, block * group.lanes, y, x), 1, group.lanes, flat)
-            store_result(conv.output, self.tile[index], at, conv.epilogue, conv.extra)
+            conv.output.store(self.tile[index], at)
 
     def _partial_sums(self, action: Callable[[int, Any], None]) -> None:
         group = self.group

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue
-from ..vector.builder import load, make_prim_func
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
+from ..vector.builder import Output, load, make_prim_func
 from ..vector.compensation import BorderClasses, append_table, border_table, packed_bytes, view_as, view_table
 from ..vector.dot_product import WORD, DotProduct, dot_product
 from ..vector.operand_types import is_integer
@@ -26,10 +25,6 @@ from . import direct as conv2d
 from . import spec as conv2d_spec
 from .direct import ConvolutionWriter
 from .spec import Conv2dKnobs, Conv2dSpec, output_groups
-
-Buffer = Any
-Expr = Any
-Index = Any
 
 
 def supports(spec: Conv2dSpec, target: Target) -> bool:
@@ -63,13 +58,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, weight: to
     return append_table(packed, border_table(weight, zero, rows, columns, outputs))
 
 
-def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_int8",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     lanes = target.lanes()
     products = dot_product(target, spec.dtype)
@@ -85,14 +74,14 @@ def build(
     )
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         words = view_as(main[0], "int32", data_bytes // WORD), view_as(main[1], "int32", weight_bytes // WORD)
-        writer = _Writer(spec, target, knobs, epilogue, *words, extra, out, products)
+        writer = _Writer(spec, target, knobs, *words, out, products)
         if table:
             writer.start_from(view_table(main[1], weight_bytes, table), rows, columns)
         writer.write()
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("conv2d_int8", inputs, output, body, epilogue)
 
 
 class _Writer(ConvolutionWriter):

@@ -6,30 +6,23 @@ point, so that one compensation for each output corrects all positions: the sums
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
-from ..parallelism import shared_loop
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TileShape
-from ..vector.amx_pipeline import FinishedTile, Pending, for_each_tile
-from ..vector.builder import bind, constant, load, loop, make_prim_func, store, store_result, when
+from ..vector.amx_pipeline import for_each_tile
+from ..vector.builder import bind, constant, load, loop, store, when
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
-from ..vector.operand_types import check_weight_shape, is_integer
-from .bf16 import Conv2dBf16Knobs, Plan, UnitWriter, split
+from ..vector.operand_types import is_integer
+from .bf16 import Conv2dBf16Knobs, Plan, UnitWriter, build_units, reduced_tiles, split
 from .bf16_plan import MOST_TAPS
 from .spec import Conv2dSpec
-
-Buffer = Any
-Index = Any
 
 BLOCKS = 4  # of 16 channels in a row of a panel
 BLOCK = TILE_DEPTH // BLOCKS  # elements of a panel (two bytes) that one block takes
@@ -62,6 +55,11 @@ class IntegerPlan(Plan[Conv2dInt8AmxKnobs]):
     def weight_bytes(self) -> int:
         """Packed weights."""
         return 2 * self.groups * self.group_size
+
+    @property
+    def weight_buffer(self) -> BufferSpec:
+        """The packed weights, and the table behind them."""
+        return BufferSpec("weight", packed_bytes(self.weight_bytes, self.table_size), "int8")
 
     @property
     def table_size(self) -> int:
@@ -97,13 +95,8 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, wei
 
     What corrects the zero point is appended.
     """
-    check_weight_shape(weight, (spec.o, spec.c, *spec.kernel))
     plan = IntegerPlan(spec, knobs)
-    outputs = knobs.shape.outputs
-    padded = weight.new_zeros(plan.groups * outputs, plan.depth * CHANNELS, *spec.kernel)
-    padded[: spec.o, : spec.c] = weight
-    parts = padded.reshape(plan.groups, outputs, plan.depth, CHANNELS, *spec.kernel)
-    return packed_tiles(plan, parts.permute(0, 2, 4, 5, 3, 1), weight)
+    return packed_tiles(plan, reduced_tiles(plan, weight, CHANNELS), weight)
 
 
 def packed_tiles(plan: IntegerPlan, parts: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -115,66 +108,43 @@ def packed_tiles(plan: IntegerPlan, parts: torch.Tensor, weight: torch.Tensor) -
 
 
 def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dInt8AmxKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_int8_amx",
+    spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, epilogue: Epilogue = NO_EPILOGUE
 ) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
-    return build_units(IntegerPlan(spec, knobs), IntegerWriter, target, epilogue, name)
-
-
-def build_units(
-    plan: IntegerPlan, kind: type[IntegerWriter], target: Target, epilogue: Epilogue, name: str
-) -> tirx.PrimFunc:
-    """The PrimFunc whose units a writer of some kind writes."""
-    spec, knobs = plan.spec, plan.knobs
-    data_bytes = spec.input_size(target)
-    weight = BufferSpec("weight", packed_bytes(plan.weight_bytes, plan.table_size), "int8")
-    output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
-
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
-        data, packed = main
-        words = view_as(packed, "uint16", plan.weight_bytes // 2)
-        table = view_table(packed, plan.weight_bytes, plan.table_size) if plan.table_size else None
-        extents = (spec.n, knobs.row_units, knobs.output_units)
-        with shared_loop(extents, macs=spec.macs) as (n, row_unit, output_unit):
-            writer = kind(plan, target, epilogue, (view_as(data, "uint8", data_bytes), words), extra, out)
-            writer.table = table
-            writer.write(n, row_unit, output_unit)
-
-    return make_prim_func(name, (BufferSpec("data", data_bytes, spec.dtype), weight), output, body, epilogue)
+    return build_units(IntegerPlan(spec, knobs), IntegerWriter, target, epilogue, "conv2d_int8_amx")
 
 
 class IntegerWriter(UnitWriter):
     """Gathers panels of 64 channels; the epilogue of each tile runs while the matrix unit works on the next one."""
 
     plan: IntegerPlan
-    table: Buffer | None = None
 
-    def write(self, n: Index, row_unit: Index, output_unit: Index) -> None:
-        """Gather panels, then all tiles of the groups of outputs."""
-        plan, knobs, units = self.plan, self.knobs, self.knobs.output_units
-        height, step = self.row_taps.window.out, knobs.shape.positions
-        first = bind(row_unit * height // knobs.row_units)
-        rows = bind((row_unit + 1) * height // knobs.row_units - first)
-        panels = amx.panels(plan.panel_size)
-        for row_phase, column_phase in itertools.product(self.row_taps.phases, self.column_taps.phases):
-            self.gather(n, first, rows, row_phase, column_phase, panels)
-        knobs.shape.begin()
-        tiles = bind(((rows - 1) * plan.row_length + self.column_taps.window.out + step - 1) // step)
-        first_group = bind(output_unit * plan.groups // units)
-        last_group = bind((output_unit + 1) * plan.groups // units)
+    @staticmethod
+    def weights(plan: IntegerPlan, packed: Buffer) -> tuple[Buffer, Buffer | None]:
+        """The packed weights in pairs of bytes, and the table of compensations."""
+        words = view_as(packed, "uint16", plan.weight_bytes // 2)
+        return words, view_table(packed, plan.weight_bytes, plan.table_size) if plan.table_size else None
 
-        def multiply(group: Index, position: Index, sums: Buffer, place: Index, pending: Pending) -> None:
-            self.multiply_and(group, position, panels, sums, place, pending)
+    def numbers(self, data: Buffer) -> Buffer:
+        """The bytes of the input."""
+        return view_as(data, "uint8", int(data.shape[0]))
 
-        def finish(tile: FinishedTile, begin: Index, count: int) -> None:
-            self._finish(n, first, rows, tile, begin, count)
+    def allocate_sums(self) -> Buffer:
+        """Two tiles' sums have a place in the loop below."""
+        return None
 
-        for_each_tile((first_group, last_group), tiles, knobs.shape, rows * plan.row_length, multiply, finish)
-        knobs.shape.end()
+    def write_tiles(
+        self, n: Index, first: Index, rows: Index, output_unit: Index, tiles: Index, panels: Buffer, sums: Buffer
+    ) -> None:
+        """The tiles of the groups of outputs, each with the epilogue of the one before."""
+        for_each_tile(
+            (output_unit, self.knobs.output_units, self.plan.groups),
+            tiles,
+            self.knobs.shape,
+            rows * self.plan.row_length,
+            lambda tile, pending: self.multiply(tile, panels, pending),
+            lambda tile, begin, count: self.finish(n, first, rows, tile, (begin, count)),
+        )
 
     def gather(self, n: Index, first: Index, rows: Index, row_phase: int, column_phase: int, panels: Buffer) -> None:
         """Copy one phase of the rows that this unit reads; channels that do not exist stay what they are."""
@@ -220,65 +190,3 @@ class IntegerWriter(UnitWriter):
         if begin < end:
             with loop(end, begin) as column:
                 store(panels, to + column * TILE_DEPTH, constant(pair, blocks * BLOCK, "uint16"), blocks * BLOCK)
-
-    def start(self, tiles: Any, group: Index) -> None:
-        """Set the sums of one group of outputs to what they start from."""
-        if self.table is None:
-            tiles.clear()
-        else:
-            tiles.start_from(self.table, group * self.knobs.shape.outputs)
-
-    def multiply_and(
-        self, group: Index, position: Index, panels: Buffer, sums: Buffer, place: Index, pending: Pending
-    ) -> None:
-        """Write the sums of one tile."""
-        plan = self.plan
-        kernel_height, kernel_width = self.row_taps.window.kernel, self.column_taps.window.kernel
-        taps = kernel_height * kernel_width
-        tiles = self.knobs.shape.tiles()
-        self.start(tiles, group)
-        with loop(plan.depth) as depth:
-            weight = bind(group * plan.group_size + depth * (taps * plan.step_size))
-            panel = bind((depth * plan.plane + position) * TILE_DEPTH)
-            for tap, (ky, kx) in enumerate(itertools.product(range(kernel_height), range(kernel_width))):
-                phase = plan.phase_index(self.row_taps.phase[ky], self.column_taps.phase[kx])
-                shift = self.row_taps.shift[ky] * plan.row_length + self.column_taps.shift[kx]
-                at = panel + (phase * plan.depth * plan.plane + shift) * TILE_DEPTH
-                tiles.multiply_add(panels, at, self.weight, weight + tap * plan.step_size)
-                pending.after_step(depth, tap, taps, plan.depth)
-        tiles.store(sums, place)
-
-    def _finish(self, n: Index, first: Index, rows: Index, tile: FinishedTile, begin: Index, count: int) -> None:
-        """Apply the epilogue to some positions of a tile, as far as they belong to an output, and store them."""
-        columns = self.knobs.columns
-        rest = self.output_blocks % columns
-
-        def of_blocks(blocks: int) -> None:
-            with loop(count) as index:
-                position = bind(begin + index)
-                self._store_position(n, first, rows, tile, blocks, position)
-
-        is_last = tile.group == self.plan.groups - 1 if self.plan.groups > 1 else True
-        when(is_last if rest else False, lambda: of_blocks(rest), lambda: of_blocks(columns))
-
-    def _store_position(
-        self, n: Index, first: Index, rows: Index, tile: FinishedTile, blocks: int, index: Index
-    ) -> None:
-        """All outputs of one position."""
-        height, width, length = self.row_taps.window.out, self.column_taps.window.out, self.plan.row_length
-        position = bind(tile.position + index)
-        row = bind(position // length) if length > 1 else position
-        x = bind(position % length) if length > 1 else 0
-
-        def write() -> None:
-            y = first + row
-            for offset in range(blocks):
-                block = tile.group * self.knobs.columns + offset
-                flat = (((n * self.output_blocks + block) * height + y) * width + x) * TILE_COLUMNS
-                place = (y // self.spec.out_w, y % self.spec.out_w) if self.plan.is_flat else (y, x)
-                at = VectorAt((n, block * TILE_COLUMNS, *place), 1, TILE_COLUMNS, flat)
-                source = tile.place + index * self.knobs.shape.outputs + offset * TILE_COLUMNS
-                store_result(self.out, load(tile.sums, source, TILE_COLUMNS), at, self.epilogue, self.extra)
-
-        belongs = tirx.And(index < self.knobs.shape.positions, row < rows)
-        when(belongs if length == width else tirx.And(belongs, x < width), write)

@@ -13,31 +13,26 @@ that no tap is copied. A 7 x 7 kernel takes four products for each tile, two of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, Epilogue
+from ..base import NO_EPILOGUE, Buffer, Epilogue, Expr, Index
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
-from ..vector.amx_pipeline import Pending
+from ..vector.amx_pipeline import Pending, Tile
 from ..vector.builder import bind, constant, load, loop, store
 from ..vector.dot_product import WORD
 from ..vector.operand_types import check_weight_shape, is_integer
 from ..vector.vectors import in_register, shuffle
 from ..windows.padded_rows import RowCopier
 from ..windows.spatial import Window
-from .bf16 import split
+from .bf16 import build_units, split
 from .bf16_plan import MOST_TAPS, Taps
-from .int8_amx import Conv2dInt8AmxKnobs, IntegerPlan, IntegerWriter, build_units, packed_tiles
+from .int8_amx import Conv2dInt8AmxKnobs, IntegerPlan, IntegerWriter, packed_tiles
 from .spec import Conv2dSpec
-
-Buffer = Any
-Expr = Any
-Index = Any
 
 LANES = 16  # words in a vector, and in a row of a tile
 HALVES = 2  # elements of a panel, two bytes each, in a word
@@ -161,14 +156,10 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, wei
 
 
 def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dInt8AmxKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_int8_amx_narrow",
+    spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, epilogue: Epilogue = NO_EPILOGUE
 ) -> tirx.PrimFunc:
     """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; plain in, blocked out."""
-    return build_units(_NarrowPlan(spec, knobs), _NarrowWriter, target, epilogue, name)
+    return build_units(_NarrowPlan(spec, knobs), _NarrowWriter, target, epilogue, "conv2d_int8_amx_narrow")
 
 
 class _NarrowWriter(IntegerWriter):
@@ -210,16 +201,15 @@ class _NarrowWriter(IntegerWriter):
             words = words | (tirx.Cast(f"uint32x{LANES}", value) << constant(8 * channel, LANES, "uint32"))
         return in_register(words)
 
-    def multiply_and(
-        self, group: Index, position: Index, panels: Buffer, sums: Buffer, place: Index, pending: Pending
-    ) -> None:
+    def multiply(self, tile: Tile, panels: Buffer, pending: Pending | None = None) -> None:
         """Write the sums of one tile."""
         plan = self.plan
         tiles = self.knobs.shape.tiles()
-        self.start(tiles, group)
-        weight = bind(group * plan.group_size)
+        self.start(tiles, tile.group)
+        weight = bind(tile.group * plan.group_size)
         for step in range(plan.steps):
-            at = (position + step * plan.step_rows * plan.row_length) * plan.position_size
+            at = (tile.position + step * plan.step_rows * plan.row_length) * plan.position_size
             tiles.multiply_add(panels, at, self.weight, weight + step * plan.step_size, plan.position_size)
-            pending.after_step(0, step, plan.steps, 1)
-        tiles.store(sums, place)
+            if pending is not None:
+                pending.after_step(0, step, plan.steps, 1)
+        tiles.store(tile.sums, tile.place)

@@ -14,26 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
 from ..parallelism import shared_loop
-from ..vector.builder import RegisterTile, bind, constant, for_each, load, loop, make_prim_func, store_result, when
+from ..vector.builder import Output, RegisterTile, bind, for_each, load, loop, make_prim_func, when
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, dot_product
 from ..vector.operand_types import check_weight_shape, is_integer
-from ..windows.padded_rows import UNROLLED_WORDS, PaddedRows, RowCopier
-from ..windows.spatial import balanced_split, tile_runs
+from ..windows.padded_rows import UNROLLED_WORDS, PaddedRows, PieceWriter
+from ..windows.spatial import balanced_split
 from .spec import Conv2dSpec
-
-Buffer = Any
-Expr = Any
-Index = Any
 
 PADDED_SHARE = 2  # the padded rows of a piece take at most this part of L1
 MOST_VECTORS = 4
@@ -95,6 +90,8 @@ class _Plan:
         reach = (self.words - 1) * self.taps * self.spec.dilation[1] + WORD
         return PaddedRows(*self.spec.axes(), self.knobs.row_units, reach)
 
+    column_bytes = 1
+
     @property
     def padded_bytes(self) -> int:
         """Size of the padded rows of a piece."""
@@ -145,11 +142,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8NarrowKnobs, 
 
 
 def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: Conv2dInt8NarrowKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "conv2d_int8_narrow",
+    spec: Conv2dSpec, target: Target, knobs: Conv2dInt8NarrowKnobs, epilogue: Epilogue = NO_EPILOGUE
 ) -> tirx.PrimFunc:
     """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; plain in, blocked out."""
     plan = _Plan(spec, knobs, target.lanes())
@@ -160,108 +153,75 @@ def build(
     channels = spec.output_blocks(target) * target.lanes()
     output = BufferSpec("output", spec.n * channels * spec.out_h * spec.out_w, epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         data, packed = view_as(main[0], "uint8", data_bytes), view_as(main[1], "int32", words)
         corrections = view_table(main[1], words * WORD, table) if table else None
         with shared_loop((spec.n, knobs.row_units), macs=spec.macs) as (n, unit):
-            _UnitWriter(plan, target, epilogue, (data, packed, corrections), extra, out, n).write(unit)
+            _UnitWriter(plan, target, (data, packed, corrections), out, n).write(unit)
 
-    return make_prim_func(name, (BufferSpec("data", data_bytes, spec.dtype), weight), output, body, epilogue)
+    return make_prim_func(
+        "conv2d_int8_narrow", (BufferSpec("data", data_bytes, spec.dtype), weight), output, body, epilogue
+    )
 
 
-class _UnitWriter:
-    """Writes what one thread does: some rows of an image."""
+class _UnitWriter(PieceWriter):
+    """Writes some rows of the image that is its plane."""
 
-    def __init__(
-        self,
-        plan: _Plan,
-        target: Target,
-        epilogue: Epilogue,
-        main: tuple[Buffer, Buffer, Buffer | None],
-        extra: Sequence[Buffer],
-        out: Buffer,
-        n: Index,
-    ) -> None:
-        self.plan = plan
-        self.spec = plan.spec
-        self.vectors = plan.knobs.vectors
-        self.lanes = plan.lanes
-        self.output_blocks = plan.spec.output_blocks(target)
-        self.products = dot_product(target, plan.spec.dtype)
-        self.copier = RowCopier(plan.spec.zero_point, target.vector_bytes, self.products.offset)
-        self.epilogue = epilogue
-        self.data, self.weight, self.table = main
-        self.extra = extra
-        self.out = out
-        self.n = n
+    plan: _Plan
 
-    def write(self, unit: Index) -> None:
-        """Copy the rows of a piece with their padding, then all its tiles."""
-        plan, place = self.plan, self.plan.padded
-        begin, end = place.outputs(unit)
-        padded = T.alloc_buffer((plan.padded_bytes,), "uint8", scope="global", align=64)
-        first, count = place.inputs(begin, end)
-        with loop(self.spec.c) as channel, loop(count) as row:
-            self._pad_row(channel, first + row, padded, bind((channel * place.most_rows + row) * place.length))
-        with loop(plan.groups) as group, loop(end, begin) as y:
-            for run in tile_runs(place.without_padding, plan.knobs.columns):
-                with loop(run.count) as index:
-                    self._tile(padded, group, y, y - begin, bind(run.start + index * run.width), run.width)
-
-    def _pad_row(self, channel: Index, image_row: Index, padded: Buffer, to: Index) -> None:
-        width, height = self.spec.w, self.spec.h
-        source = bind(((self.n * self.spec.c + channel) * height + image_row) * width)
-        exists = tirx.And(image_row >= 0, image_row < height)
+    def pad_rows(self, first: Index, count: Index, padded: Buffer) -> None:
+        """The rows of all channels."""
         place = self.plan.padded
-        self.copier.copy(self.data, source, width, place.columns.pad, place.length, padded, to, exists)
+        with loop(self.spec.c) as channel, loop(count) as row:
+            to = bind((channel * place.most_rows + row) * place.length)
+            self.pad_row(self.plane * self.spec.c + channel, first + row, padded, to)
 
-    def _tile(self, padded: Buffer, group: Index, y: Index, row: Index, x: Index, width: int) -> None:
-        tile = RegisterTile(width * self.vectors, self.lanes, self.products.sum_type)
+    def tile(self, padded: Buffer, group: Index, y: Index, row: Index, x: Index, width: int) -> None:
+        """All vectors of a group of outputs."""
+        vectors = self.plan.knobs.vectors
+        tile = RegisterTile(width * vectors, self.lanes, self.products.sum_type)
         for index in range(tile.count):
-            tile[index] = self._first_sum(group * self.vectors + index % self.vectors)
+            tile[index] = self.first_sum(group * vectors + index % vectors)
         with loop(self.spec.c) as channel, loop(self.spec.kernel[0]) as ky:
             self._kernel_row(tile, padded, group, channel, ky, (row, x, width))
         self._finish(tile, group, y, x, width)
-
-    def _first_sum(self, block: Index) -> Expr:
-        if self.table is None:
-            return constant(0, self.lanes, "int32")
-        return load(self.table, block * self.lanes, self.lanes)
 
     def _kernel_row(
         self, tile: RegisterTile, padded: Buffer, group: Index, channel: Index, ky: Index, at: tuple[Index, Index, int]
     ) -> None:
         plan, lanes, products = self.plan, self.lanes, self.products
+        vectors = plan.knobs.vectors
         place, (rows, columns) = plan.padded, self.spec.axes()
         row, x, width = at
         image_row = channel * place.most_rows + row * rows.stride + ky * rows.dilation
         line = bind(image_row * place.length + x * columns.stride)
-        step = plan.words * self.vectors * lanes
+        step = plan.words * vectors * lanes
         weight = bind(group * plan.group_size + (channel * rows.kernel + ky) * step)
 
         def multiply(word: Index) -> None:
-            places = (weight + (word * self.vectors + vector) * lanes for vector in range(self.vectors))
+            places = (weight + (word * vectors + vector) * lanes for vector in range(vectors))
             right = [products.right(load(self.weight, place, lanes)) for place in places]
             for position in range(width):
                 column = position * columns.stride + word * plan.taps * columns.dilation
                 element = tirx.reinterpret("int32", load(padded, line + column, WORD))
                 left = products.prepare(T.Broadcast(element, lanes))
-                for vector in range(self.vectors):
-                    products.multiply_add(tile, position * self.vectors + vector, left, right[vector])
+                for vector in range(vectors):
+                    products.multiply_add(tile, position * vectors + vector, left, right[vector])
 
         for_each(plan.words, UNROLLED_WORDS, multiply)
 
     def _finish(self, tile: RegisterTile, group: Index, y: Index, x: Index, width: int) -> None:
         rows, columns = self.spec.axes()
-        for vector in range(self.vectors):
-            block = group * self.vectors + vector
+        vectors, blocks = self.plan.knobs.vectors, -(-self.spec.o // self.lanes)
+        for vector in range(vectors):
+            block = group * vectors + vector
 
             def write(block: Index = block, vector: int = vector) -> None:
                 for position in range(width):
-                    place = ((self.n * self.output_blocks + block) * rows.out + y) * columns.out + x + position
-                    at = VectorAt((self.n, block * self.lanes, y, x + position), 1, self.lanes, place * self.lanes)
-                    value = tile[position * self.vectors + vector]
-                    store_result(self.out, value, at, self.epilogue, self.extra)
+                    place = ((self.plane * blocks + block) * rows.out + y) * columns.out + x + position
+                    at = VectorAt((self.plane, block * self.lanes, y, x + position), 1, self.lanes, place * self.lanes)
+                    value = tile[position * vectors + vector]
+                    self.out.store(value, at)
 
-            always = self.plan.groups * self.vectors == self.output_blocks
-            when(True if always else block < self.output_blocks, write)
+            always = self.plan.groups * vectors == blocks
+            when(True if always else block < blocks, write)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from ...machines.target import Target
+from ..base import Index
 from ..vector.operand_types import check_operands, check_weight_shape
 from ..windows.spatial import Window
-
-Index = Any  # a Python int, or a tvm expression of the group's number
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,11 @@ class Conv2dSpec:
         """Multiply-adds, those that padding makes zero included (the usual count)."""
         taps = self.kernel[0] * self.kernel[1]
         return self.n * self.o * self.out_h * self.out_w * taps * (self.c // self.groups)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel is a group of its own, with one output."""
+        return 1 < self.groups == self.c == self.o
 
     @property
     def pointwise(self) -> bool:

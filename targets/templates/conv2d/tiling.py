@@ -7,14 +7,10 @@ from collections import Counter
 from dataclasses import replace
 
 from ...machines.target import Target
+from ..machine_model import L2_WEIGHT_CYCLES, L3_WEIGHT_CYCLES, tile_cycles
 from ..windows.spatial import balanced_split, tile_runs
 from .spec import Conv2dKnobs, Conv2dSpec, output_groups
 
-# What a load costs beside the multiply-adds, in cycles, measured on AVX-512; weights stream from an outer cache.
-BROADCAST_CYCLES = 0.1
-L2_WEIGHT_CYCLES = 0.35
-L3_WEIGHT_CYCLES = 0.7
-LATENCY_CYCLES = 4.0  # of a fused multiply-add: a smaller tile waits for its own results
 CODE_PENALTY = 1e-4  # relative cost of each multiply-add in the code: compile time and instruction cache
 PREFETCH_VECTORS = 64  # 4 KiB ahead on AVX-512
 IMBALANCE_TOLERANCE = 0.03  # weights that stay in cache are worth this much
@@ -34,12 +30,6 @@ def weights_stay_in_l2(spec: Conv2dSpec, target: Target, vectors: int) -> bool:
     return rows * spec.kernel[0] * spec.kernel[1] * target.vector_bytes <= target.l2_bytes // 2
 
 
-def step_cycles(vectors: int, positions: int, weight_cycles: float) -> float:
-    """Estimated cycles for one input channel and tap of a register tile: two multiply-adds a cycle."""
-    loads = BROADCAST_CYCLES * positions + weight_cycles * vectors
-    return max(vectors * positions / 2, LATENCY_CYCLES) + loads
-
-
 def estimate_cycles(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> float:
     """Estimated cycles of the whole convolution on one thread."""
     rows, columns = spec.windows()
@@ -51,7 +41,7 @@ def estimate_cycles(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> flo
     cycles = 0.0
     for groups in output_groups(spec, target, knobs.vectors):
         per_step = sum(
-            heights[h] * widths[w] * step_cycles(groups.vectors, h * w, weight_cycles)
+            heights[h] * widths[w] * tile_cycles(groups.vectors, h * w, weight_cycles)
             for h, w in itertools.product(heights, widths)
         )
         cycles += groups.count * groups.span * steps * per_step

@@ -14,14 +14,14 @@ and then the slices of output channels, so that each reads only its part of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, VectorAt
 from ..vector.builder import (
+    Output,
     RegisterTile,
     bind,
     broadcast,
@@ -31,7 +31,6 @@ from ..vector.builder import (
     parallel,
     prefetch,
     store,
-    store_result,
     when,
 )
 from ..vector.vectors import in_register
@@ -42,17 +41,8 @@ from .winograd_tiling import candidates, estimate_cycles
 
 __all__ = ["WinogradKnobs", "build", "candidates", "estimate_cycles", "pack_weight", "supports"]
 
-Expr = Any
-Buffer = Any
 
-
-def build(
-    spec: Conv2dSpec,
-    target: Target,
-    knobs: WinogradKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "winograd",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)`` over flat buffers.
 
     Input and output are blocked; lanes of output channels that do not exist hold what the epilogue makes of zero.
@@ -66,38 +56,25 @@ def build(
     reason = supports(spec)
     if reason is not None:
         raise ValueError(f"Winograd convolution does not apply: {reason}")
-    inputs = (
-        BufferSpec("data", spec.input_size(target)),
-        BufferSpec("weight", packed_size(spec, target, knobs)),
-    )
+    inputs = (BufferSpec("data", spec.input_size(target)), BufferSpec("weight", packed_size(spec, target, knobs)))
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
-        _Writer(spec, target, knobs, epilogue, main[0], main[1], extra, out).write()
+    def body(main: Sequence[Buffer], out: Output) -> None:
+        _Writer(spec, target, knobs, main[0], main[1], out).write()
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("winograd", inputs, output, body, epilogue)
 
 
 class _Writer:
     """Writes the loops of one convolution; methods go from the outermost loop inwards."""
 
     def __init__(
-        self,
-        spec: Conv2dSpec,
-        target: Target,
-        knobs: WinogradKnobs,
-        epilogue: Epilogue,
-        data: Buffer,
-        weight: Buffer,
-        extra: Sequence[Buffer],
-        output: Buffer,
+        self, spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, data: Buffer, weight: Buffer, output: Output
     ) -> None:
         self.spec = spec
         self.knobs = knobs
-        self.epilogue = epilogue
         self.data = data
         self.weight = weight
-        self.extra = extra
         self.output = output
         self.lanes = target.lanes()
         self.grid = TileGrid.of(spec, knobs)
@@ -120,23 +97,23 @@ class _Writer:
         size = self.knobs.positions * self.input_stride
         if self.knobs.order == "tiles":
             with parallel(self.blocks) as (block,):
-                transformed = T.alloc_buffer((size,), "float32")
-                self._transform_block(transformed, 0, block, 0, self.input_blocks)
+                self.transformed = T.alloc_buffer((size,), "float32")
+                self._transform_block(0, block, 0, self.input_blocks)
                 with loop(self.slices) as piece:
-                    self._multiply(transformed, 0, block, piece)
+                    self._multiply(0, block, piece)
             return
-        transformed = T.alloc_buffer((self.blocks * size,), "float32")
+        self.transformed = T.alloc_buffer((self.blocks * size,), "float32")
         with parallel(self.blocks, self.input_blocks) as (block, channels):
-            self._transform_block(transformed, bind(block * size), block, channels, channels + 1)
+            self._transform_block(bind(block * size), block, channels, channels + 1)
         with parallel(self.slices, self.blocks) as (piece, block):
-            self._multiply(transformed, bind(block * size), block, piece)
+            self._multiply(bind(block * size), block, piece)
 
     def _bounds(self, piece: Expr, pieces: int, units: int) -> tuple[Expr, Expr]:
         if pieces == 1:
             return 0, units
         return bind(piece * units // pieces), bind((piece + 1) * units // pieces)
 
-    def _transform_block(self, transformed: Buffer, base: Expr, block: Expr, first: Expr, behind: Expr) -> None:
+    def _transform_block(self, base: Expr, block: Expr, first: Expr, behind: Expr) -> None:
         """Transform the tiles of a block, for input channel blocks ``[first, behind)``."""
         staging = self.patches.allocate_staging()
         begin, end = self._bounds(block, self.blocks, self.grid.groups)
@@ -144,16 +121,16 @@ class _Writer:
             tile = bind(self.grid.first_tile(group) + row)
             panel = ((group - begin) * self.input_blocks + channels) * self.grid.rows + row
             place = bind(base + panel * self.lanes)
-            self.patches.transform_input(self.data, channels, tile, staging, transformed, place, self.input_stride)
+            self.patches.transform_input(self.data, channels, tile, staging, self.transformed, place, self.input_stride)
 
     def _rows_of(self, group: Expr) -> Expr:
         if self.grid.longer == self.grid.groups:
             return self.grid.rows
         return tirx.Select(group < self.grid.longer, tirx.const(self.grid.rows), tirx.const(self.grid.rows - 1))
 
-    def _multiply(self, transformed: Buffer, base: Expr, block: Expr, piece: Expr) -> None:
+    def _multiply(self, base: Expr, block: Expr, piece: Expr) -> None:
         """All products of a block of tiles with a slice of the output channels, and their output transform."""
-        products = T.alloc_buffer((self.knobs.positions * self.product_stride,), "float32")
+        self.products = T.alloc_buffer((self.knobs.positions * self.product_stride,), "float32")
         begin, end = self._bounds(block, self.blocks, self.grid.groups)
         first, behind = self._bounds(piece, self.slices, self.slice_units)
         first_block = bind(first * self.knobs.vectors)
@@ -168,23 +145,13 @@ class _Writer:
             place = bind(position * self.product_stride + slot * (self.groups_per_block * self.grid.rows * self.lanes))
 
             def write(vectors: int) -> None:
-                self._panel(vectors, panel, begin, end, transformed, source, products, place)
+                self._panel(vectors, panel, begin, end, source, place)
 
             main, *rest = self.weight_groups
             when(not rest or unit < main.count, lambda: write(main.vectors), lambda: write(rest[0].vectors))
-        self._finish_block(products, first_block, behind_block, begin, end)
+        self._finish_block(first_block, behind_block, begin, end)
 
-    def _panel(
-        self,
-        vectors: int,
-        weight: Expr,
-        begin: Expr,
-        end: Expr,
-        transformed: Buffer,
-        source: Expr,
-        products: Buffer,
-        place: Expr,
-    ) -> None:
+    def _panel(self, vectors: int, weight: Expr, begin: Expr, end: Expr, source: Expr, place: Expr) -> None:
         """One position, one group of output blocks, every group of tiles of a block."""
         tile_row = self.grid.rows * self.lanes
         with loop(end, begin) as group:
@@ -193,26 +160,14 @@ class _Writer:
             result = bind(place + slot * tile_row)
 
             def write(rows: int) -> None:
-                self._product(rows, vectors, transformed, panel, weight, slot, products, result)
+                self._product(rows, vectors, panel, weight, slot, result)
 
             everywhere = self.grid.longer == self.grid.groups
             when(
-                everywhere or group < self.grid.longer,
-                lambda: write(self.grid.rows),
-                lambda: write(self.grid.rows - 1),
+                everywhere or group < self.grid.longer, lambda: write(self.grid.rows), lambda: write(self.grid.rows - 1)
             )
 
-    def _product(
-        self,
-        rows: int,
-        vectors: int,
-        transformed: Buffer,
-        source: Expr,
-        weight: Expr,
-        slot: Expr,
-        products: Buffer,
-        place: Expr,
-    ) -> None:
+    def _product(self, rows: int, vectors: int, source: Expr, weight: Expr, slot: Expr, place: Expr) -> None:
         """One register tile: ``rows`` tiles times ``vectors`` output blocks, summed over the input channels."""
         lanes = self.lanes
         tile = RegisterTile(rows * vectors, lanes)
@@ -233,7 +188,7 @@ class _Writer:
                     prefetch(self.weight, ahead + ((block * lanes + channel) * lines + line) * lanes, 2)
                 element = bind(panel + channel)
                 for row in range(rows):
-                    value = in_register(broadcast(transformed[element + row * lanes], lanes))
+                    value = in_register(broadcast(self.transformed[element + row * lanes], lanes))
                     for v, column in enumerate(columns):
                         tile.multiply_add(row * vectors + v, value, column)
 
@@ -246,17 +201,17 @@ class _Writer:
         for row in range(rows):
             for v in range(vectors):
                 at = place + (v * self.groups_per_block * self.grid.rows + row) * lanes
-                store(products, at, tile[row * vectors + v], lanes)
+                store(self.products, at, tile[row * vectors + v], lanes)
 
-    def _finish_block(self, products: Buffer, first_block: Expr, behind_block: Expr, begin: Expr, end: Expr) -> None:
+    def _finish_block(self, first_block: Expr, behind_block: Expr, begin: Expr, end: Expr) -> None:
         """Transform the products of a block of tiles and a slice of output blocks back, and store them."""
         staging = self.patches.allocate_staging()
 
         def finish(value: Expr, at: VectorAt) -> None:
-            store_result(self.output, value, at, self.epilogue, self.extra)
+            self.output.store(value, at)
 
         with loop(behind_block, first_block) as block, loop(end, begin) as group, loop(self._rows_of(group)) as row:
             tile = bind(self.grid.first_tile(group) + row)
             slot = ((block - first_block) * self.groups_per_block + group - begin) * self.grid.rows + row
             place = bind(slot * self.lanes)
-            self.patches.transform_output(products, place, self.product_stride, tile, staging, block, finish)
+            self.patches.transform_output(self.products, place, self.product_stride, tile, staging, block, finish)

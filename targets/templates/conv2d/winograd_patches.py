@@ -10,20 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..base import VectorAt
+from ..base import Buffer, Expr, VectorAt
 from ..vector.builder import RegisterTile, bind, load, loop, store, when
 from ..vector.vectors import in_register
 from .spec import Conv2dSpec
 from .winograd_spec import TileGrid, WinogradKnobs
 from .winograd_transforms import apply_transform, transforms
-
-Expr = Any
-Buffer = Any
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Target
+from ..base import Index
 from ..vector.operand_types import check_weight_shape
 from .spec import Conv2dSpec
 from .winograd_transforms import FILTER, as_tensor, transforms
-
-Index = Any  # a Python int, or a tvm expression
 
 
 @dataclass(frozen=True)

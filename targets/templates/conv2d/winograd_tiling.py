@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 
 from ...machines.target import Target
+from ..machine_model import CACHED_BYTES, L3_BYTES, L3_WEIGHT_CYCLES, LAUNCH_CYCLES, MEMORY_BYTES, tile_cycles
 from .spec import Conv2dSpec, output_groups
-from .tiling import L3_WEIGHT_CYCLES, MOST_VECTORS, feasible_positions, step_cycles
+from .tiling import MOST_VECTORS, feasible_positions
 from .winograd_spec import TileGrid, WinogradKnobs, packed_size
 from .winograd_transforms import TILES, relative_error
 
@@ -17,10 +18,6 @@ from .winograd_transforms import TILES, relative_error
 INPUT_CYCLES = {2: 5.0, 4: 5.7, 6: 5.7}
 OUTPUT_CYCLES = {2: 3.0, 4: 3.4, 6: 6.0}
 ACCUMULATOR_CYCLES = 2.2  # clearing and storing one accumulator of a register tile
-LAUNCH_CYCLES = 5_000  # handing one more parallel loop to a thread, and waiting for the slowest
-L3_BYTES = 7.0  # moved in one cycle by one core
-MEMORY_BYTES = 2.5  # the same from memory, when all cores read
-CACHED_BYTES = 8 << 20  # larger weights are assumed to have left the caches since the network was run last
 EXPOSED = 0.25  # share of the shorter of arithmetic and weight traffic that prefetching fails to hide behind the longer
 USABLE_L2 = 0.5  # share of L2 that weights or intermediate results may fill and stay there
 ALLOWED_ERROR = 2e-5  # of one layer, relative to its largest output; a network may have dozens of layers
@@ -89,7 +86,7 @@ def _multiply_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, gri
     cycles = 0.0
     tiles = ((grid.longer, grid.rows), (grid.groups - grid.longer, grid.rows - 1))
     for groups, (count, rows) in itertools.product(output_groups(spec, target, knobs.vectors), tiles):
-        each = spec.c * step_cycles(groups.vectors, rows, L3_WEIGHT_CYCLES) + ACCUMULATOR_CYCLES * groups.vectors * rows
+        each = spec.c * tile_cycles(groups.vectors, rows, L3_WEIGHT_CYCLES) + ACCUMULATOR_CYCLES * groups.vectors * rows
         cycles += groups.count * count * each
     return knobs.positions * cycles
 

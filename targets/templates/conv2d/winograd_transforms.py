@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Any
 
 import torch
 
+from ..base import Expr
 from ..vector.builder import constant
 from ..vector.vectors import in_register, lanes_of
 
-Expr = Any
 Matrix = tuple[tuple[Fraction, ...], ...]
 
 FILTER = 3

@@ -16,46 +16,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt, offset_of
 from ..parallelism import balance, chunk_loop, shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
-from ..vector.bf16_panels import can_pack_right, depth_of, gather_rows, offset_of, pack_right
+from ..vector.amx_pipeline import Pending, Tile
+from ..vector.bf16_panels import can_pack_right, depth_of, gather_rows, pack_right
 from ..vector.bf16_tiles import PanelKnobs, fitting_rows, needed_unit, unit_of
 from ..vector.bfloat16 import BFLOAT16, bits_of
-from ..vector.builder import bind, load, loop, make_prim_func, store_result, when
+from ..vector.builder import Output, bind, load, loop, make_prim_func, when
+from ..vector.operand_types import check_weight_shape
 from ..vector.vectors import pieces
 from .spec import ACTIVATION, PACKED, MatmulSpec
-
-Buffer = Any
-Index = Any
 
 # Fewer rows would leave most of a tile idle, and the vector kernel streams the right-hand side as fast.
 FEWEST_ROWS = {PACKED: 4, ACTIVATION: 8}
 PANEL_SHARE = 3  # panels take at most this part of L2
+
+KnobsT = TypeVar("KnobsT", bound=Any)
 
 
 @dataclass(frozen=True)
 class MatmulBf16Knobs(PanelKnobs):
     """How a product is cut up: positions are rows; see the base class."""
 
-    def groups(self, spec: MatmulSpec) -> int:
-        """Groups of outputs whose sums are in registers at once."""
-        return -(-spec.n // self.shape.outputs)
 
-    def unit_rows(self, spec: MatmulSpec) -> int:
-        """Most rows of a unit."""
-        return -(-spec.m // self.row_units)
-
-    def panel_size(self, spec: MatmulSpec) -> int:
-        """Elements of all panels of a unit, and what the last tile reads beyond them."""
-        return (depth_of(spec.k) * self.unit_rows(spec) + self.shape.positions) * TILE_DEPTH
+def groups_of(spec: MatmulSpec, knobs: Any) -> int:
+    """Groups of outputs whose sums are in registers at once."""
+    return -(-spec.n // (knobs.columns * TILE_COLUMNS))
 
 
 def supports(spec: MatmulSpec, target: Target) -> bool:
@@ -76,117 +70,153 @@ def candidates(spec: MatmulSpec, target: Target) -> list[MatmulBf16Knobs]:
         return [replace(knobs, row_units=row_units)]
     weight_bytes = 2 * spec.n * spec.k
     by_outputs = weight_bytes > target.l2_bytes // 2 or spec.m < knobs.shape.positions * target.cores
-    found = [_split(spec, target, knobs, by_outputs=choice) for choice in (by_outputs, not by_outputs)]
-    return list(dict.fromkeys(found))
+    return cut_both_ways(spec, target, knobs, depth_of(spec.k), by_outputs)
 
 
-def _split(spec: MatmulSpec, target: Target, knobs: MatmulBf16Knobs, *, by_outputs: bool) -> MatmulBf16Knobs:
-    """Units such that panels stay in L2 and all cores have work."""
-    pieces_of_rows = -(-2 * spec.m * depth_of(spec.k) * TILE_DEPTH * PANEL_SHARE // target.l2_bytes)
-    if by_outputs and knobs.groups(spec) >= target.cores:
-        return replace(knobs, row_units=pieces_of_rows, output_units=target.cores)
-    return replace(knobs, row_units=min(spec.m, -(-pieces_of_rows // target.cores) * target.cores))
+def cut_both_ways(spec: MatmulSpec, target: Target, knobs: KnobsT, depths: int, by_outputs: bool) -> list[KnobsT]:
+    """Units such that panels, ``depths`` of 64 bytes for each row, stay in L2 and all cores have work.
+
+    The cores share the outputs, or else the rows; what ``by_outputs`` says comes first.
+    """
+    row_units = -(-spec.m * depths * 2 * TILE_DEPTH * PANEL_SHARE // target.l2_bytes)
+    by_rows = replace(knobs, row_units=min(spec.m, -(-row_units // target.cores) * target.cores))
+    if groups_of(spec, knobs) < target.cores:
+        return [by_rows]
+    shared = replace(knobs, row_units=row_units, output_units=target.cores)
+    return list(dict.fromkeys((shared, by_rows) if by_outputs else (by_rows, shared)))
 
 
 def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
     """Lay a weight ``[n, k]`` out as [group of outputs, 32 columns, tile], flat and zero padded."""
-    if tuple(weight.shape) != (spec.n, spec.k):
-        raise ValueError(f"the weight must be [{spec.n}, {spec.k}], not {list(weight.shape)}")
-    groups, outputs = knobs.groups(spec), knobs.shape.outputs
-    padded = weight.new_zeros(groups * outputs, depth_of(spec.k) * TILE_DEPTH, dtype=torch.bfloat16)
-    padded[: spec.n, : spec.k] = weight.detach()
-    return amx.pack_pairs(padded.reshape(groups, outputs, -1).transpose(1, 2)).reshape(-1)
+    return amx.pack_pairs(reduced_tiles(spec, knobs, weight.detach().to(torch.bfloat16), TILE_DEPTH)).reshape(-1)
 
 
-def build(
-    spec: MatmulSpec,
-    target: Target,
-    knobs: MatmulBf16Knobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "matmul_bf16",
-) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(a, rhs, *epilogue buffers, out)``.
+def reduced_tiles(spec: MatmulSpec, knobs: Any, weight: torch.Tensor, depth: int) -> torch.Tensor:
+    """A weight ``[n, k]`` as [group of outputs, k, output of the group], padded to whole groups and panels."""
+    check_weight_shape(weight, (spec.n, spec.k))
+    groups, outputs = groups_of(spec, knobs), knobs.columns * TILE_COLUMNS
+    padded = weight.new_zeros(groups * outputs, -(-spec.k // depth) * depth)
+    padded[: spec.n, : spec.k] = weight
+    return padded.reshape(groups, outputs, -1).transpose(1, 2)
+
+
+def build(spec: MatmulSpec, target: Target, knobs: MatmulBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(a, rhs, *epilogue buffers, out)``.
 
     The epilogue sees coordinates ``(*batch, row, column)`` with the lanes along the columns.
     """
-    weight_size = knobs.groups(spec) * depth_of(spec.k) * knobs.columns * TILE_SIZE
+    weight_size = groups_of(spec, knobs) * depth_of(spec.k) * knobs.columns * TILE_SIZE
     rhs_size = weight_size if spec.rhs == PACKED else spec.rhs_size
     inputs = (BufferSpec("a", spec.a_size, BFLOAT16), BufferSpec("rhs", rhs_size, BFLOAT16))
     output = BufferSpec("out", spec.out_size, epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         extents = (*spec.batch, knobs.row_units, knobs.output_units)
         with shared_loop(extents, macs=spec.macs) as (*batch, row_unit, output_unit):
-            _UnitWriter(spec, knobs, epilogue, main, extra, out, batch).write(row_unit, output_unit)
+            operands = (*(bits_of(buffer) for buffer in main), None)
+            UnitWriter(spec, knobs, knobs.shape, operands, out, batch).write(row_unit, output_unit)
 
     importing = replace(epilogue, llvm_ir=epilogue.llvm_ir + knobs.shape.llvm_ir)
-    return make_prim_func(name, inputs, output, body, importing)
+    return make_prim_func("matmul_bf16", inputs, output, body, importing)
 
 
-class _UnitWriter:
+class UnitWriter:
     """Writes what one thread does: gather panels, then all tiles of its groups of outputs."""
+
+    depth = TILE_DEPTH  # columns of `a` in a row of a panel
 
     def __init__(
         self,
         spec: MatmulSpec,
-        knobs: MatmulBf16Knobs,
-        epilogue: Epilogue,
-        main: Sequence[Buffer],
-        extra: Sequence[Buffer],
-        out: Buffer,
-        batch: Sequence[Index],
+        knobs: Any,
+        shape: Any,
+        operands: tuple[Buffer, Buffer, Buffer | None],
+        out: Output,
+        batch: Sequence[Index] = (),
     ) -> None:
         self.spec = spec
         self.knobs = knobs
-        self.epilogue = epilogue
-        self.a, self.rhs = (bits_of(buffer) for buffer in main)
-        self.extra = extra
+        self.shape = shape
+        self.a, self.rhs, self.table = operands
         self.out = out
         self.batch = batch
-        self.panel = knobs.unit_rows(spec) * TILE_DEPTH
+        self.depths = -(-spec.k // self.depth)
+        self.panel_rows = -(-spec.m // knobs.row_units)
+        self.groups = groups_of(spec, knobs)
 
     def write(self, row_unit: Index, output_unit: Index) -> None:
-        spec, units, step = self.spec, self.knobs.row_units, self.knobs.shape.positions
-        first = 0 if units == 1 else bind(row_unit * spec.m // units)
-        rows = spec.m if units == 1 else bind((row_unit + 1) * spec.m // units - first)
-        right = self.rhs if spec.rhs == PACKED else pack_right(spec, self.rhs, self.batch, self.knobs.shape)
-        panels = amx.panels(self.knobs.panel_size(spec))
-        sums = amx.sums_buffer(self.knobs.shape)
+        """Gather and multiply."""
+        spec, units, step = self.spec, self.knobs.row_units, self.shape.positions
+        first = bind(row_unit * spec.m // units)
+        rows = bind((row_unit + 1) * spec.m // units - first)
+        right = self.rhs if spec.rhs == PACKED else pack_right(spec, self.rhs, self.batch, self.shape)
+        panels = amx.panels((self.depths * self.panel_rows + step) * TILE_DEPTH)
+        sums = self.allocate_sums()
+        self.gather(first, rows, panels)
+        self.shape.begin()
+        self.write_tiles(first, rows, output_unit, (rows + step - 1) // step, panels, right, sums)
+        self.shape.end()
+
+    def allocate_sums(self) -> Buffer:
+        """Memory for the sums of a tile."""
+        return amx.sums_buffer(self.shape)
+
+    def gather(self, first: Index, rows: Index, panels: Buffer) -> None:
+        """Copy the rows of this unit."""
+        spec = self.spec
         base = bind(offset_of(spec.a_offset, self.batch, spec.a_strides) + first * spec.a_strides[-2])
-        gather_rows(self.a, base, spec.a_strides[-2], rows, spec.k, panels, self.knobs.unit_rows(spec))
-        self.knobs.shape.begin()
-        tiles = (rows + step - 1) // step
-        with chunk_loop(output_unit, self.knobs.output_units, self.knobs.groups(spec)) as group, loop(tiles) as tile:
-            row = bind(tile * step)
-            self._multiply(group, row, panels, right, sums)
-            self._finish(first, rows, group, row, sums)
-        self.knobs.shape.end()
+        gather_rows(self.a, base, spec.a_strides[-2], rows, spec.k, panels, self.panel_rows)
 
-    def _multiply(self, group: Index, row: Index, panels: Buffer, right: Buffer, sums: Buffer) -> None:
-        depths, step = depth_of(self.spec.k), self.knobs.columns * TILE_SIZE
-        tiles = self.knobs.shape.tiles()
-        tiles.clear()
-        with loop(depths) as depth:
-            weight = bind((group * depths + depth) * step)
-            tiles.multiply_add(panels, bind(depth * self.panel + row * TILE_DEPTH), right, weight)
-        tiles.store(sums)
+    def write_tiles(
+        self, first: Index, rows: Index, unit: Index, tiles: Index, panels: Buffer, right: Buffer, sums: Buffer
+    ) -> None:
+        """The tiles of the groups of outputs, one after the other."""
+        with chunk_loop(unit, self.knobs.output_units, self.groups) as group, loop(tiles) as index:
+            tile = Tile(group, bind(index * self.shape.positions), sums, 0)
+            self.multiply(tile, panels, right)
+            self.finish(first, rows, tile)
 
-    def _finish(self, first: Index, rows: Index, group: Index, row: Index, sums: Buffer) -> None:
-        """Apply the epilogue to the sums that belong to an output, and store them."""
-        outputs, groups = self.knobs.shape.outputs, self.knobs.groups(self.spec)
+    def multiply(self, tile: Tile, panels: Buffer, right: Buffer, pending: Pending | None = None) -> None:
+        """Write the sums of one tile; with each step goes a share of what is pending."""
+        tiles = self.shape.tiles()
+        if self.table is None:
+            tiles.clear()
+        else:
+            tiles.start_from(self.table, tile.group * self.shape.outputs)
+        with loop(self.depths) as depth:
+            weight = bind((tile.group * self.depths + depth) * (self.knobs.columns * TILE_SIZE))
+            panel = bind(depth * (self.panel_rows * TILE_DEPTH) + tile.position * TILE_DEPTH)
+            tiles.multiply_add(panels, panel, right, weight)
+            if pending is not None:
+                pending.after_step(depth, 0, 1, self.depths)
+        tiles.store(tile.sums, tile.place)
+
+    def finish(self, first: Index, rows: Index, tile: Tile, piece: tuple[Index, int] | None = None) -> None:
+        """Apply the epilogue to the sums that belong to an output, and store them.
+
+        ``piece`` is the first of some positions and their number, which may reach beyond the tile; all by default.
+        """
+        outputs, positions = self.shape.outputs, self.shape.positions
         rest = self.spec.n % outputs
+        begin, count = piece or (0, positions)
 
-        def of_columns(count: int) -> None:
-            with loop(self.knobs.shape.positions) as index:
-                when(row + index < rows, lambda: self._store_row(first + row + index, group, count, index, sums))
+        def of_columns(columns: int) -> None:
+            with loop(count) as index:
+                if piece is None:
+                    row, exists = first + tile.position + index, tile.position + index < rows
+                else:
+                    index = bind(begin + index)
+                    row = bind(tile.position + index)
+                    row, exists = first + row, tirx.And(index < positions, row < rows)
+                when(exists, lambda: self._store_row(row, tile, columns, index))
 
-        is_last = group == groups - 1 if groups > 1 else True
+        is_last = tile.group == self.groups - 1 if self.groups > 1 else True
         when(is_last if rest else False, lambda: of_columns(rest), lambda: of_columns(outputs))
 
-    def _store_row(self, row: Index, group: Index, count: int, index: Index, sums: Buffer) -> None:
-        outputs, batch = self.knobs.shape.outputs, self.batch
+    def _store_row(self, row: Index, tile: Tile, count: int, index: Index) -> None:
+        outputs, batch = self.shape.outputs, self.batch
         base = offset_of(self.spec.out_offset, batch, self.spec.out_strides) + row * self.spec.out_strides[-2]
         for start, lanes in pieces(count, TILE_COLUMNS):
-            column = group * outputs + start
+            column = tile.group * outputs + start
             at = VectorAt((*batch, row, column), len(batch) + 1, lanes, base + column)
-            store_result(self.out, load(sums, index * outputs + start, lanes), at, self.epilogue, self.extra)
+            self.out.store(load(tile.sums, tile.place + index * outputs + start, lanes), at)

@@ -8,26 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue
-from ..vector.builder import RegisterTile, load, make_prim_func
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
+from ..vector.builder import Output, RegisterTile, load, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, DotProduct, dot_product
-from ..vector.operand_types import is_integer
+from ..vector.operand_types import check_weight_shape, is_integer
 from . import panels as matmul
 from .pack import RhsPanels
-from .panels import MatmulWriter, offset_of
+from .panels import MatmulWriter, Weights
 from .spec import PACKED, MatmulKnobs, MatmulSpec
-from .tile import accumulate
-
-Buffer = Any
-Expr = Any
-Index = Any
 
 
 def supports(spec: MatmulSpec, target: Target) -> bool:
@@ -47,8 +41,7 @@ def _words(spec: MatmulSpec) -> int:
 
 def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Lay an int8 weight ``[n, k]`` out as panels, padded with zeros, and append what corrects the zero point; flat."""
-    if tuple(weight.shape) != (spec.n, spec.k):
-        raise ValueError(f"the weight must be [{spec.n}, {spec.k}], not {list(weight.shape)}")
+    check_weight_shape(weight, (spec.n, spec.k))
     columns, panels = knobs.panel_columns(target), knobs.panels(spec, target)
     padded = weight.new_zeros(panels * columns, _words(spec) * WORD)
     padded[: spec.n, : spec.k] = weight
@@ -57,14 +50,8 @@ def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: to
     return append_table(packed, uniform_table(weight, zero, panels * columns)) if zero else packed
 
 
-def build(
-    spec: MatmulSpec,
-    target: Target,
-    knobs: MatmulKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "matmul_int8",
-) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(a, weight, *epilogue buffers, out)``.
+def build(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(a, weight, *epilogue buffers, out)``.
 
     The epilogue sees logical coordinates ``(*batch, row, column)`` with the lanes along the columns.
     """
@@ -75,62 +62,44 @@ def build(
     weight = BufferSpec("weight", packed_bytes(words * WORD, table), "int8")
     output = BufferSpec("out", spec.out_size, epilogue.dtype)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         a, packed = buffers
-        writer = _Writer(spec, target, knobs, epilogue, (a, view_as(packed, "int32", words)), extra, out)
-        writer.products = products
+        writer = _Writer(spec, target, knobs, (a, view_as(packed, "int32", words)), out)
+        writer.arithmetic = products
+        writer.steps = spec.k // WORD
         writer.table = view_table(packed, words * WORD, table) if table else None
         writer.write()
 
-    return make_prim_func(name, (BufferSpec("a", spec.a_size, spec.dtype), weight), output, body, epilogue)
+    return make_prim_func("matmul_int8", (BufferSpec("a", spec.a_size, spec.dtype), weight), output, body, epilogue)
 
 
 class _Writer(MatmulWriter):
     """Sums products of words."""
 
-    sum_type = "int32"
-    products: DotProduct
+    arithmetic: DotProduct
     table: Buffer | None
 
     def panels_of(self, batch: Sequence[Index], column_chunk: Index) -> RhsPanels:
         """The packed weight, in words."""
         return RhsPanels(self.rhs, 0, _words(self.spec) * self.columns, self.columns)
 
-    def sums(
-        self, batch: Sequence[Index], rows: int, first_row: Index, panels: RhsPanels, panel: Index
-    ) -> RegisterTile:
-        """The register tile after all words, the zero point corrected."""
-        spec, knobs, lanes, products = self.spec, self.knobs, self.lanes, self.products
-        whole, rest = divmod(spec.k, WORD)
-        row_stride = spec.a_strides[-2]
-        a_base = offset_of(spec.a_offset, batch, spec.a_strides) + first_row * row_stride
-        rhs_base = panels.base + panel * panels.panel_stride
+    def element(self, start: Index, step: Index) -> Expr:
+        """Four bytes of a row."""
+        return tirx.reinterpret("int32", load(self.a, start + step * WORD, WORD))
 
-        def weights(step: Index, vector: int) -> Expr:
-            return load(panels.buffer, rhs_base + step * panels.k_stride + vector * lanes, lanes)
-
-        tile = accumulate(
-            rows,
-            knobs.vectors,
-            lanes,
-            whole,
-            lambda row, step: tirx.reinterpret("int32", load(self.a, a_base + row * row_stride + step * WORD, WORD)),
-            weights,
-            unroll=knobs.unroll,
-            chains=knobs.chains,
-            before_step=self.prefetching(panels, rhs_base),
-            arithmetic=products,
-        )
-        right = [products.right(weights(whole, vector)) for vector in range(knobs.vectors)] if rest else []
-        for row in range(rows):
-            for index, vector in enumerate(right, row * knobs.vectors):
-                left = products.left(self._last_word(a_base + row * row_stride + whole * WORD, rest), lanes)
+    def complete(self, tile: RegisterTile, starts: Sequence[Index], weights: Weights, panel: Index) -> None:
+        """Add the products of the last, incomplete word, and what corrects the zero point."""
+        lanes, products, vectors = self.lanes, self.arithmetic, self.knobs.vectors
+        whole, rest = divmod(self.spec.k, WORD)
+        right = [products.right(weights(whole, vector)) for vector in range(vectors)] if rest else []
+        for row, start in enumerate(starts):
+            for index, vector in enumerate(right, row * vectors):
+                left = products.left(self._last_word(start + whole * WORD, rest), lanes)
                 products.multiply_add(tile, index, left, vector)
         if self.table is not None:
-            for index in range(rows * knobs.vectors):
-                at = panel * self.columns + index % knobs.vectors * lanes
+            for index in range(len(starts) * vectors):
+                at = panel * self.columns + index % vectors * lanes
                 tile[index] = tile[index] + load(self.table, at, lanes)
-        return tile
 
     def _last_word(self, at: Index, count: int) -> Expr:
         """A word of fewer than four bytes: nothing past the end of ``a`` is read."""

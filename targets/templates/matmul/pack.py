@@ -7,13 +7,11 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from ..base import Buffer, Index
 from ..parallelism import chunk_loop
 from ..vector.builder import constant, load, loop, store, when
 from ..vector.vectors import in_register, load_strided, pieces, transpose
 from .spec import MatmulKnobs, MatmulSpec
-
-Buffer = Any
-Index = Any
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,7 @@ def pack_activation(
         copy = _PanelCopy(spec, lanes, rhs, source, scratch, to, columns)
         write = copy.transposed if is_transposed else copy.row_by_row
         rest = spec.n - (panels - 1) * columns
-        when(
-            panel < panels - 1 if rest < columns else True,
-            lambda: write(columns),
-            lambda: write(rest),
-        )
+        when(panel < panels - 1 if rest < columns else True, lambda: write(columns), lambda: write(rest))
     return RhsPanels(scratch, 0, spec.k * columns, columns, first)
 
 

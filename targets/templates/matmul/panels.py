@@ -11,16 +11,17 @@ weight, bound by memory: there, several chains of sums hide the latency of the m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt, offset_of
 from ..parallelism import chunk_loop, shared_loop
-from ..vector.builder import RegisterTile, load, loop, make_prim_func, prefetch, store, store_result, when
+from ..vector.arithmetic import FLOAT32, Arithmetic
+from ..vector.builder import Output, RegisterTile, load, loop, make_prim_func, prefetch, store, when
+from ..vector.operand_types import check_weight_shape
 from ..vector.vectors import lane_slice, pieces
 from .pack import RhsPanels, pack_activation
 from .space import candidates
@@ -28,10 +29,6 @@ from .spec import ACTIVATION, PACKED, MatmulKnobs, MatmulSpec, reads_rhs_in_plac
 from .tile import accumulate
 
 __all__ = ["MatmulKnobs", "MatmulSpec", "build", "candidates", "pack_weight"]
-
-Expr = Any
-Buffer = Any
-Index = Any
 
 
 def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: torch.Tensor) -> torch.Tensor:
@@ -44,8 +41,7 @@ def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: to
     """
     if spec.rhs != PACKED:
         raise ValueError("only a constant right-hand side is packed at compile time")
-    if tuple(weight.shape) != (spec.n, spec.k):
-        raise ValueError(f"the weight must be [{spec.n}, {spec.k}], not {list(weight.shape)}")
+    check_weight_shape(weight, (spec.n, spec.k))
     columns = knobs.panel_columns(target)
     panels = knobs.panels(spec, target)
     padded = weight.new_zeros(panels * columns, spec.k)
@@ -53,14 +49,8 @@ def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: to
     return padded.reshape(panels, columns, spec.k).permute(0, 2, 1).contiguous().reshape(-1)
 
 
-def build(
-    spec: MatmulSpec,
-    target: Target,
-    knobs: MatmulKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "matmul",
-) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(a, rhs, *epilogue buffers, out)``.
+def build(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(a, rhs, *epilogue buffers, out)``.
 
     The epilogue sees logical coordinates ``(*batch, row, column)`` with the lanes along the columns.
     """
@@ -74,36 +64,31 @@ def build(
     inputs = (BufferSpec("a", spec.a_size, spec.dtype), rhs)
     output = BufferSpec("out", spec.out_size, epilogue.dtype)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
-        MatmulWriter(spec, target, knobs, epilogue, buffers, extra, out).write()
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
+        MatmulWriter(spec, target, knobs, buffers, out).write()
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("matmul", inputs, output, body, epilogue)
+
+
+Weights = Callable[[Index, int], Expr]  # one vector of the right-hand side for one step
 
 
 class MatmulWriter:
     """Writes the loops of one matrix product."""
 
-    sum_type = "float32"
+    arithmetic: Arithmetic = FLOAT32
 
     def __init__(
-        self,
-        spec: MatmulSpec,
-        target: Target,
-        knobs: MatmulKnobs,
-        epilogue: Epilogue,
-        inputs: Sequence[Buffer],
-        extra: Sequence[Buffer],
-        out: Buffer,
+        self, spec: MatmulSpec, target: Target, knobs: MatmulKnobs, inputs: Sequence[Buffer], out: Output
     ) -> None:
         self.spec = spec
         self.knobs = knobs
-        self.epilogue = epilogue
         self.a, self.rhs = inputs
-        self.extra = extra
         self.out = out
         self.lanes = target.lanes()
         self.columns = knobs.panel_columns(target)
         self.panels = knobs.panels(spec, target)
+        self.steps = spec.k
 
     def write(self) -> None:
         spec, knobs = self.spec, self.knobs
@@ -112,8 +97,8 @@ class MatmulWriter:
             *batch, column_chunk, row_chunk = indices
             panels = self.panels_of(batch, column_chunk)
             staging = None
-            if self.epilogue is not NO_EPILOGUE:
-                staging = T.alloc_buffer((knobs.rows * self.columns,), self.sum_type, align=64)
+            if self.out.epilogue is not NO_EPILOGUE:
+                staging = T.alloc_buffer((knobs.rows * self.columns,), self.arithmetic.sum_type, align=64)
             tiles = knobs.row_tiles(spec)
             with chunk_loop(row_chunk, knobs.row_chunks, tiles) as tile:
                 self._row_tile(batch, tile, column_chunk, panels, staging)
@@ -179,23 +164,35 @@ class MatmulWriter:
         self, batch: Sequence[Index], rows: int, first_row: Index, panels: RhsPanels, panel: Index
     ) -> RegisterTile:
         """The register tile after all steps of ``k``."""
-        spec, knobs = self.spec, self.knobs
-        *_, row_stride, k_stride = spec.a_strides
-        a_base = offset_of(spec.a_offset, batch, spec.a_strides) + first_row * row_stride
+        spec, knobs, lanes = self.spec, self.knobs, self.lanes
+        base = offset_of(spec.a_offset, batch, spec.a_strides) + first_row * spec.a_strides[-2]
+        starts = [base + row * spec.a_strides[-2] for row in range(rows)]
         rhs_base = panels.base + (panel - panels.first) * panels.panel_stride
-        vectors, lanes = knobs.vectors, self.lanes
 
-        return accumulate(
+        def weights(step: Index, vector: int) -> Expr:
+            return load(panels.buffer, rhs_base + step * panels.k_stride + vector * lanes, lanes)
+
+        tile = accumulate(
             rows,
-            vectors,
+            knobs.vectors,
             lanes,
-            spec.k,
-            lambda row, k: self.a[a_base + row * row_stride + k * k_stride],
-            lambda k, vector: load(panels.buffer, rhs_base + k * panels.k_stride + vector * lanes, lanes),
+            self.steps,
+            lambda row, step: self.element(starts[row], step),
+            weights,
             unroll=knobs.unroll,
             chains=knobs.chains,
             before_step=self.prefetching(panels, rhs_base),
+            arithmetic=self.arithmetic,
         )
+        self.complete(tile, starts, weights, panel)
+        return tile
+
+    def element(self, start: Index, step: Index) -> Expr:
+        """What a step reads of the row of ``a`` that begins at ``start``."""
+        return self.a[start + step * self.spec.a_strides[-1]]
+
+    def complete(self, tile: RegisterTile, starts: Sequence[Index], weights: Weights, panel: Index) -> None:
+        """Add to the sums what the steps leave out: nothing."""
 
     def prefetching(self, panels: RhsPanels, base: Index) -> Callable[[Index], None] | None:
         """What a step does to have the packed weight in cache some steps later; ``base`` is where the panel begins."""
@@ -232,7 +229,7 @@ class MatmulWriter:
                 column = panel * self.columns + start
                 flat = out_base + (first_row + row) * row_stride + column
                 at = VectorAt((*batch, first_row + row, column), len(batch) + 1, lanes, flat)
-                store_result(self.out, values(start, lanes), at, self.epilogue, self.extra)
+                self.out.store(values(start, lanes), at)
 
         if staging is not None:
             with loop(rows) as row:
@@ -245,10 +242,3 @@ class MatmulWriter:
                 return lane_slice(sums[index], start % self.lanes, lanes)
 
             store_row(row, from_registers)
-
-
-def offset_of(base: Index, batch: Sequence[Index], strides: Sequence[int]) -> Index:
-    """Element offset of one product of the batch; ``strides`` may go on beyond the batch dimensions."""
-    for index, stride in zip(batch, strides, strict=False):
-        base = base + index * stride
-    return base

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...machines.target import Target
 from ..base import row_major_strides
+from ..machine_model import panel_cycles
 from ..parallelism import balance, imbalance
 from ..vector.operand_types import check_operands
 
@@ -175,16 +176,12 @@ def _fit(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> tuple[int, 
 
 
 def _cost(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> float:
-    """Estimated cycles for one step of ``k`` over the whole result: arithmetic or loads, whichever takes longer."""
+    """Estimated cycles for one step of ``k`` over the whole result."""
     rows, vectors = tile
     panels = -(-spec.n // (vectors * target.lanes()))
     row_tiles = -(-spec.m // rows)
     idle = imbalance(panels, target.cores) if row_tiles == 1 else 1  # the panels are what threads share
-    arithmetic = spec.m * vectors / 2  # two fused multiply-adds a cycle …
-    latency = row_tiles * 4  # … each ready four cycles later
-    loads = (spec.m + row_tiles * vectors) / 2 * 1.3  # two a cycle, but never quite
-    from_l2 = row_tiles * vectors / 2  # of the panel, half hidden behind arithmetic
-    return panels * idle * (max(arithmetic, loads, latency) + from_l2)
+    return panels * idle * panel_cycles(spec.m, row_tiles, vectors)
 
 
 def _variants(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:

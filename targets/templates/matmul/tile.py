@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+from ..base import Expr, Index
 from ..vector.arithmetic import FLOAT32, Arithmetic
 from ..vector.builder import RegisterTile, loop
-
-Expr = Any
-Index = Any
 
 
 def accumulate(

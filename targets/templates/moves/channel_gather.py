@@ -16,13 +16,10 @@ from typing import Any
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index
 from ..parallelism import shared_loop
-from ..vector.builder import constant, load, loop, make_prim_func, store, when
+from ..vector.builder import Output, constant, load, loop, make_prim_func, store, when
 from ..vector.vectors import in_register, shuffle
-
-Buffer = Any
-Index = Any
 
 _RUNS = 8  # pieces that the positions are cut into, so that threads share few channel blocks evenly
 
@@ -73,27 +70,29 @@ class ChannelGatherSpec:
         raise ValueError(f"there is no channel {source} after the last part")
 
 
-def build(spec: ChannelGatherSpec, target: Target, name: str = "channel_gather") -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(*parts, out)``."""
+def build(spec: ChannelGatherSpec, target: Target) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(*parts, out)``."""
     inputs = [BufferSpec(f"part{index}", spec.size(count), spec.dtype) for index, count in enumerate(spec.parts)]
     output = BufferSpec("out", spec.size(len(spec.sources)), spec.dtype)
     blocks = spec.blocks(len(spec.sources))
     runs = math.gcd(spec.positions, _RUNS)
     itemsize = tirx.const(0, spec.dtype).ty.dtype.itemsize
 
-    def body(parts: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(parts: Sequence[Buffer], out: Output) -> None:
         moved = 2 * itemsize * output.size
         with shared_loop((spec.batch, blocks, runs), bytes_moved=moved) as (image, block, run):
 
             def write(number: int) -> Callable[[], None]:
                 gather = _BlockGather(spec, number)
-                return lambda: gather.write(parts, out, image, run * (spec.positions // runs), spec.positions // runs)
+                return lambda: gather.write(
+                    parts, out.buffer, image, run * (spec.positions // runs), spec.positions // runs
+                )
 
             for number in range(blocks):
                 when(True if blocks == 1 else block == number, write(number))
 
     return make_prim_func(
-        name, inputs, output, body, Epilogue(dtype=spec.dtype) if spec.dtype != "float32" else NO_EPILOGUE
+        "channel_gather", inputs, output, body, Epilogue(dtype=spec.dtype) if spec.dtype != "float32" else NO_EPILOGUE
     )
 
 

@@ -11,18 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import BufferSpec, Epilogue
+from ..base import Buffer, BufferSpec, Epilogue, Index
 from ..parallelism import shared_loop
-from ..vector.builder import constant, load, loop, make_prim_func, store, when
+from ..vector.builder import Output, constant, load, loop, make_prim_func, store, when
 from ..vector.vectors import in_register, lane_slice, load_strided, pieces, transpose
-
-Buffer = Any
-Index = Any
 
 TO_BLOCKED = "to_blocked"
 TO_PLAIN = "to_plain"
@@ -82,10 +78,8 @@ def candidates(spec: RelayoutSpec, target: Target) -> list[RelayoutKnobs]:
     return [RelayoutKnobs()]
 
 
-def build(
-    spec: RelayoutSpec, target: Target, knobs: RelayoutKnobs = RelayoutKnobs(), name: str = "relayout"
-) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(x, out)``."""
+def build(spec: RelayoutSpec, target: Target, knobs: RelayoutKnobs = RelayoutKnobs()) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(x, out)``."""
     plain = BufferSpec("plain", spec.plain_size, spec.dtype)
     blocked = BufferSpec("blocked", spec.blocked_size, spec.dtype)
     to_blocked = spec.direction == TO_BLOCKED
@@ -93,7 +87,7 @@ def build(
     write_square = _square_to_blocked if to_blocked else _square_to_plain
     write_position = _position_to_blocked if to_blocked else _position_to_plain
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         squares, rest = divmod(spec.positions, spec.block)
         # Threads share the blocks, and runs of positions where there are few blocks.
         runs = math.gcd(squares, 8) if spec.batch * spec.blocks < 4 * target.cores else 1
@@ -101,7 +95,7 @@ def build(
         with shared_loop(extents, bytes_moved=4 * (spec.plain_size + spec.blocked_size)) as (image, block, run):
 
             def of_channels(channels: int) -> Callable[[], None]:
-                place = _Place(spec, buffers[0], out, image, block, channels)
+                place = _Place(spec, buffers[0], out.buffer, image, block, channels)
 
                 def write() -> None:
                     if not squares:
@@ -123,7 +117,7 @@ def build(
                 of_channels(partial),
             )
 
-    return make_prim_func(name, (source,), target_buffer, body, Epilogue(dtype=spec.dtype))
+    return make_prim_func("relayout", (source,), target_buffer, body, Epilogue(dtype=spec.dtype))
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,10 @@ from typing import Any
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Index
 from ..parallelism import shared_loop
-from ..vector.builder import bind, constant, load, loop, make_prim_func, split_index, store, when
+from ..vector.builder import Output, bind, constant, load, loop, make_prim_func, split_index, store, when
 from ..vector.vectors import pieces
-
-Buffer = Any
-Index = Any
 
 
 @dataclass(frozen=True)
@@ -75,29 +72,29 @@ class ScatterSpec:
             raise ValueError(f"every extent must be positive: {self}")
 
 
-def build_concat(spec: ConcatSpec, target: Target, name: str = "concat") -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(*parts, out)``."""
+def build_concat(spec: ConcatSpec, target: Target) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(*parts, out)``."""
     row = sum(spec.runs)
     inputs = [BufferSpec(f"part{index}", spec.outer * run, spec.dtype) for index, run in enumerate(spec.runs)]
     lanes = _lanes(spec.dtype, target)
 
-    def body(parts: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(parts: Sequence[Buffer], out: Output) -> None:
         with shared_loop((spec.outer,), bytes_moved=2 * _bytes(spec.dtype) * spec.outer * row) as (index,):
             start = 0
             for part, run in zip(parts, spec.runs, strict=True):
-                _copy(part, index * run, out, index * row + start, run, lanes)
+                _copy(part, index * run, out.buffer, index * row + start, run, lanes)
                 start += run
 
-    return make_prim_func(name, inputs, BufferSpec("out", spec.outer * row, spec.dtype), body, NO_EPILOGUE)
+    return make_prim_func("concat", inputs, BufferSpec("out", spec.outer * row, spec.dtype), body, NO_EPILOGUE)
 
 
-def build_pad(spec: PadSpec, target: Target, name: str = "pad") -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(x, out)``."""
+def build_pad(spec: PadSpec, target: Target) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(x, out)``."""
     shape, out_shape = spec.shape, spec.out_shape
     lanes = _lanes(spec.dtype, target)
     size = math.prod(out_shape)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         (x,) = buffers
         rows = out_shape[:-1]
         with shared_loop((math.prod(rows),), bytes_moved=2 * _bytes(spec.dtype) * size) as (row,):
@@ -112,24 +109,25 @@ def build_pad(spec: PadSpec, target: Target, name: str = "pad") -> tirx.PrimFunc
             first = row * out_shape[-1]
 
             def copy_row() -> None:
-                _fill(out, first, spec.before[-1], spec.value, spec.dtype, lanes)
-                _copy(x, source * shape[-1], out, first + spec.before[-1], shape[-1], lanes)
-                _fill(out, first + spec.before[-1] + shape[-1], spec.after[-1], spec.value, spec.dtype, lanes)
+                _fill(out.buffer, first, spec.before[-1], spec.value, spec.dtype, lanes)
+                _copy(x, source * shape[-1], out.buffer, first + spec.before[-1], shape[-1], lanes)
+                _fill(out.buffer, first + spec.before[-1] + shape[-1], spec.after[-1], spec.value, spec.dtype, lanes)
 
-            when(inside, copy_row, lambda: _fill(out, first, out_shape[-1], spec.value, spec.dtype, lanes))
+            when(inside, copy_row, lambda: _fill(out.buffer, first, out_shape[-1], spec.value, spec.dtype, lanes))
 
     inputs = (BufferSpec("x", math.prod(shape), spec.dtype),)
-    return make_prim_func(name, inputs, BufferSpec("out", size, spec.dtype), body, NO_EPILOGUE)
+    return make_prim_func("pad", inputs, BufferSpec("out", size, spec.dtype), body, NO_EPILOGUE)
 
 
-def build_scatter(spec: ScatterSpec, target: Target, name: str = "scatter") -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(table, indices, rows, out)``; a row for a place outside of the table is dropped."""
+def build_scatter(spec: ScatterSpec, target: Target) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(table, indices, rows, out)``; a row for a place outside of the table is dropped."""
     size, lanes = spec.extent * spec.width, _lanes(spec.dtype, target)
     moved = 2 * _bytes(spec.dtype) * (size + spec.count * spec.width)
     part = -(-spec.extent // target.cores)  # rows of the table that one thread writes
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], result: Output) -> None:
         table, indices, rows = buffers
+        out = result.buffer
         with shared_loop((-(-spec.extent // part),), bytes_moved=moved) as (chunk,):
             first = chunk * part
 
@@ -153,7 +151,7 @@ def build_scatter(spec: ScatterSpec, target: Target, name: str = "scatter") -> t
         BufferSpec("indices", spec.count, spec.index_dtype),
         BufferSpec("rows", spec.count * spec.width, spec.dtype),
     )
-    return make_prim_func(name, inputs, BufferSpec("out", size, spec.dtype), body, NO_EPILOGUE)
+    return make_prim_func("scatter", inputs, BufferSpec("out", size, spec.dtype), body, NO_EPILOGUE)
 
 
 def _copy(source: Buffer, start: Index, out: Buffer, to: Index, count: int, lanes: int) -> None:

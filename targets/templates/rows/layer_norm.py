@@ -13,23 +13,18 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.accumulation import Accumulation
-from ..vector.builder import broadcast, constant, load, make_prim_func, store_result
+from ..vector.builder import Output, broadcast, constant, load, make_prim_func
 from ..vector.vector_math import maximum, minimum
 from ..vector.vectors import horizontal, in_register, lanes_of
 from .row_vectors import RowVectors, check_rows, flat_row, row_extents
-
-Buffer = Any
-Index = Any
-Expr = Any
 
 _LARGEST = 3e38
 
@@ -91,20 +86,16 @@ def candidates(spec: LayerNormSpec, target: Target) -> list[LayerNormKnobs]:
 
 
 def build(
-    spec: LayerNormSpec,
-    target: Target,
-    knobs: LayerNormKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "layer_norm",
+    spec: LayerNormSpec, target: Target, knobs: LayerNormKnobs, epilogue: Epilogue = NO_EPILOGUE
 ) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(x, [scale], [shift], *epilogue buffers, out)``."""
+    """Write the PrimFunc ``(x, [scale], [shift], *epilogue buffers, out)``."""
     row = RowVectors(spec.cols, target.lanes(), knobs.unroll)
     inputs = [BufferSpec("x", spec.size, spec.dtype)]
     inputs += [BufferSpec("scale", spec.cols)] * spec.has_scale
     inputs += [BufferSpec("shift", spec.cols)] * spec.has_shift
     output = BufferSpec("out", spec.size, epilogue.dtype)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         x, *affine = buffers
         scale = affine[0] if spec.has_scale else None
         shift = affine[-1] if spec.has_shift else None
@@ -121,11 +112,11 @@ def build(
                 if shift is not None:
                     value = value + load(shift, offset, lanes)
                 at = VectorAt((*indices, offset), len(indices), lanes, first + offset)
-                store_result(out, value, at, epilogue, extra)
+                out.store(value, at)
 
             _write_row(row, spec.epsilon, read, write)
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("layer_norm", inputs, output, body, epilogue)
 
 
 def _write_row(

@@ -12,24 +12,19 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.accumulation import Accumulation
 from ..vector.bfloat16 import check_numbers
-from ..vector.builder import RegisterTile, constant, load, make_prim_func, store_result, when
+from ..vector.builder import Output, RegisterTile, constant, load, make_prim_func, when
 from ..vector.integers import accumulator, mean, widened
 from ..vector.operand_types import is_integer
 from ..vector.vectors import combine_all, horizontal, lanes_of, maximum, minimum
 from .row_vectors import RowVectors, flat_row
-
-Buffer = Any
-Index = Any
-Expr = Any
 
 COMBINE = {"sum": operator.add, "mean": operator.add, "max": maximum, "min": minimum}
 NEUTRAL = {"sum": 0, "mean": 0, "max": float("-inf"), "min": float("inf")}
@@ -102,28 +97,22 @@ def candidates(spec: ReduceSpec, target: Target) -> list[ReduceKnobs]:
     return [ReduceKnobs(unroll) for unroll in (4, 8, 2, 1) if unroll <= vectors or unroll == 1]
 
 
-def build(
-    spec: ReduceSpec,
-    target: Target,
-    knobs: ReduceKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "reduce",
-) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(x, *epilogue buffers, out)``.
+def build(spec: ReduceSpec, target: Target, knobs: ReduceKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+    """Write the PrimFunc ``(x, *epilogue buffers, out)``.
 
     The epilogue sees ``coords == (flat index in the result,)``.
     """
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         def write(flat: Index, value: Expr) -> None:
             if spec.kind == "mean":
                 value = mean(value, constant(spec.out_size / spec.in_size, lanes_of(value)))
-            store_result(out, value, VectorAt((flat,), 0, lanes_of(value), flat), epilogue, extra)
+            out.store(value, VectorAt((flat,), 0, lanes_of(value), flat))
 
         _Nest(spec, target.lanes(), knobs.unroll, buffers[0], write).write()
 
     inputs = (BufferSpec("x", spec.in_size, spec.dtype),)
-    return make_prim_func(name, inputs, BufferSpec("out", spec.out_size, epilogue.dtype), body, epilogue)
+    return make_prim_func("reduce", inputs, BufferSpec("out", spec.out_size, epilogue.dtype), body, epilogue)
 
 
 class _Nest:

@@ -14,13 +14,11 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..base import Expr, Index
 from ..vector.accumulation import Accumulation
 from ..vector.bfloat16 import check_numbers
 from ..vector.builder import RegisterTile, constant, load, loop, store
 from ..vector.vectors import in_register, lane_slice, pieces
-
-Expr = Any
-Index = Any
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
-from ..vector.builder import RegisterTile, broadcast, constant, load, make_prim_func, store, store_result
+from ..vector.builder import Output, RegisterTile, broadcast, constant, load, make_prim_func, store
 from ..vector.vector_math import exp_nonpositive
 from ..vector.vectors import combine_all, horizontal, in_register, lanes_of
 from .row_vectors import RowVectors, check_rows, flat_row, row_extents
-
-Buffer = Any
-Index = Any
-Expr = Any
 
 
 @dataclass(frozen=True)
@@ -73,10 +68,9 @@ def build(
     target: Target,
     knobs: SoftmaxKnobs,
     epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "softmax",
     prologue: Epilogue = NO_EPILOGUE,
 ) -> tirx.PrimFunc:
-    """Write the PrimFunc ``name(x, *prologue buffers, *epilogue buffers, out)``.
+    """Write the PrimFunc ``(x, *prologue buffers, *epilogue buffers, out)``.
 
     ``prologue.apply`` is called on each vector of ``x`` where it is read: twice for each element.
     """
@@ -84,7 +78,7 @@ def build(
     inputs = (BufferSpec("x", spec.size, spec.dtype), *prologue.buffers)
     output = BufferSpec("out", spec.size, epilogue.dtype)
 
-    def body(buffers: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         x, *prologue_buffers = buffers
         with shared_loop(row_extents(spec), macs=spec.macs, bytes_moved=8 * spec.size) as indices:
             first = flat_row(indices, row_extents(spec)) * spec.cols
@@ -96,7 +90,7 @@ def build(
                 return prologue.apply(load(x, first + offset, lanes), at(offset, lanes), prologue_buffers)
 
             def write(offset: Index, value: Expr) -> None:
-                store_result(out, value, at(offset, lanes_of(value)), epilogue, extra)
+                out.store(value, at(offset, lanes_of(value)))
 
             scratch = T.alloc_buffer((max(1, row.whole) * row.lanes,), align=64)
             total, rest = write_exponentials(row, read, lambda offset, value: store(scratch, offset, value, row.lanes))
@@ -105,7 +99,7 @@ def build(
             if rest is not None:
                 row.store_rest(rest * scale, write)
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("softmax", inputs, output, body, epilogue)
 
 
 def write_exponentials(

@@ -12,12 +12,9 @@ import contextlib
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from ..base import Expr, Index
 from .builder import RegisterTile, loop
-
-Expr = Any
-Index = Any
 
 STAGE = 64  # terms of one partial sum
 

@@ -18,11 +18,9 @@ import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..base import Buffer, Index
 from .bfloat16 import BITS
 from .builder import constant, store
-
-Buffer = Any
-Index = Any
 
 FEATURE = "amx_bf16"
 INTEGER_FEATURE = "amx_int8"

@@ -14,30 +14,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..base import Buffer, Index
 from .amx import TileShape, scratch
 from .builder import bind, when
-
-Buffer = Any
-Index = Any
 
 MOST_PIECES = 5  # of an epilogue that are written out, which costs compile time
 
 
 @dataclass(frozen=True)
-class FinishedTile:
-    """A tile whose sums are in memory.
+class Tile:
+    """A tile of sums.
 
     Attributes
     ----------
     group, position
         Group of outputs, and first position; past the last position where there is no such tile.
     sums, place
-        Where its sums lie: a row of outputs for each position.
+        Where its sums lie in memory: a row of outputs for each position.
     """
 
     group: Index
@@ -60,9 +57,9 @@ class Pending:
         ``finish(tile, begin, count)`` applies the epilogue to some positions, and ignores those past the last one.
     """
 
-    tile: FinishedTile
+    tile: Tile
     positions: int
-    finish: Callable[[FinishedTile, Index, int], None]
+    finish: Callable[[Tile, Index, int], None]
 
     def after_step(self, outer: Index, inner: int, inner_steps: int, outer_steps: int) -> None:
         """Do the share of step ``inner`` of so many, in round ``outer`` of so many, if it is given one."""
@@ -79,19 +76,19 @@ class Pending:
 
 
 def for_each_tile(
-    groups: tuple[Index, Index],
+    unit: tuple[Index, int, int],
     tiles: Index,
     shape: TileShape,
     end: Index,
-    multiply: Callable[[Index, Index, Buffer, Index, Pending], None],
-    finish: Callable[[FinishedTile, Index, int], None],
+    multiply: Callable[[Tile, Pending], None],
+    finish: Callable[[Tile, Index, int], None],
 ) -> None:
     """Loop over all tiles of some groups of outputs.
 
     Parameters
     ----------
-    groups
-        First group and one past the last.
+    unit
+        Which piece of the groups of outputs, of how many, and the number of groups.
     tiles
         Tiles of positions in each group.
     shape
@@ -99,23 +96,24 @@ def for_each_tile(
     end
         One past the last position.
     multiply
-        ``multiply(group, position, sums, place, pending)`` writes the sums of one tile, and calls
-        ``pending.after_step`` behind each step.
+        ``multiply(tile, pending)`` writes the sums of one tile, and calls ``pending.after_step`` behind each step.
     finish
         See `Pending`.
     """
-    first_group, end_group = groups
+    piece, pieces, groups = unit
+    tiles = bind(tiles)
+    first_group, end_group = bind(piece * groups // pieces), bind((piece + 1) * groups // pieces)
     size = shape.positions * shape.outputs
     sums = scratch(2 * size, shape.sum_type)
     total = bind((end_group - first_group) * tiles)
 
-    def finished(index: Index) -> FinishedTile:
+    def finished(index: Index) -> Tile:
         tile = tirx.max(index, 0)
         position = tirx.Select(index < 0, end, tile % tiles * shape.positions)
-        return FinishedTile(bind(first_group + tile // tiles), bind(position), sums, bind((index + 2) % 2 * size))
+        return Tile(bind(first_group + tile // tiles), bind(position), sums, bind((index + 2) % 2 * size))
 
     with T.serial(0, total) as index:
         pending = Pending(finished(index - 1), shape.positions, finish)
         group, position = bind(first_group + index // tiles), bind(index % tiles * shape.positions)
-        multiply(group, position, sums, index % 2 * size, pending)
+        multiply(Tile(group, position, sums, index % 2 * size), pending)
     finish(finished(total - 1), 0, shape.positions)

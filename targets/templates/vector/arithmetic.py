@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..base import Expr
 from .builder import RegisterTile, bind, broadcast
-
-Expr = Any
 
 
 class Arithmetic:

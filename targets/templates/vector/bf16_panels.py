@@ -8,20 +8,16 @@ weight: ``[group of columns][32 of the depth][16 columns][pair of the depth][col
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tvm import tirx
 
+from ..base import Buffer, Index, offset_of
 from ..matmul.spec import MatmulSpec
 from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE, panels
 from .bf16_tiles import SumsShape
 from .bfloat16 import BITS
 from .builder import bind, constant, load, loop, store, when
 from .vectors import in_register, pieces, transpose
-
-Buffer = Any
-Index = Any
-Expr = Any
 
 PAIRS = TILE_DEPTH // 2
 _WORDS = f"uint32x{PAIRS}"
@@ -31,13 +27,6 @@ _TILE_ROW = f"{BITS}x{TILE_DEPTH}"
 def depth_of(length: int) -> int:
     """Panels of 32 that sums of ``length`` products take."""
     return -(-length // TILE_DEPTH)
-
-
-def offset_of(base: Index, batch: Sequence[Index], strides: Sequence[int]) -> Index:
-    """Element offset of one matrix of a batch; ``strides`` may go on beyond the batch dimensions."""
-    for index, stride in zip(batch, strides, strict=False):
-        base = base + index * stride
-    return base
 
 
 def can_pack_right(spec: MatmulSpec) -> bool:

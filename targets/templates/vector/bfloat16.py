@@ -14,8 +14,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-
-Expr = Any
+from ..base import Expr
 
 BFLOAT16 = "bfloat16"  # element type of a buffer whose numbers are computed with
 NUMBER_TYPES = ("float32", BFLOAT16)  # what templates that compute take

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -15,19 +16,15 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import ALIGNMENT
-from ..base import BufferSpec, Epilogue, VectorAt
+from ..base import Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from .bfloat16 import BFLOAT16, BITS, Bfloat16Buffer, bits_of, narrow
-
-Expr = Any
-Buffer = Any
-Index = Any  # a Python int where the value is known, else a tvm expression
 
 
 def make_prim_func(
     name: str,
     inputs: Sequence[BufferSpec],
     output: BufferSpec,
-    body: Callable[[Sequence[Buffer], Sequence[Buffer], Buffer], None],
+    body: Callable[[Sequence[Buffer], Output], None],
     epilogue: Epilogue,
 ) -> tirx.PrimFunc:
     """Write one PrimFunc over flat buffers: ``inputs``, the epilogue's buffers, then ``output``.
@@ -39,9 +36,9 @@ def make_prim_func(
     inputs, output
         The main op's own buffers.
     body
-        ``body(input_buffers, epilogue_buffers, output_buffer)`` writes the statements.
+        ``body(input_buffers, output)`` writes the statements.
     epilogue
-        Supplies the extra buffers; calling its ``apply`` is up to ``body`` (see :func:`store_result`).
+        Supplies further buffers; it is applied where ``body`` calls `Output.store`.
     """
     with IRBuilder() as ib, T.prim_func(is_private=False, s_tir=False):
         T.func_name(name)
@@ -50,7 +47,7 @@ def make_prim_func(
         T.func_attr({"tirx.noalias": True})
         arguments = [_from_start(spec, buffer) for spec, buffer in zip(specs, arguments, strict=True)]
         with _importing(epilogue.llvm_ir):
-            body(arguments[: len(inputs)], arguments[len(inputs) : -1], arguments[-1])
+            body(arguments[: len(inputs)], Output(arguments[-1], epilogue, arguments[len(inputs) : -1]))
     return ib.get()
 
 
@@ -105,9 +102,17 @@ def constant(value: float, lanes: int, dtype: str = "float32") -> Expr:
     return broadcast(tirx.const(value, dtype), lanes)
 
 
-def store_result(output: Buffer, value: Expr, at: VectorAt, epilogue: Epilogue, buffers: Sequence[Buffer]) -> None:
-    """Apply the epilogue to one vector of results and store it where it belongs."""
-    store(output, at.flat, epilogue.apply(value, at, buffers), at.lanes)
+@dataclass(frozen=True)
+class Output:
+    """Where a kernel's results go: ``operands`` are the buffers made for those of the epilogue."""
+
+    buffer: Buffer
+    epilogue: Epilogue
+    operands: Sequence[Buffer]
+
+    def store(self, value: Expr, at: VectorAt) -> None:
+        """Apply the epilogue to one vector of results and store it where it belongs."""
+        store(self.buffer, at.flat, self.epilogue.apply(value, at, self.operands), at.lanes)
 
 
 class RegisterTile:

@@ -9,16 +9,13 @@ same taps of theirs read padding. The table's bytes follow the weights in one co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..base import Buffer, Index
 from ..windows.spatial import Window
-
-Index = Any
-Buffer = Any
 
 _ALIGNMENT = 64  # bytes
 _SUM_BYTES = 4

@@ -12,16 +12,12 @@ be normal as zero, like AMX does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 
+from ..base import Buffer, Expr, Index
 from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
 from .builder import RegisterTile, bind, broadcast, load, loop, store
-
-Buffer = Any
-Index = Any
-Expr = Any
 
 FEATURE = "avx512_bf16"
 LANES = 16

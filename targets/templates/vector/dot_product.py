@@ -19,11 +19,10 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
+from ..base import Expr
 from .arithmetic import Arithmetic
 from .builder import RegisterTile, broadcast, constant
 from .vectors import in_register, shuffle
-
-Expr = Any
 
 WORD = 4  # bytes, channels
 _SIGN_BITS = -0x7F7F7F80  # 0x80808080 as an int32

@@ -5,16 +5,13 @@ Everything here is called while a PrimFunc is being written, like `tersor.target
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..base import Expr
 from .builder import constant
 from .operand_types import INTEGER_RANGES, is_integer
 from .vectors import dtype_of, lanes_of
-
-Expr = Any
 
 
 def rounded(value: Expr) -> Expr:

@@ -11,15 +11,13 @@ rational minimax approximations of Eigen (``generic_fast_tanh_float``, ``generic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..base import Expr
 from .builder import constant
 from .vectors import dtype_of, in_register, lanes_of
-
-Expr = Any
 
 _LOG2_E = 1.44269504088896341
 _LN2_HIGH = 0.693359375  # 11 bits: products with an integer below 2^13 are exact

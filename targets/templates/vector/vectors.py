@@ -7,16 +7,12 @@ called while a PrimFunc is being written: :func:`in_register` emits a statement.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ..base import Buffer, Expr, Index
 from .builder import RegisterTile, broadcast, load, store
-
-Expr = Any
-Buffer = Any
-Index = Any
 
 
 def lanes_of(value: Expr) -> int:

@@ -15,68 +15,12 @@ import torch
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, VectorAt
 from ..conv2d.spec import Conv2dSpec
-from ..vector.builder import RegisterTile, bind, load, loop, make_prim_func, store_result
+from ..vector.builder import Output, RegisterTile, bind, load, loop, make_prim_func
 from ..vector.operand_types import check_weight_shape
-from .spatial import TileRun, Window
+from .spatial import TileRun
 from .window_loops import for_each_tap, for_each_tile, piece_counts, tap_bounds, tile_widths
-
-
-@dataclass(frozen=True)
-class DepthwiseSpec:
-    """A depthwise convolution with one output channel per input channel; see :class:`Conv2dSpec` for the fields."""
-
-    n: int
-    c: int
-    h: int
-    w: int
-    kernel: tuple[int, int] = (3, 3)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    dtype: str = "float32"
-    zero_point: int = 0
-
-    def __post_init__(self) -> None:
-        _ = self.conv2d  # validates
-
-    @property
-    def conv2d(self) -> Conv2dSpec:
-        """The same operation as a grouped convolution."""
-        return Conv2dSpec(
-            self.n,
-            self.c,
-            self.h,
-            self.w,
-            self.c,
-            self.kernel,
-            self.stride,
-            self.padding,
-            self.dilation,
-            groups=self.c,
-            dtype=self.dtype,
-            zero_point=self.zero_point,
-        )
-
-    def axes(self) -> tuple[Window, Window]:
-        """The vertical and the horizontal axis."""
-        return self.conv2d.axes()
-
-    @property
-    def out_h(self) -> int:
-        """Output height."""
-        return self.conv2d.out_h
-
-    @property
-    def out_w(self) -> int:
-        """Output width."""
-        return self.conv2d.out_w
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds, those that padding makes zero included."""
-        return self.conv2d.macs
 
 
 @dataclass(frozen=True)
@@ -87,16 +31,15 @@ class DepthwiseKnobs:
     pieces: int
 
 
-def candidates(spec: DepthwiseSpec, target: Target) -> list[DepthwiseKnobs]:
+def candidates(spec: Conv2dSpec, target: Target) -> list[DepthwiseKnobs]:
     """Feasible knobs, the best analytic guess first."""
-    conv = spec.conv2d
-    rows, columns = conv.windows()
-    shares = piece_counts(spec.n * conv.output_blocks(target), rows.out, target)
+    rows, columns = spec.windows()
+    shares = piece_counts(spec.n * spec.output_blocks(target), rows.out, target)
     widths = tile_widths(columns, target, columns.kernel)
     return [DepthwiseKnobs(width, pieces) for pieces in shares for width in widths]
 
 
-def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder a weight of shape (c, 1, kh, kw) to [channel block, kh, kw, lane], flat and zero padded."""
     check_weight_shape(weight, (spec.c, 1, *spec.kernel))
     lanes = target.lanes()
@@ -106,25 +49,18 @@ def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weig
     return padded.reshape(blocks, lanes, *spec.kernel).permute(0, 2, 3, 1).reshape(-1)
 
 
-def build(
-    spec: DepthwiseSpec,
-    target: Target,
-    knobs: DepthwiseKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "depthwise_conv2d",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
-    conv = spec.conv2d
     lanes = target.lanes()
-    blocks = conv.output_blocks(target)
-    rows, columns = conv.windows()
+    blocks = spec.output_blocks(target)
+    rows, columns = spec.windows()
     inputs = (
         BufferSpec("data", spec.n * blocks * spec.h * spec.w * lanes, spec.dtype),
         BufferSpec("weight", blocks * rows.kernel * columns.kernel * lanes, spec.dtype),
     )
     output = BufferSpec("output", spec.n * blocks * rows.out * columns.out * lanes, epilogue.dtype)
 
-    def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         data, weight = main
 
         def accumulate(tile: RegisterTile, plane: Any, y: Any, x: Any, run: TileRun) -> None:
@@ -157,10 +93,10 @@ def build(
             image, channel = plane // blocks, plane % blocks * lanes
             for position in range(run.width):
                 flat = ((plane * rows.out + y) * columns.out + x + position) * lanes
-                place = (y // spec.w, y % spec.w) if conv.pointwise else (y, x + position)
+                place = (y // spec.w, y % spec.w) if spec.pointwise else (y, x + position)
                 at = VectorAt((image, channel, *place), 1, lanes, flat)
-                store_result(out, tile[position], at, epilogue, extra)
+                out.store(tile[position], at)
 
         for_each_tile(spec.n * blocks, rows, columns, knobs.columns, knobs.pieces, write_tile)
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("depthwise_conv2d", inputs, output, body, epilogue)

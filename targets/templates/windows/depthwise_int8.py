@@ -13,35 +13,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
+from ..conv2d.spec import Conv2dSpec
 from ..parallelism import shared_loop
-from ..vector.builder import RegisterTile, bind, constant, for_each, load, loop, make_prim_func, store_result
+from ..vector.builder import Output, RegisterTile, bind, for_each, load, loop, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, dot_product
 from ..vector.operand_types import check_weight_shape, is_integer
 from ..vector.vectors import shuffle
 from . import depthwise
-from .depthwise import DepthwiseKnobs, DepthwiseSpec
-from .padded_rows import UNROLLED_WORDS, PaddedRows, RowCopier
-from .spatial import tile_runs
-
-Buffer = Any
-Expr = Any
-Index = Any
+from .depthwise import DepthwiseKnobs
+from .padded_rows import UNROLLED_WORDS, PaddedRows, PieceWriter
 
 PADDED_SHARE = 2  # the padded rows of a piece take at most this part of L1
 MOST_UNROLLED = 4  # words of weights for which all kernel rows are written out
 MOST_COLUMNS = 8  # of a tile: enough to hide the latency of the products
 
 
-def supports(spec: DepthwiseSpec, target: Target) -> bool:
+def supports(spec: Conv2dSpec, target: Target) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     return is_integer(spec.dtype)
 
@@ -50,7 +44,7 @@ def supports(spec: DepthwiseSpec, target: Target) -> bool:
 class _Plan:
     """Sizes that follow from a spec and its knobs."""
 
-    spec: DepthwiseSpec
+    spec: Conv2dSpec
     knobs: DepthwiseKnobs
     lanes: int
 
@@ -70,6 +64,13 @@ class _Plan:
         reach = (self.quads * WORD - 1) * self.spec.dilation[1] + 1
         return PaddedRows(*self.spec.axes(), self.knobs.pieces, reach)
 
+    groups = 1
+
+    @property
+    def column_bytes(self) -> int:
+        """A column of a row is a block."""
+        return self.lanes
+
     @property
     def padded_bytes(self) -> int:
         """Size of the padded rows of a piece."""
@@ -81,7 +82,7 @@ class _Plan:
         return self.spec.kernel[0] * self.quads * self.lanes
 
 
-def candidates(spec: DepthwiseSpec, target: Target) -> list[DepthwiseKnobs]:
+def candidates(spec: Conv2dSpec, target: Target) -> list[DepthwiseKnobs]:
     """Feasible knobs, the best analytic guess first: pieces whose padded rows stay in L1."""
     least = depthwise.candidates(replace(spec, dtype="float32", zero_point=0), target)[0].pieces
     room = target.l1_bytes // PADDED_SHARE
@@ -93,7 +94,7 @@ def candidates(spec: DepthwiseSpec, target: Target) -> list[DepthwiseKnobs]:
     return list(dict.fromkeys(found))
 
 
-def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder an int8 weight of shape (c, 1, kh, kw) to [channel block, kh, word, lane, tap]; the table follows."""
     check_weight_shape(weight, (spec.c, 1, *spec.kernel))
     plan = _Plan(spec, knobs, target.lanes())
@@ -105,13 +106,7 @@ def pack_weight(spec: DepthwiseSpec, target: Target, knobs: DepthwiseKnobs, weig
     return append_table(packed, uniform_table(weight, zero, plan.blocks * plan.lanes)) if zero else packed
 
 
-def build(
-    spec: DepthwiseSpec,
-    target: Target,
-    knobs: DepthwiseKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "depthwise_int8",
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     plan = _Plan(spec, knobs, target.lanes())
     channels = plan.blocks * plan.lanes
@@ -124,70 +119,40 @@ def build(
     )
     output = BufferSpec("output", spec.n * channels * spec.out_h * spec.out_w, epilogue.dtype)
 
-    def body(main: Sequence[Buffer], extra: Sequence[Buffer], out: Buffer) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         data, packed = main
         weight = view_as(packed, "int32", words)
         corrections = view_table(packed, words * WORD, table) if table else None
         moved = sum(buffer.size for buffer in (*inputs, output))
         with shared_loop((spec.n * plan.blocks, knobs.pieces), macs=spec.macs, bytes_moved=moved) as (plane, piece):
             main = view_as(data, "uint8", inputs[0].size), weight, corrections
-            _PieceWriter(plan, target, epilogue, main, extra, out, plane).write(piece)
+            _PieceWriter(plan, target, main, out, plane).write(piece)
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("depthwise_int8", inputs, output, body, epilogue)
 
 
-class _PieceWriter:
-    """Writes what one thread does: some rows of one plane."""
+class _PieceWriter(PieceWriter):
+    """Writes some rows of one plane."""
 
-    def __init__(
-        self,
-        plan: _Plan,
-        target: Target,
-        epilogue: Epilogue,
-        main: tuple[Buffer, Buffer, Buffer | None],
-        extra: Sequence[Buffer],
-        out: Buffer,
-        plane: Index,
-    ) -> None:
-        self.plan = plan
-        self.lanes = plan.lanes
-        self.products = dot_product(target, plan.spec.dtype)
-        self.copier = RowCopier(plan.spec.zero_point, target.vector_bytes, self.products.offset)
-        self.epilogue = epilogue
-        self.data, self.weight, self.table = main
-        self.extra = extra
-        self.out = out
-        self.plane = plane
-        self.block = bind(plane % plan.blocks)
+    plan: _Plan
 
     def write(self, piece: Index) -> None:
-        """Copy the rows of a piece with their padding, then all its tiles."""
-        plan, place = self.plan, self.plan.padded
-        begin, end = place.outputs(piece)
-        padded = T.alloc_buffer((plan.padded_bytes,), "uint8", scope="global", align=64)
-        first, count = place.inputs(begin, end)
+        """The block of the plane is named once."""
+        self.block = bind(self.plane % self.plan.blocks)
+        super().write(piece)
+
+    def pad_rows(self, first: Index, count: Index, padded: Buffer) -> None:
+        """The rows of the plane."""
         with loop(count) as row:
-            self._pad_row(first + row, padded, bind(row * (place.length * self.lanes)))
-        with loop(end, begin) as y:
-            for run in tile_runs(place.without_padding, plan.knobs.columns):
-                with loop(run.count) as index:
-                    self._tile(padded, y, y - begin, bind(run.start + index * run.width), run.width)
+            self.pad_row(self.plane, first + row, padded, bind(row * (self.plan.padded.length * self.lanes)))
 
-    def _pad_row(self, image_row: Index, padded: Buffer, to: Index) -> None:
-        place, lanes, height = self.plan.padded, self.lanes, self.plan.spec.h
-        width = self.plan.spec.w * lanes
-        source = bind((self.plane * height + image_row) * width)
-        exists = tirx.And(image_row >= 0, image_row < height)
-        left, length = place.columns.pad * lanes, place.length * lanes
-        self.copier.copy(self.data, source, width, left, length, padded, to, exists)
-
-    def _tile(self, padded: Buffer, y: Index, row: Index, x: Index, width: int) -> None:
+    def tile(self, padded: Buffer, group: Index, y: Index, row: Index, x: Index, width: int) -> None:
+        """The one vector of each output."""
         plan, lanes, products = self.plan, self.lanes, self.products
         rows, columns = plan.spec.axes()
         tile = RegisterTile(width, lanes, products.sum_type)
         for position in range(width):
-            no_correction = constant(0, lanes, "int32")
-            tile[position] = no_correction if self.table is None else load(self.table, self.block * lanes, lanes)
+            tile[position] = self.first_sum(self.block)
         weight = bind(self.block * plan.weight_block)
 
         def kernel_row(ky: Index) -> None:
@@ -212,7 +177,7 @@ class _PieceWriter:
         for position in range(width):
             flat = ((self.plane * rows.out + y) * columns.out + x + position) * lanes
             at = VectorAt((image, channel, y, x + position), 1, lanes, flat)
-            store_result(self.out, tile[position], at, self.epilogue, self.extra)
+            self.out.store(tile[position], at)
 
     def _words(self, padded: Buffer, column: Index) -> Expr:
         """What four taps read from a column on, the four bytes of each channel side by side."""

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..vector.builder import bind, constant, load, loop, store, when
-from ..vector.vectors import pieces
-from .spatial import Window
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
 
-Buffer = Any
-Expr = Any
-Index = Any
+from ...machines.target import Target
+from ..base import Buffer, Expr, Index
+from ..vector.builder import Output, bind, constant, load, loop, store, when
+from ..vector.dot_product import dot_product
+from ..vector.vectors import pieces
+from .spatial import Window, tile_runs
 
 UNROLLED_WORDS = 16  # of a kernel row; those of a longer one are a loop
 _SIGN_BIT = 0x80
@@ -118,3 +120,58 @@ class RowCopier:
                 action(step * self.vector_bytes, self.vector_bytes)
         for start, count in pieces(rest, self.vector_bytes):
             action(whole * self.vector_bytes + start, count)
+
+
+class PieceWriter:
+    """Writes what one thread does with integers: some rows of an image or plane, read from a copy with its padding.
+
+    A plan has the ``spec``, ``knobs``, ``lanes``, ``padded`` rows and ``padded_bytes`` of a piece, the
+    ``column_bytes`` of a row's element, and the ``groups`` of outputs that are computed from one copy.
+    """
+
+    def __init__(
+        self, plan: Any, target: Target, operands: tuple[Buffer, Buffer, Buffer | None], out: Output, plane: Index
+    ) -> None:
+        self.plan = plan
+        self.spec = plan.spec
+        self.lanes = plan.lanes
+        self.products = dot_product(target, plan.spec.dtype)
+        self.copier = RowCopier(plan.spec.zero_point, target.vector_bytes, self.products.offset)
+        self.data, self.weight, self.table = operands
+        self.out = out
+        self.plane = plane
+
+    def write(self, piece: Index) -> None:
+        """Copy the rows of a piece with their padding, then all its tiles."""
+        plan, place = self.plan, self.plan.padded
+        begin, end = place.outputs(piece)
+        padded = T.alloc_buffer((plan.padded_bytes,), "uint8", scope="global", align=64)
+        first, count = place.inputs(begin, end)
+        self.pad_rows(first, count, padded)
+        with loop(plan.groups) as group, loop(end, begin) as y:
+            for run in tile_runs(place.without_padding, plan.knobs.columns):
+                with loop(run.count) as index:
+                    self.tile(padded, group, y, y - begin, bind(run.start + index * run.width), run.width)
+
+    def pad_rows(self, first: Index, count: Index, padded: Buffer) -> None:
+        """Copy so many rows, from a first one on that may be padding."""
+        raise NotImplementedError
+
+    def pad_row(self, plane: Index, image_row: Index, padded: Buffer, to: Index) -> None:
+        """Copy one row of a plane."""
+        spec, place, size = self.spec, self.plan.padded, self.plan.column_bytes
+        width = spec.w * size
+        source = bind((plane * spec.h + image_row) * width)
+        exists = tirx.And(image_row >= 0, image_row < spec.h)
+        left, length = place.columns.pad * size, place.length * size
+        self.copier.copy(self.data, source, width, left, length, padded, to, exists)
+
+    def tile(self, padded: Buffer, group: Index, y: Index, row: Index, x: Index, width: int) -> None:
+        """Write ``width`` outputs of a group from ``x`` on, of output row ``y``, number ``row`` of the piece."""
+        raise NotImplementedError
+
+    def first_sum(self, block: Index) -> Expr:
+        """What the sums of a block of outputs start from."""
+        if self.table is None:
+            return constant(0, self.lanes, "int32")
+        return load(self.table, block * self.lanes, self.lanes)

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from tvm import tirx
 
 from ...machines.target import Target
-from ..base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, VectorAt
 from ..parallelism import shared_loop
 from ..rows.reduce import COMBINE, NEUTRAL
 from ..vector.accumulation import Accumulation
-from ..vector.builder import RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, store_result
+from ..vector.builder import Output, RegisterTile, bind, broadcast, constant, load, loop, make_prim_func
 from ..vector.integers import accumulator, add, mean, widened
 from ..vector.operand_types import INTEGER_RANGES, check_operands, is_integer
 from ..vector.vectors import combine_all, maximum
@@ -111,13 +111,7 @@ def candidates(spec: PoolSpec, target: Target) -> list[PoolKnobs]:
     return [PoolKnobs(width, pieces) for pieces in shares for width in tile_widths(columns, target, 0)]
 
 
-def build(
-    spec: PoolSpec,
-    target: Target,
-    knobs: PoolKnobs,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "pool2d",
-) -> tirx.PrimFunc:
+def build(spec: PoolSpec, target: Target, knobs: PoolKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the pooling as a PrimFunc ``(input, *epilogue.buffers, output)``; blocked in and out."""
     lanes = target.lanes()
     blocks = -(-spec.c // lanes)
@@ -127,7 +121,7 @@ def build(
     inputs = (BufferSpec("data", spec.n * blocks * spec.h * spec.w * lanes, spec.dtype),)
     output = BufferSpec("output", spec.n * blocks * rows.out * columns.out * lanes, epilogue.dtype)
 
-    def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         (data,) = main
 
         def gather(tile: RegisterTile, plane: Any, y: Any, x: Any, run: TileRun) -> None:
@@ -154,11 +148,11 @@ def build(
                     value = mean(value, broadcast(_reciprocal_count(spec, y, x + position), lanes))
                 flat = ((plane * rows.out + y) * columns.out + x + position) * lanes
                 at = VectorAt((image, channel, y, x + position), 1, lanes, flat)
-                store_result(out, value, at, epilogue, extra)
+                out.store(value, at)
 
         for_each_tile(spec.n * blocks, rows, columns, knobs.columns, knobs.pieces, write_tile)
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("pool2d", inputs, output, body, epilogue)
 
 
 def _lowest(dtype: str) -> float:
@@ -203,12 +197,7 @@ class GlobalPoolSpec:
             raise ValueError(f"kind must be one of {', '.join(COMBINE)}, not {self.kind!r}")
 
 
-def build_global(
-    spec: GlobalPoolSpec,
-    target: Target,
-    epilogue: Epilogue = NO_EPILOGUE,
-    name: str = "global_pool2d",
-) -> tirx.PrimFunc:
+def build_global(spec: GlobalPoolSpec, target: Target, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the reduction as a PrimFunc ``(input, *epilogue.buffers, output)``; it has no knobs."""
     lanes = target.lanes()
     blocks = -(-spec.c // lanes)
@@ -220,7 +209,7 @@ def build_global(
     inputs = (BufferSpec("data", spec.n * blocks * size * lanes, spec.dtype),)
     output = BufferSpec("output", spec.n * blocks * lanes, epilogue.dtype)
 
-    def body(main: Sequence[Any], extra: Sequence[Any], out: Any) -> None:
+    def body(main: Sequence[Buffer], out: Output) -> None:
         (data,) = main
         with shared_loop((spec.n, blocks), bytes_moved=4 * inputs[0].size) as (image, block):
             plane = bind(image * blocks + block)
@@ -238,6 +227,6 @@ def build_global(
             if spec.kind == "mean":
                 total = mean(total, constant(1.0 / size, lanes))
             at = VectorAt((image, block * lanes, 0, 0), 1, lanes, plane * lanes)
-            store_result(out, total, at, epilogue, extra)
+            out.store(total, at)
 
-    return make_prim_func(name, inputs, output, body, epilogue)
+    return make_prim_func("global_pool2d", inputs, output, body, epilogue)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
-Index = Any
+from ..base import Index
 
 MOST_RANGES = 16  # tap ranges of an axis that are written out
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from tvm import tirx
 
 from ...machines.target import Target
+from ..base import Expr
 from ..parallelism import shared_loop
 from ..vector.builder import bind, loop, when
 from .spatial import TapRange, TileRun, Window, balanced_split, tile_runs
-
-Expr = Any
 
 VECTOR_BYTES = 64  # of one element of a plane, nearly enough
 UNITS_PER_CORE = 4  # enough that threads finish together; each unit also costs a division or two
