@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
 
 # Two workers share two cores: PyTorch's own threads would only get in the way.
 torch.set_num_threads(1)
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _tvm_target = Target.tvm_target
 
