@@ -43,8 +43,9 @@ def draw(content: Record, path: Path) -> None:
     models = content["models"]
     ratios = {model["model"]: _ratios(model) for model in models}
     every = [1.0, *(ratio for row in ratios.values() for ratio in row.values())]
-    style = {"svg.hashsalt": "tersor", "svg.fonttype": "path", "font.size": 10, "font.family": "DejaVu Sans"}
-    with pyplot.rc_context(style):
+    with pyplot.rc_context(
+        {"svg.hashsalt": "tersor", "svg.fonttype": "path", "font.size": 10, "font.family": "DejaVu Sans"}
+    ):
         figure, axes = pyplot.subplots(figsize=(9, 1.9 + ROW_INCHES * len(models)), layout="constrained")
         for row, model in enumerate(models):
             _draw_row(axes, row, ratios[model["model"]], model["best_runtime_over_tersor"])

@@ -18,7 +18,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,11 +98,11 @@ def int8(
 def pruned(pipeline: Pipe = PRUNE, threads: Threads = 2, rounds: Rounds = 4, json_path: Json = RESULTS) -> None:
     """Time ResNet-18 before and after channels are removed."""
     module, inputs = load(PRUNED_MODEL)
-    makers = {
-        FLOAT32: lambda: tersor.compile(module, inputs, threads=threads),
-        PRUNED: lambda: tersor.compile(module, inputs, pipeline=pipeline, threads=threads),
-    }
-    built = [timed(lambda name=name, make=make: ExecutableRunner(make(), name)) for name, make in makers.items()]
+    build = partial(tersor.compile, module, inputs, threads=threads)
+    built = (
+        timed(lambda: ExecutableRunner(build(), FLOAT32)),
+        timed(lambda: ExecutableRunner(build(pipeline=pipeline), PRUNED)),
+    )
     comparison = _compare(PRUNED_MODEL, built, inputs, threads, rounds)
     macs = {runner.name: _macs(runner.executable) for runner, _ in built}
     result = asdict(comparison) | {"pipeline": pipeline, "macs": macs}
@@ -114,8 +114,8 @@ def pruned(pipeline: Pipe = PRUNE, threads: Threads = 2, rounds: Rounds = 4, jso
 def agreement(pipeline: Pipe = QUANTIZE, threads: Threads = 2, json_path: Json = RESULTS) -> None:
     """Count photographs of which int8 says what float32 says, ours and OpenVINO's."""
     with console.status(f"{photographs.MODEL}: compiling and judging"):
-        integers = [runner for runner, _ in _quantized(photographs.MODEL, pipeline, threads)]
-        found = photographs.measure_agreement(load(photographs.MODEL)[0], integers)
+        (ours, _), (theirs, _) = _quantized(photographs.MODEL, pipeline, threads)
+        found = photographs.measure_agreement(load(photographs.MODEL)[0], (ours, theirs))
     results = [asdict(one) for one in found]
     console.print(agreement_sheet(results).view())
     keep("agreement", results, threads, json_path)
@@ -141,17 +141,20 @@ def write_page(
 
 
 @lru_cache(maxsize=2)  # what `all` needs again
-def _quantized(model: str, pipeline: str, threads: int) -> tuple[tuple[ExecutableRunner | OpenVinoInt8, float], ...]:
+def _quantized(
+    model: str, pipeline: str, threads: int
+) -> tuple[tuple[ExecutableRunner, float], tuple[OpenVinoInt8, float]]:
     """Ours and OpenVINO's, from the same data, and the seconds that each took to make."""
     module, inputs = load(model)
     calibration = [image(seed=1 + index) for index in range(CALIBRATION_IMAGES)]
     if model == photographs.MODEL:
         calibration = photographs.calibration_crops()
-    options = {"pipeline": pipeline, "calibration": [(one,) for one in calibration], "threads": threads}
+    batches = [(one,) for one in calibration]
+    build = partial(tersor.compile, module, inputs, pipeline=pipeline, calibration=batches, threads=threads)
     with tempfile.TemporaryDirectory() as folder:
         network = Network(module, inputs, Path(folder))
         return (
-            timed(lambda: ExecutableRunner(tersor.compile(module, inputs, **options), INT8)),
+            timed(lambda: ExecutableRunner(build(), INT8)),
             timed(lambda: OpenVinoInt8(network, threads, calibration)),
         )
 

@@ -78,7 +78,8 @@ class TorchRunner:
 
     def __init__(self, module: nn.Module, inputs: Tensors, *, compiled: bool) -> None:
         self.name = "torch.compile" if compiled else "torch"
-        half = copy.deepcopy(module).cuda().half().to(memory_format=torch.channels_last)
+        half = copy.deepcopy(module).cuda().half()
+        half.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's overloads lack the keyword
         self._module = torch.compile(half, mode="max-autotune") if compiled else half
         self._inputs = tuple(tensor.cuda().half() if tensor.is_floating_point() else tensor.cuda() for tensor in inputs)
 

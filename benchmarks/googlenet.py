@@ -62,17 +62,13 @@ class GoogLeNet(nn.Module):
         )
         channels = 192
         stages: list[nn.Module] = []
-        for widths in _INCEPTION_3:
-            stages.append(Inception(channels, widths))
-            channels = stages[-1].out_channels
-        stages.append(nn.MaxPool2d(3, stride=2, ceil_mode=True))
-        for widths in _INCEPTION_4:
-            stages.append(Inception(channels, widths))
-            channels = stages[-1].out_channels
-        stages.append(nn.MaxPool2d(2, stride=2, ceil_mode=True))
-        for widths in _INCEPTION_5:
-            stages.append(Inception(channels, widths))
-            channels = stages[-1].out_channels
+        for kernel, blocks in ((0, _INCEPTION_3), (3, _INCEPTION_4), (2, _INCEPTION_5)):
+            if kernel:
+                stages.append(nn.MaxPool2d(kernel, stride=2, ceil_mode=True))
+            for widths in blocks:
+                block = Inception(channels, widths)
+                stages.append(block)
+                channels = block.out_channels
         self.blocks = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.2)

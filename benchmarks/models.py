@@ -201,6 +201,7 @@ def minilm() -> Example:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, config.vocab_size, (1, SEQUENCE_LENGTH), generator=generator)
     mask = torch.ones_like(ids)
+    assert config.pad_token_id is not None
     ids[:, -PADDING_TOKENS:] = config.pad_token_id
     mask[:, -PADDING_TOKENS:] = 0
     return FirstOutput(module).eval(), (ids, mask)
@@ -219,7 +220,7 @@ class FirstOutput(nn.Module):
 
 def _with_global_pool(module: nn.Module) -> nn.Module:
     """Pool over whatever size remains, where pytorchcv hard-codes 7x7, and randomize."""
-    module.features.final_pool = nn.AdaptiveAvgPool2d(1)
+    module.get_submodule("features").final_pool = nn.AdaptiveAvgPool2d(1)
     return randomize(module)
 
 

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sysconfig
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +46,8 @@ class UnsupportedModel(Exception):
 class Runner(Protocol):
     """What the harness times."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def run(self, inputs: Arrays) -> list[np.ndarray]:
         """Run once.
@@ -190,7 +191,7 @@ class TorchEager:
 
     def __init__(self, network: Network, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.call = network.torch_module
+        self.call: Callable[..., Any] = network.torch_module
 
     @staticmethod
     def available() -> str | None:

@@ -84,7 +84,8 @@ def probe(threads: int, progress: Callable[[str], None] = lambda _: None) -> Pro
     for name, size in {"L2": round(L2_SHARE * l2_bytes), "L3": middle, "memory": far}.items():
         progress(f"reading from {name}")
         bandwidths.append(read_rate(target, threads, size))
-    return Probe(threads, single / 1e9, several / 1e9, *(rate / 1e9 for rate in bandwidths), l2_bytes, target.l3_bytes)
+    l2, l3, memory = (rate / 1e9 for rate in bandwidths)
+    return Probe(threads, single / 1e9, several / 1e9, l2, l3, memory, l2_bytes, target.l3_bytes)
 
 
 def multiply_add_rate(target: Target, threads: int) -> float:

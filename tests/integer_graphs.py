@@ -66,7 +66,7 @@ class IntegerBuilder(GraphBuilder):
     def sums_to_float(self, sums: Value) -> Value:
         """The f32 numbers that i32 sums stand for, with a scale for each channel, of the order of 1."""
         channels = sums.shape[1] if sums.type.rank == 4 else sums.shape[-1]
-        assert sums.op is not None
+        assert isinstance(sums.op, ops.Conv2dOp | ops.LinearOp)
         terms = sums.op.weight.type.size // sums.op.weight.shape[0]
         scales = (torch.rand(channels, generator=self.generator) + 0.5) / (5000 * terms**0.5)
         shape = (channels, 1, 1) if sums.type.rank == 4 else (channels,)

@@ -212,9 +212,9 @@ class Grower(GraphBuilder):
         x = self.pick(4)
         if min(x.shape[2:]) > 16:
             return x
-        padded = self.op(PadOp, x, before=(0, 0, 1, 1), after=(0, 0, 1, 1), value=(0.0, -math.inf)[self.below(2)])
-        pool = padded.op.attrs.value != 0
-        return self.op(MaxPool2dOp, padded, kernel=(3, 3), stride=(1, 1)) if pool else self.conv(padded, 4)
+        value = (0.0, -math.inf)[self.below(2)]
+        padded = self.op(PadOp, x, before=(0, 0, 1, 1), after=(0, 0, 1, 1), value=value)
+        return self.op(MaxPool2dOp, padded, kernel=(3, 3), stride=(1, 1)) if value else self.conv(padded, 4)
 
     def _averaged(self) -> Value:
         x = self.pick(4)

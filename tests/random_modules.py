@@ -167,7 +167,13 @@ class Grower:
 
     # Drawing --------------------------------------------------------------------------------------------------
 
-    def pick(self, wanted: Callable[[torch.Tensor], bool] = lambda _: True, precision: int = COMPUTED) -> str | None:
+    def pick(self, wanted: Callable[[torch.Tensor], bool] = lambda _: True) -> str:
+        """A name of a value, a late one as a rule, where the first input would do, a float32 one."""
+        name = self.find(wanted)
+        assert name is not None
+        return name
+
+    def find(self, wanted: Callable[[torch.Tensor], bool] = lambda _: True, precision: int = COMPUTED) -> str | None:
         """A name of a value, a late one as a rule; None if there is none."""
         names = [n for n, v in self.values.items() if wanted(v) and self.precision[n] >= precision]
         return None if not names else names[-1] if self.draw.random() < 0.4 else self.draw.choice(names)
@@ -362,7 +368,7 @@ def constant(grower: Grower) -> Made:
 def arithmetic(grower: Grower) -> Made:
     a = grower.pick(is_number)
     b = grower.number() if grower.draw.random() < 0.3 else grower.pick(is_number)
-    options = (f"{a} + {b}", f"{a} - {b}", f"{a} * {b}", f"torch.maximum({a}, torch.as_tensor({b}))")
+    options: tuple[str, ...] = (f"{a} + {b}", f"{a} - {b}", f"{a} * {b}", f"torch.maximum({a}, torch.as_tensor({b}))")
     if grower.draw.random() < 0.2:
         options = (f"{a} / {b}",) if grower.precision.get(b, MOVED) == MOVED else (f"{a} / ({b}.abs() + 1)",)
     return (f"{grower.new()} = {grower.draw.choice(options)}",)
@@ -384,17 +390,17 @@ def function(grower: Grower) -> Made:
 
 @statement(2)
 def truth(grower: Grower) -> Made:
-    a = grower.pick(precision=EXACT)
-    b = grower.draw.choice(("0", "0.5", grower.pick(precision=EXACT)))
+    a = grower.find(precision=EXACT)
+    b = grower.draw.choice(("0", "0.5", grower.find(precision=EXACT)))
     sign = grower.draw.choice(("<", ">", "<=", "==", "!="))
-    condition = grower.pick(lambda value: value.dtype is torch.bool) or f"({a} {sign} {b})"
+    condition = grower.find(lambda value: value.dtype is torch.bool) or f"({a} {sign} {b})"
     options = (f"{a} {sign} {b}", f"{a} {sign} {b}", f"~{condition}", f"{condition} & ({a} {sign} {b})")
     return f"{grower.new()} = {grower.draw.choice(options)}", MOVED
 
 
 @statement(2)
 def chosen(grower: Grower) -> Made:
-    condition = grower.pick(lambda value: value.dtype is torch.bool)
+    condition = grower.find(lambda value: value.dtype is torch.bool)
     a, b = grower.pick(is_float), grower.draw.choice((grower.number(), grower.pick(is_float)))
     return None if condition is None else (f"{grower.new()} = torch.where({condition}, {a}, {b})",)
 
@@ -419,7 +425,7 @@ def reduction(grower: Grower) -> Made:
 
 @statement(3)
 def layered(grower: Grower) -> Made:
-    name = grower.pick(lambda value: is_single(value) and value.ndim > 0)
+    name = grower.find(lambda value: is_single(value) and value.ndim > 0)
     if name is None:
         return None
     shape = grower.values[name].shape
@@ -454,7 +460,7 @@ def layered(grower: Grower) -> Made:
 
 @statement(1)
 def product(grower: Grower) -> Made:
-    a = grower.pick(lambda value: is_single(value) and value.ndim > 1)
+    a = grower.find(lambda value: is_single(value) and value.ndim > 1)
     if a is None:
         return None
     last = grower.values[a].shape[-1]
@@ -476,7 +482,7 @@ def write(grower: Grower) -> Made:
     other = grower.pick(lambda one: one.dtype is value.dtype)
     part = draw.choice((other, f"{other}[{grower.index(other)}]", f"{other}[{grower.index(other)}].clone()"))
     same = grower.pick(lambda one: (one.shape, one.dtype) == (value.shape, value.dtype))
-    mask = grower.pick(lambda one: one.dtype is torch.bool and one.ndim > 0)
+    mask = grower.find(lambda one: one.dtype is torch.bool and one.ndim > 0)
     number = grower.number() if is_float(value) else draw.choice(("0", "1"))
     precision = min(grower.precision[name], grower.precision[other])
     moves = [
@@ -605,8 +611,8 @@ def _problem(programs: Sequence[Program], expected: Sequence[list[Expected]]) ->
     calls = [[one for program in programs for one in program.draw_inputs(call)] for call in range(CALLS)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        options = {"pipeline": programs[0].pipeline, "threads": 1, "check": False}  # it is compared below
-        executable = tersor.compile(Together(programs), calls[0], **options)
+        together, pipeline = Together(programs), programs[0].pipeline
+        executable = tersor.compile(together, calls[0], pipeline=pipeline, threads=1, check=False)  # compared below
     for call, inputs in enumerate(calls):
         actual = tree_leaves(executable(*inputs))
         wanted = [one for results in expected for one in results[call]]
