@@ -14,9 +14,6 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 LOCKS := requirements.lock requirements-models.lock
-# What mypy checks: packages and modules of Tersor, helpers of its tests, and what is run from the checkout.
-TYPED := $(addprefix tersor.,checking cli compiler compression frontend ir passes targets) benchmarks examples \
-	$(addprefix tersor.tests.,checks emulated_x86 integer_graphs random_graphs random_modules targets.compiled)
 
 # Set-up is done when a stamp bears the checksum of all that it depends on, the checkout's place included.
 CHECKSUM := $(shell { cat $(LOCKS) pyproject.toml Makefile; pwd; } | cksum | cut -d' ' -f1)
@@ -60,7 +57,7 @@ types: $(STAMP) ## check the types of the package, the tests' helpers, the bench
 	@echo "[types] mypy"
 	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/tersor # mypy must see the checkout under its package name,
 	@ln -sfn ../../benchmarks ../../examples $(VENV)/src # and must not see its other folders as packages of their own
-	@cd $(VENV)/src && ../bin/python -m mypy --config-file tersor/pyproject.toml -m tersor $(addprefix -p ,$(TYPED))
+	@cd $(VENV)/src && ../bin/python -m mypy --config-file tersor/pyproject.toml -p tersor -p benchmarks -p examples
 
 test: $(STAMP) ## run the quick tests
 	@echo "[test] pytest, $(WORKERS) workers, without the slow suites"

@@ -55,7 +55,8 @@ def artifact(executable: Executable, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session", autouse=True)
 def _runners_are_built_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Bundles take the program that was built from the same source before: a compiler needs seconds for it."""
-    original, built = Toolchain.build_program, {}
+    original = Toolchain.build_program
+    built: dict[tuple[Toolchain, tuple[bytes, ...], tuple[str, ...]], Path | str] = {}
     folder = tmp_path_factory.mktemp("runners")
 
     def build(toolchain: Toolchain, output: Path, source: Path, include: Path, libraries: Sequence[Path]) -> None:

@@ -46,7 +46,7 @@ def _header() -> Path:
     atexit.register(folder.cleanup)
     header = Path(folder.name) / "kernels.h"
     header.write_text(f'#include "{_HEADER}"\n{library(device=False)}')
-    subprocess.run([COMPILER, *_FLAGS, "-x", "c++-header", str(header)], check=True)
+    subprocess.run(["g++", *_FLAGS, "-x", "c++-header", str(header)], check=True)
     return header
 
 
@@ -56,7 +56,7 @@ def _build(source: str) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
             unit, shared = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
             unit.write_text(source)
-            command = [COMPILER, *_FLAGS, "-include", str(_header()), "-shared", "-o", str(shared), str(unit)]
+            command = ["g++", *_FLAGS, "-include", str(_header()), "-shared", "-o", str(shared), str(unit)]
             subprocess.run(command, check=True)
             _built[key] = ctypes.CDLL(str(shared))
     return _built[key]

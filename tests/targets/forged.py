@@ -19,8 +19,8 @@ from tersor.targets.packaging.archive import ArchiveWriter
 from tersor.targets.packaging.artifact import MANIFEST
 
 MISSING = object()
-INTEGERS = (0, -1, 2**31, 2**63, 10**30, 1.5, "1", None, [], True)
-TEXTS = ("", "nonsense", "x\0y", "../x", 1, None, [], {})
+INTEGERS: tuple[Any, ...] = (0, -1, 2**31, 2**63, 10**30, 1.5, "1", None, [], True)
+TEXTS: tuple[Any, ...] = ("", "nonsense", "x\0y", "../x", 1, None, [], {})
 # What makes sense in one place may be swapped for what makes sense in another.
 PLAUSIBLE = (
     "aarch64", "x86_64", "Darwin", "arm", "x86", "cuda", "x86:avx2", "arm:cortex-a72", "znver3", "cortex-a72",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -64,7 +64,7 @@ def convolutions(draw: st.DrawFn) -> Conv2dSpec:
     """Dense and grouped convolutions of blocked or row-major operands."""
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     inputs, outputs = (groups * draw(st.integers(1, 20 if groups > 1 else 40)) for _ in range(2))
-    layout = draw(st.sampled_from(["blocked", "plain"]))
+    layout: Literal["blocked", "plain"] = draw(st.sampled_from(["blocked", "plain"]))
     return Conv2dSpec(draw(batches), inputs, o=outputs, groups=groups, input_layout=layout, **draw(windows()))
 
 
@@ -83,11 +83,11 @@ def depthwise_convolutions(draw: st.DrawFn) -> Conv2dSpec:
 
 
 @st.composite
-def poolings(draw: st.DrawFn, mode: str) -> PoolSpec:
+def poolings(draw: st.DrawFn, mode: Literal["max", "avg"]) -> PoolSpec:
     """Windows padded alike on both sides, as PyTorch's; average pooling has no dilation."""
     kernel = draw(pairs(1, 4))
     dilation = draw(pairs(1, 2)) if mode == "max" else (1, 1)
-    before = tuple(draw(st.integers(0, extent // 2)) for extent in kernel)
+    before = [draw(st.integers(0, extent // 2)) for extent in kernel]
     spans = [dilation[i] * (kernel[i] - 1) + 1 for i in range(2)]
     h, w = (max(1, spans[i] - 2 * before[i]) + draw(st.integers(0, 8)) for i in range(2))
     return PoolSpec(
@@ -98,7 +98,7 @@ def poolings(draw: st.DrawFn, mode: str) -> PoolSpec:
         mode,
         kernel,
         draw(pairs(1, 3)),
-        (*before, *before),
+        (before[0], before[1], before[0], before[1]),
         dilation,
         ceil_mode=draw(st.booleans()),
         count_include_pad=draw(st.booleans()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import tvm
@@ -54,7 +56,7 @@ def from_blocked(flat: torch.Tensor, shape: tuple[int, int, int, int], lanes: in
 
 def depthwise_spec(n, c, h, w, kernel=(3, 3), *window, **options) -> Conv2dSpec:
     """A depthwise convolution: as many outputs and groups as channels."""
-    return Conv2dSpec(n, c, h, w, c, kernel, *window, groups=c, **options)
+    return replace(Conv2dSpec(n, c, h, w, c, kernel, *window, **options), groups=c)
 
 
 def run(prim_func, target: Target, *inputs: torch.Tensor, out_elements: int) -> torch.Tensor:

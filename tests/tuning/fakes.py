@@ -14,7 +14,7 @@ from tersor.targets.templates.conv2d.winograd_spec import WinogradKnobs
 from tersor.targets.templates.option import Option, Workload
 from tersor.targets.tuning.estimate import estimate_seconds
 from tersor.targets.tuning.measure import Measurer
-from tersor.targets.tuning.outcome import Outcome
+from tersor.targets.tuning.outcome import Outcome, Status
 from tersor.targets.tuning.task import Task
 
 TARGET: Target = resolve_target("x86:znver4")
@@ -67,7 +67,7 @@ class FakeMeasurer(Measurer):
         self,
         noise: float = 0.01,
         drift: float = 1.0,
-        fails: Callable[[Option], str] = lambda option: "ok",
+        fails: Callable[[Option], Status] = lambda option: "ok",
         stop_after: int | None = None,
     ) -> None:
         self.seconds = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ def planted(method: str, outputs: int = 24, inputs: int = 20, window: int = 3, s
     return product((outputs, r), (r, r, k, k), (r, inputs), equation="or,rsab,si->oiab", seed=seed)
 
 
-def conv_graph(weight: torch.Tensor, *, size: tuple[int, int] = (9, 11), bias: bool = True, **attrs: object) -> Graph:
+def conv_graph(weight: torch.Tensor, *, size: tuple[int, int] = (9, 11), bias: bool = True, **attrs: Any) -> Graph:
     """One convolution with ``weight``, batch 2."""
     b = GraphBuilder({"x": TensorType((2, weight.shape[1] * attrs.get("groups", 1), *size))})
     return b.done(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -39,7 +40,7 @@ def data(graph: Graph, count: int = 4) -> list[tuple[torch.Tensor, ...]]:
     return [tuple(torch.randn(v.shape, generator=generator) + 0.2 for v in graph.inputs) for _ in range(count)]
 
 
-def quantized(graph: Graph, pipeline: str = STEPS, **options: object) -> PassOutcome:
+def quantized(graph: Graph, pipeline: str = STEPS, **options: Any) -> PassOutcome:
     return PassManager(as_pipeline(pipeline)).run(graph, calibration=data(graph), **options)
 
 
