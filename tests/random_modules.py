@@ -168,7 +168,7 @@ class Grower:
     # Drawing --------------------------------------------------------------------------------------------------
 
     def pick(self, wanted: Callable[[torch.Tensor], bool] = lambda _: True) -> str:
-        """A name of a value, a late one as a rule, where the first input would do, a float32 one."""
+        """A name of a value, a late one as a rule; the first input, which is float32, must be wanted."""
         name = self.find(wanted)
         assert name is not None
         return name
