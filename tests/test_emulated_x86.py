@@ -37,7 +37,7 @@ def kernel(body: Body, inputs: list[np.ndarray], output: np.ndarray, llvm_ir: st
     specs = [BufferSpec(f"x{index}", x.size, str(x.dtype)) for index, x in enumerate(inputs)]
     out = BufferSpec("out", output.size, str(output.dtype))
     epilogue = Epilogue(llvm_ir=llvm_ir)
-    return make_prim_func("main", specs, out, lambda buffers, _, result: body(buffers, result), epilogue)
+    return make_prim_func("main", specs, out, lambda buffers, result: body(buffers, result.buffer), epilogue)
 
 
 def compute(module: Any, inputs: list[np.ndarray], output: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ def compare(spec: Conv2dSpec, target, knobs: Conv2dKnobs, seed: int = 0) -> None
 
     data = to_blocked(x, lanes) if spec.input_layout == "blocked" else x
     packed = pack_weight(spec, target, knobs, weight)
-    prim_func = build(spec, target, knobs, bias_add_relu(shape, lanes), "conv2d")
+    prim_func = build(spec, target, knobs, bias_add_relu(shape, lanes))
     flat = run(prim_func, target, data, packed, bias, other, out_elements=out_elements(shape, lanes))
 
     top, left, bottom, right = spec.padding
