@@ -481,6 +481,8 @@ def write(grower: Grower) -> Made:
     place = draw.choice((name, f"{name}[{grower.index(name)}]", f"{name}[{grower.index(name)}]"))
     other = grower.pick(lambda one: one.dtype is value.dtype)
     part = draw.choice((other, f"{other}[{grower.index(other)}]", f"{other}[{grower.index(other)}].clone()"))
+    if grower.values[other].untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
+        part = f"{part}.clone()"  # what reads the elements that it writes depends on their order in eager
     same = grower.pick(lambda one: (one.shape, one.dtype) == (value.shape, value.dtype))
     mask = grower.find(lambda one: one.dtype is torch.bool and one.ndim > 0)
     number = grower.number() if is_float(value) else draw.choice(("0", "1"))
