@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from .frontend import in_eval_mode, split_inputs
-from .ir import Graph, IRError, Op, TersorError, Value, evaluate, evaluate_op
+from .ir import Graph, IRError, Op, TersorError, Value, evaluate, evaluate_op, shorten
 from .passes import Agreement, Exactness, Pipeline, bisect, run_passes
 from .passes.numeric import distance, seeded_inputs
 from .targets import Executable, compile_graph
@@ -105,8 +105,7 @@ def check_agreement(executable: Executable, reference: Reference, pipeline: Pipe
     try:
         expected = reference.outputs()
     except Exception as error:  # the model's own forward runs in here: anything may be raised
-        reason = " ".join(str(error).split())[:200]
-        return Agreement(subject, exact, skipped=f"the model fails on its example inputs ({reason})")
+        return Agreement(subject, exact, skipped=f"the model fails on its example inputs ({shorten(error, 200)})")
     run = executable if runs else executable.graph.evaluate
     actual = _as_tuple(run(*map(_own, reference.inputs)))
     agreement = Agreement.between(subject, exact, expected, actual)
