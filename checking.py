@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,9 +68,9 @@ class Reference:
         """The tensors among the inputs, as graphs and programs take them."""
         return _tensors((self.args, self.kwargs))
 
-    @property
+    @cached_property
     def module(self) -> nn.Module | None:
-        """What computes the outputs; None for a graph, which the interpreter runs."""
+        """What computes the outputs, always the same one; None for a graph, which the interpreter runs."""
         if isinstance(self.model, ExportedProgram):
             return self.model.module()
         return in_eval_mode(self.model) if isinstance(self.model, nn.Module) else None

@@ -124,7 +124,8 @@ def compile(
     folder = None if log_dir is None else Path(log_dir)
     options = CompileOptions(target, pipeline, calibration, tune, folder, threads, check)
     graph = as_graph(graph_or_module, example_inputs)
-    return compile_in_stages(graph, options, reference=Reference.of(graph_or_module, graph, example_inputs))
+    reference = Reference.of(graph_or_module, graph, example_inputs) if options.check else None
+    return compile_in_stages(graph, options, reference=reference)
 
 
 def run_passes(
@@ -244,7 +245,7 @@ def compile_in_stages(
     begin: Callable[[str], None] = lambda stage: None,
     observer: Observer | None = None,
 ) -> Executable:
-    """`compile` for a graph, compared with ``reference``.
+    """`compile` for a graph, compared with ``reference`` if there is one.
 
     ``begin`` is told the name of each stage when it starts, and ``observer`` how tuning goes on.
     """
@@ -258,7 +259,7 @@ def compile_in_stages(
     executable = compile_graph(
         optimized.graph, target, threads=options.threads, choose=tuned, report=optimized.report, begin=begin
     )
-    if options.check and reference is not None:
+    if reference is not None:
         begin("compare with the model")
         agreement = check_agreement(executable, reference, options.passes, runs=runs_here(target))
         executable.report = replace(executable.report, agreement=agreement)

@@ -329,7 +329,8 @@ def _compile(
     graph, loaded = load_named(model)
     source, inputs = (graph, None) if loaded is None else (loaded.model, loaded.example_inputs)
     options = replace(options, calibration=open_data(data, graph))
-    return compile_in_stages(graph, options, reference=Reference.of(source, graph, inputs), begin=begin), loaded
+    reference = Reference.of(source, graph, inputs) if options.check else None
+    return compile_in_stages(graph, options, reference=reference, begin=begin), loaded
 
 
 def _size(path: Path) -> int:

@@ -80,7 +80,9 @@ def test_wrong_code_names_the_layer(net: nn.Module, monkeypatch: pytest.MonkeyPa
         tersor.compile(net, (X,), pipeline="O0")
 
 
-def test_wrong_conversion_names_the_module(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_wrong_conversion_names_the_module(net: nn.Module, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    net.train(training)  # then a copy in evaluation mode runs, and is what the search must look at
     right = CONVERTERS[aten.linear.default]
 
     def doubled(context: Any, x: Any, weight: Any, bias: Any = None) -> Any:
