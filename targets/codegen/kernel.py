@@ -21,9 +21,8 @@ from ..templates.base import BufferSpec, Epilogue, VectorAt
 from ..templates.option import Option, Workload
 from ..templates.registry import template_module
 from ..templates.vector.bfloat16 import ROUNDING_IR, has_rounding_instruction, round_in_hardware
-from ..templates.vector.builder import constant
 from .addressing import flatten_physical, load_operand, only_channels, reshape_at, same_storage
-from .emit import NUMBERS, REGISTERS, STORAGE, as_stored, can_emit, emit
+from .emit import NUMBERS, STORAGE, as_stored, can_emit, emit, filled
 from .group import Group
 from .views import View
 
@@ -281,7 +280,7 @@ class FusedEpilogue:
             environment[self._group.anchor.result] = vector
         for op in self._group.epilogue:
             if isinstance(op, FullOp):
-                environment[op.result] = constant(op.attrs.value, at.lanes, REGISTERS[op.attrs.dtype])
+                environment[op.result] = filled(op, at.lanes)
                 continue
             operands = [environment[self._group.outer(value)] for value in op.inputs]
             environment[op.result] = emit(op, *operands, exact=self._exact)
