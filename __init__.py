@@ -30,18 +30,7 @@ _MODULES = {
     "run_passes": ".compiler",
 }
 
-__all__ = [
-    "TersorError",
-    "__version__",
-    "compile",
-    "compress",
-    "from_torch",
-    "ir",
-    "list_passes",
-    "load",
-    "register_pass",
-    "run_passes",
-]
+__all__ = ["__version__", "ir", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

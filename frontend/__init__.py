@@ -5,15 +5,3 @@ from .export import in_eval_mode, split_inputs
 from .from_torch import from_torch
 from .load import LoadedModel, load_model
 from .to_torch import GraphModule, to_torch
-
-__all__ = [
-    "GraphModule",
-    "LoadedModel",
-    "Operator",
-    "UnsupportedError",
-    "from_torch",
-    "in_eval_mode",
-    "load_model",
-    "split_inputs",
-    "to_torch",
-]

@@ -3,7 +3,7 @@
 One pass a file, families in folders. Importing this package registers all of them. See docs/passes.md.
 """
 
-from . import (  # noqa: F401 (registers passes)
+from . import (  # registers passes
     canonicalize,
     channel_shuffle,
     cse,
@@ -31,34 +31,3 @@ from .numeric import Agreement
 from .pipeline import PRESETS, Pipeline, PipelineError, Preset, as_pipeline, parse_pipeline, print_pass
 from .registry import PassInfo, PassOption, find_pass, list_passes, register_pass
 from .report import PassRecord, Report
-
-__all__ = [
-    "PRESETS",
-    "Agreement",
-    "Comparison",
-    "Culprit",
-    "Exactness",
-    "Latency",
-    "Pass",
-    "PassContext",
-    "PassError",
-    "PassInfo",
-    "PassManager",
-    "PassOption",
-    "PassOutcome",
-    "PassRecord",
-    "Pipeline",
-    "PipelineError",
-    "Preset",
-    "Report",
-    "Result",
-    "as_pipeline",
-    "bisect",
-    "find_pass",
-    "instruments",
-    "list_passes",
-    "parse_pipeline",
-    "print_pass",
-    "register_pass",
-    "run_passes",
-]

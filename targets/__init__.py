@@ -28,16 +28,7 @@ _HOMES = {
     "resolve_target": "machines.catalog",
 }
 
-__all__ = [
-    "BenchmarkResult",
-    "Executable",
-    "Target",
-    "compile_graph",
-    "detect_host",
-    "list_targets",
-    "load",
-    "resolve_target",
-]
+__all__ = ["load", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

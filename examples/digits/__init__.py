@@ -7,5 +7,3 @@ The functions below are what a command line names, for example
 """
 
 from .models import calibration, evaluate, mobilenetv2, resnet20, vgg, vgg_pruned
-
-__all__ = ["calibration", "evaluate", "mobilenetv2", "resnet20", "vgg", "vgg_pruned"]

@@ -19,17 +19,3 @@ from . import (
     pooling,
     reduction,
 )
-
-__all__ = [
-    "activation",
-    "arithmetic",
-    "constant",
-    "convolution",
-    "data_movement",
-    "identity",
-    "indexing",
-    "matmul",
-    "normalization",
-    "pooling",
-    "reduction",
-]

@@ -8,17 +8,3 @@ from .reproducer import Reproducer
 from .stages import PassStages
 from .timing import Timing
 from .verify_each import VerifyEach
-
-__all__ = [
-    "CheckEach",
-    "CheckFailure",
-    "DumpEach",
-    "Instrument",
-    "PassStages",
-    "PassStep",
-    "PrintIR",
-    "Reproducer",
-    "Timing",
-    "VerifyEach",
-    "When",
-]

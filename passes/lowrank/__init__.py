@@ -3,18 +3,8 @@
 Importing this package registers its pass, methods and rank rules.
 """
 
-from . import low_rank  # noqa: F401 (registers the pass)
+from . import low_rank  # registers the pass
 from .candidate import Candidate, find_candidates
 from .methods import Factorization, register_method
 from .ranks import RankRule, register_rank_rule
 from .spectrum import Spectrum
-
-__all__ = [
-    "Candidate",
-    "Factorization",
-    "RankRule",
-    "Spectrum",
-    "find_candidates",
-    "register_method",
-    "register_rank_rule",
-]

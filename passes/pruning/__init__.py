@@ -3,17 +3,6 @@
 Importing this package registers its passes and criteria.
 """
 
-from . import prune, reestimate_batchnorm  # noqa: F401 (registers passes)
+from . import prune, reestimate_batchnorm  # registers passes
 from .criteria import Criterion, Scoring, register_criterion
 from .groups import ChannelGroup, ChannelMap, Layer, Place, find_channels
-
-__all__ = [
-    "ChannelGroup",
-    "ChannelMap",
-    "Criterion",
-    "Layer",
-    "Place",
-    "Scoring",
-    "find_channels",
-    "register_criterion",
-]

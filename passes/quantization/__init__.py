@@ -3,15 +3,6 @@
 Importing this package registers its passes and calibrators.
 """
 
-from . import annotate, bias_correction, calibrate, quantize, realize  # noqa: F401 (registers passes)
+from . import annotate, bias_correction, calibrate, quantize, realize  # registers passes
 from .calibrators import Calibrator, RangeObserver, register_calibrator
 from .scheme import IntegerLayer, QuantizationStep, integer_layer
-
-__all__ = [
-    "Calibrator",
-    "IntegerLayer",
-    "QuantizationStep",
-    "RangeObserver",
-    "integer_layer",
-    "register_calibrator",
-]

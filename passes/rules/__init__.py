@@ -3,5 +3,3 @@
 from . import algebra, decompose, layers, shapes, windows
 
 RULES = (*shapes.RULES, *algebra.RULES, *windows.RULES, *layers.RULES, *decompose.RULES)
-
-__all__ = ["RULES"]

@@ -341,19 +341,3 @@ def _extent(view: View, operand: Operand) -> int:
 def buffer_size(view: View) -> int:
     """Elements of the buffer behind a view."""
     return view.base.type.physical_size
-
-
-__all__ = [
-    "Choice",
-    "CompileError",
-    "FusedEpilogue",
-    "Kernel",
-    "KernelContext",
-    "anchor_type",
-    "buffer_size",
-    "chosen_kernel",
-    "constant_tensor",
-    "fused_kernel",
-    "select_kernel",
-    "selects",
-]

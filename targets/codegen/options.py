@@ -171,5 +171,3 @@ _ALGORITHMS: dict[str, Callable[[Any, Target], Iterator[Algorithm]]] = {
     "integer_reduce": _loops,
     "matmul": _matmul,
 }
-
-__all__ = ["Algorithm", "Options", "algorithms", "winograd_pays"]

@@ -1,6 +1,4 @@
 """Methods of factorizing a layer: one a file."""
 
-from . import spatial, svd, tucker2  # noqa: F401 (registers methods)
+from . import spatial, svd, tucker2  # registers methods
 from .registry import Factorization, Ranks, register_method
-
-__all__ = ["Factorization", "Ranks", "register_method"]

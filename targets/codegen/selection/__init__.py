@@ -5,15 +5,3 @@ function decorated with ``@selects(TheOp)`` to the file it belongs to. See docs/
 """
 
 from . import attention, channels, convolution, data_movement, elementwise, matmul, normalization, pooling, reduction
-
-__all__ = [
-    "attention",
-    "channels",
-    "convolution",
-    "data_movement",
-    "elementwise",
-    "matmul",
-    "normalization",
-    "pooling",
-    "reduction",
-]

@@ -13,8 +13,6 @@ from .x86 import X86
 
 FAMILIES = {family.name: family for family in (X86, ARM, CUDA)}
 
-__all__ = ["ARM", "CUDA", "FAMILIES", "X86", "Family", "backend_of", "family_of"]
-
 
 def family_of(target: Target) -> Family:
     """The family that a target belongs to."""

@@ -35,21 +35,8 @@ from ..vector.bf16_tiles import unit_of
 from ..vector.bfloat16 import BFLOAT16, BITS, bits_of
 from ..vector.builder import Output, bind, constant, load, loop, make_prim_func, store, when
 from ..vector.operand_types import check_weight_shape
-from .bf16_plan import MOST_TAPS, Conv2dBf16Knobs, Plan, split, split_units
+from .bf16_plan import MOST_TAPS, Conv2dBf16Knobs, Plan, split_units
 from .spec import Conv2dSpec
-
-__all__ = [
-    "Conv2dBf16Knobs",
-    "Plan",
-    "UnitWriter",
-    "build",
-    "build_units",
-    "candidates",
-    "pack_weight",
-    "split",
-    "supports",
-]
-
 
 HALF = TILE_DEPTH // 2  # channels of a block in memory: the upper half of a panel's row is the next block
 

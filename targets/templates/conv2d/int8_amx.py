@@ -20,8 +20,8 @@ from ..vector.amx_pipeline import for_each_tile
 from ..vector.builder import bind, constant, load, loop, store, when
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.operand_types import is_integer
-from .bf16 import Conv2dBf16Knobs, Plan, UnitWriter, build_units, reduced_tiles, split
-from .bf16_plan import MOST_TAPS
+from .bf16 import UnitWriter, build_units, reduced_tiles
+from .bf16_plan import MOST_TAPS, Conv2dBf16Knobs, Plan, split
 from .spec import Conv2dSpec
 
 BLOCKS = 4  # of 16 channels in a row of a panel

@@ -29,8 +29,8 @@ from ..vector.operand_types import check_weight_shape, is_integer
 from ..vector.vectors import in_register, shuffle
 from ..windows.padded_rows import RowCopier
 from ..windows.spatial import Window
-from .bf16 import build_units, split
-from .bf16_plan import MOST_TAPS, Taps
+from .bf16 import build_units
+from .bf16_plan import MOST_TAPS, Taps, split
 from .int8_amx import Conv2dInt8AmxKnobs, IntegerPlan, IntegerWriter, packed_tiles
 from .spec import Conv2dSpec
 
