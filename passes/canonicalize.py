@@ -20,8 +20,6 @@ windows of unequal size, a cast that rounds, a value that is read elsewhere. The
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..ir import Graph, apply_rules
 from .base import Exactness, Pass, PassContext, Result
 from .registry import register_pass
@@ -29,7 +27,6 @@ from .rules import RULES
 
 
 @register_pass("canonicalize", purpose="simplify")
-@dataclass(frozen=True)
 class Canonicalize(Pass):
     """Remove no-ops, merge chains, and rewrite equivalent forms into one.
 

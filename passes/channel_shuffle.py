@@ -19,8 +19,6 @@ it, the slices when nothing else reads the shuffled tensor; otherwise these stay
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..ir import Graph, Op, Rewriter, Value
 from ..ir.ops import ChannelShuffleOp, ConcatOp, PermuteOp, ReshapeOp, SliceOp
 from .base import Pass, PassContext, Result
@@ -31,7 +29,6 @@ _RULE = "channel-shuffle"
 
 
 @register_pass(_RULE, purpose="simplify")
-@dataclass(frozen=True)
 class ChannelShuffle(Pass):
     """Replace reshape, permute, reshape by one channel shuffle, with the concatenation and slices around it."""
 

@@ -20,7 +20,6 @@ execution order.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 
 from ..ir import Graph, Op, Value, WeightStore
 from ..ir.ops import BinaryOp, WeightOp
@@ -29,7 +28,6 @@ from .registry import register_pass
 
 
 @register_pass("cse", purpose="simplify")
-@dataclass(frozen=True)
 class CommonSubexpressionElimination(Pass):
     """Compute equal values once; weights are compared by content."""
 

@@ -17,15 +17,12 @@ its interface.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..ir import Graph, live_ops
 from .base import Pass, PassContext, Result
 from .registry import register_pass
 
 
 @register_pass("dce", purpose="simplify")
-@dataclass(frozen=True)
 class DeadCodeElimination(Pass):
     """Remove ops that no output depends on."""
 

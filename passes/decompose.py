@@ -16,8 +16,6 @@ pipelines without it: code generation needs what it does, so it runs before ever
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..ir import Graph, apply_rules
 from .base import Exactness, Pass, PassContext, Result
 from .registry import register_pass
@@ -25,7 +23,6 @@ from .rules import decompose
 
 
 @register_pass("decompose", purpose="simplify")
-@dataclass(frozen=True)
 class Decompose(Pass):
     """Write ops without a kernel of their own as ops that have one."""
 

@@ -25,8 +25,6 @@ infinite stay so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ..ir import Graph, Rewriter
@@ -40,7 +38,6 @@ _AFFINE_RULE = "batchnorm-to-affine"
 
 
 @register_pass(_RULE, purpose="simplify")
-@dataclass(frozen=True)
 class FoldBatchNorm(Pass):
     """Fold batch normalisation into the convolution or linear layer before it, else into a scale and a shift."""
 

@@ -20,8 +20,6 @@ the kernel that reads it, not into the file).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ..ir import Graph, Op, Rewriter, Value, is_constant
@@ -35,7 +33,6 @@ _SMALL_BYTES = 1 << 20  # results up to this size are folded however small their
 
 
 @register_pass(_RULE, purpose="simplify")
-@dataclass(frozen=True)
 class FoldConstants(Pass):
     """Evaluate ops whose operands are all constant.
 

@@ -6,8 +6,6 @@ that read each operand once and write one result; see their modules for how grou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .base import Pass
 from .fuse_elementwise import FuseElementwise
 from .fuse_epilogue import FuseEpilogue
@@ -15,7 +13,6 @@ from .registry import register_pass
 
 
 @register_pass("fuse", purpose="fuse")
-@dataclass(frozen=True)
 class Fuse(Pass):
     """Fuse layers with what follows them, then the elementwise ops that are left."""
 

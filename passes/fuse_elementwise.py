@@ -20,8 +20,6 @@ own still reads and writes memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..ir import Graph, Op
 from .base import Pass, PassContext, Result
 from .outline import FusionGroup, home_of, is_fusible, outline_groups
@@ -29,7 +27,6 @@ from .registry import register_pass
 
 
 @register_pass("fuse-elementwise", purpose="fuse")
-@dataclass(frozen=True)
 class FuseElementwise(Pass):
     """Fuse chains and trees of elementwise ops."""
 

@@ -29,8 +29,6 @@ A group of one op stays as it is, and so do relayouts, which are not elementwise
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import networkx
 
 from ..ir import Graph, Op, dataflow, post_dominators
@@ -41,7 +39,6 @@ from .registry import register_pass
 
 
 @register_pass("fuse-epilogue", purpose="fuse")
-@dataclass(frozen=True)
 class FuseEpilogue(Pass):
     """Fuse layers with the elementwise ops behind them, residual additions included."""
 

@@ -27,7 +27,6 @@ It refuses where the slices would cost what it saves:
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 
 import torch
 
@@ -52,7 +51,6 @@ _CHANNEL_QUANTUM = 16  # the widest channel block of any target in float32: slic
 
 
 @register_pass("fuse-parallel", purpose="fuse")
-@dataclass(frozen=True)
 class FuseParallel(Pass):
     """Join sibling convolutions or linear layers into one wider layer."""
 

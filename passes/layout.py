@@ -20,8 +20,6 @@ chooses it layer by layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..ir import Graph, Op, Rewriter, Storage, TensorType, Value
 from ..ir.ops import RelayoutOp
 from .base import LayoutCosts, Pass, PassContext, Result
@@ -30,7 +28,6 @@ from .registry import register_pass
 
 
 @register_pass("layout", purpose="lay out")
-@dataclass(frozen=True)
 class Layout(Pass):
     """Choose blocked or row-major storage for every value.
 

@@ -36,7 +36,6 @@ _RULE = "reassociate-matmul"
 
 
 @register_pass(_RULE, purpose="simplify")
-@dataclass(frozen=True)
 class ReassociateMatmul(Pass):
     """Multiply chains of matrices in the order with the fewest multiply-adds."""
 

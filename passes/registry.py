@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from enum import EnumType
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, dataclass_transform, get_type_hints
 
 from ..ir import TersorError, suggest
 from .base import Exactness, Pass
@@ -58,15 +58,16 @@ class PassInfo:
     purpose: str = OTHER
 
 
+@dataclass_transform(frozen_default=True)
 def register_pass(name: str, purpose: str = OTHER) -> Callable[[PassT], PassT]:
-    """Class decorator: make a frozen dataclass that derives from `Pass` usable in pipelines under ``name``.
+    """Class decorator: make a class that derives from `Pass` a frozen dataclass, usable in pipelines under ``name``.
 
     ``purpose`` says which of `PURPOSES` it is listed under.
 
     Raises
     ------
     TersorError
-        When the name is taken, the purpose is unknown, or the class is not such a dataclass.
+        When the name is taken, the purpose is unknown, or the class is no pass.
     """
 
     def register(kind: PassT) -> PassT:
@@ -74,9 +75,10 @@ def register_pass(name: str, purpose: str = OTHER) -> Callable[[PassT], PassT]:
             raise TersorError(f"pass {name!r} is registered twice; choose another name")
         if purpose not in PURPOSES:
             raise TersorError(f"pass {name!r} has the unknown purpose {purpose!r}{suggest(purpose, PURPOSES)}")
-        own_parameters = vars(kind).get("__dataclass_params__")
-        if not issubclass(kind, Pass) or own_parameters is None or not own_parameters.frozen:
-            raise TersorError(f"pass {name!r} must be a frozen dataclass that derives from tersor.passes.Pass")
+        if not issubclass(kind, Pass):
+            raise TersorError(f"pass {name!r} must be a class that derives from tersor.passes.Pass")
+        if "__dataclass_params__" not in vars(kind):
+            dataclass(frozen=True)(kind)
         kind.name, kind.purpose = name, purpose
         _PASSES[name] = kind
         return kind

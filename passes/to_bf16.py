@@ -19,15 +19,12 @@ refused, `tersor.passes.half_precision` says. Method: Kalamkar et al., "A Study 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..ir import DType
 from .half_precision import HalfPrecision
 from .registry import register_pass
 
 
 @register_pass("to-bf16", purpose="narrow")
-@dataclass(frozen=True)
 class ToBf16(HalfPrecision):
     """Compute convolutions, matrix products and what stands between them in bf16, accumulating in float32."""
 

@@ -19,15 +19,12 @@ says. Only the CUDA targets have kernels for it. Method: Micikevicius et al., "M
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..ir import DType
 from .half_precision import HalfPrecision
 from .registry import register_pass
 
 
 @register_pass("to-fp16", purpose="narrow")
-@dataclass(frozen=True)
 class ToFp16(HalfPrecision):
     """Compute convolutions, matrix products and what stands between them in half precision, accumulating in float32."""
 

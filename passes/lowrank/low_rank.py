@@ -57,7 +57,6 @@ class _Chain:
 
 
 @register_pass(_RULE, purpose="factorize")
-@dataclass(frozen=True)
 class LowRank(Pass):
     """Replace convolutions and linear layers by chains of smaller ones.
 

@@ -29,7 +29,7 @@ little until the network is fine-tuned (docs/compression.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -56,7 +56,6 @@ _NAMED_LAYERS = 3  # of a group, in the report
 
 
 @register_pass(_RULE, purpose="prune")
-@dataclass(frozen=True)
 class PruneChannels(Pass):
     """Remove the least important channels of all layers, with all that belongs to them.
 

@@ -40,7 +40,6 @@ Batch = Sequence[torch.Tensor]
 
 
 @register_pass(_RULE, purpose="prune")
-@dataclass(frozen=True)
 class ReestimateBatchNorm(Pass):
     """Measure means and variances of batch normalisations again, on calibration data.
 

@@ -22,7 +22,6 @@ folded, and for targets without integer kernels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from ...ir import DType, Graph, OnIntegers, Rewriter, TersorError, Value
@@ -38,7 +37,6 @@ _FAMILIES = ("x86", "arm")  # of targets with templates for 8-bit integers
 
 
 @register_pass(_RULE, purpose="quantize")
-@dataclass(frozen=True)
 class QuantizeAnnotate(Pass):
     """Note which values are to be stored as 8-bit integers.
 

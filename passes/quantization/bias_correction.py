@@ -22,7 +22,6 @@ rounded. Method: Nagel et al., "Data-Free Quantization Through Weight Equalizati
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -40,7 +39,6 @@ _SUFFIX = "corrected"  # of the ids of biases, so that a second run leaves them 
 
 
 @register_pass(_RULE, purpose="quantize")
-@dataclass(frozen=True)
 class BiasCorrection(Pass):
     """Correct biases by what rounding the weights adds to each channel's mean."""
 

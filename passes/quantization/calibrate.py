@@ -19,7 +19,7 @@ and on those that are one number only, naming the layer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated
 
 import networkx
@@ -36,7 +36,6 @@ _RULE = "quantize-calibrate"
 
 
 @register_pass(_RULE, purpose="quantize")
-@dataclass(frozen=True)
 class QuantizeCalibrate(Pass):
     """Measure the ranges of the values that are to be stored as integers, on calibration data.
 

@@ -12,7 +12,6 @@ nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from ...ir import DType
@@ -29,7 +28,6 @@ from .realize import QuantizeRealize
 
 
 @register_pass("quantize", purpose="quantize")
-@dataclass(frozen=True)
 class Quantize(Pass):
     """Compute convolutions, linear layers and what stands between them on 8-bit integers.
 

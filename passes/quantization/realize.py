@@ -30,7 +30,6 @@ CVPR 2018; Krishnamoorthi, "Quantizing deep convolutional networks for efficient
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 
 from ...ir import Graph, Rewriter, TersorError, graph_of, weights_loaded
@@ -54,7 +53,6 @@ _WITH_OTHERS = "alone not faster, with its neighbours it is"
 
 
 @register_pass(_RULE, purpose="quantize")
-@dataclass(frozen=True)
 class QuantizeRealize(Pass):
     """Store noted values as integers, and compute on these.
 

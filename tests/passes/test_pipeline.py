@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
 
@@ -139,12 +139,24 @@ def test_name_can_be_registered_once():
             """Again."""
 
 
-def test_pass_must_be_a_frozen_dataclass():
-    with pytest.raises(TersorError, match="'test-loose' must be a frozen dataclass that derives from"):
+def test_pass_must_derive_from_pass():
+    with pytest.raises(TersorError, match="'test-loose' must be a class that derives from"):
 
         @register_pass("test-loose")
-        class Loose(Pass):
-            """Not a dataclass of its own."""
+        class Loose:
+            """Not a pass."""
+
+
+def test_registered_pass_is_a_frozen_dataclass():
+    @register_pass("test-plain")
+    class Plain(Pass):
+        """Plain."""
+
+        rank: int = 3
+
+    assert Plain(rank=5) == Plain(5) != Plain()
+    with pytest.raises(FrozenInstanceError):
+        Plain().rank = 1
 
 
 def test_find_pass_suggests():
