@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from . import passes
 from .checking import Reference, check_agreement
@@ -15,7 +15,7 @@ from .frontend import from_torch
 from .ir import Graph, TersorError, TersorWarning, weights_loaded
 from .passes import PassManager, Pipeline, as_pipeline
 from .passes.instruments import PassStages
-from .targets import Executable, Target, compile_graph, resolve_target
+from .targets import Cpu, Executable, Target, compile_graph, resolve_target
 from .targets.runtime.executable import check_threads
 from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
 from .targets.tuning.measured_latency import MeasuredLatency
@@ -65,7 +65,9 @@ class CompileOptions:
     def machine(self) -> Target:
         """The record of the target, with as many cores as a call has threads; its own where ``threads`` is None."""
         record = resolve_target(self.target)
-        return record if self.threads is None else replace(record, cores=check_threads(self.threads, record))
+        if self.threads is None or not isinstance(record, Cpu):
+            return record
+        return replace(record, cores=check_threads(self.threads, record))
 
 
 def compile(
@@ -182,8 +184,8 @@ def latency_of(pipeline: Pipeline, target: Target | None, log_dir: Path | None =
     return MeasuredLatency(program)
 
 
-def runs_here(target: Target) -> bool:
-    """Whether code for ``target`` runs on this machine."""
+def runs_here(target: Target) -> TypeGuard[Cpu]:
+    """Whether code for ``target``, a processor, runs on this machine."""
     try:
         check_measurable(target)
     except TersorError:
@@ -191,8 +193,10 @@ def runs_here(target: Target) -> bool:
     return True
 
 
-def load_choices(target: Target, log_dir: Path | None) -> Tuned:
-    """What records say about kernels; warns of what cannot be used of ``log_dir``."""
+def load_choices(target: Target, log_dir: Path | None) -> Tuned | None:
+    """What records say about a processor's kernels; warns of what cannot be used of ``log_dir``."""
+    if not isinstance(target, Cpu):
+        return None
     tuned = load_tuned(target, log_dir)
     for note in tuned.problems if log_dir is None else tuned.notes:
         _warn(note)
@@ -253,7 +257,7 @@ def compile_in_stages(
     target = optimized.target
     if options.tune:
         begin("tune")
-        tuned = _tune(optimized, options.tune, options.log_dir or DEFAULT_LOG_DIR, observer)
+        tuned: Tuned | None = _tune(optimized, options.tune, options.log_dir or DEFAULT_LOG_DIR, observer)
     else:
         tuned = load_choices(target, options.log_dir)
     executable = compile_graph(
@@ -267,11 +271,9 @@ def compile_in_stages(
 
 
 def _tune(optimized: Optimized, trials: int, log_dir: Path, observer: Observer | None) -> Tuned:
-    check_measurable(optimized.target)
-    records = load_records(optimized.target, log_dir, say=_warn)
-    result = tune_graph(
-        optimized.graph, optimized.target, Budget(trials), log_dir=log_dir, records=records, observer=observer
-    )
+    target = check_measurable(optimized.target)
+    records = load_records(target, log_dir, say=_warn)
+    result = tune_graph(optimized.graph, target, Budget(trials), log_dir=log_dir, records=records, observer=observer)
     return Tuned(best(result.records))
 
 

@@ -31,8 +31,8 @@ from benchmarks.models import load
 from benchmarks.results import write
 from benchmarks.tables import new_table
 from tersor.targets import Executable, resolve_target
-from tersor.targets.cuda.backend import obstacle_here
 from tersor.targets.cuda.machine import CudaMachine
+from tersor.targets.machines.features import obstacle_here
 
 DEFAULT_MODELS = "resnet18,mobilenetv2,vit_tiny"
 AGREEMENT = 2e-2  # of an output's scale

@@ -17,7 +17,8 @@ import torch
 import tvm
 from tvm.tirx.script.builder import ir as T
 
-from tersor.targets import Target, resolve_target
+from tersor.targets import Cpu
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.runtime.threads import set_threads
 from tersor.targets.runtime.virtual_machine import to_tvm
 from tersor.targets.templates.base import NO_EPILOGUE, BufferSpec
@@ -73,7 +74,7 @@ def probe(threads: int, progress: Callable[[str], None] = lambda _: None) -> Pro
     progress
         Told the name of each measurement when it starts.
     """
-    target = resolve_target("x86:native")
+    target = resolve_cpu("x86:native")
     l2_bytes = threads * target.l2_bytes
     far = max(4 * l2_bytes, min(2 * target.l3_bytes, round(MEMORY_SHARE * psutil.virtual_memory().available)))
     middle = min(8 * l2_bytes, target.l3_bytes)
@@ -88,7 +89,7 @@ def probe(threads: int, progress: Callable[[str], None] = lambda _: None) -> Pro
     return Probe(threads, single / 1e9, several / 1e9, l2, l3, memory, l2_bytes, target.l3_bytes)
 
 
-def multiply_add_rate(target: Target, threads: int) -> float:
+def multiply_add_rate(target: Cpu, threads: int) -> float:
     """Floating-point operations a second of independent fused multiply-adds on registers."""
     lanes = target.lanes()
     factors = BufferSpec("factors", 2 * lanes)
@@ -111,7 +112,7 @@ def multiply_add_rate(target: Target, threads: int) -> float:
     return 2.0 * threads * CHAINS * STEPS * lanes / seconds
 
 
-def read_rate(target: Target, threads: int, size: int) -> float:
+def read_rate(target: Cpu, threads: int, size: int) -> float:
     """Bytes a second of reading ``size`` bytes over and over, each thread its own part."""
     lanes = target.lanes()
     stride = CHAINS * lanes
@@ -137,7 +138,7 @@ def read_rate(target: Target, threads: int, size: int) -> float:
     return passes * bytes_read / _best_seconds(function, torch.ones(data.size), output.size, threads)
 
 
-def _compile(name: str, data: BufferSpec, output: BufferSpec, body: Callable[..., None], target: Target) -> Any:
+def _compile(name: str, data: BufferSpec, output: BufferSpec, body: Callable[..., None], target: Cpu) -> Any:
     function = make_prim_func(name, [data], output, body, NO_EPILOGUE)
     module = tvm.IRModule({"main": function})
     return tvm.tirx.build(module, target=tvm.target.Target(target.tvm_target()))["main"]

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich import box
@@ -36,8 +36,10 @@ from benchmarks.tables import milliseconds, new_table
 from benchmarks.tuning_metaschedule import run as race_metaschedule
 from benchmarks.tuning_metaschedule import table as races_table
 from tersor.cli.tuning_progress import observer
-from tersor.compiler import CompileOptions, Optimized, as_graph, optimize_in_stages
-from tersor.targets import compile_graph
+from tersor.compiler import CompileOptions, as_graph, optimize_in_stages
+from tersor.ir import Graph
+from tersor.targets import Cpu, compile_graph
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.tuning.driver import load_records, tune_graph
 from tersor.targets.tuning.extract import extract_tasks
 from tersor.targets.tuning.measure import LocalMeasurer
@@ -77,18 +79,26 @@ class Gain:
         return self.untuned.median / self.tuned.median
 
 
-def optimized(model: str, threads: int, target: str = NATIVE) -> Optimized:
+class Network(NamedTuple):
+    """A graph that is ready for code generation, and the processor that it is for."""
+
+    graph: Graph
+    target: Cpu
+
+
+def optimized(model: str, threads: int, target: str = NATIVE) -> Network:
     """The graph that is tuned and compiled."""
-    return optimize_in_stages(as_graph(*load(model)), CompileOptions(target=target, threads=threads))
+    found = optimize_in_stages(as_graph(*load(model)), CompileOptions(target=target, threads=threads))
+    return Network(found.graph, resolve_cpu(found.target))
 
 
-def compiled(model: Optimized, records: Sequence[Record], threads: int) -> Any:
+def compiled(model: Network, records: Sequence[Record], threads: int) -> Any:
     """The executable with the options that records recommend; the analytic defaults without records."""
     return compile_graph(model.graph, model.target, threads=threads, choose=Tuned(best(records)))
 
 
 def compare(
-    model: Optimized, variants: dict[str, Sequence[Record]], threads: int, rounds: int
+    model: Network, variants: dict[str, Sequence[Record]], threads: int, rounds: int
 ) -> dict[str, LatencyStatistics]:
     """Median latency with each set of records, in interleaved blocks."""
     executables = {name: compiled(model, records, threads) for name, records in variants.items()}

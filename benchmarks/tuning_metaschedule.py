@@ -22,8 +22,8 @@ from tvm import te, topi
 
 import tersor
 from benchmarks.tables import new_table
-from tersor.targets import resolve_target
-from tersor.targets.machines.target import Target
+from tersor.targets.machines.catalog import resolve_cpu
+from tersor.targets.machines.target import Cpu
 from tersor.targets.templates.option import Option
 from tersor.targets.tuning import metaschedule
 from tersor.targets.tuning.extract import extract_tasks
@@ -97,7 +97,7 @@ class Race:
         return self.theirs / self.ours
 
 
-def race(convolution: Convolution, target: Target, their_seconds: float, our_seconds: float, seed: int = 0) -> Race:
+def race(convolution: Convolution, target: Cpu, their_seconds: float, our_seconds: float, seed: int = 0) -> Race:
     """Tune one convolution by both.
 
     Parameters
@@ -138,7 +138,7 @@ def definition(convolution: Convolution) -> object:
     return te.create_prim_func([data, weight, topi.nn.conv2d(data, weight, 1, kernel // 2, 1)])
 
 
-def task_of(convolution: Convolution, target: Target) -> Task:
+def task_of(convolution: Convolution, target: Cpu) -> Task:
     """The convolution as a task for Tersor's search."""
     module = torch.nn.Conv2d(
         convolution.channels, convolution.outputs, convolution.kernel, padding=convolution.kernel // 2, bias=False
@@ -186,7 +186,7 @@ def run(
     metaschedule.load_intrinsics("x86")
     for module in ("tvm.s_tir.meta_schedule", "xgboost"):  # neither side's clock shall count imports in this process
         import_module(module)
-    target = replace(resolve_target("x86:native"), cores=threads)
+    target = replace(resolve_cpu("x86:native"), cores=threads)
     return [race(one, target, their_seconds, our_seconds) for one in convolutions]
 
 

@@ -73,11 +73,11 @@ def best(
     """
     from dataclasses import replace
 
-    from ..targets import resolve_target
+    from ..targets.machines.catalog import resolve_cpu
     from ..targets.tuning import records
     from ..targets.tuning.log import read_log
 
-    machine = resolve_target(target)
+    machine = resolve_cpu(target)
     if threads is not None:
         machine = replace(machine, cores=threads)
     content = read_log(_existing(log_dir), machine.name)

@@ -284,12 +284,24 @@ def targets_table(targets: Sequence[Target], host: Target | None) -> Table:
         table.add_row(
             target.name,
             "native" if native else family_of(target).status,
-            f"{shown.vector_registers} x {8 * shown.vector_bytes} bit",
-            ", ".join(_size(count) for count in (shown.l1_bytes, shown.l2_bytes, shown.l3_bytes)),
-            " ".join(name for feature, name in _DOT_PRODUCTS.items() if feature in shown.features),
+            *_facts(shown),
             style="bold" if native else "",
         )
     return table
+
+
+def _facts(target: Target) -> tuple[str, str, str]:
+    """What computes (SMs are a GPU's multiprocessors), the sizes of its caches, and its instructions for products."""
+    from ..targets import Cpu, Gpu
+
+    if isinstance(target, Gpu):
+        return f"{target.multiprocessors} SMs", _sizes(target.l1_bytes, target.l2_bytes), "tensor cores"
+    assert isinstance(target, Cpu)
+    return (
+        f"{target.vector_registers} x {8 * target.vector_bytes} bit",
+        _sizes(target.l1_bytes, target.l2_bytes, target.l3_bytes),
+        " ".join(name for feature, name in _DOT_PRODUCTS.items() if feature in target.features),
+    )
 
 
 def describe_kernels(info: ModelInfo) -> str:
@@ -341,6 +353,6 @@ def new_table(*columns: str, title: str, text_columns: int = 1) -> Table:
     return table
 
 
-def _size(count: int) -> str:
+def _sizes(*counts: int) -> str:
     """Binary kilo- or megabytes."""
-    return f"{count / 2**20:g}M" if count >= 2**20 else f"{count // 2**10}K"
+    return ", ".join(f"{count / 2**20:g}M" if count >= 2**20 else f"{count // 2**10}K" for count in counts)

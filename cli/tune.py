@@ -83,14 +83,12 @@ def tune(
         graph, _ = load_named(model)
         options = CompileOptions(target, pipeline, open_data(data or (), graph), log_dir=log_dir, threads=threads)
         optimized = optimize_in_stages(graph, options, shown.begin)
-    check_measurable(optimized.target)
-    console.print(f"measurements are added to {target_folder(log_dir, optimized.target.name)}", markup=False)
-    records = load_records(
-        optimized.target, log_dir, shipped=shipped, say=lambda line: console.print(line, markup=False)
-    )
+    machine = check_measurable(optimized.target)
+    console.print(f"measurements are added to {target_folder(log_dir, machine.name)}", markup=False)
+    records = load_records(machine, log_dir, shipped=shipped, say=lambda line: console.print(line, markup=False))
     result = tune_graph(
         optimized.graph,
-        optimized.target,
+        machine,
         Budget(trials, seconds),
         log_dir=log_dir,
         records=records,

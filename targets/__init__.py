@@ -14,12 +14,14 @@ from .runtime.writers import READERS, WRITERS
 if TYPE_CHECKING:
     from .codegen.build import compile_graph
     from .machines.catalog import detect_host, list_targets, resolve_target
-    from .machines.target import Target
+    from .machines.target import Cpu, Gpu, Target
     from .runtime.compiled_model import CompiledModel
     from .runtime.executable import BenchmarkResult, Executable
 
 _HOMES = {
     "BenchmarkResult": "runtime.executable",
+    "Cpu": "machines.target",
+    "Gpu": "machines.target",
     "Executable": "runtime.executable",
     "Target": "machines.target",
     "compile_graph": "codegen.build",

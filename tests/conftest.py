@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from tersor.targets.machines.target import Target
+from tersor.targets.machines.target import Cpu
 
 # TVM's threads wait for work by yielding again and again, which takes minutes where other tests want the same cores.
 os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_tvm_target = Target.tvm_target
+_tvm_target = Cpu.tvm_target
 
 
 @pytest.fixture(autouse=True)
@@ -29,4 +29,4 @@ def llvm_level(monkeypatch: pytest.MonkeyPatch) -> None:
     The tests of kernels and of networks override this: they run what users get. What the others look at are graphs,
     programs, files and commands.
     """
-    monkeypatch.setattr(Target, "tvm_target", lambda target: _tvm_target(target) | {"opt-level": 1})
+    monkeypatch.setattr(Cpu, "tvm_target", lambda target: _tvm_target(target) | {"opt-level": 1})

@@ -27,7 +27,7 @@ from tersor.targets.codegen import relax_module
 from tersor.targets.codegen.tir_pipeline import PIPELINE
 from tersor.targets.machines.catalog import resolve_target
 from tersor.targets.machines.features import obstacle_here
-from tersor.targets.machines.target import Target
+from tersor.targets.machines.target import Cpu
 from tersor.targets.machines.toolchain import find_toolchain
 from tersor.targets.runtime import executable
 
@@ -39,7 +39,7 @@ _PREFIX = "tersor_emulated_"
 _SOURCE = Path(__file__).parent / "emulated_tiles.c"
 
 
-def build(prim_func: Any, target: Target) -> Any:
+def build(prim_func: Any, target: Cpu) -> Any:
     """A module whose function ``main`` is a kernel for ``target``, to be run here."""
     module, runnable = _for_this_processor(tvm.IRModule({"main": prim_func}), target)
     return tvm.tirx.build(module, target=tvm.target.Target(runnable.tvm_target()), pipeline=PIPELINE)
@@ -52,14 +52,14 @@ def run_all_targets_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executable, "obstacle_here", lambda target: "" if target.family == "x86" else "another")
 
 
-def _for_this_processor(module: Any, target: Target) -> tuple[Any, Target]:
+def _for_this_processor(module: Any, target: Cpu) -> tuple[Any, Cpu]:
     if not obstacle_here(target):
         return module, target
     load_tiles()
     return emulated(module), _Here(*astuple(resolve_target("x86:native")))
 
 
-class _Here(Target):
+class _Here(Cpu):
     """This machine; LLVM spends less time on code that is none of ours anyway."""
 
     def tvm_target(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tersor.targets import resolve_target
 from tersor.targets.machines.features import obstacle_here
-from tersor.targets.machines.target import Target
+from tersor.targets.machines.target import Cpu
 from tersor.targets.templates.base import BufferSpec, Epilogue
 from tersor.targets.templates.vector import amx, dot_bf16
 from tersor.targets.templates.vector.bfloat16 import ROUNDING_IR, round_in_hardware
@@ -46,7 +46,7 @@ def compute(module: Any, inputs: list[np.ndarray], output: np.ndarray) -> np.nda
     return result.numpy()
 
 
-def check(body: Body, inputs: list[np.ndarray], expected: np.ndarray, target: Target, llvm_ir: str = "") -> None:
+def check(body: Body, inputs: list[np.ndarray], expected: np.ndarray, target: Cpu, llvm_ir: str = "") -> None:
     """Emulated, the kernel computes what is expected, bit for bit; and so does the processor, if it can."""
     function = kernel(body, inputs, expected, llvm_ir)
     emulated_x86.load_tiles()
@@ -130,7 +130,7 @@ def test_dot_products_of_bfloat16():
 
 
 @pytest.mark.parametrize("target", [VNNI, AVX_VNNI, AVX512], ids=["vpdpbusd", "vpdpbusd, 256 bits", "vpmaddwd"])
-def test_dot_products_of_bytes(target: Target):
+def test_dot_products_of_bytes(target: Cpu):
     generator = np.random.default_rng(0)
     lanes = target.lanes()
     left = generator.integers(0, 256, 4 * lanes).astype(np.uint8)

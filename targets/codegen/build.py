@@ -8,7 +8,7 @@ from typing import Any
 from ...ir import Cost, Graph
 from ..machines.catalog import host_machine
 from ..machines.families import backend_of, family_of
-from ..machines.target import Target
+from ..machines.target import Cpu, Target
 from ..machines.toolchain import find_toolchain
 from ..runtime.compiled_model import CompiledModel
 from ..runtime.executable import Executable
@@ -53,6 +53,7 @@ def compile_graph(
     if backend is not None:
         compiled_there: Executable = backend.compile_graph(graph, target, threads=threads, report=report, begin=begin)
         return compiled_there
+    assert isinstance(target, Cpu), "other kinds of machines have a backend"
 
     from .relax_module import build, relax_module
 

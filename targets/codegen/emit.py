@@ -79,8 +79,8 @@ def like(vector: Expr, value: float) -> Expr:
 def filled(op: ir_ops.FullOp, lanes: int) -> Expr:
     """A vector of the op's number, as an operand of other ops.
 
-    TVM must not see a floating-point zero: it makes ``0 * x`` and ``0 / x`` 0 and ``x + 0`` x, which is wrong where x is
-    NaN, infinite or -0, and it stops at ``x / 0``.
+    TVM must not see a floating-point zero: it makes ``0 * x`` and ``0 / x`` 0 and ``x + 0`` x, which is wrong where x
+    is NaN, infinite or -0, and it stops at ``x / 0``.
     """
     vector = constant(op.attrs.value, lanes, REGISTERS[op.attrs.dtype])
     return integers.rounded(vector) if op.attrs.value == 0 and op.attrs.dtype.is_floating else vector

@@ -16,7 +16,7 @@ import torch
 from ...ir import DType, Op, TensorType, TersorError, Value, is_constant, print_attrs
 from ...ir.ops import DequantizeOp, FullOp, QuantizeOp, WeightOp
 from ...ir.ops.integers import QUANTIZED
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..templates.base import BufferSpec, Epilogue, VectorAt
 from ..templates.option import Option, Workload
 from ..templates.registry import template_module
@@ -108,7 +108,7 @@ class Kernel:
 class KernelContext(Protocol):
     """What a selection function may ask of the lowering."""
 
-    target: Target
+    target: Cpu
 
     def view(self, value: Value) -> View:
         """Where ``value`` can be read, through any strides."""

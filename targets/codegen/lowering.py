@@ -14,7 +14,7 @@ import torch
 
 from ...ir import Graph, Op, Value, is_constant
 from ...ir.ops import ConcatOp, SliceOp
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..templates.option import Option, Workload
 from .addressing import flatten_physical
 from .kernel import Choice, CompileError, Kernel, constant_tensor, select_kernel
@@ -73,7 +73,7 @@ class Program:
     """
 
     graph: Graph
-    target: Target
+    target: Cpu
     calls: tuple[Call, ...]
     constants: tuple[torch.Tensor, ...]
     outputs: tuple[Value, ...]
@@ -81,7 +81,7 @@ class Program:
     views: Mapping[Value, View]
 
 
-def lower(graph: Graph, target: Target, choose: Choose | None = None) -> Program:
+def lower(graph: Graph, target: Cpu, choose: Choose | None = None) -> Program:
     """Choose a kernel for every op of ``graph``.
 
     Parameters
@@ -101,7 +101,7 @@ def lower(graph: Graph, target: Target, choose: Choose | None = None) -> Program
 class _Lowering:
     """Implements `KernelContext` over one graph."""
 
-    def __init__(self, graph: Graph, target: Target, choose: Choose | None) -> None:
+    def __init__(self, graph: Graph, target: Cpu, choose: Choose | None) -> None:
         self.graph = graph
         self.target = target
         self._choose = choose

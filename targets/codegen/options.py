@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import Any, overload
 
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..templates.attention.spec import AttentionSpec
 from ..templates.conv2d import int8_amx as conv2d_int8_amx
 from ..templates.conv2d import tiling as conv2d_tiling
@@ -47,7 +47,7 @@ class Algorithm:
 class Options(Sequence[Option]):
     """All options for a workload on a target, the default first; knobs are enumerated when they are asked for."""
 
-    def __init__(self, workload: Workload, target: Target) -> None:
+    def __init__(self, workload: Workload, target: Cpu) -> None:
         self.workload = workload
         self.target = target
         self.algorithms = algorithms(workload, target)
@@ -98,11 +98,11 @@ class Options(Sequence[Option]):
 
 
 @lru_cache(maxsize=4096)
-def _candidates(algorithm: Algorithm, target: Target) -> tuple[Any, ...]:
+def _candidates(algorithm: Algorithm, target: Cpu) -> tuple[Any, ...]:
     return tuple(algorithm.module.candidates(algorithm.spec, target))
 
 
-def algorithms(workload: Workload, target: Target) -> tuple[Algorithm, ...]:
+def algorithms(workload: Workload, target: Cpu) -> tuple[Algorithm, ...]:
     """The templates that compute ``workload`` on ``target``, the analytic choice first."""
     several = _ALGORITHMS.get(workload.kind)
     if several is None:
@@ -110,7 +110,7 @@ def algorithms(workload: Workload, target: Target) -> tuple[Algorithm, ...]:
     return tuple(several(workload.spec, target))
 
 
-def _conv2d(spec: Conv2dSpec, target: Target) -> Iterator[Algorithm]:
+def _conv2d(spec: Conv2dSpec, target: Cpu) -> Iterator[Algorithm]:
     if spec.depthwise and spec.input_layout == "blocked":  # direct convolution would multiply by mostly zeros
         yield Algorithm("depthwise_int8" if is_integer(spec.dtype) else "depthwise", spec)
         return
@@ -127,18 +127,18 @@ def _conv2d(spec: Conv2dSpec, target: Target) -> Iterator[Algorithm]:
         yield Algorithm("winograd", spec)
 
 
-def _integer_conv2d(spec: Conv2dSpec, target: Target) -> Iterator[Algorithm]:
+def _integer_conv2d(spec: Conv2dSpec, target: Cpu) -> Iterator[Algorithm]:
     """The matrix unit first, but for few products a sum: it would multiply mostly zeros, and operands are copied."""
     found = list(_supporting(_INTEGER_CONVOLUTIONS, spec, target))
     is_short = spec.kernel == (1, 1) and 2 * spec.c <= conv2d_int8_amx.CHANNELS
     yield from sorted(found, key=lambda one: is_short and one.template == "conv2d_int8_amx")
 
 
-def _supporting(templates: Sequence[str], spec: Any, target: Target) -> Iterator[Algorithm]:
+def _supporting(templates: Sequence[str], spec: Any, target: Cpu) -> Iterator[Algorithm]:
     return (Algorithm(name, spec) for name in templates if template_module(name).supports(spec, target))
 
 
-def winograd_pays(spec: Conv2dSpec, target: Target) -> bool:
+def winograd_pays(spec: Conv2dSpec, target: Cpu) -> bool:
     """Whether Winograd's algorithm applies and is estimated to be clearly faster than direct convolution."""
     if winograd.supports(spec) is not None:
         return False
@@ -147,7 +147,7 @@ def winograd_pays(spec: Conv2dSpec, target: Target) -> bool:
     return transformed * WINOGRAD_GAIN < direct
 
 
-def _matmul(spec: MatmulSpec, target: Target) -> Iterator[Algorithm]:
+def _matmul(spec: MatmulSpec, target: Cpu) -> Iterator[Algorithm]:
     if is_integer(spec.dtype):
         yield from _supporting(_INTEGER_PRODUCTS, spec, target)
         return
@@ -155,16 +155,16 @@ def _matmul(spec: MatmulSpec, target: Target) -> Iterator[Algorithm]:
     yield Algorithm("matmul", spec)
 
 
-def _attention(spec: AttentionSpec, target: Target) -> Iterator[Algorithm]:
+def _attention(spec: AttentionSpec, target: Cpu) -> Iterator[Algorithm]:
     yield from _supporting(("attention_bf16",), spec, target)
     yield Algorithm("attention", spec)
 
 
-def _loops(spec: Any, target: Target) -> Iterator[Algorithm]:
+def _loops(spec: Any, target: Cpu) -> Iterator[Algorithm]:
     yield Algorithm("loops", spec)
 
 
-_ALGORITHMS: dict[str, Callable[[Any, Target], Iterator[Algorithm]]] = {
+_ALGORITHMS: dict[str, Callable[[Any, Cpu], Iterator[Algorithm]]] = {
     "adaptive_pool2d": _loops,
     "attention": _attention,
     "conv2d": _conv2d,

@@ -15,7 +15,7 @@ import tvm_ffi
 from tvm import relax
 
 from ...ir import Value
-from ..machines.target import Target
+from ..machines.target import Cpu
 from .emit import STORAGE
 from .kernel import CompileError
 from .lowering import Call, Program
@@ -107,7 +107,7 @@ class _Buffers:
         return relax.op.memory.alloc_tensor(self._storages[region.storage], region.offset, shape, dtype)
 
 
-def build(module: Any, target: Target) -> Any:
+def build(module: Any, target: Cpu) -> Any:
     """Compile a Relax module; returns TVM's executable, which can be run or exported."""
     pipeline = tvm.transform.Sequential(
         [

@@ -13,7 +13,7 @@ import tvm_ffi
 
 from ...ir import Graph, TersorError
 from ...ir.files import temporary_folder
-from ..machines.target import Target
+from ..machines.target import Gpu
 from ..machines.toolchain import find_toolchain
 from ..runtime.compiled_model import CompiledModel
 from ..runtime.executable import Executable
@@ -21,7 +21,7 @@ from ..runtime.model_info import ModelInfo
 from ..runtime.ports import ports
 from ..runtime.virtual_machine import LinkedCode
 from . import anchors as _anchors  # noqa: F401  (fills the table of kernels by op)
-from .codegen import architecture, build, cuda_source
+from .codegen import build, cuda_source
 from .embedded import binary_object, offer
 from .lowering import CudaProgram, lower
 from .machine import CudaMachine
@@ -32,7 +32,7 @@ _CUDA_RUNTIME = "libcudart.so.13"  # what apache-tvm 0.27 is linked with
 
 
 def compile_graph(
-    graph: Graph, target: Target, *, threads: int | None, report: Any, begin: Callable[[str], None]
+    graph: Graph, target: Gpu, *, threads: int | None, report: Any, begin: Callable[[str], None]
 ) -> Executable:
     """Compile an optimized graph for a GPU, which need not be in this machine.
 
@@ -53,7 +53,7 @@ def compile_graph(
     compiled = build(program, target)
     begin("compile kernels")
     source = cuda_source(compiled)
-    binary = compile_cuda(source, architecture(target)).binary
+    binary = compile_cuda(source, target.architecture).binary
     begin("link")
     with temporary_folder() as folder:
         path = folder / "model.so"
@@ -64,14 +64,14 @@ def compile_graph(
     return Executable(model, report=report)
 
 
-def obstacle_here(target: Target) -> str:
+def obstacle_here(target: Gpu) -> str:
     """Why code for ``target`` cannot run in this process, as the end of a sentence; "" where it can."""
     if tvm_ffi.get_global_func("ffi.Module.load_from_bytes.cuda", allow_missing=True) is None:
         return _missing_library()
     if not tvm.cuda(0).exist:
         return _NO_GPU
     found = str(tvm.cuda(0).compute_version)
-    needed = architecture(target).removeprefix("sm_")
+    needed = target.architecture.removeprefix("sm_")
     if int(found.replace(".", "")) < int(needed):
         return f"the GPU here has compute capability {found}"
     return ""
@@ -105,6 +105,6 @@ def machine(module: Any, constants: Sequence[torch.Tensor]) -> CudaMachine:
     return CudaMachine(module, constants)
 
 
-def _describe(graph: Graph, target: Target, program: CudaProgram) -> ModelInfo:
+def _describe(graph: Graph, target: Gpu, program: CudaProgram) -> ModelInfo:
     inputs, outputs = ports(graph)
     return ModelInfo(graph.name, inputs, outputs, target, program.calls)

@@ -10,37 +10,16 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.s_tir import dlight
 
-from ..machines.target import Target
+from ..machines.target import Gpu
 from .kernel import CudaKernel
 from .lowering import ENTRY, CudaProgram
 
 _transform = relax.transform
-_WARP = 32
-_MOST_THREADS = 1024
-_SHARED_BYTES = 48 * 1024  # that a block gets without asking the driver for more
 
 
-def architecture(target: Target) -> str:
-    """``"sm_90"`` for ``cuda:sm_90``."""
-    return target.name.partition(":")[2]
-
-
-def tvm_target(target: Target) -> Any:
-    """TVM's description of the GPU and of the processor that launches its kernels."""
-    device = {
-        "kind": "cuda",
-        "arch": architecture(target),
-        "max_num_threads": _MOST_THREADS,
-        "max_threads_per_block": _MOST_THREADS,
-        "max_shared_memory_per_block": _SHARED_BYTES,
-        "thread_warp_size": _WARP,
-    }
-    return tvm.target.Target(device, host=target.tvm_target())
-
-
-def build(program: CudaProgram, target: Target) -> Any:
+def build(program: CudaProgram, target: Gpu) -> Any:
     """Compile a program; returns TVM's executable, whose CUDA module holds source text (see `cuda_source`)."""
-    device = tvm_target(target)
+    device = tvm.target.Target(target.tvm_target())
     with device, tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
         module = tvm.transform.Sequential([*graph_passes(), *schedule_passes(), *call_passes()])(program.module)
         module = _bind(module, program.kernels)

@@ -20,7 +20,7 @@ from ...ir.ops import FullOp, FusedOp
 from ...ir.ops.reduction import ReduceOp
 from ..codegen.group import Group
 from ..codegen.kernel import CompileError, constant_tensor
-from ..machines.target import Target
+from ..machines.target import Gpu
 from ..runtime.model_info import KernelInfo, described
 from ..runtime.ports import STORED_AS
 from .epilogue import Epilogue, Reach
@@ -79,7 +79,7 @@ def computes(*kinds: type[Op]) -> Callable[[Anchor], Anchor]:
     return register
 
 
-def lower(graph: Graph, target: Target) -> CudaProgram:
+def lower(graph: Graph, target: Gpu) -> CudaProgram:
     """Lower a graph whose values are all row-major.
 
     Raises
@@ -97,7 +97,7 @@ def lower(graph: Graph, target: Target) -> CudaProgram:
 class Lowering:
     """Builds the Relax function of one graph."""
 
-    def __init__(self, graph: Graph, target: Target) -> None:
+    def __init__(self, graph: Graph, target: Gpu) -> None:
         self.graph = graph
         self.target = target
         self.builder = relax.BlockBuilder()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from ..machines.target import Target
+from ..machines.target import Gpu
 from .epilogue import Epilogue, scaled
 from .kernel import Buffer, CudaKernel
 
@@ -117,7 +117,7 @@ class Product:
     step_b: int
 
 
-def choose_plan(target: Target, batch: int, m: int, n: int, k: int, *, split: bool) -> Plan:
+def choose_plan(target: Gpu, batch: int, m: int, n: int, k: int, *, split: bool) -> Plan:
     """The plan that should take least time: rounds of blocks over all multiprocessors, times the work of a block.
 
     With ``split`` the sum may be cut where there are too few tiles for all multiprocessors.
@@ -129,13 +129,13 @@ def choose_plan(target: Target, batch: int, m: int, n: int, k: int, *, split: bo
         blocks = batch * math.ceil(m / tile.m) * math.ceil(n / tile.n) * splits
         work = tile.m * tile.n / (TILES[0].m * TILES[0].n) / tile.efficiency * math.ceil(slices / splits)
         summing = _SUM_MICROSECONDS + splits * m * n * _SUM_MICROSECONDS_PER_NUMBER if splits > 1 else 0.0
-        return math.ceil(blocks / target.cores) * work * _SLICE_MICROSECONDS + summing
+        return math.ceil(blocks / target.multiprocessors) * work * _SLICE_MICROSECONDS + summing
 
     counts = [count for count in _SPLITS if count == 1 or (split and slices >= count * _FEWEST_SLICES)]
     return min((Plan(tile, count) for tile in TILES for count in counts), key=microseconds)
 
 
-def matmul(target: Target, product: Product, epilogue: Epilogue, plan: Plan | None = None) -> CudaKernel:
+def matmul(target: Gpu, product: Product, epilogue: Epilogue, plan: Plan | None = None) -> CudaKernel:
     """A batch of matrix products on tensor cores, or for few rows one that streams the weight."""
     p = product
     if plan is None and p.b_rows and p.batch == 1 and p.m <= FEW_ROWS:
@@ -160,9 +160,7 @@ def matmul(target: Target, product: Product, epilogue: Epilogue, plan: Plan | No
     return _kernel(name, str(plan), call, epilogue, (*grid, p.batch), tile.threads)
 
 
-def conv2d(
-    target: Target, batch: int, n: int, window: Window, epilogue: Epilogue, plan: Plan | None = None
-) -> CudaKernel:
+def conv2d(target: Gpu, batch: int, n: int, window: Window, epilogue: Epilogue, plan: Plan | None = None) -> CudaKernel:
     """A convolution to ``n`` channels on tensor cores; the window's channels must be a multiple of `CHUNK`."""
     pixels = batch * window.out_height * window.out_width
     k = window.kernel_height * window.kernel_width * window.channels

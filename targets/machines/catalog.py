@@ -15,7 +15,7 @@ from ...ir import TersorError
 from ...ir.names import suggest
 from .families import FAMILIES, family_of
 from .families.base import KIB
-from .target import Target
+from .target import Cpu, Target
 
 # Linux, "Using XSTATE features in user space applications" (Documentation/arch/x86/xstate.rst).
 _TILES = "amx_tile"
@@ -55,12 +55,20 @@ def resolve_target(target: str | Target) -> Target:
     return TARGETS[target]
 
 
+def resolve_cpu(target: str | Target) -> Cpu:
+    """`resolve_target` for what only processors have; raises TersorError for other machines too."""
+    found = resolve_target(target)
+    if not isinstance(found, Cpu):
+        raise TersorError(f"kernels for {found.name} are not measured; name a processor, such as {native_name()}")
+    return found
+
+
 def native_name() -> str:
     """The name that stands for the machine this runs on: ``"x86:native"`` or ``"arm:native"``."""
     return _NATIVE.get(host_machine(), "x86:native")
 
 
-def detect_host() -> Target:
+def detect_host() -> Cpu:
     """The most capable known record whose instruction sets this machine has, with its own caches and cores.
 
     Raises

@@ -8,11 +8,12 @@ from typing import Any
 from .layout_costs import MemoryTraffic
 
 ALIGNMENT = 64  # bytes; where every buffer of a program starts, and what its kernels assume
+_CHUNK_BYTES = 16  # what one thread of a GPU loads at once, and rows of half-precision matrices should be a multiple of
 
 
 @dataclass(frozen=True)
 class Target:
-    """One machine that Tersor can compile for.
+    """One machine that Tersor can compile for: a `Cpu` or a `Gpu`.
 
     Attributes
     ----------
@@ -20,6 +21,30 @@ class Target:
         As written by the user and in logs, for example ``"x86:znver4"``.
     family
         ``"x86"``, ``"arm"`` or ``"cuda"``.
+    """
+
+    name: str
+    family: str
+
+    def lanes(self, dtype_bytes: int = 4) -> int:
+        """Elements of ``dtype_bytes`` bytes that kernels load at once."""
+        raise NotImplementedError
+
+    def layout_costs(self) -> MemoryTraffic | None:
+        """What storing tensors in channel blocks costs, for the pass ``layout``; None where no kernel takes them."""
+        return None
+
+    def tvm_target(self) -> dict[str, Any]:
+        """The JSON target that TVM's code generator takes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Cpu(Target):
+    """A processor.
+
+    Attributes
+    ----------
     mcpu
         The name LLVM knows the processor by.
     vector_bytes
@@ -38,8 +63,6 @@ class Target:
         Whether kernels take tensors that are stored in blocks of channels.
     """
 
-    name: str
-    family: str
     mcpu: str
     vector_bytes: int
     vector_registers: int
@@ -56,10 +79,57 @@ class Target:
         return self.vector_bytes // dtype_bytes
 
     def layout_costs(self) -> MemoryTraffic | None:
-        """What storing tensors in channel blocks costs, for the pass ``layout``; None where no kernel takes them."""
         return MemoryTraffic(self.cores) if self.channel_blocks else None
 
     def tvm_target(self) -> dict[str, Any]:
-        """The JSON target that TVM's LLVM code generator takes."""
         options = {"mtriple": self.mtriple} if self.mtriple else {}
         return {"kind": "llvm", "mcpu": self.mcpu, "num-cores": self.cores, **options}
+
+
+@dataclass(frozen=True)
+class Gpu(Target):
+    """An NVIDIA GPU, in a machine with an x86-64 processor.
+
+    Attributes
+    ----------
+    architecture
+        Its compute capability, as nvcc names it: ``"sm_90"``.
+    multiprocessors
+        How many it has.
+    l1_bytes
+        Of one multiprocessor, shared memory included.
+    l2_bytes
+        Of the GPU.
+    registers
+        Of 32 bits, in one multiprocessor.
+    shared_bytes
+        Shared memory that a block gets without asking the driver for more.
+    warp
+        Threads that run in step.
+    block_threads
+        The most threads of a block.
+    """
+
+    architecture: str
+    multiprocessors: int
+    l1_bytes: int
+    l2_bytes: int
+    registers: int = 64 * 1024
+    shared_bytes: int = 48 * 1024
+    warp: int = 32
+    block_threads: int = 1024
+
+    def lanes(self, dtype_bytes: int = 4) -> int:
+        """Elements of ``dtype_bytes`` bytes that one thread loads at once."""
+        return _CHUNK_BYTES // dtype_bytes
+
+    def tvm_target(self) -> dict[str, Any]:
+        return {
+            "kind": "cuda",
+            "arch": self.architecture,
+            "max_num_threads": self.block_threads,
+            "max_threads_per_block": self.block_threads,
+            "max_shared_memory_per_block": self.shared_bytes,
+            "thread_warp_size": self.warp,
+            "host": {"kind": "llvm", "mcpu": "x86-64"},  # launches kernels: it needs nothing beyond the baseline
+        }

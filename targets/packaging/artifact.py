@@ -249,7 +249,7 @@ def _check_host(path: Path, manifest: Manifest) -> None:
     if (manifest.system, manifest.machine) != (here, host_machine()):
         made_for = f"{manifest.system} on {manifest.machine}"
         raise ArtifactError(f"{path}: compiled for {made_for}, this machine is {here} on {machine}; {remedy}")
-    missing = sorted({*manifest.features, *manifest.model.target.features} - host_features())
+    missing = sorted({*manifest.features, *required_features(manifest.model.target)} - host_features())
     if missing:
         target = manifest.model.target.name
         raise ArtifactError(f"{path}: compiled for {target}, this processor lacks {', '.join(missing)}; {remedy}")

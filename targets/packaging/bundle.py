@@ -29,6 +29,7 @@ import tvm_ffi
 
 from ...ir import TersorError
 from ...ir.files import check_writable, put, scratch_folder, writing
+from ..machines.catalog import resolve_cpu
 from ..machines.families import family_of
 from ..machines.features import required_features
 from ..machines.target import Target
@@ -164,7 +165,7 @@ def _readme(model: CompiledModel, folder: Path) -> str:
         glibc=f"2.{glibc}",
         features=", ".join(required_features(info.target)),
         folder=folder.name,
-        threads=str(info.target.cores),
+        threads=str(resolve_cpu(info.target).cores),
         example=" ".join(arguments),
         ports="\n".join([*inputs, *outputs]),
     )

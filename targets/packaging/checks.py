@@ -13,7 +13,7 @@ from ...ir import Graph
 from ...ir.printer import graph_symbol, value_names
 from ..machines.catalog import TARGETS
 from ..machines.families import FAMILIES
-from ..machines.target import Target
+from ..machines.target import Cpu, Target
 from ..runtime.model_info import KernelInfo, ModelInfo, Port, described
 from ..runtime.ports import STORED_AS, ports
 from ..runtime.signature import Buffer, read_signature
@@ -42,13 +42,16 @@ def check_target(target: Target) -> None:
     ArtifactError
         When it is not; LLVM must not be asked about any other.
     """
-    family = FAMILIES.get(target.family)
+    known, family = TARGETS.get(target.name, target), FAMILIES.get(target.family)
+    if not isinstance(target, Cpu):
+        if target in TARGETS.values():
+            return
+        raise ArtifactError(f"target {target.name!r} is unknown")
     counts = (target.l1_bytes, target.l2_bytes, target.l3_bytes, target.cores - 1)
     if family is None or not target.name.startswith(f"{target.family}:") or min(counts) < 0:
         raise ArtifactError(f"target {target.name!r} of family {target.family!r} with {target.cores} cores is unknown")
-    if target.mtriple not in {record.mtriple for record in family.records}:
+    if target.mtriple not in {record.mtriple for record in family.records if isinstance(record, Cpu)}:
         raise ArtifactError(f"target {target.name!r} has the triple {target.mtriple!r}, which no {family.name} has")
-    known = TARGETS.get(target.name, target)
     sizes = ("l1_bytes", "l2_bytes", "l3_bytes", "cores")
     if target != replace(known, **{name: getattr(target, name) for name in sizes}):
         raise ArtifactError(f"target {target.name!r} differs from the known one; give it a name of its own")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...ir import TersorError
+from ..machines.catalog import TARGETS
+from ..machines.target import Gpu
 from ..runtime.model_info import ModelInfo
 from ..templates.codec import CodecError, decode, encode
 
@@ -101,4 +103,7 @@ class Manifest:
             decoded: Manifest = decode(cls, tree, "manifest")
         except CodecError as error:
             raise ArtifactError(str(error)) from error
+        known = TARGETS.get(decoded.model.target.name)
+        if isinstance(known, Gpu):  # older manifests describe a GPU as if it were a processor
+            return replace(decoded, model=replace(decoded.model, target=known))
         return decoded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...ir import Op, TensorType
-from ..machines.target import Target
+from ..machines.target import Cpu, Gpu
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,6 @@ class ModelInfo:
     name: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    target: Target
+    target: Cpu | Gpu
     kernels: tuple[KernelInfo, ...]
     activation_bytes: int = 0

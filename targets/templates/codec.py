@@ -120,6 +120,8 @@ def _is_nan(value: Any) -> bool:
 
 
 def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if isinstance(value, dict) and all(map(is_dataclass, kinds)):
+        return _decode_record(max(kinds, key=lambda kind: len(value.keys() & _type_hints(kind).keys())), value, where)
     for kind in kinds:
         try:
             return decode(kind, value, where)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from ..machines.target import Target
+from ..machines.target import Cpu
 from .base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from .parallelism import imbalance, shared_loop
 from .vector.builder import Output, loop, make_prim_func
@@ -96,14 +96,18 @@ class ElementwiseKnobs:
     unroll: int = 4
 
 
-def candidates(spec: ElementwiseSpec, target: Target) -> list[ElementwiseKnobs]:
+def candidates(spec: ElementwiseSpec, target: Cpu) -> list[ElementwiseKnobs]:
     """Feasible knobs, best analytic guess first."""
     run = _runs(spec)[-1] // (1 if spec.walk == BLOCKED else _lanes(spec, target))
     return [ElementwiseKnobs(unroll) for unroll in (4, 2, 8, 1) if unroll <= max(1, run)]
 
 
 def build(
-    spec: ElementwiseSpec, target: Target, knobs: ElementwiseKnobs, compute: Compute, epilogue: Epilogue = NO_EPILOGUE
+    spec: ElementwiseSpec,
+    target: Cpu,
+    knobs: ElementwiseKnobs,
+    compute: Compute,
+    epilogue: Epilogue = NO_EPILOGUE,
 ) -> tirx.PrimFunc:
     """Write the PrimFunc ``(*inputs, *epilogue buffers, out)``."""
     output = BufferSpec("out", spec.size, epilogue.dtype if epilogue is not NO_EPILOGUE else spec.dtype)
@@ -122,7 +126,7 @@ def build(
 Emit = Callable[[tuple[Index, ...], int, int, Index], None]
 
 
-def _lanes(spec: ElementwiseSpec, target: Target) -> int:
+def _lanes(spec: ElementwiseSpec, target: Cpu) -> int:
     return target.lanes(tirx.const(0, spec.dtype).ty.dtype.itemsize)
 
 

@@ -17,7 +17,7 @@ import tvm
 from tvm import s_tir, te, tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..machines.target import Target
+from ..machines.target import Cpu
 from .base import NO_EPILOGUE, Buffer, BufferSpec, Expr, row_major_strides
 from .vector.builder import Output, make_prim_func, split_index
 
@@ -132,7 +132,7 @@ _LOWER = tvm.transform.Sequential(
 LoopSpec = AdaptivePoolSpec | IntegerReduceSpec
 
 
-def candidates(spec: LoopSpec, target: Target) -> list[LoopKnobs]:
+def candidates(spec: LoopSpec, target: Cpu) -> list[LoopKnobs]:
     """The fixed rule; what a search finds cannot be listed beforehand, see `accepts`."""
     return [LoopKnobs()]
 
@@ -142,7 +142,7 @@ def accepts(knobs: Any) -> bool:
     return isinstance(knobs, LoopKnobs)
 
 
-def build(spec: LoopSpec, target: Target, knobs: LoopKnobs) -> Any:
+def build(spec: LoopSpec, target: Cpu, knobs: LoopKnobs) -> Any:
     """The scheduled PrimFunc."""
     schedule = s_tir.Schedule(definition(spec))
     if knobs.trace:

@@ -18,7 +18,7 @@ from ...ir.files import temporary_folder
 from ..codegen.lowering import Call, Program, lower
 from ..codegen.options import Options
 from ..codegen.tir_pipeline import PIPELINE
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..machines.toolchain import find_toolchain
 from ..templates.option import Option, Workload
 from .task import Task, hollow_graph
@@ -81,7 +81,7 @@ def build_candidate(lowering: Lowering, task: Task, option: Option) -> Built:
     return Built(option, code, time.perf_counter() - start)
 
 
-def compile_function(function: Any, target: Target, pipeline: str | None = PIPELINE) -> bytes:
+def compile_function(function: Any, target: Cpu, pipeline: str | None = PIPELINE) -> bytes:
     """A PrimFunc as a shared object with the function `ENTRY`.
 
     ``pipeline`` is the one that models are built with, which takes loops; None is TVM's own, which takes schedulable

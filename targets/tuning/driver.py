@@ -7,9 +7,8 @@ from pathlib import Path
 
 from ...ir import Graph, TersorError
 from ...ir.files import temporary_folder
-from ..machines.catalog import native_name
-from ..machines.families import backend_of
-from ..machines.target import Target
+from ..machines.catalog import native_name, resolve_cpu
+from ..machines.target import Cpu, Target
 from ..machines.toolchain import find_toolchain
 from . import DEFAULT_LOG_DIR
 from .extract import extract_tasks
@@ -25,20 +24,22 @@ from .task import Task
 from .tuned import load_tuned
 
 
-def check_measurable(target: Target) -> None:
-    """Raise TersorError when code for ``target`` does not run on this machine."""
+def check_measurable(target: Target) -> Cpu:
+    """``target``, if it is a processor whose code runs on this machine; raises TersorError otherwise."""
     from ..machines.features import obstacle_here
 
-    obstacle = obstacle_here(target) if backend_of(target) is None else "kernels of this family are not tuned"
+    processor = resolve_cpu(target)
+    obstacle = obstacle_here(processor)
     if obstacle:
         raise TersorError(
             f"{target.name} cannot be measured here ({obstacle}); "
             f"tune on such a machine, or over RPC, or tune for {native_name()}"
         )
+    return processor
 
 
 def load_records(
-    target: Target,
+    target: Cpu,
     log_dir: Path | None,
     *,
     shipped: bool = True,
@@ -53,7 +54,7 @@ def load_records(
 
 def tune_graph(
     graph: Graph,
-    target: Target,
+    target: Cpu,
     budget: Budget,
     *,
     log_dir: Path | None = DEFAULT_LOG_DIR,

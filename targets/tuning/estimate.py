@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache, singledispatch
 from typing import Any
 
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..templates.attention.spec import AttentionSpec
 from ..templates.conv2d import tiling as conv2d_tiling
 from ..templates.conv2d import winograd_tiling
@@ -96,7 +96,7 @@ def _(spec: RelayoutSpec) -> Work:
     return Work(0, spec.plain_size, 1, 0, spec.plain_size, 0, spec.blocked_size)
 
 
-def estimate_seconds(spec: Any, knobs: Any, target: Target) -> float:
+def estimate_seconds(spec: Any, knobs: Any, target: Cpu) -> float:
     """Roughly how long one call takes; the templates' own cycle models where they have one, else a roofline.
 
     Parameters
@@ -114,7 +114,7 @@ def estimate_seconds(spec: Any, knobs: Any, target: Target) -> float:
     return max(cycles / (CLOCK * target.cores), streaming) + LAUNCH_SECONDS
 
 
-def code_size(spec: Any, knobs: Any, target: Target) -> float | None:
+def code_size(spec: Any, knobs: Any, target: Cpu) -> float | None:
     """Multiply-adds that a candidate's code contains, written out; None where the template does not say."""
     if isinstance(knobs, Conv2dKnobs):
         tile = Conv2dKnobs(knobs.vectors, knobs.rows, knobs.columns)
@@ -123,11 +123,11 @@ def code_size(spec: Any, knobs: Any, target: Target) -> float | None:
 
 
 @lru_cache(maxsize=4096)
-def _conv2d_code_size(spec: Conv2dSpec, target: Target, tile: Conv2dKnobs) -> int:
+def _conv2d_code_size(spec: Conv2dSpec, target: Cpu, tile: Conv2dKnobs) -> int:
     return conv2d_tiling.code_size(spec, target, tile)
 
 
-def _template_cycles(spec: Any, knobs: Any, target: Target) -> float | None:
+def _template_cycles(spec: Any, knobs: Any, target: Cpu) -> float | None:
     """Cycles of all threads together; None without a cycle model."""
     if isinstance(knobs, WinogradKnobs):
         return winograd_tiling.estimate_cycles(spec, target, knobs)
@@ -138,7 +138,7 @@ def _template_cycles(spec: Any, knobs: Any, target: Target) -> float | None:
     return None
 
 
-def _matmul_cycles(spec: MatmulSpec, target: Target, knobs: MatmulKnobs) -> float:
+def _matmul_cycles(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs) -> float:
     """Steps of ``k`` of all panels."""
     idle = imbalance(spec.batch_size * knobs.column_chunks * knobs.row_chunks, target.cores)
     step = panel_cycles(spec.m, knobs.row_tiles(spec), knobs.vectors, knobs.chains)

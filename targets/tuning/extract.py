@@ -7,12 +7,12 @@ from dataclasses import replace
 from ...ir import Graph, Op, Value, clone_op, is_constant, print_graph
 from ...ir.isolate import stored_in_blocks
 from ..codegen.lowering import Program, lower
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..templates.option import Workload
 from .task import Task
 
 
-def extract_tasks(graph: Graph, target: Target, threads: int | None = None) -> list[Task]:
+def extract_tasks(graph: Graph, target: Cpu, threads: int | None = None) -> list[Task]:
     """The tuning problems of an optimized graph with layout, in execution order: one for each workload.
 
     Layers of one workload may have different epilogues; the first one's is measured.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..machines.target import Target
+from ..machines.target import Cpu
 from .estimate import code_size, estimate_seconds, work_of
 from .geometry import geometry_features, geometry_of
 
@@ -17,7 +17,7 @@ Features = dict[str, float]
 CODE_SIZE = "code size"  # multiply-adds written out; missing where the template does not say
 
 
-def describe_candidate(spec: Any, template: str, knobs: Any, target: Target) -> Features:
+def describe_candidate(spec: Any, template: str, knobs: Any, target: Cpu) -> Features:
     """Everything that is known of a candidate before it is built.
 
     Parameters
@@ -50,7 +50,7 @@ def describe_candidate(spec: Any, template: str, knobs: Any, target: Target) -> 
     return found
 
 
-def _work_features(spec: Any, target: Target) -> Iterator[tuple[str, float]]:
+def _work_features(spec: Any, target: Cpu) -> Iterator[tuple[str, float]]:
     work = work_of(spec)
     yield "log macs", math.log2(work.macs + 1)
     for name in ("rows", "columns", "depth", "read", "weights", "written"):
@@ -62,7 +62,7 @@ def _work_features(spec: Any, target: Target) -> Iterator[tuple[str, float]]:
     yield "traffic over l3", math.log2(work.bytes / target.l3_bytes)
 
 
-def _machine_features(target: Target) -> Iterator[tuple[str, float]]:
+def _machine_features(target: Cpu) -> Iterator[tuple[str, float]]:
     yield "threads", float(target.cores)
     yield "vector bytes", float(target.vector_bytes)
     yield "vector registers", float(target.vector_registers)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..templates.attention.spec import AttentionKnobs, AttentionSpec
 from ..templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
 from ..templates.conv2d.winograd_spec import TileGrid, WinogradKnobs
@@ -60,13 +60,13 @@ class Geometry:
 
 
 @singledispatch
-def geometry_of(knobs: Any, spec: Any, target: Target) -> Geometry | None:
+def geometry_of(knobs: Any, spec: Any, target: Cpu) -> Geometry | None:
     """How ``knobs`` cut ``spec`` up; None for templates without a register tile."""
     return None
 
 
 @geometry_of.register
-def _(knobs: Conv2dKnobs, spec: Conv2dSpec, target: Target) -> Geometry:
+def _(knobs: Conv2dKnobs, spec: Conv2dSpec, target: Cpu) -> Geometry:
     taps = spec.kernel[0] * spec.kernel[1]
     depth = spec.c // spec.groups * taps
     read, weights, units = spec.c * spec.h * spec.w, spec.o * depth, _units(spec.o, knobs.vectors, target)
@@ -85,7 +85,7 @@ def _(knobs: Conv2dKnobs, spec: Conv2dSpec, target: Target) -> Geometry:
 
 
 @geometry_of.register
-def _(knobs: WinogradKnobs, spec: Conv2dSpec, target: Target) -> Geometry:
+def _(knobs: WinogradKnobs, spec: Conv2dSpec, target: Cpu) -> Geometry:
     grid = TileGrid.of(spec, knobs)
     blocks = min(knobs.blocks, grid.groups)
     shared = knobs.order == "outputs"  # then each thread reads only its part of the weights
@@ -104,7 +104,7 @@ def _(knobs: WinogradKnobs, spec: Conv2dSpec, target: Target) -> Geometry:
 
 
 @geometry_of.register
-def _(knobs: MatmulKnobs, spec: MatmulSpec, target: Target) -> Geometry:
+def _(knobs: MatmulKnobs, spec: MatmulSpec, target: Cpu) -> Geometry:
     return Geometry(
         rows=spec.m,
         columns=spec.n,
@@ -120,7 +120,7 @@ def _(knobs: MatmulKnobs, spec: MatmulSpec, target: Target) -> Geometry:
 
 
 @geometry_of.register
-def _(knobs: AttentionKnobs, spec: AttentionSpec, target: Target) -> Geometry:
+def _(knobs: AttentionKnobs, spec: AttentionSpec, target: Cpu) -> Geometry:
     return Geometry(
         rows=spec.queries,
         columns=spec.keys,
@@ -133,7 +133,7 @@ def _(knobs: AttentionKnobs, spec: AttentionSpec, target: Target) -> Geometry:
 
 
 @geometry_of.register
-def _(knobs: PoolKnobs, spec: PoolSpec, target: Target) -> Geometry:
+def _(knobs: PoolKnobs, spec: PoolSpec, target: Cpu) -> Geometry:
     return Geometry(
         rows=spec.out_w,
         columns=target.lanes(),
@@ -144,7 +144,7 @@ def _(knobs: PoolKnobs, spec: PoolSpec, target: Target) -> Geometry:
     )
 
 
-def geometry_features(found: Geometry, target: Target) -> Iterator[tuple[str, float]]:
+def geometry_features(found: Geometry, target: Cpu) -> Iterator[tuple[str, float]]:
     """What decides how fast a register tile is, by name."""
     rows, vectors, lanes = found.tile_rows, found.tile_vectors, target.lanes()
     accumulators = rows * vectors * found.chains
@@ -174,7 +174,7 @@ def geometry_features(found: Geometry, target: Target) -> Iterator[tuple[str, fl
         yield "sweep over l2", math.log2(found.sweep_bytes / target.l2_bytes)
 
 
-def _units(channels: int, vectors: int, target: Target) -> int:
+def _units(channels: int, vectors: int, target: Cpu) -> int:
     """Groups of ``vectors`` channel blocks."""
     blocks = -(-channels // target.lanes())
     return -(-blocks // vectors)

@@ -28,7 +28,7 @@ from tvm import s_tir
 
 from ..codegen.options import Options
 from ..machines.catalog import usable_cores
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..templates import loops
 from ..templates.option import Option
 from . import scheduled
@@ -84,7 +84,7 @@ class Search:
 
 def tune(
     function: Any,
-    target: Target,
+    target: Cpu,
     log_dir: Path,
     *,
     trials: int = 64,
@@ -116,7 +116,7 @@ def tune(
         return _Searcher(function, target, log_dir, seed, pool, sandbox).run(trials, start, max_seconds)
 
 
-def best_trace(function: Any, target: Target, log_dir: Path) -> str | None:
+def best_trace(function: Any, target: Cpu, log_dir: Path) -> str | None:
     """How the fastest known schedule of an unscheduled PrimFunc is made, as JSON text; None if there is none."""
     folder = database_folder(target, log_dir)
     if not folder.is_dir():
@@ -171,7 +171,7 @@ def is_searchable(task: Task) -> bool:
     return isinstance(task.workload.spec, loops.LoopSpec)
 
 
-def database_folder(target: Target, log_dir: Path) -> Path:
+def database_folder(target: Cpu, log_dir: Path) -> Path:
     """Where the database of a target is."""
     return target_folder(log_dir, target.name) / _FOLDER
 
@@ -194,7 +194,7 @@ class _Searcher:
     def __init__(
         self,
         function: Any,
-        target: Target,
+        target: Cpu,
         log_dir: Path,
         seed: int,
         executor: Executor,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ...ir import Graph, Op, graph_of
 from ...ir.ops import RelayoutOp
 from ..codegen.lowering import Call, lower
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..templates.machine_model import LAUNCH_SECONDS, STREAM
 from ..templates.option import Option, Workload
 from .examples import Examples
@@ -51,7 +51,7 @@ class PredictedLatency:
 
     def __init__(
         self,
-        target: Target,
+        target: Cpu,
         records: Iterable[Record],
         prepare: Callable[[Graph], Graph] = lambda graph: graph,
     ) -> None:

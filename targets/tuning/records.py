@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ..codegen.options import Options
 from ..machines.catalog import processor_name
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..templates.option import Option, Workload
 from ..templates.registry import template_version
 from .outcome import Outcome
@@ -101,7 +101,7 @@ class Fitting:
     ignored: Counter[str]
 
 
-def fitting(records: Iterable[Record], target: Target) -> Fitting:
+def fitting(records: Iterable[Record], target: Cpu) -> Fitting:
     """Keep the records made for ``target`` (with ``target.cores`` threads) by this version's templates and TVM.
 
     Cache sizes may differ as long as the option is among those of ``target``, and the default beside which it was timed
@@ -118,7 +118,7 @@ def fitting(records: Iterable[Record], target: Target) -> Fitting:
     return Fitting(tuple(kept), ignored)
 
 
-def why_ignored(record: Record, target: Target) -> str:
+def why_ignored(record: Record, target: Cpu) -> str:
     """Why a record says nothing about ``target``; empty if it does."""
     made, provenance, template = record.task.target, record.provenance, record.option.template
     if made.name != target.name:
@@ -140,11 +140,11 @@ def why_ignored(record: Record, target: Target) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _default(workload: Workload, target: Target) -> Option:
+def _default(workload: Workload, target: Cpu) -> Option:
     return Options(workload, target).default
 
 
-def _instructions(target: Target) -> tuple[Any, ...]:
+def _instructions(target: Cpu) -> tuple[Any, ...]:
     return target.mcpu, target.vector_bytes, target.vector_registers, target.features
 
 

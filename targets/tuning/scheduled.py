@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import tvm
 
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..runtime.threads import set_threads
 from ..runtime.virtual_machine import to_tvm
 from .candidate import compile_function, load_function
@@ -24,7 +24,7 @@ from .timing import TimingPolicy, measure
 _TOLERANCE = 1e-4  # of the largest magnitude; integers must be equal
 
 
-def build_scheduled(module_json: str, target: Target) -> tuple[bytes, float]:
+def build_scheduled(module_json: str, target: Cpu) -> tuple[bytes, float]:
     """Compile the function ``main`` of a module; returns its shared object and the seconds taken."""
     start = time.perf_counter()
     code = compile_function(tvm.ir.load_json(module_json)["main"], target, pipeline=None)

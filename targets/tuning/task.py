@@ -13,7 +13,7 @@ import torch
 
 from ...ir import DType, Graph, TensorType, WeightStore, parse
 from ...ir.ops import WeightOp
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..templates.option import Workload
 
 # Largest allowed difference from the interpreter, relative to an output's largest magnitude; integers must be equal.
@@ -43,7 +43,7 @@ class Task:
 
     workload: Workload
     ir: str
-    target: Target
+    target: Cpu
     weight: int = 1
     macs: int = 0
     bytes: int = 0

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..codegen.options import Options
-from ..machines.target import Target
+from ..machines.target import Cpu
 from ..templates.option import Option, Workload
 from .log import Log, read_log, shipped_log_dir
 from .records import CONFIRMATIONS, Record, best, fitting
@@ -59,7 +59,7 @@ class Tuned:
         return (*counts, *self.problems[:MOST_PROBLEMS], *rest)
 
 
-def load_tuned(target: Target, log_dir: str | Path | None = None, *, shipped: bool = True) -> Tuned:
+def load_tuned(target: Cpu, log_dir: str | Path | None = None, *, shipped: bool = True) -> Tuned:
     """What the records of ``log_dir`` say, and those that ship with Tersor.
 
     Of an option that ``log_dir`` has enough measurements of to decide by them alone, no others are used.

@@ -260,6 +260,6 @@ def test_compile_measures_on_this_machine():
 
 def test_other_machines_are_not_measured():
     graph = conv_graph(planted("tucker2", 32, 32))
-    foreign = tersor.targets.Target("arm:test", "arm", "generic", 16, 32, 2**15, 2**20, 0, 2)
+    foreign = tersor.targets.Cpu("arm:test", "arm", "generic", 16, 32, 2**15, 2**20, 0, 2)
     small = tersor.run_passes(graph, "low-rank{ranks=fixed:4}", target=foreign)
     assert small.cost().macs < graph.cost().macs

@@ -11,6 +11,7 @@ from tersor.passes import run_passes
 from tersor.passes.numeric import seeded_inputs
 from tersor.targets import Executable, compile_graph, resolve_target
 from tersor.targets.codegen.lowering import Program, lower
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.machines.target import Target
 from tersor.tests.random_graphs import GraphBuilder
 
@@ -28,7 +29,7 @@ def prepared(graph: Graph, pipeline: str = "layout", target: str | Target = NATI
 
 def lowered(graph: Graph, pipeline: str = "layout", target: str = NATIVE) -> Program:
     """The kernel calls that a graph becomes."""
-    return lower(prepared(graph, pipeline, target), resolve_target(target))
+    return lower(prepared(graph, pipeline, target), resolve_cpu(target))
 
 
 def templates(program: Program) -> list[str]:

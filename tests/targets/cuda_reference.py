@@ -20,11 +20,11 @@ from tersor.targets.cuda.codegen import call_passes, graph_passes
 from tersor.targets.cuda.kernel import CudaKernel
 from tersor.targets.cuda.lowering import CudaProgram, lower
 from tersor.targets.cuda.machine import CudaMachine
-from tersor.targets.machines.target import Target
+from tersor.targets.machines.target import Gpu
 from tersor.tests.targets.cuda_emulator import emulate
 
 
-def run_on_processor(graph: Graph, target: Target, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def run_on_processor(graph: Graph, target: Gpu, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """The outputs of a graph that is ready for code generation, as the GPU program computes them."""
     program = lower(graph, target)
     machine = CudaMachine(_build(program), program.constants, tvm.cpu())

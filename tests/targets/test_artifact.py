@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -16,14 +17,17 @@ import torch
 
 import tersor
 from tersor.ir import structurally_equal
-from tersor.targets import Executable, list_targets
+from tersor.targets import Cpu, Executable, Gpu, list_targets
+from tersor.targets.machines.catalog import TARGETS
 from tersor.targets.machines.features import required_features
 from tersor.targets.packaging import archive as archive_module
 from tersor.targets.packaging import artifact as artifact_module
 from tersor.targets.packaging.archive import ALIGNMENT, Archive, ArchiveWriter
 from tersor.targets.packaging.artifact import CODE, CONSTANTS, GRAPH, MANIFEST, WEIGHTS, load_graph, read_manifest
-from tersor.targets.packaging.manifest import SCHEMA, ArtifactError
+from tersor.targets.packaging.checks import check_target
+from tersor.targets.packaging.manifest import SCHEMA, ArtifactError, Manifest
 from tersor.targets.runtime.virtual_machine import LinkedCode
+from tersor.targets.templates.codec import encode
 
 from .forged import contents, rewrite
 
@@ -128,8 +132,20 @@ def test_the_manifest_tells_all(artifact: Path, executable: Executable) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["cuda:sm_80", "cuda:sm_90"])
+def test_older_manifests_that_describe_a_gpu_as_a_processor_are_read(name: str, artifact: Path) -> None:
+    tree = json.loads(contents(artifact)[MANIFEST])
+    as_it_was = Cpu(name, "cuda", "x86-64", 16, 63, 196608, 41943040, 0, 108, channel_blocks=False)
+    for target in (as_it_was, TARGETS[name]):
+        tree["model"]["target"] = encode(target)
+        assert Manifest.from_text(json.dumps(tree)).model.target is TARGETS[name]
+    for forged in (replace(as_it_was, name="cuda:sm_99"), Gpu("cuda:sm_99", "cuda", "sm_90", 132, 1, 2)):
+        with pytest.raises(ArtifactError, match="cuda:sm_99"):
+            check_target(forged)
+
+
 def test_what_llvm_may_use_by_itself_is_required() -> None:
-    by_name = {target.name: target for target in list_targets()}
+    by_name = {target.name: target for target in list_targets() if isinstance(target, Cpu)}
     for target in by_name.values():
         assert set(target.features) <= set(required_features(target))
     assert "avx512vbmi" in required_features(by_name["x86:icelake-server"])

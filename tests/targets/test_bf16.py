@@ -12,7 +12,7 @@ from tersor.ir import DType, Graph, TensorType, Value, ops
 from tersor.passes import run_passes
 from tersor.passes.numeric import seeded_inputs
 from tersor.targets import compile_graph, load, resolve_target
-from tersor.targets.machines.target import Target
+from tersor.targets.machines.target import Cpu
 from tersor.tests import emulated_x86
 from tersor.tests.random_graphs import GraphBuilder, random_graph
 
@@ -102,7 +102,7 @@ def image_graph(build: Build) -> Graph:
 
 @on_targets
 @pytest.mark.parametrize("name", IMAGES)
-def test_kernels(name: str, target: Target):
+def test_kernels(name: str, target: Cpu):
     graph = image_graph(IMAGES[name])
     inputs = seeded_inputs(graph)
     (expected,) = graph.evaluate(*inputs)
@@ -130,7 +130,7 @@ def test_bf16_kernels_are_used_where_there_are_instructions(target: str, name: s
 
 
 @on_targets
-def test_pictures_and_patches(target: Target):
+def test_pictures_and_patches(target: Cpu):
     b = GraphBuilder({"x": TensorType((2, 3, 32, 40), DType.BF16)})
     x = b.graph.inputs[0]
     stem = b.op(ops.ReluOp, conv(b, x, 20, 3, stride=2))
@@ -142,7 +142,7 @@ def test_pictures_and_patches(target: Target):
 
 
 @on_targets
-def test_rounding_is_to_nearest_even_and_keeps_what_is_not_finite(target: Target):
+def test_rounding_is_to_nearest_even_and_keeps_what_is_not_finite(target: Cpu):
     b = GraphBuilder({"x": TensorType((64,))})
     graph = b.done(cast(b, b.graph.inputs[0], DType.BF16))
     special = [
@@ -184,7 +184,7 @@ def small_network() -> Graph:
 
 
 @on_targets
-def test_network_is_near_float32(target: Target):
+def test_network_is_near_float32(target: Cpu):
     graph = small_network()
     inputs = seeded_inputs(graph)
     (expected,) = graph.evaluate(*inputs)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tvm
 
 from tersor import TersorError
 from tersor.compiler import runs_here
-from tersor.targets import Target, list_targets, resolve_target
+from tersor.targets import Cpu, Gpu, list_targets, resolve_target
 from tersor.targets.machines import catalog
 from tersor.targets.machines.catalog import TARGETS, detect_host, features_in, host_features, usable_cores
 from tersor.targets.machines.features import most_capable, obstacle_here, required_features
@@ -19,8 +20,11 @@ from tersor.targets.tuning.driver import check_measurable
 CPUINFO = Path(__file__).parent / "cpuinfo"  # one processor of each text, as Linux lists it on such machines
 
 
-@pytest.mark.parametrize("target", list_targets(), ids=lambda target: target.name)
-def test_records_are_consistent(target: Target):
+PROCESSORS = [target for target in list_targets() if isinstance(target, Cpu)]
+
+
+@pytest.mark.parametrize("target", PROCESSORS, ids=lambda target: target.name)
+def test_records_are_consistent(target: Cpu):
     assert resolve_target(target.name) is target
     assert target.name.split(":")[0] == target.family
     wide = "avx512f" in target.features
@@ -28,18 +32,31 @@ def test_records_are_consistent(target: Target):
     assert target.lanes() * 4 == target.lanes(1) == target.vector_bytes
     assert target.family != "arm" or (target.vector_bytes, target.vector_registers) == (16, 32)
     assert 16 * 1024 <= target.l1_bytes < target.l2_bytes
-    assert target.family == "cuda" or target.l2_bytes < target.l3_bytes
+    assert target.l2_bytes < target.l3_bytes
     assert target.cores >= 1
     assert len(set(target.features)) == len(target.features)
 
 
-@pytest.mark.parametrize("target", [t for t in list_targets() if t.family != "cuda"], ids=lambda target: target.name)
-def test_llvm_knows_every_processor_and_has_its_instruction_sets(target: Target):
+@pytest.mark.parametrize("target", PROCESSORS, ids=lambda target: target.name)
+def test_llvm_knows_every_processor_and_has_its_instruction_sets(target: Cpu):
     assert target.tvm_target()["mcpu"] == target.mcpu
     required = set(required_features(target))
     assert required >= set(target.features)
     assert ("avx512f" in required) == (target.vector_bytes == 64)
     assert ("asimddp" in required) == (target.name == "arm:cortex-a76")
+
+
+@pytest.mark.parametrize("target", [one for one in list_targets() if one.family == "cuda"], ids=lambda one: one.name)
+def test_gpus_are_no_processors(target: Gpu):
+    assert resolve_target(target.name) is target
+    assert target.name == f"{target.family}:{target.architecture}"
+    assert target.shared_bytes < target.l1_bytes < target.l2_bytes
+    assert target.lanes(2) == 8
+    assert target.layout_costs() is None
+    assert required_features(target) == ()
+    assert tvm.target.Target(target.tvm_target()).host.attrs["mcpu"] == "x86-64"
+    with pytest.raises(TersorError, match=f"kernels for {target.name} are not measured; name a processor"):
+        check_measurable(target)
 
 
 def test_names_are_listed_in_order():
@@ -134,8 +151,8 @@ def test_detection_takes_the_most_capable_record_that_is_right(processor: str, p
         resolve_target(other)
 
 
-@pytest.mark.parametrize("target", [t for t in list_targets() if t.features], ids=lambda target: target.name)
-def test_every_record_is_right_for_a_processor_with_what_it_needs(target: Target):
+@pytest.mark.parametrize("target", PROCESSORS, ids=lambda target: target.name)
+def test_every_record_is_right_for_a_processor_with_what_it_needs(target: Cpu):
     assert most_capable(frozenset(required_features(target))) is target
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tersor.targets.machines.target import Target
+from tersor.targets.machines.target import Cpu
 from tersor.targets.templates.attention.bf16 import build, candidates, supports
 from tersor.targets.templates.attention.spec import AttentionSpec
 
@@ -29,7 +29,7 @@ ROUNDING = 2.0**-8  # of the exponentials
     ],
     ids=str,
 )
-def test_plain_operands(batch, queries, keys, width, value_width, target: Target):
+def test_plain_operands(batch, queries, keys, width, value_width, target: Cpu):
     generator = torch.Generator().manual_seed(0)
     query = rounded(*batch, queries, width, generator=generator)
     key = rounded(*batch, keys, width, generator=generator)
@@ -44,7 +44,7 @@ def test_plain_operands(batch, queries, keys, width, value_width, target: Target
 
 
 @on_both
-def test_heads_are_split_and_merged_in_place(target: Target):
+def test_heads_are_split_and_merged_in_place(target: Cpu):
     fused = rounded(37, 3, 3, 24, generator=torch.Generator().manual_seed(0))
     spec, expected = fused_heads(fused, 0.2, "bfloat16")
     prim_func = build(spec, target, candidates(spec, target)[0])
@@ -54,7 +54,7 @@ def test_heads_are_split_and_merged_in_place(target: Target):
 
 @on_both
 @pytest.mark.parametrize("keys", [9, 40])
-def test_mask_and_epilogue(keys: int, target: Target):
+def test_mask_and_epilogue(keys: int, target: Cpu):
     batch, heads, queries, width = 2, 2, 10, 12
     generator = torch.Generator().manual_seed(0)
     query, value = (rounded(batch, heads, count, width, generator=generator) for count in (queries, keys))

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tersor.targets.machines.catalog import resolve_target
-from tersor.targets.machines.target import Target
+from tersor.targets.machines.target import Cpu
 from tersor.targets.templates.conv2d import bf16 as conv2d_bf16
 from tersor.targets.templates.conv2d import bf16_dot as conv2d_bf16_dot
 from tersor.targets.templates.conv2d import bf16_narrow as conv2d_bf16_narrow
@@ -73,7 +73,7 @@ def rounded(*shape: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator).bfloat16()
 
 
-def run(prim_func, target: Target, *inputs: torch.Tensor, out_size: int) -> torch.Tensor:
+def run(prim_func, target: Cpu, *inputs: torch.Tensor, out_size: int) -> torch.Tensor:
     """Build and run on flat operands; the result is float32, NaN where nothing was written."""
     module = emulated_x86.build(prim_func, target)
     flat = [x.reshape(-1).view(torch.uint16) if x.dtype is torch.bfloat16 else x.reshape(-1) for x in inputs]
@@ -87,7 +87,7 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float =
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
 
 
-def check_conv2d(spec: Conv2dSpec, knobs: object, target: Target, template: ModuleType) -> None:
+def check_conv2d(spec: Conv2dSpec, knobs: object, target: Cpu, template: ModuleType) -> None:
     lanes = target.lanes()
     generator = torch.Generator().manual_seed(0)
     x = rounded(spec.n, spec.c, spec.h, spec.w, generator=generator)
@@ -156,7 +156,7 @@ def test_any_conv2d(channels, outputs, size, kernel, stride, padding, groups, ta
     check_conv2d(spec, template.candidates(spec, target)[0], target, template)
 
 
-def check_plain_input(template: ModuleType, spec: Conv2dSpec, target: Target) -> None:
+def check_plain_input(template: ModuleType, spec: Conv2dSpec, target: Cpu) -> None:
     """All candidates, and units cut both ways."""
     spec = replace(bf16(spec), input_layout="plain")
     assert template.supports(spec, target)
@@ -167,13 +167,13 @@ def check_plain_input(template: ModuleType, spec: Conv2dSpec, target: Target) ->
 
 @on_both
 @pytest.mark.parametrize("name", PICTURES)
-def test_pictures(name: str, target: Target):
+def test_pictures(name: str, target: Cpu):
     check_plain_input(conv2d_bf16_narrow, PICTURES[name], target)
 
 
 @on_both
 @pytest.mark.parametrize("name", PATCHES)
-def test_patches(name: str, target: Target):
+def test_patches(name: str, target: Cpu):
     check_plain_input(conv2d_bf16_patches, PATCHES[name], target)
 
 
@@ -224,7 +224,7 @@ def test_targets_without_the_instructions_have_no_candidates():
 
 @on_both
 @pytest.mark.parametrize("size", [(128, 384, 384), (197, 48, 192), (5, 70, 33), (33, 7, 31), (16, 32, 64)], ids=str)
-def test_matmul(size: tuple[int, int, int], target: Target):
+def test_matmul(size: tuple[int, int, int], target: Cpu):
     m, n, k = size
     generator = torch.Generator().manual_seed(0)
     a, weight = rounded(m, k, generator=generator), rounded(n, k, generator=generator)
@@ -240,7 +240,7 @@ def test_matmul(size: tuple[int, int, int], target: Target):
 @on_both
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("size", [(3, 50, 40, 70), (2, 9, 33, 31), (1, 35, 5, 1)], ids=str)
-def test_product_of_activations(size: tuple[int, ...], transposed: bool, target: Target):
+def test_product_of_activations(size: tuple[int, ...], transposed: bool, target: Cpu):
     """Slices of wider rows; the right-hand side is stored by rows or by columns."""
     batch, m, n, k = size
     generator = torch.Generator().manual_seed(0)

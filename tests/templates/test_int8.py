@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tersor.targets.codegen.options import Options
 from tersor.targets.machines.catalog import resolve_target
-from tersor.targets.machines.target import Target
+from tersor.targets.machines.target import Cpu
 from tersor.targets.templates.base import Epilogue
 from tersor.targets.templates.conv2d import int8 as conv2d_int8
 from tersor.targets.templates.conv2d import int8_amx as conv2d_int8_amx
@@ -39,7 +39,7 @@ AMX = resolve_target("x86:sapphirerapids")
 VNNI = resolve_target("x86:icelake-server")
 AVX512 = resolve_target("x86:skylake-avx512")
 AVX2 = resolve_target("x86:avx2")
-SSE = Target("x86:test16", "x86", "haswell", 16, 32, 32 << 10, 1 << 20, 32 << 20, 2)  # no dot products, blocks of four
+SSE = Cpu("x86:test16", "x86", "haswell", 16, 32, 32 << 10, 1 << 20, 32 << 20, 2)  # no dot products, blocks of four
 AVX_VNNI = replace(AVX2, name="x86:alderlake", mcpu="alderlake", features=(*AVX2.features, "avx_vnni"))
 VECTOR_TARGETS = {
     "vpdpbusd": VNNI,
@@ -105,7 +105,7 @@ def from_blocked(flat: torch.Tensor, shape: tuple[int, int, int, int], lanes: in
     return flat.reshape(n, -1, h, w, lanes).permute(0, 1, 4, 2, 3).reshape(n, -1, h, w)[:, :c]
 
 
-def run(prim_func: Any, target: Target, *inputs: torch.Tensor, size: int) -> torch.Tensor:
+def run(prim_func: Any, target: Cpu, *inputs: torch.Tensor, size: int) -> torch.Tensor:
     """Build and run on flat operands; the result is int32."""
     module = emulated_x86.build(prim_func, target)
     out = tvm.runtime.tensor(np.full(size, UNWRITTEN, "int32"))
@@ -113,9 +113,7 @@ def run(prim_func: Any, target: Target, *inputs: torch.Tensor, size: int) -> tor
     return torch.from_numpy(out.numpy())
 
 
-def check_convolution(
-    template: ModuleType, spec: Conv2dSpec, target: Target, knobs: Any = None, *, extreme: bool = False
-):
+def check_convolution(template: ModuleType, spec: Conv2dSpec, target: Cpu, knobs: Any = None, *, extreme: bool = False):
     """Compare one kernel with exact sums: float64 holds all of them."""
     knobs = knobs or template.candidates(spec, target)[0]
     outputs, groups, plain = spec.o, spec.groups, spec.input_layout == "plain"
@@ -132,7 +130,7 @@ def check_convolution(
     assert torch.equal(from_blocked(flat, shape, lanes), expected.to(torch.int32))
 
 
-def check_matmul(template: ModuleType, spec: MatmulSpec, target: Target, knobs: Any = None, *, extreme: bool = False):
+def check_matmul(template: ModuleType, spec: MatmulSpec, target: Cpu, knobs: Any = None, *, extreme: bool = False):
     knobs = knobs or template.candidates(spec, target)[0]
     a = integers(spec.dtype, spec.m, spec.k, extreme=extreme)
     weight = integers("int8", spec.n, spec.k, extreme=extreme)
@@ -327,8 +325,8 @@ def test_instructions_of_targets():
     assert isinstance(dot_product(SSE, "uint8"), PlainProduct)
 
 
-def arm(name: str, *features: str) -> Target:
-    return Target(f"arm:{name}", "arm", name, 16, 32, 64 << 10, 512 << 10, 2 << 20, 4, features)
+def arm(name: str, *features: str) -> Cpu:
+    return Cpu(f"arm:{name}", "arm", name, 16, 32, 64 << 10, 512 << 10, 2 << 20, 4, features)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +338,7 @@ def arm(name: str, *features: str) -> Target:
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
-def test_neon_code(target: Target, instruction: str):
+def test_neon_code(target: Cpu, instruction: str):
     """It cannot run here: the instructions are looked for in the assembly."""
     json = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": target.mcpu}
     conv = replace(CONVOLUTIONS["3x3"], dtype="uint8", zero_point=3)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import tvm
 
-from tersor.targets.machines.target import Target
+from tersor.targets.machines.target import Cpu
 from tersor.targets.templates.base import BufferSpec, Epilogue
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.targets.templates.vector.builder import broadcast, constant, load
@@ -17,9 +17,9 @@ from tersor.tests import emulated_x86
 GARBAGE = 7.0  # what padded channel lanes hold: finite, and it must not reach a real channel
 
 
-def x86(vector_bytes: int, registers: int) -> Target:
+def x86(vector_bytes: int, registers: int) -> Cpu:
     """A target with the given vectors. Code is always generated for AVX2, which splits wider vectors."""
-    return Target(
+    return Cpu(
         name=f"x86:test{vector_bytes}",
         family="x86",
         mcpu="haswell",
@@ -59,7 +59,7 @@ def depthwise_spec(n, c, h, w, kernel=(3, 3), *window, **options) -> Conv2dSpec:
     return replace(Conv2dSpec(n, c, h, w, c, kernel, *window, **options), groups=c)
 
 
-def run(prim_func, target: Target, *inputs: torch.Tensor, out_elements: int) -> torch.Tensor:
+def run(prim_func, target: Cpu, *inputs: torch.Tensor, out_elements: int) -> torch.Tensor:
     """Build ``prim_func``, run it on flat float32 inputs, and return its flat output."""
     module = emulated_x86.build(prim_func, target)
     tensors = [tvm.runtime.tensor(x.contiguous().reshape(-1).numpy()) for x in inputs]

@@ -7,8 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from tersor.targets import resolve_target
-from tersor.targets.machines.target import Target
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
 from tersor.targets.templates.conv2d.winograd_spec import WinogradKnobs
 from tersor.targets.templates.option import Option, Workload
@@ -17,7 +16,7 @@ from tersor.targets.tuning.measure import Measurer
 from tersor.targets.tuning.outcome import Outcome, Status
 from tersor.targets.tuning.task import Task
 
-TARGET: Target = resolve_target("x86:znver4")
+TARGET = resolve_cpu("x86:znver4")
 SHAPES = ((64, 56, 64), (128, 28, 128), (256, 14, 256), (512, 7, 512), (96, 35, 80), (160, 17, 224))
 
 

@@ -15,9 +15,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tersor.ir import Graph, ops
-from tersor.targets import resolve_target
 from tersor.targets.codegen.lowering import Program, lower
 from tersor.targets.codegen.options import Options
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.templates.base import NO_EPILOGUE, BufferSpec
 from tersor.targets.templates.option import Option
 from tersor.targets.templates.vector.builder import load, loop, make_prim_func, store
@@ -39,7 +39,7 @@ def relu_task(elements: int = 1024) -> Task:
     """The smallest task: its program is one kernel."""
     b = builder(x=(elements,))
     graph = prepared(b.done(b.op(ops.ReluOp, b.graph.inputs[0])))
-    target = resolve_target(NATIVE)
+    target = resolve_cpu(NATIVE)
     choices = [call.kernel.choice for call in lower(graph, target).calls]
     assert choices[0] is not None
     return Task(choices[0].workload, str(graph), target)

@@ -11,7 +11,7 @@ from tvm import tirx
 
 from ....ir import DType, TensorType, Value, is_constant
 from ....ir.ops import ConcatOp, EmbeddingOp, PadOp, RelayoutOp, ScatterOp
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ...templates import elementwise
 from ...templates.base import BufferSpec, VectorAt
 from ...templates.moves import relayout, row_copy
@@ -27,7 +27,7 @@ from .channels import gather_channels, stored
 _MOST_ELEMENTS = 2**31  # of a buffer that 32-bit offsets reach
 
 
-def copy_kernel(source: View, copy: Value, target: Target) -> Kernel:
+def copy_kernel(source: View, copy: Value, target: Cpu) -> Kernel:
     """Gather the elements of a view into a row-major buffer."""
     dtype = STORAGE[source.type.dtype]
     result = View.whole(copy)

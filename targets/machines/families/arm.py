@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from ..target import Target
+from ..target import Cpu
 from .base import KIB, MIB, Family
 
 _TRIPLE = "aarch64-linux-gnu"
@@ -27,8 +27,8 @@ _CPUINFO_NAMES = MappingProxyType(
 )
 
 
-def _arm(name: str, features: tuple[str, ...], l1: int, l2: int, l3: int) -> Target:
-    return Target(f"arm:{name}", "arm", name, _NEON_BYTES, _NEON_REGISTERS, l1, l2, l3, 4, features, mtriple=_TRIPLE)
+def _arm(name: str, features: tuple[str, ...], l1: int, l2: int, l3: int) -> Cpu:
+    return Cpu(f"arm:{name}", "arm", name, _NEON_BYTES, _NEON_REGISTERS, l1, l2, l3, 4, features, mtriple=_TRIPLE)
 
 
 # Cache sizes and four cores as in the boards that are sold with them. The A72's L2 (1 MiB on the Raspberry Pi 4 and its

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from ..target import Target
+from ..target import Cpu
 from .base import KIB, MIB, Family
 
 # Instruction sets that code for a target may use, as /proc/cpuinfo names them; it must show them before code is run.
@@ -50,9 +50,9 @@ _CPUINFO_NAMES = MappingProxyType(
 )
 
 
-def _x86(name: str, mcpu: str, features: tuple[str, ...], l1: int, l2: int, l3: int) -> Target:
+def _x86(name: str, mcpu: str, features: tuple[str, ...], l1: int, l2: int, l3: int) -> Cpu:
     wide = "avx512f" in features
-    return Target(f"x86:{name}", "x86", mcpu, 64 if wide else 32, 32 if wide else 16, l1, l2, l3, 2, features)
+    return Cpu(f"x86:{name}", "x86", mcpu, 64 if wide else 32, 32 if wide else 16, l1, l2, l3, 2, features)
 
 
 # Cache sizes: the vendors' optimization manuals, one core's share of L1 and L2.

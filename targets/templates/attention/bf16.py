@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, Epilogue, Index, offset_of
 from ..parallelism import balance, shared_loop
 from ..vector import amx
@@ -61,13 +61,13 @@ class AttentionBf16Knobs:
         return sums_shape(self.unit, self.rows, self.columns)
 
 
-def supports(spec: AttentionSpec, target: Target) -> bool:
+def supports(spec: AttentionSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``; elements of a query must lie side by side."""
     fits = spec.scores.a_strides[-1] == 1 and can_pack_right(spec.scores) and can_pack_right(spec.context)
     return spec.dtype == BFLOAT16 and fits and spec.queries >= FEWEST_QUERIES and unit_of(target) is not None
 
 
-def candidates(spec: AttentionSpec, target: Target) -> list[AttentionBf16Knobs]:
+def candidates(spec: AttentionSpec, target: Cpu) -> list[AttentionBf16Knobs]:
     """Feasible knobs, best analytic guess first."""
     unit = needed_unit(target)
     columns = 1 if max(spec.keys, spec.value_width) <= TILE_COLUMNS else 2
@@ -82,7 +82,7 @@ def candidates(spec: AttentionSpec, target: Target) -> list[AttentionBf16Knobs]:
 
 def build(
     spec: AttentionSpec,
-    target: Target,
+    target: Cpu,
     knobs: AttentionBf16Knobs,
     epilogue: Epilogue = NO_EPILOGUE,
     mask: Epilogue = NO_EPILOGUE,

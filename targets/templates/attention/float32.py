@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt, offset_of
 from ..matmul.pack import RhsPanels, pack_activation
 from ..matmul.spec import MatmulKnobs, MatmulSpec, reads_rhs_in_place
@@ -35,7 +35,7 @@ _LEAST_PEAK = -3.0e38  # finite, so that a row whose scores are all -inf becomes
 
 def build(
     spec: AttentionSpec,
-    target: Target,
+    target: Cpu,
     knobs: AttentionKnobs,
     epilogue: Epilogue = NO_EPILOGUE,
     mask: Epilogue = NO_EPILOGUE,
@@ -56,7 +56,7 @@ def build(
 def make_attention(
     name: str,
     spec: AttentionSpec,
-    target: Target,
+    target: Cpu,
     score_columns: int,
     mask: Epilogue,
     epilogue: Epilogue,
@@ -147,7 +147,7 @@ class _Writer:
     """Writes the loops of one attention."""
 
     def __init__(
-        self, spec: AttentionSpec, target: Target, knobs: AttentionKnobs, inputs: Sequence[Buffer], rows: SoftmaxRows
+        self, spec: AttentionSpec, target: Cpu, knobs: AttentionKnobs, inputs: Sequence[Buffer], rows: SoftmaxRows
     ) -> None:
         self.spec = spec
         self.knobs = knobs

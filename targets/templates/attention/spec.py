@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import row_major_strides
 from ..matmul.spec import ACTIVATION, MatmulSpec
 from ..parallelism import balance
@@ -132,7 +132,7 @@ class AttentionKnobs:
     unroll: int = 2
 
 
-def candidates(spec: AttentionSpec, target: Target) -> list[AttentionKnobs]:
+def candidates(spec: AttentionSpec, target: Cpu) -> list[AttentionKnobs]:
     """Feasible knobs, best analytic guess first."""
     found: dict[AttentionKnobs, None] = {}
     for vectors in (2, 3, 1, 4):
@@ -148,7 +148,7 @@ def candidates(spec: AttentionSpec, target: Target) -> list[AttentionKnobs]:
     return list(found)
 
 
-def _variants(spec: AttentionSpec, target: Target, knobs: AttentionKnobs) -> Iterator[AttentionKnobs]:
+def _variants(spec: AttentionSpec, target: Cpu, knobs: AttentionKnobs) -> Iterator[AttentionKnobs]:
     """Smaller tiles, other numbers of pieces, more or less unrolling."""
     for rows in dict.fromkeys((knobs.rows, -(-knobs.rows // 2))):
         tiles = -(-spec.queries // rows)

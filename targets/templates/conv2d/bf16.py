@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
 from ..parallelism import chunk_loop, shared_loop
 from ..vector import amx
@@ -41,18 +41,18 @@ from .spec import Conv2dSpec
 HALF = TILE_DEPTH // 2  # channels of a block in memory: the upper half of a panel's row is the next block
 
 
-def supports(spec: Conv2dSpec, target: Target) -> bool:
+def supports(spec: Conv2dSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     is_small = math.prod(spec.kernel) <= MOST_TAPS
     return is_small and spec.dtype == BFLOAT16 and spec.input_layout == "blocked" and unit_of(target) == "amx"
 
 
-def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dBf16Knobs]:
+def candidates(spec: Conv2dSpec, target: Cpu) -> list[Conv2dBf16Knobs]:
     """Feasible knobs, the best analytic guess first."""
     return split_units(lambda knobs: Plan(spec, knobs), spec, target)
 
 
-def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder a weight of shape (o, c / groups, kh, kw) to [output group, 32 channels, kh, kw, tile], zero padded.
 
     With convolution groups, a group of outputs has only the panels of 32 channels that it reads.
@@ -74,14 +74,12 @@ def reduced_tiles(plan: Plan[Any], weight: torch.Tensor, channels: int) -> torch
     return tiled.permute(0, 2, 4, 5, 3, 1)
 
 
-def build(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     return build_units(Plan(spec, knobs), UnitWriter, target, epilogue, "conv2d_bf16")
 
 
-def build_units(
-    plan: Plan[Any], writer: type[UnitWriter], target: Target, epilogue: Epilogue, name: str
-) -> tirx.PrimFunc:
+def build_units(plan: Plan[Any], writer: type[UnitWriter], target: Cpu, epilogue: Epilogue, name: str) -> tirx.PrimFunc:
     """The PrimFunc whose units ``writer`` writes."""
     spec, knobs = plan.spec, plan.knobs
     inputs = (BufferSpec("data", spec.input_size(target), spec.dtype), plan.weight_buffer)
@@ -102,7 +100,7 @@ class UnitWriter:
     """Writes what one thread does: gather panels, then all tiles of its groups of outputs."""
 
     def __init__(
-        self, plan: Plan[Any], target: Target, data: Buffer, weights: tuple[Buffer, Buffer | None], out: Output
+        self, plan: Plan[Any], target: Cpu, data: Buffer, weights: tuple[Buffer, Buffer | None], out: Output
     ) -> None:
         self.plan = plan
         self.spec = plan.spec

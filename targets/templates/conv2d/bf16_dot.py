@@ -15,7 +15,7 @@ import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue
 from ..vector.arithmetic import Arithmetic
 from ..vector.bf16_tiles import unit_of
@@ -39,12 +39,12 @@ class _Pairs(Arithmetic):
         tile[index] = dot(tile[index], left, right)
 
 
-def supports(spec: Conv2dSpec, target: Target) -> bool:
+def supports(spec: Conv2dSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``, and no other does it faster."""
     return spec.dtype == BFLOAT16 and spec.input_layout == "blocked" and unit_of(target) == "dot"
 
 
-def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder a weight of shape (o, c / groups, kh, kw) the way the kernel reads it, flat and zero padded."""
     packed = conv2d.pack_weight(spec, target, knobs, weight.to(torch.bfloat16))
     outputs = [group.vectors * target.lanes() for group in output_groups(spec, target, knobs.vectors)]
@@ -53,13 +53,13 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, weight: to
     return torch.cat([part.reshape(-1) for part in paired])
 
 
-def _weight_sizes(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> list[int]:
+def _weight_sizes(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> list[int]:
     """Packed weights of each run of groups of outputs."""
     per_vector = math.prod(spec.kernel) * spec.input_block(target) * target.lanes()
     return [g.count * g.vectors * g.span * per_vector for g in output_groups(spec, target, knobs.vectors)]
 
 
-def build(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     inputs = (
         BufferSpec("data", spec.input_size(target), BFLOAT16),

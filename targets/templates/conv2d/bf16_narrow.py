@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, Epilogue, Expr, Index
 from ..vector import amx
 from ..vector.amx import TILE_DEPTH, TILE_ROWS
@@ -33,7 +33,7 @@ from .bf16_plan import MOST_TAPS, PAIRS, Conv2dBf16Knobs, Plan, Taps, split
 from .spec import Conv2dSpec
 
 
-def supports(spec: Conv2dSpec, target: Target) -> bool:
+def supports(spec: Conv2dSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     is_dense = spec.groups == 1 and spec.input_layout == "plain" and spec.dtype == BFLOAT16 and not spec.pointwise
     is_dense = is_dense and spec.kernel[0] <= MOST_TAPS
@@ -78,7 +78,7 @@ class _NarrowPlan(Plan):
         return needed + 2 * _tap_pairs(self.spec) + TILE_DEPTH
 
 
-def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dBf16Knobs]:
+def candidates(spec: Conv2dSpec, target: Cpu) -> list[Conv2dBf16Knobs]:
     """Feasible knobs, the best analytic guess first."""
     unit = needed_unit(target)
     columns = 2 if spec.o > amx.TILE_COLUMNS else 1
@@ -87,7 +87,7 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dBf16Knobs]:
     return [split(_NarrowPlan(spec, knobs), target) for knobs in dict.fromkeys(found)]
 
 
-def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder a weight of shape (o, c, kh, kw) to [output group, kh, tile], flat and zero padded."""
     check_weight_shape(weight, (spec.o, spec.c, *spec.kernel))
     groups, outputs = Plan(spec, knobs).groups, knobs.shape.outputs
@@ -99,7 +99,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight
     return amx.pack_pairs(padded.reshape(groups, outputs, height, TILE_DEPTH).permute(0, 2, 3, 1)).reshape(-1)
 
 
-def build(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; plain in, blocked out."""
     return build_units(_NarrowPlan(spec, knobs), _NarrowWriter, target, epilogue, "conv2d_bf16_narrow")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, Epilogue, Index
 from ..vector import amx
 from ..vector.amx import TILE_DEPTH
@@ -33,7 +33,7 @@ from .spec import Conv2dSpec
 MOST_COPIES = 512  # of contiguous numbers of a window, which are written out
 
 
-def supports(spec: Conv2dSpec, target: Target) -> bool:
+def supports(spec: Conv2dSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     is_dense = spec.groups == 1 and spec.input_layout == "plain" and spec.dtype == BFLOAT16
     is_cut = spec.kernel == spec.stride and not any(spec.padding) and spec.dilation == (1, 1)
@@ -68,12 +68,12 @@ def _window_size(spec: Conv2dSpec) -> int:
     return spec.c * math.prod(spec.kernel)
 
 
-def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dBf16Knobs]:
+def candidates(spec: Conv2dSpec, target: Cpu) -> list[Conv2dBf16Knobs]:
     """Feasible knobs, the best analytic guess first."""
     return split_units(lambda knobs: _PatchPlan(spec, knobs), spec, target)
 
 
-def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder a weight of shape (o, c, kh, kw) to [output group, 32 numbers of a window, tile], zero padded."""
     check_weight_shape(weight, (spec.o, spec.c, *spec.kernel))
     plan, outputs = _PatchPlan(spec, knobs), knobs.shape.outputs
@@ -82,7 +82,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, weight
     return amx.pack_pairs(padded.reshape(plan.groups, outputs, -1).transpose(1, 2)).reshape(-1)
 
 
-def build(spec: Conv2dSpec, target: Target, knobs: Conv2dBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; plain in, blocked out."""
     return build_units(_PatchPlan(spec, knobs), _PatchWriter, target, epilogue, "conv2d_bf16_patches")
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import BufferSpec, Index
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
 from ..vector.bf16_tiles import PanelKnobs, fitting_rows, needed_unit
@@ -166,7 +166,7 @@ class Plan(Generic[KnobsT]):
         return self.rows.phases.index(row_phase) * len(columns) + columns.index(column_phase)
 
 
-def split_units(plan_of: Callable[[Conv2dBf16Knobs], Plan], spec: Conv2dSpec, target: Target) -> list[Conv2dBf16Knobs]:
+def split_units(plan_of: Callable[[Conv2dBf16Knobs], Plan], spec: Conv2dSpec, target: Cpu) -> list[Conv2dBf16Knobs]:
     """Knobs with several tiles of sums, and with units cut both ways, the best guess first."""
     unit = needed_unit(target)
     columns = 2 if spec.o > TILE_COLUMNS else 1
@@ -180,7 +180,7 @@ def split_units(plan_of: Callable[[Conv2dBf16Knobs], Plan], spec: Conv2dSpec, ta
     return sorted(found, key=lambda one: (one.rows != best, (one.output_units > 1) != is_heavy))
 
 
-def split(plan: Plan[KnobsT], target: Target, *, by_outputs: bool = False) -> KnobsT:
+def split(plan: Plan[KnobsT], target: Cpu, *, by_outputs: bool = False) -> KnobsT:
     """Units such that panels stay in L2 and all cores have work; ``by_outputs`` shares the weights among cores."""
     height = plan.rows.window.out
     room = target.l2_bytes // PANEL_SHARE

@@ -19,7 +19,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.arithmetic import FLOAT32, Arithmetic
@@ -40,7 +40,7 @@ from .spec import (
 __all__ = ["Conv2dKnobs", "Conv2dSpec", "build", "candidates", "pack_weight"]
 
 
-def build(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)`` over flat buffers.
 
     The input is in ``spec.input_layout``; the output is blocked, and lanes of channels that do not exist hold what the
@@ -68,7 +68,7 @@ class ConvolutionWriter:
     def __init__(
         self,
         spec: Conv2dSpec,
-        target: Target,
+        target: Cpu,
         knobs: Conv2dKnobs,
         data: Any,
         weight: Any,

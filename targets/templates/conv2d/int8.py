@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
 from ..vector.builder import Output, load, make_prim_func
 from ..vector.compensation import BorderClasses, append_table, border_table, packed_bytes, view_as, view_table
@@ -27,12 +27,12 @@ from .direct import ConvolutionWriter
 from .spec import Conv2dKnobs, Conv2dSpec, output_groups
 
 
-def supports(spec: Conv2dSpec, target: Target) -> bool:
+def supports(spec: Conv2dSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     return is_integer(spec.dtype) and spec.input_layout == "blocked"
 
 
-def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dKnobs]:
+def candidates(spec: Conv2dSpec, target: Cpu) -> list[Conv2dKnobs]:
     """Feasible knobs, the best analytic guess first: a word costs what one channel does in float32.
 
     Weights that do not stay in L1 are prefetched: even from L2 they come too late otherwise.
@@ -47,7 +47,7 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dKnobs]:
     return found if 2 * weight_bytes <= target.l1_bytes else sorted(found, key=lambda knobs: not knobs.prefetch)
 
 
-def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder an int8 weight of shape (o, c / groups, kh, kw), and append what corrects the zero point; flat."""
     packed = conv2d_spec.pack_weight(spec, target, knobs, weight, WORD)
     zero = spec.zero_point + dot_product(target, spec.dtype).offset
@@ -58,7 +58,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, weight: to
     return append_table(packed, border_table(weight, zero, rows, columns, outputs))
 
 
-def build(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     lanes = target.lanes()
     products = dot_product(target, spec.dtype)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TileShape
@@ -67,14 +67,14 @@ class IntegerPlan(Plan[Conv2dInt8AmxKnobs]):
         return self.groups * self.knobs.shape.outputs if self.spec.zero_point else 0
 
 
-def supports(spec: Conv2dSpec, target: Target) -> bool:
+def supports(spec: Conv2dSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     is_plain = spec.groups == 1 and spec.input_layout == "blocked" and is_integer(spec.dtype)
     is_small = math.prod(spec.kernel) <= MOST_TAPS
     return is_plain and is_small and amx.INTEGER_FEATURE in target.features and target.lanes() == TILE_COLUMNS
 
 
-def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dInt8AmxKnobs]:
+def candidates(spec: Conv2dSpec, target: Cpu) -> list[Conv2dInt8AmxKnobs]:
     """Feasible knobs, the best analytic guess first."""
     signed = spec.dtype == "int8"
     columns = 2 if spec.o > TILE_COLUMNS else 1
@@ -90,7 +90,7 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dInt8AmxKnobs]:
     )
 
 
-def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dInt8AmxKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder an int8 weight of shape (o, c, kh, kw) to [output group, 64 channels, kh, kw, tile], zero padded.
 
     What corrects the zero point is appended.
@@ -107,9 +107,7 @@ def packed_tiles(plan: IntegerPlan, parts: torch.Tensor, weight: torch.Tensor) -
     return append_table(packed, uniform_table(weight, plan.spec.zero_point, plan.table_size))
 
 
-def build(
-    spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, epilogue: Epilogue = NO_EPILOGUE
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dInt8AmxKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     return build_units(IntegerPlan(spec, knobs), IntegerWriter, target, epilogue, "conv2d_int8_amx")
 

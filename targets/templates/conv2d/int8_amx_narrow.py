@@ -18,7 +18,7 @@ import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, Epilogue, Expr, Index
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
@@ -38,7 +38,7 @@ LANES = 16  # words in a vector, and in a row of a tile
 HALVES = 2  # elements of a panel, two bytes each, in a word
 
 
-def supports(spec: Conv2dSpec, target: Target) -> bool:
+def supports(spec: Conv2dSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     is_dense = spec.groups == 1 and spec.input_layout == "plain" and is_integer(spec.dtype) and not spec.pointwise
     fits = spec.c <= WORD and kernel_rows(spec) > 0 and spec.kernel[0] <= MOST_TAPS
@@ -132,7 +132,7 @@ class _NarrowPlan(IntegerPlan):
         return self.steps * self.step_size
 
 
-def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dInt8AmxKnobs]:
+def candidates(spec: Conv2dSpec, target: Cpu) -> list[Conv2dInt8AmxKnobs]:
     """Feasible knobs, the best analytic guess first."""
     columns = 2 if spec.o > TILE_COLUMNS else 1
     signed = spec.dtype == "int8"
@@ -140,7 +140,7 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dInt8AmxKnobs]:
     return [split(_NarrowPlan(spec, knobs), target) for knobs in found]
 
 
-def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dInt8AmxKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder an int8 weight of shape (o, c, kh, kw) to [output group, step, tile], zero padded; the table follows."""
     check_weight_shape(weight, (spec.o, spec.c, *spec.kernel))
     plan = _NarrowPlan(spec, knobs)
@@ -155,9 +155,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, wei
     return packed_tiles(plan, parts.permute(0, 2, 3, 1), weight)
 
 
-def build(
-    spec: Conv2dSpec, target: Target, knobs: Conv2dInt8AmxKnobs, epilogue: Epilogue = NO_EPILOGUE
-) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dInt8AmxKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; plain in, blocked out."""
     return build_units(_NarrowPlan(spec, knobs), _NarrowWriter, target, epilogue, "conv2d_int8_amx_narrow")
 

@@ -19,7 +19,7 @@ import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.builder import Output, RegisterTile, bind, for_each, load, loop, make_prim_func, when
@@ -98,12 +98,12 @@ class _Plan:
         return self.spec.c * self.padded.most_rows * self.padded.length
 
 
-def supports(spec: Conv2dSpec, target: Target) -> bool:
+def supports(spec: Conv2dSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     return is_integer(spec.dtype) and spec.groups == 1 and spec.input_layout == "plain"
 
 
-def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dInt8NarrowKnobs]:
+def candidates(spec: Conv2dSpec, target: Cpu) -> list[Conv2dInt8NarrowKnobs]:
     """Feasible knobs, the best analytic guess first: few loads for each product, no blocks that are dropped."""
     registers = target.vector_registers - dot_product(target, spec.dtype).extra_registers
     blocks = spec.output_blocks(target)
@@ -120,7 +120,7 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dInt8NarrowKnobs]:
     return [_split(_Plan(spec, knobs, target.lanes()), target) for knobs in sorted(found, key=cost)]
 
 
-def _split(plan: _Plan, target: Target) -> Conv2dInt8NarrowKnobs:
+def _split(plan: _Plan, target: Cpu) -> Conv2dInt8NarrowKnobs:
     """Pieces whose padded rows stay in L1, and that give all cores work."""
     height, room = plan.spec.out_h, target.l1_bytes // PADDED_SHARE
     cut = (replace(plan, knobs=replace(plan.knobs, row_units=units)) for units in range(1, height))
@@ -128,7 +128,7 @@ def _split(plan: _Plan, target: Target) -> Conv2dInt8NarrowKnobs:
     return replace(plan.knobs, row_units=min(height, -(-units // target.cores) * target.cores))
 
 
-def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8NarrowKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dInt8NarrowKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder an int8 weight of shape (o, c, kh, kw) to [output group, c, kh, word, output, tap]; the table follows."""
     check_weight_shape(weight, (spec.o, spec.c, *spec.kernel))
     plan = _Plan(spec, knobs, target.lanes())
@@ -142,7 +142,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: Conv2dInt8NarrowKnobs, 
 
 
 def build(
-    spec: Conv2dSpec, target: Target, knobs: Conv2dInt8NarrowKnobs, epilogue: Epilogue = NO_EPILOGUE
+    spec: Conv2dSpec, target: Cpu, knobs: Conv2dInt8NarrowKnobs, epilogue: Epilogue = NO_EPILOGUE
 ) -> tirx.PrimFunc:
     """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; plain in, blocked out."""
     plan = _Plan(spec, knobs, target.lanes())

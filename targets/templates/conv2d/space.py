@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from . import tiling as conv2d_tiling
 from .spec import Conv2dKnobs, Conv2dSpec
 
@@ -21,7 +21,7 @@ MOST_CODE = 450  # multiply-adds written out in all loops together: more take se
 L1_SHARE = 2  # a chunk of weights may fill one part in this many of L1, or of L2
 
 
-def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dKnobs]:
+def candidates(spec: Conv2dSpec, target: Cpu) -> list[Conv2dKnobs]:
     """Feasible knobs, the best analytic guess first; a tile never needs more registers than the target has."""
     ranked = conv2d_tiling.candidates(spec, target)
     compact = [knobs for knobs in ranked if conv2d_tiling.code_size(spec, target, knobs) <= MOST_CODE]
@@ -32,7 +32,7 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dKnobs]:
     return list(found)
 
 
-def _blockings(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> Iterator[Conv2dKnobs]:
+def _blockings(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> Iterator[Conv2dKnobs]:
     """All ways to block a register tile, the one given first."""
     size = conv2d_tiling.code_size(spec, target, knobs)
     unrolls = [unroll for unroll in UNROLLS if unroll == knobs.unroll or unroll * size <= MOST_CODE]
@@ -46,7 +46,7 @@ def _blockings(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> Iterator
         yield replace(knobs, block_chunk=chunk, order=order, prefetch=prefetch, unroll=unroll, spatial_units=units)
 
 
-def _chunks(spec: Conv2dSpec, target: Target, vectors: int) -> list[int]:
+def _chunks(spec: Conv2dSpec, target: Cpu, vectors: int) -> list[int]:
     """Numbers of input blocks whose weights stay in L1 or in L2, where all of them do not."""
     span = max(groups.span for groups in conv2d_tiling.output_groups(spec, target, vectors))
     bytes_of_block = spec.kernel[0] * spec.kernel[1] * spec.input_block(target) * vectors * target.vector_bytes

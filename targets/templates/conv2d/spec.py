@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import Index
 from ..vector.operand_types import check_operands, check_weight_shape
 from ..windows.spatial import Window
@@ -104,23 +104,23 @@ class Conv2dSpec:
             Window(self.w, self.out_w, kw, sw, self.padding[1], dw),
         )
 
-    def input_block(self, target: Target) -> int:
+    def input_block(self, target: Cpu) -> int:
         """Channels that the kernel accumulates between two taps: the vector width if blocked, else all."""
         return target.lanes() if self.input_layout == "blocked" else self.c
 
-    def input_blocks(self, target: Target) -> int:
+    def input_blocks(self, target: Cpu) -> int:
         """Channel blocks of the input, a padded last one included."""
         return -(-self.c // self.input_block(target))
 
-    def output_blocks(self, target: Target) -> int:
+    def output_blocks(self, target: Cpu) -> int:
         """Channel blocks of the output, a padded last one included."""
         return -(-self.o // target.lanes())
 
-    def input_size(self, target: Target) -> int:
+    def input_size(self, target: Cpu) -> int:
         """Elements of the input's buffer."""
         return self.n * self.input_blocks(target) * self.input_block(target) * self.h * self.w
 
-    def output_size(self, target: Target) -> int:
+    def output_size(self, target: Cpu) -> int:
         """Elements of the output's buffer."""
         return self.n * self.output_blocks(target) * target.lanes() * self.out_h * self.out_w
 
@@ -171,7 +171,7 @@ class OutputGroups:
     span: int
 
 
-def output_groups(spec: Conv2dSpec, target: Target, vectors: int) -> list[OutputGroups]:
+def output_groups(spec: Conv2dSpec, target: Cpu, vectors: int) -> list[OutputGroups]:
     """Divide the output blocks into groups of ``vectors`` and one smaller remainder group."""
     blocks = spec.output_blocks(target)
     runs = [(0, vectors, blocks // vectors), (blocks // vectors * vectors, blocks % vectors, 1)]
@@ -182,13 +182,13 @@ def output_groups(spec: Conv2dSpec, target: Target, vectors: int) -> list[Output
     ]
 
 
-def _span(spec: Conv2dSpec, target: Target, first: int, vectors: int, count: int) -> int:
+def _span(spec: Conv2dSpec, target: Cpu, first: int, vectors: int, count: int) -> int:
     if spec.groups == 1:
         return spec.input_blocks(target)
     return max(_group_span(spec, target, first + i * vectors, vectors) for i in range(count))
 
 
-def _group_span(spec: Conv2dSpec, target: Target, first: int, vectors: int) -> int:
+def _group_span(spec: Conv2dSpec, target: Cpu, first: int, vectors: int) -> int:
     lanes, block = target.lanes(), spec.input_block(target)
     last_output = min((first + vectors) * lanes, spec.o) - 1
     out_per_group, in_per_group = spec.o // spec.groups, spec.c // spec.groups
@@ -197,7 +197,7 @@ def _group_span(spec: Conv2dSpec, target: Target, first: int, vectors: int) -> i
     return -(-end // block) - begin // block
 
 
-def first_input_block(spec: Conv2dSpec, target: Target, first_output_block: Index) -> Index:
+def first_input_block(spec: Conv2dSpec, target: Cpu, first_output_block: Index) -> Index:
     """First input block that the group starting at ``first_output_block`` reads."""
     if spec.groups == 1:
         return 0
@@ -206,14 +206,14 @@ def first_input_block(spec: Conv2dSpec, target: Target, first_output_block: Inde
     return channel // spec.input_block(target)
 
 
-def reached_input_blocks(spec: Conv2dSpec, target: Target, groups: OutputGroups) -> int:
+def reached_input_blocks(spec: Conv2dSpec, target: Cpu, groups: OutputGroups) -> int:
     """Input blocks that the last group reaches with its full span; where the input has fewer, it starts earlier."""
     last = groups.first + (groups.count - 1) * groups.vectors
     return first_input_block(spec, target, last) + groups.span
 
 
 def pack_weight(
-    spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs, weight: torch.Tensor, packing: int = 1
+    spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, weight: torch.Tensor, packing: int = 1
 ) -> torch.Tensor:
     """Reorder a weight of shape (o, c / groups, kh, kw) the way the kernel reads it, ``packing`` channels at a time.
 
@@ -239,7 +239,7 @@ def pack_weight(
     return torch.cat(pieces)
 
 
-def _dense_weight(spec: Conv2dSpec, target: Target, weight: torch.Tensor) -> torch.Tensor:
+def _dense_weight(spec: Conv2dSpec, target: Cpu, weight: torch.Tensor) -> torch.Tensor:
     """The weight of the same convolution without groups (block-diagonal), channels padded to whole blocks."""
     outputs = spec.output_blocks(target) * target.lanes()
     inputs = spec.input_blocks(target) * spec.input_block(target)

@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from dataclasses import replace
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..machine_model import L2_WEIGHT_CYCLES, L3_WEIGHT_CYCLES, tile_cycles
 from ..windows.spatial import balanced_split, tile_runs
 from .spec import Conv2dKnobs, Conv2dSpec, output_groups
@@ -18,19 +18,19 @@ MOST_VECTORS = 4
 MOST_ROWS = 7
 
 
-def feasible_positions(target: Target, vectors: int) -> int:
+def feasible_positions(target: Cpu, vectors: int) -> int:
     """Output positions that fit a register tile: accumulators, one weight vector each, and one broadcast value."""
     return (target.vector_registers - vectors - 1) // vectors
 
 
-def weights_stay_in_l2(spec: Conv2dSpec, target: Target, vectors: int) -> bool:
+def weights_stay_in_l2(spec: Conv2dSpec, target: Cpu, vectors: int) -> bool:
     """Whether all packed weights take at most half of the second-level cache."""
     groups = output_groups(spec, target, vectors)
     rows = sum(g.count * g.vectors * g.span for g in groups) * spec.input_block(target)
     return rows * spec.kernel[0] * spec.kernel[1] * target.vector_bytes <= target.l2_bytes // 2
 
 
-def estimate_cycles(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> float:
+def estimate_cycles(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> float:
     """Estimated cycles of the whole convolution on one thread."""
     rows, columns = spec.windows()
     heights = Counter(balanced_split(rows.out, knobs.rows))
@@ -48,7 +48,7 @@ def estimate_cycles(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> flo
     return cycles
 
 
-def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dKnobs]:
+def candidates(spec: Conv2dSpec, target: Cpu) -> list[Conv2dKnobs]:
     """Feasible knobs, the best analytic guess first; a tile never needs more registers than the target has."""
     rows, columns = spec.windows()
     tiles: dict[tuple[int, int, int], Conv2dKnobs] = {}
@@ -64,12 +64,12 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[Conv2dKnobs]:
     return sorted(tiles.values(), key=lambda knobs: _rank(spec, target, knobs))
 
 
-def _rank(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> float:
+def _rank(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> float:
     penalty = 1 + CODE_PENALTY * code_size(spec, target, knobs)
     return estimate_cycles(spec, target, knobs) * imbalance(spec, target, knobs) * penalty
 
 
-def code_size(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> int:
+def code_size(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> int:
     """Multiply-adds written out in the code: one body for each tile shape and each set of taps at a border."""
     rows, columns = spec.windows()
     row_bodies = 1 if knobs.rows == 1 else sum(run.ranges for run in tile_runs(rows, knobs.rows))
@@ -78,7 +78,7 @@ def code_size(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> int:
     return row_bodies * column_bodies * knobs.rows * knobs.columns * per_body
 
 
-def _blocking(spec: Conv2dSpec, target: Target, vectors: int, rows: int, columns: int) -> Conv2dKnobs:
+def _blocking(spec: Conv2dSpec, target: Cpu, vectors: int, rows: int, columns: int) -> Conv2dKnobs:
     """Cache blocking and thread units for a register tile."""
     units = len(balanced_split(spec.windows()[0].out, rows))
     prefetch = 0 if weights_stay_in_l2(spec, target, vectors) else PREFETCH_VECTORS
@@ -88,7 +88,7 @@ def _blocking(spec: Conv2dSpec, target: Target, vectors: int, rows: int, columns
     return by_rows if better else knobs
 
 
-def imbalance(spec: Conv2dSpec, target: Target, knobs: Conv2dKnobs) -> float:
+def imbalance(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> float:
     """Work of the busiest thread relative to an even split, with one thread on each core; 1 is perfect."""
     groups = [g.vectors for g in output_groups(spec, target, knobs.vectors) for _ in range(g.count)]
     heights = balanced_split(spec.windows()[0].out, knobs.rows)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, VectorAt
 from ..vector.builder import (
     Output,
@@ -42,7 +42,7 @@ from .winograd_tiling import candidates, estimate_cycles
 __all__ = ["WinogradKnobs", "build", "candidates", "estimate_cycles", "pack_weight", "supports"]
 
 
-def build(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)`` over flat buffers.
 
     Input and output are blocked; lanes of output channels that do not exist hold what the epilogue makes of zero.
@@ -69,7 +69,7 @@ class _Writer:
     """Writes the loops of one convolution; methods go from the outermost loop inwards."""
 
     def __init__(
-        self, spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, data: Buffer, weight: Buffer, output: Output
+        self, spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs, data: Buffer, weight: Buffer, output: Output
     ) -> None:
         self.spec = spec
         self.knobs = knobs

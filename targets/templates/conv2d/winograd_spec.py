@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import Index
 from ..vector.operand_types import check_weight_shape
 from .spec import Conv2dSpec
@@ -105,7 +105,7 @@ def supports(spec: Conv2dSpec) -> str | None:
     return None
 
 
-def slice_bounds(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> list[int]:
+def slice_bounds(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs) -> list[int]:
     """First output channel block of every slice, and one past the last."""
     blocks = spec.output_blocks(target)
     units = -(-blocks // knobs.vectors)
@@ -113,12 +113,12 @@ def slice_bounds(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> list
     return [min(index * units // slices * knobs.vectors, blocks) for index in range(slices + 1)]
 
 
-def packed_size(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> int:
+def packed_size(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs) -> int:
     """Elements of the packed weight."""
     return knobs.positions * spec.c * spec.output_blocks(target) * target.lanes()
 
 
-def pack_weight(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Transform a weight of shape (o, c, 3, 3), in float64, and reorder it the way the kernel reads it.
 
     Returns

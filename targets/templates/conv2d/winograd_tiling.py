@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..machine_model import CACHED_BYTES, L3_BYTES, L3_WEIGHT_CYCLES, LAUNCH_CYCLES, MEMORY_BYTES, tile_cycles
 from .spec import Conv2dSpec, output_groups
 from .tiling import MOST_VECTORS, feasible_positions
@@ -25,7 +25,7 @@ WIDE_TILE_PENALTY = {2: 1.0, 4: 1.0, 6: 1.08}  # the widest must win by this muc
 MOST_CANDIDATES = 160
 
 
-def candidates(spec: Conv2dSpec, target: Target) -> list[WinogradKnobs]:
+def candidates(spec: Conv2dSpec, target: Cpu) -> list[WinogradKnobs]:
     """Feasible and accurate enough knobs, the best analytic guess first; no register tile ever spills."""
     found: dict[WinogradKnobs, None] = {}
     tiles = [m for m in TILES if relative_error(m, spec.c) <= ALLOWED_ERROR]
@@ -39,11 +39,11 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[WinogradKnobs]:
     return sorted(found, key=lambda knobs: _rank(spec, target, knobs))[:MOST_CANDIDATES]
 
 
-def _rank(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> float:
+def _rank(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs) -> float:
     return estimate_cycles(spec, target, knobs) * WIDE_TILE_PENALTY[knobs.m]
 
 
-def _vector_counts(spec: Conv2dSpec, target: Target) -> range:
+def _vector_counts(spec: Conv2dSpec, target: Cpu) -> range:
     """A tile one vector wide loads as many elements as it multiplies; it is left out where there is a second vector."""
     most = min(MOST_VECTORS, spec.output_blocks(target))
     return range(min(2, most), most + 1)
@@ -55,7 +55,7 @@ def _counts(most: int, cores: int) -> list[int]:
     return sorted({1, *doubled, most})
 
 
-def estimate_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs) -> float:
+def estimate_cycles(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs) -> float:
     """Estimated cycles of the whole convolution, summed over threads; waiting for another thread counts."""
     grid = TileGrid.of(spec, knobs)
     units = -(-spec.output_blocks(target) // knobs.vectors)
@@ -82,7 +82,7 @@ def _share(pieces: int, units: int, cores: int) -> float:
     return max(1.0, min(-(-pieces // cores) * largest, units) * cores / units)
 
 
-def _multiply_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, grid: TileGrid) -> float:
+def _multiply_cycles(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs, grid: TileGrid) -> float:
     cycles = 0.0
     tiles = ((grid.longer, grid.rows), (grid.groups - grid.longer, grid.rows - 1))
     for groups, (count, rows) in itertools.product(output_groups(spec, target, knobs.vectors), tiles):
@@ -91,7 +91,7 @@ def _multiply_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, gri
     return knobs.positions * cycles
 
 
-def _weight_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, blocks: int) -> float:
+def _weight_cycles(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs, blocks: int) -> float:
     """Cycles that all threads together spend on bringing weights into L2, once for each block of tiles."""
     size = 4.0 * packed_size(spec, target, knobs)
     stays = size <= USABLE_L2 * target.l2_bytes
@@ -101,7 +101,7 @@ def _weight_cycles(spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, block
 
 
 def _spilled_bytes(
-    spec: Conv2dSpec, target: Target, knobs: WinogradKnobs, grid: TileGrid, blocks: int, slices: int
+    spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs, grid: TileGrid, blocks: int, slices: int
 ) -> float:
     """Bytes of transformed inputs and products that leave L2: fetched to be written, written, and read back."""
     inputs = 4.0 * knobs.positions * grid.tiles * spec.input_blocks(target) * target.lanes()

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt, offset_of
 from ..parallelism import balance, chunk_loop, shared_loop
 from ..vector import amx
@@ -52,14 +52,14 @@ def groups_of(spec: MatmulSpec, knobs: Any) -> int:
     return -(-spec.n // (knobs.columns * TILE_COLUMNS))
 
 
-def supports(spec: MatmulSpec, target: Target) -> bool:
+def supports(spec: MatmulSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     fits = not spec.batch if spec.rhs == PACKED else can_pack_right(spec)
     is_deep = spec.dtype == BFLOAT16 and spec.a_strides[-1] == 1 and spec.m >= FEWEST_ROWS[spec.rhs]
     return fits and is_deep and unit_of(target) is not None
 
 
-def candidates(spec: MatmulSpec, target: Target) -> list[MatmulBf16Knobs]:
+def candidates(spec: MatmulSpec, target: Cpu) -> list[MatmulBf16Knobs]:
     """Feasible knobs, the best analytic guess first."""
     unit = needed_unit(target)
     columns = 1 if spec.n <= TILE_COLUMNS else 2
@@ -73,7 +73,7 @@ def candidates(spec: MatmulSpec, target: Target) -> list[MatmulBf16Knobs]:
     return cut_both_ways(spec, target, knobs, depth_of(spec.k), by_outputs)
 
 
-def cut_both_ways(spec: MatmulSpec, target: Target, knobs: KnobsT, depths: int, by_outputs: bool) -> list[KnobsT]:
+def cut_both_ways(spec: MatmulSpec, target: Cpu, knobs: KnobsT, depths: int, by_outputs: bool) -> list[KnobsT]:
     """Units such that panels, ``depths`` of 64 bytes for each row, stay in L2 and all cores have work.
 
     The cores share the outputs, or else the rows; what ``by_outputs`` says comes first.
@@ -86,7 +86,7 @@ def cut_both_ways(spec: MatmulSpec, target: Target, knobs: KnobsT, depths: int, 
     return list(dict.fromkeys((shared, by_rows) if by_outputs else (by_rows, shared)))
 
 
-def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: MatmulSpec, target: Cpu, knobs: MatmulBf16Knobs, weight: torch.Tensor) -> torch.Tensor:
     """Lay a weight ``[n, k]`` out as [group of outputs, 32 columns, tile], flat and zero padded."""
     return amx.pack_pairs(reduced_tiles(spec, knobs, weight.detach().to(torch.bfloat16), TILE_DEPTH)).reshape(-1)
 
@@ -100,7 +100,7 @@ def reduced_tiles(spec: MatmulSpec, knobs: Any, weight: torch.Tensor, depth: int
     return padded.reshape(groups, outputs, -1).transpose(1, 2)
 
 
-def build(spec: MatmulSpec, target: Target, knobs: MatmulBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: MatmulSpec, target: Cpu, knobs: MatmulBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(a, rhs, *epilogue buffers, out)``.
 
     The epilogue sees coordinates ``(*batch, row, column)`` with the lanes along the columns.

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
 from ..vector.builder import Output, RegisterTile, load, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
@@ -24,12 +24,12 @@ from .panels import MatmulWriter, Weights
 from .spec import PACKED, MatmulKnobs, MatmulSpec
 
 
-def supports(spec: MatmulSpec, target: Target) -> bool:
+def supports(spec: MatmulSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     return is_integer(spec.dtype) and spec.rhs == PACKED and spec.a_strides[-1] == 1
 
 
-def candidates(spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:
+def candidates(spec: MatmulSpec, target: Cpu) -> list[MatmulKnobs]:
     """Feasible knobs, the best analytic guess first: a word costs what one column does in float32."""
     spare = replace(target, vector_registers=target.vector_registers - dot_product(target, spec.dtype).extra_registers)
     return matmul.candidates(MatmulSpec(spec.m, spec.n, _words(spec), batch=spec.batch), spare)
@@ -39,7 +39,7 @@ def _words(spec: MatmulSpec) -> int:
     return -(-spec.k // WORD)
 
 
-def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Lay an int8 weight ``[n, k]`` out as panels, padded with zeros, and append what corrects the zero point; flat."""
     check_weight_shape(weight, (spec.n, spec.k))
     columns, panels = knobs.panel_columns(target), knobs.panels(spec, target)
@@ -50,7 +50,7 @@ def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: to
     return append_table(packed, uniform_table(weight, zero, panels * columns)) if zero else packed
 
 
-def build(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(a, weight, *epilogue buffers, out)``.
 
     The epilogue sees logical coordinates ``(*batch, row, column)`` with the lanes along the columns.

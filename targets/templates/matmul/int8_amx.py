@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index
 from ..parallelism import shared_loop
 from ..vector import amx
@@ -71,14 +71,14 @@ def _depths(spec: MatmulSpec) -> int:
     return -(-spec.k // DEPTH)
 
 
-def supports(spec: MatmulSpec, target: Target) -> bool:
+def supports(spec: MatmulSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     is_dense = spec.rhs == PACKED and not spec.batch and is_integer(spec.dtype) and spec.a_strides[-1] == 1
     fits = target.lanes() == TILE_COLUMNS and amx.INTEGER_FEATURE in target.features
     return is_dense and fits and spec.m >= FEWEST_ROWS[PACKED]
 
 
-def candidates(spec: MatmulSpec, target: Target) -> list[MatmulInt8AmxKnobs]:
+def candidates(spec: MatmulSpec, target: Cpu) -> list[MatmulInt8AmxKnobs]:
     """Feasible knobs, the best analytic guess first."""
     knobs = MatmulInt8AmxKnobs(1 if spec.m <= TILE_ROWS else 2, 1 if spec.n <= TILE_COLUMNS else 2)
     is_heavy = spec.n * spec.k > target.l2_bytes // 2
@@ -86,16 +86,14 @@ def candidates(spec: MatmulSpec, target: Target) -> list[MatmulInt8AmxKnobs]:
     return cut_both_ways(spec, target, knobs, _depths(spec), by_outputs)
 
 
-def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulInt8AmxKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: MatmulSpec, target: Cpu, knobs: MatmulInt8AmxKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Lay an int8 weight ``[n, k]`` out as [group of outputs, 64 columns, tile], zero padded; the table is appended."""
     packed = amx.pack_quads(reduced_tiles(spec, knobs, weight, DEPTH)).reshape(-1)
     table = knobs.table_size(spec)
     return append_table(packed, uniform_table(weight, spec.zero_point, table)) if table else packed
 
 
-def build(
-    spec: MatmulSpec, target: Target, knobs: MatmulInt8AmxKnobs, epilogue: Epilogue = NO_EPILOGUE
-) -> tirx.PrimFunc:
+def build(spec: MatmulSpec, target: Cpu, knobs: MatmulInt8AmxKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(a, weight, *epilogue buffers, out)``.
 
     The epilogue sees coordinates ``(row, column)`` with the lanes along the columns.

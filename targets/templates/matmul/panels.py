@@ -16,7 +16,7 @@ import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt, offset_of
 from ..parallelism import chunk_loop, shared_loop
 from ..vector.arithmetic import FLOAT32, Arithmetic
@@ -31,7 +31,7 @@ from .tile import accumulate
 __all__ = ["MatmulKnobs", "MatmulSpec", "build", "candidates", "pack_weight"]
 
 
-def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Lay a weight ``[n, k]`` out as panels ``[panels][k][panel columns]``, padded with zeros.
 
     Returns
@@ -49,7 +49,7 @@ def pack_weight(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, weight: to
     return padded.reshape(panels, columns, spec.k).permute(0, 2, 1).contiguous().reshape(-1)
 
 
-def build(spec: MatmulSpec, target: Target, knobs: MatmulKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(a, rhs, *epilogue buffers, out)``.
 
     The epilogue sees logical coordinates ``(*batch, row, column)`` with the lanes along the columns.
@@ -79,7 +79,7 @@ class MatmulWriter:
     arithmetic: Arithmetic = FLOAT32
 
     def __init__(
-        self, spec: MatmulSpec, target: Target, knobs: MatmulKnobs, inputs: Sequence[Buffer], out: Output
+        self, spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, inputs: Sequence[Buffer], out: Output
     ) -> None:
         self.spec = spec
         self.knobs = knobs

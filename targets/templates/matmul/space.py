@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from . import spec as matmul_spec
 from .spec import ACTIVATION, MatmulKnobs, MatmulSpec
 
@@ -20,7 +20,7 @@ MOST_ACCUMULATIONS = 112  # multiply-adds written out in the inner loop
 PREFETCHES = (0, 1024, 2048, 4096)  # bytes ahead
 
 
-def candidates(spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:
+def candidates(spec: MatmulSpec, target: Cpu) -> list[MatmulKnobs]:
     """Feasible knobs, the best analytic guess first; a tile never needs more registers than the target has."""
     ranked = matmul_spec.candidates(spec, target)
     found = dict.fromkeys(ranked[:1])
@@ -32,7 +32,7 @@ def candidates(spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:
     return list(found)
 
 
-def _variants(spec: MatmulSpec, target: Target, knobs: MatmulKnobs) -> Iterator[MatmulKnobs]:
+def _variants(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs) -> Iterator[MatmulKnobs]:
     """All ways to use one register tile."""
     size = knobs.rows * knobs.vectors
     unrolls = [unroll for unroll in UNROLLS if unroll == knobs.unroll or unroll * size <= MOST_ACCUMULATIONS]
@@ -45,7 +45,7 @@ def _variants(spec: MatmulSpec, target: Target, knobs: MatmulKnobs) -> Iterator[
         )
 
 
-def _shares(spec: MatmulSpec, target: Target, knobs: MatmulKnobs) -> Iterator[tuple[int, int]]:
+def _shares(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs) -> Iterator[tuple[int, int]]:
     """Pieces of columns and rows that give every thread work, threads dividing one or the other."""
     panels, tiles = knobs.panels(spec, target), knobs.row_tiles(spec)
     if spec.batch_size >= target.cores:
@@ -57,7 +57,7 @@ def _shares(spec: MatmulSpec, target: Target, knobs: MatmulKnobs) -> Iterator[tu
             yield 1, pieces
 
 
-def _chains(spec: MatmulSpec, target: Target, knobs: MatmulKnobs) -> list[int]:
+def _chains(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs) -> list[int]:
     """Numbers of independent sums whose accumulators fit the registers; one where there are many anyhow."""
     free = target.vector_registers - knobs.vectors - 1
     size = knobs.rows * knobs.vectors

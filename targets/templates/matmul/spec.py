@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import row_major_strides
 from ..machine_model import panel_cycles
 from ..parallelism import balance, imbalance
@@ -128,15 +128,15 @@ class MatmulKnobs:
     chains: int = 1
     prefetch_bytes: int = 0
 
-    def panel_columns(self, target: Target) -> int:
+    def panel_columns(self, target: Cpu) -> int:
         """Columns of one packed panel."""
         return self.vectors * target.lanes()
 
-    def panels(self, spec: MatmulSpec, target: Target) -> int:
+    def panels(self, spec: MatmulSpec, target: Cpu) -> int:
         """Number of panels; the last one may be partly padding."""
         return -(-spec.n // self.panel_columns(target))
 
-    def packed_size(self, spec: MatmulSpec, target: Target) -> int:
+    def packed_size(self, spec: MatmulSpec, target: Cpu) -> int:
         """Elements of the packed weight, padding included."""
         return self.panels(spec, target) * spec.k * self.panel_columns(target)
 
@@ -145,7 +145,7 @@ class MatmulKnobs:
         return -(-spec.m // self.rows)
 
 
-def candidates(spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:
+def candidates(spec: MatmulSpec, target: Cpu) -> list[MatmulKnobs]:
     """Feasible knobs, best analytic guess first.
 
     Every register tile leaves room for the vectors of one step of the right-hand side and one broadcast element of
@@ -166,7 +166,7 @@ def reads_rhs_in_place(spec: MatmulSpec, panel_columns: int) -> bool:
     return spec.rhs_strides[-1] == 1 and spec.n % panel_columns == 0
 
 
-def _fit(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> tuple[int, int]:
+def _fit(tile: tuple[int, int], spec: MatmulSpec, target: Cpu) -> tuple[int, int]:
     """The smallest tile that needs as many steps as ``tile`` does."""
     rows, vectors = tile
     all_vectors = -(-spec.n // target.lanes())
@@ -175,7 +175,7 @@ def _fit(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> tuple[int, 
     return rows, vectors
 
 
-def _cost(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> float:
+def _cost(tile: tuple[int, int], spec: MatmulSpec, target: Cpu) -> float:
     """Estimated cycles for one step of ``k`` over the whole result."""
     rows, vectors = tile
     panels = -(-spec.n // (vectors * target.lanes()))
@@ -184,7 +184,7 @@ def _cost(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> float:
     return panels * idle * panel_cycles(spec.m, row_tiles, vectors)
 
 
-def _variants(tile: tuple[int, int], spec: MatmulSpec, target: Target) -> list[MatmulKnobs]:
+def _variants(tile: tuple[int, int], spec: MatmulSpec, target: Cpu) -> list[MatmulKnobs]:
     rows, vectors = tile
     row_tiles = -(-spec.m // rows)
     panels = -(-spec.n // (vectors * target.lanes()))

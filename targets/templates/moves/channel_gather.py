@@ -15,7 +15,7 @@ from typing import Any
 
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index
 from ..parallelism import shared_loop
 from ..vector.builder import Output, constant, load, loop, make_prim_func, store, when
@@ -70,7 +70,7 @@ class ChannelGatherSpec:
         raise ValueError(f"there is no channel {source} after the last part")
 
 
-def build(spec: ChannelGatherSpec, target: Target) -> tirx.PrimFunc:
+def build(spec: ChannelGatherSpec, target: Cpu) -> tirx.PrimFunc:
     """Write the PrimFunc ``(*parts, out)``."""
     inputs = [BufferSpec(f"part{index}", spec.size(count), spec.dtype) for index, count in enumerate(spec.parts)]
     output = BufferSpec("out", spec.size(len(spec.sources)), spec.dtype)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import Buffer, BufferSpec, Epilogue, Index
 from ..parallelism import shared_loop
 from ..vector.builder import Output, constant, load, loop, make_prim_func, store, when
@@ -73,12 +73,12 @@ class RelayoutKnobs:
     """Nothing to choose: the square is given by the block."""
 
 
-def candidates(spec: RelayoutSpec, target: Target) -> list[RelayoutKnobs]:
+def candidates(spec: RelayoutSpec, target: Cpu) -> list[RelayoutKnobs]:
     """Feasible knobs, best analytic guess first."""
     return [RelayoutKnobs()]
 
 
-def build(spec: RelayoutSpec, target: Target, knobs: RelayoutKnobs = RelayoutKnobs()) -> tirx.PrimFunc:
+def build(spec: RelayoutSpec, target: Cpu, knobs: RelayoutKnobs = RelayoutKnobs()) -> tirx.PrimFunc:
     """Write the PrimFunc ``(x, out)``."""
     plain = BufferSpec("plain", spec.plain_size, spec.dtype)
     blocked = BufferSpec("blocked", spec.blocked_size, spec.dtype)

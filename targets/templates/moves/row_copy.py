@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Index
 from ..parallelism import shared_loop
 from ..vector.builder import Output, bind, constant, load, loop, make_prim_func, split_index, store, when
@@ -72,7 +72,7 @@ class ScatterSpec:
             raise ValueError(f"every extent must be positive: {self}")
 
 
-def build_concat(spec: ConcatSpec, target: Target) -> tirx.PrimFunc:
+def build_concat(spec: ConcatSpec, target: Cpu) -> tirx.PrimFunc:
     """Write the PrimFunc ``(*parts, out)``."""
     row = sum(spec.runs)
     inputs = [BufferSpec(f"part{index}", spec.outer * run, spec.dtype) for index, run in enumerate(spec.runs)]
@@ -88,7 +88,7 @@ def build_concat(spec: ConcatSpec, target: Target) -> tirx.PrimFunc:
     return make_prim_func("concat", inputs, BufferSpec("out", spec.outer * row, spec.dtype), body, NO_EPILOGUE)
 
 
-def build_pad(spec: PadSpec, target: Target) -> tirx.PrimFunc:
+def build_pad(spec: PadSpec, target: Cpu) -> tirx.PrimFunc:
     """Write the PrimFunc ``(x, out)``."""
     shape, out_shape = spec.shape, spec.out_shape
     lanes = _lanes(spec.dtype, target)
@@ -119,7 +119,7 @@ def build_pad(spec: PadSpec, target: Target) -> tirx.PrimFunc:
     return make_prim_func("pad", inputs, BufferSpec("out", size, spec.dtype), body, NO_EPILOGUE)
 
 
-def build_scatter(spec: ScatterSpec, target: Target) -> tirx.PrimFunc:
+def build_scatter(spec: ScatterSpec, target: Cpu) -> tirx.PrimFunc:
     """Write the PrimFunc ``(table, indices, rows, out)``; a row for a place outside of the table is dropped."""
     size, lanes = spec.extent * spec.width, _lanes(spec.dtype, target)
     moved = 2 * _bytes(spec.dtype) * (size + spec.count * spec.width)
@@ -175,7 +175,7 @@ def _runs(count: int, lanes: int, visit: Any) -> None:
         visit(whole * lanes + offset, width)
 
 
-def _lanes(dtype: str, target: Target) -> int:
+def _lanes(dtype: str, target: Cpu) -> int:
     return target.lanes(_bytes(dtype))
 
 

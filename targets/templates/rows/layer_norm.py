@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.accumulation import Accumulation
@@ -79,15 +79,13 @@ class LayerNormKnobs:
     unroll: int = 4
 
 
-def candidates(spec: LayerNormSpec, target: Target) -> list[LayerNormKnobs]:
+def candidates(spec: LayerNormSpec, target: Cpu) -> list[LayerNormKnobs]:
     """Feasible knobs, best analytic guess first."""
     vectors = max(1, spec.cols // target.lanes())
     return [LayerNormKnobs(unroll) for unroll in (4, 8, 2, 1) if unroll <= vectors or unroll == 1]
 
 
-def build(
-    spec: LayerNormSpec, target: Target, knobs: LayerNormKnobs, epilogue: Epilogue = NO_EPILOGUE
-) -> tirx.PrimFunc:
+def build(spec: LayerNormSpec, target: Cpu, knobs: LayerNormKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(x, [scale], [shift], *epilogue buffers, out)``."""
     row = RowVectors(spec.cols, target.lanes(), knobs.unroll)
     inputs = [BufferSpec("x", spec.size, spec.dtype)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.accumulation import Accumulation
@@ -91,13 +91,13 @@ class ReduceKnobs:
     unroll: int = 4
 
 
-def candidates(spec: ReduceSpec, target: Target) -> list[ReduceKnobs]:
+def candidates(spec: ReduceSpec, target: Cpu) -> list[ReduceKnobs]:
     """Feasible knobs, best analytic guess first."""
     vectors = max(1, spec.merged()[-1][0] // target.lanes())
     return [ReduceKnobs(unroll) for unroll in (4, 8, 2, 1) if unroll <= vectors or unroll == 1]
 
 
-def build(spec: ReduceSpec, target: Target, knobs: ReduceKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: ReduceSpec, target: Cpu, knobs: ReduceKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(x, *epilogue buffers, out)``.
 
     The epilogue sees ``coords == (flat index in the result,)``.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.builder import Output, RegisterTile, broadcast, constant, load, make_prim_func, store
@@ -57,7 +57,7 @@ class SoftmaxKnobs:
     unroll: int = 4
 
 
-def candidates(spec: SoftmaxSpec, target: Target) -> list[SoftmaxKnobs]:
+def candidates(spec: SoftmaxSpec, target: Cpu) -> list[SoftmaxKnobs]:
     """Feasible knobs, best analytic guess first."""
     vectors = max(1, spec.cols // target.lanes())
     return [SoftmaxKnobs(unroll) for unroll in (4, 2, 8, 1) if unroll <= vectors or unroll == 1]
@@ -65,7 +65,7 @@ def candidates(spec: SoftmaxSpec, target: Target) -> list[SoftmaxKnobs]:
 
 def build(
     spec: SoftmaxSpec,
-    target: Target,
+    target: Cpu,
     knobs: SoftmaxKnobs,
     epilogue: Epilogue = NO_EPILOGUE,
     prologue: Epilogue = NO_EPILOGUE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from . import amx, dot_bf16
 from .amx import TILE_COLUMNS, TILE_ROWS, TileShape
 from .dot_bf16 import DotShape
@@ -48,7 +48,7 @@ class PanelKnobs:
         return sums_shape(self.unit, self.rows, self.columns)
 
 
-def unit_of(target: Target) -> Unit | None:
+def unit_of(target: Cpu) -> Unit | None:
     """What multiplies panels fastest on ``target``; None where neither exists."""
     if target.lanes() != TILE_COLUMNS:
         return None
@@ -57,7 +57,7 @@ def unit_of(target: Target) -> Unit | None:
     return "dot" if dot_bf16.FEATURE in target.features else None
 
 
-def needed_unit(target: Target) -> Unit:
+def needed_unit(target: Cpu) -> Unit:
     """`unit_of` a target that a template was asked to tile for; raises ValueError where neither exists."""
     unit = unit_of(target)
     if unit is None:

@@ -13,7 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import Expr
 
 BFLOAT16 = "bfloat16"  # element type of a buffer whose numbers are computed with
@@ -80,7 +80,7 @@ def narrow(value: Expr) -> Expr:
     return tirx.Cast(_typed(BITS, lanes), kept >> _word(_SHIFT, lanes))
 
 
-def has_rounding_instruction(target: Target) -> bool:
+def has_rounding_instruction(target: Cpu) -> bool:
     """Whether `round_in_hardware` works on ``target``."""
     return _FEATURE in target.features
 

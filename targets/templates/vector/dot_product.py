@@ -18,7 +18,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import Expr
 from .arithmetic import Arithmetic
 from .builder import RegisterTile, broadcast, constant
@@ -170,7 +170,7 @@ class WideningProduct(PlainProduct):
         return sums
 
 
-def dot_product(target: Target, dtype: str) -> DotProduct:
+def dot_product(target: Cpu, dtype: str) -> DotProduct:
     """The fastest exact dot product that ``target`` has for activations of ``dtype``."""
     lanes, features = target.lanes(), target.features
     feature, intrinsic = _X86_VNNI.get(lanes, ("", ""))

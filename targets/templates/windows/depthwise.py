@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, VectorAt
 from ..conv2d.spec import Conv2dSpec
 from ..vector.builder import Output, RegisterTile, bind, load, loop, make_prim_func
@@ -31,7 +31,7 @@ class DepthwiseKnobs:
     pieces: int
 
 
-def candidates(spec: Conv2dSpec, target: Target) -> list[DepthwiseKnobs]:
+def candidates(spec: Conv2dSpec, target: Cpu) -> list[DepthwiseKnobs]:
     """Feasible knobs, the best analytic guess first."""
     rows, columns = spec.windows()
     shares = piece_counts(spec.n * spec.output_blocks(target), rows.out, target)
@@ -39,7 +39,7 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[DepthwiseKnobs]:
     return [DepthwiseKnobs(width, pieces) for pieces in shares for width in widths]
 
 
-def pack_weight(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder a weight of shape (c, 1, kh, kw) to [channel block, kh, kw, lane], flat and zero padded."""
     check_weight_shape(weight, (spec.c, 1, *spec.kernel))
     lanes = target.lanes()
@@ -49,7 +49,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, weight:
     return padded.reshape(blocks, lanes, *spec.kernel).permute(0, 2, 3, 1).reshape(-1)
 
 
-def build(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Cpu, knobs: DepthwiseKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     lanes = target.lanes()
     blocks = spec.output_blocks(target)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..conv2d.spec import Conv2dSpec
 from ..parallelism import shared_loop
@@ -35,7 +35,7 @@ MOST_UNROLLED = 4  # words of weights for which all kernel rows are written out
 MOST_COLUMNS = 8  # of a tile: enough to hide the latency of the products
 
 
-def supports(spec: Conv2dSpec, target: Target) -> bool:
+def supports(spec: Conv2dSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``."""
     return is_integer(spec.dtype)
 
@@ -82,7 +82,7 @@ class _Plan:
         return self.spec.kernel[0] * self.quads * self.lanes
 
 
-def candidates(spec: Conv2dSpec, target: Target) -> list[DepthwiseKnobs]:
+def candidates(spec: Conv2dSpec, target: Cpu) -> list[DepthwiseKnobs]:
     """Feasible knobs, the best analytic guess first: pieces whose padded rows stay in L1."""
     least = depthwise.candidates(replace(spec, dtype="float32", zero_point=0), target)[0].pieces
     room = target.l1_bytes // PADDED_SHARE
@@ -94,7 +94,7 @@ def candidates(spec: Conv2dSpec, target: Target) -> list[DepthwiseKnobs]:
     return list(dict.fromkeys(found))
 
 
-def pack_weight(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: DepthwiseKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder an int8 weight of shape (c, 1, kh, kw) to [channel block, kh, word, lane, tap]; the table follows."""
     check_weight_shape(weight, (spec.c, 1, *spec.kernel))
     plan = _Plan(spec, knobs, target.lanes())
@@ -106,7 +106,7 @@ def pack_weight(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, weight:
     return append_table(packed, uniform_table(weight, zero, plan.blocks * plan.lanes)) if zero else packed
 
 
-def build(spec: Conv2dSpec, target: Target, knobs: DepthwiseKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: Conv2dSpec, target: Cpu, knobs: DepthwiseKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     plan = _Plan(spec, knobs, target.lanes())
     channels = plan.blocks * plan.lanes

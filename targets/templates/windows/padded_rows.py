@@ -9,7 +9,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import Buffer, Expr, Index
 from ..vector.builder import Output, bind, constant, load, loop, store, when
 from ..vector.dot_product import dot_product
@@ -130,7 +130,7 @@ class PieceWriter:
     """
 
     def __init__(
-        self, plan: Any, target: Target, operands: tuple[Buffer, Buffer, Buffer | None], out: Output, plane: Index
+        self, plan: Any, target: Cpu, operands: tuple[Buffer, Buffer, Buffer | None], out: Output, plane: Index
     ) -> None:
         self.plan = plan
         self.spec = plan.spec

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, VectorAt
 from ..parallelism import shared_loop
 from ..rows.reduce import COMBINE, NEUTRAL
@@ -104,14 +104,14 @@ class PoolKnobs:
     pieces: int
 
 
-def candidates(spec: PoolSpec, target: Target) -> list[PoolKnobs]:
+def candidates(spec: PoolSpec, target: Cpu) -> list[PoolKnobs]:
     """Feasible knobs, the best analytic guess first."""
     rows, columns = spec.windows()
     shares = piece_counts(spec.n * -(-spec.c // target.lanes()), rows.out, target)
     return [PoolKnobs(width, pieces) for pieces in shares for width in tile_widths(columns, target, 0)]
 
 
-def build(spec: PoolSpec, target: Target, knobs: PoolKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: PoolSpec, target: Cpu, knobs: PoolKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the pooling as a PrimFunc ``(input, *epilogue.buffers, output)``; blocked in and out."""
     lanes = target.lanes()
     blocks = -(-spec.c // lanes)
@@ -197,7 +197,7 @@ class GlobalPoolSpec:
             raise ValueError(f"kind must be one of {', '.join(COMBINE)}, not {self.kind!r}")
 
 
-def build_global(spec: GlobalPoolSpec, target: Target, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build_global(spec: GlobalPoolSpec, target: Cpu, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the reduction as a PrimFunc ``(input, *epilogue.buffers, output)``; it has no knobs."""
     lanes = target.lanes()
     blocks = -(-spec.c // lanes)

@@ -7,7 +7,7 @@ from functools import partial
 
 from tvm import tirx
 
-from ...machines.target import Target
+from ...machines.target import Cpu
 from ..base import Expr
 from ..parallelism import shared_loop
 from ..vector.builder import bind, loop, when
@@ -70,13 +70,13 @@ def for_each_tap(window: Window, run: TileRun, start: Expr, visit: Callable[[Exp
     for_each_range(window, run, start, visit_range)
 
 
-def row_pieces(planes: int, rows: int, target: Target) -> int:
+def row_pieces(planes: int, rows: int, target: Cpu) -> int:
     """Pieces to cut each of ``planes`` images of ``rows`` rows into, so that all cores get equal work."""
     wanted = UNITS_PER_CORE * target.cores
     return min(rows, -(-wanted // planes))
 
 
-def piece_counts(planes: int, rows: int, target: Target) -> list[int]:
+def piece_counts(planes: int, rows: int, target: Cpu) -> list[int]:
     """Numbers of pieces to try for each of ``planes`` images of ``rows`` rows, the usual one first."""
     usual = row_pieces(planes, rows, target)
     others = (1, target.cores, 2 * usual, rows)
@@ -85,13 +85,13 @@ def piece_counts(planes: int, rows: int, target: Target) -> list[int]:
     )
 
 
-def tile_widths(window: Window, target: Target, taps: int) -> list[int]:
+def tile_widths(window: Window, target: Cpu, taps: int) -> list[int]:
     """Widths of register tiles that waste no columns and spill nothing, the widest first; see :func:`widest_tile`."""
     widest = widest_tile(window, target, taps)
     return list(dict.fromkeys(max(balanced_split(window.out, limit)) for limit in range(widest, 3, -1))) or [widest]
 
 
-def widest_tile(window: Window, target: Target, taps: int) -> int:
+def widest_tile(window: Window, target: Cpu, taps: int) -> int:
     """Columns of a register tile that keeps ``taps`` weights, and a few inputs, in registers as well.
 
     Where the taps are a loop, one weight is needed at a time.
