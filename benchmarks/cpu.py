@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -34,10 +35,11 @@ ALL = "all"
 PIPELINES = {Precision.FLOAT32: "O3", Precision.BF16: "O3,to-bf16"}
 
 
+@dataclass
 class Benchmark:
     """One run over several models with the same settings.
 
-    Parameters
+    Attributes
     ----------
     names
         Runners; those that cannot run a model are left out of it.
@@ -55,25 +57,14 @@ class Benchmark:
         Where progress is shown.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        threads: int,
-        precision: Precision,
-        schedule: Schedule,
-        pipeline: str,
-        limits: Probe | None,
-        artifact: bool,
-        console: Console,
-    ) -> None:
-        self.names = names
-        self.threads = threads
-        self.precision = precision
-        self.schedule = schedule
-        self.pipeline = pipeline
-        self.limits = limits
-        self.artifact = artifact
-        self.console = console
+    names: Sequence[str]
+    threads: int
+    precision: Precision
+    schedule: Schedule
+    pipeline: str
+    limits: Probe | None
+    artifact: bool
+    console: Console
 
     def run(self, model: str) -> ModelResult:
         """Build, check and time all runners on one model, and Tersor's kernels and start-up if asked for."""

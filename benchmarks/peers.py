@@ -14,6 +14,7 @@ import subprocess
 import sysconfig
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -65,34 +66,30 @@ class Runner(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class Network:
     """A model with example inputs, converted to each format once, when the first peer asks for it.
 
-    Parameters
+    Attributes
     ----------
-    module : nn.Module
+    module
         Model in evaluation mode.
-    inputs : tuple of torch.Tensor
+    inputs
         Example inputs; they fix the shapes.
-    folder : Path
+    folder
         Existing directory that receives the files.
-    precision : Precision
+    precision
         What the runners made from it compute in.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        inputs: tuple[torch.Tensor, ...],
-        folder: Path,
-        precision: Precision = Precision.FLOAT32,
-    ) -> None:
-        if module.training:
+    module: nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    folder: Path
+    precision: Precision = Precision.FLOAT32
+
+    def __post_init__(self) -> None:
+        if self.module.training:
             raise ValueError("the module is in training mode; call module.eval() first")
-        self.module = module
-        self.inputs = inputs
-        self.folder = folder
-        self.precision = precision
 
     @property
     def arrays(self) -> list[np.ndarray]:

@@ -41,18 +41,10 @@ def stats(log_dir: LogDirArgument = DEFAULT_LOG_DIR, target: TargetOption = None
     content = read_log(_existing(log_dir), _target_name(target))
     rows = statistics_of(content.records)
     if as_json:
-        print_json(
-            {
-                "targets": [vars(row) for row in rows],
-                "ignored": dict(content.ignored),
-                "problems": list(content.problems),
-            }
-        )
+        print_json({"targets": [vars(row) for row in rows], **_unused(content.ignored, content.problems)})
         return
-    console = _console()
     print_table(_statistics_table(rows))
-    _print_ignored(console, sum((row.ignored for row in rows), content.ignored))
-    _print_problems(console, content.problems)
+    _print_unused(_console(), sum((row.ignored for row in rows), content.ignored), content.problems)
 
 
 @log.command()
@@ -85,13 +77,12 @@ def best(
     chosen = records.best(fit.records)
     if as_json:
         rows = [_describe(workload, record) for workload, record in chosen.items()]
-        print_json({"best": rows, "ignored": dict(content.ignored + fit.ignored), "problems": list(content.problems)})
+        print_json({"best": rows, **_unused(content.ignored + fit.ignored, content.problems)})
         return
     console = _console()
     for line in _best_lines(chosen, machine.name, machine.cores):
         console.print(line)
-    _print_ignored(console, content.ignored + fit.ignored)
-    _print_problems(console, content.problems)
+    _print_unused(console, content.ignored + fit.ignored, content.problems)
 
 
 @log.command()
@@ -112,12 +103,11 @@ def merge(
     merged = manage.merge(sources, into)
     if as_json:
         counts = {"added": merged.added, "known": merged.known}
-        print_json({**counts, "ignored": dict(merged.log.ignored), "problems": list(merged.log.problems)})
+        print_json(counts | _unused(merged.log.ignored, merged.log.problems))
         return
     console = _console()
     console.print(f"added {merged.added} records to {into}, which had {merged.known} of them already")
-    _print_ignored(console, merged.log.ignored)
-    _print_problems(console, merged.log.problems)
+    _print_unused(console, merged.log.ignored, merged.log.problems)
 
 
 @log.command()
@@ -192,12 +182,14 @@ def _best_lines(chosen: dict[Workload, Record], target: str, threads: int) -> It
         yield f"    {record.option}"
 
 
-def _print_ignored(console: Console, ignored: Counter[str]) -> None:
+def _unused(ignored: Counter[str], problems: Sequence[str]) -> dict[str, Any]:
+    """Records that do not hold, and lines that are none, as JSON types."""
+    return {"ignored": dict(ignored), "problems": list(problems)}
+
+
+def _print_unused(console: Console, ignored: Counter[str], problems: Sequence[str]) -> None:
     for reason, count in sorted(ignored.items()):
         console.print(f"ignored {count} record{'s' * (count != 1)}: {reason}")
-
-
-def _print_problems(console: Console, problems: Sequence[str]) -> None:
     for problem in problems:
         console.print(problem)
 

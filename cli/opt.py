@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .options import DataOption, JsonOption, PluginOption, print_json
-
-if TYPE_CHECKING:
-    from .opt_driver import Surroundings
 
 
 def opt(
@@ -60,56 +55,46 @@ def opt(
       tersor opt model.ir -p "O3,quantize" --target x86:native --data nets:batches -o integers.ir
       tersor opt model.ir -p O3 --bisect
     """
-    from ..passes import as_pipeline
-    from .opt_driver import OptRequest, run_bisect, run_opt
+    from ..ir import load_ir
+    from ..passes import PassManager, as_pipeline
+    from ..passes import bisect as find_culprit
+    from ..passes import instruments as shown
+    from ..passes.instruments import When
+    from . import opt_driver as driver
     from .tables import announce, describe_bisection, describe_outcome
 
-    request = OptRequest(
-        source=source,
-        pipeline=pipeline,
-        output=output,
-        verify_each=verify_each,
-        check_each=check_each,
-        tolerance=tolerance,
-        inputs=inputs,
-        print_before_all=print_before_all,
-        print_after_all=print_after_all,
-        print_on_change=print_on_change,
-        dump_dir=dump_dir,
-        timing=timing,
-        bisect_limit=bisect_limit,
-        reproducer_dir=reproducer_dir,
-        plugins=tuple(plugin or ()),
-    )
-    given = _surroundings(target, data or ())
-    if bisect:
-        culprit = run_bisect(request, given)
+    driver.import_plugins(plugin or ())
+    stages = as_pipeline(pipeline)
+    if output is not None and not bisect:
+        driver.check_output(output)
+    graph = load_ir(source, require_weights=bisect)
+    given = driver.surroundings(graph, stages, target, data or ())
+    tensors = None if inputs is None or not (bisect or check_each) else driver.read_inputs(graph, inputs)
+    if bisect:  # nothing is timed: it would differ every time
+        culprit = find_culprit(
+            graph, stages, inputs=tensors, target=given.target, calibration=given.calibration, tolerance=tolerance
+        )
         if as_json:
-            print_json({"pipeline": str(as_pipeline(pipeline)), "culprit": describe_bisection(culprit)})
+            print_json({"pipeline": str(stages), "culprit": describe_bisection(culprit)})
         else:
-            print(culprit if culprit is not None else f"all rewrites of {str(as_pipeline(pipeline))!r} are right")
+            print(culprit if culprit is not None else f"all rewrites of {str(stages)!r} are right")
         raise typer.Exit(0 if culprit is None else 1)
-    outcome = run_opt(request, given, announce)
+    instruments = (
+        shown.PassStages(announce),
+        shown.VerifyEach() if verify_each else None,
+        shown.CheckEach(tensors, tolerance=tolerance) if check_each else None,
+        shown.PrintIR(When.BEFORE_ALL) if print_before_all else None,
+        shown.PrintIR(When.AFTER_ALL) if print_after_all else None,
+        shown.PrintIR(When.ON_CHANGE) if print_on_change else None,
+        None if dump_dir is None else shown.DumpEach(dump_dir),
+        shown.Timing() if timing else None,
+        None if reproducer_dir is None else shown.Reproducer(reproducer_dir, given.options),
+    )
+    manager = PassManager(stages, tuple(one for one in instruments if one is not None), bisect_limit)
+    outcome = manager.run(graph, target=given.target, calibration=given.calibration, latency=given.latency)
+    if output is not None:
+        driver.write_graph(outcome.graph, output)
     if as_json:
-        print_json({"pipeline": str(as_pipeline(pipeline)), **describe_outcome(outcome, output)})
+        print_json({"pipeline": str(stages), **describe_outcome(outcome, output)})
     elif output is None:
         print(outcome.graph, end="")
-
-
-def _surroundings(target: str | None, data: Sequence[str]) -> Surroundings:
-    """What the passes of `opt` may look at besides the graph; what is not asked for is not imported."""
-    from .opt_driver import Surroundings
-
-    given = Surroundings(options=tuple(option for name in data for option in ("--data", name)))
-    if data:
-        from ..compression.data import open_data
-
-        given = replace(given, calibration=lambda graph: open_data(data, graph))
-    if target is not None:
-        from ..compiler import latency_of
-        from ..targets import resolve_target
-
-        record = resolve_target(target)
-        options = ("--target", target, *given.options)
-        given = replace(given, target=record, latency=lambda pipeline: latency_of(pipeline, record), options=options)
-    return given

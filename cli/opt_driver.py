@@ -1,54 +1,19 @@
-"""What ``tersor opt`` does: read, run or bisect, write. What it shows is made in `tersor.cli.tables`."""
+"""What ``tersor opt`` reads and writes, and what its passes may look at."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..ir import Graph, TersorError, load_ir, save_ir, weights_loaded
+from ..ir import Graph, TersorError, save_ir, weights_loaded
 from ..ir.files import check_writable, make_folder, write_text
 from ..ir.weights import read_tensors
-from ..passes.base import Latency
-from ..passes.bisect import Culprit, bisect
-from ..passes.instruments import (
-    CheckEach,
-    DumpEach,
-    Instrument,
-    PassStages,
-    PrintIR,
-    Reproducer,
-    Timing,
-    VerifyEach,
-    When,
-)
-from ..passes.manager import PassManager, PassOutcome
-from ..passes.pipeline import Pipeline, as_pipeline
-
-
-@dataclass(frozen=True)
-class OptRequest:
-    """The options of ``tersor opt``, as `tersor.cli.opt` documents them."""
-
-    source: Path
-    pipeline: str
-    output: Path | None = None
-    verify_each: bool = False
-    check_each: bool = False
-    tolerance: float | None = None
-    inputs: Path | None = None
-    print_before_all: bool = False
-    print_after_all: bool = False
-    print_on_change: bool = False
-    dump_dir: Path | None = None
-    timing: bool = False
-    bisect_limit: int | None = None
-    reproducer_dir: Path | None = None
-    plugins: tuple[str, ...] = ()
+from ..passes import Latency, Pipeline
 
 
 @dataclass(frozen=True)
@@ -60,53 +25,41 @@ class Surroundings:
     target
         The machine to optimize for, or None.
     calibration
-        Makes batches of inputs for a graph, or None.
+        Batches of inputs, or None.
     latency
-        Measures for a pipeline, or None.
+        Measures for the pipeline, or None.
     options
         Of ``tersor opt`` that bring these back, for reproducers.
     """
 
-    target: Any = None
-    calibration: Callable[[Graph], Iterable[Sequence[torch.Tensor]] | None] = lambda graph: None
-    latency: Callable[[Pipeline], Latency | None] = lambda pipeline: None
-    options: tuple[str, ...] = ()
+    target: Any
+    calibration: Iterable[Sequence[Any]] | None
+    latency: Latency | None
+    options: tuple[str, ...]
 
 
-def run_opt(
-    request: OptRequest, given: Surroundings = Surroundings(), begin: Callable[[str], None] = lambda stage: None
-) -> PassOutcome:
-    """Run the pipeline, telling ``begin`` the name of each pass, and write the result if an output is asked for."""
-    if request.output is not None:
-        make_folder(request.output.parent)
-        check_writable(request.output)
-    import_plugins(request.plugins)
-    pipeline = as_pipeline(request.pipeline)
-    graph = load_ir(request.source, require_weights=False)
-    instruments = (PassStages(begin), *_instruments(request, graph, given))
-    manager = PassManager(pipeline, instruments, request.bisect_limit)
-    outcome = manager.run(
-        graph, target=given.target, calibration=given.calibration(graph), latency=given.latency(pipeline)
-    )
-    if request.output is not None:
-        write_graph(outcome.graph, request.output)
-    return outcome
+def surroundings(graph: Graph, pipeline: Pipeline, target: str | None, data: Sequence[str]) -> Surroundings:
+    """What ``--target`` and ``--data`` name; what is not asked for is not imported."""
+    calibration, machine, latency = None, None, None
+    options = [part for name in data for part in ("--data", name)]
+    if target is not None:
+        from ..compiler import latency_of
+        from ..targets import resolve_target
+
+        machine = resolve_target(target)
+        latency = latency_of(pipeline, machine)
+        options = ["--target", target, *options]
+    if data:
+        from ..compression.data import open_data
+
+        calibration = open_data(data, graph)
+    return Surroundings(machine, calibration, latency, tuple(options))
 
 
-def run_bisect(request: OptRequest, given: Surroundings = Surroundings()) -> Culprit | None:
-    """Find the first rewrite that goes wrong; None if all is right. Nothing is timed: it would differ every time."""
-    import_plugins(request.plugins)
-    pipeline = as_pipeline(request.pipeline)
-    graph = load_ir(request.source)
-    inputs = None if request.inputs is None else read_inputs(graph, request.inputs)
-    return bisect(
-        graph,
-        pipeline,
-        inputs=inputs,
-        target=given.target,
-        calibration=given.calibration(graph),
-        tolerance=request.tolerance,
-    )
+def check_output(path: Path) -> None:
+    """Make the folder of an output; raises TersorError when the output cannot be written."""
+    make_folder(path.parent)
+    check_writable(path)
 
 
 def import_plugins(modules: Iterable[str]) -> None:
@@ -135,24 +88,3 @@ def write_graph(graph: Graph, path: Path) -> None:
         save_ir(graph, path)
     else:
         write_text(path, str(graph))
-
-
-def _instruments(request: OptRequest, graph: Graph, given: Surroundings) -> Iterable[Instrument]:
-    if request.verify_each:
-        yield VerifyEach()
-    if request.check_each:
-        inputs = None if request.inputs is None else read_inputs(graph, request.inputs)
-        yield CheckEach(inputs, tolerance=request.tolerance)
-    for wanted, when in (
-        (request.print_before_all, When.BEFORE_ALL),
-        (request.print_after_all, When.AFTER_ALL),
-        (request.print_on_change, When.ON_CHANGE),
-    ):
-        if wanted:
-            yield PrintIR(when)
-    if request.dump_dir is not None:
-        yield DumpEach(request.dump_dir)
-    if request.timing:
-        yield Timing()
-    if request.reproducer_dir is not None:
-        yield Reproducer(request.reproducer_dir, given.options)

@@ -236,7 +236,7 @@ def test_wrong_usage_exits_with_2(tersor, arguments):
 
 
 def test_errors_that_are_no_mistake_of_the_user_are_not_hidden(monkeypatch, source):
-    monkeypatch.setattr("tersor.cli.opt_driver.run_opt", lambda *_: 1 // 0)
+    monkeypatch.setattr("tersor.cli.opt_driver.import_plugins", lambda _: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         main(["opt", str(source)])
 
