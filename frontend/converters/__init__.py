@@ -12,6 +12,7 @@ from . import (
     constant,
     convolution,
     data_movement,
+    distance,
     identity,
     indexing,
     matmul,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...ir import DType, Op, Value
-from ...ir.ops import MaxOp, MeanOp, MinOp, MulOp, NeOp, SubOp, SumOp
+from ...ir.ops import ArgMaxOp, ArgMinOp, MaxOp, MeanOp, MinOp, MulOp, NeOp, ProdOp, SubOp, SumOp
 from ..context import Context, Number, axis_of
 from ..registry import Converted, Converter, converter, register_each
 
@@ -51,9 +51,16 @@ register_each(
 )
 
 
+def _place(ctx: Context, kind: type[Op], x: Value, dim: int | None, keepdim: bool) -> Value:
+    flat = x if dim is not None and x.shape else ctx.reshape(x, (math.prod(x.shape),))
+    axis = 0 if dim is None or not x.shape else axis_of(dim, len(x.shape))
+    return ctx.reshape(ctx.emit(kind, flat, attrs=kind.attrs_type(axis, keepdim)), ctx.result_type.shape)
+
+
 def _extremum_with_index(kind: type[Op]) -> Converter:
     def convert(ctx: Context, x: Value, dim: int, keepdim: bool = False) -> Converted:
-        return _reduce(ctx, kind, x, dim, keepdim), None  # the position is not available
+        places = _place(ctx, ArgMaxOp if kind is MaxOp else ArgMinOp, x, dim, keepdim)
+        return _reduce(ctx, kind, x, dim, keepdim), places
 
     return convert
 
@@ -81,6 +88,21 @@ register_each(
     },
     _truth,
 )
+
+
+@converter(aten.prod.default, aten.prod.dim_int)
+def prod(ctx: Context, x: Value, dim: int | None = None, keepdim: bool = False, *, dtype: object = None) -> Value:
+    return _reduce(ctx, ProdOp, ctx.cast(x, ctx.dtype), dim, keepdim)
+
+
+def _argument(kind: type[Op]) -> Converter:
+    def convert(ctx: Context, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
+        return _place(ctx, kind, x, dim, keepdim)
+
+    return convert
+
+
+register_each({aten.argmax.default: ArgMaxOp, aten.argmin.default: ArgMinOp}, _argument)
 
 
 @converter(aten.var.correction)

@@ -11,6 +11,7 @@ from .arithmetic import *
 from .constant import *
 from .convolution import *
 from .data_movement import *
+from .distance import *
 from .fused import *
 from .layer import *
 from .matmul import *

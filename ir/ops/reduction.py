@@ -11,7 +11,7 @@ import torch
 
 from ..core import Attrs, Op, Operand
 from ..traits import ChannelFlow, Narrowing, OnIntegers, Storage
-from ..types import TensorType
+from ..types import DType, TensorType
 from .integers import QUANTIZED, mean_of_sums, mean_type
 
 
@@ -92,3 +92,52 @@ class MinOp(ReduceOp, name="reduce_min", attrs=ReduceAttrs):
     """Smallest element."""
 
     function = torch.amin
+
+
+class ProdOp(ReduceOp, name="prod", attrs=ReduceAttrs):
+    """Product, in the operand's element type."""
+
+    storage = Op.storage  # row-major
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        for axis in reversed(self.attrs.axes):
+            x = torch.prod(x, axis, keepdim=self.attrs.keepdim, dtype=x.dtype)
+        return x
+
+
+@dataclass(frozen=True)
+class ArgumentAttrs(Attrs):
+    """``axis`` counts from the front; ``keepdim`` leaves it with extent 1."""
+
+    axis: int
+    keepdim: bool = False
+
+
+class ArgumentOp(Op):
+    """Base of the ops that find where along one axis the first extreme element is, as i64; NaN is extreme."""
+
+    x = Operand()
+    function: ClassVar[Callable[..., torch.Tensor]]
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        x, axis = self.x.type, self.attrs.axis
+        if not 0 <= axis < x.rank or not x.shape[axis]:
+            raise self.error(f"axis {axis} of {x} has no elements")
+        kept = (1,) if self.attrs.keepdim else ()
+        return (TensorType((*x.shape[:axis], *kept, *x.shape[axis + 1 :]), DType.I64),)
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        numbers = x.to(torch.uint8) if x.dtype is torch.bool else x
+        return type(self).function(numbers, self.attrs.axis, keepdim=self.attrs.keepdim)
+
+
+class ArgMaxOp(ArgumentOp, name="argmax", attrs=ArgumentAttrs):
+    """Where the first largest element is; NaN counts as the largest."""
+
+    function = torch.argmax
+
+
+class ArgMinOp(ArgumentOp, name="argmin", attrs=ArgumentAttrs):
+    """Where the first smallest element is; NaN counts as the smallest."""
+
+    function = torch.argmin

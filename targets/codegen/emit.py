@@ -14,29 +14,10 @@ from ...ir import ops as ir_ops
 from ..templates.base import Expr
 from ..templates.vector import bfloat16, integers, vector_math
 from ..templates.vector.builder import constant
+from ..templates.vector.storage import REGISTERS, STORAGE
 from ..templates.vector.vectors import dtype_of, in_register, lanes_of
 
 Emitter = Callable[..., Expr]
-
-# How elements are stored: TIR has no addressable booleans, a byte of 0 or 1 stands for one, and no bfloat16 buffers.
-STORAGE = {
-    DType.F64: "float64",
-    DType.F32: "float32",
-    DType.F16: "float16",
-    DType.BF16: "uint16",
-    DType.I64: "int64",
-    DType.I32: "int32",
-    DType.I16: "int16",
-    DType.I8: "int8",
-    DType.U8: "uint8",
-    DType.BOOL: "uint8",
-}
-
-# The same for kernels that compute: numbers that are read and written as float32, see
-# tersor.targets.templates.vector.bfloat16.
-NUMBERS = {**STORAGE, DType.BF16: bfloat16.BFLOAT16}
-# Element types of vectors in registers.
-REGISTERS = {**STORAGE, DType.BF16: "float32"}
 
 # Half precision is stored and moved, not computed with.
 _COMPUTED = frozenset(DType) - {DType.F16}

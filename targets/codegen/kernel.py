@@ -21,8 +21,9 @@ from ..templates.base import BufferSpec, Epilogue, VectorAt
 from ..templates.option import Option, Workload
 from ..templates.registry import template_module
 from ..templates.vector.bfloat16 import ROUNDING_IR, has_rounding_instruction, round_in_hardware
+from ..templates.vector.storage import NUMBERS, STORAGE
 from .addressing import flatten_physical, load_operand, only_channels, reshape_at, same_storage
-from .emit import NUMBERS, STORAGE, as_stored, can_emit, emit, filled
+from .emit import as_stored, can_emit, emit, filled
 from .group import Group
 from .views import View
 

@@ -16,7 +16,7 @@ from tvm import relax
 
 from ...ir import Value
 from ..machines.target import Cpu
-from .emit import STORAGE
+from ..templates.vector.storage import STORAGE
 from .kernel import CompileError
 from .lowering import Call, Program
 from .memory import MemoryPlan

@@ -11,10 +11,10 @@ from tvm import relax
 import tersor
 from tersor.ir import Graph, TensorType, Value, ops
 from tersor.targets.codegen import lowering
-from tersor.targets.codegen.emit import STORAGE
 from tersor.targets.codegen.lowering import Program
 from tersor.targets.codegen.memory import plan_memory
 from tersor.targets.codegen.places import resolve
+from tersor.targets.templates.vector.storage import STORAGE
 from tersor.tests.random_graphs import GraphBuilder
 
 from .compiled import compiled, lowered

@@ -12,8 +12,9 @@ from ....ir.ops import AttentionOp
 from ...templates.attention.spec import AttentionSpec
 from ...templates.base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
 from ...templates.vector.builder import broadcast, constant
+from ...templates.vector.storage import NUMBERS
 from ..addressing import load_operand
-from ..emit import NUMBERS, as_condition
+from ..emit import as_condition
 from ..group import Group
 from ..kernel import FusedEpilogue, Kernel, KernelContext, Operand, anchor_type, buffer_size, chosen_kernel, selects
 from ..views import View

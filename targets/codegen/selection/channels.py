@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from ....ir import Op, Value, is_constant
 from ....ir.ops import ChannelShuffleOp, SliceOp
 from ...templates.moves import channel_gather
+from ...templates.vector.storage import STORAGE
 from ..addressing import flatten_physical
-from ..emit import STORAGE
 from ..group import Group
 from ..kernel import CompileError, Kernel, KernelContext, Operand, selects
 from ..views import View

@@ -16,9 +16,9 @@ from ...templates import elementwise
 from ...templates.base import BufferSpec, VectorAt
 from ...templates.moves import relayout, row_copy
 from ...templates.vector.builder import load
+from ...templates.vector.storage import STORAGE
 from ...templates.vector.vectors import dtype_of
 from ..addressing import load_operand
-from ..emit import STORAGE
 from ..group import Group
 from ..kernel import CompileError, Kernel, KernelContext, buffer_size, chosen_kernel, selects
 from ..views import View

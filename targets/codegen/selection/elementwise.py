@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...templates import elementwise
-from ..emit import STORAGE
+from ...templates.vector.storage import STORAGE
 from ..group import Group
 from ..kernel import FusedEpilogue, Kernel, KernelContext, chosen_kernel, selects
 from ..views import View

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from ....ir.ops import MaxOp, MeanOp, MinOp, SumOp
+from ....ir.ops import MaxOp, MeanOp, MinOp, ProdOp, SumOp
 from ...templates import loops
 from ...templates.rows import reduce
-from ..emit import STORAGE
+from ...templates.vector.storage import STORAGE
 from ..group import Group
 from ..kernel import FusedEpilogue, Kernel, KernelContext, anchor_type, fused_kernel, selects
 from ..views import View
 from .fallback import loop_kernel
 from .pooling import global_pool
 
-_FUNCTIONS = {MeanOp: "mean", SumOp: "sum", MaxOp: "max", MinOp: "min"}
+_FUNCTIONS = {MeanOp: "mean", SumOp: "sum", ProdOp: "prod", MaxOp: "max", MinOp: "min"}
 
 
-@selects(MeanOp, SumOp, MaxOp, MinOp)
+@selects(*_FUNCTIONS)
 def select_reduce(group: Group, context: KernelContext) -> Kernel:
     """``global_pool2d`` in channel blocks, else ``reduce``."""
     op = group.anchor
-    assert isinstance(op, MeanOp | SumOp | MaxOp | MinOp)
+    assert isinstance(op, MeanOp | SumOp | ProdOp | MaxOp | MinOp)
     data = group.anchor_operand(0)
     assert data is not None
     result = View.whole(group.result)

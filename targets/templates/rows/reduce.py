@@ -1,4 +1,4 @@
-"""Sum, mean, maximum or minimum over a set of axes of a plain row-major tensor.
+"""Sum, mean, product, maximum or minimum over a set of axes of a plain row-major tensor.
 
 Neighbouring axes that are both reduced or both kept are merged first. If the last one is kept, a vector of results is
 accumulated down the reduced axes; if it is reduced, each result gathers whole vectors along it and folds their lanes
@@ -26,13 +26,13 @@ from ..vector.operand_types import is_integer
 from ..vector.vectors import combine_all, horizontal, lanes_of, maximum, minimum
 from .row_vectors import RowVectors, flat_row
 
-COMBINE = {"sum": operator.add, "mean": operator.add, "max": maximum, "min": minimum}
-NEUTRAL = {"sum": 0, "mean": 0, "max": float("-inf"), "min": float("inf")}
+COMBINE = {"sum": operator.add, "mean": operator.add, "prod": operator.mul, "max": maximum, "min": minimum}
+NEUTRAL = {"sum": 0, "mean": 0, "prod": 1, "max": float("-inf"), "min": float("inf")}
 
 
 @dataclass(frozen=True)
 class ReduceSpec:
-    """``kind`` (``"sum"``, ``"mean"``, ``"max"`` or ``"min"``) of a tensor of ``shape`` over ``axes``.
+    """``kind`` (``"sum"``, ``"mean"``, ``"prod"``, ``"max"`` or ``"min"``) of a tensor of ``shape`` over ``axes``.
 
     Axes count from 0. The result has the kept axes in their order; with or without axes of extent 1 its flat buffer is
     the same. Of 8-bit integers there is the mean only, as float32.

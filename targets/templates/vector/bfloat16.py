@@ -72,7 +72,13 @@ def narrow(value: Expr) -> Expr:
     register = T.alloc_buffer((lanes,), "float32")
     index = 0 if lanes == 1 else tirx.Ramp(0, 1, lanes)
     T.buffer_store(register, value, [index])
-    word = tirx.reinterpret(_typed("uint32", lanes), register[index])
+    return nearest(register[index])
+
+
+def nearest(value: Expr) -> Expr:
+    """What `narrow` computes, as an expression that has the value in it several times."""
+    lanes = value.ty.dtype.lanes
+    word = tirx.reinterpret(_typed("uint32", lanes), value)
     last_kept = (word >> _word(_SHIFT, lanes)) & _word(1, lanes)
     rounded = word + _word(_HALF, lanes) + last_kept
     is_nan = tirx.GT(word & _word(_MAGNITUDE, lanes), _word(_INFINITY, lanes))

@@ -1,0 +1,86 @@
+"""Ops without a template of their own, by their formulas: the numbers of the reference interpreter, on every type."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tersor.ir import DType, Graph, TensorType, ops
+from tersor.targets import resolve_target
+from tersor.targets.templates.codec import encode
+from tersor.targets.templates.loops.formula import OpSpec, build_op
+from tersor.tests.random_graphs import GraphBuilder
+
+from .compiled import NATIVE, check, lowered, templates
+
+FLOATING = (DType.F32, DType.F64, DType.F16, DType.BF16)
+INTEGERS = (DType.I64, DType.I32, DType.I16, DType.I8, DType.U8, DType.BOOL)
+
+
+def numbers(type: TensorType, seed: int = 0) -> torch.Tensor:
+    """Few different ones, so that some are equal; a NaN, and rows of them."""
+    values = torch.randint(0, 5, type.shape, generator=torch.Generator().manual_seed(seed)).to(type.dtype.torch)
+    if type.dtype.is_floating:
+        values = values / 2 - 1
+        values[..., 0, 1:4] = math.nan
+        values[0, :, -1] = math.nan
+    return values
+
+
+def check_on_all_types(build, dtypes) -> None:
+    """One program for all element types: ``build(builder, value)`` gives the results of one input."""
+    b = GraphBuilder({dtype.value: TensorType((3, 21, 19), dtype) for dtype in dtypes})
+    graph = b.done(*(result for value in b.graph.inputs for result in build(b, value)))
+    check(graph, *(numbers(value.type) for value in graph.inputs))
+
+
+def test_arguments():
+    def build(b, x):
+        kinds = (ops.ArgMaxOp, ops.ArgMinOp)
+        return [b.op(kind, x, axis=axis, keepdim=bool(axis)) for axis in range(3) for kind in kinds]
+
+    check_on_all_types(build, (*FLOATING, *INTEGERS))
+
+
+def test_products():
+    def build(b, x):
+        return [b.op(ops.ProdOp, x, axes=axes, keepdim=len(axes) == 1) for axes in ((0,), (2,), (0, 2), (0, 1, 2))]
+
+    check_on_all_types(build, (DType.F32, *INTEGERS[:-1]))
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F64])
+def test_distances(dtype: DType):
+    b = GraphBuilder({"x": TensorType((2, 5, 7), dtype), "y": TensorType((2, 4, 7), dtype)})
+    x, y = b.graph.inputs
+    powers = (0.0, 0.5, 1.0, 2.0, 3.0, math.inf)
+    check(b.done(*(b.op(ops.DistanceOp, x, y, p=p) for p in powers), b.op(ops.DistanceOp, x, x)))
+
+
+def graph_of_argmax(location: str) -> Graph:
+    b = GraphBuilder({location: TensorType((4, 5))})
+    return b.done(b.op(ops.ArgMaxOp, b.graph.inputs[0], axis=1))
+
+
+def test_ops_at_two_places_share_a_kernel():
+    first, second = (OpSpec.of(graph_of_argmax(name).ops[0]) for name in "ab")
+    assert first == second and first.op.attrs.axis == 1
+    assert OpSpec(encode(first)["text"]) == first
+    assert templates(lowered(graph_of_argmax("x"))) == ["argmax"]
+    assert build_op(first, resolve_target(NATIVE)).attrs["global_symbol"] == "argmax"
+
+
+def test_operands_are_copied_out_of_views():
+    b = GraphBuilder({"x": TensorType((6, 5))})
+    turned = b.op(ops.PermuteOp, b.graph.inputs[0], dims=(1, 0))
+    check(b.done(b.op(ops.ArgMinOp, turned, axis=1)))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "graph @g(%x: f32[4]) {\n  return %x\n}", "graph @g(%x: f32[4]) {\n  %0 = relu(%x)\n  return %0\n}"]
+)
+def test_specs_are_graphs_of_one_op(text: str):
+    with pytest.raises(ValueError, match=r"graph of one op|has no formula"):
+        OpSpec(text)
