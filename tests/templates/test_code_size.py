@@ -14,7 +14,7 @@ from tersor.targets.codegen.relax_module import MOST_NODES, code_size
 from tersor.targets.templates import elementwise
 from tersor.targets.templates.attention.spec import AttentionSpec
 from tersor.targets.templates.base import BufferSpec
-from tersor.targets.templates.conv2d import direct
+from tersor.targets.templates.conv2d import depthwise, direct
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.targets.templates.loops import AdaptivePoolSpec, IntegerReduceSpec
 from tersor.targets.templates.matmul.spec import ACTIVATION, MatmulSpec
@@ -26,7 +26,7 @@ from tersor.targets.templates.rows.layer_norm import LayerNormSpec
 from tersor.targets.templates.rows.reduce import ReduceSpec
 from tersor.targets.templates.rows.softmax import SoftmaxSpec
 from tersor.targets.templates.vector.builder import load
-from tersor.targets.templates.windows import depthwise, pooling
+from tersor.targets.templates.windows import pooling
 
 from .window_cases import AVX2, AVX512, depthwise_spec, from_blocked, out_elements, run, to_blocked
 

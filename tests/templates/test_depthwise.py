@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tersor.targets.templates.windows.depthwise import build, candidates, pack_weight
+from tersor.targets.templates.conv2d.depthwise import build, candidates, pack_weight
 
 from .window_cases import (
     AVX512,

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 
+from tersor.targets.templates.conv2d import depthwise, winograd
 from tersor.targets.templates.conv2d import direct as conv2d
-from tersor.targets.templates.conv2d import winograd
 from tersor.targets.templates.moves import row_copy
-from tersor.targets.templates.windows import depthwise, pooling
+from tersor.targets.templates.windows import pooling
 
 from . import (
     test_attention,

@@ -18,10 +18,12 @@ from tersor.targets.codegen.options import Options
 from tersor.targets.machines.catalog import resolve_target
 from tersor.targets.machines.target import Cpu
 from tersor.targets.templates.base import Epilogue
+from tersor.targets.templates.conv2d import depthwise_int8
 from tersor.targets.templates.conv2d import int8 as conv2d_int8
 from tersor.targets.templates.conv2d import int8_amx as conv2d_int8_amx
 from tersor.targets.templates.conv2d import int8_amx_narrow as conv2d_int8_amx_narrow
 from tersor.targets.templates.conv2d import int8_narrow as conv2d_int8_narrow
+from tersor.targets.templates.conv2d.depthwise import DepthwiseKnobs
 from tersor.targets.templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
 from tersor.targets.templates.matmul import int8 as matmul_int8
 from tersor.targets.templates.matmul import int8_amx as matmul_int8_amx
@@ -29,8 +31,6 @@ from tersor.targets.templates.matmul.spec import MatmulKnobs, MatmulSpec
 from tersor.targets.templates.option import Workload
 from tersor.targets.templates.vector import amx
 from tersor.targets.templates.vector.dot_product import DotProduct, PairwiseProduct, PlainProduct, dot_product
-from tersor.targets.templates.windows import depthwise_int8
-from tersor.targets.templates.windows.depthwise import DepthwiseKnobs
 from tersor.tests import emulated_x86
 
 from .window_cases import depthwise_spec

@@ -13,13 +13,13 @@ from tersor.targets import compile_graph, resolve_target
 from tersor.targets.codegen.options import Options
 from tersor.targets.templates import registry
 from tersor.targets.templates.codec import CodecError, UnknownNameError, decode, encode
+from tersor.targets.templates.conv2d import depthwise, winograd
 from tersor.targets.templates.conv2d import tiling as conv2d_tiling
-from tersor.targets.templates.conv2d import winograd
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.targets.templates.matmul import spec as matmul_spec
 from tersor.targets.templates.matmul.spec import ACTIVATION, MatmulSpec
 from tersor.targets.templates.option import Option, Workload
-from tersor.targets.templates.windows import depthwise, pooling, window_loops
+from tersor.targets.templates.windows import pooling, window_loops
 from tersor.targets.tuning.extract import extract_tasks
 from tersor.targets.tuning.task import Task, check_outputs, seeded_inputs
 from tersor.tests.random_graphs import GraphBuilder

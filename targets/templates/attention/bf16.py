@@ -22,10 +22,11 @@ from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, Epilogue, Index, offset_of
+from ..matmul.bf16 import can_pack_right, pack_right
 from ..parallelism import balance, shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
-from ..vector.bf16_panels import can_pack_right, depth_of, gather_rows, pack_right, tile_at
+from ..vector.bf16_panels import depth_of, gather_rows, tile_at
 from ..vector.bf16_tiles import SumsShape, Unit, fitting_rows, needed_unit, sums_shape, unit_of
 from ..vector.bfloat16 import BFLOAT16, ROUNDING_IR, bits_of, round_in_hardware
 from ..vector.builder import bind, constant, load, loop, store, when

@@ -18,11 +18,12 @@ from tvm import tirx
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
 from ..vector.builder import Output, load, make_prim_func
-from ..vector.compensation import BorderClasses, append_table, border_table, packed_bytes, view_as, view_table
+from ..vector.compensation import append_table, packed_bytes, view_as, view_table
 from ..vector.dot_product import WORD, DotProduct, dot_product
 from ..vector.operand_types import is_integer
 from . import direct as conv2d
 from . import spec as conv2d_spec
+from .borders import BorderClasses, border_table
 from .direct import ConvolutionWriter
 from .spec import Conv2dKnobs, Conv2dSpec, output_groups
 

@@ -27,8 +27,8 @@ from ..parallelism import balance, chunk_loop, shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
 from ..vector.amx_pipeline import Pending, Tile
-from ..vector.bf16_panels import can_pack_right, depth_of, gather_rows, pack_right
-from ..vector.bf16_tiles import PanelKnobs, fitting_rows, needed_unit, unit_of
+from ..vector.bf16_panels import depth_of, gather_rows, pair_rows, transpose_panels
+from ..vector.bf16_tiles import PanelKnobs, SumsShape, fitting_rows, needed_unit, unit_of
 from ..vector.bfloat16 import BFLOAT16, bits_of
 from ..vector.builder import Output, bind, load, loop, make_prim_func, when
 from ..vector.operand_types import check_weight_shape
@@ -98,6 +98,26 @@ def reduced_tiles(spec: MatmulSpec, knobs: Any, weight: torch.Tensor, depth: int
     padded = weight.new_zeros(groups * outputs, -(-spec.k // depth) * depth)
     padded[: spec.n, : spec.k] = weight
     return padded.reshape(groups, outputs, -1).transpose(1, 2)
+
+
+def can_pack_right(spec: MatmulSpec) -> bool:
+    """Whether `pack_right` takes the right-hand side of ``spec``: its rows or its columns are contiguous."""
+    return 1 in spec.rhs_strides[-2:]
+
+
+def pack_right(spec: MatmulSpec, source: Buffer, batch: Sequence[Index], shape: SumsShape) -> Buffer:
+    """Pack the right-hand side of one product of a batch; where columns do not exist, anything may be."""
+    *_, k_stride, column_stride = spec.rhs_strides
+    base = bind(offset_of(spec.rhs_offset, batch, spec.rhs_strides))
+    plane = -(-spec.n // shape.outputs) * shape.outputs
+    tiles = amx.panels(depth_of(spec.k) * TILE_DEPTH * plane)
+    if column_stride == 1:
+        pair_rows(source, base, k_stride, spec.k, spec.n, shape.columns, tiles)
+        return tiles
+    rows = amx.panels(depth_of(spec.k) * TILE_DEPTH * plane)
+    gather_rows(source, base, column_stride, spec.n, spec.k, rows, plane)
+    transpose_panels(rows, plane, spec.k, shape.columns, tiles)
+    return tiles
 
 
 def build(spec: MatmulSpec, target: Cpu, knobs: MatmulBf16Knobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:

@@ -7,14 +7,10 @@ weight: ``[group of columns][32 of the depth][16 columns][pair of the depth][col
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tvm import tirx
 
-from ..base import Buffer, Index, offset_of
-from ..matmul.spec import MatmulSpec
-from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE, panels
-from .bf16_tiles import SumsShape
+from ..base import Buffer, Index
+from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
 from .bfloat16 import BITS
 from .builder import bind, constant, load, loop, store, when
 from .vectors import in_register, pieces, transpose
@@ -27,26 +23,6 @@ _TILE_ROW = f"{BITS}x{TILE_DEPTH}"
 def depth_of(length: int) -> int:
     """Panels of 32 that sums of ``length`` products take."""
     return -(-length // TILE_DEPTH)
-
-
-def can_pack_right(spec: MatmulSpec) -> bool:
-    """Whether `pack_right` takes the right-hand side of ``spec``: its rows or its columns are contiguous."""
-    return 1 in spec.rhs_strides[-2:]
-
-
-def pack_right(spec: MatmulSpec, source: Buffer, batch: Sequence[Index], shape: SumsShape) -> Buffer:
-    """Pack the right-hand side of one product of a batch; where columns do not exist, anything may be."""
-    *_, k_stride, column_stride = spec.rhs_strides
-    base = bind(offset_of(spec.rhs_offset, batch, spec.rhs_strides))
-    plane = -(-spec.n // shape.outputs) * shape.outputs
-    tiles = panels(depth_of(spec.k) * TILE_DEPTH * plane)
-    if column_stride == 1:
-        pair_rows(source, base, k_stride, spec.k, spec.n, shape.columns, tiles)
-        return tiles
-    rows = panels(depth_of(spec.k) * TILE_DEPTH * plane)
-    gather_rows(source, base, column_stride, spec.n, spec.k, rows, plane)
-    transpose_panels(rows, plane, spec.k, shape.columns, tiles)
-    return tiles
 
 
 def gather_rows(

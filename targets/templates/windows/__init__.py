@@ -1,1 +1,1 @@
-"""Templates of windows that treat every channel alone: depthwise convolution and pooling."""
+"""Templates of windows that treat every channel alone: pooling, and what depthwise convolution shares with it."""

@@ -19,16 +19,16 @@ from tvm import tirx
 
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
-from ..conv2d.spec import Conv2dSpec
 from ..parallelism import shared_loop
 from ..vector.builder import Output, RegisterTile, bind, for_each, load, loop, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.dot_product import WORD, dot_product
 from ..vector.operand_types import check_weight_shape, is_integer
 from ..vector.vectors import shuffle
+from ..windows.padded_rows import UNROLLED_WORDS, PaddedRows, PieceWriter
 from . import depthwise
 from .depthwise import DepthwiseKnobs
-from .padded_rows import UNROLLED_WORDS, PaddedRows, PieceWriter
+from .spec import Conv2dSpec
 
 PADDED_SHARE = 2  # the padded rows of a piece take at most this part of L1
 MOST_UNROLLED = 4  # words of weights for which all kernel rows are written out

@@ -16,11 +16,11 @@ from tvm import tirx
 
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, VectorAt
-from ..conv2d.spec import Conv2dSpec
 from ..vector.builder import Output, RegisterTile, bind, load, loop, make_prim_func
 from ..vector.operand_types import check_weight_shape
-from .spatial import TileRun
-from .window_loops import for_each_tap, for_each_tile, piece_counts, tap_bounds, tile_widths
+from ..windows.spatial import TileRun
+from ..windows.window_loops import for_each_tap, for_each_tile, piece_counts, tap_bounds, tile_widths
+from .spec import Conv2dSpec
 
 
 @dataclass(frozen=True)
