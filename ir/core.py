@@ -137,6 +137,7 @@ class Op:
     linear: ClassVar[bool] = False  # linear in the first operand, the others being fixed
     view: ClassVar[bool] = False  # plain row-major result has the operand's elements in the same order
     strided: ClassVar[bool] = False  # the result is elements of the operand, through other strides: `strided_view`
+    keeps_numbers: ClassVar[bool] = False  # the result holds every number of operand 0 and no other, in any order
     leads_group: ClassVar[bool] = False  # its kernel takes the elementwise ops behind it along
     always_finite: ClassVar[bool] = False  # makes finite numbers of small ones, zero included: `keeps_finite`
     any_image_order: ClassVar[bool] = False  # works on images with their channels last as well, see the CUDA lowering

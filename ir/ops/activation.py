@@ -260,6 +260,7 @@ class CastOp(UnaryOp, name="cast", attrs=CastAttrs):
     """Convert the element type, rounding as PyTorch does."""
 
     always_finite = True
+    keeps_numbers = True  # whole ones, which row numbers are
 
     def infer_types(self) -> tuple[TensorType, ...]:
         return (self.x.type.with_dtype(self.attrs.dtype),)

@@ -36,6 +36,7 @@ class ReshapeOp(StridedOp, name="reshape", attrs=ShapeAttrs):
     """The same elements in row-major order under another shape."""
 
     view = True
+    keeps_numbers = True
     channels = ChannelFlow.RESHAPE
     on_integers = OnIntegers.MOVES
 
@@ -58,6 +59,7 @@ class PermuteAttrs(Attrs):
 class PermuteOp(StridedOp, name="permute", attrs=PermuteAttrs):
     """Reorder dimensions."""
 
+    keeps_numbers = True
     channels = ChannelFlow.PERMUTE
     on_integers = OnIntegers.MOVES
 
@@ -73,6 +75,7 @@ class PermuteOp(StridedOp, name="permute", attrs=PermuteAttrs):
 class ExpandOp(StridedOp, name="expand", attrs=ShapeAttrs):
     """Broadcast to a larger shape."""
 
+    keeps_numbers = True
     channels = ChannelFlow.EXPAND
 
     def infer_types(self) -> tuple[TensorType, ...]:
@@ -303,6 +306,7 @@ class RelayoutOp(Op, name="relayout", attrs=RelayoutAttrs):
 
     x = Operand()
     linear = True
+    keeps_numbers = True
     channels = ChannelFlow.IDENTITY
 
     def infer_types(self) -> tuple[TensorType, ...]:

@@ -142,11 +142,6 @@ def is_artifact(path: str | Path) -> bool:
         return False
 
 
-def read_manifest(path: str | Path) -> Manifest:
-    """What an artifact says about itself; the other members are not read."""
-    return _open(Path(path))[1]
-
-
 # Writing ----------------------------------------------------------------------------------------------------------
 
 

@@ -8,14 +8,11 @@ from __future__ import annotations
 import torch
 
 from ...ir import DType, Graph, Value
-from ...ir.ops import CastOp, EmbeddingOp, ExpandOp, PermuteOp, RelayoutOp, ReshapeOp, ScatterOp
+from ...ir.ops import EmbeddingOp, ScatterOp
 from .model_info import Port
 
 # Element types that TVM cannot address, and what lies in memory instead.
 STORED_AS = {DType.BOOL: torch.uint8, DType.BF16: torch.uint16}
-
-# What leaves every row number as it is, and drops none.
-_KEEPS_NUMBERS = (CastOp, ExpandOp, PermuteOp, RelayoutOp, ReshapeOp)
 
 
 def ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
@@ -39,6 +36,6 @@ def _index_limits(graph: Graph) -> dict[Value, int]:
 
 
 def _source(value: Value) -> Value:
-    while isinstance(value.op, _KEEPS_NUMBERS):
-        value = value.op.x
+    while value.op is not None and value.op.keeps_numbers:
+        value = value.op.inputs[0]
     return value

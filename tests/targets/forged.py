@@ -17,6 +17,7 @@ from typing import Any
 
 from tersor.targets.packaging.archive import ArchiveWriter
 from tersor.targets.packaging.artifact import MANIFEST
+from tersor.targets.packaging.manifest import Manifest
 
 MISSING = object()
 INTEGERS: tuple[Any, ...] = (0, -1, 2**31, 2**63, 10**30, 1.5, "1", None, [], True)
@@ -32,6 +33,11 @@ def contents(path: Path) -> dict[str, bytes]:
     """All members of an artifact."""
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """What an artifact says about itself."""
+    return Manifest.from_text(contents(path)[MANIFEST])
 
 
 def rewrite(source: Path, path: Path, edit: Callable[[dict[str, Any]], None], **replaced: bytes | None) -> Path:

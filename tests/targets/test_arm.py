@@ -17,7 +17,7 @@ from tersor.passes.numeric import seeded_inputs
 from tersor.targets import Executable, resolve_target
 from tersor.targets.machines import toolchain
 from tersor.targets.machines.features import obstacle_here, required_features
-from tersor.targets.packaging.artifact import load_graph, read_manifest
+from tersor.targets.packaging.artifact import load_graph
 from tersor.targets.templates.base import Epilogue
 from tersor.targets.templates.conv2d import direct as conv2d
 from tersor.targets.templates.conv2d import int8 as conv2d_int8
@@ -26,6 +26,7 @@ from tersor.tests.integer_graphs import IntegerBuilder, small_resnet
 
 from .compiled import assert_same, compiled
 from .emulated import Board, require_emulator, require_toolchain
+from .forged import read_manifest
 from .test_integers import KERNELS, PIPELINE, SHAPE, random_bytes
 from .wide_graphs import wide_graph
 

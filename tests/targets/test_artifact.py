@@ -23,13 +23,13 @@ from tersor.targets.machines.features import required_features
 from tersor.targets.packaging import archive as archive_module
 from tersor.targets.packaging import artifact as artifact_module
 from tersor.targets.packaging.archive import ALIGNMENT, Archive, ArchiveWriter
-from tersor.targets.packaging.artifact import CODE, CONSTANTS, GRAPH, MANIFEST, WEIGHTS, load_graph, read_manifest
+from tersor.targets.packaging.artifact import CODE, CONSTANTS, GRAPH, MANIFEST, WEIGHTS, load_graph
 from tersor.targets.packaging.checks import check_target
 from tersor.targets.packaging.manifest import SCHEMA, ArtifactError, Manifest
 from tersor.targets.runtime.virtual_machine import LinkedCode
 from tersor.targets.templates.codec import encode
 
-from .forged import contents, rewrite
+from .forged import contents, read_manifest, rewrite
 
 MEMBERS = (CODE, CONSTANTS, GRAPH, WEIGHTS)
 
