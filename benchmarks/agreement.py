@@ -22,7 +22,7 @@ CALIBRATION_SEED, JUDGED_SEED = 1, 2
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Answers:
     """One runner's answers beside those of PyTorch in float32.
 
     Attributes
@@ -51,7 +51,7 @@ def calibration_crops() -> list[torch.Tensor]:
     return [crop for _, crop in crops(CALIBRATION_CROPS, CALIBRATION_SEED)]
 
 
-def measure_agreement(module: nn.Module, runners: Sequence[Runner]) -> list[Agreement]:
+def measure_agreement(module: nn.Module, runners: Sequence[Runner]) -> list[Answers]:
     """Judge all on the same crops.
 
     Parameters
@@ -67,10 +67,10 @@ def measure_agreement(module: nn.Module, runners: Sequence[Runner]) -> list[Agre
     return [_judge(runner, judged, expected) for runner in runners]
 
 
-def _judge(runner: Runner, judged: Sequence[torch.Tensor], expected: Sequence[np.ndarray]) -> Agreement:
+def _judge(runner: Runner, judged: Sequence[torch.Tensor], expected: Sequence[np.ndarray]) -> Answers:
     same, errors = 0, []
     for crop, logits in zip(judged, expected, strict=True):
         (answer,) = runner.run([crop.numpy()])
         same += int(answer.argmax() == logits.argmax())
         errors.append(float(np.abs(answer - logits).max() / np.abs(logits).max()))
-    return Agreement(runner.name, same, len(judged), float(np.mean(errors)))
+    return Answers(runner.name, same, len(judged), float(np.mean(errors)))

@@ -233,7 +233,7 @@ def pruned_sheet(result: dict[str, Any]) -> Sheet:
 def agreement_sheet(results: Sequence[dict[str, Any]]) -> Sheet:
     """Photographs with the same class."""
     rows = []
-    for one in (photographs.Agreement(**result) for result in results):
+    for one in (photographs.Answers(**result) for result in results):
         rows.append((one.runner, f"{one.same} of {one.crops}", f"{one.share:.1%}", f"{one.error:.1%}"))
     header = (photographs.MODEL, "same class", "share", "error of logits")
     return Sheet("Crops of photographs, int8 against float32", header, tuple(rows))

@@ -43,7 +43,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Result:
+class Measured:
     """One runner on one model: median and least seconds of a call over blocks, and how far outputs are off."""
 
     model: str
@@ -142,19 +142,19 @@ def measure(
     runners: Sequence[TersorRunner | TorchRunner],
     expected: Sequence[np.ndarray],
     rounds: int,
-) -> list[Result]:
+) -> list[Measured]:
     """Check each runner's outputs, then time alternating blocks of calls."""
     differences = [difference(expected, [tensor.numpy() for tensor in runner.outputs()]) for runner in runners]
     for runner in runners:
         runner.seconds(WARM_UP)
     blocks = [[runner.seconds(CALLS) for runner in runners] for _ in range(rounds)]
     return [
-        Result(model, runner.name, statistics.median(times), min(times), off)
+        Measured(model, runner.name, statistics.median(times), min(times), off)
         for runner, times, off in zip(runners, zip(*blocks, strict=True), differences, strict=True)
     ]
 
 
-def table(results: Sequence[Result]) -> Table:
+def table(results: Sequence[Measured]) -> Table:
     """The runners of one model."""
     rows = [(r.runner, f"{r.median * 1e6:.1f}", f"{r.min * 1e6:.1f}", f"{r.difference:.1e}") for r in results]
     return new_table(results[0].model, ("runner", "median us", "min us", "difference"), rows)

@@ -79,26 +79,26 @@ class Gain:
         return self.untuned.median / self.tuned.median
 
 
-class Network(NamedTuple):
+class Prepared(NamedTuple):
     """A graph that is ready for code generation, and the processor that it is for."""
 
     graph: Graph
     target: Cpu
 
 
-def optimized(model: str, threads: int, target: str = NATIVE) -> Network:
+def optimized(model: str, threads: int, target: str = NATIVE) -> Prepared:
     """The graph that is tuned and compiled."""
     found = optimize_in_stages(as_graph(*load(model)), CompileOptions(target=target, threads=threads))
-    return Network(found.graph, resolve_cpu(found.target))
+    return Prepared(found.graph, resolve_cpu(found.target))
 
 
-def compiled(model: Network, records: Sequence[Record], threads: int) -> Any:
+def compiled(model: Prepared, records: Sequence[Record], threads: int) -> Any:
     """The executable with the options that records recommend; the analytic defaults without records."""
     return compile_graph(model.graph, model.target, threads=threads, choose=Tuned(best(records)))
 
 
 def compare(
-    model: Network, variants: dict[str, Sequence[Record]], threads: int, rounds: int
+    model: Prepared, variants: dict[str, Sequence[Record]], threads: int, rounds: int
 ) -> dict[str, LatencyStatistics]:
     """Median latency with each set of records, in interleaved blocks."""
     executables = {name: compiled(model, records, threads) for name, records in variants.items()}

@@ -28,7 +28,7 @@ from tersor.targets.templates.option import Option
 from tersor.targets.tuning import metaschedule
 from tersor.targets.tuning.extract import extract_tasks
 from tersor.targets.tuning.measure import LocalMeasurer
-from tersor.targets.tuning.metaschedule import Progress
+from tersor.targets.tuning.metaschedule import BestSoFar
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.scheduler import Budget
 from tersor.targets.tuning.session import TuningSession
@@ -116,7 +116,7 @@ def race(convolution: Convolution, target: Cpu, their_seconds: float, our_second
     goal = NEAR * theirs.seconds
     first = next(point for point in theirs.history if point.best <= goal)
     history = search(task_of(convolution, target), our_seconds, seed)
-    reached = next((point for point in history if point.best <= goal), Progress(math.inf, 0, math.nan))
+    reached = next((point for point in history if point.best <= goal), BestSoFar(math.inf, 0, math.nan))
     return Race(
         convolution=str(convolution),
         macs=convolution.macs,
@@ -153,7 +153,7 @@ class Stopwatch(LocalMeasurer):
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
-        self.history: list[Progress] = []
+        self.history: list[BestSoFar] = []
         super().__init__()
 
     def outcomes(
@@ -163,11 +163,11 @@ class Stopwatch(LocalMeasurer):
         for outcome in super().outcomes(task, options, incumbent, seconds):
             before = self.history[-1].best if self.history else math.inf
             best = min(before, outcome.seconds) if outcome.ok else before
-            self.history.append(Progress(time.perf_counter() - self._begin, len(self.history) + 1, best))
+            self.history.append(BestSoFar(time.perf_counter() - self._begin, len(self.history) + 1, best))
             yield outcome
 
 
-def search(task: Task, seconds: float, seed: int) -> list[Progress]:
+def search(task: Task, seconds: float, seed: int) -> list[BestSoFar]:
     """Tune one task from nothing; the best after each trial."""
     with Stopwatch() as measurer:
         measurer.start()

@@ -87,7 +87,7 @@ def opt(
         shown.PrintIR(When.AFTER_ALL) if print_after_all else None,
         shown.PrintIR(When.ON_CHANGE) if print_on_change else None,
         None if dump_dir is None else shown.DumpEach(dump_dir),
-        shown.Timing() if timing else None,
+        shown.PrintTiming() if timing else None,
         None if reproducer_dir is None else shown.Reproducer(reproducer_dir, given.options),
     )
     manager = PassManager(stages, tuple(one for one in instruments if one is not None), bisect_limit)

@@ -12,7 +12,7 @@ _LABEL_LETTERS = 78
 
 
 @dataclass(frozen=True)
-class Row:
+class ChartRow:
     """One step in a chart.
 
     Attributes
@@ -30,7 +30,7 @@ class Row:
     style: str = ""
 
 
-def bars(rows: Sequence[Row], text: Callable[[float], str]) -> str:
+def bars(rows: Sequence[ChartRow], text: Callable[[float], str]) -> str:
     """Bars from zero.
 
     Parameters
@@ -42,14 +42,14 @@ def bars(rows: Sequence[Row], text: Callable[[float], str]) -> str:
     """
     top = max((row.value for row in rows if row.value is not None), default=0.0) or 1.0
 
-    def draw(row: Row, y: int) -> str:
+    def draw(row: ChartRow, y: int) -> str:
         length = (row.value or 0.0) / top * (_WIDTH - _VALUES)
         return f'<rect class="bar {row.style}" x="0" y="{y}" width="{max(length, 1):.1f}" height="{_BAR}" rx="3"/>'
 
     return _chart(rows, text, draw)
 
 
-def points(rows: Sequence[Row], text: Callable[[float], str], limit: float | None = None) -> str:
+def points(rows: Sequence[ChartRow], text: Callable[[float], str], limit: float | None = None) -> str:
     """Points on a scale that spans the values, for differences that bars from zero would hide.
 
     Parameters
@@ -66,7 +66,7 @@ def points(rows: Sequence[Row], text: Callable[[float], str], limit: float | Non
     def place(value: float) -> float:
         return (value - low) / (high - low) * (_WIDTH - _VALUES)
 
-    def draw(row: Row, y: int) -> str:
+    def draw(row: ChartRow, y: int) -> str:
         track = f'<rect class="track" x="0" y="{y + _BAR / 2 - 1}" width="{_WIDTH - _VALUES}" height="2" rx="1"/>'
         if row.value is None:
             return track
@@ -81,9 +81,9 @@ def points(rows: Sequence[Row], text: Callable[[float], str], limit: float | Non
 
 
 def _chart(
-    rows: Sequence[Row],
+    rows: Sequence[ChartRow],
     text: Callable[[float], str],
-    draw: Callable[[Row, int], str],
+    draw: Callable[[ChartRow, int], str],
     extra: str = "",
     extra_height: int = 0,
 ) -> str:

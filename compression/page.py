@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..ir.files import write_text
-from .charts import Row, bars, points
+from .charts import ChartRow, bars, points
 from .decisions import decisions
 from .result import Compressed, End, score_change, score_text
 
@@ -153,8 +153,10 @@ def _charts(compressed: Compressed) -> Iterator[str]:
         yield _figure("Output error, relative", bars(_rows(compressed, errors), lambda error: f"{error:.2g}"))
 
 
-def _rows(compressed: Compressed, values: Sequence[float | None]) -> list[Row]:
-    return [Row(step.name, values[index], _style(compressed, index)) for index, step in enumerate(compressed.steps)]
+def _rows(compressed: Compressed, values: Sequence[float | None]) -> list[ChartRow]:
+    return [
+        ChartRow(step.name, values[index], _style(compressed, index)) for index, step in enumerate(compressed.steps)
+    ]
 
 
 def _style(compressed: Compressed, index: int) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from ..ir import Attrs, DType, Graph, Op, TensorType, Value
 from ..ir.ops import CastOp, ExpandOp, FullOp, PermuteOp, ReshapeOp, SliceOp, WeightOp
-from .registry import Refusal
+from .registry import Inexpressible
 
 Number = float | int | bool
 
@@ -50,7 +50,7 @@ class Context:
 
     def refuse(self, reason: str) -> NoReturn:
         """Give up this call, for the reason given."""
-        raise Refusal(reason)
+        raise Inexpressible(reason)
 
     # Ops ------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from ..ir import Graph, IRError, TensorType, TersorError, Value, shorten
 from .context import Context
 from .errors import Operator, UnsupportedError
 from .export import name_of, path_of, writes_in_place
-from .registry import CONVERTERS, Converted, Refusal
+from .registry import CONVERTERS, Converted, Inexpressible
 from .tensors import check_weight, input_type, is_row_major, result_types, suspicion
 
 
@@ -87,7 +87,7 @@ class ProgramConverter:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
         try:
             result = convert(self.context, *args, **kwargs)
-        except (Refusal, IRError) as refusal:
+        except (Inexpressible, IRError) as refusal:
             return self._fail(node, str(refusal), types)
         _check_types(node, result, types)
         return result

@@ -24,7 +24,7 @@ DROPOUTS = (
 CONVERTERS: dict[OpOverload, Converter] = {}
 
 
-class Refusal(Exception):
+class Inexpressible(Exception):
     """Raised by a converter for a call that it cannot express; the message is the reason."""
 
 

@@ -24,7 +24,7 @@ from . import (  # registers passes
     to_bf16,
     to_fp16,
 )
-from .base import Comparison, Exactness, Latency, Pass, PassContext, PassError, Result
+from .base import Exactness, Latency, Pass, PassContext, PassError, Result, TimedPair
 from .bisect import Culprit, bisect
 from .manager import PassManager, PassOutcome, run_passes
 from .numeric import Agreement

@@ -51,7 +51,7 @@ _TOLERANCES = {
 }
 
 
-class Comparison(Protocol):
+class TimedPair(Protocol):
     """Seconds of one execution of two graphs, and how much of their ratio is chance.
 
     The faster one is faster when it takes less than ``1 - noise`` of the other's time.
@@ -78,7 +78,7 @@ class Latency(Protocol):
         """Seconds of one execution of ``op`` alone."""
         ...
 
-    def compare(self, before: Graph, after: Graph) -> Comparison:
+    def compare(self, before: Graph, after: Graph) -> TimedPair:
         """Seconds of two graphs that do the same work differently; where they are measured, alternately."""
         ...
 

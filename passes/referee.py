@@ -17,7 +17,7 @@ from enum import Enum
 import torch
 
 from ..ir import Graph, Op, Value, evaluate
-from .base import Comparison, Latency
+from .base import Latency, TimedPair
 from .report import Times, Verdict
 
 Pair = tuple[Graph, Graph]  # what is replaced, and what replaces it
@@ -98,7 +98,7 @@ class Referee:
         return _sum([self.latency.compare(before, after) for before, after in pairs])
 
 
-def _sum(parts: Sequence[Comparison]) -> Times:
+def _sum(parts: Sequence[TimedPair]) -> Times:
     before, after = (math.fsum(getattr(one, side) for one in parts) for side in ("before", "after"))
     chance = math.hypot(*(one.noise * one.before for one in parts))
     return Times(before, after, chance / before if before else 0.0)

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from benchmarks import compression
-from benchmarks.agreement import Agreement
+from benchmarks.agreement import Answers
 from benchmarks.harness import LatencyStatistics, difference
 from benchmarks.peers import Network
 from benchmarks.photographs import crops, photographs
@@ -70,7 +70,7 @@ def test_a_command_replaces_its_part_only(tmp_path) -> None:
 
 
 def test_share_of_crops() -> None:
-    assert Agreement("one", 3, 4, 0.1).share == 0.75
+    assert Answers("one", 3, 4, 0.1).share == 0.75
 
 
 def test_crops_are_seeded_and_of_all_photographs() -> None:

@@ -22,7 +22,7 @@ from examples import digits
 from examples.digits import __main__ as command
 from examples.digits import data, models, networks, report, studies, training
 from examples.digits.data import Digits
-from examples.digits.models import Network
+from examples.digits.models import DigitNetwork
 from examples.digits.training import BATCH, Recipe
 from tersor.frontend import load_model
 
@@ -48,7 +48,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Digits, Digi
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(training, "THREADS", 1)  # two workers share two cores
     monkeypatch.setattr(data, "load", lambda: few)
-    network = Network("small", small_net, SHORT, multiple=4)
+    network = DigitNetwork("small", small_net, SHORT, multiple=4)
     monkeypatch.setattr(models, "NETWORKS", dict.fromkeys(("vgg", "resnet20"), network))
     monkeypatch.setattr(models, "FINE_TUNING", Recipe(epochs=4, rate=0.05))
     for found in (models.original, models._graph):
@@ -170,8 +170,8 @@ def test_command_line_names(monkeypatch: pytest.MonkeyPatch, quick: tuple[Digits
 
 
 def test_tables_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def program(name: str, accuracy: float, seconds: float) -> studies.Program:
-        return studies.Program(name, 10**7, accuracy, LatencyStatistics.from_blocks([[seconds]]))
+    def program(name: str, accuracy: float, seconds: float) -> studies.Compiled:
+        return studies.Compiled(name, 10**7, accuracy, LatencyStatistics.from_blocks([[seconds]]))
 
     def change(pipeline: str, tuned: float) -> studies.Change:
         return studies.Change(pipeline, 0.5, 0.3, 0.9, tuned, 60)

@@ -83,6 +83,18 @@ def test_only_the_command_line_knows_the_checkout():
     assert {importer for importer, imported in arrows() if imported[0] == "benchmarks"} <= {("cli", "peers.py")}
 
 
+def test_a_word_means_one_thing():
+    """Public classes of one name would be mistaken for each other."""
+    files = {path for arrow in arrows() for path in arrow if path[0] != "benchmarks"}
+    classes = [
+        node.name
+        for path in files
+        for node in ast.walk(ast.parse(ROOT.joinpath(*path).read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert sorted(classes) == sorted(set(classes))
+
+
 def test_there_is_no_circle_between_neighbours():
     graph = nx.DiGraph()
     for importer, imported in arrows():

@@ -31,7 +31,7 @@ REESTIMATE = "reestimate-batchnorm"
 
 
 @dataclass(frozen=True)
-class Network:
+class DigitNetwork:
     """A network, how it is trained, and what the kept channels of its layers are multiples of.
 
     Vectors of AVX-512 have 16 lanes; where layers have no more channels than that, half of a vector is the step.
@@ -44,9 +44,9 @@ class Network:
 
 
 NETWORKS = {
-    "vgg": Network("VGG-like", Vgg, Recipe(epochs=10, rate=0.05), multiple=16),
-    "resnet20": Network("ResNet-20", ResNet20, Recipe(epochs=14, rate=0.1), multiple=8),
-    "mobilenetv2": Network("MobileNetV2-like", MobileNetV2, Recipe(epochs=14, rate=0.1), multiple=8),
+    "vgg": DigitNetwork("VGG-like", Vgg, Recipe(epochs=10, rate=0.05), multiple=16),
+    "resnet20": DigitNetwork("ResNet-20", ResNet20, Recipe(epochs=14, rate=0.1), multiple=8),
+    "mobilenetv2": DigitNetwork("MobileNetV2-like", MobileNetV2, Recipe(epochs=14, rate=0.1), multiple=8),
 }
 
 

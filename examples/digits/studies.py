@@ -38,7 +38,7 @@ UNTRAINED = f"prune-channels{{macs=0.5,multiple=16,keep=all}},{REESTIMATE},{INTE
 
 
 @dataclass(frozen=True)
-class Program:
+class Compiled:
     """A compiled network.
 
     Attributes
@@ -101,7 +101,7 @@ class Study:
     """
 
     network: str
-    programs: tuple[Program, ...]
+    programs: tuple[Compiled, ...]
     changes: tuple[Change, ...] = ()
     scratch: float | None = None
 
@@ -179,11 +179,11 @@ def compiled(module: nn.Module, pipeline: str = "O3") -> Executable:
     return tersor.compile(module, (example,), pipeline=pipeline, calibration=batches, threads=THREADS)
 
 
-def timed(programs: Mapping[str, Executable], schedule: Schedule) -> tuple[Program, ...]:
+def timed(programs: Mapping[str, Executable], schedule: Schedule) -> tuple[Compiled, ...]:
     """Accuracy of each program, and latencies of all, block by block in turn."""
     scores = {name: evaluate(program) for name, program in programs.items()}
     runners = [ExecutableRunner(program, name) for name, program in programs.items()]
     latencies = measure(runners, [data.load()[1].images[:1].numpy()], schedule)
     return tuple(
-        Program(name, program.graph.cost().macs, scores[name], latencies[name]) for name, program in programs.items()
+        Compiled(name, program.graph.cost().macs, scores[name], latencies[name]) for name, program in programs.items()
     )

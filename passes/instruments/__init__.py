@@ -6,5 +6,5 @@ from .dumps import DumpEach
 from .printing import PrintIR, When
 from .reproducer import Reproducer
 from .stages import PassStages
-from .timing import Timing
+from .timing import PrintTiming
 from .verify_each import VerifyEach

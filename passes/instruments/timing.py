@@ -10,7 +10,7 @@ from ..report import Report
 from .base import Instrument
 
 
-class Timing(Instrument):
+class PrintTiming(Instrument):
     """Print what each pass took and did when the run is over.
 
     Parameters

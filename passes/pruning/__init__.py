@@ -5,4 +5,4 @@ Importing this package registers its passes and criteria.
 
 from . import prune, reestimate_batchnorm  # registers passes
 from .criteria import Criterion, Scoring, register_criterion
-from .groups import ChannelGroup, ChannelMap, Layer, Place, find_channels
+from .groups import ChannelGroup, ChannelMap, ChannelPlace, Layer, find_channels

@@ -26,7 +26,7 @@ from .flows import Dims, flow_of
 
 
 @dataclass(frozen=True)
-class Place:
+class ChannelPlace:
     """Where channels of a group lie: dimension ``dim`` of the weight with id ``weight``.
 
     Attributes
@@ -58,7 +58,7 @@ class ChannelGroup:
     """
 
     channels: Labels
-    places: tuple[Place, ...]
+    places: tuple[ChannelPlace, ...]
     layers: tuple[Op, ...]
     width: int
 
@@ -188,9 +188,9 @@ def _groups(
     return [group for _, group in sorted(groups, key=lambda one: one[0])]
 
 
-def _place(weight: str, dim: int, classes: Labels, group: Labels) -> Place:
+def _place(weight: str, dim: int, classes: Labels, group: Labels) -> ChannelPlace:
     at = np.searchsorted(group, classes).clip(max=len(group) - 1)
-    return Place(weight, dim, np.where(group[at] == classes, at, -1))
+    return ChannelPlace(weight, dim, np.where(group[at] == classes, at, -1))
 
 
 def _width(outputs: Labels, group: Labels) -> int:

@@ -17,10 +17,10 @@ from ...ir.ops import AttentionOp, Conv2dOp, LinearOp, MatmulOp
 from ..codegen.group import Group
 from ..codegen.kernel import constant_tensor
 from . import templates
-from .epilogue import Epilogue, make_epilogue, scaled
-from .lowering import Lowering, Stored, computes
+from .epilogue import CudaEpilogue, make_epilogue, scaled
+from .lowering import Lowering, StoredTensor, computes
 from .relax_ops import CHANNELS_LAST, ROW_MAJOR, scalar
-from .templates import Product, Window
+from .templates import Extents, Product
 
 R = relax.op
 
@@ -29,7 +29,7 @@ R = relax.op
 
 
 @computes(Conv2dOp)
-def conv2d(group: Group, lowering: Lowering) -> Stored | None:
+def conv2d(group: Group, lowering: Lowering) -> StoredTensor | None:
     """On tensor cores; depthwise and grouped ones without. The result has its channels last."""
     op = group.anchor
     assert isinstance(op, Conv2dOp)
@@ -59,7 +59,7 @@ def conv2d(group: Group, lowering: Lowering) -> Stored | None:
     return lowering.call(kernel, [image, filters], epilogue, (batch, height, width, n), CHANNELS_LAST)
 
 
-def _float_conv2d(group: Group, lowering: Lowering) -> Stored | None:
+def _float_conv2d(group: Group, lowering: Lowering) -> StoredTensor | None:
     """By Relax, row-major; None for a group, whose members come one by one."""
     op = group.anchor
     assert isinstance(op, Conv2dOp)
@@ -73,12 +73,12 @@ def _float_conv2d(group: Group, lowering: Lowering) -> Stored | None:
     if op.bias is not None:
         bias = R.reshape(R.astype(lowering.plain(op.bias), "float32"), (1, op.result.shape[1], 1, 1))
         result = lowering.emit(R.add(result, bias))
-    return Stored(_stored_as(result, op.result, lowering))
+    return StoredTensor(_stored_as(result, op.result, lowering))
 
 
-def _window(op: Conv2dOp, channels: int) -> Window:
+def _window(op: Conv2dOp, channels: int) -> Extents:
     attrs = op.attrs
-    return Window(
+    return Extents(
         *op.x.shape[2:],
         channels,
         *op.result.shape[2:],
@@ -93,7 +93,7 @@ def _window(op: Conv2dOp, channels: int) -> Window:
 
 
 @computes(LinearOp)
-def linear(group: Group, lowering: Lowering) -> Stored | None:
+def linear(group: Group, lowering: Lowering) -> StoredTensor | None:
     """The weight is [n, k], as kernels read it."""
     op = group.anchor
     assert isinstance(op, LinearOp)
@@ -112,11 +112,11 @@ def linear(group: Group, lowering: Lowering) -> Stored | None:
     result = lowering.emit(R.matmul(lowering.plain(x), transposed, out_dtype="float32"))
     if bias is not None:
         result = lowering.emit(R.add(result, R.astype(lowering.plain(bias), "float32")))
-    return Stored(_stored_as(result, op.result, lowering))
+    return StoredTensor(_stored_as(result, op.result, lowering))
 
 
 @computes(MatmulOp)
-def matmul(group: Group, lowering: Lowering) -> Stored | None:
+def matmul(group: Group, lowering: Lowering) -> StoredTensor | None:
     """Batches of products; a side that is the same for all of a batch is read once for each."""
     op = group.anchor
     assert isinstance(op, MatmulOp)
@@ -127,11 +127,13 @@ def matmul(group: Group, lowering: Lowering) -> Stored | None:
         return None
     a, b = lowering.plain(lhs), lowering.plain(rhs)
     if epilogue is None:
-        return Stored(_stored_as(_float_matmul(lowering, a, b, op.attrs.transpose_rhs), op.result, lowering))
+        return StoredTensor(_stored_as(_float_matmul(lowering, a, b, op.attrs.transpose_rhs), op.result, lowering))
     return _matmul(lowering, a, b, op.attrs.transpose_rhs, epilogue, group.result.shape)
 
 
-def _matmul(lowering: Lowering, a: Any, b: Any, b_rows: bool, epilogue: Epilogue, shape: tuple[int, ...]) -> Stored:
+def _matmul(
+    lowering: Lowering, a: Any, b: Any, b_rows: bool, epilogue: CudaEpilogue, shape: tuple[int, ...]
+) -> StoredTensor:
     """``a [..., m, k]`` times ``b [..., k, n]``, or ``[..., n, k]`` with ``b_rows``, on tensor cores."""
     sides, steps = [], []
     for side in (a, b):
@@ -158,7 +160,7 @@ def _float_matmul(lowering: Lowering, a: Any, b: Any, b_rows: bool) -> Any:
 
 
 @computes(AttentionOp)
-def attention(group: Group, lowering: Lowering) -> Stored | None:
+def attention(group: Group, lowering: Lowering) -> StoredTensor | None:
     """Two products with a softmax between them, which is computed in float32 whatever the operands are."""
     op = group.anchor
     assert isinstance(op, AttentionOp)
@@ -174,7 +176,7 @@ def attention(group: Group, lowering: Lowering) -> Stored | None:
         scores = lowering.emit(R.multiply(scores, scalar(op.scale, DType.F32)))
     weights = lowering.emit(R.nn.softmax(_masked(op, scores, lowering), -1))
     if not half:
-        return Stored(_stored_as(_float_matmul(lowering, weights, value, False), op.result, lowering))
+        return StoredTensor(_stored_as(_float_matmul(lowering, weights, value, False), op.result, lowering))
     weights = lowering.emit(R.astype(weights, "float16"))
     return _matmul(lowering, weights, value, False, scaled("float16", 1.0), op.result.shape)
 

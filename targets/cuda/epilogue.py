@@ -55,7 +55,7 @@ class Reach(Enum):
 
 
 @dataclass(frozen=True)
-class Epilogue:
+class CudaEpilogue:
     """What a kernel does with each sum.
 
     Attributes
@@ -81,7 +81,7 @@ class Epilogue:
         return f"{NAME}_epilogue{{{', '.join(buffer.name for buffer in self.buffers)}}}"
 
 
-def make_epilogue(group: Group, channel_axis: int, *, bias: Value | None = None) -> Epilogue | None:
+def make_epilogue(group: Group, channel_axis: int, *, bias: Value | None = None) -> CudaEpilogue | None:
     """The epilogue of a group, or None when there is an op or an operand that kernels do not take.
 
     Parameters
@@ -124,12 +124,14 @@ def make_epilogue(group: Group, channel_axis: int, *, bias: Value | None = None)
     else:
         lines.append("return v;")
     buffers = tuple(Buffer(f"e{i}", (), FLOATS[value.type.dtype]) for i, (value, _) in enumerate(operands))
-    return Epilogue(_struct(operands, lines), tuple(operands), buffers, FLOATS[result.type.dtype])
+    return CudaEpilogue(_struct(operands, lines), tuple(operands), buffers, FLOATS[result.type.dtype])
 
 
-def scaled(dtype: str, scale: float) -> Epilogue:
+def scaled(dtype: str, scale: float) -> CudaEpilogue:
     """The epilogue that only multiplies sums by a number, and stores them as ``dtype``."""
-    return Epilogue(_struct([], ["return sum;" if scale == 1.0 else f"return sum * {number(scale)};"]), (), (), dtype)
+    return CudaEpilogue(
+        _struct([], ["return sum;" if scale == 1.0 else f"return sum * {number(scale)};"]), (), (), dtype
+    )
 
 
 def number(value: float) -> str:

@@ -23,7 +23,7 @@ from ..codegen.kernel import CompileError, constant_tensor
 from ..machines.target import Gpu
 from ..runtime.model_info import KernelInfo, described
 from ..runtime.ports import STORED_AS
-from .epilogue import Epilogue, Reach
+from .epilogue import CudaEpilogue, Reach
 from .kernel import CudaKernel
 from .relax_ops import RELAX, ROW_MAJOR, Axes, relax_dtype, scalar
 
@@ -35,7 +35,7 @@ _DTYPES = frozenset(DType) - {DType.BF16, DType.F64}  # bf16 is for processors; 
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor of the Relax program: its variable, and how its dimensions are stored."""
 
     variable: Any
@@ -65,7 +65,7 @@ class CudaProgram:
 
 
 # Compute a group by one of our kernels and what it needs around it, or answer None: then its ops are Relax ops.
-Anchor = Callable[[Group, "Lowering"], Stored | None]
+Anchor = Callable[[Group, "Lowering"], StoredTensor | None]
 ANCHORS: dict[type[Op], Anchor] = {}
 
 
@@ -101,7 +101,7 @@ class Lowering:
         self.graph = graph
         self.target = target
         self.builder = relax.BlockBuilder()
-        self._stored: dict[Value, Stored] = {}
+        self._stored: dict[Value, StoredTensor] = {}
         self._moved: dict[tuple[Any, bool], Any] = {}
         self._kernels: dict[CudaKernel, str] = {}
         self._constants: list[torch.Tensor] = []
@@ -114,7 +114,7 @@ class Lowering:
         with self.builder.function(ENTRY, attrs={"num_input": len(inputs)}, private=False):
             with self.builder.dataflow():
                 for value, variable in zip(self.graph.inputs, inputs, strict=True):
-                    self._stored[value] = Stored(self._shaped(variable, value))
+                    self._stored[value] = StoredTensor(self._shaped(variable, value))
                 for op in self.graph.ops:
                     if op.inputs:
                         self._lower(op)
@@ -126,13 +126,13 @@ class Lowering:
 
     # Tensors ------------------------------------------------------------------------------------------------------
 
-    def stored(self, value: Value) -> Stored:
+    def stored(self, value: Value) -> StoredTensor:
         """Where a value of the graph is; constants become parameters when they are first read."""
         if value not in self._stored:
             if isinstance(value.op, FullOp) and value.type.rank == 0:
-                self._stored[value] = Stored(scalar(value.op.attrs.value, value.type.dtype))
+                self._stored[value] = StoredTensor(scalar(value.op.attrs.value, value.type.dtype))
             else:
-                self._stored[value] = Stored(self._shaped(self.flat(value), value))
+                self._stored[value] = StoredTensor(self._shaped(self.flat(value), value))
         return self._stored[value]
 
     def plain(self, value: Value) -> Any:
@@ -144,7 +144,7 @@ class Lowering:
         stored = self.stored(value)
         if not stored.axes.channels_last and value.type.rank < _IMAGE_RANK and value.type.size > 1:
             shape = (1,) * (_IMAGE_RANK - value.type.rank) + value.shape
-            stored = Stored(self.emit(relax.op.reshape(stored.variable, shape)))
+            stored = StoredTensor(self.emit(relax.op.reshape(stored.variable, shape)))
         return stored.variable if value.type.size == 1 else self._in(stored, channels_last=True)
 
     def flat(self, value: Value) -> Any:
@@ -165,7 +165,7 @@ class Lowering:
         """A new variable of the program."""
         return self.builder.emit(expression)
 
-    def _in(self, stored: Stored, *, channels_last: bool) -> Any:
+    def _in(self, stored: StoredTensor, *, channels_last: bool) -> Any:
         if stored.axes.channels_last == channels_last:
             return stored.variable
         key = (stored.variable, channels_last)
@@ -216,7 +216,7 @@ class Lowering:
             self._stored[member.result] = made or self._by_relax(member)
         self._stored[op.result] = self._stored[op.body.outputs[0]]
 
-    def _by_relax(self, op: Op) -> Stored:
+    def _by_relax(self, op: Op) -> StoredTensor:
         pools = isinstance(op, ReduceOp) and op.x.type.rank == _IMAGE_RANK and op.attrs.axes == _POSITIONS
         image = op.result.type.rank == _IMAGE_RANK and (op.elementwise or op.any_image_order)
         axes = Axes((pools or image) and any(self.stored(value).axes.channels_last for value in op.inputs))
@@ -227,20 +227,20 @@ class Lowering:
             axes = ROW_MAJOR
         if _extents(variable) != tuple(axes.order(op.result.shape)):
             raise CompileError(f"{op.describe()}: TVM computes {variable.ty} instead of {op.result.type}")
-        return Stored(variable, axes)
+        return StoredTensor(variable, axes)
 
     def call(
-        self, kernel: CudaKernel, operands: list[Any], epilogue: Epilogue, shape: tuple[int, ...], axes: Axes
-    ) -> Stored:
+        self, kernel: CudaKernel, operands: list[Any], epilogue: CudaEpilogue, shape: tuple[int, ...], axes: Axes
+    ) -> StoredTensor:
         """Call a kernel on two variables and on what its epilogue reads; the result is stored as ``shape``."""
         read = self.channels_last if axes.channels_last else self.plain
         others = [read(v) if reach is Reach.ELEMENT else self.plain(v) for v, reach in epilogue.operands]
         if kernel.then is None:
-            return Stored(self._call(kernel, [*operands, *others], shape), axes)
+            return StoredTensor(self._call(kernel, [*operands, *others], shape), axes)
         workspace = self._call(kernel, operands, kernel.output.shape)
         done = self._call(kernel.then, [workspace, *others], shape)
         self._kernel_of_op = (self._kernel_of_op or ("", kernel))[0], kernel
-        return Stored(done, axes)
+        return StoredTensor(done, axes)
 
     def _call(self, kernel: CudaKernel, arguments: list[Any], shape: tuple[int, ...]) -> Any:
         shaped = kernel.with_shapes(tuple(_extents(argument) for argument in arguments), shape)

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ..machines.target import Gpu
-from .epilogue import Epilogue, scaled
+from .epilogue import CudaEpilogue, scaled
 from .kernel import Buffer, CudaKernel
 
 CHUNK = 8  # halves in 16 bytes: what one asynchronous copy moves, and rows must be a multiple of
@@ -21,7 +21,7 @@ _THREADS = 256
 
 
 @dataclass(frozen=True)
-class Tile:
+class BlockTile:
     """What a block computes of a matrix product.
 
     Attributes
@@ -51,13 +51,13 @@ class Tile:
 
 # The efficiencies order the tiles; they are estimates, not measurements.
 TILES = (
-    Tile(128, 128, 64, 32, 1.0),
-    Tile(128, 64, 32, 32, 0.85),
-    Tile(64, 64, 32, 32, 0.7),
-    Tile(32, 64, 16, 32, 0.5),
+    BlockTile(128, 128, 64, 32, 1.0),
+    BlockTile(128, 64, 32, 32, 0.85),
+    BlockTile(64, 64, 32, 32, 0.7),
+    BlockTile(32, 64, 16, 32, 0.5),
 )
 
-# What `choose_plan` reckons with on an H100: orders of magnitude, not measurements.
+# What `choose_cut` reckons with on an H100: orders of magnitude, not measurements.
 _SLICE_MICROSECONDS = 0.5  # of the largest tile
 _SUM_MICROSECONDS = 3.0  # to start a second kernel
 _SUM_MICROSECONDS_PER_NUMBER = 4e-6  # to write and read a partial sum
@@ -68,10 +68,10 @@ _SUMS = scaled("float32", 1.0)  # the epilogue that stores sums as they are
 
 
 @dataclass(frozen=True)
-class Plan:
+class Cut:
     """How a matrix product is cut: into tiles, and the sums along k into ``splits`` parts that a second kernel adds."""
 
-    tile: Tile
+    tile: BlockTile
     splits: int = 1
 
     def __str__(self) -> str:
@@ -79,8 +79,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Window:
-    """A convolution's extents, in the order of the struct of that name in ``kernels/common.cuh``."""
+class Extents:
+    """A convolution's extents, in the order of the struct `Window` in ``kernels/common.cuh``."""
 
     height: int
     width: int
@@ -117,63 +117,65 @@ class Product:
     step_b: int
 
 
-def choose_plan(target: Gpu, batch: int, m: int, n: int, k: int, *, split: bool) -> Plan:
-    """The plan that should take least time: rounds of blocks over all multiprocessors, times the work of a block.
+def choose_cut(target: Gpu, batch: int, m: int, n: int, k: int, *, split: bool) -> Cut:
+    """The cut that should take least time: rounds of blocks over all multiprocessors, times the work of a block.
 
     With ``split`` the sum may be cut where there are too few tiles for all multiprocessors.
     """
     slices = math.ceil(k / SLICE)
 
-    def microseconds(plan: Plan) -> float:
-        tile, splits = plan.tile, plan.splits
+    def microseconds(cut: Cut) -> float:
+        tile, splits = cut.tile, cut.splits
         blocks = batch * math.ceil(m / tile.m) * math.ceil(n / tile.n) * splits
         work = tile.m * tile.n / (TILES[0].m * TILES[0].n) / tile.efficiency * math.ceil(slices / splits)
         summing = _SUM_MICROSECONDS + splits * m * n * _SUM_MICROSECONDS_PER_NUMBER if splits > 1 else 0.0
         return math.ceil(blocks / target.multiprocessors) * work * _SLICE_MICROSECONDS + summing
 
     counts = [count for count in _SPLITS if count == 1 or (split and slices >= count * _FEWEST_SLICES)]
-    return min((Plan(tile, count) for tile in TILES for count in counts), key=microseconds)
+    return min((Cut(tile, count) for tile in TILES for count in counts), key=microseconds)
 
 
-def matmul(target: Gpu, product: Product, epilogue: Epilogue, plan: Plan | None = None) -> CudaKernel:
+def matmul(target: Gpu, product: Product, epilogue: CudaEpilogue, cut: Cut | None = None) -> CudaKernel:
     """A batch of matrix products on tensor cores, or for few rows one that streams the weight."""
     p = product
-    if plan is None and p.b_rows and p.batch == 1 and p.m <= FEW_ROWS:
+    if cut is None and p.b_rows and p.batch == 1 and p.m <= FEW_ROWS:
         return _gemv(p, epilogue)
-    plan = plan or choose_plan(target, p.batch, p.m, p.n, p.k, split=p.b_rows and p.batch == 1)
-    tile, vector_a = plan.tile, _flag(p.k % CHUNK == 0)
+    cut = cut or choose_cut(target, p.batch, p.m, p.n, p.k, split=p.b_rows and p.batch == 1)
+    tile, vector_a = cut.tile, _flag(p.k % CHUNK == 0)
     vector_b = _flag((p.k if p.b_rows else p.n) % CHUNK == 0)
     grid = (math.ceil(p.m / tile.m), math.ceil(p.n / tile.n))
     extents = f"{p.m}, {p.n}, {p.k}"
-    if plan.splits > 1:
-        slices = math.ceil(math.ceil(p.k / SLICE) / plan.splits)
+    if cut.splits > 1:
+        slices = math.ceil(math.ceil(p.k / SLICE) / cut.splits)
         call = (
             f"tersor::matmul_split<{tile}, {vector_a}, {vector_b}>(out, a, b, {_SUMS.construct}, {extents}, {slices});"
         )
-        part = _kernel("matmul_split", str(plan), call, _SUMS, (*grid, plan.splits), tile.threads)
-        return _then_sum(part, plan.splits, p.m, p.n, epilogue)
+        part = _kernel("matmul_split", str(cut), call, _SUMS, (*grid, cut.splits), tile.threads)
+        return _then_sum(part, cut.splits, p.m, p.n, epilogue)
     name = "matmul_rows" if p.b_rows else "matmul_columns"
     call = (
         f"tersor::{name}<{tile}, {vector_a}, {vector_b}>"
         f"(out, a, b, {epilogue.construct}, {extents}, {p.step_a}L, {p.step_b}L);"
     )
-    return _kernel(name, str(plan), call, epilogue, (*grid, p.batch), tile.threads)
+    return _kernel(name, str(cut), call, epilogue, (*grid, p.batch), tile.threads)
 
 
-def conv2d(target: Gpu, batch: int, n: int, window: Window, epilogue: Epilogue, plan: Plan | None = None) -> CudaKernel:
+def conv2d(
+    target: Gpu, batch: int, n: int, window: Extents, epilogue: CudaEpilogue, cut: Cut | None = None
+) -> CudaKernel:
     """A convolution to ``n`` channels on tensor cores; the window's channels must be a multiple of `CHUNK`."""
     pixels = batch * window.out_height * window.out_width
     k = window.kernel_height * window.kernel_width * window.channels
-    plan = plan or choose_plan(target, 1, pixels, n, k, split=True)
-    slices = math.ceil(math.ceil(k / SLICE) / plan.splits)
-    last = epilogue if plan.splits == 1 else _SUMS
-    call = f"tersor::conv2d_gemm<{plan.tile}>(out, a, b, {last.construct}, {pixels}, {n}, {window}, {slices});"
-    grid = (math.ceil(pixels / plan.tile.m), math.ceil(n / plan.tile.n), plan.splits)
-    kernel = _kernel("conv2d_gemm", str(plan), call, last, grid, plan.tile.threads)
-    return kernel if plan.splits == 1 else _then_sum(kernel, plan.splits, pixels, n, epilogue)
+    cut = cut or choose_cut(target, 1, pixels, n, k, split=True)
+    slices = math.ceil(math.ceil(k / SLICE) / cut.splits)
+    last = epilogue if cut.splits == 1 else _SUMS
+    call = f"tersor::conv2d_gemm<{cut.tile}>(out, a, b, {last.construct}, {pixels}, {n}, {window}, {slices});"
+    grid = (math.ceil(pixels / cut.tile.m), math.ceil(n / cut.tile.n), cut.splits)
+    kernel = _kernel("conv2d_gemm", str(cut), call, last, grid, cut.tile.threads)
+    return kernel if cut.splits == 1 else _then_sum(kernel, cut.splits, pixels, n, epilogue)
 
 
-def depthwise(batch: int, window: Window, epilogue: Epilogue) -> CudaKernel:
+def depthwise(batch: int, window: Extents, epilogue: CudaEpilogue) -> CudaKernel:
     """A depthwise convolution; the weight is stored as [kernel height, kernel width, channels]."""
     width = math.gcd(window.channels, CHUNK)
     total = batch * window.out_height * window.out_width * window.channels
@@ -187,7 +189,7 @@ def depthwise(batch: int, window: Window, epilogue: Epilogue) -> CudaKernel:
     )
 
 
-def grouped(batch: int, n: int, groups: int, window: Window, epilogue: Epilogue) -> CudaKernel:
+def grouped(batch: int, n: int, groups: int, window: Extents, epilogue: CudaEpilogue) -> CudaKernel:
     """A convolution to ``n`` channels in groups; the weight is stored as [n, kernel height, kernel width, depth]."""
     total = batch * window.out_height * window.out_width * n
     return _kernel(
@@ -200,7 +202,7 @@ def grouped(batch: int, n: int, groups: int, window: Window, epilogue: Epilogue)
     )
 
 
-def _then_sum(part: CudaKernel, splits: int, m: int, n: int, epilogue: Epilogue) -> CudaKernel:
+def _then_sum(part: CudaKernel, splits: int, m: int, n: int, epilogue: CudaEpilogue) -> CudaKernel:
     """``part``, whose output becomes a workspace, followed by the kernel that adds its parts."""
     total = m * n
     last = CudaKernel(
@@ -216,7 +218,7 @@ def _then_sum(part: CudaKernel, splits: int, m: int, n: int, epilogue: Epilogue)
     return replace(part, output=replace(part.output, shape=(splits, m, n)), then=last)
 
 
-def _gemv(p: Product, epilogue: Epilogue) -> CudaKernel:
+def _gemv(p: Product, epilogue: CudaEpilogue) -> CudaKernel:
     return _kernel(
         "gemv",
         str(_GEMV_WARPS),
@@ -228,7 +230,7 @@ def _gemv(p: Product, epilogue: Epilogue) -> CudaKernel:
 
 
 def _kernel(
-    template: str, knobs: str, call: str, epilogue: Epilogue, grid: tuple[int, int, int], threads: int
+    template: str, knobs: str, call: str, epilogue: CudaEpilogue, grid: tuple[int, int, int], threads: int
 ) -> CudaKernel:
     operands = (Buffer("a", (), "float16"), Buffer("b", (), "float16"), *epilogue.buffers)
     output = Buffer("out", (), epilogue.dtype)

@@ -18,7 +18,7 @@ from .builder import WorkerPool
 from .candidate import Built, Lowering, build_candidate, lower_with
 from .outcome import Outcome, Status
 from .process import HostError, OutOfMemoryError, WorkerDiedError, WorkerError, WorkerStartError, WorkerTimeoutError
-from .runner import LocalRunner, Runner, RunSettings
+from .runner import CandidateRunner, LocalRunner, RunSettings
 from .sandbox import RunResult
 from .task import Task
 from .worker import cause_of, describe_error
@@ -107,7 +107,7 @@ class LocalMeasurer(Measurer):
     def __init__(
         self,
         executor: Executor | None = None,
-        runner: Runner | None = None,
+        runner: CandidateRunner | None = None,
         *,
         lowering: Lowering = lower_with,
     ) -> None:

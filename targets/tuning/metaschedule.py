@@ -52,7 +52,7 @@ _SETUP_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True)
-class Progress:
+class BestSoFar:
     """The best after a trial: seconds since the start, trials so far, and the fastest kernel's seconds."""
 
     elapsed: float
@@ -79,7 +79,7 @@ class Search:
     seconds: float
     trials: int
     failures: dict[str, int]
-    history: tuple[Progress, ...]
+    history: tuple[BestSoFar, ...]
 
 
 def tune(
@@ -233,7 +233,7 @@ class _Searcher:
         """Search until one of the limits is reached."""
         best, done = float("inf"), 0
         failures: dict[str, int] = {}
-        history: list[Progress] = []
+        history: list[BestSoFar] = []
         spaces = self._context.generate_design_space()
         self._context.pre_tuning(trials, min(_BATCH, trials), spaces, self._database, self._model)
         try:
@@ -246,7 +246,7 @@ class _Searcher:
                     else:
                         failures[result.status] = failures.get(result.status, 0) + 1
                     done += 1
-                    history.append(Progress(time.perf_counter() - start, done, best))
+                    history.append(BestSoFar(time.perf_counter() - start, done, best))
                 self._tell(candidates, results)
                 if max_seconds is not None and time.perf_counter() - start >= max_seconds:
                     break

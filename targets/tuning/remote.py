@@ -70,7 +70,7 @@ class RpcRunner:
     def run(
         self, task: Task, candidates: Sequence[Built], incumbent: Built | None
     ) -> Iterator[tuple[Built, RunResult]]:
-        """See `Runner.run`.
+        """See `CandidateRunner.run`.
 
         Raises
         ------

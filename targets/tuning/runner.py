@@ -38,7 +38,7 @@ class RunSettings:
     lowering: Lowering = lower_with
 
 
-class Runner(Protocol):
+class CandidateRunner(Protocol):
     """Runs compiled candidates."""
 
     def warm_up(self, task: Task | None = None) -> None:
@@ -64,7 +64,7 @@ class LocalRunner:
         self._sandbox = Sandbox(execution.__name__, self._settings.memory_bytes, self._settings.task_timeout)
 
     def warm_up(self, task: Task | None = None) -> None:
-        """See `Runner.warm_up`."""
+        """See `CandidateRunner.warm_up`."""
         self._sandbox.warm_up()
         if task is not None:
             self._sandbox.prepare(self._setup(task))
@@ -72,7 +72,7 @@ class LocalRunner:
     def run(
         self, task: Task, candidates: Sequence[Built], incumbent: Built | None
     ) -> Iterator[tuple[Built, RunResult]]:
-        """See `Runner.run`, and `Sandbox.run` for what it raises."""
+        """See `CandidateRunner.run`, and `Sandbox.run` for what it raises."""
         self._sandbox.wait_ready()
         setup = self._setup(task)
         policy, timeout = self._settings.policy, self._settings.timeout

@@ -8,7 +8,16 @@ import tersor.tests.passes.example_passes
 from tersor.ir import DType, Graph, IRError, TensorType, TersorError, load_ir, parse
 from tersor.ir.ops import AddOp, EmbeddingOp, ReluOp, SigmoidOp
 from tersor.passes import PassError, PassManager, parse_pipeline, run_passes
-from tersor.passes.instruments import CheckEach, DumpEach, Instrument, PrintIR, Reproducer, Timing, VerifyEach, When
+from tersor.passes.instruments import (
+    CheckEach,
+    DumpEach,
+    Instrument,
+    PrintIR,
+    PrintTiming,
+    Reproducer,
+    VerifyEach,
+    When,
+)
 from tersor.tests.random_graphs import GraphBuilder
 
 
@@ -195,7 +204,7 @@ def test_dumps_to_an_unusable_folder(graph, tmp_path):
 
 
 def test_timing(graph, capsys):
-    run_passes(graph, "canonicalize{max_sweeps=3},fuse", instruments=[Timing()])
+    run_passes(graph, "canonicalize{max_sweeps=3},fuse", instruments=[PrintTiming()])
     printed = capsys.readouterr().err
     assert "canonicalize{max_sweeps=3}" in printed
     assert "in 3 passes" in printed

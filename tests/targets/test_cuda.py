@@ -21,11 +21,12 @@ from tersor.targets.cuda.backend import obstacle_here
 from tersor.targets.cuda.codegen import build, cuda_source
 from tersor.targets.cuda.embedded import binary_object, read_binary
 from tersor.targets.cuda.lowering import lower
-from tersor.targets.cuda.templates import TILES, Window, choose_plan, conv2d
+from tersor.targets.cuda.templates import TILES, Extents, choose_cut, conv2d
 from tersor.targets.cuda.toolkit import compile_cuda
 from tersor.targets.machines.toolchain import find_toolchain
 from tersor.tests.random_graphs import GraphBuilder
 
+from .forged import read_manifest
 from .test_cuda_graphs import convolutions
 
 TARGETS = ["cuda:sm_80", "cuda:sm_90"]
@@ -99,12 +100,12 @@ def test_kernels_compile_to_matrix_instructions_without_spills(target: str):
 @needs_nvcc
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_no_tile_spills(tile: object):
-    window = Window(56, 56, 64, 56, 56, 3, 3, 1, 1, 1, 1, 1, 1)
+    window = Extents(56, 56, 64, 56, 56, 3, 3, 1, 1, 1, 1, 1, 1)
     from tersor.targets.cuda.epilogue import scaled
     from tersor.targets.cuda.kernel import library
-    from tersor.targets.cuda.templates import Plan
+    from tersor.targets.cuda.templates import Cut
 
-    kernel = conv2d(SM_90, 8, 128, window, scaled("float16", 1.0), Plan(tile))
+    kernel = conv2d(SM_90, 8, 128, window, scaled("float16", 1.0), Cut(tile))
     entry = (
         'extern "C" __global__ void __launch_bounds__(%d) k(half* o, const half* a, const half* b) { k_body(o, a, b); }'
     )
@@ -126,10 +127,10 @@ def test_models_compile(model: str, target: str):
 
 
 def test_small_products_use_small_tiles_or_split_sums():
-    assert choose_plan(SM_90, 1, 25088, 512, 4608, split=True).tile == TILES[0]
-    assert choose_plan(SM_90, 1, 49, 512, 4608, split=True).splits > 1
-    assert choose_plan(SM_90, 1, 49, 512, 4608, split=False).splits == 1
-    assert choose_plan(SM_90, 1, 49, 512, 64, split=True).splits == 1
+    assert choose_cut(SM_90, 1, 25088, 512, 4608, split=True).tile == TILES[0]
+    assert choose_cut(SM_90, 1, 49, 512, 4608, split=True).splits > 1
+    assert choose_cut(SM_90, 1, 49, 512, 4608, split=False).splits == 1
+    assert choose_cut(SM_90, 1, 49, 512, 64, split=True).splits == 1
 
 
 # Executables and files ---------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ def test_the_graph_in_the_file_compiles_for_a_processor(artifact: Path):
 
 
 def test_its_manifest_fits_its_graph(artifact: Path):
-    from tersor.targets.packaging.artifact import load_graph, read_manifest
+    from tersor.targets.packaging.artifact import load_graph
     from tersor.targets.packaging.checks import check_graph, check_target
 
     check_target(read_manifest(artifact).model.target)

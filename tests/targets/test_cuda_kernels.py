@@ -16,7 +16,7 @@ from tersor.targets.codegen.group import Group
 from tersor.targets.cuda import templates
 from tersor.targets.cuda.epilogue import EXPRESSIONS, Reach, make_epilogue, number, scaled
 from tersor.targets.cuda.kernel import Buffer, CudaKernel
-from tersor.targets.cuda.templates import TILES, Plan, Product, Window
+from tersor.targets.cuda.templates import TILES, Cut, Extents, Product
 from tersor.targets.machines.catalog import resolve_target
 from tersor.tests.random_graphs import GraphBuilder
 
@@ -48,7 +48,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float 
 def test_products_of_a_batch_in_every_tile(tile: templates.Tile, b_rows: bool):
     m, n, k = tile.m + 5, tile.n // 2 + 9, 72
     a, b = halves(2, m, k), halves(2, n, k, seed=1) if b_rows else halves(2, k, n, seed=1)
-    kernel = templates.matmul(TARGET, Product(2, m, n, k, b_rows, m * k, n * k), SUMS, Plan(tile))
+    kernel = templates.matmul(TARGET, Product(2, m, n, k, b_rows, m * k, n * k), SUMS, Cut(tile))
     expected = a.float() @ (b.float().mT if b_rows else b.float())
     assert_close(run(kernel, (a, b), (2, m, n)), expected)
 
@@ -57,7 +57,7 @@ def test_products_of_a_batch_in_every_tile(tile: templates.Tile, b_rows: bool):
 @pytest.mark.parametrize("b_rows", [True, False], ids=["rows", "columns"])
 def test_extents_that_divide_by_nothing(m: int, n: int, k: int, b_rows: bool):
     a, b = halves(m, k), halves(n, k, seed=1) if b_rows else halves(k, n, seed=1)
-    kernel = templates.matmul(TARGET, Product(1, m, n, k, b_rows, 0, 0), SUMS, Plan(TILES[-1]))
+    kernel = templates.matmul(TARGET, Product(1, m, n, k, b_rows, 0, 0), SUMS, Cut(TILES[-1]))
     assert_close(run(kernel, (a, b), (m, n)), a.float() @ (b.float().T if b_rows else b.float()))
 
 
@@ -70,7 +70,7 @@ def test_a_matrix_that_all_of_a_batch_share():
 @pytest.mark.parametrize("splits", [2, 5, 8])
 def test_sums_cut_into_parts(splits: int):
     a, b = halves(35, 200), halves(40, 200, seed=1)
-    kernel = templates.matmul(TARGET, Product(1, 35, 40, 200, True, 0, 0), SUMS, Plan(TILES[-1], splits))
+    kernel = templates.matmul(TARGET, Product(1, 35, 40, 200, True, 0, 0), SUMS, Cut(TILES[-1], splits))
     assert kernel.grid[2] == splits  # 7 slices: of 8 parts the last has none
     assert_close(run(kernel, (a, b), (35, 40)), a.float() @ b.float().T)
 
@@ -91,9 +91,9 @@ WINDOWS = [  # kernel, stride, padding, dilation
 ]
 
 
-def window_of(x: torch.Tensor, out: torch.Tensor, case: tuple) -> Window:
+def window_of(x: torch.Tensor, out: torch.Tensor, case: tuple) -> Extents:
     kernel, stride, padding, dilation = case
-    return Window(*x.shape[2:], x.shape[1], *out.shape[2:], *kernel, *stride, *padding, *dilation)
+    return Extents(*x.shape[2:], x.shape[1], *out.shape[2:], *kernel, *stride, *padding, *dilation)
 
 
 @pytest.mark.parametrize(("case", "splits"), [*((case, 1) for case in WINDOWS), (WINDOWS[-1], 2)])
@@ -101,7 +101,7 @@ def test_convolutions(case: tuple, splits: int):
     kernel_size, stride, padding, dilation = case
     x, weight = halves(2, 24, 9, 11), halves(20, 24, *kernel_size, seed=1)
     expected = functional.conv2d(x.float(), weight.float(), None, stride, padding, dilation)
-    kernel = templates.conv2d(TARGET, 2, 20, window_of(x, expected, case), SUMS, Plan(TILES[-1], splits))
+    kernel = templates.conv2d(TARGET, 2, 20, window_of(x, expected, case), SUMS, Cut(TILES[-1], splits))
     inputs = (x.permute(0, 2, 3, 1).contiguous(), weight.permute(0, 2, 3, 1).contiguous())
     assert_close(run(kernel, inputs, tuple(expected.permute(0, 2, 3, 1).shape)), expected.permute(0, 2, 3, 1))
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ....ir import Graph, TersorError
 from ...name_table import NameTable
-from ..groups import ChannelGroup, Place
+from ..groups import ChannelGroup, ChannelPlace
 
 Scores = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ class Scoring:
     calibration: Iterable[Sequence[torch.Tensor]] | None
     seed: int
 
-    def weight(self, place: Place) -> torch.Tensor:
+    def weight(self, place: ChannelPlace) -> torch.Tensor:
         """The weight of a place, in float64, with the channels' dimension first and all others flattened.
 
         Raises
@@ -64,7 +64,7 @@ CRITERIA: NameTable[Criterion] = NameTable("criterion", family="pruning")
 register_criterion = CRITERIA.register
 
 
-def per_channel(group: ChannelGroup, place: Place, numbers: torch.Tensor) -> Scores:
+def per_channel(group: ChannelGroup, place: ChannelPlace, numbers: torch.Tensor) -> Scores:
     """Means of ``numbers``, one for each index of ``place``, over the indices of each channel; 0 if not there."""
     there = place.channels >= 0
     at, found = place.channels[there], numbers.numpy()[there]

@@ -134,13 +134,13 @@ def build(spec: MatmulSpec, target: Cpu, knobs: MatmulBf16Knobs, epilogue: Epilo
         extents = (*spec.batch, knobs.row_units, knobs.output_units)
         with shared_loop(extents, macs=spec.macs) as (*batch, row_unit, output_unit):
             operands = (*(bits_of(buffer) for buffer in main), None)
-            UnitWriter(spec, knobs, knobs.shape, operands, out, batch).write(row_unit, output_unit)
+            ProductWriter(spec, knobs, knobs.shape, operands, out, batch).write(row_unit, output_unit)
 
     importing = replace(epilogue, llvm_ir=epilogue.llvm_ir + knobs.shape.llvm_ir)
     return make_prim_func("matmul_bf16", inputs, output, body, importing)
 
 
-class UnitWriter:
+class ProductWriter:
     """Writes what one thread does: gather panels, then all tiles of its groups of outputs."""
 
     depth = TILE_DEPTH  # columns of `a` in a row of a panel

@@ -29,7 +29,7 @@ from ..vector.builder import Output, bind, load, loop, make_prim_func, store
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.operand_types import is_integer
 from ..vector.vectors import pieces
-from .bf16 import FEWEST_ROWS, UnitWriter, cut_both_ways, groups_of, reduced_tiles
+from .bf16 import FEWEST_ROWS, ProductWriter, cut_both_ways, groups_of, reduced_tiles
 from .spec import PACKED, MatmulSpec
 
 DEPTH = 2 * TILE_DEPTH  # columns of `a` in one row of a panel
@@ -112,7 +112,7 @@ def build(spec: MatmulSpec, target: Cpu, knobs: MatmulInt8AmxKnobs, epilogue: Ep
     return make_prim_func("matmul_int8_amx", (BufferSpec("a", spec.a_size, spec.dtype), weight), output, body, epilogue)
 
 
-class _UnitWriter(UnitWriter):
+class _UnitWriter(ProductWriter):
     """Gathers panels of 64 columns; the epilogue of each tile runs while the matrix unit works on the next one."""
 
     depth = DEPTH
