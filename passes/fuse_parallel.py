@@ -34,7 +34,6 @@ from ..ir import Graph, Op, Rewriter, Value
 from ..ir.ops import (
     AttentionOp,
     ConcatOp,
-    Conv2dOp,
     ExpandOp,
     LayerOp,
     LinearOp,
@@ -137,7 +136,7 @@ def _join(layers: list[LayerOp], rewriter: Rewriter) -> None:
     joined: Op = rewriter.create(type(first), (first.x, weight, bias), first.attrs)
     for op in chains[0][1:]:
         joined = rewriter.create(type(op), (joined.result,), op.attrs, location=op.location)
-    axis = 1 if isinstance(first, Conv2dOp) else joined.result.type.rank - 1
+    axis = first.channel_axis % joined.result.type.rank
     parts, start = [], 0
     for layer in layers:
         stop = start + layer.weight.shape[0]

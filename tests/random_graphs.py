@@ -132,6 +132,7 @@ class Grower(GraphBuilder):
         steps = (
             self._convolution,
             self._convolution,
+            self._transposed,
             self._normalised,
             self._unary,
             self._unary,
@@ -166,6 +167,16 @@ class Grower(GraphBuilder):
         channels = x.shape[1] if depthwise else (4, 6, 8)[self.below(3)]
         groups = x.shape[1] if depthwise else 1
         return self.conv(x, channels, (1, 3)[self.below(2)], groups=groups, bias=bool(self.below(2)))
+
+    def _transposed(self) -> Value:
+        x = self.pick(4)
+        groups = (1, 2, x.shape[1])[self.below(3)] if x.shape[1] % 2 == 0 else 1
+        outputs, kernel, stride = groups * (1, 4)[self.below(2)], (1, 2, 3, 4)[self.below(4)], (1, 2)[self.below(2)]
+        weight = self.weight(outputs, x.shape[1] // groups, kernel, kernel, hint="up.weight")
+        bias = self.weight(outputs, hint="up.bias") if self.below(2) else None
+        window = {"stride": (stride, stride), "padding": (kernel // 3, kernel // 3), "groups": groups}
+        made = self.op(ops.ConvTranspose2dOp, x, weight, bias, location="up", **window)
+        return self.batch_norm(made) if self.below(3) == 0 else made
 
     def _normalised(self) -> Value:
         if self.below(2):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ...ir import Value
-from ...ir.ops import Conv2dOp
+from ...ir.ops import Conv2dOp, ConvTranspose2dOp
 from ..context import Context, pair
 from ..registry import converter
 
@@ -62,9 +62,9 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Value:
-    if transposed:
-        ctx.refuse("transposed convolution")
     spatial = len(weight.shape) - 2
+    if transposed:
+        return _transposed(ctx, x, weight, bias, stride, padding, output_padding, dilation, groups)
     if spatial == 2:
         return conv2d(ctx, x, weight, bias, stride, padding, dilation, groups)
     if spatial != 1:
@@ -90,3 +90,34 @@ def _conv2d(
     batched = ctx.reshape(x, (1, *x.shape)) if len(x.shape) == 3 else x
     result = ctx.emit(Conv2dOp, batched, weight, bias, attrs=attrs)
     return ctx.reshape(result, result.shape[1:]) if len(x.shape) == 3 else result
+
+
+def _transposed(
+    ctx: Context,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Value:
+    """A sequence is an image of height 1."""
+    spatial = len(weight.shape) - 2
+    if spatial > 2:
+        ctx.refuse(f"{spatial}-dimensional transposed convolution")
+    front = (1,) * (2 - spatial)
+    attrs = ConvTranspose2dOp.attrs_type(
+        stride=pair((*front, *stride)),
+        padding=pair((*(0 for _ in front), *padding)),
+        output_padding=pair((*(0 for _ in front), *output_padding)),
+        dilation=pair((*front, *dilation)),
+        groups=groups,
+    )
+    batch = x.shape[: len(x.shape) - spatial - 1] or (1,)
+    image = ctx.reshape(x, (*batch, x.shape[-spatial - 1], *front, *x.shape[-spatial:]))
+    inputs, outputs, *window = weight.shape
+    parts = ctx.reshape(weight, (groups, inputs // groups, outputs, *front, *window))
+    filters = ctx.reshape(ctx.permute(parts, (0, 2, 1, 3, 4)), (groups * outputs, inputs // groups, *front, *window))
+    return ctx.reshape(ctx.emit(ConvTranspose2dOp, image, filters, bias, attrs=attrs), ctx.result_type.shape)

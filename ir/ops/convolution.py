@@ -1,4 +1,4 @@
-"""Convolution."""
+"""Convolutions, ordinary and transposed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs
-from ..traits import Storage
+from ..traits import OnIntegers, Storage
 from ..types import TensorType
-from .integers import QUANTIZED, exact_sums, sum_type
+from .integers import QUANTIZED, exact_sums, fits_bias, sum_type
 from .layer import LayerOp
 
 
@@ -104,3 +104,75 @@ class Conv2dOp(LayerOp, name="conv2d", attrs=Conv2dAttrs):
 
     def macs(self) -> int:
         return self.result.type.size * self.weight.type.size // self.weight.shape[0]
+
+
+@dataclass(frozen=True)
+class ConvTranspose2dAttrs(Attrs):
+    """Pairs are (height, width); ``padding`` is cut off on both sides, ``output_padding`` is added at the end."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    output_padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if min(*self.stride, *self.dilation, self.groups) < 1 or min(*self.padding, *self.output_padding) < 0:
+            raise ValueError(f"stride, dilation and groups must be positive and padding not negative: {self}")
+        if any(self.output_padding[i] >= max(self.stride[i], self.dilation[i]) for i in range(2)):
+            raise ValueError(f"output_padding must be less than the stride or the dilation: {self}")
+
+
+class ConvTranspose2dOp(LayerOp, name="conv_transpose2d", attrs=ConvTranspose2dAttrs):
+    """Transposed 2-d convolution: x [N,C,H,W], weight [O,C/groups,KH,KW], bias [O] -> [N,O,OH,OW].
+
+    Each input is multiplied by the weights, and the products are added up ``stride`` positions apart. The weight has
+    the dimensions of `Conv2dOp`'s, not the order of PyTorch's, which is [C,O/groups,KH,KW].
+    """
+
+    default_storage = Storage.BLOCKED
+    reads_narrow_plain = True
+    on_integers = OnIntegers.NOTHING
+
+    @property
+    def channel_groups(self) -> int:
+        """As many as the attribute says."""
+        return self.attrs.groups
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        x, weight, attrs = self.x.type, self.weight.type, self.attrs
+        if x.rank != 4 or weight.rank != 4:
+            raise self.error(f"needs a 4-d operand and a 4-d weight, got {x} and {weight}")
+        if x.shape[1] != weight.shape[1] * attrs.groups or weight.shape[0] % attrs.groups:
+            raise self.error(f"weight {weight} does not fit {x} with groups={attrs.groups}")
+        if self.bias is not None and self.bias.shape != (weight.shape[0],):
+            raise self.error(f"bias {self.bias.type} must have the weight's {weight.shape[0]} output channels")
+        if x.dtype is not weight.dtype or not fits_bias(self.bias, x):
+            raise self.error(f"operands must have one element type, got {', '.join(str(v.type) for v in self.inputs)}")
+        extents = tuple(
+            (x.shape[2 + i] - 1) * attrs.stride[i]
+            + attrs.dilation[i] * (weight.shape[2 + i] - 1)
+            + 1
+            - 2 * attrs.padding[i]
+            + attrs.output_padding[i]
+            for i in range(2)
+        )
+        if min(extents) < 1:
+            raise self.error(f"padding {attrs.padding} cuts off all that {x} and {weight} make")
+        return (TensorType((x.shape[0], weight.shape[0], *extents), x.dtype),)
+
+    def evaluate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        attrs, dtype = self.attrs, x.dtype
+        if bias is not None and bias.dtype is not dtype:
+            x, weight = x.to(bias.dtype), weight.to(bias.dtype)
+        window = (attrs.stride, attrs.padding, attrs.output_padding, attrs.groups, attrs.dilation)
+        return functional.conv_transpose2d(x, swap_channels(weight, attrs.groups), bias, *window).to(dtype)
+
+    def macs(self) -> int:
+        return self.x.type.size // self.x.shape[1] * self.weight.type.size
+
+
+def swap_channels(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """[O,C/groups,...] -> [C,O/groups,...], the order of PyTorch's transposed convolutions; its own inverse."""
+    parts = weight.reshape(groups, -1, *weight.shape[1:])
+    return parts.transpose(1, 2).reshape(-1, weight.shape[0] // groups, *weight.shape[2:])

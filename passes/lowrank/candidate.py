@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...ir import DType, Graph, Op, Value, is_constant
-from ...ir.ops import Conv2dOp, LayerOp, WeightOp
+from ...ir.ops import Conv2dOp, LayerOp, LinearOp, WeightOp
 from ..matching import numbers
 from .methods import Factorization, Ranks
 
@@ -54,6 +54,8 @@ def find_candidates(graph: Graph, method: type[Factorization]) -> tuple[list[Can
 
 def _refusal(op: LayerOp) -> str:
     """Why no method applies; empty if one may."""
+    if not isinstance(op, Conv2dOp | LinearOp):
+        return "only convolutions and linear layers have factors"
     if op.result.type.dtype is not DType.F32:
         return f"it computes in {op.result.type.dtype.value}; factorize before changing element types"
     if not isinstance(op.weight.op, WeightOp):

@@ -12,6 +12,7 @@ Method: Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, with
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -80,17 +81,20 @@ class Layer:
         Its multiply-adds before anything is removed.
     outputs, inputs
         Classes of the weight's filters (dimension 0) and of the channels that each of them reads (dimension 1).
+    rows
+        Classes of the dimensions before the channels: a linear layer may have channels of others for its rows.
     """
 
     op: Op
     macs: int
     outputs: Labels
     inputs: Labels
+    rows: Dims = ()
 
     def macs_of(self, kept: NDArray[np.bool_]) -> int:
         """Multiply-adds when only these classes stay: each kernel does the same number."""
-        kernels = len(self.outputs) * len(self.inputs)
-        return self.macs // max(1, kernels) * int(kept[self.outputs].sum()) * int(kept[self.inputs].sum())
+        dims = (self.outputs, self.inputs, *self.rows)
+        return self.macs // max(1, math.prod(map(len, dims))) * math.prod(int(kept[dim].sum()) for dim in dims)
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def _channel_map(graph: Graph, labels: dict[Value, Dims], weights: dict[str, Dim
     resolved = atoms.resolve()
     classes = {value: tuple(resolved.free[found] for found in dims) for value, dims in labels.items()}
     makers = [op for op in graph.ops if op.channels is ChannelFlow.PRODUCES]
-    layers = tuple(Layer(op, op.macs(), *classes[op.inputs[1]][:2]) for op in makers)
+    layers = tuple(Layer(op, op.macs(), *_layer_classes(op, classes)) for op in makers)
     places = [(id, dim, resolved.free[found]) for id, dims in weights.items() for dim, found in enumerate(dims)]
     pieces = [resolved.free[found] for found in atoms.pieces]
     return ChannelMap(
@@ -157,6 +161,11 @@ def _channel_map(graph: Graph, labels: dict[Value, Dims], weights: dict[str, Dim
         other_macs=graph.cost().macs - sum(layer.macs for layer in layers),
         held=tuple(_held(layers, labels, resolved)),
     )
+
+
+def _layer_classes(op: Op, classes: dict[Value, Dims]) -> tuple[Labels, Labels, Dims]:
+    outputs, inputs = classes[op.inputs[1]][:2]
+    return outputs, inputs, classes[op.inputs[0]][: op.channel_axis % op.inputs[0].type.rank]
 
 
 def _held(layers: Iterable[Layer], labels: dict[Value, Dims], resolved: Resolved) -> Iterable[tuple[Op, str]]:

@@ -10,7 +10,7 @@ matmul-to-linear                    matmul(x, w) with a constant matrix w -> lin
 from __future__ import annotations
 
 from ...ir import Op, Rewriter, Value, is_constant
-from ...ir.ops import AddOp, Conv2dOp, LayerOp, LinearOp, MatmulOp, PermuteOp, WeightOp
+from ...ir.ops import AddOp, LayerOp, LinearOp, MatmulOp, PermuteOp, WeightOp
 from ...ir.ops.integers import QUANTIZED
 from ..matching import become, numbers, replace, tensor, weight_name
 
@@ -70,7 +70,7 @@ def matmul_to_linear(op: Op, rewriter: Rewriter) -> bool:
 def _bias_refusal(op: AddOp, layer: LayerOp, addend: Value) -> str:
     """Why the addend cannot become the bias; empty if it can."""
     channels = layer.weight.shape[0]
-    trailing = 2 if isinstance(layer, Conv2dOp) else 0
+    trailing = layer.weight.type.rank - 2
     shape = addend.shape
     axis = len(shape) - 1 - trailing  # of the addend's dimension that meets the channels
     others = shape[:axis] + shape[axis + 1 :] if axis >= 0 else shape

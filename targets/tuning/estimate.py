@@ -15,6 +15,7 @@ from ..templates.attention.spec import AttentionSpec
 from ..templates.conv2d import tiling as conv2d_tiling
 from ..templates.conv2d import winograd_tiling
 from ..templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
+from ..templates.conv2d.transposed import TransposedSpec, all_phases
 from ..templates.conv2d.winograd_spec import WinogradKnobs
 from ..templates.machine_model import CLOCK, LAUNCH_SECONDS, MULTIPLY_ADDS, STREAM, panel_cycles
 from ..templates.matmul.spec import ACTIVATION, MatmulKnobs, MatmulSpec
@@ -118,7 +119,7 @@ def code_size(spec: Any, knobs: Any, target: Cpu) -> float | None:
     """Multiply-adds that a candidate's code contains, written out; None where the template does not say."""
     if isinstance(knobs, Conv2dKnobs):
         tile = Conv2dKnobs(knobs.vectors, knobs.rows, knobs.columns)
-        return float(_conv2d_code_size(spec, target, tile) * knobs.unroll)
+        return float(sum(_conv2d_code_size(one, target, tile) for one in _convolutions(spec)) * knobs.unroll)
     return None
 
 
@@ -132,10 +133,18 @@ def _template_cycles(spec: Any, knobs: Any, target: Cpu) -> float | None:
     if isinstance(knobs, WinogradKnobs):
         return winograd_tiling.estimate_cycles(spec, target, knobs)
     if isinstance(knobs, Conv2dKnobs):
-        return conv2d_tiling.estimate_cycles(spec, target, knobs) * conv2d_tiling.imbalance(spec, target, knobs)
+        return sum(
+            conv2d_tiling.estimate_cycles(one, target, knobs) * conv2d_tiling.imbalance(one, target, knobs)
+            for one in _convolutions(spec)
+        )
     if isinstance(knobs, MatmulKnobs):
         return _matmul_cycles(spec, target, knobs)
     return None
+
+
+def _convolutions(spec: Conv2dSpec | TransposedSpec) -> list[Conv2dSpec]:
+    """The convolutions that a kernel consists of."""
+    return [phases.spec for phases in all_phases(spec)] if isinstance(spec, TransposedSpec) else [spec]
 
 
 def _matmul_cycles(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs) -> float:

@@ -20,6 +20,10 @@ IMAGE_LAYERS = {
     "conv valid": lambda: nn.Conv2d(6, 4, 3, padding="valid"),
     "conv reflect": lambda: nn.Conv2d(6, 4, 3, padding=2, padding_mode="reflect"),
     "conv circular": lambda: nn.Conv2d(6, 4, 3, padding=2, padding_mode="circular"),
+    "transposed": lambda: nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1),
+    "transposed, dilated": lambda: nn.ConvTranspose2d(6, 4, (3, 2), (1, 3), (2, 1), dilation=(2, 1), bias=False),
+    "transposed, groups": lambda: nn.ConvTranspose2d(6, 9, 4, stride=3, groups=3),
+    "transposed depthwise": lambda: nn.ConvTranspose2d(6, 6, 4, stride=2, padding=1, groups=6),
     "batch norm": lambda: nn.BatchNorm2d(6, eps=1e-3),
     "batch norm without affine": lambda: nn.BatchNorm2d(6, affine=False),
     "group norm": lambda: nn.GroupNorm(3, 6),
@@ -70,6 +74,7 @@ def test_image_layer(name, check):
         nn.Conv1d(6, 4, 3, stride=2, padding=1),
         nn.Conv1d(6, 4, 4, padding="same", dilation=3),
         nn.Conv1d(6, 6, 3, groups=6, bias=False),
+        nn.ConvTranspose1d(6, 4, 4, stride=2, padding=1, groups=2),
         nn.BatchNorm1d(6),
         nn.MaxPool1d(3, 2, 1),
         nn.AvgPool1d(2),
@@ -81,7 +86,9 @@ def test_sequence_layer(layer, check):
     check(shake(layer), torch.randn(2, 6, 11))
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(6, 4, 3), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)], ids=str)
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(6, 4, 3), nn.ConvTranspose2d(6, 4, 3), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)], ids=str
+)
 def test_image_without_a_batch(layer, check):
     check(layer, torch.randn(IMAGE[1:]))
 

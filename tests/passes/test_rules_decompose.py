@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tersor.ir import DType, Graph, TensorType
-from tersor.ir.ops import LinearOp, MulOp, SoftmaxOp
+from tersor.ir.ops import ConvTranspose2dOp, LinearOp, MulOp, SoftmaxOp
 from tersor.tests.checks import kinds, refusals, rules, run_checked
 from tersor.tests.random_graphs import GraphBuilder
 from tersor.tests.targets.compiled import check
@@ -59,3 +59,38 @@ def test_linear_layer_whose_weight_will_be_folded_is_left_alone():
     b = GraphBuilder({"x": TensorType((2, 8))})
     graph = b.done(b.op(LinearOp, b.graph.inputs[0], b.op(MulOp, b.weight(5, 8), b.weight(5, 1)), None))
     assert rules(run_checked(graph, "canonicalize")) == []
+
+
+def transposed(outputs: int, kernel: int, bias: bool = True, groups: int = 1, **window: tuple[int, int]) -> Graph:
+    b = GraphBuilder({"x": TensorType((2, 6, 5, 7))})
+    weight = b.weight(outputs, 6 // groups, kernel, kernel)
+    operands = (b.graph.inputs[0], weight, b.weight(outputs) if bias else None)
+    return b.done(b.op(ConvTranspose2dOp, *operands, groups=groups, **window))
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        transposed(1, 9, stride=(3, 3), padding=(4, 4), output_padding=(2, 2)),
+        transposed(3, 4, stride=(2, 2), padding=(1, 1), bias=False),
+        transposed(2, 3, stride=(4, 3), output_padding=(3, 2)),  # the last rows are nothing but the bias
+        transposed(1, 5, stride=(3, 4), padding=(5, 2)),
+    ],
+)
+def test_transposed_convolution_with_few_outputs(graph: Graph):
+    outcome = run_checked(graph, "canonicalize", fires="few-outputs")
+    assert "conv2d" in kinds(outcome.graph)
+
+
+def test_transposed_convolutions_that_keep_their_kernel():
+    graphs = (transposed(16, 4, stride=(2, 2)), transposed(1, 3), transposed(2, 4, groups=2, stride=(2, 2)))
+    assert [rules(run_checked(graph, "canonicalize")) for graph in graphs] == [[], [], []]
+
+
+def test_batch_normalisation_is_folded_before_outputs_are_moved():
+    b = GraphBuilder({"x": TensorType((1, 6, 4, 4))})
+    graph = b.done(b.batch_norm(b.op(ConvTranspose2dOp, b.graph.inputs[0], b.weight(2, 6, 4, 4), stride=(4, 4))))
+    outcome = run_checked(graph, "O3", fires="few-outputs")
+    assert "batch normalisation behind it" in refusals(outcome)[0]
+    assert kinds(outcome.graph)[0] == "conv2d"
+    assert "mul" not in kinds(outcome.graph)

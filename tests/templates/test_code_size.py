@@ -16,6 +16,7 @@ from tersor.targets.templates.attention.spec import AttentionSpec
 from tersor.targets.templates.base import BufferSpec
 from tersor.targets.templates.conv2d import depthwise, direct
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
+from tersor.targets.templates.conv2d.transposed import TransposedSpec
 from tersor.targets.templates.loops import AdaptivePoolSpec, IntegerReduceSpec
 from tersor.targets.templates.matmul.spec import ACTIVATION, MatmulSpec
 from tersor.targets.templates.moves import channel_gather, row_copy
@@ -84,6 +85,13 @@ SPECS = {
         for one in CONVOLUTIONS
         for dtype in ("float32", "bfloat16", "uint8")
         for layout in ("blocked", "plain")
+    ],
+    "conv2d_transposed": [
+        TransposedSpec(1, 64, 56, 56, 32, (112, 112)),
+        TransposedSpec(1, 56, 60, 60, 1, (180, 180), (9, 9), (3, 3), (4, 4)),
+        TransposedSpec(1, 21, 16, 16, 21, (512, 512), (64, 64), (32, 32), (16, 16), dtype="bfloat16"),
+        TransposedSpec(2, 3, 200, 1, 64, (997, 7), (31, 7), (5, 1), (15, 0), (1, 3), input_layout="plain"),
+        TransposedSpec(1, 64, 9, 9, 64, (19, 19), (3, 3), groups=64),
     ],
     "pool2d": POOLINGS,
     "matmul": PRODUCTS,

@@ -12,6 +12,7 @@ Pointwise convolutions flatten height and width into one axis of rows, so a tile
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -48,8 +49,7 @@ def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue 
     """
     lanes = target.lanes()
     groups = output_groups(spec, target, knobs.vectors)
-    taps = spec.kernel[0] * spec.kernel[1]
-    weight_rows = sum(g.count * g.vectors * g.span for g in groups) * spec.input_block(target) * taps
+    weight_rows = sum(g.count * g.vectors * g.span for g in groups) * spec.input_block(target) * spec.taps
     inputs = (
         BufferSpec("data", spec.input_size(target), spec.dtype),
         BufferSpec("weight", weight_rows * lanes, spec.dtype),
@@ -62,8 +62,41 @@ def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue 
     return make_prim_func("conv2d", inputs, output, body, epilogue)
 
 
+class Image:
+    """One image of the batch, which a unit computes a part of: where it is read, and where its results go."""
+
+    first_weight: Index = 0
+
+    def __init__(self, conv: ConvolutionWriter, index: Index) -> None:
+        self.conv = conv
+        self.n = index
+
+    def depth_taps(self) -> contextlib.AbstractContextManager[Any]:
+        """The loop over taps in depth, of which an image has none; it sets what the next two answer."""
+        return contextlib.nullcontext()
+
+    def plane(self, channel: Index) -> Index:
+        """The plane of pixels that is read, of a channel counted over the whole batch."""
+        return channel
+
+    def tap(self, block: Index) -> Index:
+        """Kernel planes before the one that is used, in the weights of an output group."""
+        return block
+
+    def at(self, block: Index, y: Index, x: Index) -> VectorAt:
+        """Where the sums of an output block at one position go."""
+        conv = self.conv
+        rows, columns = conv.row_window, conv.column_window
+        flat = (((self.n * conv.output_blocks + block) * rows.out + y) * columns.out + x) * conv.lanes
+        if conv.spec.pointwise:
+            y, x = y // conv.spec.out_w, y % conv.spec.out_w
+        return VectorAt((self.n, block * conv.lanes, y, x), 1, conv.lanes, flat)
+
+
 class ConvolutionWriter:
     """Writes the loops of one convolution; methods go from the outermost loop inwards."""
+
+    image: type[Image] = Image
 
     def __init__(
         self,
@@ -110,50 +143,62 @@ class ConvolutionWriter:
         """The parallel loop over units and the choice of output group."""
         total = sum(run.count for run in self.groups)
         if self.knobs.order == "weights":
-            with shared_loop((self.spec.n, total, self.units), macs=self.spec.macs) as (n, group, unit):
-                self._dispatch_group(n, group, unit)
+            with shared_loop((self.images, total, self.units), macs=self.spec.macs) as (index, group, unit):
+                self._dispatch_group(index, group, unit)
         else:
-            with shared_loop((self.spec.n, self.units, total), macs=self.spec.macs) as (n, unit, group):
-                self._dispatch_group(n, group, unit)
+            with shared_loop((self.images, self.units, total), macs=self.spec.macs) as (index, unit, group):
+                self._dispatch_group(index, group, unit)
 
-    def _dispatch_group(self, n: Any, group: Any, unit: Any) -> None:
+    @property
+    def images(self) -> int:
+        """Images that results are computed for."""
+        return self.spec.images
+
+    def _dispatch_group(self, index: Any, group: Any, unit: Any) -> None:
         main = self.groups[0]
+        image = self.image(self, index)
         if len(self.groups) == 1:
-            self._group(main, n, group, unit)
+            self._group(main, image, group, unit)
             return
         when(
             group < main.count,
-            lambda: self._group(main, n, group, unit),
-            lambda: self._group(self.groups[1], n, 0, unit),
+            lambda: self._group(main, image, group, unit),
+            lambda: self._group(self.groups[1], image, 0, unit),
         )
 
-    def _group(self, groups: OutputGroups, n: Any, group: Any, unit: Any) -> None:
+    def _group(self, groups: OutputGroups, image: Image, group: Any, unit: Any) -> None:
         first_output = bind(groups.first + group * groups.vectors)
         first_input = first_input_block(self.spec, self.target, first_output)
         if reached_input_blocks(self.spec, self.target, groups) > self.input_blocks:
             first_input = tirx.min(first_input, self.input_blocks - groups.span)
-        _GroupWriter(self, groups, n, first_output, bind(first_input), group).write(unit)
+        _GroupWriter(self, groups, image, first_output, bind(first_input), group).write(unit)
 
 
 class _GroupWriter:
     """Writes what one unit computes: some row tiles of one group of output blocks."""
 
     def __init__(
-        self, conv: ConvolutionWriter, groups: OutputGroups, n: Any, first_output: Any, first_input: Any, group: Any
+        self,
+        conv: ConvolutionWriter,
+        groups: OutputGroups,
+        image: Image,
+        first_output: Any,
+        first_input: Any,
+        group: Any,
     ) -> None:
         self.conv = conv
         self.lanes = conv.lanes
         self.vectors = groups.vectors
-        self.n = n
+        self.image = image
         self.first_output = first_output
         self.first_input = first_input
         spec = conv.spec
-        taps = spec.kernel[0] * spec.kernel[1]
+        taps = spec.taps
         self.weight_row = self.vectors * self.lanes  # packed weights of one input channel and one tap
         self.weight_block = taps * conv.block * self.weight_row
         preceding = sum(g.count * g.vectors * g.span for g in conv.groups if g.first < groups.first)
         preceding *= taps * conv.block * self.lanes
-        self.weight_base = bind(preceding + group * (groups.span * self.weight_block))
+        self.weight_base = bind(image.first_weight + preceding + group * (groups.span * self.weight_block))
         # Without convolution groups, the last block stops at the last real channel.
         channels = -(-spec.c // conv.arithmetic.packing)
         self.tail = channels % conv.block if spec.groups == 1 else 0
@@ -243,7 +288,7 @@ class _TileWriter:
     def _accumulate(self, begin: Any, end: Any, channels: int) -> None:
         if isinstance(end, int) and begin == end:
             return
-        with loop(end, begin) as block:
+        with self.group.image.depth_taps(), loop(end, begin) as block:
 
             def kernel_rows(rows: TapRange) -> None:
                 with loop(rows.end, rows.begin) as ky:
@@ -270,11 +315,11 @@ class _TileWriter:
     ) -> None:
         group, conv = self.group, self.conv
         rows, columns = conv.row_window, conv.column_window
-        plane = (group.n * conv.input_blocks + group.first_input + block) * conv.planes
+        plane = group.image.plane((group.image.n * conv.input_blocks + group.first_input + block) * conv.planes)
         image_row = plane * rows.size + self.y * rows.stride + ky * rows.dilation - rows.pad
         column = self.x * columns.stride + kx * columns.dilation - columns.pad
         data = bind((image_row * columns.size + column) * conv.pixel_step)
-        tap = (block * rows.kernel + ky) * columns.kernel + kx
+        tap = (group.image.tap(block) * rows.kernel + ky) * columns.kernel + kx
         weight = bind(group.weight_base + tap * (conv.block * group.weight_row))
         unit = count * channels if isinstance(count, int) else channels
         unroll = conv.knobs.unroll if unit % conv.knobs.unroll == 0 else 1
@@ -302,17 +347,10 @@ class _TileWriter:
                 conv.arithmetic.multiply_add(self.tile, index, value, vector)
 
     def _finish(self) -> None:
-        group, conv = self.group, self.conv
-        spec = conv.spec
-        height, width = conv.row_window.out, conv.column_window.out
+        group = self.group
         for index, row, column, vector in self._places():
-            block = group.first_output + vector
-            y, x = self.y + row, self.x + column
-            flat = (((group.n * conv.output_blocks + block) * height + y) * width + x) * group.lanes
-            if spec.pointwise:
-                y, x = y // spec.out_w, y % spec.out_w
-            at = VectorAt((group.n, block * group.lanes, y, x), 1, group.lanes, flat)
-            conv.output.store(self.tile[index], at)
+            at = group.image.at(group.first_output + vector, self.y + row, self.x + column)
+            self.conv.output.store(self.tile[index], at)
 
     def _partial_sums(self, action: Callable[[int, Any], None]) -> None:
         group = self.group

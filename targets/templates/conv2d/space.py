@@ -49,6 +49,6 @@ def _blockings(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> Iterator[Co
 def _chunks(spec: Conv2dSpec, target: Cpu, vectors: int) -> list[int]:
     """Numbers of input blocks whose weights stay in L1 or in L2, where all of them do not."""
     span = max(groups.span for groups in conv2d_tiling.output_groups(spec, target, vectors))
-    bytes_of_block = spec.kernel[0] * spec.kernel[1] * spec.input_block(target) * vectors * target.vector_bytes
+    bytes_of_block = spec.taps * spec.input_block(target) * vectors * target.vector_bytes
     fitting = (cache // L1_SHARE // bytes_of_block for cache in (target.l1_bytes, target.l2_bytes))
     return sorted({count for count in fitting if 0 < count < span})

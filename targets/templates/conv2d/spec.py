@@ -77,8 +77,17 @@ class Conv2dSpec:
     @property
     def macs(self) -> int:
         """Multiply-adds, those that padding makes zero included (the usual count)."""
-        taps = self.kernel[0] * self.kernel[1]
-        return self.n * self.o * self.out_h * self.out_w * taps * (self.c // self.groups)
+        return self.images * self.o * self.out_h * self.out_w * self.taps * (self.c // self.groups)
+
+    @property
+    def images(self) -> int:
+        """Planes of results that each channel has, over the whole batch."""
+        return self.n
+
+    @property
+    def taps(self) -> int:
+        """Elements of the kernel."""
+        return self.kernel[0] * self.kernel[1]
 
     @property
     def depthwise(self) -> bool:

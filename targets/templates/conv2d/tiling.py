@@ -27,7 +27,7 @@ def weights_stay_in_l2(spec: Conv2dSpec, target: Cpu, vectors: int) -> bool:
     """Whether all packed weights take at most half of the second-level cache."""
     groups = output_groups(spec, target, vectors)
     rows = sum(g.count * g.vectors * g.span for g in groups) * spec.input_block(target)
-    return rows * spec.kernel[0] * spec.kernel[1] * target.vector_bytes <= target.l2_bytes // 2
+    return rows * spec.taps * target.vector_bytes <= target.l2_bytes // 2
 
 
 def estimate_cycles(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> float:
@@ -37,7 +37,7 @@ def estimate_cycles(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> float:
     widths = Counter(balanced_split(columns.out, knobs.columns))
     resident = weights_stay_in_l2(spec, target, knobs.vectors)
     weight_cycles = L2_WEIGHT_CYCLES if resident else L3_WEIGHT_CYCLES
-    steps = spec.n * spec.kernel[0] * spec.kernel[1] * spec.input_block(target)
+    steps = spec.images * spec.taps * spec.input_block(target)
     cycles = 0.0
     for groups in output_groups(spec, target, knobs.vectors):
         per_step = sum(
@@ -93,7 +93,7 @@ def imbalance(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> float:
     groups = [g.vectors for g in output_groups(spec, target, knobs.vectors) for _ in range(g.count)]
     heights = balanced_split(spec.windows()[0].out, knobs.rows)
     nested = (groups, heights) if knobs.order == "weights" else (heights, groups)
-    work = [a * b for a, b in itertools.product(*nested)] * spec.n
+    work = [a * b for a, b in itertools.product(*nested)] * spec.images
     share = -(-len(work) // target.cores)
     busiest = max(sum(work[begin : begin + share]) for begin in range(0, len(work), share))
     return busiest * target.cores / sum(work)
