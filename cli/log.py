@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..ir.foreign import Json
 from ..targets.tuning import DEFAULT_LOG_DIR
 from .options import JsonOption, print_json
 from .tables import new_table, print_table
@@ -150,7 +151,7 @@ def _existing(log_dir: Path) -> Path:
     return log_dir
 
 
-def _describe(workload: Workload, record: Record) -> dict[str, Any]:
+def _describe(workload: Workload, record: Record) -> dict[str, Json]:
     outcome = record.outcome
     return {
         "workload": workload.to_json(),
@@ -182,7 +183,7 @@ def _best_lines(chosen: dict[Workload, Record], target: str, threads: int) -> It
         yield f"    {record.option}"
 
 
-def _unused(ignored: Counter[str], problems: Sequence[str]) -> dict[str, Any]:
+def _unused(ignored: Counter[str], problems: Sequence[str]) -> dict[str, Json]:
     """Records that do not hold, and lines that are none, as JSON types."""
     return {"ignored": dict(ignored), "problems": list(problems)}
 

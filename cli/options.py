@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ..ir.foreign import Json
 
 if TYPE_CHECKING:
     from ..frontend import LoadedModel
@@ -52,6 +54,6 @@ def load_named(model: str) -> tuple[Graph, LoadedModel | None]:
     return loaded.to_graph(), loaded
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Json) -> None:
     """Print machine-readable results."""
     print(json.dumps(value, indent=2))

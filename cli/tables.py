@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from ..ir.foreign import Json
+
 if TYPE_CHECKING:
     import torch
 
@@ -184,7 +186,7 @@ def _wrapped(text: str, indent: int) -> list[str]:
     )
 
 
-def describe_passes(passes: Sequence[PassInfo]) -> list[dict[str, Any]]:
+def describe_passes(passes: Sequence[PassInfo]) -> list[dict[str, Json]]:
     """`known_passes_text` as JSON types."""
     return [
         asdict(info) | {"exactness": info.exactness.value, "options": list(map(_describe_option, info.options))}
@@ -192,18 +194,18 @@ def describe_passes(passes: Sequence[PassInfo]) -> list[dict[str, Any]]:
     ]
 
 
-def _describe_option(option: PassOption) -> dict[str, Any]:
+def _describe_option(option: PassOption) -> dict[str, Json]:
     default = option.default.value if isinstance(option.default, Enum) else option.default
     return asdict(option) | {"default": default, "choices": list(option.choices)}
 
 
-def describe_outcome(outcome: PassOutcome, output: Path | None) -> dict[str, Any]:
+def describe_outcome(outcome: PassOutcome, output: Path | None) -> dict[str, Json]:
     """What passes did, and the IR or the file that it was written to, as JSON types."""
     result = {"ir": str(outcome.graph)} if output is None else {"output": str(output)}
     return {"passes": outcome.report.to_json(), **result}
 
 
-def describe_bisection(culprit: Culprit | None) -> dict[str, Any] | None:
+def describe_bisection(culprit: Culprit | None) -> dict[str, Json] | None:
     """What bisection found, as JSON types; None if all is right."""
     if culprit is None:
         return None
@@ -236,13 +238,13 @@ def outputs_table(ports: Sequence[Port], outputs: Sequence[torch.Tensor]) -> Tab
     return table
 
 
-def describe_outputs(ports: Sequence[Port], outputs: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
+def describe_outputs(ports: Sequence[Port], outputs: Sequence[torch.Tensor]) -> list[dict[str, Json]]:
     """`outputs_table` as JSON types; a number that is not finite is None."""
     return [_describe_output(port, tensor) for port, tensor in zip(ports, outputs, strict=True)]
 
 
-def _describe_output(port: Port, tensor: torch.Tensor) -> dict[str, Any]:
-    numbers: dict[str, Any] = {"min": None, "mean": None, "max": None, "largest_at": None}
+def _describe_output(port: Port, tensor: torch.Tensor) -> dict[str, Json]:
+    numbers: dict[str, Json] = {"min": None, "mean": None, "max": None, "largest_at": None}
     if tensor.numel():
         values = tensor.double()
         largest = int(values.argmax())
@@ -310,7 +312,7 @@ def describe_kernels(info: ModelInfo) -> str:
     return f"{len(info.kernels)} kernel calls, {tuned} of them chosen by tuning records"
 
 
-def describe_model(info: ModelInfo) -> dict[str, Any]:
+def describe_model(info: ModelInfo) -> dict[str, Json]:
     """Name, inputs, outputs, target and number of kernels of a compiled model, as JSON types."""
     return {
         "name": info.name,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from ..ir.foreign import Json
 from ..targets.tuning import DEFAULT_LOG_DIR
 from .options import (
     DataOption,
@@ -114,11 +115,11 @@ def tune(
         print_json(describe(result))
 
 
-def describe(result: TuningResult) -> dict[str, Any]:
+def describe(result: TuningResult) -> dict[str, Json]:
     """A session's result as JSON types; what was not timed is null."""
     from ..targets.templates.codec import encode
 
-    described: dict[str, Any] = encode(
+    described: dict[str, Json] = encode(
         {
             "untuned_seconds": result.untuned_seconds,
             "tuned_seconds": result.tuned_seconds,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -94,7 +93,7 @@ class LiveTable(Observer):
         self._console.print(results_table(result))
         self._console.print(summary(result), markup=False, soft_wrap=True)
 
-    def _view(self) -> Any:
+    def _view(self) -> RenderableType:
         return Group(live_table(self._searches, self._scheduler), Text(self._last, style="dim"))
 
 

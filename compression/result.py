@@ -6,9 +6,9 @@ import re
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from ..ir import TersorError
+from ..ir.foreign import Json
 from ..passes import PassRecord, Report
 from ..targets import Executable
 
@@ -81,7 +81,7 @@ class Step:
         """The passes without their options."""
         return re.sub(r"\{[^{}]*\}", "", self.name)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """A dictionary of JSON types."""
         latency = None if self.latency is None else asdict(self.latency) | {"speedup": self.latency.speedup}
         described = asdict(self) | {"latency": latency, "passes": [record.to_json() for record in self.records]}
@@ -214,7 +214,7 @@ class Compressed:
 
         return write_page(self, Path(path))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """A dictionary of JSON types."""
         return {
             "headline": self.headline,

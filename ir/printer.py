@@ -16,7 +16,6 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
-from typing import Any
 
 from .core import Attrs, Op, Value
 from .graph import Graph
@@ -65,7 +64,7 @@ def print_attrs(attrs: Attrs) -> str:
     return f"{{{', '.join(shown)}}}" if shown else ""
 
 
-def print_attr(value: Any) -> str:
+def print_attr(value: object) -> str:
     """One attribute value: number, string, dtype, type, or a list of these."""
     if isinstance(value, tuple):
         return f"[{','.join(map(print_attr, value))}]"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import networkx
 import torch
 
 from ..ir import DType, Graph, IRError, Value, check_memory
+from ..ir.foreign import Json
 from ..ir.ops import EmbeddingOp, ScatterOp
 
 _RANGES = {DType.U8: (0, 256), DType.I8: (-128, 128)}  # of bytes that index no table
@@ -98,7 +98,7 @@ class Agreement:
         ratios = [_decibels(*pair) for pair in zip(expected, actual, strict=True) if pair[0].is_floating_point()]
         return cls(subject, exact, distance(expected, actual), min(ratios, default=math.inf))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """A dictionary of JSON types; what is infinite is null."""
         numbers = asdict(self)
         return {key: None if value in (math.inf, -math.inf) else value for key, value in numbers.items()}

@@ -9,9 +9,10 @@ import json
 import re
 import types
 from enum import Enum
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Literal, Union, get_args, get_origin
 
 from ..ir import suggest
+from ..ir.foreign import Annotation, Instance
 
 BARE = re.compile(r"[^\s,{}\[\]=\"]+")
 
@@ -23,7 +24,7 @@ class Quoted(str):
 RawValue = str | list["RawValue"]  # what the pipeline parser reads: bare or quoted text, or a list
 
 
-def convert(raw: RawValue, kind: Any) -> Any:
+def convert(raw: RawValue, kind: Annotation) -> Instance:
     """Convert what was read to the type ``kind``; raises ValueError that says what was expected."""
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
@@ -48,7 +49,7 @@ def convert(raw: RawValue, kind: Any) -> Any:
     raise ValueError(f"expected {_name(kind)}, got {raw!r}")
 
 
-def print_value(value: Any) -> str:
+def print_value(value: object) -> str:
     """The text that `convert` reads back."""
     if value is None:
         return "none"
@@ -63,7 +64,7 @@ def print_value(value: Any) -> str:
     return repr(value)
 
 
-def _convert_union(raw: RawValue, kinds: tuple[Any, ...]) -> Any:
+def _convert_union(raw: RawValue, kinds: tuple[Annotation, ...]) -> Instance:
     if type(None) in kinds and raw == "none" and not isinstance(raw, Quoted):
         return None
     problems = []
@@ -77,7 +78,7 @@ def _convert_union(raw: RawValue, kinds: tuple[Any, ...]) -> Any:
     raise ValueError("; or ".join(problems))
 
 
-def _convert_tuple(raw: RawValue, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+def _convert_tuple(raw: RawValue, kinds: tuple[Annotation, ...]) -> tuple[Instance, ...]:
     if not isinstance(raw, list):
         raise ValueError(f"expected a list such as [1,2], got {raw!r}")
     if not kinds:
@@ -89,7 +90,7 @@ def _convert_tuple(raw: RawValue, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(convert(item, kind) for item, kind in zip(raw, kinds, strict=True))
 
 
-def _one_of(raw: RawValue, choices: dict[str, Any]) -> Any:
+def _one_of(raw: RawValue, choices: dict[str, Instance]) -> Instance:
     if isinstance(raw, str) and raw in choices:
         return choices[raw]
     shown, hint = ("a list", "") if isinstance(raw, list) else (repr(raw), suggest(raw, choices))
@@ -97,5 +98,5 @@ def _one_of(raw: RawValue, choices: dict[str, Any]) -> Any:
     raise ValueError(f"expected one of {', '.join(choices)}, got {shown}{hint}")
 
 
-def _name(kind: Any) -> str:
+def _name(kind: Annotation) -> str:
     return {int: "an integer", float: "a number"}.get(kind, getattr(kind, "__name__", str(kind)))

@@ -10,6 +10,7 @@ from enum import EnumType
 from typing import Any, TypeVar, dataclass_transform, get_type_hints
 
 from ..ir import TersorError, suggest
+from ..ir.foreign import Annotation
 from .base import Exactness, Pass
 from .name_table import NameTable
 
@@ -121,7 +122,7 @@ def describe_pass(kind: type[Pass]) -> PassInfo:
     return PassInfo(kind.name, summary, kind.exactness, tuple(options), kind.purpose)
 
 
-def _choices(hint: Any) -> tuple[str, ...]:
+def _choices(hint: Annotation) -> tuple[str, ...]:
     """What an option takes: the members of an enum, or what its type is annotated with, members or a name table."""
     (allowed,) = getattr(hint, "__metadata__", (hint,))
     if isinstance(allowed, NameTable):

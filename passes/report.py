@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ..ir import Refusal
+from ..ir.foreign import Json
 from .numeric import Agreement
 
 
@@ -80,7 +80,7 @@ class Verdict:
         remark = f"; {self.remark}" if self.remark else ""
         return f"{self.name}{undone}: {', '.join(parts)}{remark}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """A dictionary of JSON types."""
         return asdict(self)
 
@@ -120,7 +120,7 @@ class PassRecord:
     notes: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """A dictionary of JSON types."""
         described = asdict(self)
         described["pass"] = described.pop("text")
@@ -157,6 +157,6 @@ class Report:
             lines.append(f"{one.seconds * 1e3:>9.2f}  {ops:>14}  {counts}  {name}")
         return "\n".join(lines)
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[dict[str, Json]]:
         """One dictionary per pass."""
         return [record.to_json() for record in self.records]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...ir import TensorType
-from ..templates.base import Expr, VectorAt, row_major_strides
+from ..templates.base import Buffer, Expr, VectorAt, row_major_strides
 from ..templates.vector.builder import broadcast, load, split_index
 from ..templates.vector.vectors import dtype_of, lanes_of, load_strided
 from .views import View
@@ -47,7 +46,7 @@ def same_storage(view: View, other: View) -> bool:
     return places[0] == places[1]
 
 
-def load_operand(buffer: Any, operand: View, at: VectorAt, result: View) -> Expr:
+def load_operand(buffer: Buffer, operand: View, at: VectorAt, result: View) -> Expr:
     """The elements of an operand, broadcast to the result's shape, that belong to the result vector at ``at``."""
     type = operand.type
     if same_storage(operand, result):
@@ -79,7 +78,7 @@ def only_channels(vector: Expr, at: VectorAt, channels: int) -> Expr:
     return tirx.Select(exists, vector, broadcast(tirx.const(0, dtype_of(vector, 1)), at.lanes))
 
 
-def _load_blocked(buffer: Any, type: TensorType, coords: list[Expr], axis: int, varies: bool, lanes: int) -> Expr:
+def _load_blocked(buffer: Buffer, type: TensorType, coords: list[Expr], axis: int, varies: bool, lanes: int) -> Expr:
     block, spatial = type.channel_block, type.shape[2:]
     blocks = -(-type.shape[1] // block)
     row = (coords[0] * blocks + coords[1] // block) * math.prod(spatial) + dot(coords[2:], row_major_strides(spatial))

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-from ...ir import DType, Op, TensorType, TersorError, Value, is_constant, print_attrs
+from ...ir import DType, Op, TensorType, TersorError, Value, WeightStore, is_constant, print_attrs
 from ...ir.ops import DequantizeOp, FullOp, QuantizeOp, WeightOp
 from ...ir.ops.integers import QUANTIZED
 from ..machines.target import Cpu
-from ..templates.base import BufferSpec, Epilogue, VectorAt
+from ..templates.base import Buffer, BufferSpec, Epilogue, Expr, PrimFunc, VectorAt
 from ..templates.option import Option, Workload
-from ..templates.registry import template_module
+from ..templates.registry import Knobs, Spec, template_module
 from ..templates.vector.bfloat16 import ROUNDING_IR, has_rounding_instruction, round_in_hardware
 from ..templates.vector.storage import NUMBERS, STORAGE
 from .addressing import flatten_physical, load_operand, only_channels, reshape_at, same_storage
@@ -52,7 +52,7 @@ class Choice:
 
     workload: Workload
     option: Option
-    spec: Any
+    spec: Spec
     tuned: bool = False
 
     @property
@@ -61,7 +61,7 @@ class Choice:
         return template_module(self.option.template)
 
     @property
-    def knobs(self) -> Any:
+    def knobs(self) -> Knobs:
         """How the template is tiled."""
         return self.option.knobs
 
@@ -91,11 +91,11 @@ class Kernel:
     """
 
     template: str
-    spec: Any
+    spec: Spec
     operands: tuple[Operand, ...]
     result: View
-    build: Callable[[], Any]
-    knobs: Any = None
+    build: Callable[[], PrimFunc]
+    knobs: Knobs = None
     variant: str = ""
     choice: Choice | None = None
 
@@ -120,7 +120,7 @@ class KernelContext(Protocol):
     def constant(self, value: Value) -> torch.Tensor:
         """The tensor behind a weight or a filled tensor."""
 
-    def choose(self, kind: str, spec: Any) -> Choice:
+    def choose(self, kind: str, spec: Spec) -> Choice:
         """The template and the knobs to use for a spec: the tuned ones where a record exists, else the default."""
 
     def compute(self, kernel: Kernel, result: Value) -> None:
@@ -173,7 +173,7 @@ def anchor_type(group: Group, *, ignore: Sequence[Value | None] = (), integers: 
     return NUMBERS[first]
 
 
-def constant_tensor(value: Value, weights: Any) -> torch.Tensor:
+def constant_tensor(value: Value, weights: WeightStore) -> torch.Tensor:
     """The tensor behind a `WeightOp` or a `FullOp`."""
     if isinstance(value.op, WeightOp):
         return weights[value.op.attrs.id]
@@ -268,10 +268,10 @@ class FusedEpilogue:
             return Epilogue(buffers, self._apply_and_round, STORAGE[dtype], ROUNDING_IR)
         return Epilogue(buffers, self._apply, NUMBERS[dtype])
 
-    def _apply_and_round(self, vector: Any, at: VectorAt, buffers: Sequence[Any]) -> Any:
+    def _apply_and_round(self, vector: Expr, at: VectorAt, buffers: Sequence[Buffer]) -> Expr:
         return round_in_hardware(self._apply(vector, at, buffers))
 
-    def _apply(self, vector: Any, at: VectorAt, buffers: Sequence[Any]) -> Any:
+    def _apply(self, vector: Expr, at: VectorAt, buffers: Sequence[Buffer]) -> Expr:
         at = reshape_at(at, self._kernel_shape, self.result.type.shape)
         loaded = [load_operand(b, view, at, self.result) for b, view in zip(buffers, self._views, strict=True)]
         if self._has_bias:
@@ -303,7 +303,7 @@ def fused_kernel(
 
 
 def chosen_kernel(
-    choice: Choice, *, operands: Sequence[Operand], result: View, build: Callable[[], Any], variant: str = ""
+    choice: Choice, *, operands: Sequence[Operand], result: View, build: Callable[[], PrimFunc], variant: str = ""
 ) -> Kernel:
     """The kernel of a template that is built in its own way."""
     template = choice.option.template

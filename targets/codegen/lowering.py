@@ -6,9 +6,8 @@ template needs contiguous data. No code is generated here: see `tersor.targets.c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from ...ir import Graph, Op, Value, is_constant
 from ...ir.ops import ConcatOp, SliceOp
 from ..machines.target import Cpu
 from ..templates.option import Option, Workload
+from ..templates.registry import Spec
 from .addressing import flatten_physical
 from .kernel import Choice, CompileError, Kernel, constant_tensor, select_kernel
 from .options import Options
@@ -110,7 +110,7 @@ class _Lowering:
         self._copies: dict[Value, View] = {}
         self._calls: list[Call] = []
         self._constants: list[torch.Tensor] = []
-        self._constant_index: dict[Any, int] = {}
+        self._constant_index: dict[Hashable, int] = {}
         self._op: Op | None = None
 
     def run(self) -> Program:
@@ -192,7 +192,7 @@ class _Lowering:
     def constant(self, value: Value) -> torch.Tensor:
         return constant_tensor(value, self.graph.weights)
 
-    def choose(self, kind: str, spec: Any) -> Choice:
+    def choose(self, kind: str, spec: Spec) -> Choice:
         workload = Workload(kind, spec)
         options = Options(workload, self.target)
         tuned = None if self._choose is None else self._choose(workload, options)
@@ -229,7 +229,7 @@ class _Lowering:
             return self._add_constant((operand.base, "flat"), flatten_physical(tensor))
         return operand.base
 
-    def _add_constant(self, key: Any, tensor: torch.Tensor) -> int:
+    def _add_constant(self, key: Hashable, tensor: torch.Tensor) -> int:
         if key not in self._constant_index:
             self._constant_index[key] = len(self._constants)
             self._constants.append(tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import ModuleType
-from typing import Any, overload
+from typing import overload
 
 from ..machines.target import Cpu
 from ..templates.attention.spec import AttentionSpec
@@ -21,7 +21,7 @@ from ..templates.conv2d import winograd
 from ..templates.conv2d.spec import Conv2dSpec
 from ..templates.matmul.spec import MatmulSpec
 from ..templates.option import Option, Workload
-from ..templates.registry import template_module
+from ..templates.registry import Knobs, Spec, template_module
 from ..templates.vector.operand_types import is_integer
 
 WINOGRAD_GAIN = 1.2  # estimated speed-up below which direct convolution is used, which is more accurate
@@ -36,7 +36,7 @@ class Algorithm:
     """A template that computes a workload, and the spec that it takes."""
 
     template: str
-    spec: Any
+    spec: Spec
 
     @property
     def module(self) -> ModuleType:
@@ -98,7 +98,7 @@ class Options(Sequence[Option]):
 
 
 @lru_cache(maxsize=4096)
-def _candidates(algorithm: Algorithm, target: Cpu) -> tuple[Any, ...]:
+def _candidates(algorithm: Algorithm, target: Cpu) -> tuple[Knobs, ...]:
     return tuple(algorithm.module.candidates(algorithm.spec, target))
 
 
@@ -134,7 +134,7 @@ def _integer_conv2d(spec: Conv2dSpec, target: Cpu) -> Iterator[Algorithm]:
     yield from sorted(found, key=lambda one: is_short and one.template == "conv2d_int8_amx")
 
 
-def _supporting(templates: Sequence[str], spec: Any, target: Cpu) -> Iterator[Algorithm]:
+def _supporting(templates: Sequence[str], spec: Spec, target: Cpu) -> Iterator[Algorithm]:
     return (Algorithm(name, spec) for name in templates if template_module(name).supports(spec, target))
 
 
@@ -160,11 +160,11 @@ def _attention(spec: AttentionSpec, target: Cpu) -> Iterator[Algorithm]:
     yield Algorithm("attention", spec)
 
 
-def _loops(spec: Any, target: Cpu) -> Iterator[Algorithm]:
+def _loops(spec: Spec, target: Cpu) -> Iterator[Algorithm]:
     yield Algorithm("loops", spec)
 
 
-_ALGORITHMS: dict[str, Callable[[Any, Cpu], Iterator[Algorithm]]] = {
+_ALGORITHMS: dict[str, Callable[[Spec, Cpu], Iterator[Algorithm]]] = {
     "adaptive_pool2d": _loops,
     "attention": _attention,
     "conv2d": _conv2d,

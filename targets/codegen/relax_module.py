@@ -8,11 +8,10 @@ its weights can be mapped from a file.
 from __future__ import annotations
 
 from textwrap import shorten
-from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import relax
+from tvm import relax, tirx
 
 from ...ir import Value
 from ..machines.target import Cpu
@@ -26,9 +25,9 @@ ENTRY = "main"
 MOST_NODES = 1_000_000  # statements and expressions of a kernel; LLVM takes seconds for a hundred thousand
 
 
-def relax_module(program: Program, plan: MemoryPlan) -> tuple[Any, tuple[str, ...]]:
+def relax_module(program: Program, plan: MemoryPlan) -> tuple[tvm.IRModule, tuple[str, ...]]:
     """The Relax module of a program, and the name of the PrimFunc behind each of its calls."""
-    written: dict[str, tuple[str, Any]] = {}
+    written: dict[str, tuple[str, tirx.PrimFunc]] = {}
     for call in program.calls:
         if call.kernel.key not in written:
             name = f"{call.kernel.template}_{len(written)}"
@@ -39,7 +38,7 @@ def relax_module(program: Program, plan: MemoryPlan) -> tuple[Any, tuple[str, ..
     inputs = {value: relax.Var(f"x{index}", _buffer_type(value)) for index, value in enumerate(program.graph.inputs)}
     constant_types = [relax.TensorType((t.numel(),), str(t.dtype).removeprefix("torch.")) for t in program.constants]
     constants = relax.Var("constants", relax.TupleType(constant_types))
-    functions: dict[str, Any] = {}
+    functions: dict[str, tirx.PrimFunc] = {}
     with builder.function(ENTRY, [*inputs.values(), constants], private=False, pure=False):
         buffers = _Buffers(builder, inputs, constants, plan)
         for call in program.calls:
@@ -53,7 +52,7 @@ def relax_module(program: Program, plan: MemoryPlan) -> tuple[Any, tuple[str, ..
     return builder.get(), tuple(str(functions[call.kernel.key].name_hint) for call in program.calls)
 
 
-def _check_size(function: Any, call: Call) -> None:
+def _check_size(function: tirx.PrimFunc, call: Call) -> None:
     """Raise CompileError, which names the layer, for code that LLVM would need minutes and gigabytes for."""
     if code_size(function) <= MOST_NODES:
         return
@@ -65,11 +64,11 @@ def _check_size(function: Any, call: Call) -> None:
     )
 
 
-def code_size(function: Any) -> int:
+def code_size(function: tirx.PrimFunc) -> int:
     """Statements and expressions of a PrimFunc, shared ones as often as they are used; counting ends past the bound."""
     count = 0
 
-    def visit(node: Any) -> Any:
+    def visit(node: tvm.ir.Node) -> object:
         nonlocal count
         count += 1
         return tvm_ffi.VisitInterrupt() if count > MOST_NODES else None
@@ -81,24 +80,26 @@ def code_size(function: Any) -> int:
 class _Buffers:
     """The Relax variables behind the arguments of calls, made when first asked for."""
 
-    def __init__(self, builder: Any, inputs: dict[Value, Any], constants: Any, plan: MemoryPlan) -> None:
+    def __init__(
+        self, builder: relax.BlockBuilder, inputs: dict[Value, relax.Var], constants: relax.Var, plan: MemoryPlan
+    ) -> None:
         self._builder = builder
         self._constants = constants
         self._plan = plan
-        self._variables: dict[Value | int, Any] = dict(inputs.items())
+        self._variables: dict[Value | int, relax.Expr] = dict(inputs.items())
         device, scope = 0, "global"
         self._storages = [
             builder.emit(relax.op.memory.alloc_storage(relax.ShapeExpr([size]), device, scope, "uint8"))
             for size in plan.storages
         ]
 
-    def __getitem__(self, argument: Value | int) -> Any:
+    def __getitem__(self, argument: Value | int) -> relax.Expr:
         """The variable of a value, or of a constant given by its index."""
         if argument not in self._variables:
             self._variables[argument] = self._builder.emit(self._expression(argument))
         return self._variables[argument]
 
-    def _expression(self, argument: Value | int) -> Any:
+    def _expression(self, argument: Value | int) -> relax.Expr:
         if isinstance(argument, int):
             return relax.TupleGetItem(self._constants, argument)
         region = self._plan.regions[argument]
@@ -107,7 +108,7 @@ class _Buffers:
         return relax.op.memory.alloc_tensor(self._storages[region.storage], region.offset, shape, dtype)
 
 
-def build(module: Any, target: Cpu) -> Any:
+def build(module: tvm.IRModule, target: Cpu) -> relax.VMExecutable:
     """Compile a Relax module; returns TVM's executable, which can be run or exported."""
     pipeline = tvm.transform.Sequential(
         [
@@ -120,5 +121,5 @@ def build(module: Any, target: Cpu) -> Any:
     return relax.build(module, tvm.target.Target(target.tvm_target()), relax_pipeline=pipeline, tir_pipeline=PIPELINE)
 
 
-def _buffer_type(value: Value) -> Any:
+def _buffer_type(value: Value) -> relax.TensorType:
     return relax.TensorType((value.type.physical_size,), STORAGE[value.type.dtype])

@@ -8,8 +8,6 @@ fast code in a quarter of the time.
 
 from __future__ import annotations
 
-from typing import Any
-
 import tvm
 from tvm import s_tir, tirx
 
@@ -17,7 +15,7 @@ PIPELINE = "tersor"  # its name in TVM's registry, from which `tvm.tirx.build` a
 _INDEX_BITS = 32
 
 
-def _lower() -> Any:
+def _lower() -> tvm.transform.Pass:
     transform = tirx.transform
     return tvm.transform.Sequential(
         [
@@ -38,7 +36,7 @@ def _lower() -> Any:
     )
 
 
-def _finalize() -> Any:
+def _finalize() -> tvm.transform.Pass:
     return tvm.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])
 
 

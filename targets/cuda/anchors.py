@@ -6,7 +6,6 @@ In other precisions they are Relax ops, which TVM schedules without tensor cores
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -132,7 +131,7 @@ def matmul(group: Group, lowering: Lowering) -> StoredTensor | None:
 
 
 def _matmul(
-    lowering: Lowering, a: Any, b: Any, b_rows: bool, epilogue: CudaEpilogue, shape: tuple[int, ...]
+    lowering: Lowering, a: relax.Expr, b: relax.Expr, b_rows: bool, epilogue: CudaEpilogue, shape: tuple[int, ...]
 ) -> StoredTensor:
     """``a [..., m, k]`` times ``b [..., k, n]``, or ``[..., n, k]`` with ``b_rows``, on tensor cores."""
     sides, steps = [], []
@@ -149,7 +148,7 @@ def _matmul(
     return lowering.call(templates.matmul(lowering.target, product, epilogue), sides, epilogue, shape, ROW_MAJOR)
 
 
-def _float_matmul(lowering: Lowering, a: Any, b: Any, b_rows: bool) -> Any:
+def _float_matmul(lowering: Lowering, a: relax.Expr, b: relax.Expr, b_rows: bool) -> relax.Expr:
     if b_rows:
         rank = len(b.ty.shape)
         b = lowering.emit(R.permute_dims(b, (*range(rank - 2), rank - 1, rank - 2)))
@@ -181,7 +180,7 @@ def attention(group: Group, lowering: Lowering) -> StoredTensor | None:
     return _matmul(lowering, weights, value, False, scaled("float16", 1.0), op.result.shape)
 
 
-def _masked(op: AttentionOp, scores: Any, lowering: Lowering) -> Any:
+def _masked(op: AttentionOp, scores: relax.Expr, lowering: Lowering) -> relax.Expr:
     """Scores of what may not be attended to are minus infinity."""
     never = scalar(-math.inf, DType.F32)
     if op.mask is not None and op.mask.type.dtype is DType.BOOL:
@@ -197,7 +196,7 @@ def _masked(op: AttentionOp, scores: Any, lowering: Lowering) -> Any:
     return scores
 
 
-def _stored_as(result: Any, value: Value, lowering: Lowering) -> Any:
+def _stored_as(result: relax.Expr, value: Value, lowering: Lowering) -> relax.Expr:
     """A float32 variable in the element type of ``value``."""
     if value.type.dtype is DType.F32:
         return result

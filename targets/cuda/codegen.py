@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import tvm
 from tvm import relax
@@ -17,7 +16,7 @@ from .lowering import ENTRY, CudaProgram
 _transform = relax.transform
 
 
-def build(program: CudaProgram, target: Gpu) -> Any:
+def build(program: CudaProgram, target: Gpu) -> relax.VMExecutable:
     """Compile a program; returns TVM's executable, whose CUDA module holds source text (see `cuda_source`)."""
     device = tvm.target.Target(target.tvm_target())
     with device, tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
@@ -26,13 +25,13 @@ def build(program: CudaProgram, target: Gpu) -> Any:
         return relax.build(module, device, relax_pipeline=tvm.transform.Sequential(_memory_passes()))
 
 
-def cuda_source(executable: Any) -> str:
+def cuda_source(executable: relax.VMExecutable) -> str:
     """The CUDA C++ that TVM generated, in which our templates are included; "" if the program has no kernels."""
     sources = [module.inspect_source() for module in _imported(executable.mod) if module.kind == "cuda"]
     return "\n".join(sources)
 
 
-def graph_passes() -> list[Any]:
+def graph_passes() -> list[tvm.transform.Pass]:
     """From Relax ops to fused loops that are not scheduled."""
     return [
         _transform.LegalizeOps(),
@@ -43,13 +42,13 @@ def graph_passes() -> list[Any]:
     ]
 
 
-def schedule_passes() -> list[Any]:
+def schedule_passes() -> list[tvm.transform.Pass]:
     """The default schedule of each loop nest: the first of these rules that knows it."""
     rules = (dlight.gpu.Matmul, dlight.gpu.GEMV, dlight.gpu.Reduction, dlight.gpu.GeneralReduction, dlight.gpu.Fallback)
     return [dlight.ApplyDefaultSchedule(*(rule() for rule in rules))]
 
 
-def call_passes() -> list[Any]:
+def call_passes() -> list[tvm.transform.Pass]:
     """From functional calls to calls that write into a given buffer."""
     return [
         _transform.RewriteDataflowReshape(),
@@ -59,7 +58,7 @@ def call_passes() -> list[Any]:
     ]
 
 
-def _memory_passes() -> list[Any]:
+def _memory_passes() -> list[tvm.transform.Pass]:
     """Plan memory, and capture what is launched between the first and the last kernel as a CUDA graph."""
     return [
         _transform.StaticPlanBlockMemory(),
@@ -73,7 +72,7 @@ def _memory_passes() -> list[Any]:
     ]
 
 
-def _bind(module: Any, kernels: Mapping[str, CudaKernel]) -> Any:
+def _bind(module: tvm.IRModule, kernels: Mapping[str, CudaKernel]) -> tvm.IRModule:
     """Replace calls of a kernel's name by calls of its PrimFunc.
 
     Until here names kept kernels out of passes that look into PrimFuncs, and expect loops of TVM's own making there.
@@ -86,17 +85,17 @@ def _bind(module: Any, kernels: Mapping[str, CudaKernel]) -> Any:
 
 @mutator
 class _Binder(PyExprMutator):
-    def __init__(self, module: Any, kernels: Mapping[str, CudaKernel]) -> None:
+    def __init__(self, module: tvm.IRModule, kernels: Mapping[str, CudaKernel]) -> None:
         super().__init__(module)
         self._functions = {
             name: self.builder_.add_func(kernel.prim_func(name), name) for name, kernel in kernels.items()
         }
 
-    def visit_call_(self, call: Any) -> Any:
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
         if isinstance(call.op, relax.ExternFunc) and call.op.global_symbol in self._functions:
             return relax.Call(self._functions[call.op.global_symbol], call.args)
         return super().visit_call_(call)
 
 
-def _imported(module: Any) -> list[Any]:
+def _imported(module: tvm.runtime.Module) -> list[tvm.runtime.Module]:
     return [module, *(inner for one in module.imports for inner in _imported(one))]

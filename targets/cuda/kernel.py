@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import Any
 
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
@@ -78,7 +78,7 @@ class CudaKernel:
         text = f"{self.epilogue}\n__device__ void {NAME}_body({', '.join(parameters)}) {{\n  {self.call}\n}}\n"
         return text.replace(NAME, name)
 
-    def prim_func(self, name: str) -> Any:
+    def prim_func(self, name: str) -> tirx.PrimFunc:
         """The launch as a PrimFunc of the inputs and the output."""
         text = f"#ifndef TERSOR_KERNELS\n#define TERSOR_KERNELS\n{library()}#endif\n{self.source(name)}"
         with IRBuilder() as builder, T.prim_func(is_private=False, s_tir=False):
@@ -107,5 +107,5 @@ def library(*, device: bool = True) -> str:
     return "".join(text.replace("#pragma once\n", "") for text in texts)
 
 
-def _extents(shape: tuple[int, ...]) -> tuple[Any, ...]:
+def _extents(shape: tuple[int, ...]) -> tuple[tirx.IntImm, ...]:
     return tuple(T.int64(extent) for extent in shape)

@@ -8,11 +8,11 @@ parameters of the program, after its inputs, so that their numbers stay out of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+import tvm
 from tvm import relax
 
 from ...ir import Cost, DType, Graph, Op, Value, is_constant
@@ -38,7 +38,7 @@ _DTYPES = frozenset(DType) - {DType.BF16, DType.F64}  # bf16 is for processors; 
 class StoredTensor:
     """A tensor of the Relax program: its variable, and how its dimensions are stored."""
 
-    variable: Any
+    variable: relax.Expr
     axes: Axes = ROW_MAJOR
 
 
@@ -58,7 +58,7 @@ class CudaProgram:
         What computes each op, for profiles.
     """
 
-    module: Any
+    module: tvm.IRModule
     kernels: dict[str, CudaKernel]
     constants: tuple[torch.Tensor, ...]
     calls: tuple[KernelInfo, ...]
@@ -102,10 +102,10 @@ class Lowering:
         self.target = target
         self.builder = relax.BlockBuilder()
         self._stored: dict[Value, StoredTensor] = {}
-        self._moved: dict[tuple[Any, bool], Any] = {}
+        self._moved: dict[tuple[relax.Expr, bool], relax.Expr] = {}
         self._kernels: dict[CudaKernel, str] = {}
         self._constants: list[torch.Tensor] = []
-        self._constant_variables: dict[Any, Any] = {}
+        self._constant_variables: dict[Hashable, relax.Expr] = {}
         self._calls: list[KernelInfo] = []
         self._kernel_of_op: tuple[str, CudaKernel] | None = None
 
@@ -135,11 +135,11 @@ class Lowering:
                 self._stored[value] = StoredTensor(self._shaped(self.flat(value), value))
         return self._stored[value]
 
-    def plain(self, value: Value) -> Any:
+    def plain(self, value: Value) -> relax.Expr:
         """A value's variable, row-major."""
         return self._in(self.stored(value), channels_last=False)
 
-    def channels_last(self, value: Value) -> Any:
+    def channels_last(self, value: Value) -> relax.Expr:
         """A value's variable as an image with channels last; missing leading dimensions are added."""
         stored = self.stored(value)
         if not stored.axes.channels_last and value.type.rank < _IMAGE_RANK and value.type.size > 1:
@@ -147,11 +147,11 @@ class Lowering:
             stored = StoredTensor(self.emit(relax.op.reshape(stored.variable, shape)))
         return stored.variable if value.type.size == 1 else self._in(stored, channels_last=True)
 
-    def flat(self, value: Value) -> Any:
+    def flat(self, value: Value) -> relax.Expr:
         """The flat buffer of a constant value."""
         return self.constant(value, "", constant_tensor(value, self.graph.weights))
 
-    def constant(self, key: Any, form: str, tensor: torch.Tensor) -> Any:
+    def constant(self, key: Hashable, form: str, tensor: torch.Tensor) -> relax.Expr:
         """The flat parameter that a constant is passed as; ``key`` and ``form`` tell it from all others."""
         if (key, form) not in self._constant_variables:
             buffer = tensor.to(STORED_AS.get(DType.from_torch(tensor.dtype), tensor.dtype)).reshape(-1).contiguous()
@@ -161,11 +161,11 @@ class Lowering:
             self._constants.append(buffer)
         return self._constant_variables[key, form]
 
-    def emit(self, expression: Any) -> Any:
+    def emit(self, expression: relax.Expr) -> relax.Expr:
         """A new variable of the program."""
         return self.builder.emit(expression)
 
-    def _in(self, stored: StoredTensor, *, channels_last: bool) -> Any:
+    def _in(self, stored: StoredTensor, *, channels_last: bool) -> relax.Expr:
         if stored.axes.channels_last == channels_last:
             return stored.variable
         key = (stored.variable, channels_last)
@@ -174,14 +174,14 @@ class Lowering:
             self._moved[key] = self.emit(relax.op.permute_dims(stored.variable, dims))
         return self._moved[key]
 
-    def _shaped(self, buffer: Any, value: Value) -> Any:
+    def _shaped(self, buffer: relax.Expr, value: Value) -> relax.Expr:
         """A flat buffer as the tensor that it holds."""
         dtype = relax_dtype(value.type.dtype)
         if str(buffer.ty.dtype) != dtype:
             buffer = self.emit(relax.op.astype(buffer, dtype))
         return buffer if value.type.rank == 1 else self.emit(relax.op.reshape(buffer, value.shape))
 
-    def _output(self, value: Value) -> Any:
+    def _output(self, value: Value) -> relax.Expr:
         """What the program returns for ``value``: a flat buffer of its own."""
         variable = relax.op.reshape(self.plain(value), (value.type.size,))
         if value.type.dtype in STORED_AS:
@@ -230,7 +230,7 @@ class Lowering:
         return StoredTensor(variable, axes)
 
     def call(
-        self, kernel: CudaKernel, operands: list[Any], epilogue: CudaEpilogue, shape: tuple[int, ...], axes: Axes
+        self, kernel: CudaKernel, operands: list[relax.Expr], epilogue: CudaEpilogue, shape: tuple[int, ...], axes: Axes
     ) -> StoredTensor:
         """Call a kernel on two variables and on what its epilogue reads; the result is stored as ``shape``."""
         read = self.channels_last if axes.channels_last else self.plain
@@ -242,7 +242,7 @@ class Lowering:
         self._kernel_of_op = (self._kernel_of_op or ("", kernel))[0], kernel
         return StoredTensor(done, axes)
 
-    def _call(self, kernel: CudaKernel, arguments: list[Any], shape: tuple[int, ...]) -> Any:
+    def _call(self, kernel: CudaKernel, arguments: list[relax.Expr], shape: tuple[int, ...]) -> relax.Expr:
         shaped = kernel.with_shapes(tuple(_extents(argument) for argument in arguments), shape)
         name = self._kernels.setdefault(shaped, f"{kernel.template}_{len(self._kernels)}")
         self._kernel_of_op = (name, shaped)
@@ -271,11 +271,11 @@ def _blocked(graph: Graph) -> list[Value]:
     return [result for op in graph.ops for result in op.results if result.type.channel_block]
 
 
-def _extents(variable: Any) -> tuple[int, ...]:
+def _extents(variable: relax.Expr) -> tuple[int, ...]:
     return tuple(int(extent) for extent in variable.ty.shape)
 
 
-def _buffer_type(value: Value) -> Any:
+def _buffer_type(value: Value) -> relax.TensorType:
     """As executables pass a tensor: flat, and of an element type that TVM can address."""
     dtype = STORED_AS.get(value.type.dtype, value.type.dtype.torch)
     return relax.TensorType((value.type.size,), str(dtype).removeprefix("torch."))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import tvm
@@ -26,7 +25,9 @@ class CudaMachine:
         Where to run; the first GPU if omitted.
     """
 
-    def __init__(self, library: Any, constants: Sequence[torch.Tensor], device: Any = None) -> None:
+    def __init__(
+        self, library: tvm.runtime.Module, constants: Sequence[torch.Tensor], device: tvm.runtime.Device | None = None
+    ) -> None:
         self._device = tvm.cuda(0) if device is None else device
         self._vm = relax.VirtualMachine(library, self._device)
         self._main = self._vm["main"]
@@ -52,5 +53,5 @@ class CudaMachine:
         """Not to be had: kernels run as one CUDA graph; raises TersorError."""
         raise TersorError("kernels of a CUDA graph cannot be timed one by one; use NVIDIA's profiler: nsys profile ...")
 
-    def _to_device(self, tensor: torch.Tensor) -> Any:
+    def _to_device(self, tensor: torch.Tensor) -> tvm.runtime.Tensor:
         return tvm.runtime.from_dlpack(tensor.contiguous()).copyto(self._device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -39,14 +39,15 @@ class Axes:
         """The name that Relax has for the storage of an image."""
         return "NHWC" if self.channels_last else "NCHW"
 
-    def order(self, values: Sequence[Any]) -> list[Any]:
+    def order(self, values: Sequence[Item]) -> list[Item]:
         """One value for each dimension, in stored order."""
         return [values[axis] for axis in (0, 2, 3, 1)] if self.channels_last else list(values)
 
 
 ROW_MAJOR, CHANNELS_LAST = Axes(), Axes(channels_last=True)
 
-Emit = Callable[..., Any]
+Item = TypeVar("Item")
+Emit = Callable[..., relax.Expr]
 RELAX: dict[type[Op], Emit] = {}
 
 
@@ -55,7 +56,7 @@ def relax_dtype(dtype: DType) -> str:
     return str(dtype.torch).removeprefix("torch.")
 
 
-def scalar(value: float | int | bool, dtype: DType) -> Any:
+def scalar(value: float | int | bool, dtype: DType) -> relax.Expr:
     """A Relax constant of one number."""
     return relax.const(np.asarray(value), relax_dtype(dtype))
 
@@ -72,7 +73,7 @@ def emits(*kinds: type[Op]) -> Callable[[Emit], Emit]:
 
 # Elementwise -------------------------------------------------------------------------------------------------------
 
-_FUNCTIONS: dict[type[Op], Callable[..., Any]] = {
+_FUNCTIONS: dict[type[Op], Callable[..., relax.Expr]] = {
     ir_ops.ReluOp: R.nn.relu,
     ir_ops.SigmoidOp: R.sigmoid,
     ir_ops.SiluOp: R.nn.silu,
@@ -109,17 +110,17 @@ _FUNCTIONS: dict[type[Op], Callable[..., Any]] = {
 
 
 @emits(*_FUNCTIONS)
-def _function(op: Op, *operands: Any, axes: Axes) -> Any:
+def _function(op: Op, *operands: relax.Expr, axes: Axes) -> relax.Expr:
     return _FUNCTIONS[type(op)](*operands)
 
 
 @emits(ir_ops.CastOp)
-def _cast(op: Op, x: Any, axes: Axes) -> Any:
+def _cast(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     return R.astype(x, relax_dtype(op.attrs.dtype))
 
 
 @emits(ir_ops.ClampOp)
-def _clamp(op: Op, x: Any, axes: Axes) -> Any:
+def _clamp(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     dtype = op.result.type.dtype
     if op.attrs.min != -math.inf:
         x = R.maximum(x, scalar(op.attrs.min, dtype))
@@ -127,29 +128,29 @@ def _clamp(op: Op, x: Any, axes: Axes) -> Any:
 
 
 @emits(ir_ops.LeakyReluOp)
-def _leaky_relu(op: Op, x: Any, axes: Axes) -> Any:
+def _leaky_relu(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     return R.nn.leakyrelu(x, op.attrs.negative_slope)
 
 
 @emits(ir_ops.GeluOp)
-def _gelu(op: Op, x: Any, axes: Axes) -> Any:
+def _gelu(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     return R.nn.gelu_tanh(x) if op.attrs.approximate == "tanh" else R.nn.gelu(x)
 
 
 @emits(ir_ops.HardSigmoidOp)
-def _hard_sigmoid(op: Op, x: Any, axes: Axes) -> Any:
+def _hard_sigmoid(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     dtype = op.result.type.dtype
     shifted = R.maximum(R.add(x, scalar(3.0, dtype)), scalar(0.0, dtype))
     return R.divide(R.minimum(shifted, scalar(6.0, dtype)), scalar(6.0, dtype))
 
 
 @emits(ir_ops.HardSwishOp)
-def _hard_swish(op: Op, x: Any, axes: Axes) -> Any:
+def _hard_swish(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     return R.multiply(x, _hard_sigmoid(op, x, axes))
 
 
 @emits(ir_ops.ReciprocalOp)
-def _reciprocal(op: Op, x: Any, axes: Axes) -> Any:
+def _reciprocal(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     return R.divide(scalar(1.0, op.result.type.dtype), x)
 
 
@@ -157,33 +158,33 @@ def _reciprocal(op: Op, x: Any, axes: Axes) -> Any:
 
 
 @emits(ir_ops.ReshapeOp)
-def _reshape(op: Op, x: Any, axes: Axes) -> Any:
+def _reshape(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     return R.reshape(x, op.result.shape)
 
 
 @emits(ir_ops.PermuteOp)
-def _permute(op: Op, x: Any, axes: Axes) -> Any:
+def _permute(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     return R.permute_dims(x, list(op.attrs.dims))
 
 
 @emits(ir_ops.ExpandOp)
-def _expand(op: Op, x: Any, axes: Axes) -> Any:
+def _expand(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     return R.broadcast_to(x, axes.order(op.result.shape))
 
 
 @emits(ir_ops.SliceOp)
-def _slice(op: Op, x: Any, axes: Axes) -> Any:
+def _slice(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     attrs = op.attrs
     return R.strided_slice(x, [axes(attrs.axis)], [attrs.start], [attrs.stop], [attrs.step])
 
 
 @emits(ir_ops.ConcatOp)
-def _concat(op: Op, *parts: Any, axes: Axes) -> Any:
+def _concat(op: Op, *parts: relax.Expr, axes: Axes) -> relax.Expr:
     return R.concat(list(parts), axes(op.attrs.axis))
 
 
 @emits(ir_ops.ChannelShuffleOp)
-def _channel_shuffle(op: Op, *parts: Any, axes: Axes) -> Any:
+def _channel_shuffle(op: Op, *parts: relax.Expr, axes: Axes) -> relax.Expr:
     joined = parts[0] if len(parts) == 1 else R.concat(list(parts), axes(1))
     shape = list(op.result.shape)
     shape[1] = sum(part.shape[1] for part in op.inputs)
@@ -198,19 +199,19 @@ def _channel_shuffle(op: Op, *parts: Any, axes: Axes) -> Any:
 
 
 @emits(ir_ops.PadOp)
-def _pad(op: Op, x: Any, axes: Axes) -> Any:
+def _pad(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     pairs = zip(axes.order(op.attrs.before), axes.order(op.attrs.after), strict=True)
     return R.nn.pad(x, [amount for pair in pairs for amount in pair], pad_value=op.attrs.value)
 
 
 @emits(ir_ops.EmbeddingOp)
-def _embedding(op: Op, table: Any, indices: Any, axes: Axes) -> Any:
+def _embedding(op: Op, table: relax.Expr, indices: relax.Expr, axes: Axes) -> relax.Expr:
     return R.take(table, indices, axis=0)
 
 
 # Reductions, normalisation, pooling --------------------------------------------------------------------------------
 
-_REDUCE: dict[type[Op], Callable[..., Any]] = {
+_REDUCE: dict[type[Op], Callable[..., relax.Expr]] = {
     ir_ops.MeanOp: R.mean,
     ir_ops.SumOp: R.sum,
     ir_ops.MaxOp: R.max,
@@ -218,7 +219,7 @@ _REDUCE: dict[type[Op], Callable[..., Any]] = {
 }
 
 
-def _in_float(op: Op, x: Any, compute: Callable[[Any], Any]) -> Any:
+def _in_float(op: Op, x: relax.Expr, compute: Callable[[relax.Expr], relax.Expr]) -> relax.Expr:
     """``compute(x)``, in float32 where the op's numbers are of half precision."""
     dtype = op.result.type.dtype
     if dtype not in (DType.F16, DType.BF16):
@@ -227,27 +228,27 @@ def _in_float(op: Op, x: Any, compute: Callable[[Any], Any]) -> Any:
 
 
 @emits(*_REDUCE)
-def _reduce(op: ReduceOp, x: Any, axes: Axes) -> Any:
+def _reduce(op: ReduceOp, x: relax.Expr, axes: Axes) -> relax.Expr:
     stored = sorted(axes(axis) for axis in op.attrs.axes)
     return _in_float(op, x, lambda wide: _REDUCE[type(op)](wide, stored, op.attrs.keepdim))
 
 
 @emits(ir_ops.SoftmaxOp)
-def _softmax(op: Op, x: Any, axes: Axes) -> Any:
+def _softmax(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     function = R.nn.log_softmax if op.attrs.log else R.nn.softmax
     return _in_float(op, x, lambda wide: function(wide, axes(op.attrs.axis)))
 
 
 @emits(ir_ops.LayerNormOp)
-def _layer_norm(op: ir_ops.LayerNormOp, x: Any, *parameters: Any, axes: Axes) -> Any:
+def _layer_norm(op: ir_ops.LayerNormOp, x: relax.Expr, *parameters: relax.Expr, axes: Axes) -> relax.Expr:
     """As the template does it: TVM's own takes the variance from the squares' mean, which a large mean drowns."""
     last = list(range(-op.attrs.dims, 0))
     name = relax.BlockBuilder.current().emit
 
-    def centred(values: Any) -> Any:
+    def centred(values: relax.Expr) -> relax.Expr:
         return name(R.subtract(values, R.mean(values, last, keepdims=True)))
 
-    def normalised(wide: Any) -> Any:
+    def normalised(wide: relax.Expr) -> relax.Expr:
         distance = centred(centred(wide))  # a mean is rounded, so what is left has one too
         variance = R.mean(R.multiply(distance, distance), last, keepdims=True)
         result = R.multiply(distance, R.rsqrt(R.add(variance, scalar(op.attrs.eps, DType.F32))))
@@ -259,16 +260,16 @@ def _layer_norm(op: ir_ops.LayerNormOp, x: Any, *parameters: Any, axes: Axes) ->
 
 
 @emits(ir_ops.MaxPool2dOp)
-def _max_pool(op: Pool2dOp, x: Any, axes: Axes) -> Any:
+def _max_pool(op: Pool2dOp, x: relax.Expr, axes: Axes) -> relax.Expr:
     attrs = op.attrs
     return R.nn.max_pool2d(x, attrs.kernel, attrs.stride, _window_padding(op), attrs.dilation, layout=axes.layout)
 
 
 @emits(ir_ops.AvgPool2dOp)
-def _avg_pool(op: Pool2dOp, x: Any, axes: Axes) -> Any:
+def _avg_pool(op: Pool2dOp, x: relax.Expr, axes: Axes) -> relax.Expr:
     attrs, padding = op.attrs, _window_padding(op)
 
-    def average(wide: Any) -> Any:
+    def average(wide: relax.Expr) -> relax.Expr:
         whole = R.nn.avg_pool2d(wide, attrs.kernel, attrs.stride, padding, layout=axes.layout, count_include_pad=True)
         factors = _divisor_factors(op, padding)
         if bool((factors == 1.0).all()):
@@ -279,7 +280,7 @@ def _avg_pool(op: Pool2dOp, x: Any, axes: Axes) -> Any:
 
 
 @emits(ir_ops.AdaptiveAvgPool2dOp)
-def _adaptive_avg_pool(op: Op, x: Any, axes: Axes) -> Any:
+def _adaptive_avg_pool(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     return _in_float(op, x, lambda wide: R.nn.adaptive_avg_pool2d(wide, op.attrs.size, axes.layout))
 
 

@@ -14,12 +14,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...ir import TersorError
 from .catalog import host_machine
 from .families import family_of
 from .target import Target
+
+if TYPE_CHECKING:
+    import tvm
 
 _GLIBC = "2.28"  # what TVM's own libraries for Linux are built against; ziglang can link for any version
 _CXX, _CC = ("g++", "c++", "clang++"), ("gcc", "clang", "cc")
@@ -43,7 +46,7 @@ class Toolchain:
 
     command: tuple[str, ...]
 
-    def link(self, compiled: Any, output: Path, addons: Sequence[Path] = ()) -> None:
+    def link(self, compiled: tvm.runtime.Executable, output: Path, addons: Sequence[Path] = ()) -> None:
         """Make a shared object of what TVM compiled, and of object files.
 
         Parameters

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # What comes from TVM, which is imported only when a kernel is built and has no types that mypy could check.
-Expr = Any
-Buffer = Any
+PrimFunc = Any  # tvm.tirx.PrimFunc
+Expr = Any  # an expression of tvm.tirx
+Buffer = Any  # tvm.tirx.Buffer
 Index = Any  # a Python int where the value is known, else an expression
 
 
@@ -71,7 +72,7 @@ class Epilogue:
     """
 
     buffers: tuple[BufferSpec, ...] = ()
-    apply: Callable[[Expr, VectorAt, Sequence[Any]], Expr] = field(default=lambda value, at, buffers: value)
+    apply: Callable[[Expr, VectorAt, Sequence[Buffer]], Expr] = field(default=lambda value, at, buffers: value)
     dtype: str = "float32"
     llvm_ir: str = ""
 

@@ -11,13 +11,14 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from ...ir import IRError, TensorType
 from ...ir.errors import shorten
+from ...ir.foreign import Annotation, Instance, Json
 
 _LARGEST = 2**63  # beyond all integers
-_NAMES: dict[Any, str] = {int: "a whole number", str: "text", bool: "true or false", types.NoneType: "null"}
+_NAMES: dict[Annotation, str] = {int: "a whole number", str: "text", bool: "true or false", types.NoneType: "null"}
 
 
 class CodecError(ValueError):
@@ -28,7 +29,7 @@ class UnknownNameError(CodecError):
     """JSON that names something unknown here, as another version of Tersor may have written it."""
 
 
-def encode(value: Any) -> Any:
+def encode(value: object) -> Json:
     """JSON types for a dataclass, a tensor's type, a mapping, a tuple, a number, a text, or None."""
     if hasattr(value, "to_json"):
         return value.to_json()
@@ -43,7 +44,7 @@ def encode(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def decode(kind: Any, value: Any, where: str) -> Any:
+def decode(kind: Annotation, value: Json, where: str) -> Instance:
     """Make a ``kind`` of JSON types.
 
     Parameters
@@ -90,7 +91,7 @@ def _decode_type(text: str, where: str) -> TensorType:
         raise CodecError(f"{where}: {error}") from error
 
 
-def _decode_record(kind: Any, value: Any, where: str) -> Any:
+def _decode_record(kind: Annotation, value: Json, where: str) -> Instance:
     _expect(isinstance(value, dict), value, where, "an object")
     known = {entry.name: entry for entry in fields(kind) if entry.compare}
     unknown = [name for name in value if name not in known]
@@ -115,11 +116,11 @@ def _decode_record(kind: Any, value: Any, where: str) -> Any:
 _type_hints = functools.cache(get_type_hints)
 
 
-def _is_nan(value: Any) -> bool:
+def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+def _decode_union(kinds: tuple[Annotation, ...], value: Json, where: str) -> Instance:
     if isinstance(value, dict) and all(map(is_dataclass, kinds)):
         return _decode_record(max(kinds, key=lambda kind: len(value.keys() & _type_hints(kind).keys())), value, where)
     for kind in kinds:
@@ -131,7 +132,7 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     raise CodecError(f"{where} must be {names}, not {shorten(repr(value), 40)}")
 
 
-def _decode_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+def _decode_tuple(kinds: tuple[Annotation, ...], value: Json, where: str) -> tuple[Instance, ...]:
     _expect(isinstance(value, list), value, where, "a list")
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         kinds = kinds[:1] * len(value)
@@ -139,7 +140,7 @@ def _decode_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
     return tuple(decode(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
-def _expect(holds: bool, value: Any, where: str, what: str) -> Any:
+def _expect(holds: bool, value: Json, where: str, what: str) -> Json:
     if not holds:
         raise CodecError(f"{where} must be {what}, not {shorten(repr(value), 40)}")
     return value

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from ...ir.foreign import Json
 from .codec import CodecError, UnknownNameError, decode, encode
-from .registry import knobs_type, spec_type
+from .registry import Knobs, Spec, knobs_type, spec_type
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Workload:
     """
 
     kind: str
-    spec: Any
+    spec: Spec
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """JSON types."""
         return {"kind": self.kind, "spec": encode(self.spec)}
 
     @classmethod
-    def from_json(cls, value: Any) -> Workload:
+    def from_json(cls, value: Json) -> Workload:
         """Read what `to_json` wrote; raises CodecError where a field does not fit, `UnknownNameError` for a kind."""
         kind, spec = _members(value, "workload", ("kind", "spec"))
         try:
@@ -56,14 +56,14 @@ class Option:
     """
 
     template: str
-    knobs: Any
+    knobs: Knobs
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """JSON types."""
         return {"template": self.template, "knobs": encode(self.knobs)}
 
     @classmethod
-    def from_json(cls, value: Any) -> Option:
+    def from_json(cls, value: Json) -> Option:
         """Read what `to_json` wrote; raises CodecError like `Workload.from_json`, for an unknown template too."""
         template, knobs = _members(value, "option", ("template", "knobs"))
         try:
@@ -75,7 +75,7 @@ class Option:
         return f"{self.template} {self.knobs}"
 
 
-def _members(value: Any, where: str, names: tuple[str, str]) -> tuple[str, Any]:
+def _members(value: Json, where: str, names: tuple[str, str]) -> tuple[str, Json]:
     if not isinstance(value, dict) or set(value) != set(names) or not isinstance(value[names[0]], str):
         raise CodecError(f"{where} must be an object with {names[0]!r} (text) and {names[1]!r}")
     return value[names[0]], value[names[1]]

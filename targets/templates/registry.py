@@ -13,6 +13,9 @@ from typing import Any
 
 from ...ir.names import suggest
 
+Spec = Any  # an instance of one of the classes in `SPECS`
+Knobs = Any  # an instance of the class that a `Template` names
+
 
 @dataclass(frozen=True)
 class Template:
@@ -95,13 +98,13 @@ def template_version(name: str) -> int:
     return _template(name).version
 
 
-def knobs_type(name: str) -> Any:
+def knobs_type(name: str) -> type:
     """Class of a template's knobs; raises LookupError for an unknown template."""
     template = _template(name)
     return getattr(_module(template.module), template.knobs)
 
 
-def spec_type(kind: str) -> Any:
+def spec_type(kind: str) -> type:
     """Class of the specs of one kind of kernel; raises LookupError for an unknown kind."""
     if kind not in SPECS:
         raise LookupError(f"unknown kind of kernel {kind!r}{suggest(kind, list(SPECS))}")

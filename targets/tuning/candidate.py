@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import tvm
+from tvm import tirx
 
 from ...ir import Graph, TersorError
 from ...ir.files import temporary_folder
@@ -81,7 +81,7 @@ def build_candidate(lowering: Lowering, task: Task, option: Option) -> Built:
     return Built(option, code, time.perf_counter() - start)
 
 
-def compile_function(function: Any, target: Cpu, pipeline: str | None = PIPELINE) -> bytes:
+def compile_function(function: tirx.PrimFunc, target: Cpu, pipeline: str | None = PIPELINE) -> bytes:
     """A PrimFunc as a shared object with the function `ENTRY`.
 
     ``pipeline`` is the one that models are built with, which takes loops; None is TVM's own, which takes schedulable
@@ -95,7 +95,7 @@ def compile_function(function: Any, target: Cpu, pipeline: str | None = PIPELINE
         return path.read_bytes()
 
 
-def load_function(code: bytes) -> Any:
+def load_function(code: bytes) -> tvm.runtime.Module:
     """The function of a shared object, ready to be called with flat TVM tensors."""
     with temporary_folder() as folder:
         path = folder / "kernel.so"

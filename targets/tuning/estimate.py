@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache, singledispatch
-from typing import Any
 
 from ..machines.target import Cpu
 from ..templates.attention.spec import AttentionSpec
@@ -21,6 +20,7 @@ from ..templates.machine_model import CLOCK, LAUNCH_SECONDS, MULTIPLY_ADDS, STRE
 from ..templates.matmul.spec import ACTIVATION, MatmulKnobs, MatmulSpec
 from ..templates.moves.relayout import RelayoutSpec
 from ..templates.parallelism import imbalance
+from ..templates.registry import Knobs, Spec
 from ..templates.windows.pooling import PoolSpec
 
 
@@ -54,7 +54,7 @@ class Work:
 
 
 @singledispatch
-def work_of(spec: Any) -> Work:
+def work_of(spec: Spec) -> Work:
     """How much a kernel with this spec has to do; an elementwise map of ``spec.size`` elements unless known better."""
     size = getattr(spec, "size", None) or getattr(spec, "in_size", None) or 1
     macs = getattr(spec, "macs", size)
@@ -97,7 +97,7 @@ def _(spec: RelayoutSpec) -> Work:
     return Work(0, spec.plain_size, 1, 0, spec.plain_size, 0, spec.blocked_size)
 
 
-def estimate_seconds(spec: Any, knobs: Any, target: Cpu) -> float:
+def estimate_seconds(spec: Spec, knobs: Knobs, target: Cpu) -> float:
     """Roughly how long one call takes; the templates' own cycle models where they have one, else a roofline.
 
     Parameters
@@ -115,7 +115,7 @@ def estimate_seconds(spec: Any, knobs: Any, target: Cpu) -> float:
     return max(cycles / (CLOCK * target.cores), streaming) + LAUNCH_SECONDS
 
 
-def code_size(spec: Any, knobs: Any, target: Cpu) -> float | None:
+def code_size(spec: Spec, knobs: Knobs, target: Cpu) -> float | None:
     """Multiply-adds that a candidate's code contains, written out; None where the template does not say."""
     if isinstance(knobs, Conv2dKnobs):
         tile = Conv2dKnobs(knobs.vectors, knobs.rows, knobs.columns)
@@ -128,7 +128,7 @@ def _conv2d_code_size(spec: Conv2dSpec, target: Cpu, tile: Conv2dKnobs) -> int:
     return conv2d_tiling.code_size(spec, target, tile)
 
 
-def _template_cycles(spec: Any, knobs: Any, target: Cpu) -> float | None:
+def _template_cycles(spec: Spec, knobs: Knobs, target: Cpu) -> float | None:
     """Cycles of all threads together; None without a cycle model."""
     if isinstance(knobs, WinogradKnobs):
         return winograd_tiling.estimate_cycles(spec, target, knobs)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
 
 import torch
+import tvm
 
 from ...ir import TersorError, Value
 from ..codegen.lowering import Call, Program
@@ -106,7 +106,7 @@ class Bench:
         is_constant = [not isinstance(argument, Value) for argument in self._call.arguments] + [False]
         copies: list[torch.Tensor] = []
 
-        def replace(index: int, arguments: Sequence[Any]) -> bool:
+        def replace(index: int, arguments: Sequence[tvm.runtime.Tensor]) -> bool:
             if index != self._index:
                 return False
             buffers = [torch.from_dlpack(one) for one, skip in zip(arguments, is_constant, strict=True) if not skip]
@@ -144,7 +144,7 @@ class _Kernel:
         """Compute the result once."""
         self.function(*self._arguments(buffers))
 
-    def _arguments(self, buffers: Sequence[torch.Tensor]) -> list[Any]:
+    def _arguments(self, buffers: Sequence[torch.Tensor]) -> list[tvm.runtime.Tensor]:
         given = iter(buffers)
         tensors = [next(given) if constant is None else constant.clone() for constant in self.constants]
         return [to_tvm(tensor) for tensor in (*tensors, next(given))]
@@ -154,7 +154,7 @@ def _constants(call: Call, program: Program) -> tuple[torch.Tensor | None, ...]:
     return tuple(None if isinstance(one, Value) else program.constants[one] for one in call.arguments)
 
 
-def _types(call: Call) -> list[Any]:
+def _types(call: Call) -> list[tvm.runtime.Tensor]:
     """Types of the activations that a call reads and of its result."""
     return [argument.type for argument in (*call.arguments, call.result) if isinstance(argument, Value)]
 

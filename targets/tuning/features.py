@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
 
 import numpy as np
 
 from ..machines.target import Cpu
+from ..templates.registry import Knobs, Spec
 from .estimate import code_size, estimate_seconds, work_of
 from .geometry import geometry_features, geometry_of
 
@@ -17,7 +17,7 @@ Features = dict[str, float]
 CODE_SIZE = "code size"  # multiply-adds written out; missing where the template does not say
 
 
-def describe_candidate(spec: Any, template: str, knobs: Any, target: Cpu) -> Features:
+def describe_candidate(spec: Spec, template: str, knobs: Knobs, target: Cpu) -> Features:
     """Everything that is known of a candidate before it is built.
 
     Parameters
@@ -50,7 +50,7 @@ def describe_candidate(spec: Any, template: str, knobs: Any, target: Cpu) -> Fea
     return found
 
 
-def _work_features(spec: Any, target: Cpu) -> Iterator[tuple[str, float]]:
+def _work_features(spec: Spec, target: Cpu) -> Iterator[tuple[str, float]]:
     work = work_of(spec)
     yield "log macs", math.log2(work.macs + 1)
     for name in ("rows", "columns", "depth", "read", "weights", "written"):
@@ -71,7 +71,7 @@ def _machine_features(target: Cpu) -> Iterator[tuple[str, float]]:
     yield "l3", float(target.l3_bytes)
 
 
-def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, float]]:
+def _flatten(prefix: str, value: object) -> Iterator[tuple[str, float]]:
     """Numbers in a (nested) dataclass by the path to them; texts become flags."""
     if is_dataclass(value):
         for field in fields(value):

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any
 
 from ..machines.target import Cpu
 from ..templates.attention.spec import AttentionKnobs, AttentionSpec
@@ -18,6 +17,7 @@ from ..templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
 from ..templates.conv2d.winograd_spec import TileGrid, WinogradKnobs
 from ..templates.matmul.spec import MatmulKnobs, MatmulSpec
 from ..templates.parallelism import imbalance
+from ..templates.registry import Knobs, Spec
 from ..templates.windows.pooling import PoolKnobs, PoolSpec
 
 FLOAT_BYTES = 4
@@ -60,7 +60,7 @@ class Geometry:
 
 
 @singledispatch
-def geometry_of(knobs: Any, spec: Any, target: Cpu) -> Geometry | None:
+def geometry_of(knobs: Knobs, spec: Spec, target: Cpu) -> Geometry | None:
     """How ``knobs`` cut ``spec`` up; None for templates without a register tile."""
     return None
 

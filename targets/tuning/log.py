@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from ...ir import TersorError
+from ...ir.foreign import Json
 from ..templates.codec import CodecError, UnknownNameError, decode, encode
 from ..templates.registry import TEMPLATES, template_version
 from .records import SCHEMA, Record
@@ -263,7 +263,7 @@ def _read_line(number: int, text: str) -> Line:
         return Line(number, text, problem=" ".join(str(error).split()))
 
 
-def _made_by_other_version(value: Any) -> str:
+def _made_by_other_version(value: Json) -> str:
     """Why a line that another version of Tersor wrote cannot be read here; empty if it can."""
     schema = value.get("schema") if isinstance(value, dict) else None
     if type(schema) is not int:

@@ -21,11 +21,11 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import tvm
-from tvm import s_tir
+from tvm import s_tir, tirx
 
+from ...ir.foreign import Json
 from ..codegen.options import Options
 from ..machines.catalog import usable_cores
 from ..machines.target import Cpu
@@ -83,7 +83,7 @@ class Search:
 
 
 def tune(
-    function: Any,
+    function: tirx.PrimFunc,
     target: Cpu,
     log_dir: Path,
     *,
@@ -116,7 +116,7 @@ def tune(
         return _Searcher(function, target, log_dir, seed, pool, sandbox).run(trials, start, max_seconds)
 
 
-def best_trace(function: Any, target: Cpu, log_dir: Path) -> str | None:
+def best_trace(function: tirx.PrimFunc, target: Cpu, log_dir: Path) -> str | None:
     """How the fastest known schedule of an unscheduled PrimFunc is made, as JSON text; None if there is none."""
     folder = database_folder(target, log_dir)
     if not folder.is_dir():
@@ -193,7 +193,7 @@ class _Searcher:
 
     def __init__(
         self,
-        function: Any,
+        function: tirx.PrimFunc,
         target: Cpu,
         log_dir: Path,
         seed: int,
@@ -254,7 +254,7 @@ class _Searcher:
             self._context.post_tuning()
         return Search(best, done, failures, tuple(history))
 
-    def _measure(self, modules: Sequence[Any]) -> Iterator[RunResult]:
+    def _measure(self, modules: Sequence[s_tir.meta_schedule.MeasureCandidate]) -> Iterator[RunResult]:
         """Build all, then run all; yields each result when there is one, in order."""
         submit, target = self._executor.submit, self._target
         futures = [submit(scheduled.build_scheduled, tvm.ir.save_json(module), target) for module in modules]
@@ -271,7 +271,7 @@ class _Searcher:
                 code, _ = future.result()
                 yield self._sandbox.run(self._setup, scheduled.run, code, TimingPolicy(), timeout=_RUN_TIMEOUT)
 
-    def _tell(self, candidates: Sequence[Any], results: Sequence[RunResult]) -> None:
+    def _tell(self, candidates: Sequence[s_tir.meta_schedule.MeasureCandidate], results: Sequence[RunResult]) -> None:
         ms = self._ms
         told = [
             ms.runner.RunnerResult([result.seconds], None)
@@ -289,7 +289,7 @@ class _Searcher:
                 self._database.commit_tuning_record(record)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Json) -> Json:
     """TVM's containers and numbers as Python's."""
     value = getattr(value, "value", value)
     if value is None or isinstance(value, bool | int | float | str):
@@ -297,11 +297,11 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value]
 
 
-def _module(function: Any) -> Any:
+def _module(function: tirx.PrimFunc) -> tvm.IRModule:
     return tvm.IRModule({"main": function.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)})
 
 
-def _database(folder: Path) -> Any:
+def _database(folder: Path) -> s_tir.meta_schedule.Database:
     from tvm.s_tir.meta_schedule.database import JSONDatabase
 
     return JSONDatabase(work_dir=str(folder))

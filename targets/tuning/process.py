@@ -125,12 +125,12 @@ class Worker:
             self._receive(START_TIMEOUT, "starting")
             self._ready = True
 
-    def call(self, function: Callable[..., Any], *arguments: Any, timeout: float | None = None) -> Any:
+    def call(self, function: Callable[..., Any], *arguments: object, timeout: float | None = None) -> Any:
         """Call ``function(*arguments)`` in the process: `begin` and `finish`."""
         self.begin(function, *arguments, timeout=timeout)
         return self.finish(function, timeout)
 
-    def begin(self, function: Callable[..., Any], *arguments: Any, timeout: float | None = None) -> None:
+    def begin(self, function: Callable[..., Any], *arguments: object, timeout: float | None = None) -> None:
         """Have the process call ``function(*arguments)`` as soon as it is ready; raises WorkerDiedError if it is gone.
 
         Parameters
@@ -175,7 +175,7 @@ class Worker:
         _end_tree(self._process)
         self._stderr.close()
 
-    def _send(self, message: Any) -> None:
+    def _send(self, message: object) -> None:
         try:
             self._connection.send(message)
         except (BrokenPipeError, ConnectionResetError) as error:

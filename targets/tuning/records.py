@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Literal
 
 from ..codegen.options import Options
 from ..machines.catalog import processor_name
@@ -144,7 +144,7 @@ def _default(workload: Workload, target: Cpu) -> Option:
     return Options(workload, target).default
 
 
-def _instructions(target: Cpu) -> tuple[Any, ...]:
+def _instructions(target: Cpu) -> tuple[object, ...]:
     return target.mcpu, target.vector_bytes, target.vector_registers, target.features
 
 

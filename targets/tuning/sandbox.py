@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 
@@ -15,7 +14,7 @@ from .worker import Preparation
 
 _KILLED = 9  # the signal that Linux ends a process by when memory runs out
 
-Setup = tuple[Callable[..., None], tuple[Any, ...]]
+Setup = tuple[Callable[..., None], tuple[object, ...]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Sandbox:
             if worker is not None:
                 worker.wait_ready()
 
-    def run(self, setup: Setup, function: Callable[..., RunResult], *arguments: Any, timeout: float) -> RunResult:
+    def run(self, setup: Setup, function: Callable[..., RunResult], *arguments: object, timeout: float) -> RunResult:
         """Call ``function(*arguments)`` in the process, which has been set up by ``setup``.
 
         Parameters

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 import tvm
+from tvm import tirx
 
 from ..machines.target import Cpu
 from ..runtime.threads import set_threads
@@ -31,7 +31,7 @@ def build_scheduled(module_json: str, target: Cpu) -> tuple[bytes, float]:
     return code, time.perf_counter() - start
 
 
-def argument_types(function: Any) -> list[tuple[tuple[int, ...], str]]:
+def argument_types(function: tirx.PrimFunc) -> list[tuple[tuple[int, ...], str]]:
     """Shapes and element types of a function's buffers, the result last."""
     from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
@@ -58,7 +58,7 @@ class _Bench:
         timing = measure(call, None, policy)
         return RunResult("ok", timing.seconds, timing.spread, timing.repeats)
 
-    def _call(self, function: Any) -> Callable[[], object]:
+    def _call(self, function: tirx.PrimFunc) -> Callable[[], object]:
         arguments = [to_tvm(tensor) for tensor in (*self._inputs, self._result)]
         return lambda: function(*arguments)
 

@@ -11,10 +11,11 @@ import gc
 import os
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
@@ -46,7 +47,7 @@ class Preparation:
 class Reply:
     """The answer to one call: a value, or one line that says what went wrong."""
 
-    value: Any = None
+    value: object = None
     error: str = ""
     cause: Cause = "function"  # of the error: the memory or the machine, or else the function itself
 
@@ -67,7 +68,7 @@ def cause_of(error: BaseException) -> Cause:
     return "host" if of_host or _DISK_WORDS in text else "function"
 
 
-def _reply(function: Any, arguments: tuple[Any, ...]) -> Reply:
+def _reply(function: Callable[..., object], arguments: tuple[object, ...]) -> Reply:
     try:
         return Reply(function(*arguments))
     except Exception as error:  # the error boundary between processes: every failure becomes an answer

@@ -9,7 +9,6 @@ through strides, so that splitting and merging heads costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -242,7 +241,7 @@ class _Writer:
 
     def _accumulate(
         self, rows: int, steps: int, element: Callable[[int, Index], Expr], panels: RhsPanels, panel: Index
-    ) -> Any:
+    ) -> Expr:
         base = panels.base + panel * panels.panel_stride
 
         def vector_at(k: Index, vector: int) -> Expr:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Cpu
-from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..vector.builder import Output, RegisterTile, bind, load, loop, make_prim_func
 from ..vector.operand_types import check_weight_shape
 from ..windows.spatial import TileRun
@@ -63,22 +62,22 @@ def build(spec: Conv2dSpec, target: Cpu, knobs: DepthwiseKnobs, epilogue: Epilog
     def body(main: Sequence[Buffer], out: Output) -> None:
         data, weight = main
 
-        def accumulate(tile: RegisterTile, plane: Any, y: Any, x: Any, run: TileRun) -> None:
+        def accumulate(tile: RegisterTile, plane: Index, y: Index, x: Index, run: TileRun) -> None:
             begin, end = tap_bounds(rows, y)
             with loop(end, begin) as ky:
                 image_row = plane * rows.size + y * rows.stride + ky * rows.dilation - rows.pad
                 first = bind((image_row * columns.size + x * columns.stride - columns.pad) * lanes)
                 weight_row = bind((plane % blocks * rows.kernel + ky) * (columns.kernel * lanes))
-                vectors: dict[int, Any] = {}  # inputs that taps share which are written out
+                vectors: dict[int, Expr] = {}  # inputs that taps share which are written out
 
-                def read(column: Any) -> Any:
+                def read(column: Index) -> Expr:
                     if not isinstance(column, int):
                         return load(data, first + column * lanes, lanes)
                     if column not in vectors:
                         vectors[column] = bind(load(data, first + column * lanes, lanes))
                     return vectors[column]
 
-                def multiply(kx: Any, positions: tuple[int, ...]) -> None:
+                def multiply(kx: Index, positions: tuple[int, ...]) -> None:
                     factor = bind(load(weight, weight_row + kx * lanes, lanes))
                     for position in positions:
                         column = position * columns.stride + kx * columns.dilation
@@ -86,7 +85,7 @@ def build(spec: Conv2dSpec, target: Cpu, knobs: DepthwiseKnobs, epilogue: Epilog
 
                 for_each_tap(columns, run, x, multiply)
 
-        def write_tile(plane: Any, y: Any, x: Any, run: TileRun) -> None:
+        def write_tile(plane: Index, y: Index, x: Index, run: TileRun) -> None:
             tile = RegisterTile(run.width, lanes)
             tile.fill(0.0)
             accumulate(tile, plane, y, x, run)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from ..base import Buffer, Index
+from ..base import Buffer, Expr, Index
 from ..parallelism import chunk_loop
 from ..vector.builder import constant, load, loop, store, when
 from ..vector.vectors import in_register, load_strided, pieces, transpose
@@ -108,5 +107,5 @@ class _PanelCopy:
         for k, row in enumerate(transpose(rows)):
             self._store(square * lanes + k, vector * lanes, row, lanes)
 
-    def _store(self, k: Index, column: Index, value: Any, width: int) -> None:
+    def _store(self, k: Index, column: Index, value: Expr, width: int) -> None:
         store(self.scratch, self.to + k * self.columns + column, value, width)

@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 
 from ...machines.target import Cpu
-from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
 from ..parallelism import shared_loop
 from ..vector.builder import Output, constant, load, loop, make_prim_func, store, when
 from ..vector.vectors import in_register, shuffle
@@ -116,7 +115,7 @@ class _BlockGather:
             block = (image * spec.blocks(len(spec.sources)) + self.number) * spec.positions
             store(out, (block + position) * spec.block, self._gather(parts, image, position), spec.block)
 
-    def _gather(self, parts: Sequence[Buffer], image: Index, position: Index) -> Any:
+    def _gather(self, parts: Sequence[Buffer], image: Index, position: Index) -> Expr:
         spec = self.spec
         merged = None
         for (part, number), lanes in self.lanes.items():

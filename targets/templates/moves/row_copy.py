@@ -8,14 +8,13 @@ to its own part of the table: so rows for one place are written in order, whatev
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 
 from ...machines.target import Cpu
-from ..base import NO_EPILOGUE, Buffer, BufferSpec, Index
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Expr, Index
 from ..parallelism import shared_loop
 from ..vector.builder import Output, bind, constant, load, loop, make_prim_func, split_index, store, when
 from ..vector.vectors import pieces
@@ -100,7 +99,7 @@ def build_pad(spec: PadSpec, target: Cpu) -> tirx.PrimFunc:
         with shared_loop((math.prod(rows),), bytes_moved=2 * _bytes(spec.dtype) * size) as (row,):
             coords = split_index(row, rows) if rows else ()
             source: Index = 0
-            inside: Any = True
+            inside: Expr = True
             for coordinate, before, extent, whole in zip(coords, spec.before, shape, out_shape, strict=False):
                 source = source * extent + (coordinate - before)
                 if whole != extent:
@@ -165,7 +164,7 @@ def _fill(out: Buffer, to: Index, count: int, value: float, dtype: str, lanes: i
     _runs(count, lanes, lambda offset, width: store(out, to + offset, constant(value, width, dtype), width))
 
 
-def _runs(count: int, lanes: int, visit: Any) -> None:
+def _runs(count: int, lanes: int, visit: Callable[[int, int], None]) -> None:
     """``visit(offset, width)`` over ``count`` elements: whole vectors in a loop, then ever narrower ones."""
     whole = count // lanes
     if whole:

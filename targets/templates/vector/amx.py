@@ -12,13 +12,13 @@ use of a tile: `tersor.targets.machines.catalog.host_features` does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..base import Buffer, Index
+from ..base import Buffer, Expr, Index
 from .bfloat16 import BITS
 from .builder import constant, store
 
@@ -202,9 +202,9 @@ def _transfer(instruction: str, register: int, buffer: Buffer, at: Index, row_by
     _call(instruction, _register(register), T.address_of(buffer[at]), tirx.IntImm("int64", row_bytes))
 
 
-def _register(number: int) -> Any:
+def _register(number: int) -> Expr:
     return tirx.IntImm("int8", number)
 
 
-def _call(instruction: str, *arguments: Any) -> None:
+def _call(instruction: str, *arguments: Expr) -> None:
     T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{instruction}", *arguments))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..base import Expr
 from .builder import RegisterTile, bind, broadcast
 
@@ -22,15 +20,15 @@ class Arithmetic:
     packing = 1
     sum_type = "float32"
 
-    def left(self, element: Expr, lanes: int) -> Any:
+    def left(self, element: Expr, lanes: int) -> Expr:
         """An element of the input, broadcast and prepared for all products that it takes part in."""
         return bind(broadcast(element, lanes))
 
-    def right(self, vector: Expr) -> Any:
+    def right(self, vector: Expr) -> Expr:
         """A vector of weights, prepared for all products that it takes part in."""
         return bind(vector)
 
-    def multiply_add(self, tile: RegisterTile, index: int, left: Any, right: Any) -> None:
+    def multiply_add(self, tile: RegisterTile, index: int, left: Expr, right: Expr) -> None:
         """``tile[index] += left * right``."""
         tile.multiply_add(index, left, right)
 

@@ -8,13 +8,11 @@ rounds, and a template written for float32 works on it unchanged. Kernels that o
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Cpu
-from ..base import Expr
+from ..base import Buffer, Expr, Index
 
 BFLOAT16 = "bfloat16"  # element type of a buffer whose numbers are computed with
 NUMBER_TYPES = ("float32", BFLOAT16)  # what templates that compute take
@@ -38,10 +36,10 @@ class Bfloat16Buffer:
         The TIR buffer of ``uint16`` that holds the numbers.
     """
 
-    def __init__(self, bits: Any) -> None:
+    def __init__(self, bits: Buffer) -> None:
         self.bits = bits
 
-    def __getitem__(self, index: Any) -> Expr:
+    def __getitem__(self, index: Index) -> Expr:
         return widen(self.bits[index])
 
 
@@ -51,7 +49,7 @@ def check_numbers(dtype: str) -> None:
         raise ValueError(f"dtype {dtype} is not supported; {' and '.join(NUMBER_TYPES)} are")
 
 
-def bits_of(buffer: Any) -> Any:
+def bits_of(buffer: Buffer) -> Buffer:
     """The TIR buffer behind any buffer."""
     return buffer.bits if isinstance(buffer, Bfloat16Buffer) else buffer
 

@@ -13,7 +13,6 @@ compensation for that, together with the one for the zero point; see `tersor.tar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -69,20 +68,20 @@ class DotProduct(Arithmetic):
         """Vector registers that a step needs beside one for each vector of weights and one for an activation."""
         return 0
 
-    def left(self, element: Expr, lanes: int) -> Any:
+    def left(self, element: Expr, lanes: int) -> Expr:
         """A word of activations, broadcast; bits are flipped before, as LLVM 22 never ends on that in a vector."""
         flipped = element ^ tirx.const(_SIGN_BITS, "int32") if self.offset else element
         return self.prepare(broadcast(flipped, lanes))
 
-    def prepare(self, words: Expr) -> Any:
+    def prepare(self, words: Expr) -> Expr:
         """A vector of words of activations, of the signs that the instruction takes."""
         return in_register(words)
 
-    def multiply_add(self, tile: RegisterTile, index: int, left: Any, right: Any) -> None:
+    def multiply_add(self, tile: RegisterTile, index: int, left: Expr, right: Expr) -> None:
         """``tile[index] += left . right``."""
         tile[index] = self.add(tile[index], left, right)
 
-    def add(self, sums: Expr, left: Any, right: Any) -> Expr:
+    def add(self, sums: Expr, left: Expr, right: Expr) -> Expr:
         """``sums + left . right``, of prepared operands."""
         lanes = WORD * self.lanes
         left, right = (tirx.reinterpret(f"int8x{lanes}", operand) for operand in (left, right))
@@ -116,7 +115,7 @@ class PairwiseProduct(DotProduct):
         halves = ((pairs << byte) >> byte, pairs >> byte)
         return tuple(in_register(tirx.reinterpret(f"int16x{lanes}", half)) for half in halves)
 
-    def add(self, sums: Expr, left: Any, right: Any) -> Expr:
+    def add(self, sums: Expr, left: Expr, right: Expr) -> Expr:
         for one, other in zip(left, right, strict=True):
             sums = sums + T.call_llvm_intrin(f"int32x{self.lanes}", self.intrinsic, one, other)
         return sums
@@ -145,7 +144,7 @@ class PlainProduct(DotProduct):
         shifted = (words << constant(24 - 8 * byte, self.lanes, element) for byte in range(WORD))
         return tuple(in_register(tirx.reinterpret(f"int32x{self.lanes}", one >> top)) for one in shifted)
 
-    def add(self, sums: Expr, left: Any, right: Any) -> Expr:
+    def add(self, sums: Expr, left: Expr, right: Expr) -> Expr:
         for one, other in zip(left, right, strict=True):
             sums = sums + one * other
         return sums
@@ -164,7 +163,7 @@ class WideningProduct(PlainProduct):
     def _split(self, words: Expr, dtype: str) -> tuple[Expr, ...]:
         return tuple(in_register(tirx.Cast(f"int16x{self.lanes}", one)) for one in super()._split(words, dtype))
 
-    def add(self, sums: Expr, left: Any, right: Any) -> Expr:
+    def add(self, sums: Expr, left: Expr, right: Expr) -> Expr:
         for one, other in zip(left, right, strict=True):
             sums = sums + T.call_llvm_pure_intrin(f"int32x{self.lanes}", self.intrinsic, one, other)
         return sums

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tvm import tirx
 
 from ...machines.target import Cpu
-from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..rows.reduce import COMBINE, NEUTRAL
 from ..vector.accumulation import Accumulation
@@ -124,20 +124,20 @@ def build(spec: PoolSpec, target: Cpu, knobs: PoolKnobs, epilogue: Epilogue = NO
     def body(main: Sequence[Buffer], out: Output) -> None:
         (data,) = main
 
-        def gather(tile: RegisterTile, plane: Any, y: Any, x: Any, run: TileRun) -> None:
+        def gather(tile: RegisterTile, plane: Index, y: Index, x: Index, run: TileRun) -> None:
             begin, end = tap_bounds(rows, y)
             with loop(end, begin) as ky:
                 image_row = plane * rows.size + y * rows.stride + ky * rows.dilation - rows.pad
                 first = bind((image_row * columns.size + x * columns.stride - columns.pad) * lanes)
 
-                def take(kx: Any, positions: tuple[int, ...]) -> None:
+                def take(kx: Index, positions: tuple[int, ...]) -> None:
                     for position in positions:
                         column = position * columns.stride + kx * columns.dilation
                         tile[position] = combine(tile[position], load(data, first + column * lanes, lanes))
 
                 for_each_tap(columns, run, x, take)
 
-        def write_tile(plane: Any, y: Any, x: Any, run: TileRun) -> None:
+        def write_tile(plane: Index, y: Index, x: Index, run: TileRun) -> None:
             tile = RegisterTile(run.width, lanes, sum_type)
             tile.fill(_lowest(spec.dtype) if spec.mode == "max" else 0)
             gather(tile, plane, y, x, run)
@@ -160,7 +160,7 @@ def _lowest(dtype: str) -> float:
     return INTEGER_RANGES[dtype][0] if is_integer(dtype) else float("-inf")
 
 
-def _reciprocal_count(spec: PoolSpec, y: Any, x: Any) -> Any:
+def _reciprocal_count(spec: PoolSpec, y: Index, x: Index) -> Expr:
     """One over the number of input positions that an average covers at output (y, x)."""
     rows, columns = spec.windows()
     count = _covered(spec, rows, spec.padding[2], y) * _covered(spec, columns, spec.padding[3], x)
@@ -169,7 +169,7 @@ def _reciprocal_count(spec: PoolSpec, y: Any, x: Any) -> Any:
     return tirx.const(1.0, "float32") / tirx.Cast("float32", count)
 
 
-def _covered(spec: PoolSpec, window: Window, pad_after: int, position: Any) -> Any:
+def _covered(spec: PoolSpec, window: Window, pad_after: int, position: Index) -> Expr:
     """Positions that a window covers on one axis; a Python int if every window covers equally many."""
     low, high = (-window.pad, window.size + pad_after) if spec.count_include_pad else (0, window.size)
     last = (window.out - 1) * window.stride - window.pad
@@ -216,7 +216,7 @@ def build_global(spec: GlobalPoolSpec, target: Cpu, epilogue: Epilogue = NO_EPIL
             sums = Accumulation(combine, neutral, sum_type)
             tile = sums.tile(count, lanes)
 
-            def accumulate(step: Any, terms: int, tile: RegisterTile) -> None:
+            def accumulate(step: Index, terms: int, tile: RegisterTile) -> None:
                 for index in range(terms):
                     place = (plane * size + step * count + index) * lanes
                     sums.add(tile, index, widened(load(data, place, lanes), sum_type))
