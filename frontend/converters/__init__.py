@@ -19,4 +19,5 @@ from . import (
     normalization,
     pooling,
     reduction,
+    special,
 )

@@ -8,6 +8,7 @@ import torch
 
 from ...ir import DType, Op, Value, ops
 from ..context import Context, Number
+from ..expressions import Expression
 from ..registry import Converter, converter, register_each
 
 aten = torch.ops.aten
@@ -38,6 +39,18 @@ register_each(
         aten.erf.default: ops.ErfOp,
         aten.sin.default: ops.SinOp,
         aten.cos.default: ops.CosOp,
+        aten.tan.default: ops.TanOp,
+        aten.asin.default: ops.AsinOp,
+        aten.acos.default: ops.AcosOp,
+        aten.atan.default: ops.AtanOp,
+        aten.sinh.default: ops.SinhOp,
+        aten.cosh.default: ops.CoshOp,
+        aten.asinh.default: ops.AsinhOp,
+        aten.acosh.default: ops.AcoshOp,
+        aten.atanh.default: ops.AtanhOp,
+        aten.erfc.default: ops.ErfcOp,
+        aten.lgamma.default: ops.LgammaOp,
+        aten.exp2.default: ops.Exp2Op,
         aten.neg.default: ops.NegOp,
         aten.abs.default: ops.AbsOp,
     },
@@ -52,12 +65,62 @@ def _rounding(kind: type[Op]) -> Converter:
     return convert
 
 
-register_each({aten.floor.default: ops.FloorOp, aten.ceil.default: ops.CeilOp}, _rounding)
+register_each(
+    {
+        aten.floor.default: ops.FloorOp,
+        aten.ceil.default: ops.CeilOp,
+        aten.trunc.default: ops.TruncOp,
+        aten.round.default: ops.RoundOp,
+    },
+    _rounding,
+)
 
 
-@converter(aten.log2.default)
-def log2(ctx: Context, x: Value) -> Value:
-    return ctx.emit(ops.MulOp, ctx.emit(ops.LogOp, ctx.cast(x, ctx.dtype)), ctx.operand(1 / math.log(2), ctx.dtype))
+@converter(aten.round.decimals)
+def round_decimals(ctx: Context, x: Value, *, decimals: int = 0) -> Value:
+    """As PyTorch: by a power of ten, which is rounded, and its inverse."""
+    if not x.type.dtype.is_floating:
+        return x
+    power = ctx.operand(10.0 ** abs(decimals), ctx.dtype)
+    there, back = (ops.MulOp, ops.DivOp) if decimals > 0 else (ops.DivOp, ops.MulOp)
+    return ctx.emit(back, ctx.emit(ops.RoundOp, ctx.emit(there, x, power)), power)
+
+
+def _logarithm(base: int) -> Converter:
+    def convert(ctx: Context, x: Value) -> Value:
+        return (Expression(ctx, x).cast(ctx.dtype).apply(ops.LogOp) * (1 / math.log(base))).value
+
+    return convert
+
+
+register_each({aten.log2.default: 2, aten.log10.default: 10}, _logarithm)
+
+
+@converter(aten.sign.default)
+def sign(ctx: Context, x: Value) -> Value:
+    """The difference of two comparisons: 0 for NaN."""
+    if x.type.dtype is DType.BOOL:
+        return x
+    number = Expression(ctx, x)
+    return ((number > 0).cast(x.type.dtype) - (number < 0).cast(x.type.dtype)).value
+
+
+@converter(aten.signbit.default)
+def signbit(ctx: Context, x: Value) -> Value:
+    number = Expression(ctx, x)
+    if x.type.dtype is DType.BOOL:
+        return (number < False).value
+    if not x.type.dtype.is_floating:
+        return (number < 0).value
+    return (number.number(1.0).apply(ops.CopySignOp, number) < 0).value
+
+
+@converter(aten.isinf.default)
+def isinf(ctx: Context, x: Value) -> Value:
+    number = Expression(ctx, x)
+    if not x.type.dtype.is_floating:
+        return number.differs(number).value
+    return abs(number).equals(math.inf).value
 
 
 @converter(aten.elu.default)
@@ -69,6 +132,14 @@ def elu(ctx: Context, x: Value, alpha: Number = 1.0, scale: Number = 1.0, input_
     negative = ctx.emit(ops.MulOp, ctx.emit(ops.Expm1Op, exponent), ctx.operand(alpha, ctx.dtype))
     positive = ctx.emit(ops.GeOp, x, ctx.operand(0.0, ctx.dtype))
     return ctx.emit(ops.MulOp, ctx.emit(ops.WhereOp, positive, x, negative), ctx.operand(scale, ctx.dtype))
+
+
+@converter(aten.softshrink.default)
+def softshrink(ctx: Context, x: Value, lambd: Number = 0.5) -> Value:
+    number = Expression(ctx, x)
+    inside = number.differs(number).choose(number, 0.0)
+    below = (number < -lambd).choose(number + lambd, inside)
+    return (number > lambd).choose(number - lambd, below).value
 
 
 @converter(aten.isnan.default)
@@ -84,7 +155,7 @@ def logical_not(ctx: Context, x: Value) -> Value:
 @converter(aten.bitwise_not.default)
 def bitwise_not(ctx: Context, x: Value) -> Value:
     if x.type.dtype is not DType.BOOL:
-        ctx.refuse("only boolean tensors have bitwise operators here")
+        return ctx.emit(ops.BitXorOp, x, ctx.operand(255 if x.type.dtype is DType.U8 else -1, x.type.dtype))
     return ctx.emit(ops.LogicalNotOp, x)
 
 

@@ -9,6 +9,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from ...ir import DType, Op, Value, ops
 from ..context import Context, Number, promote
+from ..expressions import Expression
 from ..registry import Converter, converter, register_each
 
 aten = torch.ops.aten
@@ -36,6 +37,11 @@ register_each(
         aten.minimum.default: ops.MinimumOp,
         aten.pow.Tensor_Tensor: ops.PowOp,
         aten.pow.Scalar: ops.PowOp,
+        aten.atan2.default: ops.Atan2Op,
+        aten.hypot.default: ops.HypotOp,
+        aten.copysign.Tensor: ops.CopySignOp,
+        aten.copysign.Scalar: ops.CopySignOp,
+        aten.nextafter.default: ops.NextAfterOp,
     },
     _binary,
 )
@@ -79,13 +85,35 @@ def rsub(ctx: Context, lhs: Operand, rhs: Operand, alpha: Number = 1) -> Value:
 
 @converter(aten.div.Tensor_mode, aten.div.Scalar_mode)
 def div_rounded(ctx: Context, lhs: Operand, rhs: Operand, rounding_mode: str | None = None) -> Value:
-    if not ctx.dtype.is_floating:
-        ctx.refuse("integer division; divide floating-point tensors instead")
-    if rounding_mode is None:
-        return ctx.emit(ops.DivOp, ctx.operand(lhs, ctx.dtype), ctx.operand(rhs, ctx.dtype))
-    if rounding_mode != "floor":
-        ctx.refuse(f"rounding mode {rounding_mode!r}; only 'floor' is supported")
-    return _floor_divide(ctx, lhs, rhs)
+    if rounding_mode == "floor":
+        return floor_divide(ctx, lhs, rhs)
+    if rounding_mode is None or ctx.dtype.is_floating:
+        quotient = ctx.emit(ops.DivOp, ctx.operand(lhs, ctx.dtype), ctx.operand(rhs, ctx.dtype))
+        return quotient if rounding_mode is None else ctx.emit(ops.TruncOp, quotient)
+    return ctx.emit(ops.QuotientOp, ctx.operand(lhs, ctx.dtype), ctx.operand(rhs, ctx.dtype))
+
+
+@converter(aten.floor_divide.default, aten.floor_divide.Scalar)
+def floor_divide(ctx: Context, lhs: Operand, rhs: Operand) -> Value:
+    if ctx.dtype is DType.F64:
+        return _exact_floor_divide(*_operands(ctx, lhs, rhs)).value
+    if ctx.dtype.is_floating:
+        return _floor_divide(ctx, lhs, rhs)
+    dividend, divisor = _operands(ctx, lhs, rhs)
+    quotient = dividend.apply(ops.QuotientOp, divisor)
+    if ctx.dtype is DType.U8:
+        return quotient.value
+    rest = dividend.apply(ops.IntegerRemainderOp, divisor)
+    return (quotient - _is_opposite(rest, divisor).cast(ctx.dtype)).value
+
+
+def _operands(ctx: Context, lhs: Operand, rhs: Operand) -> tuple[Expression, Expression]:
+    return Expression(ctx, ctx.operand(lhs, ctx.dtype)), Expression(ctx, ctx.operand(rhs, ctx.dtype))
+
+
+def _is_opposite(rest: Expression, divisor: Expression) -> Expression:
+    """Whether a remainder of a quotient rounded towards zero is not that of one rounded down."""
+    return ((rest < 0) & (divisor > 0)) | ((rest > 0) & (divisor < 0))
 
 
 def _floor_divide(ctx: Context, lhs: Operand, rhs: Operand) -> Value:
@@ -94,8 +122,6 @@ def _floor_divide(ctx: Context, lhs: Operand, rhs: Operand) -> Value:
     A quotient rounded to the operands' own precision can reach an integer from below (1.0 / 0.1 is 9.99... in float32,
     but rounds to 10). In float64 that does not happen to quotients of float32 numbers below 2^28.
     """
-    if ctx.dtype is DType.F64:
-        ctx.refuse("floor division of float64; use torch.floor(a / b), which rounds the quotient first")
     # A number stays in float32, as in PyTorch, however narrow the tensor is.
     lhs, rhs = (ctx.operand(x, ctx.dtype if isinstance(x, Value) else DType.F32) for x in (lhs, rhs))
     dividend, divisor = ctx.cast(lhs, DType.F64), ctx.cast(rhs, DType.F64)
@@ -103,6 +129,50 @@ def _floor_divide(ctx: Context, lhs: Operand, rhs: Operand) -> Value:
     divisor = ctx.emit(ops.ClampOp, divisor, attrs=ops.ClampOp.attrs_type(min=-_HUGE, max=_HUGE))
     quotient = ctx.emit(ops.FloorOp, ctx.emit(ops.DivOp, dividend, divisor))
     return ctx.cast(ctx.emit(ops.SubOp, quotient, ctx.emit(ops.SubOp, dividend, dividend)), ctx.dtype)
+
+
+def _exact_floor_divide(dividend: Expression, divisor: Expression) -> Expression:
+    """By the exact remainder, as PyTorch does it."""
+    rest = dividend.apply(ops.FmodOp, divisor)
+    exact = (dividend - rest) / divisor
+    lower = _is_opposite(rest, divisor).choose(exact - 1.0, exact)
+    down = lower.apply(ops.FloorOp)
+    nearest = (lower - down > 0.5).choose(down + 1.0, down)
+    quotient = dividend / divisor
+    return divisor.equals(0.0).choose(
+        quotient, lower.equals(0.0).choose(lower.number(0.0).apply(ops.CopySignOp, quotient), nearest)
+    )
+
+
+@converter(aten.fmod.Tensor, aten.fmod.Scalar)
+def fmod(ctx: Context, x: Operand, divisor: Operand) -> Value:
+    dividend, by = _operands(ctx, x, divisor)
+    return dividend.apply(ops.FmodOp if ctx.dtype.is_floating else ops.IntegerRemainderOp, by).value
+
+
+@converter(aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor)
+def remainder(ctx: Context, x: Operand, divisor: Operand) -> Value:
+    """With the sign of the divisor, where `fmod` has that of the dividend."""
+    rest, by = Expression(ctx, fmod(ctx, x, divisor)), Expression(ctx, ctx.operand(divisor, ctx.dtype))
+    return rest.value if ctx.dtype is DType.U8 else _is_opposite(rest, by).choose(rest + by, rest).value
+
+
+def _extremum_of_numbers(compare: type[Op]) -> Converter:
+    def convert(ctx: Context, x: Value, y: Value) -> Value:
+        """NaN only where both are; the first of equal ones, which may be 0 and -0."""
+        a, b = _operands(ctx, x, y)
+        return (a.apply(compare, b) | b.differs(b)).choose(a, b).value
+
+    return convert
+
+
+register_each({aten.fmax.default: ops.GeOp, aten.fmin.default: ops.LeOp}, _extremum_of_numbers)
+
+
+@converter(aten.ldexp.Tensor)
+def ldexp(ctx: Context, x: Value, exponent: Value) -> Value:
+    number, power = _operands(ctx, x, exponent)
+    return (number * power.apply(ops.Exp2Op)).value
 
 
 def _comparison(kind: type[Op]) -> Converter:
@@ -143,22 +213,67 @@ def logical_xor(ctx: Context, lhs: Value, rhs: Value) -> Value:
     return ctx.emit(ops.NeOp, _truth(ctx, lhs), _truth(ctx, rhs))
 
 
-def _bitwise(kind: type[Op]) -> Converter:
+def _bitwise(kinds: tuple[type[Op], type[Op]]) -> Converter:
     def convert(ctx: Context, lhs: Operand, rhs: Operand) -> Value:
-        if ctx.dtype is not DType.BOOL:
-            ctx.refuse("only boolean tensors have bitwise operators here")
-        return ctx.emit(kind, _truth(ctx, lhs), _truth(ctx, rhs))
+        on_booleans, on_integers = kinds
+        if ctx.dtype is DType.BOOL:
+            return ctx.emit(on_booleans, _truth(ctx, lhs), _truth(ctx, rhs))
+        return ctx.emit(on_integers, ctx.operand(lhs, ctx.dtype), ctx.operand(rhs, ctx.dtype))
 
     return convert
 
 
-_BITWISE = {
-    aten.__and__: ops.LogicalAndOp,
-    aten.bitwise_and: ops.LogicalAndOp,
-    aten.__or__: ops.LogicalOrOp,
-    aten.bitwise_or: ops.LogicalOrOp,
+def _bitwise_overloads(
+    table: Mapping[OpOverloadPacket, tuple[type[Op], type[Op]]],
+) -> dict[OpOverload, tuple[type[Op], type[Op]]]:
+    names = ("Tensor", "Scalar", "Scalar_Tensor")
+    return {
+        getattr(packet, name): kinds for packet, kinds in table.items() for name in names if name in packet.overloads()
+    }
+
+
+_AND, _OR = (ops.LogicalAndOp, ops.BitAndOp), (ops.LogicalOrOp, ops.BitOrOp)
+_XOR = (ops.NeOp, ops.BitXorOp)
+register_each(
+    _bitwise_overloads(
+        {
+            aten.__and__: _AND,
+            aten.bitwise_and: _AND,
+            aten.__or__: _OR,
+            aten.bitwise_or: _OR,
+            aten.__xor__: _XOR,
+            aten.bitwise_xor: _XOR,
+        }
+    ),
+    _bitwise,
+)
+
+
+def _shift(left: bool) -> Converter:
+    def convert(ctx: Context, x: Operand, count: Operand) -> Value:
+        if ctx.dtype.is_floating:
+            ctx.refuse("shifts of floating-point numbers; multiply by a power of two")
+        number, by = _operands(ctx, x, count)
+        return number.apply(ops.ShiftLeftOp if left else ops.ShiftRightOp, by).value
+
+    return convert
+
+
+_SHIFTS = {
+    aten.__lshift__: True,
+    aten.bitwise_left_shift: True,
+    aten.__rshift__: False,
+    aten.bitwise_right_shift: False,
 }
-register_each({**_by_overload(_BITWISE), aten.bitwise_xor.Tensor: ops.NeOp}, _bitwise)
+register_each(
+    {
+        getattr(packet, name): left
+        for packet, left in _SHIFTS.items()
+        for name in ("Tensor", "Scalar", "Tensor_Scalar", "Scalar_Tensor")
+        if name in packet.overloads()
+    },
+    _shift,
+)
 
 
 @converter(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)

@@ -212,6 +212,78 @@ class CosOp(FiniteUnaryOp, name="cos"):
     function = torch.cos
 
 
+class TanOp(FloatUnaryOp, name="tan"):
+    """Tangent."""
+
+    function = torch.tan
+
+
+class AsinOp(FloatUnaryOp, name="asin"):
+    """Inverse sine."""
+
+    function = torch.asin
+
+
+class AcosOp(FloatUnaryOp, name="acos"):
+    """Inverse cosine."""
+
+    function = torch.acos
+
+
+class AtanOp(FiniteUnaryOp, name="atan"):
+    """Inverse tangent."""
+
+    function = torch.atan
+
+
+class SinhOp(FloatUnaryOp, name="sinh"):
+    """Hyperbolic sine."""
+
+    function = torch.sinh
+
+
+class CoshOp(FloatUnaryOp, name="cosh"):
+    """Hyperbolic cosine."""
+
+    function = torch.cosh
+
+
+class AsinhOp(FiniteUnaryOp, name="asinh"):
+    """Inverse hyperbolic sine."""
+
+    function = torch.asinh
+
+
+class AcoshOp(FloatUnaryOp, name="acosh"):
+    """Inverse hyperbolic cosine."""
+
+    function = torch.acosh
+
+
+class AtanhOp(FloatUnaryOp, name="atanh"):
+    """Inverse hyperbolic tangent."""
+
+    function = torch.atanh
+
+
+class ErfcOp(FiniteUnaryOp, name="erfc"):
+    """1 - erf(x), accurate where the difference would cancel."""
+
+    function = torch.erfc
+
+
+class LgammaOp(FloatUnaryOp, name="lgamma"):
+    """Logarithm of the absolute value of the gamma function."""
+
+    function = torch.lgamma
+
+
+class Exp2Op(FloatUnaryOp, name="exp2"):
+    """2 raised to x."""
+
+    function = torch.exp2
+
+
 class NegOp(UnaryOp, name="neg"):
     """-x."""
 
@@ -237,6 +309,18 @@ class CeilOp(FiniteUnaryOp, name="ceil"):
     """Smallest integer not below x."""
 
     function = torch.ceil
+
+
+class TruncOp(FiniteUnaryOp, name="trunc"):
+    """The integer next to x towards zero."""
+
+    function = torch.trunc
+
+
+class RoundOp(FiniteUnaryOp, name="round"):
+    """The integer next to x, the even one of two."""
+
+    function = torch.round
 
 
 class LogicalNotOp(UnaryOp, name="logical_not"):

@@ -72,17 +72,6 @@ class MulOp(BinaryOp, name="mul"):
     commutative = True
 
 
-class DivOp(BinaryOp, name="div"):
-    """lhs / rhs, floating point only (a frontend casts integers first)."""
-
-    function = torch.div
-
-    def infer_types(self) -> tuple[TensorType, ...]:
-        if not self.lhs.type.dtype.is_floating:
-            raise self.error(f"needs floating-point operands, got {self.lhs.type}; insert a cast")
-        return super().infer_types()
-
-
 class MaximumOp(BinaryOp, name="maximum"):
     """The larger of the two; NaN if either is."""
 
@@ -103,6 +92,118 @@ class PowOp(BinaryOp, name="pow"):
     """lhs raised to rhs."""
 
     function = torch.pow
+
+
+class FloatBinaryOp(BinaryOp):
+    """Base of the binary ops that are defined on floating-point tensors only."""
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        if not self.lhs.type.dtype.is_floating:
+            raise self.error(f"needs floating-point operands, got {self.lhs.type}; insert a cast")
+        return super().infer_types()
+
+
+class DivOp(FloatBinaryOp, name="div"):
+    """lhs / rhs, floating point only (a frontend casts integers first)."""
+
+    function = torch.div
+
+
+class Atan2Op(FloatBinaryOp, name="atan2"):
+    """The angle of the point (rhs, lhs)."""
+
+    function = torch.atan2
+    always_finite = True
+
+
+class HypotOp(FloatBinaryOp, name="hypot"):
+    """The length of the vector (lhs, rhs), without overflow on the way."""
+
+    function = torch.hypot
+    always_finite = True
+
+
+class CopySignOp(FloatBinaryOp, name="copysign"):
+    """The magnitude of lhs with the sign of rhs."""
+
+    function = torch.copysign
+    always_finite = True
+
+
+class NextAfterOp(FloatBinaryOp, name="nextafter"):
+    """The number next to lhs in the direction of rhs."""
+
+    function = torch.nextafter
+    default_narrowing = Narrowing.NEVER
+
+
+class FmodOp(FloatBinaryOp, name="fmod"):
+    """The remainder of the quotient that is rounded towards zero, exactly."""
+
+    function = torch.fmod
+
+
+class IntegerBinaryOp(BinaryOp):
+    """Base of the binary ops that are defined on integers only."""
+
+    always_finite = True
+    default_narrowing = Narrowing.NEVER
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        if self.lhs.type.dtype.is_floating or self.lhs.type.dtype is DType.BOOL:
+            raise self.error(f"needs operands of integers, got {self.lhs.type}")
+        return super().infer_types()
+
+
+def _nonzero(divisor: torch.Tensor) -> torch.Tensor:
+    return torch.where(divisor == 0, 1, divisor)
+
+
+class QuotientOp(IntegerBinaryOp, name="quotient"):
+    """The quotient, rounded towards zero; 0 where the divisor is 0, which PyTorch makes an error."""
+
+    def evaluate(self, lhs: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
+        return torch.where(rhs == 0, 0, torch.div(lhs, _nonzero(rhs), rounding_mode="trunc"))
+
+
+class IntegerRemainderOp(IntegerBinaryOp, name="integer_remainder"):
+    """lhs - quotient * rhs, which has the sign of lhs; lhs where the divisor is 0, which PyTorch makes an error."""
+
+    def evaluate(self, lhs: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
+        return torch.where(rhs == 0, lhs, torch.fmod(lhs, _nonzero(rhs)))
+
+
+class BitAndOp(IntegerBinaryOp, name="bit_and"):
+    """The bits that both have."""
+
+    function = torch.bitwise_and
+    commutative = True
+
+
+class BitOrOp(IntegerBinaryOp, name="bit_or"):
+    """The bits that one of them has."""
+
+    function = torch.bitwise_or
+    commutative = True
+
+
+class BitXorOp(IntegerBinaryOp, name="bit_xor"):
+    """The bits that just one of them has."""
+
+    function = torch.bitwise_xor
+    commutative = True
+
+
+class ShiftLeftOp(IntegerBinaryOp, name="shift_left"):
+    """lhs shifted by rhs bits to the left; 0 where rhs is negative or as large as the type's bits."""
+
+    function = torch.bitwise_left_shift
+
+
+class ShiftRightOp(IntegerBinaryOp, name="shift_right"):
+    """lhs shifted by rhs bits to the right, its sign shifted in; all bits the sign where rhs leaves the type's bits."""
+
+    function = torch.bitwise_right_shift
 
 
 class ComparisonOp(BinaryOp):

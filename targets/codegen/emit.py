@@ -22,7 +22,6 @@ Emitter = Callable[..., Expr]
 # Half precision is stored and moved, not computed with.
 _COMPUTED = frozenset(DType) - {DType.F16}
 _FLOATING = frozenset({DType.F64, DType.F32, DType.BF16})
-_FLOAT32 = frozenset({DType.F32, DType.BF16})  # what the functions of `vector_math` and of the C library take
 
 _EMITTERS: dict[type[Op], tuple[Emitter, frozenset[DType]]] = {}
 
@@ -214,6 +213,12 @@ _FORMULAS: dict[type[Op], Callable[..., Expr]] = {
     ir_ops.AbsOp: tirx.abs,
     ir_ops.FloorOp: tirx.floor,
     ir_ops.CeilOp: tirx.ceil,
+    ir_ops.TruncOp: tirx.trunc,
+    ir_ops.RoundOp: lambda a: _intrinsic("rint", a),
+    ir_ops.CopySignOp: lambda a, b: _intrinsic("copysign", a, b),
+    ir_ops.BitAndOp: operator.and_,
+    ir_ops.BitOrOp: operator.or_,
+    ir_ops.BitXorOp: operator.xor,
     ir_ops.ObserveOp: lambda a: a,
 }
 _FUNCTIONS: dict[type[Op], Callable[..., Expr]] = {
@@ -227,16 +232,76 @@ _FUNCTIONS: dict[type[Op], Callable[..., Expr]] = {
     ir_ops.Expm1Op: vector_math.expm1,
     ir_ops.SinOp: tirx.sin,
     ir_ops.CosOp: tirx.cos,
+    ir_ops.Exp2Op: vector_math.exp2,
+}
+# Functions of the C library, called number by number.
+_LIBRARY: dict[type[Op], str] = {
+    ir_ops.TanOp: "tan",
+    ir_ops.AsinOp: "asin",
+    ir_ops.AcosOp: "acos",
+    ir_ops.AtanOp: "atan",
+    ir_ops.SinhOp: "sinh",
+    ir_ops.CoshOp: "cosh",
+    ir_ops.AsinhOp: "asinh",
+    ir_ops.AcoshOp: "acosh",
+    ir_ops.AtanhOp: "atanh",
+    ir_ops.ErfcOp: "erfc",
+    ir_ops.LgammaOp: "lgamma",
+    ir_ops.Atan2Op: "atan2",
+    ir_ops.HypotOp: "hypot",
+    ir_ops.NextAfterOp: "nextafter",
+    ir_ops.FmodOp: "fmod",
 }
 
 
 @emits(*_FORMULAS)
-@emits(*_FUNCTIONS, dtypes=_FLOAT32)
 def _formula(op: Op, *operands: Expr) -> Expr:
-    return (_FORMULAS | _FUNCTIONS)[type(op)](*operands)
+    return _FORMULAS[type(op)](*operands)
 
 
-@emits(ir_ops.GeluOp, dtypes=_FLOAT32)
+@emits(*_FUNCTIONS, dtypes=_FLOATING)
+def _function(op: Op, *operands: Expr) -> Expr:
+    return _FUNCTIONS[type(op)](*operands)
+
+
+@emits(*_LIBRARY, dtypes=_FLOATING)
+def _library_function(op: Op, *operands: Expr) -> Expr:
+    return vector_math.library(_LIBRARY[type(op)], *operands)
+
+
+def _intrinsic(name: str, *operands: Expr) -> Expr:
+    return tirx.call_llvm_pure_intrin(dtype_of(operands[0]), f"llvm.{name}", *operands)
+
+
+@emits(ir_ops.QuotientOp)
+def _quotient(op: Op, a: Expr, b: Expr) -> Expr:
+    """Neither a division by 0 nor that of the smallest number by -1, which processors stop at."""
+    a, b = in_register(a), in_register(b)
+    zero, one = like(b, 0), like(b, 1)
+    if dtype_of(b, 1).startswith("uint"):
+        return tirx.Select(tirx.EQ(b, zero), zero, tirx.truncdiv(a, in_register(tirx.Max(b, one))))
+    is_unsafe = tirx.Or(tirx.EQ(b, zero), tirx.EQ(b, like(b, -1)))
+    divided = in_register(tirx.truncdiv(a, in_register(tirx.Select(is_unsafe, one, b))))
+    return tirx.Select(tirx.EQ(b, zero), zero, tirx.Select(tirx.EQ(b, like(b, -1)), zero - a, divided))
+
+
+@emits(ir_ops.IntegerRemainderOp)
+def _integer_remainder(op: Op, a: Expr, b: Expr) -> Expr:
+    return a - in_register(_quotient(op, a, b)) * b
+
+
+@emits(ir_ops.ShiftLeftOp, ir_ops.ShiftRightOp)
+def _shift(op: Op, a: Expr, b: Expr) -> Expr:
+    a, b = in_register(a), in_register(b)
+    last = op.result.type.dtype.itemsize * 8 - 1
+    inside = tirx.And(tirx.GE(b, like(b, 0)), tirx.LE(b, like(b, last)))
+    count = in_register(tirx.Select(inside, b, like(b, last)))
+    if isinstance(op, ir_ops.ShiftLeftOp):
+        return tirx.Select(inside, a << count, like(a, 0))
+    return tirx.Select(inside, a >> count, like(a, 0)) if dtype_of(a, 1).startswith("uint") else a >> count
+
+
+@emits(ir_ops.GeluOp, dtypes=_FLOATING)
 def _gelu(op: Op, a: Expr) -> Expr:
     return vector_math.gelu_tanh(a) if op.attrs.approximate == "tanh" else vector_math.gelu(a)
 

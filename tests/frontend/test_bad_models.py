@@ -70,10 +70,6 @@ REFUSED = {
         lambda x: nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.1)
     ),
     "it is in training mode": (lambda x: nn.functional.dropout(x, 0.5, training=True)),
-    "integer division": (lambda x: x.long() // 2),
-    "floor division of float64": (lambda x: x.double() // 2),
-    "rounding mode 'trunc'": (lambda x: torch.div(x, 2, rounding_mode="trunc")),
-    "only boolean tensors": (lambda x: x.long() & 1),
     "windows of unequal size": (lambda x: nn.functional.adaptive_max_pool2d(x[None], 3)),
     "which is not a number": (lambda x: x[:1].var(0)),
     "aten.rand.default": (lambda x: x + torch.rand(4)),

@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tersor.frontend import from_torch
+
+from .conftest import Lambda
+
 UNARY = {
     "relu": torch.relu,
     "relu6": F.relu6,
@@ -181,3 +185,29 @@ def test_floor_division_rounds_the_exact_quotient(check, dtype):
     assert bool((rounded_first != torch.div(dividends, divisors, rounding_mode="floor")).any())
     check(lambda x, y: torch.div(x, y, rounding_mode="floor"), dividends, divisors)
     check(lambda x: (x // 0.1, torch.floor_divide(x, 3)), dividends[:6])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
+def test_integers_are_divided_shifted_and_combined(dtype, check):
+    x, y = (one.flatten().to(dtype) for one in torch.meshgrid(torch.arange(-9, 10), torch.arange(-4, 5), indexing="ij"))
+    y = y.where(y != 0, 5)
+
+    def model(a, b):
+        divided = (torch.div(a, b, rounding_mode="trunc"), a // b, a % b, torch.fmod(a, b), a // 3, 7 % b)
+        return *divided, a & b, a | 6, a ^ b, ~a, a << b.clamp(0, 6), a >> b.clamp(0, 6)
+
+    check(model, x, y)
+
+
+def test_a_quotient_by_zero_is_zero():
+    graph = from_torch(Lambda(lambda a, b: (a // b, a % b)), (torch.tensor([7, -7, 7]), torch.tensor([2, 2, 2])))
+    quotient, rest = graph.evaluate(torch.tensor([7, -7, 7]), torch.tensor([0, 0, 2]))
+    assert (quotient.tolist(), rest.tolist()) == ([0, 0, 3], [7, -7, 1])
+
+
+def test_float64_is_divided_as_pytorch_does(check):
+    numbers = torch.tensor([1.0, -1.0, 0.1, 7.5, -0.0, 1e300, 3.0], dtype=torch.float64)
+    check(
+        lambda a: (a[:, None] // a, a[:, None] % a, torch.div(a[:, None], a, rounding_mode="trunc")),
+        numbers[numbers != 0],
+    )

@@ -73,10 +73,16 @@ CASES: list[tuple[type[Op], dict[str, object], tuple[DType, ...]]] = [
     (ops.LeakyReluOp, {"negative_slope": 1.5}, (DType.F32,)),
     (ops.HardSigmoidOp, {}, FLOATS),
     (ops.HardSwishOp, {}, FLOATS),
-    *((kind, {}, (DType.F32,)) for kind in (ops.SigmoidOp, ops.SiluOp, ops.TanhOp, ops.ExpOp, ops.ErfOp)),
-    *((kind, {}, (DType.F32,)) for kind in (ops.LogOp, ops.Log1pOp, ops.Expm1Op, ops.SinOp, ops.CosOp)),
-    (ops.GeluOp, {}, (DType.F32,)),
-    (ops.GeluOp, {"approximate": "tanh"}, (DType.F32,)),
+    *((kind, {}, FLOATS) for kind in (ops.SigmoidOp, ops.SiluOp, ops.TanhOp, ops.ExpOp, ops.Exp2Op, ops.ErfOp)),
+    *((kind, {}, FLOATS) for kind in (ops.LogOp, ops.Log1pOp, ops.Expm1Op, ops.SinOp, ops.CosOp, ops.TanOp)),
+    *((kind, {}, FLOATS) for kind in (ops.AsinOp, ops.AcosOp, ops.AtanOp, ops.SinhOp, ops.CoshOp, ops.AsinhOp)),
+    *((kind, {}, FLOATS) for kind in (ops.AcoshOp, ops.AtanhOp, ops.ErfcOp, ops.LgammaOp, ops.TruncOp, ops.RoundOp)),
+    *((kind, {}, FLOATS) for kind in (ops.Atan2Op, ops.HypotOp, ops.CopySignOp, ops.NextAfterOp, ops.FmodOp)),
+    *((kind, {}, (*INTEGERS, *SMALL)) for kind in (ops.QuotientOp, ops.IntegerRemainderOp)),
+    *((kind, {}, (*INTEGERS, *SMALL)) for kind in (ops.BitAndOp, ops.BitOrOp, ops.BitXorOp)),
+    *((kind, {}, (*INTEGERS, *SMALL)) for kind in (ops.ShiftLeftOp, ops.ShiftRightOp)),
+    (ops.GeluOp, {}, FLOATS),
+    (ops.GeluOp, {"approximate": "tanh"}, FLOATS),
     *((ops.CastOp, {"dtype": dtype}, ALL) for dtype in ALL),
     (ops.QuantizeOp, {"scale": 0.02, "zero_point": 100}, (DType.F32,)),
     (ops.QuantizeOp, {"scale": 1.0, "dtype": DType.I8}, (DType.F32,)),
@@ -128,17 +134,19 @@ def compare(graph: Graph, dtype: DType, pipeline: str) -> None:
     for case, actual, expected in zip(cases_of(dtype), results, graph.evaluate(*inputs), strict=True):
         kind, attrs = case
         name = f"{kind.name}{attrs or ''} on {dtype.value}"
-        defined = defined_for(kind, attrs, inputs[0])
+        defined = defined_for(kind, attrs, *inputs[:2])
         assert_same(actual[defined], expected[defined], name)
         zeros = defined & (inputs[0] == 0) & ~expected.isnan()
         if expected.is_floating_point():
             assert torch.equal(actual[zeros].signbit(), expected[zeros].signbit()), f"{name}: sign at zero"
 
 
-def defined_for(kind: type[Op], attrs: dict[str, object], x: torch.Tensor) -> torch.Tensor:
-    """Where the result is fixed: not where PyTorch overflows on its way, nor for casts that do not fit."""
+def defined_for(kind: type[Op], attrs: dict[str, object], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Where the result is fixed: not where PyTorch overflows, nor where a cast does not fit."""
     if kind in _OVERFLOWS:
         return x.abs() < 1e30
+    if kind is ops.FmodOp:
+        return ~(x / y).isinf()
     to = attrs.get("dtype")
     if kind is not ops.CastOp or not x.is_floating_point() or to.is_floating or to is DType.BOOL:
         return torch.ones_like(x, dtype=torch.bool)

@@ -51,6 +51,15 @@ UNARY: dict[str, Function] = {
     **{one.__name__: one for one in (torch.log2, torch.sqrt, torch.rsqrt, torch.reciprocal, torch.erf, torch.sin)},
     **{one.__name__: one for one in (torch.cos, torch.neg, torch.abs, torch.floor, torch.ceil, torch.isnan)},
     **{one.__name__: one for one in (torch.square, torch.logical_not, torch.isfinite, torch.nan_to_num)},
+    **{one.__name__: one for one in (torch.tan, torch.asin, torch.acos, torch.atan, torch.sinh, torch.cosh)},
+    **{one.__name__: one for one in (torch.asinh, torch.acosh, torch.atanh, torch.erfc, torch.lgamma, torch.exp2)},
+    **{one.__name__: one for one in (torch.log10, torch.trunc, torch.round, torch.frac, torch.sign, torch.signbit)},
+    **{one.__name__: one for one in (torch.isinf, torch.isposinf, torch.sinc, torch.digamma, torch.erfinv)},
+    **{one.__name__: one for one in (F.softshrink, F.hardshrink, F.tanhshrink, F.softsign, torch.deg2rad)},
+    "rounded to 2 decimals": lambda x: torch.round(x, decimals=2),
+    "rounded to hundreds": lambda x: torch.round(x, decimals=-2),
+    "bits": lambda x: (x.clamp(-9, 9).nan_to_num() * 3).int() // 2 << 3 >> 1 & 29 ^ 7 | 2,
+    "rest of bits": lambda x: (x.clamp(-9, 9).nan_to_num() * 3).int() % 4 + torch.fmod((x > 1).int() - 3, 2),
     "gelu tanh": lambda x: F.gelu(x, approximate="tanh"),
     "leaky_relu, negative": lambda x: F.leaky_relu(x, -0.5),
     **{f"pow {exponent}": lambda x, exponent=exponent: x**exponent for exponent in EXPONENTS},
@@ -80,6 +89,9 @@ BINARY: dict[str, Function] = {
     **{one.__name__: one for one in (torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum)},
     **{one.__name__: one for one in (torch.pow, torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge)},
     **{one.__name__: one for one in (torch.logical_and, torch.logical_or, torch.logical_xor)},
+    **{one.__name__: one for one in (torch.atan2, torch.hypot, torch.copysign, torch.nextafter, torch.fmod)},
+    **{one.__name__: one for one in (torch.remainder, torch.fmax, torch.fmin, torch.xlogy, torch.logaddexp)},
+    "truncated quotient": lambda x, y: torch.div(x, y, rounding_mode="trunc"),
     "where": lambda x, y: torch.where(x > y, x, y),
     "clamp by a tensor": lambda x, y: torch.clamp(x, min=y),
     "floor of the quotient": lambda x, y: torch.div(x, y, rounding_mode="floor"),
@@ -91,12 +103,14 @@ LISTED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "gelu": lambda x, y: x.abs() > 1e38,  # PyTorch's own differ with the length of the tensor
     "hardswish": lambda x, y: x > 1e37,  # PyTorch overflows on its way
     "floor of the quotient": lambda x, y: x.isinf() & (y == 0),
+    "fmod": lambda x, y: (x / y).isinf(),  # PyTorch divides on its way
+    "remainder": lambda x, y: (x / y).isinf(),
     "quotient of rounded": lambda x, y: x.abs() < NORMAL,  # the instruction that rounds to bf16 takes them for 0
 }
 # An addition of 0 and a maximum with 0 may leave -0 where PyTorch makes it 0.
-SIGN_OF_ZERO_LISTED = ("plus 0", "maximum", "minimum", "clamp by a tensor")
+SIGN_OF_ZERO_LISTED = ("plus 0", "maximum", "minimum", "clamp by a tensor", "softshrink")
 # Sums that cancel, and approximations with an error relative to their operand.
-ABSOLUTE = {"gelu": 1e-6, "gelu tanh": 1e-6, "mish": 1e-6}
+ABSOLUTE = {"gelu": 1e-6, "gelu tanh": 1e-6, "mish": 1e-6, "tanhshrink": 1e-6}
 # Elementwise ops that no operator of PyTorch becomes: they are made by passes.
 OF_PASSES = {"quantize", "dequantize", "observe"}
 

@@ -1,4 +1,4 @@
-"""Elementary functions on float32 vectors, as plain arithmetic: nothing here becomes a call to the C library.
+"""Elementary functions on float32 vectors, as plain arithmetic, and by calls to the C library on float64 ones.
 
 TVM's own ``exp``, ``tanh`` and ``erf`` turn into one libm call for each lane. These take about twenty instructions for
 a whole vector. They are written while a PrimFunc is being built (intermediate values are bound by statements), and
@@ -10,19 +10,21 @@ rational minimax approximations of Eigen (``generic_fast_tanh_float``, ``generic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..base import Expr
-from .builder import constant
+from .builder import constant, load, loop, store
 from .vectors import dtype_of, in_register, lanes_of
 
 _LOG2_E = 1.44269504088896341
 _LN2_HIGH = 0.693359375  # 11 bits: products with an integer below 2^13 are exact
 _LN2_LOW = -2.12194440e-4
 _EXP_SMALLEST = -104.0  # exp(-104) rounds to 0, also as a denormal number
+_EXP2_SMALLEST, _EXP2_LARGEST = -150.0, 128.0  # 2^-150 rounds to 0, 2^128 is infinite
 _EXP_LARGEST = 89.0  # exp(89) is infinite in float32
 _EXP_SMALLEST_NORMAL = -86.6  # below, the shortcut of exp_nonpositive would leave the range of normal numbers
 _ROUNDING = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the sum
@@ -83,6 +85,37 @@ def maximum(value: Expr, bound: float) -> Expr:
     return tirx.Select(limit > value, limit, value)
 
 
+def per_lane(function: Callable[..., Expr], *vectors: Expr) -> Expr:
+    """``function(*numbers)`` for each lane, one after another: for what there are no vector instructions for."""
+    lanes = lanes_of(vectors[0])
+    if lanes == 1:
+        return function(*map(in_register, vectors))
+    buffers = [T.alloc_buffer((lanes,), dtype_of(vector, 1)) for vector in vectors]
+    for buffer, vector in zip(buffers, vectors, strict=True):
+        store(buffer, 0, vector, lanes)
+    result = T.alloc_buffer((lanes,), dtype_of(vectors[0], 1))
+    with loop(lanes) as lane:
+        store(result, lane, function(*(buffer[lane] for buffer in buffers)), 1)
+    return load(result, 0, lanes)
+
+
+def library(name: str, *vectors: Expr) -> Expr:
+    """A function of the C library, called for each lane; its name without the ``f`` for float32."""
+    dtype = dtype_of(vectors[0], 1)
+    symbol = f"{name}f" if dtype == "float32" else name
+    return per_lane(lambda *numbers: tirx.call_pure_extern(dtype, symbol, *numbers), *vectors)
+
+
+def _by_library_in_float64(function: Callable[[Expr], Expr]) -> Callable[[Expr], Expr]:
+    """What follows is for float32; the C library has the function of that name for float64."""
+
+    def either(value: Expr) -> Expr:
+        return library(function.__name__, value) if dtype_of(value, 1) == "float64" else function(value)
+
+    return either
+
+
+@_by_library_in_float64
 def exp(value: Expr) -> Expr:
     """``e`` to the power of each lane, within 2 units in the last place from -inf (0) to inf, denormals included."""
     lanes = lanes_of(value)
@@ -90,11 +123,20 @@ def exp(value: Expr) -> Expr:
     x = in_register(minimum(x, _EXP_LARGEST))
     x = in_register(maximum(x, _EXP_SMALLEST))
     exponent = in_register(_round(x * constant(_LOG2_E, lanes)))
-    mantissa = _exp_mantissa(x, exponent)
-    # 2^exponent may leave the range of normal numbers though the result does not, hence two factors.
-    power = in_register(T.cast(exponent, dtype_of(x).replace("float", "int")))
-    half = in_register(T.shift_right(power, constant(1, lanes, "int32")))
-    return in_register(mantissa * _power_of_two(half) * _power_of_two(power - half))
+    return _scaled(_exp_mantissa(x, exponent), exponent)
+
+
+@_by_library_in_float64
+def exp2(value: Expr) -> Expr:
+    """2 to the power of each lane, within 2 units in the last place, denormals included."""
+    lanes = lanes_of(value)
+    x = in_register(value)
+    x = in_register(minimum(x, _EXP2_LARGEST))
+    x = in_register(maximum(x, _EXP2_SMALLEST))
+    exponent = in_register(_round(x))
+    r = in_register((x - exponent) * constant(math.log(2), lanes))
+    mantissa = _polynomial(r, _EXP_POLYNOMIAL) * (r * r) + r + constant(1.0, lanes)
+    return _scaled(mantissa, exponent)
 
 
 def exp_nonpositive(value: Expr) -> Expr:
@@ -113,6 +155,7 @@ def exp_nonpositive(value: Expr) -> Expr:
     return in_register(tirx.Select(x < constant(_EXP_SMALLEST_NORMAL, lanes), constant(0.0, lanes), result))
 
 
+@_by_library_in_float64
 def log1p(value: Expr) -> Expr:
     """``log(1 + x)`` for each lane, exact to rounding near zero too.
 
@@ -125,6 +168,7 @@ def log1p(value: Expr) -> Expr:
     return in_register(tirx.Select(u == one, x, tirx.Select(u < infinity, result, u)))
 
 
+@_by_library_in_float64
 def expm1(value: Expr) -> Expr:
     """``exp(x) - 1`` for each lane, exact to rounding near zero too: the inverse of `log1p`'s formula."""
     lanes = lanes_of(value)
@@ -138,15 +182,17 @@ def expm1(value: Expr) -> Expr:
 
 def sigmoid(value: Expr) -> Expr:
     """``1 / (1 + exp(-x))`` for each lane, within 1e-6 of the exact result, relative."""
-    one = constant(1.0, lanes_of(value))
-    return in_register(one / (one + exp(constant(0.0, lanes_of(value)) - value)))
+    one = _like(value, 1.0)
+    return in_register(one / (one + exp(_like(value, 0.0) - value)))
 
 
+@_by_library_in_float64
 def tanh(value: Expr) -> Expr:
     """Hyperbolic tangent of each lane, within 1e-6 relative."""
     return _odd_rational(value, _TANH_LARGEST, _TANH_NUMERATOR, _TANH_DENOMINATOR)
 
 
+@_by_library_in_float64
 def erf(value: Expr) -> Expr:
     """Error function of each lane, within 1e-6 relative."""
     return _odd_rational(value, _ERF_LARGEST, _ERF_NUMERATOR, _ERF_DENOMINATOR)
@@ -154,10 +200,9 @@ def erf(value: Expr) -> Expr:
 
 def gelu(value: Expr) -> Expr:
     """``x / 2 * (1 + erf(x / sqrt(2)))`` for each lane: the exact form, PyTorch's default."""
-    lanes = lanes_of(value)
     x = in_register(value)
-    both = constant(1.0, lanes) + erf(x * constant(0.70710678118654752, lanes))
-    return in_register(constant(0.5, lanes) * x * both)
+    both = _like(value, 1.0) + erf(x * _like(value, 0.70710678118654752))
+    return in_register(_like(value, 0.5) * x * both)
 
 
 def gelu_tanh(value: Expr) -> Expr:
@@ -166,9 +211,8 @@ def gelu_tanh(value: Expr) -> Expr:
     As ``x * sigmoid(2 * u)``, which is the same: next to -1, where the sum cancels, a tanh within rounding of it would
     leave a multiple of ``x``.
     """
-    lanes = lanes_of(value)
     x = in_register(value)
-    inner = x * (constant(1.59576912160573073, lanes) + constant(0.07135481627260025, lanes) * x * x)
+    inner = x * (_like(value, 1.59576912160573073) + _like(value, 0.07135481627260025) * x * x)
     return in_register(x * sigmoid(inner))
 
 
@@ -178,12 +222,23 @@ def silu(value: Expr) -> Expr:
     return in_register(x * sigmoid(x))
 
 
+def _like(vector: Expr, number: float) -> Expr:
+    return constant(number, lanes_of(vector), dtype_of(vector, 1))
+
+
 def _exp_mantissa(x: Expr, exponent: Expr) -> Expr:
     """``exp(x - exponent * ln 2)``, for ``exponent`` the rounded base-2 exponent of the result."""
     lanes = lanes_of(x)
     r = in_register(x - exponent * constant(_LN2_HIGH, lanes))
     r = in_register(r - exponent * constant(_LN2_LOW, lanes))
     return _polynomial(r, _EXP_POLYNOMIAL) * (r * r) + r + constant(1.0, lanes)
+
+
+def _scaled(mantissa: Expr, exponent: Expr) -> Expr:
+    """``mantissa * 2^exponent``; the power may leave the range of normal numbers though the result does not."""
+    power = in_register(T.cast(exponent, dtype_of(exponent).replace("float", "int")))
+    half = in_register(T.shift_right(power, constant(1, lanes_of(exponent), "int32")))
+    return in_register(mantissa * _power_of_two(half) * _power_of_two(power - half))
 
 
 def _round(value: Expr) -> Expr:

@@ -1,0 +1,65 @@
+"""Functions of statistics and physics that no op has, made of elementary ones."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ...ir import DType, Value, ops
+from ..context import Context
+from ..expressions import Expression
+from ..registry import converter
+
+aten = torch.ops.aten
+
+# Giles 2012, "Approximating the erfinv function": in powers of w - 2.5 for w < 5, else of sqrt(w) - 3.
+_CENTRAL = (
+    *(2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 2.1858087e-04, -1.25372503e-03),
+    *(-4.17768164e-03, 0.246640727, 1.50140941),
+)
+_TAIL = (
+    *(-2.00214257e-04, 1.00950558e-04, 1.34934322e-03, -3.67342844e-03, 5.73950773e-03, -7.6224613e-03),
+    *(9.43887047e-03, 1.00167406, 2.83297682),
+)
+_SQRT_PI = math.sqrt(math.pi)
+
+# Cephes' psi: the asymptotic series in powers of 1 / x^2.
+_PSI = (1 / 12, -691 / 32760, 1 / 132, -1 / 240, 1 / 252, -1 / 120, 1 / 12)
+_FIRST_OF_SERIES = 10  # from here on the series is exact
+
+
+@converter(aten.erfinv.default)
+def erfinv(ctx: Context, x: Value) -> Value:
+    """Giles' polynomials, accurate to float32, and two steps of Newton's method in float64."""
+    y = Expression(ctx, ctx.cast(x, ctx.dtype))
+    w = -((1.0 - y) * (y + 1.0)).apply(ops.LogOp)
+    central, tail = w - 2.5, w.apply(ops.SqrtOp) - 3.0
+    inverse = (w < 5.0).choose(central.polynomial(_CENTRAL), tail.polynomial(_TAIL)) * y
+    if ctx.dtype is DType.F64:
+        for _ in range(2):
+            slope = (-(inverse * inverse)).apply(ops.ExpOp) * (2 / _SQRT_PI)
+            inverse = inverse - (inverse.apply(ops.ErfOp) - y) / slope
+    return abs(y).equals(1.0).choose(y * math.inf, inverse).value
+
+
+@converter(aten.digamma.default)
+def digamma(ctx: Context, x: Value) -> Value:
+    """By reflection for negative numbers, the recurrence up to 10, and the asymptotic series."""
+    given = Expression(ctx, ctx.cast(x, ctx.dtype))
+    is_negative = given < 0.0
+    argument = is_negative.choose(1.0 - given, given)
+    total = argument.number(0.0)
+    for _ in range(_FIRST_OF_SERIES):
+        below = argument < float(_FIRST_OF_SERIES)
+        total = below.choose(total - 1.0 / argument, total)
+        argument = below.choose(argument + 1.0, argument)
+    inverse = 1.0 / (argument * argument)
+    series = inverse * inverse.polynomial(_PSI)
+    value = argument.apply(ops.LogOp) - 0.5 / argument - series + total
+    fraction = given - given.apply(ops.TruncOp)
+    angle = fraction * math.pi
+    reflected = value - math.pi / angle.apply(ops.TanOp)
+    pole = given.number(math.inf).apply(ops.CopySignOp, -given)
+    whole = fraction.equals(0.0).choose(given.number(math.nan), reflected)
+    return given.equals(0.0).choose(pole, is_negative.choose(whole, value)).value
