@@ -62,6 +62,10 @@ class Value:
         """The ops that read this value, each once."""
         return tuple(dict.fromkeys(use.user for use in self._uses.values() if isinstance(use.user, Op)))
 
+    def is_read_by(self, user: Op | Graph, index: int) -> bool:
+        """Whether this value is listed as operand ``index`` of an op, or as output ``index`` of a graph."""
+        return (id(user), index) in self._uses
+
     @property
     def is_output(self) -> bool:
         """Whether a graph returns this value."""

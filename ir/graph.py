@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from .core import Op, Value
@@ -38,7 +39,10 @@ class Graph:
             Value(type, None, index, name) for index, (name, type) in enumerate(inputs)
         )
         self.weights = weights if weights is not None else WeightStore()
-        self._ops: list[Op] = []
+        # Ops in a ring of links, with None between the last and the first: an op is put in or taken out at one step.
+        self._next: dict[Op | None, Op | None] = {None: None}
+        self._previous: dict[Op | None, Op | None] = {None: None}
+        self._snapshot: tuple[Op, ...] | None = ()
         self._outputs: tuple[Value, ...] = ()
 
     # Ops ------------------------------------------------------------------------------------------------------
@@ -46,39 +50,57 @@ class Graph:
     @property
     def ops(self) -> tuple[Op, ...]:
         """All ops in execution order; a snapshot, safe to iterate while the graph changes."""
-        return tuple(self._ops)
+        if self._snapshot is None:
+            self._snapshot = tuple(self._walk())
+        return self._snapshot
+
+    def _walk(self) -> Iterator[Op]:
+        op = self._next[None]
+        while op is not None:
+            yield op
+            op = self._next[op]
 
     def __iter__(self) -> Iterator[Op]:
         return iter(self.ops)
 
     def __len__(self) -> int:
-        return len(self._ops)
+        return len(self._next) - 1
 
     def append(self, op: Op) -> Op:
         """Add ``op`` at the end and return it."""
-        return self.insert(len(self._ops), op)
+        return self.insert(op, before=None)
 
-    def insert(self, position: int, op: Op) -> Op:
-        """Add ``op`` at a position in execution order and return it."""
+    def insert(self, op: Op, *, before: Op | None) -> Op:
+        """Add ``op`` right before another one, or at the end, and return it."""
         if op.graph is not None:
             raise IRError(f"{op.describe()} is already in graph {op.graph.name!r}")
-        self._ops.insert(position, op)
+        self._link(self._previous[before], op)
+        self._link(op, before)
         op.graph = self
         return op
+
+    def _link(self, op: Op | None, following: Op | None) -> None:
+        self._next[op], self._previous[following] = following, op
+        self._snapshot = None
+
+    def following(self, op: Op) -> Op | None:
+        """The op that is executed next; None for the last one."""
+        return self._next[op]
 
     def remove(self, op: Op) -> None:
         """Take ``op`` out; raises IRError when a result is still read."""
         if any(result.uses for result in op.results):
             raise IRError(f"{op.describe()} cannot be removed: its result is still read")
-        self._ops.remove(op)
+        self._link(self._previous.pop(op), self._next.pop(op))
         op.operands = ()
         op.graph = None
 
     def reorder(self, ops: Sequence[Op]) -> None:
         """Set the execution order; ``ops`` must be a permutation of the graph's ops."""
-        if set(ops) != set(self._ops) or len(ops) != len(self._ops):
+        if len(ops) != len(self) or set(ops) != set(self.ops):
             raise IRError("reorder needs a permutation of the graph's ops")
-        self._ops = list(ops)
+        for op, following in pairwise((None, *ops, None)):
+            self._link(op, following)
 
     # Outputs --------------------------------------------------------------------------------------------------
 
@@ -104,11 +126,11 @@ class Graph:
     @property
     def parts(self) -> tuple[Graph, ...]:
         """The graph itself, and the bodies of its fused ops."""
-        return self, *(op.body for op in self._ops if op.body is not None)
+        return self, *(op.body for op in self.ops if op.body is not None)
 
     def cost(self) -> Cost:
         """Sum of the costs of all ops."""
-        return sum((op.cost() for op in self._ops), Cost())
+        return sum((op.cost() for op in self.ops), Cost())
 
     def clone(self) -> Graph:
         """A copy with ops of its own; weights are shared."""
@@ -119,7 +141,7 @@ class Graph:
         """`clone`, together with the map from this graph's values to the copy's."""
         copy = Graph(self.name, [(value.name, value.type) for value in self.inputs], self.weights.copy())
         mapping: dict[Value, Value] = dict(zip(self.inputs, copy.inputs, strict=True))
-        for op in self._ops:
+        for op in self.ops:
             copy.append(clone_op(op, mapping))
         copy.outputs = tuple(mapping[value] for value in self._outputs)
         return copy, mapping
@@ -153,7 +175,7 @@ class Graph:
         return print_graph(self)
 
     def __repr__(self) -> str:
-        return f"<Graph {self.name!r}: {len(self.inputs)} inputs, {len(self._ops)} ops, {len(self._outputs)} outputs>"
+        return f"<Graph {self.name!r}: {len(self.inputs)} inputs, {len(self)} ops, {len(self._outputs)} outputs>"
 
 
 def clone_op(op: Op, mapping: dict[Value, Value]) -> Op:

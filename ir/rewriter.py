@@ -103,7 +103,7 @@ class Rewriter:
         anchor = self._committed()
         location = anchor.location if location is None else location
         op = kind(tuple(operands), attrs, body=body, location=location, rule=self._rule)
-        self.graph.insert(self.graph.ops.index(anchor) + after, op)
+        self.graph.insert(op, before=self.graph.following(anchor) if after else anchor)
         return op
 
     def weight(self, tensor: torch.Tensor, hint: str) -> Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .core import Op, Use, Value
+from .core import Op, Value
 from .errors import IRError
 from .graph import Graph
 from .ops import WeightOp
@@ -31,8 +31,6 @@ def verify(graph: Graph, *, weights: bool = True) -> None:
     for op in graph.ops:
         if op.graph is not graph:
             raise op.error("is listed in a graph that it does not belong to")
-        if op in seen:
-            raise op.error("is listed twice")
         seen.add(op)
         for index, value in enumerate(op.operands):
             if value is not None:
@@ -46,7 +44,7 @@ def verify(graph: Graph, *, weights: bool = True) -> None:
     for index, value in enumerate(graph.outputs):
         if value not in defined:
             raise IRError(f"output {index} of graph {graph.name!r} is not defined in it")
-        if Use(graph, index) not in value.uses:
+        if not value.is_read_by(graph, index):
             raise IRError(f"output {index} of graph {graph.name!r} is missing in the use list of its value")
     for value in defined:
         _check_uses(value, graph, seen)
@@ -56,7 +54,7 @@ def _check_operand(op: Op, index: int, value: Value, defined: dict[Value, None])
     if value not in defined:
         maker = f"the result of {value.op.describe()}" if value.op is not None else f"input {value.name!r}"
         raise op.error(f"operand {index} is {maker}, which is not defined before it")
-    if Use(op, index) not in value.uses:
+    if not value.is_read_by(op, index):
         raise op.error(f"operand {index} does not list this op among its uses")
 
 

@@ -88,12 +88,19 @@ def _next_step(
     end = dominators.get(sink)
     if not isinstance(end, Op):
         return None
-    step = [end]
-    if set(flow.successors(sink)) != {end}:
-        between = networkx.descendants(flow, sink) & networkx.ancestors(flow, end)
-        step = [*between, end]
-    readers = {user for op in (sink, *step[:-1]) for user in flow.successors(op)}
-    if not readers <= set(step):  # a dead op reads a value of the group
-        return None
-    fits = all(is_fusible(op) and op not in group_of and op.result.shape == group.shape for op in step)
-    return step if fits and group.has_room_for(step) else None
+    between: dict[Op, None] = {}
+    waiting = [sink]
+    while waiting:
+        readers = set(flow.successors(waiting.pop())) - {end}
+        for op in readers - between.keys():
+            # All paths to an output lead to `end`: an op from which none does is dead, and so is a last one.
+            if not _may_join(op, group, group_of) or not flow.out_degree(op):
+                return None
+            between[op] = None
+            waiting.append(op)
+    step = [*between, end]
+    return step if _may_join(end, group, group_of) and group.has_room_for(step) else None
+
+
+def _may_join(op: Op, group: FusionGroup, group_of: dict[Op, FusionGroup]) -> bool:
+    return is_fusible(op) and op not in group_of and op.result.shape == group.shape

@@ -40,11 +40,6 @@ def test_op_of_another_graph(graph):
     broken(graph, "relu at 'act': is listed in a graph that it does not belong to")
 
 
-def test_op_listed_twice(graph):
-    graph._ops.append(graph.ops[0])
-    broken(graph, "weight: is listed twice")
-
-
 def test_operand_without_its_use(graph):
     graph.ops[1].result._uses.clear()
     broken(graph, "relu at 'act': operand 0 does not list this op among its uses")
