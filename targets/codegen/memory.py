@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ...ir import Value
 from ..machines.target import ALIGNMENT
 from .lowering import Call, Program
@@ -58,9 +60,6 @@ class _Buffer:
     first: int
     last: int
     offset: int = 0
-
-    def meets(self, other: _Buffer) -> bool:
-        return self.first <= other.last and other.first <= self.last
 
 
 def plan_memory(program: Program) -> MemoryPlan:
@@ -117,11 +116,11 @@ def _pack(buffers: list[_Buffer]) -> int:
 
 def _pack_in_order(buffers: list[_Buffer]) -> tuple[int, dict[int, int]]:
     """Place ``buffers`` one after the other; returns the bytes taken and the offset of each, by identity."""
-    placed: list[_Buffer] = []
-    for buffer in buffers:
-        neighbours = sorted((other for other in placed if other.meets(buffer)), key=lambda b: b.offset)
+    first, last = (np.array([getattr(buffer, name) for buffer in buffers]) for name in ("first", "last"))
+    for index, buffer in enumerate(buffers):
+        meets = (first[:index] <= buffer.last) & (last[:index] >= buffer.first)
+        neighbours = sorted((buffers[other] for other in np.flatnonzero(meets)), key=lambda b: b.offset)
         buffer.offset = _best_gap(buffer.size, neighbours)
-        placed.append(buffer)
     total = max((buffer.offset + buffer.size for buffer in buffers), default=0)
     return total, {id(buffer): buffer.offset for buffer in buffers}
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -225,18 +226,32 @@ def log_files(log_dir: str | Path, target_name: str | None = None) -> list[Path]
 
 def read_files(paths: Iterable[Path]) -> Log:
     """Read records from files; see `read_log`."""
-    records = []
-    problems = []
-    ignored: Counter[str] = Counter()
-    for path in paths:
-        for line in read_lines(path):
-            if line.record is not None:
-                records.append(line.record)
-            elif line.ignored:
-                ignored[line.ignored] += 1
-            else:
-                problems.append(f"{path}:{line.number}: {line.problem}")
-    return Log(tuple(records), tuple(problems), ignored)
+    logs = [_read_file(path, _stamp(path)) for path in paths]
+    return Log(
+        tuple(record for log in logs for record in log.records),
+        tuple(problem for log in logs for problem in log.problems),
+        sum((log.ignored for log in logs), Counter()),
+    )
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is appended to or replaced."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise LogError(f"{path}: cannot be read ({error.strerror})") from error
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _read_file(path: Path, stamp: tuple[int, ...]) -> Log:
+    """One file; a process that compiles often reads the records of its target once."""
+    lines = list(read_lines(path))
+    return Log(
+        tuple(line.record for line in lines if line.record is not None),
+        tuple(f"{path}:{line.number}: {line.problem}" for line in lines if line.record is None and not line.ignored),
+        Counter(line.ignored for line in lines if line.ignored),
+    )
 
 
 def read_lines(path: Path) -> Iterator[Line]:
