@@ -72,6 +72,22 @@ def test_op_belongs_to_one_graph():
         graph.reorder(graph.ops[1:])
 
 
+def test_ops_are_put_in_and_taken_out_anywhere():
+    graph = chain().graph
+    first, *_, last = graph.ops
+    made = [ReluOp((graph.inputs[0],), location=name) for name in "abc"]
+    graph.insert(made[0], before=first)
+    graph.insert(made[1], before=last)
+    graph.append(made[2])
+    ops = graph.ops
+    assert (ops[0], ops[-3:], len(graph)) == (made[0], (made[1], last, made[2]), len(ops))
+    assert [graph.following(op) for op in ops] == [*ops[1:], None]
+    for op in made:
+        graph.remove(op)
+    assert set(made).isdisjoint(graph.ops) and graph.ops[-1] is last
+    verify(graph)
+
+
 def test_result_needs_exactly_one():
     graph = chain().graph
     graph.ops[-1].results = ()
