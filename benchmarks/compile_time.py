@@ -15,7 +15,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
@@ -23,11 +23,12 @@ from rich.console import Console
 from torch import nn
 
 from benchmarks.tables import new_table
-from tersor.compiler import CompileOptions, optimize_in_stages
+from tersor.compiler import CompileOptions, Optimized, optimize_in_stages
 from tersor.frontend import from_torch
 from tersor.ir import Graph
 from tersor.targets.codegen.lowering import lower
 from tersor.targets.codegen.memory import plan_memory
+from tersor.targets.machines.target import Cpu
 
 T = TypeVar("T")
 
@@ -61,12 +62,18 @@ class Stopwatch:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def time(self, stage: str, work: Callable[[], T]) -> T:
+    def time(self, stage: str, work: Callable[..., T], *operands: Any) -> T:
         gc.collect()
         start = time.process_time()
-        result = work()
+        result = work(*operands)
         self.seconds[stage] = min(time.process_time() - start, self.seconds.get(stage, float("inf")))
         return result
+
+
+def plan_lowered(optimized: Optimized) -> None:
+    """Choose kernels and plan the memory of a call."""
+    assert isinstance(optimized.target, Cpu)
+    plan_memory(lower(optimized.graph, optimized.target))
 
 
 def measure(block: Callable[[], nn.Module], shape: tuple[int, ...], depth: int, rounds: int) -> tuple[Graph, Stopwatch]:
@@ -74,10 +81,10 @@ def measure(block: Callable[[], nn.Module], shape: tuple[int, ...], depth: int, 
     network, x = nn.Sequential(*(block() for _ in range(depth))).eval(), torch.randn(shape)
     options, watch = CompileOptions("x86:avx2", threads=1), Stopwatch()
     for _ in range(rounds):
-        program = watch.time("export", lambda: torch.export.export(network, (x,)))
-        graph = watch.time("convert", lambda: from_torch(program))
-        optimized = watch.time("passes", lambda: optimize_in_stages(graph, options))
-        watch.time("lower", lambda: plan_memory(lower(optimized.graph, optimized.target)))
+        program = watch.time("export", torch.export.export, network, (x,))
+        graph = watch.time("convert", from_torch, program)
+        optimized = watch.time("passes", optimize_in_stages, graph, options)
+        watch.time("lower", plan_lowered, optimized)
     return graph, watch
 
 
