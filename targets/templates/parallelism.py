@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tvm.tirx.script.builder import ir as T
 
 from .base import Index
-from .vector.builder import loop, parallel, split_index
+from .vector.builder import loop, parallel, split_index, when
 
 # Waking the threads costs about 1.5 microseconds. A core does some 100,000 multiply-adds, or moves some 30 KB, in one
 # microsecond. Below these amounts one thread is done before two are.
@@ -86,3 +86,13 @@ def chunk_loop(chunk: Index, chunks: int, units: int) -> Iterator[Index]:
         return
     with loop((chunk + 1) * units // chunks, chunk * units // chunks) as unit:
         yield unit
+
+
+def even_tile(tile: Index, tiles: int, rows: int, write: Callable[[int, Index], None]) -> None:
+    """``write(height, first row)`` for one of the tiles that rows are cut into; the first have one more than others."""
+    height, taller = divmod(rows, tiles)
+    when(
+        tile < taller if taller else False,
+        lambda: write(height + 1, tile * (height + 1)),
+        lambda: write(height, tile * height + taller),
+    )

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tersor.targets.templates.base import BufferSpec, Epilogue
-from tersor.targets.templates.rows.layer_norm import LayerNormKnobs, LayerNormSpec, build, candidates
+from tersor.targets.templates.rows.layer_norm import LayerNormSpec, build, candidates
+from tersor.targets.templates.rows.row_vectors import RowKnobs
 from tersor.targets.templates.vector.builder import load
 
 from .window_cases import AVX512, TARGETS, run
@@ -38,7 +39,7 @@ def test_layer_norm(rows, cols, affine, target):
         scale.double() if affine[0] else None,
         shift.double() if affine[1] else None,
     )
-    for knobs in (candidates(spec, target)[0], LayerNormKnobs(3)):
+    for knobs in (candidates(spec, target)[0], RowKnobs(3)):
         result = run(build(spec, target, knobs), target, *arguments, out_elements=x.numel())
         torch.testing.assert_close(result.reshape(rows, cols).double(), expected, rtol=1e-4, atol=1e-4)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tersor.targets.templates.base import BufferSpec, Epilogue
-from tersor.targets.templates.rows.reduce import ReduceKnobs, ReduceSpec, build, candidates
+from tersor.targets.templates.rows.reduce import ReduceSpec, build, candidates
+from tersor.targets.templates.rows.row_vectors import RowKnobs
 from tersor.targets.templates.vector.builder import load
 
 from .window_cases import AVX512, TARGETS, run
@@ -44,7 +45,7 @@ def test_every_unrolling_with_enough_work_for_several_threads(axes, unroll):
     shape = (9, 70, 301)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     spec = ReduceSpec("sum", shape, axes)
-    result = run(build(spec, AVX512, ReduceKnobs(unroll)), AVX512, x, out_elements=spec.out_size)
+    result = run(build(spec, AVX512, RowKnobs(unroll)), AVX512, x, out_elements=spec.out_size)
     torch.testing.assert_close(result.double(), x.double().sum(axes).reshape(-1), rtol=1e-5, atol=1e-4)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tersor.targets.templates.base import BufferSpec, Epilogue
-from tersor.targets.templates.rows.softmax import SoftmaxKnobs, SoftmaxSpec, build, candidates
+from tersor.targets.templates.rows.row_vectors import RowKnobs
+from tersor.targets.templates.rows.softmax import SoftmaxSpec, build, candidates
 from tersor.targets.templates.vector.builder import constant, load
 
 from .window_cases import AVX512, TARGETS, run
@@ -17,7 +18,7 @@ from .window_cases import AVX512, TARGETS, run
 def test_softmax(rows, cols, target):
     x = torch.randn(rows, cols, generator=torch.Generator().manual_seed(cols)) * 10
     spec = SoftmaxSpec(rows, cols)
-    for knobs in (candidates(spec, target)[0], SoftmaxKnobs(3)):
+    for knobs in (candidates(spec, target)[0], RowKnobs(3)):
         result = run(build(spec, target, knobs), target, x, out_elements=x.numel()).reshape(rows, cols)
         torch.testing.assert_close(result.double(), x.double().softmax(-1), rtol=2e-5, atol=1e-9)
 

@@ -9,6 +9,7 @@ through strides, so that splitting and merging heads costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -18,7 +19,7 @@ from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, Vecto
 from ..matmul.pack import RhsPanels, pack_activation
 from ..matmul.spec import MatmulKnobs, MatmulSpec, reads_rhs_in_place
 from ..matmul.tile import accumulate
-from ..parallelism import chunk_loop, shared_loop
+from ..parallelism import chunk_loop, even_tile, shared_loop
 from ..rows.row_vectors import RowVectors
 from ..rows.softmax import write_exponentials
 from ..vector.builder import Output, broadcast, constant, load, loop, make_prim_func, store, when
@@ -84,31 +85,21 @@ def make_attention(
     return make_prim_func(name, (*inputs, *mask.buffers), output, body, epilogue)
 
 
+@dataclass(frozen=True)
 class SoftmaxRows:
-    """Turns rows of scores into weights, and stores rows of results: what attention is beside its two products.
+    """Turns rows of scores into weights, and stores rows of results: what attention is beside its two products."""
 
-    Attributes
-    ----------
-    score_stride
-        Elements between rows of scores.
-    """
+    spec: AttentionSpec
+    lanes: int
+    score_columns: int
+    mask: Epilogue
+    mask_buffers: Sequence[Buffer]
+    out: Output
 
-    def __init__(
-        self,
-        spec: AttentionSpec,
-        lanes: int,
-        score_columns: int,
-        mask: Epilogue,
-        mask_buffers: Sequence[Buffer],
-        out: Output,
-    ) -> None:
-        self.spec = spec
-        self.lanes = lanes
-        self.mask = mask
-        self.mask_buffers = mask_buffers
-        self.out = out
-        # Rows a multiple of 4 KiB apart would compete for the same few lines of L1, hence one more vector.
-        self.score_stride = score_columns + lanes
+    @property
+    def score_stride(self) -> int:
+        """Elements between rows of scores; a multiple of 4 KiB apart, they would compete for the same lines of L1."""
+        return self.score_columns + self.lanes
 
     def write_weights(self, batch: Sequence[Index], first: Index, row: Index, scores: Buffer, factors: Buffer) -> None:
         """Turn one row of scores into exponentials; what is left to divide by goes into ``factors``."""
@@ -165,38 +156,21 @@ class _Writer:
             scores = T.alloc_buffer((knobs.rows * self.rows.score_stride,), "float32", align=64)
             factors = T.alloc_buffer((knobs.rows,), "float32")
             tiles = -(-spec.queries // knobs.rows)
-            height, taller = divmod(spec.queries, tiles)
+
+            def row_tile(rows: int, first: Index) -> None:
+                self._write_scores(batch, rows, first, keys, scores)
+                with loop(rows) as row:
+                    self.rows.write_weights(batch, first, row, scores, factors)
+                self._write_context(batch, rows, first, values, scores, factors)
+
             with chunk_loop(row_chunk, knobs.row_chunks, tiles) as tile:
-
-                def of_height(rows: int, first: Index) -> Callable[[], None]:
-                    return lambda: self._row_tile(batch, rows, first, keys, values, scores, factors)
-
-                when(
-                    tile < taller if taller else False,
-                    of_height(height + 1, tile * (height + 1)),
-                    of_height(height, tile * height + taller),
-                )
+                even_tile(tile, tiles, spec.queries, row_tile)
 
     def _panels(self, product: MatmulSpec, buffer: Buffer, batch: Sequence[Index]) -> RhsPanels:
         base = offset_of(product.rhs_offset, batch, product.rhs_strides)
         if reads_rhs_in_place(product, self.columns):
             return RhsPanels(buffer, base, self.columns, product.rhs_strides[-2])
         return pack_activation(product, self.tile_knobs, self.lanes, buffer, base, 0)
-
-    def _row_tile(
-        self,
-        batch: Sequence[Index],
-        rows: int,
-        first: Index,
-        keys: RhsPanels,
-        values: RhsPanels,
-        scores: Buffer,
-        factors: Buffer,
-    ) -> None:
-        self._write_scores(batch, rows, first, keys, scores)
-        with loop(rows) as row:
-            self.rows.write_weights(batch, first, row, scores, factors)
-        self._write_context(batch, rows, first, values, scores, factors)
 
     def _write_scores(self, batch: Sequence[Index], rows: int, first: Index, keys: RhsPanels, scores: Buffer) -> None:
         *_, row_stride, element_stride = self.spec.scores.a_strides
@@ -227,17 +201,14 @@ class _Writer:
             for index in range(rows * self.knobs.vectors):
                 store(staging, index * self.lanes, tile[index], self.lanes)
 
-            def store_columns(count: int, panel: Index = panel) -> Callable[[], None]:
-                def write() -> None:
-                    with loop(rows) as row:
-                        factor = in_register(factors[row])
-                        at = row * self.columns
-                        self.rows.store_row(batch, first + row, panel * self.columns, count, staging, at, factor)
-
-                return write
+            def store_columns(count: int, panel: Index = panel) -> None:
+                with loop(rows) as row:
+                    factor = in_register(factors[row])
+                    at = row * self.columns
+                    self.rows.store_row(batch, first + row, panel * self.columns, count, staging, at, factor)
 
             is_whole = panel < panels - 1 if rest < self.columns and panels > 1 else rest == self.columns
-            when(is_whole, store_columns(self.columns), store_columns(rest))
+            when(is_whole, lambda: store_columns(self.columns), lambda: store_columns(rest))
 
     def _accumulate(
         self, rows: int, steps: int, element: Callable[[int, Index], Expr], panels: RhsPanels, panel: Index

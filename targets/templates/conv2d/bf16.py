@@ -27,10 +27,10 @@ from tvm import tirx
 
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
-from ..parallelism import chunk_loop, shared_loop
+from ..parallelism import shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
-from ..vector.amx_pipeline import Pending, Tile
+from ..vector.amx_pipeline import Pending, Tile, TileWriter
 from ..vector.bf16_tiles import unit_of
 from ..vector.bfloat16 import BFLOAT16, BITS, bits_of
 from ..vector.builder import Output, bind, constant, load, loop, make_prim_func, store, when
@@ -96,7 +96,7 @@ def build_units(plan: Plan[Any], writer: type[UnitWriter], target: Cpu, epilogue
     return make_prim_func(name, inputs, output, body, importing)
 
 
-class UnitWriter:
+class UnitWriter(TileWriter):
     """Writes what one thread does: gather panels, then all tiles of its groups of outputs."""
 
     def __init__(
@@ -105,6 +105,7 @@ class UnitWriter:
         self.plan = plan
         self.spec = plan.spec
         self.knobs = plan.knobs
+        self.shape = plan.knobs.shape
         self.out = out
         self.input_blocks = plan.spec.input_blocks(target)
         self.output_blocks = plan.spec.output_blocks(target)
@@ -131,24 +132,17 @@ class UnitWriter:
         sums = self.allocate_sums()
         for row_phase, column_phase in itertools.product(self.row_taps.phases, self.column_taps.phases):
             self.gather(n, first, rows, row_phase, column_phase, panels)
-        self.knobs.shape.begin()
-        step = self.knobs.shape.positions
-        tiles = ((rows - 1) * plan.row_length + self.column_taps.window.out + step - 1) // step
-        self.write_tiles(n, first, rows, output_unit, tiles, panels, sums)
-        self.knobs.shape.end()
-
-    def allocate_sums(self) -> Buffer:
-        """Memory for the sums of a tile."""
-        return amx.sums_buffer(self.knobs.shape)
-
-    def write_tiles(
-        self, n: Index, first: Index, rows: Index, output_unit: Index, tiles: Index, panels: Buffer, sums: Buffer
-    ) -> None:
-        """The tiles of the groups of outputs, one after the other."""
-        with chunk_loop(output_unit, self.knobs.output_units, self.plan.groups) as group, loop(tiles) as index:
-            tile = Tile(group, bind(index * self.knobs.shape.positions), sums, 0)
-            self.multiply(tile, panels)
-            self.finish(n, first, rows, tile)
+        self.shape.begin()
+        step = self.shape.positions
+        self.write_tiles(
+            (output_unit, self.knobs.output_units, plan.groups),
+            ((rows - 1) * plan.row_length + self.column_taps.window.out + step - 1) // step,
+            rows * plan.row_length,
+            sums,
+            lambda tile, pending: self.multiply(tile, panels, pending),
+            lambda tile, *piece: self.finish(n, first, rows, tile, piece),
+        )
+        self.shape.end()
 
     # Panels ---------------------------------------------------------------------------------------------------
 
@@ -204,11 +198,11 @@ class UnitWriter:
 
     # Products -------------------------------------------------------------------------------------------------
 
-    def multiply(self, tile: Tile, panels: Buffer, pending: Pending | None = None) -> None:
+    def multiply(self, tile: Tile, panels: Buffer, pending: Pending | None) -> None:
         """Write the sums of one tile; with each step goes a share of what is pending."""
         plan = self.plan
         taps = list(itertools.product(range(self.row_taps.window.kernel), range(self.column_taps.window.kernel)))
-        tiles = self.knobs.shape.tiles(plan.pairs)
+        tiles = self.shape.tiles(plan.pairs)
         self.start(tiles, tile.group)
         first = bind(plan.first_panel(tile.group))
         with loop(plan.span) as depth:
@@ -223,26 +217,19 @@ class UnitWriter:
                     pending.after_step(depth, tap, len(taps), plan.span)
         tiles.store(tile.sums, tile.place)
 
-    def start(self, tiles: Any, group: Index) -> None:
-        """Set the sums of one group of outputs to what they start from."""
-        if self.table is None:
-            tiles.clear()
-        else:
-            tiles.start_from(self.table, group * self.knobs.shape.outputs)
-
-    def finish(self, n: Index, first: Index, rows: Index, tile: Tile, piece: tuple[Index, int] | None = None) -> None:
+    def finish(self, n: Index, first: Index, rows: Index, tile: Tile, piece: tuple[()] | tuple[Index, int]) -> None:
         """Apply the epilogue to the sums that belong to an output, and store them.
 
-        ``piece`` is the first of some positions and their number, which may reach beyond the tile; all by default.
+        ``piece`` is the first of some positions and their number, which may reach beyond the tile; empty for all.
         """
-        columns, positions = self.knobs.columns, self.knobs.shape.positions
+        columns, positions = self.knobs.columns, self.shape.positions
         rest = self.output_blocks % columns
         begin, count = piece or (0, positions)
 
         def of_blocks(blocks: int) -> None:
             with loop(count) as offset:
-                index = begin + offset if piece is None else bind(begin + offset)
-                self._store_position(n, first, rows, tile, blocks, index, piece is None)
+                index = bind(begin + offset) if piece else begin + offset
+                self._store_position(n, first, rows, tile, blocks, index, not piece)
 
         is_last = tile.group == self.plan.groups - 1 if self.plan.groups > 1 else True
         when(is_last if rest else False, lambda: of_blocks(rest), lambda: of_blocks(columns))
@@ -263,8 +250,8 @@ class UnitWriter:
                 flat = (((n * self.output_blocks + block) * height + y) * width + x) * TILE_COLUMNS
                 place = (y // self.spec.out_w, y % self.spec.out_w) if self.plan.is_flat else (y, x)
                 at = VectorAt((n, block * TILE_COLUMNS, *place), 1, TILE_COLUMNS, flat)
-                source = tile.place + index * self.knobs.shape.outputs + offset * TILE_COLUMNS
+                source = tile.place + index * self.shape.outputs + offset * TILE_COLUMNS
                 self.out.store(load(tile.sums, source, TILE_COLUMNS), at)
 
-        belongs = row < rows if is_inside else tirx.And(index < self.knobs.shape.positions, row < rows)
+        belongs = row < rows if is_inside else tirx.And(index < self.shape.positions, row < rows)
         when(belongs if length == width else tirx.And(belongs, x < width), write)

@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -93,28 +94,22 @@ class Image:
         return VectorAt((self.n, block * conv.lanes, y, x), 1, conv.lanes, flat)
 
 
+@dataclass
 class ConvolutionWriter:
     """Writes the loops of one convolution; methods go from the outermost loop inwards."""
 
-    image: type[Image] = Image
+    image: ClassVar[type[Image]] = Image
 
-    def __init__(
-        self,
-        spec: Conv2dSpec,
-        target: Cpu,
-        knobs: Conv2dKnobs,
-        data: Any,
-        weight: Any,
-        output: Output,
-        arithmetic: Arithmetic = FLOAT32,
-    ) -> None:
-        self.arithmetic = arithmetic
-        self.spec = spec
-        self.target = target
-        self.knobs = knobs
-        self.data = data
-        self.weight = weight
-        self.output = output
+    spec: Conv2dSpec
+    target: Cpu
+    knobs: Conv2dKnobs
+    data: Buffer
+    weight: Buffer
+    output: Output
+    arithmetic: Arithmetic = FLOAT32
+
+    def __post_init__(self) -> None:
+        spec, target, knobs, arithmetic = self.spec, self.target, self.knobs, self.arithmetic
         self.lanes = target.lanes()
         self.block = spec.input_block(target) // arithmetic.packing
         self.input_blocks = spec.input_blocks(target)
@@ -174,31 +169,27 @@ class ConvolutionWriter:
         _GroupWriter(self, groups, image, first_output, bind(first_input), group).write(unit)
 
 
+@dataclass
 class _GroupWriter:
     """Writes what one unit computes: some row tiles of one group of output blocks."""
 
-    def __init__(
-        self,
-        conv: ConvolutionWriter,
-        groups: OutputGroups,
-        image: Image,
-        first_output: Any,
-        first_input: Any,
-        group: Any,
-    ) -> None:
-        self.conv = conv
+    conv: ConvolutionWriter
+    groups: OutputGroups
+    image: Image
+    first_output: Index
+    first_input: Index
+    group: Index
+
+    def __post_init__(self) -> None:
+        conv, groups, spec = self.conv, self.groups, self.conv.spec
         self.lanes = conv.lanes
         self.vectors = groups.vectors
-        self.image = image
-        self.first_output = first_output
-        self.first_input = first_input
-        spec = conv.spec
         taps = spec.taps
         self.weight_row = self.vectors * self.lanes  # packed weights of one input channel and one tap
         self.weight_block = taps * conv.block * self.weight_row
         preceding = sum(g.count * g.vectors * g.span for g in conv.groups if g.first < groups.first)
         preceding *= taps * conv.block * self.lanes
-        self.weight_base = bind(image.first_weight + preceding + group * (groups.span * self.weight_block))
+        self.weight_base = bind(self.image.first_weight + preceding + self.group * (groups.span * self.weight_block))
         # Without convolution groups, the last block stops at the last real channel.
         channels = -(-spec.c // conv.arithmetic.packing)
         self.tail = channels % conv.block if spec.groups == 1 else 0
@@ -237,22 +228,22 @@ class _GroupWriter:
         when(tile < behind, write_run, lambda: self._row_tile(chunk, tile, slot, runs[1:], behind))
 
 
+@dataclass
 class _TileWriter:
     """Writes one register tile: clear, accumulate, finish."""
 
-    def __init__(
-        self, group: _GroupWriter, rows: TileRun, columns: TileRun, y: Any, x: Any, chunk: Any, slot: Any
-    ) -> None:
-        self.group = group
-        self.conv = group.conv
-        self.rows = rows
-        self.columns = columns
-        self.y = y
-        self.x = x
-        self.chunk = chunk
-        self.slot = slot
-        sum_type = self.conv.arithmetic.sum_type
-        self.tile = RegisterTile(rows.width * columns.width * group.vectors, group.lanes, sum_type)
+    group: _GroupWriter
+    rows: TileRun
+    columns: TileRun
+    y: Index
+    x: Index
+    chunk: Index
+    slot: Index
+
+    def __post_init__(self) -> None:
+        group, self.conv = self.group, self.group.conv
+        accumulators = self.rows.width * self.columns.width * group.vectors
+        self.tile = RegisterTile(accumulators, group.lanes, self.conv.arithmetic.sum_type)
 
     def write(self) -> None:
         """One pass over a chunk of input blocks."""
@@ -282,8 +273,7 @@ class _TileWriter:
     def _places(self) -> Iterator[tuple[int, int, int, int]]:
         """Index in the tile, row, column and vector of every accumulator."""
         places = itertools.product(range(self.rows.width), range(self.columns.width), range(self.group.vectors))
-        for index, (row, column, vector) in enumerate(places):
-            yield index, row, column, vector
+        return ((index, *place) for index, place in enumerate(places))
 
     def _accumulate(self, begin: Any, end: Any, channels: int) -> None:
         if isinstance(end, int) and begin == end:

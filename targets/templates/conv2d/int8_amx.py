@@ -16,7 +16,6 @@ from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TileShape
-from ..vector.amx_pipeline import for_each_tile
 from ..vector.builder import bind, constant, load, loop, store, when
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.operand_types import is_integer
@@ -116,6 +115,7 @@ class IntegerWriter(UnitWriter):
     """Gathers panels of 64 channels; the epilogue of each tile runs while the matrix unit works on the next one."""
 
     plan: IntegerPlan
+    is_pipelined = True
 
     @staticmethod
     def weights(plan: IntegerPlan, packed: Buffer) -> tuple[Buffer, Buffer | None]:
@@ -126,23 +126,6 @@ class IntegerWriter(UnitWriter):
     def numbers(self, data: Buffer) -> Buffer:
         """The bytes of the input."""
         return view_as(data, "uint8", int(data.shape[0]))
-
-    def allocate_sums(self) -> Buffer:
-        """Two tiles' sums have a place in the loop below."""
-        return None
-
-    def write_tiles(
-        self, n: Index, first: Index, rows: Index, output_unit: Index, tiles: Index, panels: Buffer, sums: Buffer
-    ) -> None:
-        """The tiles of the groups of outputs, each with the epilogue of the one before."""
-        for_each_tile(
-            (output_unit, self.knobs.output_units, self.plan.groups),
-            tiles,
-            self.knobs.shape,
-            rows * self.plan.row_length,
-            lambda tile, pending: self.multiply(tile, panels, pending),
-            lambda tile, begin, count: self.finish(n, first, rows, tile, (begin, count)),
-        )
 
     def gather(self, n: Index, first: Index, rows: Index, row_phase: int, column_phase: int, panels: Buffer) -> None:
         """Copy one phase of the rows that this unit reads; channels that do not exist stay what they are."""

@@ -199,10 +199,10 @@ class _NarrowWriter(IntegerWriter):
             words = words | (tirx.Cast(f"uint32x{LANES}", value) << constant(8 * channel, LANES, "uint32"))
         return in_register(words)
 
-    def multiply(self, tile: Tile, panels: Buffer, pending: Pending | None = None) -> None:
+    def multiply(self, tile: Tile, panels: Buffer, pending: Pending | None) -> None:
         """Write the sums of one tile."""
         plan = self.plan
-        tiles = self.knobs.shape.tiles()
+        tiles = self.shape.tiles()
         self.start(tiles, tile.group)
         weight = bind(tile.group * plan.group_size)
         for step in range(plan.steps):

@@ -15,18 +15,18 @@ models, and would then compete for the same few lines of L1. A weight is packed 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import InitVar, dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt, offset_of
-from ..parallelism import balance, chunk_loop, shared_loop
+from ..parallelism import balance, shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
-from ..vector.amx_pipeline import Pending, Tile
+from ..vector.amx_pipeline import Pending, Tile, TileWriter
 from ..vector.bf16_panels import depth_of, gather_rows, pair_rows, transpose_panels
 from ..vector.bf16_tiles import PanelKnobs, SumsShape, fitting_rows, needed_unit, unit_of
 from ..vector.bfloat16 import BFLOAT16, bits_of
@@ -140,29 +140,24 @@ def build(spec: MatmulSpec, target: Cpu, knobs: MatmulBf16Knobs, epilogue: Epilo
     return make_prim_func("matmul_bf16", inputs, output, body, importing)
 
 
-class ProductWriter:
+@dataclass
+class ProductWriter(TileWriter):
     """Writes what one thread does: gather panels, then all tiles of its groups of outputs."""
 
-    depth = TILE_DEPTH  # columns of `a` in a row of a panel
+    spec: MatmulSpec
+    knobs: Any
+    shape: Any
+    operands: InitVar[tuple[Buffer, Buffer, Buffer | None]]
+    out: Output
+    batch: Sequence[Index] = ()
 
-    def __init__(
-        self,
-        spec: MatmulSpec,
-        knobs: Any,
-        shape: Any,
-        operands: tuple[Buffer, Buffer, Buffer | None],
-        out: Output,
-        batch: Sequence[Index] = (),
-    ) -> None:
-        self.spec = spec
-        self.knobs = knobs
-        self.shape = shape
+    depth: ClassVar[int] = TILE_DEPTH  # columns of `a` in a row of a panel
+
+    def __post_init__(self, operands: tuple[Buffer, Buffer, Buffer | None]) -> None:
         self.a, self.rhs, self.table = operands
-        self.out = out
-        self.batch = batch
-        self.depths = -(-spec.k // self.depth)
-        self.panel_rows = -(-spec.m // knobs.row_units)
-        self.groups = groups_of(spec, knobs)
+        self.depths = -(-self.spec.k // self.depth)
+        self.panel_rows = -(-self.spec.m // self.knobs.row_units)
+        self.groups = groups_of(self.spec, self.knobs)
 
     def write(self, row_unit: Index, output_unit: Index) -> None:
         """Gather and multiply."""
@@ -174,12 +169,15 @@ class ProductWriter:
         sums = self.allocate_sums()
         self.gather(first, rows, panels)
         self.shape.begin()
-        self.write_tiles(first, rows, output_unit, (rows + step - 1) // step, panels, right, sums)
+        self.write_tiles(
+            (output_unit, self.knobs.output_units, self.groups),
+            (rows + step - 1) // step,
+            rows,
+            sums,
+            lambda tile, pending: self.multiply(tile, panels, right, pending),
+            lambda tile, *piece: self.finish(first, rows, tile, piece),
+        )
         self.shape.end()
-
-    def allocate_sums(self) -> Buffer:
-        """Memory for the sums of a tile."""
-        return amx.sums_buffer(self.shape)
 
     def gather(self, first: Index, rows: Index, panels: Buffer) -> None:
         """Copy the rows of this unit."""
@@ -187,22 +185,10 @@ class ProductWriter:
         base = bind(offset_of(spec.a_offset, self.batch, spec.a_strides) + first * spec.a_strides[-2])
         gather_rows(self.a, base, spec.a_strides[-2], rows, spec.k, panels, self.panel_rows)
 
-    def write_tiles(
-        self, first: Index, rows: Index, unit: Index, tiles: Index, panels: Buffer, right: Buffer, sums: Buffer
-    ) -> None:
-        """The tiles of the groups of outputs, one after the other."""
-        with chunk_loop(unit, self.knobs.output_units, self.groups) as group, loop(tiles) as index:
-            tile = Tile(group, bind(index * self.shape.positions), sums, 0)
-            self.multiply(tile, panels, right)
-            self.finish(first, rows, tile)
-
-    def multiply(self, tile: Tile, panels: Buffer, right: Buffer, pending: Pending | None = None) -> None:
+    def multiply(self, tile: Tile, panels: Buffer, right: Buffer, pending: Pending | None) -> None:
         """Write the sums of one tile; with each step goes a share of what is pending."""
         tiles = self.shape.tiles()
-        if self.table is None:
-            tiles.clear()
-        else:
-            tiles.start_from(self.table, tile.group * self.shape.outputs)
+        self.start(tiles, tile.group)
         with loop(self.depths) as depth:
             weight = bind((tile.group * self.depths + depth) * (self.knobs.columns * TILE_SIZE))
             panel = bind(depth * (self.panel_rows * TILE_DEPTH) + tile.position * TILE_DEPTH)
@@ -211,10 +197,10 @@ class ProductWriter:
                 pending.after_step(depth, 0, 1, self.depths)
         tiles.store(tile.sums, tile.place)
 
-    def finish(self, first: Index, rows: Index, tile: Tile, piece: tuple[Index, int] | None = None) -> None:
+    def finish(self, first: Index, rows: Index, tile: Tile, piece: tuple[()] | tuple[Index, int]) -> None:
         """Apply the epilogue to the sums that belong to an output, and store them.
 
-        ``piece`` is the first of some positions and their number, which may reach beyond the tile; all by default.
+        ``piece`` is the first of some positions and their number, which may reach beyond the tile; empty for all.
         """
         outputs, positions = self.shape.outputs, self.shape.positions
         rest = self.spec.n % outputs
@@ -222,7 +208,7 @@ class ProductWriter:
 
         def of_columns(columns: int) -> None:
             with loop(count) as index:
-                if piece is None:
+                if not piece:
                     row, exists = first + tile.position + index, tile.position + index < rows
                 else:
                     index = bind(begin + index)

@@ -24,7 +24,6 @@ from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index
 from ..parallelism import shared_loop
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_ROWS, TILE_SIZE, TileShape
-from ..vector.amx_pipeline import for_each_tile
 from ..vector.builder import Output, bind, load, loop, make_prim_func, store
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
 from ..vector.operand_types import is_integer
@@ -116,23 +115,7 @@ class _UnitWriter(ProductWriter):
     """Gathers panels of 64 columns; the epilogue of each tile runs while the matrix unit works on the next one."""
 
     depth = DEPTH
-
-    def allocate_sums(self) -> Buffer:
-        """Two tiles' sums have a place in the loop below."""
-        return None
-
-    def write_tiles(
-        self, first: Index, rows: Index, unit: Index, tiles: Index, panels: Buffer, right: Buffer, sums: Buffer
-    ) -> None:
-        """The tiles of the groups of outputs, each with the epilogue of the one before."""
-        for_each_tile(
-            (unit, self.knobs.output_units, self.groups),
-            tiles,
-            self.shape,
-            rows,
-            lambda tile, pending: self.multiply(tile, panels, right, pending),
-            lambda tile, begin, count: self.finish(first, rows, tile, (begin, count)),
-        )
+    is_pipelined = True
 
     def gather(self, first: Index, rows: Index, panels: Buffer) -> None:
         """Copy the rows of this unit; bytes past the last column stay what they are, their weights are zero."""

@@ -11,6 +11,7 @@ weight, bound by memory: there, several chains of sums hide the latency of the m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from tvm import tirx
@@ -18,7 +19,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt, offset_of
-from ..parallelism import chunk_loop, shared_loop
+from ..parallelism import chunk_loop, even_tile, shared_loop
 from ..vector.arithmetic import FLOAT32, Arithmetic
 from ..vector.builder import Output, RegisterTile, load, loop, make_prim_func, prefetch, store, when
 from ..vector.operand_types import check_weight_shape
@@ -73,6 +74,17 @@ def build(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, epilogue: Epilogue 
 Weights = Callable[[Index, int], Expr]  # one vector of the right-hand side for one step
 
 
+@dataclass(frozen=True)
+class _RowTile:
+    """Some rows of one matrix of the batch, where they find the right-hand side, and where their sums go first."""
+
+    batch: Sequence[Index]
+    rows: int
+    first: Index
+    panels: RhsPanels
+    staging: Buffer | None
+
+
 class MatmulWriter:
     """Writes the loops of one matrix product."""
 
@@ -100,8 +112,13 @@ class MatmulWriter:
             if self.out.epilogue is not NO_EPILOGUE:
                 staging = T.alloc_buffer((knobs.rows * self.columns,), self.arithmetic.sum_type, align=64)
             tiles = knobs.row_tiles(spec)
+
+            def row_tile(rows: int, first: Index) -> None:
+                with chunk_loop(column_chunk, knobs.column_chunks, self.panels) as panel:
+                    self._tile(_RowTile(batch, rows, first, panels, staging), panel)
+
             with chunk_loop(row_chunk, knobs.row_chunks, tiles) as tile:
-                self._row_tile(batch, tile, column_chunk, panels, staging)
+                even_tile(tile, tiles, spec.m, row_tile)
 
     def panels_of(self, batch: Sequence[Index], column_chunk: Index) -> RhsPanels:
         """Where this piece of work finds the right-hand side; an activation may be copied first."""
@@ -114,66 +131,33 @@ class MatmulWriter:
             return in_place
         return pack_activation(spec, knobs, self.lanes, self.rhs, base, column_chunk)
 
-    def _row_tile(
-        self, batch: Sequence[Index], tile: Index, column_chunk: Index, panels: RhsPanels, staging: Buffer | None
-    ) -> None:
-        """All panels of one piece for one tile of rows; the first ``taller`` tiles have one row more than the rest."""
-        tiles = self.knobs.row_tiles(self.spec)
-        height, taller = divmod(self.spec.m, tiles)
-
-        def of_height(rows: int, first_row: Index) -> Callable[[], None]:
-            def write() -> None:
-                with chunk_loop(column_chunk, self.knobs.column_chunks, self.panels) as panel:
-                    self._tile(batch, rows, first_row, panel, panels, staging)
-
-            return write
-
+    def _tile(self, at: _RowTile, panel: Index) -> None:
+        sums = self.sums(at, panel)
+        rest = self.spec.n - (self.panels - 1) * self.columns
+        if at.staging is not None:
+            for row in range(at.rows):
+                for vector in range(self.knobs.vectors):
+                    place = row * self.columns + vector * self.lanes
+                    store(at.staging, place, sums[row * self.knobs.vectors + vector], self.lanes)
         when(
-            tile < taller if taller else False,
-            of_height(height + 1, tile * (height + 1)),
-            of_height(height, tile * height + taller),
+            panel < self.panels - 1 if rest < self.columns else True,
+            lambda: self._store(at, panel, self.columns, sums),
+            lambda: self._store(at, panel, rest, sums),
         )
 
-    def _tile(
-        self,
-        batch: Sequence[Index],
-        rows: int,
-        first_row: Index,
-        panel: Index,
-        panels: RhsPanels,
-        staging: Buffer | None,
-    ) -> None:
-        sums = self.sums(batch, rows, first_row, panels, panel)
-        whole = self.columns
-        rest = self.spec.n - (self.panels - 1) * self.columns
-
-        def store_columns(count: int) -> Callable[[], None]:
-            def write() -> None:
-                self._store(batch, rows, first_row, panel, count, sums, staging)
-
-            return write
-
-        if staging is not None:
-            for row in range(rows):
-                for vector in range(self.knobs.vectors):
-                    at = row * self.columns + vector * self.lanes
-                    store(staging, at, sums[row * self.knobs.vectors + vector], self.lanes)
-        when(panel < self.panels - 1 if rest < whole else True, store_columns(whole), store_columns(rest))
-
-    def sums(
-        self, batch: Sequence[Index], rows: int, first_row: Index, panels: RhsPanels, panel: Index
-    ) -> RegisterTile:
+    def sums(self, at: _RowTile, panel: Index) -> RegisterTile:
         """The register tile after all steps of ``k``."""
         spec, knobs, lanes = self.spec, self.knobs, self.lanes
-        base = offset_of(spec.a_offset, batch, spec.a_strides) + first_row * spec.a_strides[-2]
-        starts = [base + row * spec.a_strides[-2] for row in range(rows)]
+        panels = at.panels
+        base = offset_of(spec.a_offset, at.batch, spec.a_strides) + at.first * spec.a_strides[-2]
+        starts = [base + row * spec.a_strides[-2] for row in range(at.rows)]
         rhs_base = panels.base + (panel - panels.first) * panels.panel_stride
 
         def weights(step: Index, vector: int) -> Expr:
             return load(panels.buffer, rhs_base + step * panels.k_stride + vector * lanes, lanes)
 
         tile = accumulate(
-            rows,
+            at.rows,
             knobs.vectors,
             lanes,
             self.steps,
@@ -206,36 +190,27 @@ class MatmulWriter:
 
         return step
 
-    def _store(
-        self,
-        batch: Sequence[Index],
-        rows: int,
-        first_row: Index,
-        panel: Index,
-        count: int,
-        sums: RegisterTile,
-        staging: Buffer | None,
-    ) -> None:
+    def _store(self, at: _RowTile, panel: Index, count: int, sums: RegisterTile) -> None:
         """Apply the epilogue to the first ``count`` columns of a tile and store them.
 
         A real epilogue reads the sums back from ``staging``, row by row in a loop: it would be too much code if
         written out for each vector of the tile.
         """
         *_, row_stride, _ = self.spec.out_strides
-        out_base = offset_of(self.spec.out_offset, batch, self.spec.out_strides)
+        out_base = offset_of(self.spec.out_offset, at.batch, self.spec.out_strides)
 
         def store_row(row: Index, values: Callable[[int, int], Expr]) -> None:
             for start, lanes in pieces(count, self.lanes):
                 column = panel * self.columns + start
-                flat = out_base + (first_row + row) * row_stride + column
-                at = VectorAt((*batch, first_row + row, column), len(batch) + 1, lanes, flat)
-                self.out.store(values(start, lanes), at)
+                flat = out_base + (at.first + row) * row_stride + column
+                place = VectorAt((*at.batch, at.first + row, column), len(at.batch) + 1, lanes, flat)
+                self.out.store(values(start, lanes), place)
 
-        if staging is not None:
-            with loop(rows) as row:
-                store_row(row, lambda start, lanes: load(staging, row * self.columns + start, lanes))
+        if at.staging is not None:
+            with loop(at.rows) as row:
+                store_row(row, lambda start, lanes: load(at.staging, row * self.columns + start, lanes))
             return
-        for row in range(rows):
+        for row in range(at.rows):
 
             def from_registers(start: int, lanes: int, row: int = row) -> Expr:
                 index = row * self.knobs.vectors + start // self.lanes

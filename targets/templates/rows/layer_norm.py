@@ -24,7 +24,7 @@ from ..vector.accumulation import Accumulation
 from ..vector.builder import Output, broadcast, constant, load, make_prim_func
 from ..vector.vector_math import maximum, minimum
 from ..vector.vectors import horizontal, in_register, lanes_of
-from .row_vectors import RowVectors, check_rows, flat_row, row_extents
+from .row_vectors import RowKnobs, RowVectors, check_rows, flat_row, row_candidates, row_extents
 
 _LARGEST = 3e38
 
@@ -72,20 +72,12 @@ class LayerNormSpec:
         return 4 * self.size
 
 
-@dataclass(frozen=True)
-class LayerNormKnobs:
-    """``unroll``: vectors handled in one step of the loops along a row."""
-
-    unroll: int = 4
-
-
-def candidates(spec: LayerNormSpec, target: Cpu) -> list[LayerNormKnobs]:
+def candidates(spec: LayerNormSpec, target: Cpu) -> list[RowKnobs]:
     """Feasible knobs, best analytic guess first."""
-    vectors = max(1, spec.cols // target.lanes())
-    return [LayerNormKnobs(unroll) for unroll in (4, 8, 2, 1) if unroll <= vectors or unroll == 1]
+    return row_candidates(spec.cols, target.lanes(), 4, 8, 2, 1)
 
 
-def build(spec: LayerNormSpec, target: Cpu, knobs: LayerNormKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: LayerNormSpec, target: Cpu, knobs: RowKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(x, [scale], [shift], *epilogue buffers, out)``."""
     row = RowVectors(spec.cols, target.lanes(), knobs.unroll)
     inputs = [BufferSpec("x", spec.size, spec.dtype)]

@@ -24,7 +24,7 @@ from ..vector.builder import Output, RegisterTile, constant, load, make_prim_fun
 from ..vector.integers import accumulator, mean, widened
 from ..vector.operand_types import is_integer
 from ..vector.vectors import combine_all, horizontal, lanes_of, maximum, minimum
-from .row_vectors import RowVectors, flat_row
+from .row_vectors import RowKnobs, RowVectors, flat_row, row_candidates
 
 COMBINE = {"sum": operator.add, "mean": operator.add, "prod": operator.mul, "max": maximum, "min": minimum}
 NEUTRAL = {"sum": 0, "mean": 0, "prod": 1, "max": float("-inf"), "min": float("inf")}
@@ -84,20 +84,12 @@ class ReduceSpec:
         return tuple(groups) or ((1, True),)
 
 
-@dataclass(frozen=True)
-class ReduceKnobs:
-    """``unroll``: vectors accumulated side by side."""
-
-    unroll: int = 4
-
-
-def candidates(spec: ReduceSpec, target: Cpu) -> list[ReduceKnobs]:
+def candidates(spec: ReduceSpec, target: Cpu) -> list[RowKnobs]:
     """Feasible knobs, best analytic guess first."""
-    vectors = max(1, spec.merged()[-1][0] // target.lanes())
-    return [ReduceKnobs(unroll) for unroll in (4, 8, 2, 1) if unroll <= vectors or unroll == 1]
+    return row_candidates(spec.merged()[-1][0], target.lanes(), 4, 8, 2, 1)
 
 
-def build(spec: ReduceSpec, target: Cpu, knobs: ReduceKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(spec: ReduceSpec, target: Cpu, knobs: RowKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(x, *epilogue buffers, out)``.
 
     The epilogue sees ``coords == (flat index in the result,)``.

@@ -22,6 +22,19 @@ from ..vector.vectors import in_register, lane_slice, pieces
 
 
 @dataclass(frozen=True)
+class RowKnobs:
+    """``unroll``: vectors handled in one step of the loops along a row, or accumulated side by side."""
+
+    unroll: int = 4
+
+
+def row_candidates(length: int, lanes: int, *unrolls: int) -> list[RowKnobs]:
+    """Those of ``unrolls`` for which a row of ``length`` elements has enough vectors, and 1."""
+    vectors = max(1, length // lanes)
+    return [RowKnobs(unroll) for unroll in unrolls if unroll <= vectors or unroll == 1]
+
+
+@dataclass(frozen=True)
 class RowVectors:
     """A row of ``length`` elements as vectors of ``lanes``, several of them a step so that their latencies overlap.
 

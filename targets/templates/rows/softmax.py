@@ -20,7 +20,7 @@ from ..parallelism import shared_loop
 from ..vector.builder import Output, RegisterTile, broadcast, constant, load, make_prim_func, store
 from ..vector.vector_math import exp_nonpositive
 from ..vector.vectors import combine_all, horizontal, in_register, lanes_of
-from .row_vectors import RowVectors, check_rows, flat_row, row_extents
+from .row_vectors import RowKnobs, RowVectors, check_rows, flat_row, row_candidates, row_extents
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,15 @@ class SoftmaxSpec:
         return 12 * self.size
 
 
-@dataclass(frozen=True)
-class SoftmaxKnobs:
-    """``unroll``: vectors handled in one step of the loops along a row."""
-
-    unroll: int = 4
-
-
-def candidates(spec: SoftmaxSpec, target: Cpu) -> list[SoftmaxKnobs]:
+def candidates(spec: SoftmaxSpec, target: Cpu) -> list[RowKnobs]:
     """Feasible knobs, best analytic guess first."""
-    vectors = max(1, spec.cols // target.lanes())
-    return [SoftmaxKnobs(unroll) for unroll in (4, 2, 8, 1) if unroll <= vectors or unroll == 1]
+    return row_candidates(spec.cols, target.lanes(), 4, 2, 8, 1)
 
 
 def build(
     spec: SoftmaxSpec,
     target: Cpu,
-    knobs: SoftmaxKnobs,
+    knobs: RowKnobs,
     epilogue: Epilogue = NO_EPILOGUE,
     prologue: Epilogue = NO_EPILOGUE,
 ) -> tirx.PrimFunc:

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..base import Buffer, Index
-from .amx import TileShape, scratch
-from .builder import bind, when
+from ..parallelism import chunk_loop
+from .amx import TileShape, scratch, sums_buffer
+from .builder import bind, loop, when
 
 MOST_PIECES = 5  # of an epilogue that are written out, which costs compile time
 
@@ -73,6 +75,51 @@ class Pending:
         begin = bind((outer * pieces + inner // interval) * share)
         exists = begin < self.positions if (pieces * outer_steps - 1) * share >= self.positions else True
         when(exists, lambda: self.finish(self.tile, begin, share))
+
+
+class TileWriter:
+    """Writes the tiles of sums of a unit of work, one after the other or, where they are pipelined, as above.
+
+    Attributes
+    ----------
+    shape
+        What the tiles are.
+    table
+        What the sums of a group of outputs start from; None for zero.
+    """
+
+    is_pipelined = False
+    shape: Any
+    table: Buffer | None
+
+    def allocate_sums(self) -> Buffer | None:
+        """Memory for the sums of a tile; those of pipelined tiles have a place in their loop."""
+        return None if self.is_pipelined else sums_buffer(self.shape)
+
+    def write_tiles(
+        self,
+        unit: tuple[Index, int, int],
+        tiles: Index,
+        end: Index,
+        sums: Buffer | None,
+        multiply: Callable[..., None],
+        finish: Callable[..., None],
+    ) -> None:
+        """Loop over all tiles; see `for_each_tile`. Without a pipeline nothing is pending, and tiles have no pieces."""
+        if self.is_pipelined:
+            for_each_tile(unit, tiles, self.shape, end, multiply, finish)
+            return
+        with chunk_loop(*unit) as group, loop(tiles) as index:
+            tile = Tile(group, bind(index * self.shape.positions), sums, 0)
+            multiply(tile, None)
+            finish(tile)
+
+    def start(self, tiles: Any, group: Index) -> None:
+        """Set the sums of one group of outputs to what they start from."""
+        if self.table is None:
+            tiles.clear()
+        else:
+            tiles.start_from(self.table, group * self.shape.outputs)
 
 
 def for_each_tile(
