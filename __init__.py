@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from . import ir
     from .compiler import compile, run_passes
     from .compression.compress import compress
-    from .frontend import from_torch
+    from .frontend import Arguments, from_torch
     from .ir import TersorError
     from .passes import list_passes, register_pass
     from .targets import load
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
+    "Arguments": ".frontend",
     "TersorError": ".ir",
     "compile": ".compiler",
     "compress": ".compression.compress",

@@ -7,7 +7,8 @@ what float32 itself loses; after approximate ones the signal-to-noise ratio is r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -76,13 +77,33 @@ class Reference:
         return in_eval_mode(self.model) if isinstance(self.model, nn.Module) else None
 
     def outputs(self) -> Tensors:
-        """What the model returns; whatever its own ``forward`` raises comes through."""
+        """What the model returns, and then its new state; whatever its own ``forward`` raises comes through."""
         module = self.module
         if module is None:
             return self.imported.evaluate(*self.inputs)
         args, kwargs = pytree.tree_map(_own, (self.args, self.kwargs))  # a model may write into its inputs
-        with torch.no_grad():
-            return _tensors(module(*args, **kwargs))
+        with torch.no_grad(), _restored(module, self.imported) as state:
+            returned = _tensors(module(*args, **kwargs))
+            return *(map(_own, returned) if self.imported.states else returned), *state()
+
+
+@contextmanager
+def _restored(module: nn.Module, graph: Graph) -> Iterator[Callable[[], Tensors]]:
+    """Give a module the state that its graph begins with, say what that has become, and put the old one back."""
+    buffers = {name: module.get_buffer(name) for name in graph.states}
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+
+    def current() -> Tensors:
+        return tuple(module.get_buffer(name).clone() for name in buffers)
+
+    try:
+        for name, buffer in buffers.items():
+            buffer.copy_(graph.weights[name])
+        yield current
+    finally:
+        for name, buffer in buffers.items():
+            owner, _, last = name.rpartition(".")
+            setattr(module.get_submodule(owner), last, buffer.copy_(before[name]))
 
 
 def check_agreement(executable: Executable, reference: Reference, pipeline: Pipeline, *, runs: bool) -> Agreement:
@@ -107,8 +128,8 @@ def check_agreement(executable: Executable, reference: Reference, pipeline: Pipe
         expected = reference.outputs()
     except Exception as error:  # the model's own forward runs in here: anything may be raised
         return Agreement(subject, exact, skipped=f"the model fails on its example inputs ({shorten(error, 200)})")
-    run = executable if runs else executable.graph.evaluate
-    actual = _as_tuple(run(*map(_own, reference.inputs)))
+    run = executable.flat if runs else executable.graph.evaluate
+    actual = run(*map(_own, reference.inputs))
     agreement = Agreement.between(subject, exact, expected, actual)
     if not exact or agreement.difference <= TOLERANCE:
         return agreement
@@ -125,7 +146,7 @@ def check_agreement(executable: Executable, reference: Reference, pipeline: Pipe
 
 def _own_rounding(reference: Reference) -> float:
     """How far float32 is from float64 on the imported graph, as a share of the output's scale."""
-    graph, inputs = reference.imported, reference.inputs
+    graph, inputs = reference.imported, reference.imported.with_state(reference.inputs)
     environment: dict[Value, torch.Tensor] = dict(zip(graph.inputs, map(_widened, inputs), strict=True))
     try:
         with torch.no_grad():
@@ -147,10 +168,6 @@ def _own(leaf: Any) -> Any:
 
 def _tensors(nested: Any) -> Tensors:
     return tuple(leaf.detach() for leaf in pytree.tree_leaves(nested) if isinstance(leaf, torch.Tensor))
-
-
-def _as_tuple(outputs: Any) -> Tensors:
-    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 # Where it begins ------------------------------------------------------------------------------------------------
@@ -202,10 +219,12 @@ def _first_wrong_module(reference: Reference) -> str:
 def _first_wrong_op(executable: Executable, inputs: Tensors) -> str:
     """The first op whose value differs, in a program that returns the value of every op."""
     graph, target = executable.graph.clone(), executable.info.target
+    inputs = graph.with_state(inputs)
+    graph.states, graph.structure = (), None
     ops = [op for op in graph.ops if op.inputs and op.results[0].type.dtype.is_floating]
     graph.outputs = tuple(op.results[0] for op in ops)
     graph = run_passes(graph, "layout", target=target)
-    actual = _as_tuple(compile_graph(graph, target, threads=executable.threads)(*inputs))
+    actual = compile_graph(graph, target, threads=executable.threads).flat(*inputs)
     for op, right, ours in zip(ops, graph.evaluate(*inputs), actual, strict=True):
         if distance((right,), (ours,)) > TOLERANCE:
             return f"the first layer that differs is {op.location or op.name} ({op.name})"

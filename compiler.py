@@ -263,6 +263,8 @@ def compile_in_stages(
     executable = compile_graph(
         optimized.graph, target, threads=options.threads, choose=tuned, report=optimized.report, begin=begin
     )
+    if executable.classes_note:
+        _warn(executable.classes_note)
     if reference is not None:
         begin("compare with the model")
         agreement = check_agreement(executable, reference, options.passes, runs=runs_here(target))

@@ -65,8 +65,7 @@ class TersorRunner:
 
     def outputs(self) -> list[torch.Tensor]:
         """What the model computes, through its public interface."""
-        made = self._executable(*self._inputs)
-        return list(made) if isinstance(made, tuple) else [made]
+        return list(self._executable.flat(*self._inputs))
 
     def seconds(self, calls: int) -> float:
         """Mean time of a call."""

@@ -48,8 +48,7 @@ class ExecutableRunner:
         self.executable = executable
 
     def run(self, inputs: Arrays) -> list[np.ndarray]:
-        output = self.executable(*inputs)
-        return list(output) if isinstance(output, tuple) else [output]
+        return [output.numpy() for output in self.executable.flat(*inputs)]
 
 
 @dataclass(frozen=True)

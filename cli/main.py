@@ -184,11 +184,10 @@ def run(
     from .tables import describe_outputs, outputs_table, print_table
 
     executable = load(model, threads=threads)
-    ports = executable.info.outputs
+    ports = executable.info.user_outputs
     if output is not None:
         check_output(output, ports)
-    result = executable(*read_inputs(inputs or (), executable.info.inputs))
-    outputs = result if isinstance(result, tuple) else (result,)
+    outputs = executable.flat(*read_inputs(inputs or (), executable.info.user_inputs))[: len(ports)]
     if output is not None:
         write_outputs(output, outputs, ports)
     if as_json:

@@ -76,10 +76,10 @@ def import_plugins(modules: Iterable[str]) -> None:
 def read_inputs(graph: Graph, path: Path) -> tuple[torch.Tensor, ...]:
     """Tensors by input name from a safetensors file; raises TersorError when one is missing."""
     tensors = read_tensors(path)
-    missing = [value.name for value in graph.inputs if value.name not in tensors]
+    missing = [value.name for value in graph.user_inputs if value.name not in tensors]
     if missing:
         raise TersorError(f"{path}: has no tensor for input {missing[0]!r}, only {', '.join(sorted(tensors))}")
-    return tuple(tensors[value.name] for value in graph.inputs)
+    return tuple(tensors[value.name] for value in graph.user_inputs)
 
 
 def write_graph(graph: Graph, path: Path) -> None:

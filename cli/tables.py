@@ -317,8 +317,9 @@ def describe_model(info: ModelInfo) -> dict[str, Json]:
     return {
         "name": info.name,
         "target": info.target.name,
-        "inputs": [{"name": port.name, "type": str(port.type)} for port in info.inputs],
-        "outputs": [{"name": port.name, "type": str(port.type)} for port in info.outputs],
+        "inputs": [{"name": port.name, "type": str(port.type)} for port in info.user_inputs],
+        "outputs": [{"name": port.name, "type": str(port.type)} for port in info.user_outputs],
+        "states": list(info.states),
         "kernels": len(info.kernels),
         "tuned_kernels": sum(kernel.tuned for kernel in info.kernels),
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 Shape = tuple[int, ...]
 
@@ -40,12 +41,13 @@ def run_in_parts(run: Callable[..., Any], inputs: Sequence[Any], shapes: Sequenc
     results = [run(*part) for part in split(inputs, shapes)]
     if len(results) == 1:
         return results[0]
-    if isinstance(results[0], tuple):
-        return tuple(_join(column) for column in zip(*results, strict=True))
-    return _join(results)
+    leaves = zip(*map(pytree.tree_leaves, results), strict=True)
+    return pytree.tree_unflatten([_join(column) for column in leaves], pytree.tree_structure(results[0]))
 
 
 def _join(parts: Sequence[Any]) -> Any:
+    if not hasattr(parts[0], "__dlpack__"):  # a constant
+        return parts[0]
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(tuple(parts))
 
 

@@ -45,7 +45,7 @@ class CalibrationData:
 
     def __init__(self, source: Callable[[], Iterable[Any]] | Iterable[Any], graph: Graph, name: str = "data") -> None:
         self._source = source
-        self._graph = Graph(graph.name, [(value.name, value.type) for value in graph.inputs])
+        self._graph = Graph(graph.name, [(value.name, value.type) for value in graph.user_inputs])
         self.name = name
         self._has_yielded = False
         if callable(source):
@@ -142,7 +142,7 @@ def open_data(names: Sequence[str], graph: Graph) -> CalibrationData | None:
     if files and len(files) < len(names):
         raise TersorError("--data takes files or one loader, not both")
     if len(files) == len(names):
-        data = CalibrationData(lambda: (read_inputs([path], graph.inputs) for path in files), graph, "--data")
+        data = CalibrationData(lambda: (read_inputs([path], graph.user_inputs) for path in files), graph, "--data")
     elif len(names) > 1:
         raise TersorError(f"--data takes one loader, got {len(names)}: {', '.join(names)}")
     else:

@@ -43,7 +43,7 @@ class Model:
 
 def compiled_model(executable: Executable) -> Model:
     """A compiled program, which must run on this machine."""
-    return Model(executable, [port.type.shape for port in executable.info.inputs])
+    return Model(executable, [port.type.shape for port in executable.info.user_inputs])
 
 
 def interpreted_model(graph: Graph) -> Model:
@@ -51,12 +51,12 @@ def interpreted_model(graph: Graph) -> Model:
 
     def run(*inputs: Any) -> Any:
         as_arrays = bool(inputs) and isinstance(inputs[0], np.ndarray)
-        outputs: tuple[Any, ...] = graph.evaluate(*(torch.as_tensor(value) for value in inputs))
+        outputs: list[Any] = list(graph.evaluate(*(torch.as_tensor(value) for value in inputs)))
         if as_arrays:
-            outputs = tuple(output.numpy() for output in outputs)
-        return outputs[0] if len(outputs) == 1 else outputs
+            outputs = [output.numpy() for output in outputs]
+        return graph.returned(outputs)
 
-    return Model(run, [value.shape for value in graph.inputs])
+    return Model(run, [value.shape for value in graph.user_inputs])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from ..ir import Graph
 from ..passes.numeric import seeded_inputs
 from ..targets import Executable
 from ..targets.tuning.timing import Run, TimingPolicy, measure
-from .evaluation import Evaluation, Model, compiled_model, interpreted_model
+from .evaluation import Evaluation, compiled_model, interpreted_model
 from .result import PairTiming
 
 BATCHES = 8  # of the data, on which outputs are compared at most
@@ -75,14 +75,13 @@ class Judge:
 
     def _figures(self, executable: Executable, latency: PairTiming | None) -> Figures:
         model = compiled_model(executable) if self._runs_here else interpreted_model(executable.graph)
-        error = self._error(model)
+        error = self._error(executable.flat if self._runs_here else executable.graph.evaluate)
         return Figures(latency, error, None if self._evaluation is None else self._evaluation(model))
 
-    def _error(self, model: Model) -> float:
+    def _error(self, run: Callable[..., Sequence[torch.Tensor]]) -> float:
         noise = signal = 0.0
         for batch, expected in self._expected:
-            outputs = model(*batch)
-            actual = _floats(outputs if isinstance(outputs, tuple) else (outputs,))
+            actual = _floats(run(*batch))
             noise += sum(float((a - b).square().sum()) for a, b in zip(actual, expected, strict=True))
             signal += sum(float(one.square().sum()) for one in expected)
         return math.sqrt(noise / signal) if signal else math.sqrt(noise)

@@ -30,6 +30,7 @@ from torch.utils._pytree import TreeSpec, tree_leaves, treespec_loads
 from ..ir import TersorError, check_memory, shorten
 from .export import tracing
 from .program_json import AGAIN, damaged, read_program, read_record
+from .structure import CLASSES
 
 _MODEL = "models/model.json"
 _SAMPLES = "data/sample_inputs/model.pt"
@@ -121,6 +122,7 @@ def _build_program(members: dict[str, bytearray]) -> ExportedProgram:
         raise TersorError(f"has example inputs that its program does not take; {AGAIN}")
     with tracing():
         program = ExportedProgramDeserializer().deserialize(record, weights, constants, samples)
+    program.graph_module.meta[CLASSES] = data["graph_module"]["module_call_graph"][0]["signature"]["out_spec"]
     _check_types(program)
     return program
 

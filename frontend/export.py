@@ -16,13 +16,24 @@ from torch import fx, nn
 from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 from torch.export import ExportedProgram, default_decompositions
+from torch.nn.modules.module import register_module_buffer_registration_hook
+from torch.utils._pytree import tree_map_only
 
 from ..ir import TersorError
 from .errors import Operator, UnsupportedError
 from .registry import CONVERTERS, DROPOUTS
 
 aten = torch.ops.aten
-ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+class Arguments:
+    """Positional and named example inputs: ``Arguments(x, mask=mask)`` stands for ``module(x, mask=mask)``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
+
+
+ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any] | Arguments
 
 # What a call may name beside operators: picking one of several results, and regions that PyTorch inlines.
 _HARMLESS = (torch.ops.higher_order.wrap_with_set_grad_enabled, operator.getitem)
@@ -43,8 +54,11 @@ def export(module: nn.Module, example_inputs: ExampleInputs | None) -> ExportedP
     """Trace a module for inference; neither its mode nor its tensors change."""
     args, kwargs = split_inputs(example_inputs)
     try:
-        with tracing():
-            return torch.export.export(in_eval_mode(module), args, kwargs)
+        module = in_eval_mode(module)
+        with tracing(), _assignments_as_writes(module):
+            return torch.export.export(module, args, kwargs)
+    except TersorError:
+        raise
     except Exception as error:  # the model's own forward runs in here: anything may be raised
         raise TersorError(
             f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}; make it pass "
@@ -56,6 +70,8 @@ def split_inputs(example_inputs: ExampleInputs | None) -> tuple[tuple[Any, ...],
     """Positional and named arguments from what users give as example inputs; raises TersorError for anything else."""
     if example_inputs is None:
         raise TersorError("example_inputs are needed to trace a module: pass a tuple of tensors, one per argument")
+    if isinstance(example_inputs, Arguments):
+        return example_inputs.args, dict(example_inputs.kwargs)
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, Mapping):
@@ -72,6 +88,42 @@ def in_eval_mode(module: nn.Module) -> nn.Module:
         return module
     shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, shared).eval()
+
+
+@contextmanager
+def _assignments_as_writes(module: nn.Module) -> Iterator[None]:
+    """Let sub-modules assign to their buffers: `torch.export` keeps what the root module assigns, and forgets the rest.
+
+    At the end of forward, what was assigned is written into the buffer, behind the back of everything that read it.
+    """
+    paths = {part: path for path, part in module.named_modules()}
+    before: dict[tuple[nn.Module, str], Any] = {}
+
+    def note(part: nn.Module, name: str, value: Any) -> None:
+        if part is not module and part in paths and part._buffers.get(name) is not None:
+            before.setdefault((part, name), part._buffers[name])
+
+    def write(root: nn.Module, inputs: Any, outputs: Any) -> Any:
+        if not before:
+            return None
+        outputs = tree_map_only(torch.Tensor, torch.clone, outputs)  # which may be the buffers' old values
+        for (part, name), buffer in before.items():
+            value: Any = part._buffers[name]
+            if value is None or (value.shape, value.dtype) != (buffer.shape, buffer.dtype):
+                raise TersorError(
+                    f"the model assigns a tensor of another shape or element type to its buffer {paths[part]}.{name}; "
+                    "keep those that it has, for example by slicing"
+                )
+            part._buffers[name] = buffer.copy_(value)
+        before.clear()
+        return outputs
+
+    handles = [register_module_buffer_registration_hook(note), module.register_forward_hook(write)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def check_static(program: ExportedProgram) -> None:

@@ -29,8 +29,9 @@ def from_torch(
         A module, or a program from `torch.export.export`. A module is converted for inference: if any part of it is in
         training mode, a copy in evaluation mode is traced. The module itself is never changed.
     example_inputs
-        What the module is called with: a tuple of tensors, a single tensor, or a dict of named tensors. Their shapes
-        and element types become those of the graph. Not needed for a program, which has them.
+        What the module is called with: a tuple of positional arguments, a single tensor, a dict of named arguments,
+        or `Arguments` for both. They may be nested. Shapes and element types become those of the graph; numbers, texts
+        and None become constants of it. Not needed for a program, which has them.
     dynamic_shapes
         Must be None: graphs have fixed shapes.
 
@@ -38,7 +39,8 @@ def from_torch(
     -------
     Graph
         Inputs are the tensors among the flattened arguments; outputs are the tensors of the flattened result, in the
-        order of `torch.utils._pytree` (nested lists, dicts and dataclasses), without those that are None. Ids of
+        order of `torch.utils._pytree` (nested lists, dicts and dataclasses). The structure around them is kept as the
+        graph's ``structure``. Buffers that the model updates are its ``states``: the last inputs and outputs. Ids of
         weights are their qualified names, tied weights share one, and locations of ops are module paths.
 
     Raises
@@ -46,8 +48,8 @@ def from_torch(
     UnsupportedError
         Listing every operator that the IR cannot express, with module paths.
     TersorError
-        When the model cannot be exported, has dynamic shapes, writes to its buffers, returns something that is not a
-        tensor, or has sparse, quantized, complex or missing weights.
+        When the model cannot be exported, has dynamic shapes, writes to its parameters, returns something that is
+        neither a tensor nor a number, or has sparse, quantized, complex or missing weights.
 
     Warns
     -----

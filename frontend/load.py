@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from ..ir import DType, Graph, TensorType, TersorError, check_memory, load_ir
 from .archive import load_program
-from .export import split_inputs
+from .export import Arguments, ExampleInputs, split_inputs
 from .factory import call_factory
 from .from_torch import from_torch
 
@@ -35,11 +35,11 @@ class LoadedModel:
     model
         A module or an exported program, or a graph if the file was IR text.
     example_inputs
-        What the model is called with; tensors, or a dict of named tensors.
+        What the model is called with.
     """
 
     model: nn.Module | ExportedProgram | Graph
-    example_inputs: tuple[Any, ...] | dict[str, Any]
+    example_inputs: ExampleInputs
 
     def to_graph(self) -> Graph:
         """The model as a graph (see `from_torch`)."""
@@ -100,12 +100,11 @@ def _load_file(path: Path) -> LoadedModel:
         raise TersorError(f"{path}: is a compiled model already; use it with `tersor run` or `tersor bench`")
     if kind == _TEXT:
         graph = load_ir(path)
-        return LoadedModel(graph, example_tensors([value.type for value in graph.inputs]))
+        return LoadedModel(graph, example_tensors([value.type for value in graph.user_inputs]))
     program = load_program(path)
     if program.example_inputs is not None:
-        args, kwargs = program.example_inputs
-        return LoadedModel(program, dict(kwargs) if kwargs and not args else tuple(args))
-    types = [value.type for value in from_torch(program).inputs]
+        return LoadedModel(program, _simplest(*program.example_inputs))
+    types = [value.type for value in from_torch(program).user_inputs]
     return LoadedModel(program, example_tensors(types))
 
 
@@ -149,6 +148,12 @@ def _kind_of_zip(path: Path) -> str:
     return _PROGRAM
 
 
+def _simplest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExampleInputs:
+    if args and kwargs:
+        return Arguments(*args, **kwargs)
+    return dict(kwargs) or tuple(args)
+
+
 def _checked_factory_result(spec: str, result: Any) -> tuple[Any, Any]:
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise TersorError(f"{spec}: must return (module, example_inputs), not {_describe(result)}")
@@ -159,7 +164,7 @@ def _checked_factory_result(spec: str, result: Any) -> tuple[Any, Any]:
         args, kwargs = split_inputs(inputs)
     except TersorError as error:
         raise TersorError(f"{spec}: {error}") from error
-    return model, kwargs or args
+    return model, _simplest(args, kwargs)
 
 
 def _describe(value: Any) -> str:

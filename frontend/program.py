@@ -16,6 +16,7 @@ from .context import Context
 from .errors import Operator, UnsupportedError
 from .export import name_of, path_of, writes_in_place
 from .registry import CONVERTERS, Converted, Inexpressible
+from .structure import structure_of, user_results
 from .tensors import check_weight, input_type, is_row_major, result_types, suspicion
 
 
@@ -44,13 +45,22 @@ class ProgramConverter:
         self.weight_specs: dict[fx.Node, InputSpec] = {}
         inputs: dict[fx.Node, TensorType] = {}
         placeholders = program.graph.find_nodes(op="placeholder")
+        states: dict[fx.Node, InputSpec] = {}
+        updated = set(program.graph_signature.buffers_to_mutate.values())
         for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
-            if spec.kind is not InputKind.USER_INPUT:
+            if spec.kind is InputKind.BUFFER and spec.target in updated:
+                states[node] = spec
+            elif spec.kind is not InputKind.USER_INPUT:
                 self.weight_specs[node] = spec
             elif not isinstance(spec.arg, ConstantArgument):
                 inputs[node] = input_type(node)
         graph_name = re.sub(r"[^a-z0-9_.\-]", "_", name.lower())
-        self.graph = Graph(graph_name, [(node.name, type) for node, type in inputs.items()])
+        names = {node: node.name for node in inputs}
+        for node, spec in states.items():
+            check_weight(self._tensor(spec), str(spec.target))
+            names[node], inputs[node] = str(spec.target), input_type(node)
+        self.graph = Graph(graph_name, [(names[node], type) for node, type in inputs.items()])
+        self.states = {str(spec.target): self._store(spec) for spec in states.values()}
         self.context = Context(self.graph)
         self.values: dict[fx.Node, Converted | None] = dict(zip(inputs, self.graph.inputs, strict=True))
         self.weight_ids: dict[tuple[Any, ...], str] = {}
@@ -67,6 +77,8 @@ class ProgramConverter:
         if self.unsupported:
             raise UnsupportedError(self.unsupported)
         self.graph.outputs = self._outputs()
+        self.graph.states = tuple(self.states.values())
+        self.graph.structure = structure_of(self.program)
         return self.graph
 
     # Calls ----------------------------------------------------------------------------------------------------
@@ -121,13 +133,16 @@ class ProgramConverter:
         name, tensor = str(spec.target), self._tensor(spec)
         tied = (tensor.data_ptr() or id(tensor), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tied not in self.weight_ids:
-            # A copy: training the module further must not change the graph.
-            own = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            self.weight_ids[tied] = self.graph.weights.add(own, name)
+            self.weight_ids[tied] = self._store(spec)
             message = suspicion(tensor, name, parameter=spec.kind is InputKind.PARAMETER)
             self.suspicious += [message] if message else []
         self.context.location = name.rpartition(".")[0]
         return self.context.weight(self.weight_ids[tied])
+
+    def _store(self, spec: InputSpec) -> str:
+        """Add a copy to the graph's weights, so that the module may change; returns its id."""
+        own = self._tensor(spec).detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        return self.graph.weights.add(own, str(spec.target))
 
     def _tensor(self, spec: InputSpec) -> torch.Tensor:
         name = str(spec.target)
@@ -139,28 +154,24 @@ class ProgramConverter:
     # Outputs --------------------------------------------------------------------------------------------------
 
     def _outputs(self) -> tuple[Value, ...]:
-        results = self.program.graph.output_node().args[0]
-        outputs = []
+        """What the program returns, and then the new values of its states in their order."""
+        results: Any = self.program.graph.output_node().args[0]
+        updates: dict[str, Value] = {}
         for spec, result in zip(self.program.graph_signature.output_specs, results, strict=True):
-            if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
-                target = shorten(spec.target)
+            if spec.kind is OutputKind.BUFFER_MUTATION:
+                updates[str(spec.target)] = self._value(result)
+            elif spec.kind is OutputKind.PARAMETER_MUTATION:
                 raise TersorError(
-                    f"the model writes to its own {target!r} when it runs, which a graph cannot do: return "
-                    "the new value from forward instead, or call model.eval() before torch.export.export"
+                    f"the model writes to its own parameter {shorten(spec.target)!r} when it runs; make it a buffer, "
+                    "whose values a compiled model keeps from call to call"
                 )
-            if spec.kind is OutputKind.USER_INPUT_MUTATION:
+            elif spec.kind is OutputKind.USER_INPUT_MUTATION:
                 self.suspicious.append(
                     f"the model writes to its input {spec.target!r} in place: outputs are the same, but the caller's "
                     "tensor keeps its numbers; return the new value if callers need it"
                 )
-            if spec.kind is not OutputKind.USER_OUTPUT or result is None:
-                continue
-            if not isinstance(result, fx.Node):
-                raise TersorError(
-                    f"the model returns {shorten(repr(result))}, which is not a tensor; return tensors only"
-                )
-            outputs.append(self._value(result))
-        return tuple(outputs)
+        returned = [self._value(one) for one in user_results(self.program) if isinstance(one, fx.Node)]
+        return *returned, *(updates[name] for name in self.states)
 
 
 def _check_types(node: fx.Node, result: Converted, types: tuple[TensorType | None, ...]) -> None:

@@ -3,7 +3,8 @@
 PyTorch writes names from this JSON into source text that it executes, imports types that tree specs name, evaluates
 guards and formulas, and resolves dotted targets by attribute. So nothing is passed on that is not known here: fields
 are those of PyTorch's schema, values have the declared types, names are identifiers, other text has no character that
-could end a string literal, operators are those of a fixed kind, and tree specs consist of tuples, lists and dicts.
+could end a string literal, operators are those of a fixed kind, and tree specs consist of tuples, lists and dicts:
+tuples stand for objects of other classes, whose names are kept as text (`tersor.frontend.structure`).
 What a graph does not need (guards, traces, custom metadata) is left out.
 """
 
@@ -40,7 +41,7 @@ _REGION = "torch.ops.higher_order.wrap_with_set_grad_enabled"  # PyTorch inlines
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_async", "_functional_assert_async")
 _SHOWN = 8
 _OUTWARD = ("from_file", "set_data")  # operators on files and on the identity of tensors
-_CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
+PLAIN_CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 _DIALECTS = ("", "ATEN", "TRAINING")
 _FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 _INT64 = 1 << 63
@@ -242,17 +243,15 @@ def _tree(data: Any, where: str) -> str:
 
 
 def _tree_node(spec: Any, where: str) -> dict[str, Any]:
+    """A node for PyTorch, which is not told of classes: it gets tuples in their place (see `frontend.structure`)."""
     kind, context, children = (_checked(dict, spec, where).get(key) for key in ("type", "context", "children_spec"))
     made = [_tree_node(child, where) for child in _checked(list, children, where)]
     if kind is None:
         if made or context is not None:
             raise _malformed(where, spec)
         return {"type": None, "context": None, "children_spec": []}
-    if kind not in _CONTAINERS:
-        raise TersorError(
-            f"takes or returns a {shorten(kind)}, which can run code when loaded, so it is refused; use tuples, lists "
-            "and dicts"
-        )
+    if _checked(str, kind, where) not in PLAIN_CONTAINERS:
+        return {"type": "builtins.tuple", "context": "null", "children_spec": made}
     keys = json.loads(_checked(str, context, where))
     if kind in ("builtins.tuple", "builtins.list"):
         if keys is not None:

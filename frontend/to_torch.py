@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,16 +52,35 @@ class GraphModule(nn.Module):
                 tensor = graph.weights[op.attrs.id].detach().clone()
                 trainable = tensor.is_floating_point() and op.attrs.id not in self._program.statistics
                 self._keys[op.attrs.id] = _register(self, op.attrs.id, tensor, trainable)
+        for id in graph.states:
+            self._keys[id] = _register(self, id, graph.weights[id].detach().clone(), False)
         self.eval()
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Take one tensor per graph input, and return the output, or a tuple of several."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Take what the graph's structure says, or one tensor per graph input; return what the structure says.
+
+        Without a structure it returns the output, or a tuple of several. State is kept in buffers.
+        """
         graph = self._program.graph
+        inputs: Sequence[Any] = args
+        flat = not kwargs and all(isinstance(one, torch.Tensor) for one in args)
+        if graph.structure is not None and not (flat and len(args) == len(graph.user_inputs)):
+            inputs = graph.structure.flatten(args, kwargs)
         if self._program.is_quantized and torch.compiler.is_exporting():
             raise TersorError("it computes with 8-bit integers; export the model that it was quantized from")
         check_inputs(graph, inputs)
-        outputs = self._run(graph, inputs)
-        return outputs[0] if len(outputs) == 1 else outputs
+        state = [self._held(id) for id in graph.states]
+        results = self._run(graph, [*inputs, *state])
+        updates = [value.detach().clone() for value in results[len(graph.user_outputs) :]]
+        for buffer, value in zip(state, updates, strict=True):
+            buffer.copy_(value)
+        return graph.returned(results)
+
+    def _held(self, id: str) -> torch.Tensor:
+        """The parameter or buffer with the numbers of a weight."""
+        owner, _, name = self._keys[id].rpartition(".")
+        held: torch.Tensor = getattr(self.get_submodule(owner), name)
+        return held
 
     def _run(self, graph: Graph, inputs: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         values: dict[Value, torch.Tensor] = dict(zip(graph.inputs, inputs, strict=True))
@@ -73,8 +92,7 @@ class GraphModule(nn.Module):
 
     def _evaluate(self, op: Op, operands: list[Any]) -> torch.Tensor | tuple[torch.Tensor, ...]:
         if isinstance(op, WeightOp):
-            owner, _, name = self._keys[op.attrs.id].rpartition(".")
-            return getattr(self.get_submodule(owner), name)
+            return self._held(op.attrs.id)
         if isinstance(op, FusedOp):
             assert op.body is not None  # guaranteed by infer_types
             return self._run(op.body, operands)

@@ -16,7 +16,8 @@ from .parser import IR_VERSION, parse
 from .printer import print_attrs, print_graph
 from .rewriter import Refusal, RewriteLog, Rewriter, apply_rules
 from .storage import load_ir, save_ir
+from .structure import Structure, Tree
 from .traits import ChannelFlow, Cost, Narrowing, OnIntegers, Storage
 from .types import DType, TensorType, check_memory
-from .verifier import verify, weights_loaded
+from .verifier import verify, verify_interface, weights_loaded
 from .weights import WeightStore

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from .core import Value
 from .graph import Graph
 from .ops import WeightOp
-from .printer import print_attrs
+from .printer import print_attrs, print_structure
 
 
 def structurally_equal(left: Graph, right: Graph) -> bool:
-    """Whether both graphs have the same ops in the same order, with equal attributes, types, locations and weights.
+    """Whether both graphs have the same ops in the same order, with equal attributes, types, locations and weights,
+    and whether they are called alike.
 
     Names of values, of weights and of the graphs do not count; weights are compared by content.
     """
@@ -50,6 +51,9 @@ def _canonical(graph: Graph, numbers: bool = True) -> Iterator[str]:
         for value in op.results:
             places[value] = len(places)
     yield f"return {','.join(str(places[value]) for value in graph.outputs)}"
+    if numbers:
+        yield from (f"state {_content(graph, id)}" for id in graph.states)
+        yield f"structure {graph.structure and print_structure(graph.structure)}"
 
 
 def _content(graph: Graph, id: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .core import Op, Value
 from .errors import IRError, TersorError
+from .structure import Structure
 from .traits import Cost
 from .types import TensorType
 from .weights import WeightStore
@@ -27,6 +28,14 @@ class Graph:
         Pairs of name and type, one per input.
     weights
         Tensors that the graph's `WeightOp`s name; a fresh store if omitted.
+
+    Attributes
+    ----------
+    states
+        Ids of the weights that the last inputs begin as, for a model that updates buffers: as many of the last outputs
+        are their values after a call. Most graphs have none.
+    structure
+        How the model is called and what it returns around the graph's flat tensors; None if these are all there is.
     """
 
     _to_module: ClassVar[Callable[[Graph], torch.nn.Module] | None] = None
@@ -39,6 +48,8 @@ class Graph:
             Value(type, None, index, name) for index, (name, type) in enumerate(inputs)
         )
         self.weights = weights if weights is not None else WeightStore()
+        self.states: tuple[str, ...] = ()
+        self.structure: Structure | None = None
         # Ops in a ring of links, with None between the last and the first: an op is put in or taken out at one step.
         self._next: dict[Op | None, Op | None] = {None: None}
         self._previous: dict[Op | None, Op | None] = {None: None}
@@ -121,6 +132,34 @@ class Graph:
         """Replace output ``index``; named as in `Op`, so that a `Use` need not know who its user is."""
         self.outputs = (*self._outputs[:index], value, *self._outputs[index + 1 :])
 
+    # State ----------------------------------------------------------------------------------------------------
+
+    @property
+    def user_inputs(self) -> tuple[Value, ...]:
+        """The inputs that a call gives: all but state."""
+        return self.inputs[: len(self.inputs) - len(self.states)]
+
+    @property
+    def user_outputs(self) -> tuple[Value, ...]:
+        """The outputs that a call returns: all but new state."""
+        return self._outputs[: len(self._outputs) - len(self.states)]
+
+    def with_state(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """``inputs`` for all of the graph's inputs: state that is not given has its initial value."""
+        missing = self.states if len(inputs) == len(self.user_inputs) else ()
+        return *inputs, *(self.weights[id] for id in missing)
+
+    def returned(self, outputs: Sequence[Any]) -> Any:
+        """What a call returns, made of the graph's outputs; new state at their end is left out."""
+        outputs = outputs[: len(self.user_outputs)]
+        if self.structure is not None:
+            return self.structure.with_classes().result.build(iter(outputs))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def forget_unused_weights(self) -> None:
+        """Drop the weights that neither an op nor a state names."""
+        self.weights.keep([*self.states, *(op.attrs.id for op in self.ops if op.name == "weight")])
+
     # Whole graph ----------------------------------------------------------------------------------------------
 
     @property
@@ -144,10 +183,15 @@ class Graph:
         for op in self.ops:
             copy.append(clone_op(op, mapping))
         copy.outputs = tuple(mapping[value] for value in self._outputs)
+        copy.states, copy.structure = self.states, self.structure
         return copy, mapping
 
     def evaluate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the reference interpreter on CPU tensors; returns one tensor per output."""
+        """Run the reference interpreter on CPU tensors; returns one tensor per output.
+
+        Inputs and outputs are flat, whatever ``structure`` says. State may be left out of the inputs: then it has its
+        initial value. The outputs end with the new state.
+        """
         from .interpreter import evaluate
 
         return evaluate(self, inputs)

@@ -27,7 +27,7 @@ def evaluate(
     Parameters
     ----------
     inputs
-        One tensor per graph input, of the input's logical shape and element type.
+        One tensor per graph input, of the input's logical shape and element type; state may be left out.
     observe
         Called after each op with its results; calibration and debugging hook in here.
 
@@ -45,6 +45,7 @@ def evaluate(
     -----
     An output may be the very tensor that was passed in, or a weight: clone it before writing into it.
     """
+    inputs = graph.with_state(inputs)
     check_inputs(graph, inputs)
     environment: dict[Value, torch.Tensor] = dict(zip(graph.inputs, inputs, strict=True))
     remaining = Counter(use_value for op in graph.ops for use_value in op.inputs)
@@ -75,11 +76,12 @@ def evaluate_op(op: Op, operands: Sequence[torch.Tensor | None]) -> tuple[torch.
 
 
 def check_inputs(graph: Graph, inputs: Sequence[torch.Tensor]) -> None:
-    """Raise IRError, naming the input, unless ``inputs`` fit the graph."""
-    if len(inputs) != len(graph.inputs):
-        names = ", ".join(f"{value.name}: {value.type}" for value in graph.inputs)
-        raise IRError(f"{graph.name} takes {len(graph.inputs)} inputs ({names}), got {len(inputs)}")
-    for value, tensor in zip(graph.inputs, inputs, strict=True):
+    """Raise IRError, naming the input, unless ``inputs`` fit the graph; state may be left out."""
+    wanted = graph.inputs if len(inputs) == len(graph.inputs) else graph.user_inputs
+    if len(inputs) != len(wanted):
+        names = ", ".join(f"{value.name}: {value.type}" for value in wanted)
+        raise IRError(f"{graph.name} takes {len(wanted)} inputs ({names}), got {len(inputs)}")
+    for value, tensor in zip(wanted, inputs, strict=True):
         if tuple(tensor.shape) != value.shape:
             raise IRError(f"input {value.name!r} must have shape {list(value.shape)}, got {list(tensor.shape)}")
         if DType.from_torch(tensor.dtype) is not value.type.dtype:

@@ -14,6 +14,7 @@ from .errors import IRError, shorten
 from .graph import Graph
 from .names import suggest
 from .printer import print_attr
+from .structure import Structure, Tree
 from .types import DType, TensorType
 from .weights import WeightStore
 
@@ -28,9 +29,11 @@ _TOKEN = re.compile(
       |(?P<type>[a-z]+[0-9]*\[[0-9,]*\](?:@c[0-9]+)?)
       |(?P<number>-?(?:[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?|inf\b|nan\b))
       |(?P<word>[A-Za-z_][A-Za-z0-9_]*)
-      |(?P<punctuation>[(){}\[\],:=])""",
+      |(?P<punctuation>[(){}\[\],:=*])""",
     re.VERBOSE,
 )
+
+_ENDS = {"(": ")", "[": "]", "{": "}"}
 
 
 class _Token(NamedTuple):
@@ -111,12 +114,17 @@ class _Parser:
         name = self.take("symbol").text[1:]
         self.take("punctuation", "(")
         inputs: list[tuple[str, TensorType]] = []
+        states: list[str] = []
         while not self.accept(")"):
             if inputs:
                 self.take("punctuation", ",")
             value = self.take("value").text[1:]
             self.take("punctuation", ":")
             inputs.append((value, self.parse_type()))
+            if self.accept("="):
+                states.append(self.parse_string())
+            elif states:
+                self.fail(f"input {shorten(value)!r} comes after state")
         graph = Graph(name, inputs, self.weights if keyword == "graph" else None)
         values = {value.name: value for value in graph.inputs}
         if len(values) != len(inputs):
@@ -131,7 +139,43 @@ class _Parser:
                 break
         graph.outputs = tuple(outputs)
         self.take("punctuation", "}")
+        graph.states = tuple(states)
+        if self.accept("takes"):
+            graph.structure = self.parse_structure()
         return graph
+
+    def parse_structure(self) -> Structure:
+        positional, keyword = self.parse_tree(), self.parse_tree()
+        self.take("word", "gives")
+        return Structure(positional, keyword, self.parse_tree())
+
+    def parse_tree(self) -> Tree:
+        if self.accept("*"):
+            return Tree()
+        if self.accept("none"):
+            return Tree("constant")
+        name = self.parse_string() if (named := self.next.kind == "string") else ""
+        if self.next.kind != "punctuation" or self.next.text not in _ENDS:
+            token = self.next
+            value = name if named else self.parse_attr()
+            if not isinstance(value, bool | int | float | str):
+                self.fail(f"{shorten(token.text)!r} is no constant", token)
+            return Tree("constant", value=value)
+        start = self.take("punctuation")
+        keys: list[str | int] = []
+        children: list[Tree] = []
+        while not self.accept(_ENDS[start.text]):
+            if children:
+                self.take("punctuation", ",")
+            if self.next.kind in ("string", "number") and self.tokens[self.position + 1].text == ":":
+                keys.append(self.parse_attr())
+                self.take("punctuation", ":")
+            children.append(self.parse_tree())
+        kind = {"[": "list", "(": "named tuple" if named else "tuple", "{": "record" if named else "dict"}[start.text]
+        try:
+            return Tree(kind, tuple(children), tuple(keys), name)
+        except ValueError as error:
+            self.fail(str(error), start)
 
     def parse_op(self, graph: Graph, values: dict[str, Value]) -> None:
         results = [self.take("value")]

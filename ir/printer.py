@@ -6,7 +6,10 @@ One op a line, defaults of attributes left out, values numbered in execution ord
       %0 = weight {id="conv.weight", type=f32[4,3,3,3]} : f32[4,3,3,3] loc("conv")
       %1 = conv2d(%x, %0) {padding=[1,1,1,1]} : f32[1,4,8,8] loc("conv")
       return %1
-    }
+    } takes ("x": *) {} gives *
+
+The last line says how the model is called and what it returns, with a star for each tensor. An input with the name of
+a weight behind it is state: it begins as that weight, and the output at its place from the end is its next value.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dataclasses import MISSING, fields
 
 from .core import Attrs, Op, Value
 from .graph import Graph
+from .structure import Structure, Tree
 from .types import DType, TensorType
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.]")  # what names of values must not have in text
@@ -81,15 +85,35 @@ def print_attr(value: object) -> str:
     raise TypeError(f"attribute value {value!r} has no text form")
 
 
+def print_structure(structure: Structure) -> str:
+    """How a model is called and what it returns, for example ``takes ("x": *) {} gives (*, *)``."""
+    parts = map(print_tree, (structure.positional, structure.keyword, structure.result))
+    return "takes {} {} gives {}".format(*parts)
+
+
+def print_tree(tree: Tree) -> str:
+    """A nested value: ``*`` for a tensor, constants, (tuples), [lists], {dicts}, and records with their class."""
+    if tree.kind == "tensor":
+        return "*"
+    if tree.kind == "constant":
+        return "none" if tree.value is None else print_attr(tree.value)
+    members = list(map(print_tree, tree.children))
+    if tree.keys:
+        members = [f"{print_attr(key)}: {text}" for key, text in zip(tree.keys, members, strict=True)]
+    form = {"list": "[{}]", "dict": "{{{}}}", "record": "{{{}}}"}.get(tree.kind, "({})")
+    return (f"{json.dumps(tree.name)} " if tree.name else "") + form.format(", ".join(members))
+
+
 def _graph_lines(graph: Graph, keyword: str, indent: str) -> Iterator[str]:
     names = value_names(graph)
-    inputs = ", ".join(f"%{names[value]}: {value.type}" for value in graph.inputs)
+    first = ["" for _ in graph.user_inputs] + [f" = {json.dumps(id)}" for id in graph.states]
+    inputs = ", ".join(f"%{names[value]}: {value.type}{id}" for value, id in zip(graph.inputs, first, strict=True))
     yield f"{indent}{keyword}@{graph_symbol(graph)}({inputs}) {{"
     for op in graph.ops:
         yield from _op_lines(op, names, indent + "  ")
     returned = ", ".join(f"%{names[value]}" for value in graph.outputs)
     yield f"{indent}  return {returned}".rstrip()
-    yield f"{indent}}}"
+    yield f"{indent}}}" + ("" if graph.structure is None else f" {print_structure(graph.structure)}")
 
 
 def _op_lines(op: Op, names: dict[Value, str], indent: str) -> Iterator[str]:

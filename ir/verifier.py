@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .core import Op, Value
 from .errors import IRError
 from .graph import Graph
@@ -11,7 +13,8 @@ from .types import DType, TensorType
 
 def weights_loaded(graph: Graph) -> bool:
     """Whether every weight that ``graph`` names is in its store; False for a graph read from text alone."""
-    return all(op.attrs.id in graph.weights for op in graph.ops if isinstance(op, WeightOp))
+    ids = [*graph.states, *(op.attrs.id for op in graph.ops if isinstance(op, WeightOp))]
+    return all(id in graph.weights for id in ids)
 
 
 def verify(graph: Graph, *, weights: bool = True) -> None:
@@ -19,7 +22,8 @@ def verify(graph: Graph, *, weights: bool = True) -> None:
 
     Checked are: operands are defined before they are used and belong to the graph; use lists agree with operands;
     result types are those of the op's type rule (layout apart); weights exist with the declared type; bodies of fused
-    ops are well formed themselves and fit their operands.
+    ops are well formed themselves and fit their operands; state keeps its type; the structure has as many tensors as
+    the graph has inputs and outputs.
 
     Parameters
     ----------
@@ -37,7 +41,7 @@ def verify(graph: Graph, *, weights: bool = True) -> None:
                 _check_operand(op, index, value, defined)
         _check_results(op)
         if weights and isinstance(op, WeightOp):
-            _check_weight(op, graph)
+            _check_stored(op.attrs.id, op.attrs.type, graph, op.error)
         if op.body is not None:
             verify(op.body, weights=weights)
         defined.update(dict.fromkeys(op.results))
@@ -48,6 +52,7 @@ def verify(graph: Graph, *, weights: bool = True) -> None:
             raise IRError(f"output {index} of graph {graph.name!r} is missing in the use list of its value")
     for value in defined:
         _check_uses(value, graph, seen)
+    verify_interface(graph, weights=weights)
 
 
 def _check_operand(op: Op, index: int, value: Value, defined: dict[Value, None]) -> None:
@@ -69,13 +74,32 @@ def _check_results(op: Op) -> None:
         raise op.error("a result does not point back to it")
 
 
-def _check_weight(op: WeightOp, graph: Graph) -> None:
-    if op.attrs.id not in graph.weights:
-        raise op.error(f"weight {op.attrs.id!r} is not in the graph's weight store")
-    tensor = graph.weights[op.attrs.id]
+def _check_stored(id: str, declared: TensorType, graph: Graph, error: Callable[[str], IRError]) -> None:
+    if id not in graph.weights:
+        raise error(f"weight {id!r} is not in the graph's weight store")
+    tensor = graph.weights[id]
     actual = TensorType(tuple(tensor.shape), DType.from_torch(tensor.dtype))
-    if actual != op.attrs.type:
-        raise op.error(f"weight {op.attrs.id!r} is {actual}, declared as {op.attrs.type}")
+    if actual != declared:
+        raise error(f"weight {id!r} is {actual}, declared as {declared}")
+
+
+def verify_interface(graph: Graph, *, weights: bool = True) -> None:
+    """The part of `verify` that is about states and structure."""
+    count = len(graph.states)
+    if count > min(len(graph.inputs), len(graph.outputs)) or len(set(graph.states)) != count:
+        raise IRError(f"graph {graph.name!r} must have an input and an output for each of its states, each named once")
+    for id, before, after in zip(
+        graph.states, graph.inputs[len(graph.user_inputs) :], graph.outputs[len(graph.user_outputs) :], strict=True
+    ):
+        if before.type.logical != after.type.logical:
+            raise IRError(f"state {id!r} of graph {graph.name!r} is {before.type}, its new value {after.type}")
+        if weights:
+            _check_stored(id, before.type.logical, graph, IRError)
+    if graph.structure is not None:
+        taken = graph.structure.positional.tensors + graph.structure.keyword.tensors
+        counts = [taken, graph.structure.result.tensors]
+        if counts != [len(graph.user_inputs), len(graph.user_outputs)]:
+            raise IRError(f"the structure of graph {graph.name!r} has {counts[0]} inputs and {counts[1]} outputs")
 
 
 def _check_uses(value: Value, graph: Graph, ops: set[Op]) -> None:

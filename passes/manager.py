@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..ir import Graph, IRError, RewriteLog, TersorError, verify, weights_loaded
-from ..ir.ops import WeightOp
 from .base import Latency, Pass, PassContext, PassError
 from .instruments.base import CheckFailure, Instrument, PassStep
 from .pipeline import Pipeline, as_pipeline, print_pass
@@ -84,7 +83,7 @@ class PassManager:
                 f"the pipeline left a malformed graph ({error}); verify each pass to see which one it was",
                 context.log.applied,
             ) from error
-        graph.weights.keep(op.attrs.id for op in graph.ops if isinstance(op, WeightOp))
+        graph.forget_unused_weights()
         report = Report(tuple(records))
         for instrument in self.instruments:
             instrument.end(graph, report)

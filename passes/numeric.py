@@ -184,11 +184,11 @@ def largest_deviation(before: Graph, after: Graph, batches: Iterable[Sequence[to
 def seeded_inputs(graph: Graph, seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Random inputs that fit ``graph``: normal floats, booleans, bytes, integers inside of embedding tables.
 
-    Raises TersorError if this machine's memory cannot hold them.
+    State is left out. Raises TersorError if this machine's memory cannot hold them.
     """
-    check_memory(sum(value.type.bytes for value in graph.inputs), "the inputs")
+    check_memory(sum(value.type.bytes for value in graph.user_inputs), "the inputs")
     generator = torch.Generator().manual_seed(seed)
-    return tuple(_random(value, _index_limit(graph, value), generator) for value in graph.inputs)
+    return tuple(_random(value, _index_limit(graph, value), generator) for value in graph.user_inputs)
 
 
 def first_batch(graph: Graph, calibration: Iterable[Sequence[torch.Tensor]] | None) -> Sequence[torch.Tensor]:

@@ -123,7 +123,7 @@ def output_errors(graph: Graph, replacements: Mapping[Op, Graph], inputs: Sequen
     """
     wanted = {op.inputs[0] for op in replacements}
     operands: dict[Value, torch.Tensor] = {
-        value: tensor for value, tensor in zip(graph.inputs, inputs, strict=True) if value in wanted
+        value: tensor for value, tensor in zip(graph.inputs, graph.with_state(inputs), strict=True) if value in wanted
     }
     waiting = {value: sum(op.inputs[0] is value for op in replacements) for value in wanted}
     errors: dict[Op, float] = {}

@@ -5,6 +5,7 @@ Names are loaded when they are used: most of them need TVM, which takes seconds 
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,10 +55,19 @@ def load(path: str | Path, *, threads: int | None = None) -> Executable:
     ArtifactError
         When the file is missing, damaged or of another format, or this machine or this TVM cannot run its code. The
         executable's ``graph`` raises it too, when the graph's weights are damaged.
+
+    Warns
+    -----
+    TersorWarning
+        When the model returns objects of a class that this process does not know: a dict or a tuple comes back instead.
     """
+    from ..ir import TersorWarning
     from .runtime.executable import Executable
 
-    return Executable(_read(path), threads=threads)
+    executable = Executable(_read(path), threads=threads)
+    if executable.classes_note:
+        warnings.warn(executable.classes_note, TersorWarning, stacklevel=2)
+    return executable
 
 
 def _read(path: str | Path, *, runnable: bool = True) -> CompiledModel:

@@ -37,7 +37,7 @@ class CheckEach(Instrument):
     def begin(self, graph: Graph, pipeline: Pipeline) -> None:
         self._inputs = self.given if self.given is not None else seeded_inputs(graph)
         check_inputs(graph, self._inputs)
-        self._names = tuple(value.name for value in graph.inputs)
+        self._names = tuple(value.name for value in graph.user_inputs)
         self._reference = graph.evaluate(*self._inputs)
 
     def after(self, step: PassStep, graph: Graph, record: PassRecord) -> None:

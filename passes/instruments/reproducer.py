@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ...ir import IR_VERSION, Graph, save_ir
 from ...ir.files import make_folder, write_text
-from ...ir.ops import WeightOp
 from ..registry import find_pass
 from .base import Instrument, PassStep
 
@@ -41,7 +40,7 @@ class Reproducer(Instrument):
         path = self.directory / f"{step.one.name}.ir"
         make_folder(self.directory)
         if len(graph.weights):
-            graph.weights.keep(op.attrs.id for op in graph.ops if isinstance(op, WeightOp))
+            graph.forget_unused_weights()
             save_ir(graph, path)
         options = [*self._options]
         options += [option for instrument in instruments for option in instrument.reproduce(self.directory)]

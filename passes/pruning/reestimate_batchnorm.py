@@ -105,7 +105,9 @@ def _measure(graph: Graph, batches: Sequence[Batch]) -> dict[Op, _Moments]:
     """Run all batches op by op; batch normalisations use the moments over all of them."""
     for batch in batches:
         check_inputs(graph, batch)
-    environments: list[dict[Value, torch.Tensor]] = [dict(zip(graph.inputs, batch, strict=True)) for batch in batches]
+    environments: list[dict[Value, torch.Tensor]] = [
+        dict(zip(graph.inputs, graph.with_state(batch), strict=True)) for batch in batches
+    ]
     remaining = Counter(value for op in graph.ops for value in op.inputs)
     found: dict[Op, _Moments] = {}
     with torch.no_grad():

@@ -100,8 +100,9 @@ def observe_ranges(
             del first[op]
         observers[op].observe(results[0])
 
+    state: Sequence[torch.Tensor] = ()  # goes from batch to batch, as it will from call to call
     for batch in calibration_batches(graph, calibration):
-        evaluate(graph, batch, observe)
+        state = evaluate(graph, (*batch, *state), observe)[len(graph.user_outputs) :]
         count += 1
     if first:
         op, number = next(iter(first.items()))

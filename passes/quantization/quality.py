@@ -88,7 +88,9 @@ def _watch(
     graph: Graph, inputs: Sequence[torch.Tensor], wanted: set[Value]
 ) -> tuple[tuple[torch.Tensor, ...], dict[Value, torch.Tensor]]:
     """Outputs, and the numbers of some values."""
-    found = {value: tensor for value, tensor in zip(graph.inputs, inputs, strict=True) if value in wanted}
+    found = {
+        value: tensor for value, tensor in zip(graph.inputs, graph.with_state(inputs), strict=True) if value in wanted
+    }
 
     def observe(op: Op, results: tuple[torch.Tensor, ...]) -> None:
         found.update((value, tensor) for value, tensor in zip(op.results, results, strict=True) if value in wanted)

@@ -66,7 +66,7 @@ def compile_graph(
     compiled = call_interruptibly(lambda: build(module, target))
     begin("link")
     code = LinkedCode.link(compiled, toolchain, runs_here=family_of(target).machine == host_machine())
-    model = CompiledModel(describe(program, functions, plan), code, program.constants, lambda: graph)
+    model = CompiledModel(describe(program, functions, plan), code, program.constants, lambda: graph, graph.structure)
     return Executable(model, report=report, threads=threads)
 
 
@@ -81,6 +81,7 @@ def describe(program: Program, functions: tuple[str, ...], plan: MemoryPlan) -> 
         target=program.target,
         kernels=tuple(_kernel_info(call, name) for call, name in zip(program.calls, functions, strict=True)),
         activation_bytes=plan.activation_bytes,
+        states=graph.states,
     )
 
 

@@ -60,7 +60,7 @@ def compile_graph(
         addition = binary_object(folder, source, binary, toolchain.command[0])
         toolchain.link(compiled, path, [addition])
         code = LinkedCode(path.read_bytes(), None) if obstacle_here(target) else load_code(path)
-    model = CompiledModel(_describe(graph, target, program), code, program.constants, lambda: graph)
+    model = CompiledModel(_describe(graph, target, program), code, program.constants, lambda: graph, graph.structure)
     return Executable(model, report=report)
 
 
@@ -107,4 +107,4 @@ def machine(module: Any, constants: Sequence[torch.Tensor]) -> CudaMachine:
 
 def _describe(graph: Graph, target: Gpu, program: CudaProgram) -> ModelInfo:
     inputs, outputs = ports(graph)
-    return ModelInfo(graph.name, inputs, outputs, target, program.calls)
+    return ModelInfo(graph.name, inputs, outputs, target, program.calls, states=graph.states)

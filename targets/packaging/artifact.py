@@ -107,12 +107,13 @@ def read(path: str | Path, *, runnable: bool = True) -> CompiledModel:
         check_graph(manifest.model, graph)
     read_graph = partial(_read_graph, path, archive, manifest)
     if foreign:
-        return CompiledModel(manifest.model, LinkedCode(bytes(archive[CODE]), None), constants, read_graph)
+        code = LinkedCode(bytes(archive[CODE]), None)
+        return CompiledModel(manifest.model, code, constants, read_graph, graph.structure)
     code = _load_code(path, archive[CODE], manifest)
     if backend_of(target) is None:
         with _about(path):
             check_code(manifest.model, manifest.constants, code.module)
-    return CompiledModel(manifest.model, code, constants, read_graph)
+    return CompiledModel(manifest.model, code, constants, read_graph, graph.structure)
 
 
 def load_graph(path: str | Path) -> Graph:

@@ -77,6 +77,11 @@ def save_bundle(model: CompiledModel, path: str | Path, *, runtime: str | Path |
     path, target = Path(path), model.info.target
     if family_of(target).backend:
         raise TersorError(f"bundles run on processors only, not on {target.name}; save an artifact instead")
+    if model.info.states:
+        raise TersorError(
+            f"the runner of a bundle keeps no state, which {model.info.name} has ({', '.join(model.info.states)}); "
+            "save an artifact, or let forward take the old values and return the new ones"
+        )
     check_bundle_output(path)
     name = re.sub(r"\.(tar\.gz|tgz)$", "", path.name)
     with writing(path), scratch_folder(beside=path) as scratch:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...ir import Graph
+from ...ir import Graph, IRError, verify_interface
 from ...ir.printer import graph_symbol, value_names
 from ..machines.catalog import TARGETS
 from ..machines.families import FAMILIES
@@ -68,6 +68,11 @@ def check_graph(info: ModelInfo, graph: Graph) -> None:
     inputs, outputs = ports(graph)
     _agree("inputs", "graph", [replace(port, name="") for port in info.inputs], [replace(p, name="") for p in inputs])
     _agree("outputs", "graph", info.outputs, outputs)
+    _agree("states", "graph", info.states, graph.states)
+    try:
+        verify_interface(graph, weights=False)
+    except IRError as error:
+        raise ArtifactError(str(error)) from error
     if any(port.type.channel_block for port in (*inputs, *outputs)):
         raise ArtifactError("inputs and outputs must be stored row by row")
     written = [graph_symbol(graph), *(value_names(graph)[value] for value in graph.inputs)]

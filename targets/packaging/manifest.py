@@ -12,7 +12,8 @@ from ..machines.target import Gpu
 from ..runtime.model_info import ModelInfo
 from ..templates.codec import CodecError, decode, encode
 
-SCHEMA = 2
+SCHEMA = 3  # 2 had neither states nor structure
+_OLDEST = 2
 
 
 class ArtifactError(TersorError):
@@ -57,7 +58,7 @@ class Manifest:
     members
         All members of the archive but the manifest itself.
     schema
-        Version of this format; a reader refuses all others.
+        Version of this format; a reader refuses newer ones and those that are too old.
     """
 
     created: str
@@ -95,9 +96,9 @@ class Manifest:
             raise ArtifactError(
                 f"schema {schema} is newer than {SCHEMA}, the newest known here; update tersor to read it"
             )
-        if schema < SCHEMA:
+        if schema < _OLDEST:
             raise ArtifactError(
-                f"schema {schema} is older than {SCHEMA}, the only one known here; compile the model again"
+                f"schema {schema} is older than {_OLDEST}, the oldest known here; compile the model again"
             )
         try:
             decoded: Manifest = decode(cls, tree, "manifest")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...ir import DType, Graph, TensorType, TersorError
+from ...ir import DType, Graph, TensorType, TersorError, shorten, suggest
 from ...ir.files import temporary_folder
 from ..machines.catalog import native_name, usable_cores
 from ..machines.families import backend_of
@@ -109,6 +109,12 @@ class Executable:
         self.model = model
         self.info = model.info
         self.report = report
+        self._structure = None if model.structure is None else model.structure.with_classes()
+        self._state_ports = model.info.inputs[len(model.info.user_inputs) :]
+        self._state = [
+            _flat_input(model.graph.weights[name], port).clone()
+            for name, port in zip(model.info.states, self._state_ports, strict=True)
+        ]
         self._obstacle = obstacle_here(model.info.target)
         self._vm: Any = None if model.code.module is None else _machine(model)
         self._lock = call_lock()
@@ -120,6 +126,18 @@ class Executable:
         return self.model.graph
 
     @property
+    def classes_note(self) -> str:
+        """Which objects come back as dicts and tuples, since this process does not know their classes; mostly empty."""
+        unknown = [] if self._structure is None else self._structure.result.unknown_classes()
+        if not unknown:
+            return ""
+        return (
+            f"{self.info.name} returns objects of classes that are unknown here ({', '.join(dict.fromkeys(unknown))}): "
+            "dicts and tuples come back in their place; before you compile or load the model, import the package that "
+            "defines the classes, or register them with torch.utils._pytree"
+        )
+
+    @property
     def threads(self) -> int:
         """Threads that one call uses; assign to change it."""
         return self._threads
@@ -128,51 +146,83 @@ class Executable:
     def threads(self, threads: int) -> None:
         self._threads = check_threads(threads, self.info.target)
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model.
 
         Parameters
         ----------
-        inputs
-            One array per input: torch tensors, NumPy arrays, or anything with ``__dlpack__``. Contiguous, aligned CPU
-            arrays are read in place.
+        args, kwargs
+            What the model takes, nested as in the example inputs; or one array per input, in their order. Arrays are
+            torch tensors, NumPy arrays, or anything with ``__dlpack__``. Contiguous, aligned CPU arrays are read in
+            place.
 
         Returns
         -------
-        One array, or a tuple of them when the model has several outputs: NumPy arrays if the first input is one, else
-        torch tensors.
+        What the model returns: arrays within tuples, dicts and objects. A graph that was not made from a model returns
+        one array, or a tuple of several. Arrays are those of NumPy if the first input is one, else torch tensors.
 
         Raises
         ------
         TersorError
-            When the number, shape or element type of the inputs is wrong, an input of row numbers holds one that its
-            table lacks, or the model was compiled for a processor that can do more than this one.
+            When the structure, number, shape or element type of the inputs is wrong, an input of row numbers holds one
+            that its table lacks, or the model was compiled for a processor that can do more than this one.
 
         Notes
         -----
         Calls from several threads are made one after the other. In a process made by a fork, the thread that forked
         computes alone if it had called a model before.
         """
+        inputs = self._leaves(args, kwargs)
         flat = self._flatten(inputs)
         as_numpy = bool(inputs) and isinstance(inputs[0], np.ndarray)
-        if as_numpy and any(port.type.dtype is DType.BF16 for port in self.info.outputs):
+        if as_numpy and any(port.type.dtype is DType.BF16 for port in self.info.user_outputs):
             raise TersorError(f"{self.info.name} returns bfloat16, which NumPy does not have; give torch tensors")
-        outputs: tuple[Any, ...] = tuple(
-            _shape_output(result, port.type) for result, port in zip(self._run(flat), self.info.outputs, strict=True)
-        )
+        outputs: list[Any] = self._shaped(self._run(flat, keep_state=True), self.info.user_outputs)
         if as_numpy:
-            outputs = tuple(output.numpy() for output in outputs)
-        return outputs[0] if len(outputs) == 1 else outputs
+            outputs = [output.numpy() for output in outputs]
+        if self._structure is not None:
+            return self._structure.result.build(iter(outputs))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def flat(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        """Run the model on one array per input; returns its flat outputs and then its new state, which is not kept."""
+        return tuple(self._shaped(self._run(self._flatten(inputs)), self.info.outputs))
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of the buffers that calls update, by name; assign some or all of them to continue from other values.
+
+        Raises
+        ------
+        TersorError
+            For a value that is no state, or of another shape or element type.
+        """
+        values = self._shaped(self._state, self._state_ports)
+        return dict(zip(self.info.states, (value.clone() for value in values), strict=True))
+
+    @state.setter
+    def state(self, values: Mapping[str, Any]) -> None:
+        ports = dict(zip(self.info.states, self._state_ports, strict=True))
+        unknown = next((name for name in values if name not in ports), None)
+        if unknown is not None:
+            raise TersorError(f"{self.info.name} has no state {unknown!r}{suggest(str(unknown), ports)}")
+        given = {name: _flat_input(value, ports[name]).clone() for name, value in values.items()}
+        with self._lock:
+            self._state = [given.get(name, old) for name, old in zip(ports, self._state, strict=True)]
+
+    def reset_state(self) -> None:
+        """Let the next call begin from the initial state again."""
+        self.state = {name: self.graph.weights[name] for name in self.info.states}
 
     def benchmark(
         self, *inputs: Any, repeat: int = 50, warmup: int = 5, min_seconds: float = 0.2, kernels: bool = False
     ) -> BenchmarkResult:
-        """Time whole calls.
+        """Time whole calls, all from the present state, which is kept.
 
         Parameters
         ----------
         inputs
-            As for a call; seeded random numbers if omitted.
+            Positional arguments as for a call; seeded random numbers if omitted.
         repeat, min_seconds
             Calls are timed until there are ``repeat`` of them and ``min_seconds`` have passed.
         warmup
@@ -182,7 +232,7 @@ class Executable:
         """
         if repeat < 1:
             raise TersorError(f"repeat must be 1 or more, not {repeat}")
-        flat = self._flatten(inputs or self.random_inputs())
+        flat = self._flatten(self._leaves(inputs, {}) if inputs else self.random_inputs())
         times: list[float] = []
         for _ in range(warmup):
             self._run(flat)
@@ -213,11 +263,14 @@ class Executable:
     def random_inputs(self, seed: int = 0) -> tuple[torch.Tensor, ...]:
         """Inputs of the right types: normally distributed floats, small integers and booleans that are all true."""
         generator = torch.Generator().manual_seed(seed)
-        return tuple(random_tensor(port, generator) for port in self.info.inputs)
+        return tuple(random_tensor(port, generator) for port in self.info.user_inputs)
 
-    def save(self, path: str | Path) -> Path:
-        """Write a ``.tersor`` artifact (see `tersor.targets.packaging.artifact`); returns its path."""
-        return WRITERS["artifact"](self.model, path)
+    def save(self, path: str | Path, *, keep_state: bool = False) -> Path:
+        """Write a ``.tersor`` artifact (see `tersor.targets.packaging.artifact`); returns its path.
+
+        With ``keep_state``, the present state is its initial one.
+        """
+        return WRITERS["artifact"](self.model.beginning_with(self.state) if keep_state else self.model, path)
 
     def save_bundle(self, path: str | Path, *, runtime: str | Path | None = None) -> Path:
         """Write a folder, or a ``.tar.gz``, that runs without Python (see `packaging.bundle`); returns its path.
@@ -230,30 +283,61 @@ class Executable:
         return WRITERS["bundle"](self.model, path, runtime=runtime)
 
     def __copy__(self) -> Executable:
-        """Another executable of the same code and weights: calls of both can run at the same time."""
-        return Executable(self.model, report=self.report, threads=self._threads)
+        """Another executable of the same code and weights: calls of both can run at the same time.
+
+        It begins with the present state, and keeps its own from then on.
+        """
+        copy = Executable(self.model, report=self.report, threads=self._threads)
+        copy._state = self._state  # calls replace these tensors, nothing writes into them
+        return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the bytes of an artifact; the report is left out."""
         with temporary_folder() as folder:
-            return _from_artifact, (self.save(folder / "model.tersor").read_bytes(), self._threads)
+            return _from_artifact, (self.save(folder / "model.tersor").read_bytes(), self._threads, self.state)
 
-    def _run(self, flat: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _run(self, flat: list[torch.Tensor], *, keep_state: bool = False) -> list[torch.Tensor]:
         with self._lock:
             set_threads(self._threads)
-            results: list[torch.Tensor] = self._vm.run(flat)
+            results: list[torch.Tensor] = self._vm.run(self._with_state(flat))
+            if keep_state:
+                self._state = results[len(self.info.user_outputs) :]
             return results
 
     def _run_timed(self, flat: list[torch.Tensor]) -> list[float]:
         with self._lock:
             set_threads(self._threads)
-            seconds: list[float] = self._vm.run_timed(flat)
+            seconds: list[float] = self._vm.run_timed(self._with_state(flat))
             return seconds
+
+    def _with_state(self, flat: list[torch.Tensor]) -> list[torch.Tensor]:
+        for state, port in zip(self._state, self._state_ports, strict=True):
+            _check_rows(state, port)
+        return [*flat, *self._state]
 
     def _profile(self, flat: list[torch.Tensor], runs: int) -> tuple[KernelTime, ...]:
         samples = [self._run_timed(flat) for _ in range(runs)]
         medians = [statistics.median(column) for column in zip(*samples, strict=True)]
         return tuple(KernelTime(kernel, s) for kernel, s in zip(self.info.kernels, medians, strict=True))
+
+    def _leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
+        """One array per input, from a call like the model's own, or from these arrays alone."""
+        arrays = not kwargs and all(hasattr(one, "__dlpack__") for one in args)
+        if arrays and len(args) == len(self.info.user_inputs):
+            return args
+        if self._structure is None:
+            if kwargs:
+                raise TersorError(f"{self.info.name} takes no named arguments, got {shorten(next(iter(kwargs)))!r}")
+            return args
+        try:
+            return self._structure.flatten(args, kwargs)
+        except TersorError as error:
+            if arrays:
+                return args  # and their number is wrong
+            raise TersorError(f"{self.info.name}: {error}") from error
+
+    def _shaped(self, flat: Sequence[torch.Tensor], ports: Sequence[Port]) -> list[torch.Tensor]:
+        return [_shape_output(one, port.type) for one, port in zip(flat, ports, strict=False)]
 
     def _flatten(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
         if self._obstacle:
@@ -261,25 +345,26 @@ class Executable:
                 f"{self.info.name} was compiled for {self.info.target.name}, {self._obstacle}; "
                 f"save it and run it there, or compile it for {native_name()}"
             )
-        ports = self.info.inputs
+        ports = self.info.user_inputs
         if len(inputs) != len(ports):
             wanted = ", ".join(f"{port.name}: {port.type}" for port in ports)
             raise TersorError(f"{self.info.name} takes {len(ports)} inputs ({wanted}), got {len(inputs)}")
         return [_flat_input(value, port) for value, port in zip(inputs, ports, strict=True)]
 
     def __repr__(self) -> str:
-        ports = ", ".join(f"{port.name}: {port.type}" for port in self.info.inputs)
+        ports = ", ".join(f"{port.name}: {port.type}" for port in self.info.user_inputs)
         threads = f", {self._threads} threads" if backend_of(self.info.target) is None else ""
         return f"<tersor executable {self.info.name}({ports}) for {self.info.target.name}{threads}>"
 
 
-def _from_artifact(artifact: bytes, threads: int) -> Executable:
+def _from_artifact(artifact: bytes, threads: int, state: Mapping[str, torch.Tensor]) -> Executable:
     """What `Executable.__reduce__` pickled, with fewer threads on a machine that has fewer."""
     with temporary_folder() as folder:
         path = folder / "pickled.tersor"
         path.write_bytes(artifact)
         executable = Executable(READERS["artifact"](path, runnable=False))
     executable.threads = min(threads, _most_threads(executable.info.target))
+    executable.state = state
     return executable
 
 
@@ -335,15 +420,19 @@ def _flat_input(value: Any, port: Port) -> torch.Tensor:
         raise TersorError(
             f"input {port.name!r} has no data in memory (it is a {type(value).__name__}); give a plain tensor"
         )
+    _check_rows(flat, port)
+    if address % ALIGNMENT:
+        flat = flat.clone()
+    stored = STORED_AS.get(port.type.dtype)
+    return flat if stored is None else flat.view(stored)
+
+
+def _check_rows(flat: torch.Tensor, port: Port) -> None:
     if port.rows and not 0 <= (bounds := flat.aminmax()).min <= bounds.max < port.rows:
         raise TersorError(
             f"input {port.name!r} must hold row numbers from 0 to {port.rows - 1}, "
             f"got {bounds.min.item()} to {bounds.max.item()}"
         )
-    if address % ALIGNMENT:
-        flat = flat.clone()
-    stored = STORED_AS.get(port.type.dtype)
-    return flat if stored is None else flat.view(stored)
 
 
 def _as_tensor(value: Any, port: Port) -> torch.Tensor:

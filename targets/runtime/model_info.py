@@ -57,13 +57,15 @@ class ModelInfo:
     name
         Of the graph.
     inputs, outputs
-        In call order.
+        In call order. Those of state are the last of both.
     target
         What the code was compiled for.
     kernels
         In execution order.
     activation_bytes
         Memory that one call allocates for intermediate values and outputs.
+    states
+        Names of the buffers that a call updates.
     """
 
     name: str
@@ -72,3 +74,14 @@ class ModelInfo:
     target: Cpu | Gpu
     kernels: tuple[KernelInfo, ...]
     activation_bytes: int = 0
+    states: tuple[str, ...] = ()
+
+    @property
+    def user_inputs(self) -> tuple[Port, ...]:
+        """The inputs that a call gives: all but state."""
+        return self.inputs[: len(self.inputs) - len(self.states)]
+
+    @property
+    def user_outputs(self) -> tuple[Port, ...]:
+        """The outputs that a call returns: all but new state."""
+        return self.outputs[: len(self.outputs) - len(self.states)]

@@ -19,7 +19,8 @@ def ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """Inputs and outputs of the compiled graph, in call order."""
     limits = _index_limits(graph)
     inputs = tuple(Port(value.name, value.type, limits.get(value, 0)) for value in graph.inputs)
-    return inputs, tuple(Port(f"output{index}", value.type) for index, value in enumerate(graph.outputs))
+    names = [*(f"output{index}" for index in range(len(graph.user_outputs))), *graph.states]
+    return inputs, tuple(Port(name, value.type) for name, value in zip(names, graph.outputs, strict=True))
 
 
 def _index_limits(graph: Graph) -> dict[Value, int]:

@@ -83,10 +83,10 @@ def test_refusals_carry_a_reason(reason, wrap):
         from_torch(wrap(REFUSED[reason]), X)
 
 
-class Counter(nn.Module):
+class Learner(nn.Module):
     def __init__(self):
         super().__init__()
-        self.register_buffer("count", torch.zeros(1))
+        self.count = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, x):
         self.count += 1
@@ -112,8 +112,9 @@ BAD_MODELS = {
         "torch.export cannot trace Lambda: .*first",
     ),
     "wrong arguments": (lambda: nn.Linear(3, 3), (X,), r"torch.export cannot trace Linear: .*; make it pass"),
-    "non-tensor output": (lambda: lambda x: (x, 3.5), (X,), "the model returns 3.5, which is not a tensor"),
-    "buffer mutation": (Counter, (X,), "writes to its own 'count' when it runs"),
+    "output of another kind": (lambda: lambda x: (x, float("inf")), (X,), "takes or returns inf, which is neither"),
+    "keys of another kind": (lambda: lambda x: {1.5: x}, (X,), r"a dict with keys \[1.5\]; use texts or numbers"),
+    "parameter mutation": (Learner, (X,), "writes to its own parameter 'count'.*make it a buffer"),
     "complex input": (
         lambda: lambda x: x * 2,
         (X.to(torch.complex64),),

@@ -383,10 +383,39 @@ class Counter(nn.Module):
         return x * 2
 
 
-@pytest.mark.parametrize("registered", [True, False])
-def test_writes_to_tensors_of_the_module_are_refused(registered):
-    with pytest.raises(TersorError, match=r"writes to its own 'count' when it runs|count is mutated in the forward"):
-        from_torch(Counter(registered=registered), torch.randn(2))
+def test_writes_to_buffers_become_state_and_those_to_other_tensors_are_refused():
+    graph, x = from_torch(Counter(registered=True), torch.randn(2)), torch.randn(2)
+    assert graph.states == ("count",)
+    assert graph.evaluate(x)[1].item() == 1
+    with pytest.raises(TersorError, match="count is mutated in the forward"):
+        from_torch(Counter(registered=False), x)
+
+
+class Assigning(nn.Module):
+    """A sub-module assigns to its buffer, after its old value was read and returned."""
+
+    def __init__(self, width=2):
+        super().__init__()
+        self.inner, self.width = nn.Module(), width
+        self.inner.register_buffer("past", torch.zeros(2))
+
+    def forward(self, x):
+        old = self.inner.past
+        self.inner.past = torch.cat([x, x])[: self.width]
+        return old, self.inner.past + old
+
+
+def test_assignments_in_sub_modules_become_state():
+    module, x = Assigning(), torch.randn(2)
+    graph = from_torch(module, x)
+    assert graph.states == ("inner.past",)
+    state = ()
+    for _ in range(3):
+        first, second, *state = graph.evaluate(x, *state)
+        expected = module(x)
+        assert torch.equal(first, expected[0]) and torch.equal(second, expected[1])
+    with pytest.raises(TersorError, match=r"another shape or element type to its buffer inner\.past"):
+        from_torch(Assigning(width=1), x)
 
 
 def test_three_compilations_in_three_threads():

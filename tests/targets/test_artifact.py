@@ -381,6 +381,27 @@ def test_a_newer_schema_is_refused_whatever_else_it_brings(artifact: Path, tmp_p
     assert f"schema {SCHEMA + 1} is newer than {SCHEMA}" in refused(path)
 
 
+def test_an_artifact_from_before_structures_and_states(
+    executable: Executable, example: torch.Tensor, artifact: Path, tmp_path: Path
+) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["schema"] = 2
+        del manifest["model"]["states"]
+
+    text = contents(artifact)["graph.ir"].partition(b" takes ")[0]
+    loaded = tersor.load(rewrite(artifact, tmp_path / "older.tersor", edit, graph_ir=text))
+    assert loaded.graph.structure is None
+    assert torch.equal(loaded(example), executable(example))
+
+
+def test_states_that_the_graph_lacks_are_refused(artifact: Path, tmp_path: Path, refused: Any) -> None:
+    path = rewrite(artifact, tmp_path / "states.tersor", set_at("model", "states", to=["x"]))
+    assert "states of the manifest are not those of the graph" in refused(path)
+    text = contents(artifact)["graph.ir"].replace(b"gives *", b"gives (*, *)")
+    path = rewrite(artifact, tmp_path / "structure.tersor", lambda manifest: None, graph_ir=text)
+    assert "has 1 inputs and 2 outputs" in refused(path)
+
+
 def test_an_older_schema_is_refused(artifact: Path, tmp_path: Path, refused: Any) -> None:
     path = rewrite(artifact, tmp_path / "older.tersor", set_at("schema", to=1))
     assert "compile the model again" in refused(path)

@@ -170,7 +170,7 @@ def test_several_inputs_and_outputs_of_several_types(ports: Executable, port_inp
         ((Broken(),), "input 'x' cannot be read .*no such"),
         ((torch.ones(1, 3, 8, 8).as_subclass(Refusing),), "input 'x' cannot be read"),
         (("x.npy",), "must be a torch tensor or NumPy array, got str"),
-        ((None,), "got NoneType"),
+        ((None,), "argument 'x' must be a tensor, not None"),
         ((np.full((1, 3, 8, 8), "x"),), "input 'x' cannot be read .* give an array of torch.float32"),
         ((np.ones((1, 3, 8, 8), dtype=">f4"),), "input 'x' cannot be read"),
     ],

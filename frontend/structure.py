@@ -1,0 +1,94 @@
+"""How a program of `torch.export` is called and what it returns, as the IR keeps it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.utils._pytree import TreeSpec
+
+from ..ir import Structure, TersorError, Tree, shorten
+from ..ir.structure import class_name
+from .program_json import PLAIN_CONTAINERS
+
+# In the metadata of a program that was read from a file: what it returns, as JSON that names classes.
+CLASSES = "tersor_classes"
+
+
+def structure_of(program: ExportedProgram) -> Structure:
+    """The structure of arguments and results; raises TersorError for what is neither a tensor nor a constant."""
+    specs = program.graph_signature.input_specs
+    inputs = [spec.arg for spec in specs if spec.kind is InputKind.USER_INPUT]
+    given = iter([_constant(arg.value) if isinstance(arg, ConstantArgument) else Tree() for arg in inputs])
+    positional, keyword = [_tree(child, given) for child in program.call_spec.in_spec.children()]
+    returned = iter([Tree() if isinstance(one, fx.Node) else _constant(one) for one in user_results(program)])
+    result = _tree(program.call_spec.out_spec, returned)
+    if CLASSES in program.graph_module.meta:
+        result = _named(result, json.loads(program.graph_module.meta[CLASSES])[1])
+    entry = program.module_call_graph[0].signature
+    names = tuple((entry and entry.forward_arg_names) or ())[: len(positional.children)]
+    if len(names) == len(positional.children):
+        positional = replace(positional, keys=names)
+    return Structure(positional, keyword, result)
+
+
+def user_results(program: ExportedProgram) -> list[Any]:
+    """What a program returns to its caller, flat: nodes, and constants."""
+    specs = program.graph_signature.output_specs
+    results: Any = program.graph.output_node().args[0]
+    return [one for spec, one in zip(specs, results, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
+
+
+def _constant(value: Any) -> Tree:
+    plain = value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
+    if not plain:
+        raise TersorError(
+            f"the model takes or returns {shorten(repr(value))}, which is neither a tensor nor a number; use tensors"
+        )
+    return Tree("constant", value=value)
+
+
+def _tree(spec: TreeSpec, leaves: Iterator[Tree]) -> Tree:
+    if spec.is_leaf():
+        return next(leaves)
+    kind, context, children = spec.type, spec.context, tuple(_tree(child, leaves) for child in spec.children())
+    if not isinstance(kind, type):  # PyTorch's mark for all named tuples
+        kind = context
+    if kind is tuple or issubclass(kind, list | deque):
+        return Tree("tuple" if kind is tuple else "list", children)
+    if issubclass(kind, tuple):
+        keys = getattr(kind, "_fields", getattr(kind, "__match_args__", ()))
+        return Tree("named tuple", children, keys, class_name(kind), made_of=kind)
+    if kind.__name__ in ("dict", "immutable_dict", "defaultdict"):
+        keys = context[-1] if kind.__name__ == "defaultdict" else context
+        if any(type(key) not in (str, int) for key in keys):
+            raise TersorError(f"the model takes or returns a dict with keys {shorten(keys)}; use texts or numbers")
+        return Tree("dict", children, tuple(keys))
+    return _record(class_name(kind), context, children, kind)
+
+
+def _named(tree: Tree, spec: Any) -> Tree:
+    """The tree with the names of classes that a file gives; `frontend.program_json` has looked at its form."""
+    children = tuple(_named(child, part) for child, part in zip(tree.children, spec["children_spec"], strict=True))
+    if spec["type"] is None or spec["type"] in PLAIN_CONTAINERS:
+        return replace(tree, children=children)
+    context = spec["context"] and json.loads(spec["context"])
+    return _record(context if isinstance(context, str) else spec["type"], context, children)
+
+
+def _record(name: str, context: Any, children: Sequence[Tree], made_of: type | None = None) -> Tree:
+    """The tree for a class that is registered with PyTorch's pytree: its fields are in the context, or unknown."""
+    names, absent = context, []
+    if isinstance(context, list) and len(context) == 2 and all(isinstance(part, list) for part in context):
+        names, absent = context  # of a dataclass: fields with a value, and those that are None
+    keys = (*names, *absent) if isinstance(names, list) and len(names) == len(children) else ()
+    if not keys or not all(isinstance(key, str) for key in keys):
+        return Tree("named tuple", tuple(children), (), name)
+    return Tree("record", (*children, *(Tree("constant") for _ in absent)), keys, name, made_of=made_of)
