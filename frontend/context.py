@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -28,6 +28,8 @@ class Context:
     types
         Types of the results of the call that is being converted, as PyTorch computed them; None for a result that is
         not a tensor of an element type of the IR.
+    used_results
+        Which of several results something reads.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -35,6 +37,7 @@ class Context:
         self.location = ""
         self.row_major = True
         self.types: tuple[TensorType | None, ...] = ()
+        self.used_results: frozenset[Any] = frozenset()
 
     @property
     def result_type(self) -> TensorType:
@@ -122,6 +125,13 @@ def pair(numbers: int | Sequence[int]) -> tuple[int, int]:
         return numbers, numbers
     first, *rest = numbers
     return int(first), int(rest[0] if rest else first)
+
+
+def triple(numbers: int | Sequence[int]) -> tuple[int, int, int]:
+    """(depth, height, width) from one number, a list of one, or a list of three."""
+    one, *rest = (numbers,) if isinstance(numbers, int) else numbers
+    two, three = rest or (one, one)
+    return int(one), int(two), int(three)
 
 
 def promote(x: Value | Number, y: Value | Number) -> DType:

@@ -95,6 +95,9 @@ class ProgramConverter:
         if any(self._value(argument) is None for argument in node.all_input_nodes):
             return None
         self.context.location, self.context.types = path_of(node), types
+        self.context.used_results = frozenset(
+            user.args[1] for user in node.users if user.target is operator.getitem and user.users
+        )
         self.context.row_major = all(map(is_row_major, node.all_input_nodes))
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
         try:

@@ -33,6 +33,7 @@ from ..ir.ops import FusedOp, RelayoutOp
 from .base import LayoutCosts
 
 _BLOCKED, _PLAIN = "blocked", "plain"  # source and sink
+_IMAGES = (4, 5)  # ranks of images [N,C,H,W] and volumes [N,C,D,H,W]
 
 
 class Read(Enum):
@@ -55,7 +56,7 @@ def reads(op: Op, block: int) -> Iterator[tuple[int, Value, Read]]:
     for index, value in enumerate(op.operands):
         if value is None or is_constant(value):
             continue
-        if value.type.rank not in (4, op.results[0].type.rank):
+        if value.type.rank < op.results[0].type.rank:
             yield index, value, Read.PLAIN
         elif index == 0 and anchor is not None and anchor.reads_narrow_plain and value.shape[1] < block:
             yield index, value, Read.AS_STORED
@@ -104,15 +105,15 @@ def _node(op: Op | None) -> Hashable:
         return _PLAIN
     members = op.body.ops if isinstance(op, FusedOp) and op.body is not None else (op,)
     storages = {member.storage for member in members if member.inputs}
-    images = any(value.type.rank == 4 for value in (*op.inputs, *op.results))
+    images = any(value.type.rank in _IMAGES for value in (*op.inputs, *op.results))
     if Storage.PLAIN in storages or not images or not all(map(_has_channels, op.results)):
         return _PLAIN
     return _BLOCKED if Storage.BLOCKED in storages else op
 
 
 def _has_channels(value: Value) -> bool:
-    """Whether dimension 1 holds channels that can be blocked: images [N,C,H,W] and their means [N,C]."""
-    return value.type.rank in (2, 4)
+    """Whether dimension 1 holds channels that can be blocked: images, and their means [N,C]."""
+    return value.type.rank in (2, *_IMAGES)
 
 
 def _add_traffic(problem: networkx.DiGraph, op: Op, block: int, costs: LayoutCosts) -> None:

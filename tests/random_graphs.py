@@ -133,6 +133,7 @@ class Grower(GraphBuilder):
             self._convolution,
             self._convolution,
             self._transposed,
+            self._volume,
             self._normalised,
             self._unary,
             self._unary,
@@ -177,6 +178,22 @@ class Grower(GraphBuilder):
         window = {"stride": (stride, stride), "padding": (kernel // 3, kernel // 3), "groups": groups}
         made = self.op(ops.ConvTranspose2dOp, x, weight, bias, location="up", **window)
         return self.batch_norm(made) if self.below(3) == 0 else made
+
+    def _volume(self) -> Value:
+        """Rows of an image as frames of two rows each, and back."""
+        x = self.pick(4)
+        batch, channels, height, width = x.shape
+        if height % 2:
+            return x
+        volume = self.op(ReshapeOp, x, shape=(batch, channels, height // 2, 2, width))
+        if self.below(2):
+            groups = channels if self.below(3) == 0 else 1
+            weight = self.weight(channels, channels // groups, 3, 1, 3, hint="deep.weight")
+            made = self.op(ops.Conv3dOp, volume, weight, location="deep", padding=(1, 0, 1) * 2, groups=groups)
+        else:
+            kind = (ops.MaxPool3dOp, ops.AvgPool3dOp)[self.below(2)]
+            made = self.op(kind, volume, kernel=(3, 1, 1), stride=(1, 1, 1), padding=(1, 0, 0))
+        return self.op(ReshapeOp, self.op(ops.ReluOp, made), shape=x.shape)
 
     def _normalised(self) -> Value:
         if self.below(2):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from ...ir import Value
-from ...ir.ops import Conv2dOp, ConvTranspose2dOp
-from ..context import Context, pair
+from ...ir.ops import Conv2dOp, Conv3dOp, ConvTranspose2dOp
+from ..context import Context, pair, triple
 from ..registry import converter
 
 aten = torch.ops.aten
@@ -67,8 +67,14 @@ def convolution(
         return _transposed(ctx, x, weight, bias, stride, padding, output_padding, dilation, groups)
     if spatial == 2:
         return conv2d(ctx, x, weight, bias, stride, padding, dilation, groups)
-    if spatial != 1:
-        ctx.refuse(f"{spatial}-dimensional convolution")
+    if spatial == 3:
+        front, top, left = padding
+        attrs = Conv3dOp.attrs_type(
+            stride=triple(stride), padding=(front, top, left) * 2, dilation=triple(dilation), groups=groups
+        )
+        batch = x.shape[:-4] or (1,)
+        result = ctx.emit(Conv3dOp, ctx.reshape(x, (*batch, *x.shape[-4:])), weight, bias, attrs=attrs)
+        return ctx.reshape(result, ctx.result_type.shape)
     flat_x = ctx.reshape(x, (*x.shape[:-1], 1, x.shape[-1]))
     flat_weight = ctx.reshape(weight, (*weight.shape[:-1], 1, weight.shape[-1]))
     sides = (0, padding[0], 0, padding[0])

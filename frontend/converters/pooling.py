@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch.nn import functional
 
-from ...ir import Value
-from ...ir.ops import AdaptiveAvgPool2dOp, AvgPool2dOp, MaxPool2dOp
-from ..context import Context, pair
-from ..registry import converter
+from ...ir import DType, Value
+from ...ir.ops import (
+    AdaptiveAvgPool2dOp,
+    AddOp,
+    ArgMaxOp,
+    AvgPool2dOp,
+    AvgPool3dOp,
+    EmbeddingOp,
+    MaxOp,
+    MaxPool2dOp,
+    MaxPool3dOp,
+    MulOp,
+)
+from ...ir.ops.pooling import Pool3dAttrs
+from ..context import Context, pair, triple
+from ..registry import Converted, converter
+from .indexing import take
+from .windows import Windows, lowest
 
 aten = torch.ops.aten
 
@@ -34,6 +52,26 @@ def max_pool2d(
     return _batched(ctx, x, lambda batch: ctx.emit(MaxPool2dOp, batch, attrs=attrs))
 
 
+@converter(aten.max_pool3d.default)
+def max_pool3d(
+    ctx: Context,
+    x: Value,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0, 0),
+    dilation: Sequence[int] = (1, 1, 1),
+    ceil_mode: bool = False,
+) -> Value:
+    attrs = MaxPool3dOp.attrs_type(
+        kernel=triple(kernel_size),
+        stride=triple(stride or kernel_size),
+        padding=triple(padding),
+        dilation=triple(dilation),
+        ceil=ceil_mode,
+    )
+    return _batched(ctx, x, lambda batch: ctx.emit(MaxPool3dOp, batch, attrs=attrs), 3)
+
+
 @converter(aten.max_pool2d_with_indices.default)
 def max_pool2d_with_indices(
     ctx: Context,
@@ -43,8 +81,34 @@ def max_pool2d_with_indices(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
-) -> tuple[Value | None, ...]:
-    return max_pool2d(ctx, x, kernel_size, stride, padding, dilation, ceil_mode), None
+) -> Converted:
+    largest = max_pool2d(ctx, x, kernel_size, stride, padding, dilation, ceil_mode)
+    return _with_indices(ctx, x, largest, 2, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+@converter(aten.max_pool3d_with_indices.default)
+def max_pool3d_with_indices(
+    ctx: Context,
+    x: Value,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0, 0),
+    dilation: Sequence[int] = (1, 1, 1),
+    ceil_mode: bool = False,
+) -> Converted:
+    largest = max_pool3d(ctx, x, kernel_size, stride, padding, dilation, ceil_mode)
+    return _with_indices(ctx, x, largest, 3, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def _with_indices(ctx: Context, x: Value, largest: Value, rank: int, *window: Any) -> Converted:
+    """``largest`` and where it lies in its plane: where the window begins, plus what its tap adds."""
+    if 1 not in ctx.used_results:
+        return largest, None
+    windows = Windows.over(x.shape[-rank:], *window)
+    taps = ctx.emit(ArgMaxOp, windows.stacked(ctx, x, 0, lowest(x.type.dtype)), attrs=ArgMaxOp.attrs_type(axis=0))
+    offsets = ctx.emit(EmbeddingOp, ctx.constant(windows.tap_offsets()[:, None], "offsets"), taps)
+    begins = ctx.constant(windows.first_elements(), "begins")
+    return largest, ctx.emit(AddOp, ctx.reshape(offsets, largest.shape), begins)
 
 
 @converter(aten.avg_pool2d.default)
@@ -58,8 +122,6 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Value:
-    if divisor_override is not None:
-        ctx.refuse("a divisor other than the size of the window")
     attrs = AvgPool2dOp.attrs_type(
         kernel=pair(kernel_size),
         stride=pair(stride or kernel_size),
@@ -67,7 +129,60 @@ def avg_pool2d(
         ceil=ceil_mode,
         count_include_pad=count_include_pad,
     )
-    return _batched(ctx, x, lambda batch: ctx.emit(AvgPool2dOp, batch, attrs=attrs))
+    means = _batched(ctx, x, lambda batch: ctx.emit(AvgPool2dOp, batch, attrs=attrs))
+    return _divided(ctx, means, functional.avg_pool2d, x.shape[-2:], attrs, divisor_override)
+
+
+@converter(aten.avg_pool3d.default)
+def avg_pool3d(
+    ctx: Context,
+    x: Value,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Value:
+    attrs = Pool3dAttrs(
+        kernel=triple(kernel_size),
+        stride=triple(stride or kernel_size),
+        padding=triple(padding),
+        ceil=ceil_mode,
+        count_include_pad=count_include_pad,
+    )
+    if (
+        len(x.shape) == 5
+        and x.shape[1] == 1
+        and attrs.kernel[1:] == (1, 1)
+        and not any(attrs.padding)
+        and not ceil_mode
+    ):
+        return _mean_over_depth(ctx, x, attrs, divisor_override)
+    means = _batched(ctx, x, lambda batch: ctx.emit(AvgPool3dOp, batch, attrs=attrs), 3)
+    return _divided(ctx, means, functional.avg_pool3d, x.shape[-3:], attrs, divisor_override)
+
+
+def _mean_over_depth(ctx: Context, x: Value, attrs: Any, divisor: int | None) -> Value:
+    """Neighbouring channels, as response normalisation averages them: a sum of slices, which one kernel computes."""
+    windows = Windows.over(x.shape[2:], attrs.kernel, attrs.stride, attrs.padding, attrs.dilation)
+    total = functools.reduce(lambda one, other: ctx.emit(AddOp, one, other), windows.parts(ctx, x))
+    return ctx.emit(MulOp, total, ctx.operand(1 / (divisor or attrs.kernel[0]), x.type.dtype))
+
+
+def _divided(
+    ctx: Context, means: Value, pool: Callable[..., torch.Tensor], plane: Sequence[int], attrs: Any, divisor: int | None
+) -> Value:
+    """Means as sums over ``divisor``: times what they have been divided by, and divided by that."""
+    if divisor is None:
+        return means
+    window = (attrs.kernel, attrs.stride, attrs.padding, attrs.ceil, attrs.count_include_pad)
+    ones = torch.ones(1, 1, *plane, dtype=torch.float64)
+    counts = pool(ones, *window, divisor_override=1) / pool(ones, *window)
+    factors = (counts.nan_to_num(1) / divisor).to(means.type.dtype.torch)
+    if bool((factors == factors.flatten()[0]).all()):
+        return ctx.emit(MulOp, means, ctx.operand(factors.flatten()[0].item(), means.type.dtype))
+    return ctx.emit(MulOp, means, ctx.constant(factors[0, 0], "counts"))
 
 
 @converter(aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default)
@@ -76,17 +191,59 @@ def adaptive_avg_pool2d(ctx: Context, x: Value, output_size: Sequence[int]) -> V
     return _batched(ctx, x, lambda batch: ctx.emit(AdaptiveAvgPool2dOp, batch, attrs=attrs))
 
 
+@converter(aten.adaptive_avg_pool3d.default, aten._adaptive_avg_pool3d.default)
+def adaptive_avg_pool3d(ctx: Context, x: Value, output_size: Sequence[int]) -> Value:
+    """Windows of one size are an average pooling; others are averaged over height and width, then over depth."""
+    size, plane = triple(output_size), x.shape[-3:]
+    if not any(extent % parts for extent, parts in zip(plane, size, strict=True)):
+        return avg_pool3d(ctx, x, [extent // parts for extent, parts in zip(plane, size, strict=True)])
+    frames = ctx.reshape(x, (math.prod(x.shape[:-4]), math.prod(x.shape[-4:-2]), *plane[1:]))
+    flat = adaptive_avg_pool2d(ctx, frames, size[1:])
+    columns = ctx.reshape(flat, (math.prod(x.shape[:-4]), x.shape[-4], plane[0], size[1] * size[2]))
+    return ctx.reshape(adaptive_avg_pool2d(ctx, columns, (size[0], size[1] * size[2])), ctx.result_type.shape)
+
+
 @converter(aten.adaptive_max_pool2d.default)
-def adaptive_max_pool2d(ctx: Context, x: Value, output_size: Sequence[int]) -> tuple[Value | None, ...]:
-    size, extents = pair(output_size), x.shape[-2:]
-    if any(extent % part for extent, part in zip(extents, size, strict=True)):
-        ctx.refuse(f"windows of unequal size: {list(extents)} does not divide into {list(size)}")
-    return max_pool2d(ctx, x, [extent // part for extent, part in zip(extents, size, strict=True)]), None
+def adaptive_max_pool2d(ctx: Context, x: Value, output_size: Sequence[int]) -> Converted:
+    return _adaptive_max(ctx, x, pair(output_size))
 
 
-def _batched(ctx: Context, x: Value, pool: Callable[[Value], Value]) -> Value:
-    """Pool [C,H,W] as a batch of one."""
-    if len(x.shape) == 4:
+@converter(aten.adaptive_max_pool3d.default)
+def adaptive_max_pool3d(ctx: Context, x: Value, output_size: Sequence[int]) -> Converted:
+    return _adaptive_max(ctx, x, triple(output_size))
+
+
+def _adaptive_max(ctx: Context, x: Value, size: Sequence[int]) -> Converted:
+    """Windows of one size are a pooling; of others, the elements are looked up, the last ones again in smaller ones."""
+    rank, plane = len(size), x.shape[-len(size) :]
+    if not any(extent % parts for extent, parts in zip(plane, size, strict=True)):
+        pool = max_pool2d_with_indices if rank == 2 else max_pool3d_with_indices
+        return pool(ctx, x, [extent // parts for extent, parts in zip(plane, size, strict=True)])
+    positions = torch.zeros((), dtype=torch.int64)
+    for extent, parts in zip(plane, size, strict=True):
+        windows = [range(i * extent // parts, -(-(i + 1) * extent // parts)) for i in range(parts)]
+        most = max(map(len, windows))
+        along = torch.tensor([[*window, *[window[-1]] * (most - len(window))] for window in windows])
+        positions = positions[..., None, None] * extent + along
+    order = (*range(1, 2 * rank, 2), *range(0, 2 * rank, 2))
+    positions = positions.permute(order).reshape(-1, math.prod(size))  # [taps, windows]
+    flat = ctx.reshape(x, (*x.shape[:-rank], math.prod(plane)))
+    taken = take(ctx, flat, len(flat.shape) - 1, positions)
+    axis = len(flat.shape) - 1
+    shape = (*x.shape[:-rank], *size)
+    largest = ctx.reshape(ctx.emit(MaxOp, taken, attrs=MaxOp.attrs_type(axes=(axis,))), shape)
+    if 1 not in ctx.used_results:
+        return largest, None
+    taps = ctx.emit(ArgMaxOp, taken, attrs=ArgMaxOp.attrs_type(axis=axis))
+    number = ctx.constant(torch.arange(math.prod(size)), "windows")
+    rows = ctx.emit(AddOp, ctx.emit(MulOp, taps, ctx.operand(math.prod(size), DType.I64)), number)
+    indices = ctx.emit(EmbeddingOp, ctx.constant(positions.reshape(-1, 1), "positions"), rows)
+    return largest, ctx.reshape(indices, shape)
+
+
+def _batched(ctx: Context, x: Value, pool: Callable[[Value], Value], rank: int = 2) -> Value:
+    """Pool [C,H,W], or [C,D,H,W], as a batch of one."""
+    if len(x.shape) == rank + 2:
         return pool(x)
     result = pool(ctx.reshape(x, (1, *x.shape)))
     return ctx.reshape(result, result.shape[1:])

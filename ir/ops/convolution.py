@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ..core import Attrs
 from ..traits import OnIntegers, Storage
-from ..types import TensorType
+from ..types import DType, TensorType
 from .integers import QUANTIZED, exact_sums, fits_bias, sum_type
 from .layer import LayerOp
 
@@ -46,14 +46,38 @@ class Conv2dAttrs(Attrs):
             raise ValueError(f"stride, dilation and groups must be positive and padding not negative: {self}")
 
 
-class Conv2dOp(LayerOp, name="conv2d", attrs=Conv2dAttrs):
+class ConvolutionOp(LayerOp):
+    """Base of convolutions over windows of as many dimensions as ``stride`` has."""
+
+    default_storage = Storage.BLOCKED
+
+    @property
+    def channel_groups(self) -> int:
+        """As many as the attribute says."""
+        return self.attrs.groups
+
+    def _window_type(self, dtype: DType) -> TensorType:
+        """The result's type, all operands but their element types being checked."""
+        x, weight, attrs = self.x.type, self.weight.type, self.attrs
+        check_channels(self, len(attrs.stride) + 2)
+        before, after = attrs.padding[: len(attrs.stride)], attrs.padding[len(attrs.stride) :]
+        windows = zip(x.shape[2:], weight.shape[2:], attrs.stride, before, after, attrs.dilation, strict=True)
+        extents = [window_extent(*window) for window in windows]
+        if min(extents) < 1:
+            window = "x".join(map(str, weight.shape[2:]))
+            raise self.error(f"the {window} window is larger than the padded operand {x}")
+        return TensorType((x.shape[0], weight.shape[0], *extents), dtype)
+
+    def macs(self) -> int:
+        return self.result.type.size * self.weight.type.size // self.weight.shape[0]
+
+
+class Conv2dOp(ConvolutionOp, name="conv2d", attrs=Conv2dAttrs):
     """2-d convolution: x [N,C,H,W], weight [O,C/groups,KH,KW], bias [O] -> [N,O,OH,OW].
 
     The bias of a bf16 or f16 convolution may be f32; it is added before the sum is rounded. An x of u8 or i8 takes an
     i8 weight and an i32 bias; the result is the exact i32 sum of products of ``x - zero_point``.
     """
-
-    default_storage = Storage.BLOCKED
 
     @property
     def reads_narrow_plain(self) -> bool:
@@ -61,30 +85,15 @@ class Conv2dOp(LayerOp, name="conv2d", attrs=Conv2dAttrs):
         return self.x.type.dtype not in QUANTIZED or self.attrs.groups == 1
 
     @property
-    def channel_groups(self) -> int:
-        """As many as the attribute says."""
-        return self.attrs.groups
-
-    @property
     def is_depthwise(self) -> bool:
         """One filter per channel."""
         return self.attrs.groups == self.x.shape[1] == self.weight.shape[0] and self.attrs.groups > 1
 
     def infer_types(self) -> tuple[TensorType, ...]:
-        x, weight, attrs = self.x.type, self.weight.type, self.attrs
-        if x.rank != 4 or weight.rank != 4:
-            raise self.error(f"needs a 4-d operand and a 4-d weight, got {x} and {weight}")
-        if x.shape[1] != weight.shape[1] * attrs.groups or weight.shape[0] % attrs.groups:
-            raise self.error(f"weight {weight} does not fit {x} with groups={attrs.groups}")
-        if self.bias is not None and self.bias.shape != (weight.shape[0],):
-            raise self.error(f"bias {self.bias.type} must have the weight's {weight.shape[0]} output channels")
-        dtype = sum_type(self, x, weight, self.bias, weight.size // max(1, weight.shape[0]), attrs.zero_point)
-        top, left, bottom, right = attrs.padding
-        height = window_extent(x.shape[2], weight.shape[2], attrs.stride[0], top, bottom, attrs.dilation[0])
-        width = window_extent(x.shape[3], weight.shape[3], attrs.stride[1], left, right, attrs.dilation[1])
-        if height < 1 or width < 1:
-            raise self.error(f"the {weight.shape[2]}x{weight.shape[3]} window is larger than the padded operand {x}")
-        return (TensorType((x.shape[0], weight.shape[0], height, width), dtype),)
+        x, weight = self.x.type, self.weight.type
+        check_channels(self, 4)
+        terms = weight.size // max(1, weight.shape[0])
+        return (self._window_type(sum_type(self, x, weight, self.bias, terms, self.attrs.zero_point)),)
 
     def evaluate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         if self.x.type.dtype in QUANTIZED:
@@ -102,8 +111,37 @@ class Conv2dOp(LayerOp, name="conv2d", attrs=Conv2dAttrs):
             return functional.conv2d(x.to(bias.dtype), weight.to(bias.dtype), bias, *arguments).to(x.dtype)
         return functional.conv2d(x, weight, bias, *arguments)
 
-    def macs(self) -> int:
-        return self.result.type.size * self.weight.type.size // self.weight.shape[0]
+
+@dataclass(frozen=True)
+class Conv3dAttrs(Attrs):
+    """``padding`` is (front, top, left, back, bottom, right) zeros; the others are (depth, height, width)."""
+
+    stride: tuple[int, int, int] = (1, 1, 1)
+    padding: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
+    dilation: tuple[int, int, int] = (1, 1, 1)
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if min(*self.stride, *self.dilation, self.groups) < 1 or min(self.padding) < 0:
+            raise ValueError(f"stride, dilation and groups must be positive and padding not negative: {self}")
+
+
+class Conv3dOp(ConvolutionOp, name="conv3d", attrs=Conv3dAttrs):
+    """3-d convolution: x [N,C,D,H,W], weight [O,C/groups,KD,KH,KW], bias [O] -> [N,O,OD,OH,OW]."""
+
+    on_integers = OnIntegers.NOTHING
+    reads_narrow_plain = True
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        return (self._window_type(float_type(self)),)
+
+    def evaluate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        attrs, dtype = self.attrs, x.dtype
+        front, top, left, back, bottom, right = attrs.padding
+        padded = functional.pad(x, (left, right, top, bottom, front, back))
+        if bias is not None and bias.dtype is not dtype:
+            padded, weight = padded.to(bias.dtype), weight.to(bias.dtype)
+        return functional.conv3d(padded, weight, bias, attrs.stride, 0, attrs.dilation, attrs.groups).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -123,32 +161,20 @@ class ConvTranspose2dAttrs(Attrs):
             raise ValueError(f"output_padding must be less than the stride or the dilation: {self}")
 
 
-class ConvTranspose2dOp(LayerOp, name="conv_transpose2d", attrs=ConvTranspose2dAttrs):
+class ConvTranspose2dOp(ConvolutionOp, name="conv_transpose2d", attrs=ConvTranspose2dAttrs):
     """Transposed 2-d convolution: x [N,C,H,W], weight [O,C/groups,KH,KW], bias [O] -> [N,O,OH,OW].
 
     Each input is multiplied by the weights, and the products are added up ``stride`` positions apart. The weight has
     the dimensions of `Conv2dOp`'s, not the order of PyTorch's, which is [C,O/groups,KH,KW].
     """
 
-    default_storage = Storage.BLOCKED
     reads_narrow_plain = True
     on_integers = OnIntegers.NOTHING
 
-    @property
-    def channel_groups(self) -> int:
-        """As many as the attribute says."""
-        return self.attrs.groups
-
     def infer_types(self) -> tuple[TensorType, ...]:
         x, weight, attrs = self.x.type, self.weight.type, self.attrs
-        if x.rank != 4 or weight.rank != 4:
-            raise self.error(f"needs a 4-d operand and a 4-d weight, got {x} and {weight}")
-        if x.shape[1] != weight.shape[1] * attrs.groups or weight.shape[0] % attrs.groups:
-            raise self.error(f"weight {weight} does not fit {x} with groups={attrs.groups}")
-        if self.bias is not None and self.bias.shape != (weight.shape[0],):
-            raise self.error(f"bias {self.bias.type} must have the weight's {weight.shape[0]} output channels")
-        if x.dtype is not weight.dtype or not fits_bias(self.bias, x):
-            raise self.error(f"operands must have one element type, got {', '.join(str(v.type) for v in self.inputs)}")
+        check_channels(self, 4)
+        dtype = float_type(self)
         extents = tuple(
             (x.shape[2 + i] - 1) * attrs.stride[i]
             + attrs.dilation[i] * (weight.shape[2 + i] - 1)
@@ -159,7 +185,7 @@ class ConvTranspose2dOp(LayerOp, name="conv_transpose2d", attrs=ConvTranspose2dA
         )
         if min(extents) < 1:
             raise self.error(f"padding {attrs.padding} cuts off all that {x} and {weight} make")
-        return (TensorType((x.shape[0], weight.shape[0], *extents), x.dtype),)
+        return (TensorType((x.shape[0], weight.shape[0], *extents), dtype),)
 
     def evaluate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         attrs, dtype = self.attrs, x.dtype
@@ -170,6 +196,25 @@ class ConvTranspose2dOp(LayerOp, name="conv_transpose2d", attrs=ConvTranspose2dA
 
     def macs(self) -> int:
         return self.x.type.size // self.x.shape[1] * self.weight.type.size
+
+
+def check_channels(op: LayerOp, rank: int) -> None:
+    """Raise IRError unless operands have ``rank`` dimensions and channels that fit the weight."""
+    x, weight, groups = op.x.type, op.weight.type, op.channel_groups
+    if x.rank != rank or weight.rank != rank:
+        raise op.error(f"needs a {rank}-d operand and a {rank}-d weight, got {x} and {weight}")
+    if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        raise op.error(f"weight {weight} does not fit {x} with groups={groups}")
+    if op.bias is not None and op.bias.shape != (weight.shape[0],):
+        raise op.error(f"bias {op.bias.type} must have the weight's {weight.shape[0]} output channels")
+
+
+def float_type(op: LayerOp) -> DType:
+    """Element type of a layer's result, which that of both operands is; IRError if they differ."""
+    x = op.x.type
+    if x.dtype is not op.weight.type.dtype or not fits_bias(op.bias, x):
+        raise op.error(f"operands must have one element type, got {', '.join(str(v.type) for v in op.inputs)}")
+    return x.dtype
 
 
 def swap_channels(weight: torch.Tensor, groups: int) -> torch.Tensor:

@@ -107,7 +107,7 @@ class SliceOp(StridedOp, name="slice", attrs=SliceAttrs):
     @property
     def storage(self) -> Storage:
         """Channels can be taken out of a blocked tensor."""
-        return Storage.FOLLOWS if self.x.type.rank == 4 and self.attrs.axis == 1 else Storage.PLAIN
+        return Storage.FOLLOWS if self.x.type.rank in (4, 5) and self.attrs.axis == 1 else Storage.PLAIN
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, attrs = self.x.type, self.attrs
@@ -143,7 +143,7 @@ class ConcatOp(Op, name="concat", attrs=AxisAttrs):
     @property
     def storage(self) -> Storage:
         """Whole channel blocks can follow one another; channels of other parts are moved within registers."""
-        return Storage.FOLLOWS if self.parts[0].type.rank == 4 else Storage.PLAIN
+        return Storage.FOLLOWS if self.parts[0].type.rank in (4, 5) else Storage.PLAIN
 
     def infer_types(self) -> tuple[TensorType, ...]:
         types, axis = [part.type for part in self.parts], self.attrs.axis

@@ -45,7 +45,7 @@ class ReduceOp(Op):
     @property
     def storage(self) -> Storage:
         """Reductions of whole planes, such as global pooling, work on channel blocks too; of integers, means only."""
-        pools = self.x.type.rank == 4 and self.attrs.axes == (2, 3)
+        pools = self.x.type.rank in (4, 5) and self.attrs.axes == tuple(range(2, self.x.type.rank))
         summable = self.x.type.dtype.is_floating or self.on_integers is OnIntegers.MEANS
         return Storage.FOLLOWS if pools and summable else Storage.PLAIN
 

@@ -40,6 +40,12 @@ IMAGE_LAYERS = {
     "avg pool": lambda: nn.AvgPool2d(3, 2, 1),
     "avg pool ceil": lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True),
     "avg pool without padding": lambda: nn.AvgPool2d((3, 2), 2, (1, 0), count_include_pad=False),
+    "avg pool divisor": lambda: nn.AvgPool2d(3, 2, divisor_override=4),
+    "avg pool divisor at borders": lambda: nn.AvgPool2d(3, 2, 1, True, False, divisor_override=4),
+    "max pool indices": lambda: nn.MaxPool2d(3, 2, 1, 1, return_indices=True, ceil_mode=True),
+    "adaptive max pool, unequal": lambda: nn.AdaptiveMaxPool2d((4, 3)),
+    "adaptive max pool, unequal, indices": lambda: nn.AdaptiveMaxPool2d((4, 8), return_indices=True),
+    "local response norm": lambda: nn.LocalResponseNorm(3),
     "adaptive avg pool": lambda: nn.AdaptiveAvgPool2d((3, 1)),
     "adaptive avg pool keeps": lambda: nn.AdaptiveAvgPool2d((None, 2)),
     "adaptive max pool": lambda: nn.AdaptiveMaxPool2d((3, 4)),
@@ -58,6 +64,47 @@ def shake(module: nn.Module) -> nn.Module:
         if tensor.is_floating_point():
             tensor.data.add_(torch.rand_like(tensor))
     return module
+
+
+VOLUME_LAYERS = {
+    "conv": lambda: nn.Conv3d(4, 6, 3, padding=1),
+    "conv stride dilation groups": lambda: nn.Conv3d(4, 6, (2, 1, 3), (1, 2, 1), (0, 1, 2), (2, 1, 1), groups=2),
+    "conv same": lambda: nn.Conv3d(4, 6, (2, 3, 3), padding="same"),
+    "batch norm": lambda: nn.Sequential(nn.Conv3d(4, 6, 1, bias=False), nn.BatchNorm3d(6), nn.ReLU()),
+    "max pool": lambda: nn.MaxPool3d(3, 2, 1, (1, 2, 1), ceil_mode=True),
+    "max pool indices": lambda: nn.MaxPool3d((2, 3, 2), return_indices=True),
+    "avg pool": lambda: nn.AvgPool3d((2, 3, 2), 2, (1, 1, 0), ceil_mode=True),
+    "avg pool without padding": lambda: nn.AvgPool3d(3, 2, 1, count_include_pad=False),
+    "avg pool divisor": lambda: nn.AvgPool3d(3, 2, 1, divisor_override=2),
+    "adaptive avg pool": lambda: nn.AdaptiveAvgPool3d((2, 5, 1)),
+    "adaptive avg pool, unequal": lambda: nn.AdaptiveAvgPool3d((3, 2, 4)),
+    "adaptive max pool": lambda: nn.AdaptiveMaxPool3d((2, 5, 3)),
+    "adaptive max pool, unequal, indices": lambda: nn.AdaptiveMaxPool3d((3, 2, 4), return_indices=True),
+    "upsample": lambda: nn.Upsample(scale_factor=2, mode="trilinear"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("name", VOLUME_LAYERS)
+def test_volume_layer(name, check):
+    check(shake(VOLUME_LAYERS[name]()), torch.randn(2, 4, 4, 5, 6))
+
+
+def test_volume_without_a_batch(check):
+    check(nn.Sequential(nn.Conv3d(4, 6, 3, padding=1), nn.MaxPool3d(2)), torch.randn(4, 4, 5, 6))
+
+
+def test_indices_that_nothing_reads_are_not_computed(check):
+    graph = check(lambda x: F.max_pool2d(x, 2, return_indices=True)[0], torch.randn(IMAGE))
+    assert [op.name for op in graph.ops] == ["max_pool2d"]
+
+
+def test_pooling_and_its_inverse(check):
+    def there_and_back(x: torch.Tensor) -> torch.Tensor:
+        pooled, places = F.max_pool2d(x, 2, return_indices=True)
+        return F.max_unpool2d(pooled * 2, places, 2)
+
+    check(there_and_back, torch.randn(2, 3, 6, 8))
 
 
 # PyTorch says that odd padding costs a copy.

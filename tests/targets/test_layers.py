@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 
 from tersor.ir import Graph
-from tersor.ir.ops import AddOp, ConvTranspose2dOp, ReluOp, SigmoidOp
+from tersor.ir.ops import (
+    AddOp,
+    AvgPool3dOp,
+    ConcatOp,
+    Conv3dOp,
+    ConvTranspose2dOp,
+    MaxPool3dOp,
+    MeanOp,
+    ReluOp,
+    SigmoidOp,
+    SliceOp,
+)
 from tersor.passes import run_passes
 
 from .compiled import builder, check, lowered, templates
@@ -38,3 +49,30 @@ def test_transposed_convolutions_in_bf16():
     assert "bf16" in str(next(op for op in narrow.ops if op.name == "fused").result.type)
     results = zip(check(narrow, pipeline="layout", tolerance=2e-2), narrow.outputs, strict=True)
     assert all(torch.isfinite(result).all() and result.shape == value.shape for result, value in results)
+
+
+def volumes() -> Graph:
+    b = builder(x=(2, 20, 4, 5, 6), clip=(1, 3, 5, 9, 8))
+    x, clip = b.graph.inputs
+    same = {"padding": (1,) * 6}
+    first = b.op(ReluOp, b.op(Conv3dOp, x, b.weight(24, 20, 3, 3, 3), b.weight(24), **same))
+    second = b.op(AddOp, b.op(Conv3dOp, first, b.weight(24, 12, 3, 1, 1), None, padding=(1, 0, 0) * 2, groups=2), first)
+    joined = b.op(ConcatOp, second, b.op(SliceOp, first, axis=1, start=8, stop=24), axis=1)
+    pooled = b.op(SigmoidOp, b.op(MaxPool3dOp, joined, kernel=(3, 2, 3), stride=(2, 2, 1), padding=(1, 0, 1)))
+    window = {"kernel": (2, 3, 3), "stride": (1, 2, 2), "padding": (1, 1, 0), "ceil": True, "count_include_pad": False}
+    mean = b.op(MeanOp, b.op(AvgPool3dOp, second, **window), axes=(2, 3, 4), keepdim=True)
+    kernel = b.weight(18, 3, 2, 5, 5)
+    stem = b.op(Conv3dOp, clip, kernel, b.weight(18), stride=(2, 2, 2), padding=(1, 2, 2, 0, 2, 1), dilation=(2, 1, 1))
+    point = b.op(Conv3dOp, b.op(ReluOp, stem), b.weight(5, 18, 1, 1, 1), b.weight(5))
+    return b.done(pooled, mean, b.op(SigmoidOp, point))
+
+
+def test_volumes():
+    called = templates(lowered(volumes(), "O3,layout"))
+    assert called.count("conv3d") == 4
+    assert called.count("relayout") <= 4  # volumes stay in channel blocks
+    check(volumes(), pipeline="O3,layout")
+
+
+def test_volumes_in_bf16():
+    check(run_passes(volumes(), "O3,to-bf16"), pipeline="layout", tolerance=2e-2)

@@ -17,6 +17,7 @@ from tersor.targets.templates.base import BufferSpec
 from tersor.targets.templates.conv2d import depthwise, direct
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.targets.templates.conv2d.transposed import TransposedSpec
+from tersor.targets.templates.conv2d.volume import VolumeSpec
 from tersor.targets.templates.loops import AdaptivePoolSpec, IntegerReduceSpec
 from tersor.targets.templates.matmul.spec import ACTIVATION, MatmulSpec
 from tersor.targets.templates.moves import channel_gather, row_copy
@@ -92,6 +93,11 @@ SPECS = {
         TransposedSpec(1, 21, 16, 16, 21, (512, 512), (64, 64), (32, 32), (16, 16), dtype="bfloat16"),
         TransposedSpec(2, 3, 200, 1, 64, (997, 7), (31, 7), (5, 1), (15, 0), (1, 3), input_layout="plain"),
         TransposedSpec(1, 64, 9, 9, 64, (19, 19), (3, 3), groups=64),
+    ],
+    "conv3d": [
+        VolumeSpec(1, 64, 28, 28, 64, (3, 3), padding=(1,) * 4, d=8, depth_kernel=3, depth_padding=(1, 1)),
+        VolumeSpec(2, 3, 112, 112, 45, (7, 7), (2, 2), (3,) * 4, input_layout="plain", d=16, depth_kernel=15),
+        VolumeSpec(1, 512, 1, 1, 512, d=997, dtype="bfloat16", depth_kernel=5, depth_padding=(500, 1)),
     ],
     "pool2d": POOLINGS,
     "matmul": PRODUCTS,

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from ....ir import Value, is_constant
-from ....ir.ops import Conv2dOp, ConvTranspose2dOp
+from ....ir.ops import Conv2dOp, Conv3dOp, ConvTranspose2dOp
 from ...templates.conv2d.spec import Conv2dSpec
 from ...templates.conv2d.transposed import TransposedSpec
+from ...templates.conv2d.volume import VolumeSpec
 from ..group import Group
 from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, fused_kernel, selects
 from ..views import View
@@ -41,6 +42,40 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
     )
     choice = context.choose("conv2d", spec)
     packed = choice.template.pack_weight(choice.spec, context.target, choice.knobs, weight)
+    return fused_kernel(choice, context, (source, packed), FusedEpilogue(group, context, result, bias=bias))
+
+
+@selects(Conv3dOp)
+def select_conv3d(group: Group, context: KernelContext) -> Kernel:
+    """``conv3d``, bias and epilogue fused; the result is blocked."""
+    op = group.anchor
+    assert isinstance(op, Conv3dOp)
+    dtype = anchor_type(group)
+    source, weight, bias, result = _operands(group, context)
+    batch, channels, frames, height, width = source.type.shape
+    attrs, (outputs, _, deep, high, wide) = op.attrs, weight.shape
+    front, top, left, back, bottom, right = attrs.padding
+    spec = VolumeSpec(
+        batch,
+        channels,
+        height,
+        width,
+        outputs,
+        (high, wide),
+        attrs.stride[1:],
+        (top, left, bottom, right),
+        attrs.dilation[1:],
+        attrs.groups,
+        "blocked" if source.type.channel_block else "plain",
+        dtype,
+        d=frames,
+        depth_kernel=deep,
+        depth_stride=attrs.stride[0],
+        depth_padding=(front, back),
+        depth_dilation=attrs.dilation[0],
+    )
+    choice = context.choose("conv3d", spec)
+    packed = choice.template.pack_weight(spec, context.target, choice.knobs, weight)
     return fused_kernel(choice, context, (source, packed), FusedEpilogue(group, context, result, bias=bias))
 
 

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from ....ir.ops import AdaptiveAvgPool2dOp, AvgPool2dOp, MaxPool2dOp
+import math
+from functools import partial
+from typing import Literal
+
+from ....ir import TensorType, Value
+from ....ir.ops import AdaptiveAvgPool2dOp, AvgPool2dOp, AvgPool3dOp, MaxPool2dOp, MaxPool3dOp
 from ...templates import loops
+from ...templates.base import Epilogue
 from ...templates.windows import pooling
 from ..group import Group
-from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, fused_kernel, selects
+from ..kernel import (
+    CompileError,
+    FusedEpilogue,
+    Kernel,
+    KernelContext,
+    anchor_type,
+    chosen_kernel,
+    fused_kernel,
+    selects,
+)
 from ..views import View
-from .fallback import loop_kernel
+from .fallback import last_kernel, loop_kernel
 
 
 @selects(MaxPool2dOp, AvgPool2dOp)
@@ -32,6 +47,38 @@ def select_pool2d(group: Group, context: KernelContext) -> Kernel:
         anchor_type(group, integers=True),
     )
     return _pool2d(spec, group, context)
+
+
+@selects(MaxPool3dOp, AvgPool3dOp)
+def select_pool3d(group: Group, context: KernelContext) -> Kernel:
+    """``pool2d`` of each frame, then over depth: frames are images, and after that their positions are columns.
+
+    Maxima are made of maxima, and means of means, since a window's count is the product of those along its sides.
+    """
+    op = group.anchor
+    assert isinstance(op, MaxPool3dOp | AvgPool3dOp)
+    attrs, dtype, source = op.attrs, anchor_type(group), blocked_operand(group, context)
+    block = source.type.channel_block
+    mode: Literal["max", "avg"] = "max" if isinstance(op, MaxPool3dOp) else "avg"
+    batch, channels, frames, height, width = source.type.shape
+    planes = batch * -(-channels // block)
+    kernel, stride, padding, dilation = attrs.kernel, attrs.stride, attrs.padding, attrs.dilation
+    ends = (attrs.ceil, attrs.count_include_pad, dtype)
+    sides = (*padding[1:], *padding[1:])
+    window = (kernel[1:], stride[1:], sides, dilation[1:])
+    flat = pooling.PoolSpec(planes * frames, block, height, width, mode, *window, *ends)
+    window = ((kernel[0], 1), (stride[0], 1), (padding[0], 0, padding[0], 0), (dilation[0], 1))
+    deep = pooling.PoolSpec(planes, block, frames, flat.out_h * flat.out_w, mode, *window, *ends)
+    inner = Value(TensorType((flat.n, block, flat.out_h, flat.out_w), op.x.type.dtype, block))
+    context.compute(_pooled(flat, source, View.whole(inner), context), inner)
+    return last_kernel(group, context, lambda result: _pooled(deep, View.whole(inner), result, context))
+
+
+def _pooled(spec: pooling.PoolSpec, source: View, result: View, context: KernelContext) -> Kernel:
+    """``pool2d`` without an epilogue, of buffers that hold what the spec says."""
+    choice = context.choose("pool2d", spec)
+    build = partial(pooling.build, spec, context.target, choice.knobs, Epilogue(dtype=spec.dtype))
+    return chosen_kernel(choice, operands=(source,), result=result, build=build)
 
 
 @selects(AdaptiveAvgPool2dOp)
@@ -63,8 +110,8 @@ def _pool2d(spec: pooling.PoolSpec, group: Group, context: KernelContext) -> Ker
 def global_pool(kind: str, dtype: str, group: Group, context: KernelContext) -> Kernel:
     """``global_pool2d``: a reduction of whole planes in channel blocks."""
     source = blocked_operand(group, context)
-    n, c, h, w = source.type.shape
-    spec = pooling.GlobalPoolSpec(n, c, h, w, kind, dtype)
+    n, c, h, *others = source.type.shape
+    spec = pooling.GlobalPoolSpec(n, c, h, math.prod(others), kind, dtype)
     epilogue = FusedEpilogue(group, context, View.whole(group.result))
     return Kernel(
         "global_pool2d",

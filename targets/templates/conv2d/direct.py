@@ -42,7 +42,13 @@ from .spec import (
 __all__ = ["Conv2dKnobs", "Conv2dSpec", "build", "candidates", "pack_weight"]
 
 
-def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
+def build(
+    spec: Conv2dSpec,
+    target: Cpu,
+    knobs: Conv2dKnobs,
+    epilogue: Epilogue = NO_EPILOGUE,
+    writer: Callable[..., ConvolutionWriter] | None = None,
+) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)`` over flat buffers.
 
     The input is in ``spec.input_layout``; the output is blocked, and lanes of channels that do not exist hold what the
@@ -58,7 +64,7 @@ def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue 
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
     def body(main: Sequence[Buffer], out: Output) -> None:
-        ConvolutionWriter(spec, target, knobs, main[0], main[1], out).write()
+        (writer or ConvolutionWriter)(spec, target, knobs, main[0], main[1], out).write()
 
     return make_prim_func("conv2d", inputs, output, body, epilogue)
 
