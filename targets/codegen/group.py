@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ...ir import Op, Value
 from ...ir.ops import FullOp, FusedOp
+
+OpT = TypeVar("OpT", bound=Op)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,17 @@ class Group:
     def outer(self, value: Value) -> Value:
         """The graph's value behind a value that an op of the group reads."""
         return self.bindings.get(value, value)
+
+    def anchor_as(self, kind: type[OpT]) -> OpT:
+        """The anchor, which is registered to be of this kind."""
+        assert isinstance(self.anchor, kind)
+        return self.anchor
+
+    def operand(self, index: int) -> Value:
+        """The graph's value that the anchor reads as operand ``index``, which it always has."""
+        value = self.anchor_operand(index)
+        assert value is not None
+        return value
 
     def anchor_operand(self, index: int) -> Value | None:
         """The graph's value that the anchor reads as operand ``index``; None if it is missing."""

@@ -30,10 +30,8 @@ R = relax.op
 @computes(Conv2dOp)
 def conv2d(group: Group, lowering: Lowering) -> StoredTensor | None:
     """On tensor cores; depthwise and grouped ones without. The result has its channels last."""
-    op = group.anchor
-    assert isinstance(op, Conv2dOp)
-    x, weight, bias = (group.anchor_operand(index) for index in range(3))
-    assert x is not None and weight is not None
+    op = group.anchor_as(Conv2dOp)
+    x, weight, bias = group.operand(0), group.operand(1), group.anchor_operand(2)
     if op.x.type.dtype is not DType.F16 or not is_constant(weight):
         return _float_conv2d(group, lowering)
     epilogue = make_epilogue(group, 1, bias=bias)
@@ -60,8 +58,7 @@ def conv2d(group: Group, lowering: Lowering) -> StoredTensor | None:
 
 def _float_conv2d(group: Group, lowering: Lowering) -> StoredTensor | None:
     """By Relax, row-major; None for a group, whose members come one by one."""
-    op = group.anchor
-    assert isinstance(op, Conv2dOp)
+    op = group.anchor_as(Conv2dOp)
     if group.op is not op:
         return None
     attrs = op.attrs
@@ -94,10 +91,8 @@ def _window(op: Conv2dOp, channels: int) -> Extents:
 @computes(LinearOp)
 def linear(group: Group, lowering: Lowering) -> StoredTensor | None:
     """The weight is [n, k], as kernels read it."""
-    op = group.anchor
-    assert isinstance(op, LinearOp)
-    x, weight, bias = (group.anchor_operand(index) for index in range(3))
-    assert x is not None and weight is not None
+    op = group.anchor_as(LinearOp)
+    x, weight, bias = group.operand(0), group.operand(1), group.anchor_operand(2)
     epilogue = make_epilogue(group, -1, bias=bias) if op.x.type.dtype is DType.F16 else None
     if epilogue is not None:
         n, k = weight.shape
@@ -117,10 +112,8 @@ def linear(group: Group, lowering: Lowering) -> StoredTensor | None:
 @computes(MatmulOp)
 def matmul(group: Group, lowering: Lowering) -> StoredTensor | None:
     """Batches of products; a side that is the same for all of a batch is read once for each."""
-    op = group.anchor
-    assert isinstance(op, MatmulOp)
-    lhs, rhs = group.anchor_operand(0), group.anchor_operand(1)
-    assert lhs is not None and rhs is not None
+    op = group.anchor_as(MatmulOp)
+    lhs, rhs = group.operand(0), group.operand(1)
     epilogue = make_epilogue(group, -1) if op.lhs.type.dtype is DType.F16 else None
     if epilogue is None and group.op is not op:
         return None
@@ -161,8 +154,7 @@ def _float_matmul(lowering: Lowering, a: relax.Expr, b: relax.Expr, b_rows: bool
 @computes(AttentionOp)
 def attention(group: Group, lowering: Lowering) -> StoredTensor | None:
     """Two products with a softmax between them, which is computed in float32 whatever the operands are."""
-    op = group.anchor
-    assert isinstance(op, AttentionOp)
+    op = group.anchor_as(AttentionOp)
     if group.op is not op:
         return None
     query, key, value = (lowering.plain(operand) for operand in (op.query, op.key, op.value))

@@ -48,7 +48,22 @@ ROW_MAJOR, CHANNELS_LAST = Axes(), Axes(channels_last=True)
 
 Item = TypeVar("Item")
 Emit = Callable[..., relax.Expr]
-RELAX: dict[type[Op], Emit] = {}
+# Ops that are one expression; the others follow as functions.
+RELAX: dict[type[Op], Emit] = {
+    ir_ops.CastOp: lambda op, x, axes: R.astype(x, relax_dtype(op.attrs.dtype)),
+    ir_ops.LeakyReluOp: lambda op, x, axes: R.nn.leakyrelu(x, op.attrs.negative_slope),
+    ir_ops.GeluOp: lambda op, x, axes: R.nn.gelu_tanh(x) if op.attrs.approximate == "tanh" else R.nn.gelu(x),
+    ir_ops.HardSwishOp: lambda op, x, axes: R.multiply(x, _hard_sigmoid(op, x, axes)),
+    ir_ops.ReciprocalOp: lambda op, x, axes: R.divide(scalar(1.0, op.result.type.dtype), x),
+    ir_ops.ReshapeOp: lambda op, x, axes: R.reshape(x, op.result.shape),
+    ir_ops.PermuteOp: lambda op, x, axes: R.permute_dims(x, list(op.attrs.dims)),
+    ir_ops.ExpandOp: lambda op, x, axes: R.broadcast_to(x, axes.order(op.result.shape)),
+    ir_ops.ConcatOp: lambda op, *parts, axes: R.concat(list(parts), axes(op.attrs.axis)),
+    ir_ops.EmbeddingOp: lambda op, table, indices, axes: R.take(table, indices, axis=0),
+    ir_ops.AdaptiveAvgPool2dOp: lambda op, x, axes: _in_float(
+        op, x, lambda wide: R.nn.adaptive_avg_pool2d(wide, op.attrs.size, axes.layout)
+    ),
+}
 
 
 def relax_dtype(dtype: DType) -> str:
@@ -114,27 +129,12 @@ def _function(op: Op, *operands: relax.Expr, axes: Axes) -> relax.Expr:
     return _FUNCTIONS[type(op)](*operands)
 
 
-@emits(ir_ops.CastOp)
-def _cast(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
-    return R.astype(x, relax_dtype(op.attrs.dtype))
-
-
 @emits(ir_ops.ClampOp)
 def _clamp(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     dtype = op.result.type.dtype
     if op.attrs.min != -math.inf:
         x = R.maximum(x, scalar(op.attrs.min, dtype))
     return x if op.attrs.max == math.inf else R.minimum(x, scalar(op.attrs.max, dtype))
-
-
-@emits(ir_ops.LeakyReluOp)
-def _leaky_relu(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
-    return R.nn.leakyrelu(x, op.attrs.negative_slope)
-
-
-@emits(ir_ops.GeluOp)
-def _gelu(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
-    return R.nn.gelu_tanh(x) if op.attrs.approximate == "tanh" else R.nn.gelu(x)
 
 
 @emits(ir_ops.HardSigmoidOp)
@@ -144,43 +144,13 @@ def _hard_sigmoid(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     return R.divide(R.minimum(shifted, scalar(6.0, dtype)), scalar(6.0, dtype))
 
 
-@emits(ir_ops.HardSwishOp)
-def _hard_swish(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
-    return R.multiply(x, _hard_sigmoid(op, x, axes))
-
-
-@emits(ir_ops.ReciprocalOp)
-def _reciprocal(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
-    return R.divide(scalar(1.0, op.result.type.dtype), x)
-
-
 # Data movement -----------------------------------------------------------------------------------------------------
-
-
-@emits(ir_ops.ReshapeOp)
-def _reshape(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
-    return R.reshape(x, op.result.shape)
-
-
-@emits(ir_ops.PermuteOp)
-def _permute(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
-    return R.permute_dims(x, list(op.attrs.dims))
-
-
-@emits(ir_ops.ExpandOp)
-def _expand(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
-    return R.broadcast_to(x, axes.order(op.result.shape))
 
 
 @emits(ir_ops.SliceOp)
 def _slice(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     attrs = op.attrs
     return R.strided_slice(x, [axes(attrs.axis)], [attrs.start], [attrs.stop], [attrs.step])
-
-
-@emits(ir_ops.ConcatOp)
-def _concat(op: Op, *parts: relax.Expr, axes: Axes) -> relax.Expr:
-    return R.concat(list(parts), axes(op.attrs.axis))
 
 
 @emits(ir_ops.ChannelShuffleOp)
@@ -202,11 +172,6 @@ def _channel_shuffle(op: Op, *parts: relax.Expr, axes: Axes) -> relax.Expr:
 def _pad(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
     pairs = zip(axes.order(op.attrs.before), axes.order(op.attrs.after), strict=True)
     return R.nn.pad(x, [amount for pair in pairs for amount in pair], pad_value=op.attrs.value)
-
-
-@emits(ir_ops.EmbeddingOp)
-def _embedding(op: Op, table: relax.Expr, indices: relax.Expr, axes: Axes) -> relax.Expr:
-    return R.take(table, indices, axis=0)
 
 
 # Reductions, normalisation, pooling --------------------------------------------------------------------------------
@@ -277,11 +242,6 @@ def _avg_pool(op: Pool2dOp, x: relax.Expr, axes: Axes) -> relax.Expr:
         return R.multiply(whole, relax.const(factors.permute(axes.order(range(4))).contiguous().numpy(), "float32"))
 
     return _in_float(op, x, average)
-
-
-@emits(ir_ops.AdaptiveAvgPool2dOp)
-def _adaptive_avg_pool(op: Op, x: relax.Expr, axes: Axes) -> relax.Expr:
-    return _in_float(op, x, lambda wide: R.nn.adaptive_avg_pool2d(wide, op.attrs.size, axes.layout))
 
 
 def _window_padding(op: Pool2dOp) -> tuple[int, int, int, int]:

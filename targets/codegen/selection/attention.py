@@ -24,10 +24,8 @@ from .matmul import permuted_result
 @selects(AttentionOp)
 def select_attention(group: Group, context: KernelContext) -> Kernel:
     """``attention`` or ``attention_bf16``: heads are split and merged by strides, the mask is applied to the scores."""
-    op = group.anchor
-    assert isinstance(op, AttentionOp)
-    operands = [group.anchor_operand(index) for index in range(3)]
-    query, key, value = (context.view(operand) for operand in operands if operand is not None)
+    op = group.anchor_as(AttentionOp)
+    query, key, value = (context.view(group.operand(index)) for index in range(3))
     *batch, queries, width = query.type.shape
     result = permuted_result(group)
     spec = AttentionSpec(

@@ -18,16 +18,14 @@ from ..views import View
 @selects(ChannelShuffleOp)
 def select_channel_shuffle(group: Group, context: KernelContext) -> Kernel:
     """``channel_gather``."""
-    op = group.op
-    assert isinstance(op, ChannelShuffleOp)
+    op = group.anchor_as(ChannelShuffleOp)
     return gather_channels(op, op.parts, op.sources, context)
 
 
 @selects(SliceOp)
 def select_slice(group: Group, context: KernelContext) -> Kernel:
     """``channel_gather`` of a blocked operand; slices of row-major ones are views."""
-    op = group.op
-    assert isinstance(op, SliceOp)
+    op = group.anchor_as(SliceOp)
     attrs = op.attrs
     if attrs.axis != 1:
         raise CompileError(f"{op.describe()} along axis {attrs.axis} of {op.x.type}: run the pass 'layout'")

@@ -19,8 +19,7 @@ from ..views import View
 @selects(Conv2dOp)
 def select_conv2d(group: Group, context: KernelContext) -> Kernel:
     """One of the templates for convolutions, bias and epilogue fused; the result is blocked."""
-    op = group.anchor
-    assert isinstance(op, Conv2dOp)
+    op = group.anchor_as(Conv2dOp)
     dtype = anchor_type(group, integers=True)
     source, weight, bias, result = _operands(group, context)
     batch, channels, height, width = source.type.shape
@@ -82,8 +81,7 @@ def select_conv3d(group: Group, context: KernelContext) -> Kernel:
 @selects(ConvTranspose2dOp)
 def select_conv_transpose2d(group: Group, context: KernelContext) -> Kernel:
     """``conv2d_transposed``, bias and epilogue fused; the result is blocked."""
-    op = group.anchor
-    assert isinstance(op, ConvTranspose2dOp)
+    op = group.anchor_as(ConvTranspose2dOp)
     dtype = anchor_type(group)
     data, weight, bias, result = _operands(group, context)
     batch, channels, height, width = data.type.shape
@@ -114,8 +112,7 @@ def select_conv_transpose2d(group: Group, context: KernelContext) -> Kernel:
 def _operands(group: Group, context: KernelContext) -> tuple[View, torch.Tensor, Value | None, View]:
     """The data, as a blocked or a whole row-major buffer; the weight; the bias; and the blocked result."""
     assert group.anchor is not None
-    data, weight, bias = group.anchor_operand(0), group.anchor_operand(1), group.anchor_operand(2)
-    assert data is not None and weight is not None
+    data, weight, bias = group.operand(0), group.operand(1), group.anchor_operand(2)
     if not is_constant(weight):
         raise CompileError(f"{group.anchor.describe()}: the weight is computed at run time; run the pass 'decompose'")
     result, lanes = View.whole(group.result), context.target.lanes()

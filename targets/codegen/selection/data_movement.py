@@ -62,8 +62,7 @@ def part_kernel(part: Value, copy: Value, context: KernelContext) -> Kernel:
 @selects(ConcatOp)
 def select_concat(group: Group, context: KernelContext) -> Kernel:
     """``concat``: rows of all parts one after the other."""
-    op = group.op
-    assert isinstance(op, ConcatOp)
+    op = group.anchor_as(ConcatOp)
     result = View.whole(group.result)
     block, axis = result.type.channel_block, op.attrs.axis
     outer = math.prod(result.type.shape[:axis])
@@ -82,8 +81,7 @@ def select_concat(group: Group, context: KernelContext) -> Kernel:
 @selects(PadOp)
 def select_pad(group: Group, context: KernelContext) -> Kernel:
     """``pad`` of a row-major tensor."""
-    op = group.op
-    assert isinstance(op, PadOp)
+    op = group.anchor_as(PadOp)
     spec = row_copy.PadSpec(op.x.shape, op.attrs.before, op.attrs.after, _stored_number(op), STORAGE[op.x.type.dtype])
     return Kernel(
         "pad",
@@ -108,8 +106,7 @@ def select_embedding(group: Group, context: KernelContext) -> Kernel:
     Integers that are inputs of the model are checked when it is called (see `tersor.targets.runtime.ports`); others
     that are out of range, an error in PyTorch, pick the first or the last row, so that no kernel reads foreign memory.
     """
-    op = group.op
-    assert isinstance(op, EmbeddingOp)
+    op = group.anchor_as(EmbeddingOp)
     if op.table.type.size >= _MOST_ELEMENTS:
         raise CompileError(f"{op.describe()}: kernels address tables of less than 2^31 elements, not {op.table.type}")
     last = op.table.shape[0] - 1
@@ -142,8 +139,7 @@ def select_embedding(group: Group, context: KernelContext) -> Kernel:
 @selects(ScatterOp)
 def select_scatter(group: Group, context: KernelContext) -> Kernel:
     """``scatter``: a copy of the table with rows written into it."""
-    op = group.op
-    assert isinstance(op, ScatterOp)
+    op = group.anchor_as(ScatterOp)
     accumulate, type = op.attrs.accumulate, op.table.type
     if accumulate and type.dtype in (DType.F16, DType.BF16, DType.BOOL):
         raise CompileError(f"{op.describe()} adds rows of {type}; cast them to f32 first")
@@ -163,8 +159,7 @@ def select_scatter(group: Group, context: KernelContext) -> Kernel:
 @selects(RelayoutOp)
 def select_relayout(group: Group, context: KernelContext) -> Kernel:
     """``relayout`` between row-major and blocked storage."""
-    op = group.op
-    assert isinstance(op, RelayoutOp)
+    op = group.anchor_as(RelayoutOp)
     block = op.result.type.channel_block
     to_blocked = block > 0
     batch, channels, *spatial = op.x.shape

@@ -15,11 +15,9 @@ from ..views import View
 @selects(LinearOp)
 def select_linear(group: Group, context: KernelContext) -> Kernel:
     """A product with a packed weight; leading dimensions are rows."""
-    op = group.anchor
-    assert isinstance(op, LinearOp)
+    op = group.anchor_as(LinearOp)
     dtype = anchor_type(group, integers=True)
-    data, weight, bias = group.anchor_operand(0), group.anchor_operand(1), group.anchor_operand(2)
-    assert data is not None and weight is not None
+    data, weight, bias = group.operand(0), group.operand(1), group.anchor_operand(2)
     if not is_constant(weight):
         raise CompileError(f"{op.describe()}: the weight is computed at run time; run the pass 'canonicalize'")
     outputs, inputs = weight.shape
@@ -37,11 +35,9 @@ def select_linear(group: Group, context: KernelContext) -> Kernel:
 @selects(MatmulOp)
 def select_matmul(group: Group, context: KernelContext) -> Kernel:
     """``matmul`` of two activations, read in place through any strides."""
-    op = group.anchor
-    assert isinstance(op, MatmulOp)
+    op = group.anchor_as(MatmulOp)
     dtype = anchor_type(group)
-    left, right = group.anchor_operand(0), group.anchor_operand(1)
-    assert left is not None and right is not None
+    left, right = group.operand(0), group.operand(1)
     *batch, rows, columns = op.result.shape
     a, b = context.view(left), context.view(right)
     b_strides = b.strides[-2:] if not op.attrs.transpose_rhs else (b.strides[-1], b.strides[-2])

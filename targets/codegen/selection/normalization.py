@@ -15,15 +15,13 @@ from ..views import View
 @selects(SoftmaxOp)
 def select_softmax(group: Group, context: KernelContext) -> Kernel:
     """``softmax`` over rows."""
-    op = group.anchor
-    assert isinstance(op, SoftmaxOp)
+    op = group.anchor_as(SoftmaxOp)
     dtype = anchor_type(group)
     if op.attrs.log or op.attrs.axis != op.x.type.rank - 1:
         raise CompileError(
             f"{op.describe()}: only softmax along the last axis has a kernel; run the pass 'canonicalize'"
         )
-    data = group.anchor_operand(0)
-    assert data is not None
+    data = group.operand(0)
     *rows, columns = data.shape
     result = View.whole(group.result)
     spec = softmax.SoftmaxSpec(math.prod(rows), columns, data.shape, dtype)
@@ -34,11 +32,9 @@ def select_softmax(group: Group, context: KernelContext) -> Kernel:
 @selects(LayerNormOp)
 def select_layer_norm(group: Group, context: KernelContext) -> Kernel:
     """``layer_norm`` over rows; several trailing dimensions count as one."""
-    op = group.anchor
-    assert isinstance(op, LayerNormOp)
+    op = group.anchor_as(LayerNormOp)
     dtype = anchor_type(group)
-    data = group.anchor_operand(0)
-    assert data is not None
+    data = group.operand(0)
     columns = math.prod(data.shape[-op.attrs.dims :])
     rows = data.type.size // columns
     result = View.whole(group.result)

@@ -84,8 +84,7 @@ def _pooled(spec: pooling.PoolSpec, source: View, result: View, context: KernelC
 @selects(AdaptiveAvgPool2dOp)
 def select_adaptive_average(group: Group, context: KernelContext) -> Kernel:
     """``pool2d`` where all windows have one size, else plain loops."""
-    op = group.anchor
-    assert isinstance(op, AdaptiveAvgPool2dOp)
+    op = group.anchor_as(AdaptiveAvgPool2dOp)
     batch, channels, height, width = op.x.shape
     rows, columns = op.attrs.size
     if height % rows or width % columns:
@@ -126,8 +125,7 @@ def global_pool(kind: str, dtype: str, group: Group, context: KernelContext) -> 
 def blocked_operand(group: Group, context: KernelContext) -> View:
     """The anchor's first operand, which must be stored in the target's channel blocks, as must be the result."""
     assert group.anchor is not None
-    data = group.anchor_operand(0)
-    assert data is not None
+    data = group.operand(0)
     lanes = context.target.lanes()
     if data.type.channel_block != lanes or group.result.type.channel_block != lanes:
         raise CompileError(f"{group.anchor.describe()} works on channel blocks of {lanes}; run the pass 'layout'")

@@ -20,8 +20,7 @@ def select_reduce(group: Group, context: KernelContext) -> Kernel:
     """``global_pool2d`` in channel blocks, else ``reduce``."""
     op = group.anchor
     assert isinstance(op, MeanOp | SumOp | ProdOp | MaxOp | MinOp)
-    data = group.anchor_operand(0)
-    assert data is not None
+    data = group.operand(0)
     result = View.whole(group.result)
     if not isinstance(op, MeanOp) and STORAGE[data.type.dtype] in loops.INTEGERS and not data.type.channel_block:
         integers = loops.IntegerReduceSpec(_FUNCTIONS[type(op)], data.shape, op.attrs.axes, STORAGE[data.type.dtype])
