@@ -17,6 +17,7 @@ from . import (
     indexing,
     matmul,
     normalization,
+    order,
     pooling,
     reduction,
     special,

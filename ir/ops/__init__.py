@@ -16,6 +16,7 @@ from .fused import *
 from .layer import *
 from .matmul import *
 from .normalization import *
+from .order import *
 from .pooling import *
 from .quantization import *
 from .reduction import *

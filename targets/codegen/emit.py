@@ -15,7 +15,7 @@ from ..templates.base import Expr
 from ..templates.vector import bfloat16, integers, vector_math
 from ..templates.vector.builder import constant
 from ..templates.vector.storage import REGISTERS, STORAGE
-from ..templates.vector.vectors import dtype_of, in_register, lanes_of
+from ..templates.vector.vectors import cast, dtype_of, in_register, lanes_of
 
 Emitter = Callable[..., Expr]
 
@@ -64,14 +64,6 @@ def filled(op: ir_ops.FullOp, lanes: int) -> Expr:
     """
     vector = constant(op.attrs.value, lanes, REGISTERS[op.attrs.dtype])
     return integers.rounded(vector) if op.attrs.value == 0 and op.attrs.dtype.is_floating else vector
-
-
-def cast(vector: Expr, dtype: str) -> Expr:
-    """Convert the element type."""
-    if dtype_of(vector, 1) == dtype:
-        return vector
-    lanes = lanes_of(vector)
-    return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", vector)
 
 
 def as_condition(vector: Expr) -> Expr:

@@ -22,16 +22,19 @@ INTEGERS = (DType.I64, DType.I32, DType.I16, DType.I8, DType.U8, DType.BOOL)
 def numbers(type: TensorType, seed: int = 0) -> torch.Tensor:
     """Few different ones, so that some are equal; a NaN, and rows of them."""
     values = torch.randint(0, 5, type.shape, generator=torch.Generator().manual_seed(seed)).to(type.dtype.torch)
+    if type.dtype in (DType.I64, DType.I32, DType.I16, DType.I8):
+        values -= 2
     if type.dtype.is_floating:
         values = values / 2 - 1
         values[..., 0, 1:4] = math.nan
-        values[0, :, -1] = math.nan
+        values[0, ..., -1] = math.nan
+        values[values == 0.5] = -0.0
     return values
 
 
-def check_on_all_types(build, dtypes) -> None:
+def check_on_all_types(build, dtypes, widths=(3, 21, 19)) -> None:
     """One program for all element types: ``build(builder, value)`` gives the results of one input."""
-    b = GraphBuilder({dtype.value: TensorType((3, 21, 19), dtype) for dtype in dtypes})
+    b = GraphBuilder({dtype.value: TensorType(widths, dtype) for dtype in dtypes})
     graph = b.done(*(result for value in b.graph.inputs for result in build(b, value)))
     check(graph, *(numbers(value.type) for value in graph.inputs))
 
@@ -49,6 +52,39 @@ def test_products():
         return [b.op(ops.ProdOp, x, axes=axes, keepdim=len(axes) == 1) for axes in ((0,), (2,), (0, 2), (0, 1, 2))]
 
     check_on_all_types(build, (DType.F32, *INTEGERS[:-1]))
+
+
+def test_scans():
+    def build(b, x):
+        kinds = [ops.CumMaxOp, ops.CumMinOp, ops.ArgCumMaxOp, ops.ArgCumMinOp]
+        kinds += [ops.CumSumOp, ops.CumProdOp] if x.type.dtype is not DType.BOOL else []
+        kinds += [ops.LogCumSumExpOp] if x.type.dtype.is_floating else []
+        return [b.op(kind, x, axis=axis) for axis in range(3) for kind in kinds]
+
+    check_on_all_types(build, (DType.F32, DType.F64, *INTEGERS), widths=(3, 5, 19))
+
+
+@pytest.mark.parametrize(("extent", "count"), [(5, 5), (37, 9), (70, 3), (90, 40), (700, 30), (300, 300)])
+def test_sorting(extent: int, count: int):
+    def build(b, x):
+        kinds = (ops.SortOp, ops.ArgSortOp)
+        axes = [axis for axis in range(3) if x.shape[axis] == extent]
+        directions = [(axis, down) for axis in axes for down in (False, True)]
+        return [b.op(k, x, axis=axis, count=count, descending=down) for axis, down in directions for k in kinds]
+
+    some = (DType.F32, DType.I32) if count > 32 else (DType.F32, DType.F64, *INTEGERS)
+    check_on_all_types(build, some, widths=(3, extent, 4))
+    check_on_all_types(build, (DType.F64, DType.I8), widths=(2, 2, extent))
+
+
+def test_searching():
+    b = GraphBuilder({"rows": TensorType((3, 9)), "row": TensorType((9,)), "numbers": TensorType((3, 7))})
+    rows, row, x = b.graph.inputs
+    graph = b.done(*(b.op(ops.SearchOp, one, x, right=right) for one in (rows, row) for right in (False, True)))
+    sorted_rows = numbers(rows.type).sort().values
+    given = numbers(x.type, 1)
+    given[1, 2] = math.inf
+    check(graph, sorted_rows, sorted_rows[1], given)
 
 
 @pytest.mark.parametrize("dtype", [DType.F32, DType.F64])

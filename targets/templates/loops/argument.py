@@ -11,18 +11,17 @@ from tvm.tirx.script.builder import ir as T
 from ....ir.ops import ArgMaxOp, ArgMinOp
 from ...machines.target import Cpu
 from ..base import Buffer, Expr, Index
-from ..parallelism import shared_loop
 from ..vector.builder import constant, load, loop, store, when
-from ..vector.vectors import dtype_of, in_register, pieces
+from ..vector.vectors import cast, dtype_of, in_register, is_nan
+from .columns import for_each_column, lanes_for, split_at
 from .formula import writes
 
 
 @writes(ArgMaxOp, ArgMinOp)
 def argument(op: ArgMaxOp | ArgMinOp, target: Cpu, x: Buffer, y: Buffer) -> None:
     """Elements are compared one after another, as many columns at once as a vector has lanes."""
-    axis, shape = op.attrs.axis, op.x.shape
-    outer, extent, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
-    lanes = target.lanes(max(4, op.x.type.dtype.itemsize))
+    outer, extent, inner = split_at(op.x.shape, op.attrs.axis)
+    lanes = lanes_for(op.x.type.dtype.itemsize, target)
     dtype = dtype_of(load(x, 0, 1))
     compare = tirx.GT if isinstance(op, ArgMaxOp) else tirx.LT
 
@@ -45,18 +44,9 @@ def argument(op: ArgMaxOp | ArgMinOp, target: Cpu, x: Buffer, y: Buffer) -> None
             else:
                 keep(tirx.Select(found, value, kept), tirx.Select(found, here, load(place, 0, width)))
         places = load(place, 0, width)
-        store(y, row * inner + column, tirx.Cast("int64" if width == 1 else f"int64x{width}", places), width)
+        store(y, row * inner + column, cast(places, "int64"), width)
 
-    def rest(row: Index) -> None:
-        for first, width in pieces(inner % lanes, lanes):
-            find(row, inner // lanes * lanes + first, width)
-
-    runs = inner // lanes
-    with shared_loop((outer, max(runs, 1)), bytes_moved=op.cost().bytes) as (row, run):
-        if runs:
-            find(row, run * lanes, lanes)
-        if inner % lanes:
-            when(run == 0, lambda: rest(row))
+    for_each_column(outer, inner, lanes, op.cost().bytes, find)
 
 
 def _is_first(compare: Callable[[Expr, Expr], Expr], value: Expr, kept: Expr, width: int) -> Expr:
@@ -64,7 +54,4 @@ def _is_first(compare: Callable[[Expr, Expr], Expr], value: Expr, kept: Expr, wi
     if not dtype_of(value, 1).startswith("float"):
         return compare(value, kept)
     lowest = constant(-math.inf, width, dtype_of(value, 1))
-    # As a number, since TVM takes the negation of >= for <.
-    is_number = in_register(tirx.Cast("uint8" if width == 1 else f"uint8x{width}", tirx.GE(value, lowest)))
-    is_nan = tirx.EQ(is_number, constant(0, width, "uint8"))
-    return tirx.And(tirx.GE(kept, lowest), tirx.Or(compare(value, kept), is_nan))
+    return tirx.And(tirx.GE(kept, lowest), tirx.Or(compare(value, kept), is_nan(value)))

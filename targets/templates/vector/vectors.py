@@ -40,6 +40,22 @@ def in_register(value: Expr) -> Expr:
     return load(register, 0, lanes)
 
 
+def cast(vector: Expr, dtype: str) -> Expr:
+    """Convert the element type."""
+    if dtype_of(vector, 1) == dtype:
+        return vector
+    lanes = lanes_of(vector)
+    return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", vector)
+
+
+def is_nan(vector: Expr) -> Expr:
+    """Where floats are not numbers. By way of a byte, since TVM takes the negation of ``>=`` for ``<``."""
+    lanes = lanes_of(vector)
+    lowest = broadcast(tirx.const(float("-inf"), dtype_of(vector, 1)), lanes)
+    is_number = in_register(cast(tirx.GE(vector, lowest), "uint8"))
+    return tirx.EQ(is_number, broadcast(tirx.const(0, "uint8"), lanes))
+
+
 def maximum(kept: Expr, value: Expr) -> Expr:
     """The larger of two numbers lane by lane, NaN where either is: a masked ``max`` and the comparison for its mask."""
     return _unless_nan(kept, tirx.Select(kept > value, kept, value))
