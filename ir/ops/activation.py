@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch.nn import functional
@@ -20,13 +18,9 @@ class UnaryOp(ElementwiseOp):
     """Base of the elementwise ops of one operand; the result has the operand's shape and element type."""
 
     x = Operand()
-    function: ClassVar[Callable[[torch.Tensor], torch.Tensor]]
 
     def infer_types(self) -> tuple[TensorType, ...]:
         return (self.x.type.logical,)
-
-    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
-        return type(self).function(x)
 
 
 class FloatUnaryOp(UnaryOp):
@@ -44,10 +38,9 @@ class FiniteUnaryOp(FloatUnaryOp):
     always_finite = True
 
 
-class ReluOp(UnaryOp, name="relu"):
+class ReluOp(UnaryOp, name="relu", function=torch.relu):
     """max(x, 0)."""
 
-    function = torch.relu
     always_finite = True
 
 
@@ -122,211 +115,146 @@ class GeluOp(FiniteUnaryOp, name="gelu", attrs=GeluAttrs):
         return functional.gelu(x, approximate=self.attrs.approximate)
 
 
-class SigmoidOp(FiniteUnaryOp, name="sigmoid"):
+class SigmoidOp(FiniteUnaryOp, name="sigmoid", function=torch.sigmoid):
     """1 / (1 + exp(-x))."""
 
-    function = torch.sigmoid
 
-
-class SiluOp(FiniteUnaryOp, name="silu"):
+class SiluOp(FiniteUnaryOp, name="silu", function=functional.silu):
     """x times sigmoid(x); also called swish."""
 
-    function = functional.silu
 
-
-class HardSwishOp(FiniteUnaryOp, name="hardswish"):
+class HardSwishOp(FiniteUnaryOp, name="hardswish", function=functional.hardswish):
     """x times clamp(x + 3, 0, 6) / 6."""
 
-    function = functional.hardswish
 
-
-class HardSigmoidOp(FiniteUnaryOp, name="hardsigmoid"):
+class HardSigmoidOp(FiniteUnaryOp, name="hardsigmoid", function=functional.hardsigmoid):
     """clamp(x + 3, 0, 6) / 6."""
 
-    function = functional.hardsigmoid
 
-
-class TanhOp(FiniteUnaryOp, name="tanh"):
+class TanhOp(FiniteUnaryOp, name="tanh", function=torch.tanh):
     """Hyperbolic tangent."""
 
-    function = torch.tanh
 
-
-class ExpOp(FloatUnaryOp, name="exp"):
+class ExpOp(FloatUnaryOp, name="exp", function=torch.exp):
     """Exponential."""
 
-    function = torch.exp
 
-
-class LogOp(FloatUnaryOp, name="log"):
+class LogOp(FloatUnaryOp, name="log", function=torch.log):
     """Natural logarithm."""
 
-    function = torch.log
 
-
-class Expm1Op(FloatUnaryOp, name="expm1"):
+class Expm1Op(FloatUnaryOp, name="expm1", function=torch.expm1):
     """exp(x) - 1, accurate near 0 where the difference would cancel."""
 
-    function = torch.expm1
 
-
-class Log1pOp(FloatUnaryOp, name="log1p"):
+class Log1pOp(FloatUnaryOp, name="log1p", function=torch.log1p):
     """log(1 + x), accurate near 0 where the sum would be rounded."""
 
-    function = torch.log1p
 
-
-class SqrtOp(FloatUnaryOp, name="sqrt"):
+class SqrtOp(FloatUnaryOp, name="sqrt", function=torch.sqrt):
     """Square root."""
 
-    function = torch.sqrt
 
-
-class RsqrtOp(FloatUnaryOp, name="rsqrt"):
+class RsqrtOp(FloatUnaryOp, name="rsqrt", function=torch.rsqrt):
     """1 / sqrt(x)."""
 
-    function = torch.rsqrt
 
-
-class ReciprocalOp(FloatUnaryOp, name="reciprocal"):
+class ReciprocalOp(FloatUnaryOp, name="reciprocal", function=torch.reciprocal):
     """1 / x."""
 
-    function = torch.reciprocal
 
-
-class ErfOp(FiniteUnaryOp, name="erf"):
+class ErfOp(FiniteUnaryOp, name="erf", function=torch.erf):
     """Error function."""
 
-    function = torch.erf
 
-
-class SinOp(FiniteUnaryOp, name="sin"):
+class SinOp(FiniteUnaryOp, name="sin", function=torch.sin):
     """Sine."""
 
-    function = torch.sin
 
-
-class CosOp(FiniteUnaryOp, name="cos"):
+class CosOp(FiniteUnaryOp, name="cos", function=torch.cos):
     """Cosine."""
 
-    function = torch.cos
 
-
-class TanOp(FloatUnaryOp, name="tan"):
+class TanOp(FloatUnaryOp, name="tan", function=torch.tan):
     """Tangent."""
 
-    function = torch.tan
 
-
-class AsinOp(FloatUnaryOp, name="asin"):
+class AsinOp(FloatUnaryOp, name="asin", function=torch.asin):
     """Inverse sine."""
 
-    function = torch.asin
 
-
-class AcosOp(FloatUnaryOp, name="acos"):
+class AcosOp(FloatUnaryOp, name="acos", function=torch.acos):
     """Inverse cosine."""
 
-    function = torch.acos
 
-
-class AtanOp(FiniteUnaryOp, name="atan"):
+class AtanOp(FiniteUnaryOp, name="atan", function=torch.atan):
     """Inverse tangent."""
 
-    function = torch.atan
 
-
-class SinhOp(FloatUnaryOp, name="sinh"):
+class SinhOp(FloatUnaryOp, name="sinh", function=torch.sinh):
     """Hyperbolic sine."""
 
-    function = torch.sinh
 
-
-class CoshOp(FloatUnaryOp, name="cosh"):
+class CoshOp(FloatUnaryOp, name="cosh", function=torch.cosh):
     """Hyperbolic cosine."""
 
-    function = torch.cosh
 
-
-class AsinhOp(FiniteUnaryOp, name="asinh"):
+class AsinhOp(FiniteUnaryOp, name="asinh", function=torch.asinh):
     """Inverse hyperbolic sine."""
 
-    function = torch.asinh
 
-
-class AcoshOp(FloatUnaryOp, name="acosh"):
+class AcoshOp(FloatUnaryOp, name="acosh", function=torch.acosh):
     """Inverse hyperbolic cosine."""
 
-    function = torch.acosh
 
-
-class AtanhOp(FloatUnaryOp, name="atanh"):
+class AtanhOp(FloatUnaryOp, name="atanh", function=torch.atanh):
     """Inverse hyperbolic tangent."""
 
-    function = torch.atanh
 
-
-class ErfcOp(FiniteUnaryOp, name="erfc"):
+class ErfcOp(FiniteUnaryOp, name="erfc", function=torch.erfc):
     """1 - erf(x), accurate where the difference would cancel."""
 
-    function = torch.erfc
 
-
-class LgammaOp(FloatUnaryOp, name="lgamma"):
+class LgammaOp(FloatUnaryOp, name="lgamma", function=torch.lgamma):
     """Logarithm of the absolute value of the gamma function."""
 
-    function = torch.lgamma
 
-
-class Exp2Op(FloatUnaryOp, name="exp2"):
+class Exp2Op(FloatUnaryOp, name="exp2", function=torch.exp2):
     """2 raised to x."""
 
-    function = torch.exp2
 
-
-class NegOp(UnaryOp, name="neg"):
+class NegOp(UnaryOp, name="neg", function=torch.neg):
     """-x."""
 
     linear = True
-    function = torch.neg
     always_finite = True
 
 
-class AbsOp(UnaryOp, name="abs"):
+class AbsOp(UnaryOp, name="abs", function=torch.abs):
     """Absolute value."""
 
-    function = torch.abs
     always_finite = True
 
 
-class FloorOp(FiniteUnaryOp, name="floor"):
+class FloorOp(FiniteUnaryOp, name="floor", function=torch.floor):
     """Largest integer not above x."""
 
-    function = torch.floor
 
-
-class CeilOp(FiniteUnaryOp, name="ceil"):
+class CeilOp(FiniteUnaryOp, name="ceil", function=torch.ceil):
     """Smallest integer not below x."""
 
-    function = torch.ceil
 
-
-class TruncOp(FiniteUnaryOp, name="trunc"):
+class TruncOp(FiniteUnaryOp, name="trunc", function=torch.trunc):
     """The integer next to x towards zero."""
 
-    function = torch.trunc
 
-
-class RoundOp(FiniteUnaryOp, name="round"):
+class RoundOp(FiniteUnaryOp, name="round", function=torch.round):
     """The integer next to x, the even one of two."""
 
-    function = torch.round
 
-
-class LogicalNotOp(UnaryOp, name="logical_not"):
+class LogicalNotOp(UnaryOp, name="logical_not", function=torch.logical_not):
     """True where x is zero or false."""
 
-    function = torch.logical_not
     always_finite = True
 
     def infer_types(self) -> tuple[TensorType, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,12 +13,24 @@ from ..types import DType, TensorType, broadcast_shapes
 
 
 class ElementwiseOp(Op):
-    """Base of the ops that compute each element of the result from one element of each operand."""
+    """Base of the ops that compute each element of the result from one element of each operand.
+
+    What computes it is named in the class statement, ``function=torch.add``, unless it depends on attributes.
+    """
 
     elementwise = True
     channels = ChannelFlow.IDENTITY
     default_storage = Storage.FOLLOWS
     default_narrowing = Narrowing.FOLLOWS
+    function: ClassVar[Callable[..., torch.Tensor]]
+
+    def __init_subclass__(cls, *, function: Callable[..., torch.Tensor] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if function is not None:
+            cls.function = function
+
+    def evaluate(self, *operands: torch.Tensor) -> torch.Tensor:
+        return type(self).function(*operands)
 
 
 class BinaryOp(ElementwiseOp):
@@ -26,7 +38,6 @@ class BinaryOp(ElementwiseOp):
 
     lhs = Operand()
     rhs = Operand()
-    function: ClassVar[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
     compares: ClassVar[bool] = False  # the result is boolean
     commutative: ClassVar[bool] = False
 
@@ -38,9 +49,6 @@ class BinaryOp(ElementwiseOp):
         shape = _broadcast(self, self.lhs.shape, self.rhs.shape)
         return (TensorType(shape, DType.BOOL if self.compares else self.lhs.type.dtype),)
 
-    def evaluate(self, lhs: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
-        return type(self).function(lhs, rhs)
-
 
 def _broadcast(op: Op, *shapes: tuple[int, ...]) -> tuple[int, ...]:
     shape = broadcast_shapes(*shapes)
@@ -49,49 +57,42 @@ def _broadcast(op: Op, *shapes: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-class AddOp(BinaryOp, name="add"):
+class FiniteBinaryOp(BinaryOp):
+    """One that makes finite numbers of small finite numbers."""
+
+    always_finite = True
+
+
+class AddOp(FiniteBinaryOp, name="add", function=torch.add):
     """lhs + rhs."""
 
-    function = torch.add
-    always_finite = True
     commutative = True
 
 
-class SubOp(BinaryOp, name="sub"):
+class SubOp(FiniteBinaryOp, name="sub", function=torch.sub):
     """lhs - rhs."""
 
-    function = torch.sub
-    always_finite = True
 
-
-class MulOp(BinaryOp, name="mul"):
+class MulOp(FiniteBinaryOp, name="mul", function=torch.mul):
     """lhs * rhs."""
 
-    function = torch.mul
-    always_finite = True
     commutative = True
 
 
-class MaximumOp(BinaryOp, name="maximum"):
+class MaximumOp(FiniteBinaryOp, name="maximum", function=torch.maximum):
     """The larger of the two; NaN if either is."""
 
-    function = torch.maximum
-    always_finite = True
     commutative = True
 
 
-class MinimumOp(BinaryOp, name="minimum"):
+class MinimumOp(FiniteBinaryOp, name="minimum", function=torch.minimum):
     """The smaller of the two; NaN if either is."""
 
-    function = torch.minimum
-    always_finite = True
     commutative = True
 
 
-class PowOp(BinaryOp, name="pow"):
+class PowOp(BinaryOp, name="pow", function=torch.pow):
     """lhs raised to rhs."""
-
-    function = torch.pow
 
 
 class FloatBinaryOp(BinaryOp):
@@ -103,44 +104,36 @@ class FloatBinaryOp(BinaryOp):
         return super().infer_types()
 
 
-class DivOp(FloatBinaryOp, name="div"):
+class DivOp(FloatBinaryOp, name="div", function=torch.div):
     """lhs / rhs, floating point only (a frontend casts integers first)."""
 
-    function = torch.div
 
-
-class Atan2Op(FloatBinaryOp, name="atan2"):
+class Atan2Op(FloatBinaryOp, name="atan2", function=torch.atan2):
     """The angle of the point (rhs, lhs)."""
 
-    function = torch.atan2
     always_finite = True
 
 
-class HypotOp(FloatBinaryOp, name="hypot"):
+class HypotOp(FloatBinaryOp, name="hypot", function=torch.hypot):
     """The length of the vector (lhs, rhs), without overflow on the way."""
 
-    function = torch.hypot
     always_finite = True
 
 
-class CopySignOp(FloatBinaryOp, name="copysign"):
+class CopySignOp(FloatBinaryOp, name="copysign", function=torch.copysign):
     """The magnitude of lhs with the sign of rhs."""
 
-    function = torch.copysign
     always_finite = True
 
 
-class NextAfterOp(FloatBinaryOp, name="nextafter"):
+class NextAfterOp(FloatBinaryOp, name="nextafter", function=torch.nextafter):
     """The number next to lhs in the direction of rhs."""
 
-    function = torch.nextafter
     default_narrowing = Narrowing.NEVER
 
 
-class FmodOp(FloatBinaryOp, name="fmod"):
+class FmodOp(FloatBinaryOp, name="fmod", function=torch.fmod):
     """The remainder of the quotient that is rounded towards zero, exactly."""
-
-    function = torch.fmod
 
 
 class IntegerBinaryOp(BinaryOp):
@@ -173,37 +166,30 @@ class IntegerRemainderOp(IntegerBinaryOp, name="integer_remainder"):
         return torch.where(rhs == 0, lhs, torch.fmod(lhs, _nonzero(rhs)))
 
 
-class BitAndOp(IntegerBinaryOp, name="bit_and"):
+class BitAndOp(IntegerBinaryOp, name="bit_and", function=torch.bitwise_and):
     """The bits that both have."""
 
-    function = torch.bitwise_and
     commutative = True
 
 
-class BitOrOp(IntegerBinaryOp, name="bit_or"):
+class BitOrOp(IntegerBinaryOp, name="bit_or", function=torch.bitwise_or):
     """The bits that one of them has."""
 
-    function = torch.bitwise_or
     commutative = True
 
 
-class BitXorOp(IntegerBinaryOp, name="bit_xor"):
+class BitXorOp(IntegerBinaryOp, name="bit_xor", function=torch.bitwise_xor):
     """The bits that just one of them has."""
 
-    function = torch.bitwise_xor
     commutative = True
 
 
-class ShiftLeftOp(IntegerBinaryOp, name="shift_left"):
+class ShiftLeftOp(IntegerBinaryOp, name="shift_left", function=torch.bitwise_left_shift):
     """lhs shifted by rhs bits to the left; 0 where rhs is negative or as large as the type's bits."""
 
-    function = torch.bitwise_left_shift
 
-
-class ShiftRightOp(IntegerBinaryOp, name="shift_right"):
+class ShiftRightOp(IntegerBinaryOp, name="shift_right", function=torch.bitwise_right_shift):
     """lhs shifted by rhs bits to the right, its sign shifted in; all bits the sign where rhs leaves the type's bits."""
-
-    function = torch.bitwise_right_shift
 
 
 class ComparisonOp(BinaryOp):
@@ -213,55 +199,43 @@ class ComparisonOp(BinaryOp):
     compares = True
 
 
-class EqOp(ComparisonOp, name="eq"):
+class EqOp(ComparisonOp, name="eq", function=torch.eq):
     """lhs == rhs."""
 
-    function = torch.eq
     commutative = True
 
 
-class NeOp(ComparisonOp, name="ne"):
+class NeOp(ComparisonOp, name="ne", function=torch.ne):
     """lhs != rhs."""
 
-    function = torch.ne
     commutative = True
 
 
-class LtOp(ComparisonOp, name="lt"):
+class LtOp(ComparisonOp, name="lt", function=torch.lt):
     """lhs < rhs."""
 
-    function = torch.lt
 
-
-class LeOp(ComparisonOp, name="le"):
+class LeOp(ComparisonOp, name="le", function=torch.le):
     """lhs <= rhs."""
 
-    function = torch.le
 
-
-class GtOp(ComparisonOp, name="gt"):
+class GtOp(ComparisonOp, name="gt", function=torch.gt):
     """lhs > rhs."""
 
-    function = torch.gt
 
-
-class GeOp(ComparisonOp, name="ge"):
+class GeOp(ComparisonOp, name="ge", function=torch.ge):
     """lhs >= rhs."""
 
-    function = torch.ge
 
-
-class LogicalAndOp(ComparisonOp, name="logical_and"):
+class LogicalAndOp(ComparisonOp, name="logical_and", function=torch.logical_and):
     """Both are true (non-zero)."""
 
-    function = torch.logical_and
     commutative = True
 
 
-class LogicalOrOp(ComparisonOp, name="logical_or"):
+class LogicalOrOp(ComparisonOp, name="logical_or", function=torch.logical_or):
     """At least one is true (non-zero)."""
 
-    function = torch.logical_or
     commutative = True
 
 
