@@ -10,7 +10,7 @@ import pytest
 from benchmarks.probe import Probe, multiply_add_rate, read_rate
 from benchmarks.roofline import limit_seconds, operations, roofline
 from benchmarks.startup import startup
-from tersor.targets import resolve_target
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.runtime.executable import KernelTime
 from tersor.targets.runtime.model_info import KernelInfo
 
@@ -36,7 +36,7 @@ class Timed:
 
 def test_the_probe_does_the_work_that_it_counts() -> None:
     """If the compiler removed a loop, the rate would be beyond any processor."""
-    target = resolve_target("x86:native")
+    target = resolve_cpu("x86:native")
     assert 1e8 < multiply_add_rate(target, 1) < OPERATIONS_PER_LANE * target.lanes() * FASTEST_CLOCK
     assert 1e8 < read_rate(target, 1, target.l2_bytes // 2) < 3 * target.vector_bytes * FASTEST_CLOCK
 

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tersor.cli.main import main
 from tersor.frontend import load_model
@@ -73,12 +74,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         loaded = load_model(MODEL)
         with pytest.raises(SystemExit, match="0"):
             main(["compile", MODEL, "-o", "model.tersor"])
-    torch.export.save(torch.export.export(loaded.model, loaded.example_inputs), folder / "model.pt2")
+    model, inputs = cast(nn.Module, loaded.model), cast(tuple[torch.Tensor], loaded.example_inputs)
+    torch.export.save(torch.export.export(model, inputs), folder / "model.pt2")
     save_ir(loaded.to_graph(), folder / "model.ir")
-    torch.save(loaded.model.state_dict(), folder / "weights.pt")
-    np.save(folder / "x.npy", loaded.example_inputs[0].numpy())
+    torch.save(model.state_dict(), folder / "weights.pt")
+    np.save(folder / "x.npy", inputs[0].numpy())
     with torch.inference_mode():
-        np.save(folder / "expected.npy", loaded.model(*loaded.example_inputs).numpy())
+        np.save(folder / "expected.npy", model(*inputs).numpy())
     return folder
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import tersor.tests.passes.example_passes
 from tersor.cli.main import main
 from tersor.ir import DType, Graph, TensorType, load_ir, parse, save_ir, structurally_equal
 from tersor.ir.ops import AddOp, EmbeddingOp, ReluOp, SigmoidOp
 from tersor.passes import parse_pipeline, run_passes
+from tersor.tests.passes import example_passes  # noqa: F401  (registers them)
 from tersor.tests.random_graphs import GraphBuilder
 
 

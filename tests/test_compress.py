@@ -222,9 +222,12 @@ def test_outputs_are_joined():
     assert torch.equal(both[1], x.sum((1, 2, 3)))
 
 
+ANY_MODEL = Model(lambda *inputs: inputs, ())
+
+
 @pytest.mark.parametrize("value", [0.5, np.float32(0.5), torch.tensor(0.5), np.array([0.5])])
 def test_scores(value: Any):
-    assert Evaluation(lambda model: value)(None) == 0.5
+    assert Evaluation(lambda model: value)(ANY_MODEL) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -241,7 +244,7 @@ def test_scores(value: Any):
 )
 def test_bad_scores(value: Any, message: str):
     with pytest.raises(TersorError, match=message):
-        Evaluation(lambda model: value)(None)
+        Evaluation(lambda model: value)(ANY_MODEL)
 
 
 def test_evaluation_is_given_the_compiled_program(graph):
@@ -424,12 +427,13 @@ def test_a_first_step_that_fails_writes_nothing(graph, tmp_path, pipeline: str, 
 
 def test_interrupted(graph, tmp_path):
     class Impatient(StepObserver):
+        stage = FACTORIZE
+
         def begin(self, stage: str) -> None:
             if stage == f"judge {self.stage}":
                 raise KeyboardInterrupt
 
     observer, path = Impatient(), tmp_path / "m.tersor"
-    observer.stage = FACTORIZE
     result = compress(graph, output=path, observer=observer)
     assert (result.end, result.kept, result.is_interrupted) == (End.INTERRUPTED, 1, True)
     assert result.reason == f"interrupted during {FACTORIZE}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def seeded(build=small_net) -> nn.Module:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Digits, Digits]:
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Digits, Digits]]:
     """One small network, fewer pictures, and a cache of its own."""
     train, test = data.load()
     few = (Digits(train.images[:2000], train.labels[:2000]), Digits(test.images[:200], test.labels[:200]))

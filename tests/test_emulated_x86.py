@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import tvm
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from tersor.targets import resolve_target
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.machines.features import obstacle_here
 from tersor.targets.machines.target import Cpu
 from tersor.targets.templates.base import BufferSpec, Epilogue
@@ -24,13 +24,13 @@ from tersor.targets.templates.vector.builder import load, make_prim_func, store
 from tersor.targets.templates.vector.dot_product import DotProduct, dot_product
 from tersor.tests import emulated_x86
 
-AMX = resolve_target("x86:sapphirerapids")
-BF16 = replace(resolve_target("x86:znver4"), mcpu="cooperlake")
-VNNI = resolve_target("x86:icelake-server")
-AVX_VNNI = replace(resolve_target("x86:avx2"), mcpu="alderlake", features=("avx_vnni",))
-AVX512 = resolve_target("x86:skylake-avx512")
+AMX = resolve_cpu("x86:sapphirerapids")
+BF16 = replace(resolve_cpu("x86:znver4"), mcpu="cooperlake")
+VNNI = resolve_cpu("x86:icelake-server")
+AVX_VNNI = replace(resolve_cpu("x86:avx2"), mcpu="alderlake", features=("avx_vnni",))
+AVX512 = resolve_cpu("x86:skylake-avx512")
 LANES = 16
-Body = Callable[[list[Any], Any], None]
+Body = Callable[[Sequence[Any], Any], None]
 
 
 def kernel(body: Body, inputs: list[np.ndarray], output: np.ndarray, llvm_ir: str = "") -> Any:
@@ -50,7 +50,7 @@ def check(body: Body, inputs: list[np.ndarray], expected: np.ndarray, target: Cp
     """Emulated, the kernel computes what is expected, bit for bit; and so does the processor, if it can."""
     function = kernel(body, inputs, expected, llvm_ir)
     emulated_x86.load_tiles()
-    here = tvm.target.Target(resolve_target("x86:native").tvm_target())
+    here = tvm.target.Target(resolve_cpu("x86:native").tvm_target())
     emulated = tvm.tirx.build(emulated_x86.emulated(tvm.IRModule({"main": function})), target=here)
     np.testing.assert_array_equal(compute(emulated, inputs, expected), expected)
     if not obstacle_here(target):
@@ -76,7 +76,7 @@ def numbers(generator: np.random.Generator, count: int) -> np.ndarray:
 
 
 def tile_product(shape: amx.TileShape) -> Body:
-    def body(inputs: list[Any], out: Any) -> None:
+    def body(inputs: Sequence[Any], out: Any) -> None:
         with T.serial(0, 1):
             shape.begin()
             sums = shape.tiles()
@@ -102,7 +102,7 @@ def test_tiles_of_bfloat16():
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [(amx.UnsignedTileShape, np.uint8), (amx.SignedTileShape, np.int8)])
-def test_tiles_of_bytes(shape: type[amx.TileShape], dtype: type):
+def test_tiles_of_bytes(shape: type[amx.TileShape], dtype: Any):
     generator = np.random.default_rng(0)
     limits = np.iinfo(dtype)
     left = generator.integers(limits.min, limits.max + 1, 1024).astype(dtype)
@@ -122,7 +122,7 @@ def test_dot_products_of_bfloat16():
         product = widened(left)[part::2].astype(np.float64) * widened(right)[part::2]
         expected = flushed((flushed(expected) + product).astype(np.float32))
 
-    def body(inputs: list[Any], out: Any) -> None:
+    def body(inputs: Sequence[Any], out: Any) -> None:
         words = (dot_bf16.pairs_at(buffer, 0) for buffer in inputs[:2])
         store(out, 0, dot_bf16.dot(load(inputs[2], 0, LANES), *words), LANES)
 
@@ -141,7 +141,7 @@ def test_dot_products_of_bytes(target: Cpu):
     product = dot_product(target, "uint8")
     assert product.lanes == lanes
 
-    def body(inputs: list[Any], out: Any) -> None:
+    def body(inputs: Sequence[Any], out: Any) -> None:
         a, b = (tirx.reinterpret(f"int32x{lanes}", load(one, 0, 4 * lanes)) for one in inputs[:2])
         right_side = b if type(product) is DotProduct else product.right(b)
         store(out, 0, product.add(load(inputs[2], 0, lanes), product.prepare(a), right_side), lanes)
@@ -157,7 +157,7 @@ def test_rounding_to_bfloat16(lanes: int):
     rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
     expected = np.where(np.abs(values) < np.finfo(np.float32).tiny, bits >> 16 & 0x8000, rounded).astype(np.uint16)
 
-    def body(inputs: list[Any], out: Any) -> None:
+    def body(inputs: Sequence[Any], out: Any) -> None:
         for at in range(0, values.size, lanes):
             store(out, at, round_in_hardware(load(inputs[0], at, lanes)), lanes)
 
@@ -167,7 +167,7 @@ def test_rounding_to_bfloat16(lanes: int):
 def test_nan_stays_nan_when_rounded():
     values = np.array([0x7F800001, 0x7FC00000, 0xFF80FFFF, 0x7FFFFFFF] * 4, np.uint32).view(np.float32)
 
-    def body(inputs: list[Any], out: Any) -> None:
+    def body(inputs: Sequence[Any], out: Any) -> None:
         store(out, 0, round_in_hardware(load(inputs[0], 0, LANES)), LANES)
 
     check(body, [values], ((values.view(np.uint32) | 0x400000) >> 16).astype(np.uint16), BF16, ROUNDING_IR)

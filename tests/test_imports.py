@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import networkx as nx
@@ -57,7 +58,8 @@ def points_down(importer: tuple[str, ...], imported: tuple[str, ...]) -> bool:
     if importer[0] == imported[0]:
         if importer[0] != "targets" or importer[1] == imported[1]:
             return True
-        importer, imported, floors = importer[1:], imported[1:], FLOORS_OF_TARGETS
+        importer, imported = importer[1:], imported[1:]
+        floors: Sequence[set[str]] = FLOORS_OF_TARGETS
     else:
         floors = FLOORS
     high, low = (next(i for i, floor in enumerate(floors) if path[0] in floor) for path in (importer, imported))

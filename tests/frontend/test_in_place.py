@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -117,8 +118,8 @@ def case(table):
     return register
 
 
-PARTS = {}
-PLACES = {}
+PARTS: dict[str, Any] = {}
+PLACES: dict[str, Any] = {}
 
 
 @case(PARTS)

@@ -160,7 +160,7 @@ def test_scratch_folders_of_dead_processes_are_removed(tmp_path: Path) -> None:
     assert entries(tmp_path) == [".tersor-my own.part", f"begun{min(dead, alive)}", f"begun{max(dead, alive)}", "file"]
 
 
-def in_child(work: Callable[[], None]) -> int:
+def in_child(work: Callable[[], object]) -> int:
     """Do something in another process that ends with it; returns its number."""
     child = os.fork()
     if not child:

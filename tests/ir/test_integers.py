@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tersor.ir import DType, Graph, IRError, TensorType, ops, parse, structurally_equal, verify
+from tersor.ir import DType, Graph, IRError, Op, TensorType, ops, parse, structurally_equal, verify
 from tersor.tests.integer_graphs import IntegerBuilder, small_resnet
 from tersor.tests.random_graphs import GraphBuilder
 
@@ -104,7 +104,7 @@ def convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, attrs
     return torch.cat(parts, 1) + bias.long().reshape(-1, 1, 1)
 
 
-CONVOLUTIONS = {
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "dense": {"padding": (1, 1, 1, 1)},
     "strided and dilated": {"stride": (2, 1), "dilation": (1, 2), "padding": (0, 2, 1, 0)},
     "grouped": {"groups": 2, "padding": (1, 1, 1, 1)},
@@ -115,7 +115,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize(("dtype", "zero_point"), [(DType.U8, 0), (DType.U8, 131), (DType.I8, -7)])
 def test_convolution_sums_exactly(name: str, dtype: DType, zero_point: int):
-    attrs = ops.Conv2dOp.attrs_type(zero_point=zero_point, **CONVOLUTIONS[name])
+    attrs: Any = ops.Conv2dOp.attrs_type(zero_point=zero_point, **CONVOLUTIONS[name])
     x = random_bytes(dtype, 2, 6, 7, 8)
     weight = random_bytes(DType.I8, 6, 6 // attrs.groups, 3, 3, seed=1)
     bias = torch.arange(-3, 3, dtype=torch.int32) * 100_000_001
@@ -187,7 +187,7 @@ def test_zero_point_is_shown_where_it_is_not_zero():
     assert "{zero_point=9} : i32[1,4,5,2]" in str(graph)
 
 
-def refused(message: str, kind: type, *types: TensorType, **attrs: Any) -> None:
+def refused(message: str, kind: type[Op], *types: TensorType, **attrs: Any) -> None:
     graph = Graph("refused", [(f"x{i}", type) for i, type in enumerate(types)])
     with pytest.raises((IRError, ValueError), match=message):
         kind(graph.inputs, kind.attrs_type(**attrs) if attrs else None)

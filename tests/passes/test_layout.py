@@ -174,7 +174,8 @@ def test_random_graphs_keep_their_bits(seed: int):
 def test_blocks_are_as_wide_as_the_vectors_of_the_target(target: str, block: int):
     b = builder(x=(1, 3, 4, 4))
     graph = run_passes(b.done(b.conv(b.graph.inputs[0], 16)), "layout", target=resolve_target(target))
-    assert blocks(graph.outputs[0].op.x) == [block]
+    relayout = graph.outputs[0].op
+    assert relayout is not None and blocks(relayout.inputs[0]) == [block]
 
 
 def test_without_a_target_or_a_block_nothing_changes():

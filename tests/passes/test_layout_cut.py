@@ -121,7 +121,7 @@ def test_no_assignment_is_cheaper(graph: Graph, costs: Weighted):
 @given(mixed_graphs())
 def test_mixed_graphs_keep_their_bits(graph: Graph):
     relaid = laid_out(graph)
-    cost = sum(COSTS.relayout(op.x.type, op.attrs.channel_block) for op in relayouts(relaid))
+    cost = sum(COSTS.relayout(op.inputs[0].type, op.attrs.channel_block) for op in relayouts(relaid))
     assert cost <= total(graph, cheapest_blocked_ops(graph, BLOCK, COSTS))
 
 
@@ -132,7 +132,7 @@ def test_one_relayout_before_elementwise_ops_replaces_one_behind_each(readers: i
     made = b.conv(b.graph.inputs[0], 32)
     graph = b.done(*(b.op(ops.SoftmaxOp, b.op(ops.ExpOp, made), axis=3) for _ in range(readers)))
     (relayout,) = relayouts(laid_out(graph))
-    assert relayout.x.op.name == "conv2d" or readers == 1
+    assert isinstance(relayout.inputs[0].op, ops.Conv2dOp) or readers == 1
     swept = frozenset(op for op in graph.ops if op.name in ("conv2d", "exp"))
     best = total(graph, cheapest_blocked_ops(graph, BLOCK, COSTS))
     assert total(graph, swept) - best == (readers - 1) * COSTS.relayout(made.type, BLOCK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_linear_layer_whose_weight_will_be_folded_is_left_alone():
     assert rules(run_checked(graph, "canonicalize")) == []
 
 
-def transposed(outputs: int, kernel: int, bias: bool = True, groups: int = 1, **window: tuple[int, int]) -> Graph:
+def transposed(outputs: int, kernel: int, bias: bool = True, groups: int = 1, **window: Any) -> Graph:
     b = GraphBuilder({"x": TensorType((2, 6, 5, 7))})
     weight = b.weight(outputs, 6 // groups, kernel, kernel)
     operands = (b.graph.inputs[0], weight, b.weight(outputs) if bias else None)

@@ -15,6 +15,7 @@ import tvm_ffi
 from tvm import relax
 
 from tersor.ir import Graph
+from tersor.targets import resolve_target
 from tersor.targets.cuda import anchors as _anchors  # noqa: F401  (fills the table of kernels by op)
 from tersor.targets.cuda.codegen import call_passes, graph_passes
 from tersor.targets.cuda.kernel import CudaKernel
@@ -22,6 +23,13 @@ from tersor.targets.cuda.lowering import CudaProgram, lower
 from tersor.targets.cuda.machine import CudaMachine
 from tersor.targets.machines.target import Gpu
 from tersor.tests.targets.cuda_emulator import emulate
+
+
+def gpu(name: str) -> Gpu:
+    """A known GPU."""
+    found = resolve_target(name)
+    assert isinstance(found, Gpu)
+    return found
 
 
 def run_on_processor(graph: Graph, target: Gpu, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -19,7 +19,7 @@ def graph_with(queries: int, keys: int, mask: TensorType | None, *, causal: bool
     shapes = {name: TensorType((2, 3, rows, 8)) for name, rows in (("q", queries), ("k", keys), ("v", keys))}
     b = GraphBuilder(shapes if mask is None else {**shapes, "mask": mask})
     query, key, value, *rest = b.graph.inputs
-    return b.done(b.op(ops.AttentionOp, query, key, value, *(rest or [None]), causal=causal))
+    return b.done(b.op(ops.AttentionOp, query, key, value, *(rest or (None,)), causal=causal))
 
 
 def numbers(graph: Graph) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def bf16_weight(b: GraphBuilder, *shape: int) -> Value:
 def conv(b: GraphBuilder, x: Value, channels: int, kernel: int = 3, *, groups: int = 1, stride: int = 1) -> Value:
     pad = kernel // 2
     weight = bf16_weight(b, channels, x.shape[1] // groups, kernel, kernel)
-    attrs = {"stride": (stride, stride), "padding": (pad, pad, pad, pad), "groups": groups}
+    attrs: dict[str, Any] = {"stride": (stride, stride), "padding": (pad, pad, pad, pad), "groups": groups}
     return b.op(ops.Conv2dOp, x, weight, b.weight(channels), **attrs)
 
 
@@ -201,7 +202,7 @@ def test_what_rounding_once_may_change(pipeline: str):
     inputs = seeded_inputs(graph)
     expected = graph.evaluate(*inputs)[0].double()
     product = next(op for op in graph.ops if isinstance(op, ops.MatmulOp))
-    graph.outputs = (product.operands[0],)
+    graph.outputs = (product.inputs[0],)
     operand = graph.evaluate(*inputs)[0].double().abs()
     # Both operands and the sum are off by a unit in the last place; the slope of a sigmoid is at most 1/4.
     bound = 3 * ROUNDING / 2 * (operand @ operand.mT) / 4 + ROUNDING

@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_contents(executable: Executable, bundle: Path):
     assert {path.name for path in bundle.iterdir()} == {
         *("run", "runner", "lib", "model.so", "constants.bin", "manifest.txt", "source", "README.md", "SHA256SUMS")
     }
-    sums = dict(reversed(line.split("  ")) for line in (bundle / "SHA256SUMS").read_text().splitlines())
+    sums: dict[str, str] = dict(line.split("  ")[::-1] for line in (bundle / "SHA256SUMS").read_text().splitlines())
     for path in bundle.rglob("*"):
         name = str(path.relative_to(bundle))
         if path.is_file() and name != "SHA256SUMS":
@@ -281,9 +282,9 @@ def test_output_is_checked_first(tmp_path: Path):
 
 
 def test_gpus_have_no_bundles(tmp_path: Path):
-    executable = SimpleNamespace(info=SimpleNamespace(target=resolve_target("cuda:sm_80")))
+    model: Any = SimpleNamespace(info=SimpleNamespace(target=resolve_target("cuda:sm_80")))
     with pytest.raises(TersorError, match="bundles run on processors only, not on cuda:sm_80"):
-        save_bundle(executable, tmp_path / "bundle")
+        save_bundle(model, tmp_path / "bundle")
 
 
 def test_given_runtime_is_checked(executable: Executable, bundle: Path, tmp_path: Path):

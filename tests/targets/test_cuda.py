@@ -15,23 +15,24 @@ from tersor.benchmarks import models
 from tersor.ir import Graph, TensorType
 from tersor.ir.ops import FloorOp, ReluOp
 from tersor.passes import run_passes
-from tersor.targets import Executable, resolve_target
+from tersor.targets import Executable
 from tersor.targets.codegen.kernel import CompileError
 from tersor.targets.cuda.backend import obstacle_here
 from tersor.targets.cuda.codegen import build, cuda_source
 from tersor.targets.cuda.embedded import binary_object, read_binary
 from tersor.targets.cuda.lowering import lower
-from tersor.targets.cuda.templates import TILES, Extents, choose_cut, conv2d
+from tersor.targets.cuda.templates import TILES, BlockTile, Extents, choose_cut, conv2d
 from tersor.targets.cuda.toolkit import compile_cuda
 from tersor.targets.machines.toolchain import find_toolchain
 from tersor.tests.random_graphs import GraphBuilder
 
+from .cuda_reference import gpu
 from .forged import read_manifest
 from .test_cuda_graphs import convolutions
 
 TARGETS = ["cuda:sm_80", "cuda:sm_90"]
 HALF = "O3,to-fp16"
-SM_90 = resolve_target("cuda:sm_90")
+SM_90 = gpu("cuda:sm_90")
 NO_GPU = obstacle_here(SM_90)
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
@@ -41,7 +42,7 @@ needs_no_gpu = pytest.mark.skipif(not NO_GPU, reason="there is a GPU here")
 
 def generated(graph: Graph, target: str, pipeline: str = HALF) -> tuple[str, str]:
     """The CUDA source and the instructions of TVM's virtual machine of a graph."""
-    record = resolve_target(target)
+    record = gpu(target)
     executable = build(lower(run_passes(graph, f"{pipeline},fold-batchnorm,layout", target=record), record), record)
     return cuda_source(executable), executable.as_text()
 
@@ -99,7 +100,7 @@ def test_kernels_compile_to_matrix_instructions_without_spills(target: str):
 
 @needs_nvcc
 @pytest.mark.parametrize("tile", TILES, ids=str)
-def test_no_tile_spills(tile: object):
+def test_no_tile_spills(tile: BlockTile):
     window = Extents(56, 56, 64, 56, 56, 3, 3, 1, 1, 1, 1, 1, 1)
     from tersor.targets.cuda.epilogue import scaled
     from tersor.targets.cuda.kernel import library
@@ -190,7 +191,7 @@ def test_the_kernels_are_in_the_file_as_a_binary(artifact: Path, tmp_path: Path)
 
 
 def test_a_binary_comes_back_from_a_shared_object(tmp_path: Path):
-    toolchain = find_toolchain(resolve_target("x86:native"))
+    toolchain = find_toolchain(gpu("x86:native"))
     made = binary_object(tmp_path, "source", b"binary" * 1000, toolchain.command[0])
     toolchain.link_shared(str(tmp_path / "a.so"), [str(made)])
     digest, binary = read_binary(tmp_path / "a.so")

@@ -30,16 +30,15 @@ from tersor.ir.ops import (
 )
 from tersor.passes import run_passes
 from tersor.passes.numeric import deviation, seeded_inputs
-from tersor.targets.machines.catalog import resolve_target
 from tersor.tests.random_graphs import GraphBuilder, random_graphs
 
 from .cuda_emulator import COMPILER
-from .cuda_reference import run_on_processor
+from .cuda_reference import gpu, run_on_processor
 from .wide_graphs import wide_graphs
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to build the emulator with")
 
-TARGET = resolve_target("cuda:sm_90")
+TARGET = gpu("cuda:sm_90")
 FLOAT, HALF = "O3,fold-batchnorm", "O3,to-fp16,fold-batchnorm"
 TOLERANCES = {FLOAT: 2e-5, HALF: 5e-3}  # of the largest output; in half precision fused ops round less often
 

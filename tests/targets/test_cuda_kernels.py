@@ -17,14 +17,14 @@ from tersor.targets.cuda import templates
 from tersor.targets.cuda.epilogue import EXPRESSIONS, Reach, make_epilogue, number, scaled
 from tersor.targets.cuda.kernel import Buffer, CudaKernel
 from tersor.targets.cuda.templates import TILES, Cut, Extents, Product
-from tersor.targets.machines.catalog import resolve_target
 from tersor.tests.random_graphs import GraphBuilder
 
 from .cuda_emulator import COMPILER, emulate
+from .cuda_reference import gpu
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to build the emulator with")
 
-TARGET = resolve_target("cuda:sm_90")
+TARGET = gpu("cuda:sm_90")
 SUMS = scaled("float32", 1.0)
 TOLERANCE = 1e-5  # of the largest sum: only the order of additions differs
 
@@ -45,7 +45,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float 
 
 @pytest.mark.parametrize("b_rows", [True, False], ids=["rows", "columns"])
 @pytest.mark.parametrize("tile", TILES, ids=str)
-def test_products_of_a_batch_in_every_tile(tile: templates.Tile, b_rows: bool):
+def test_products_of_a_batch_in_every_tile(tile: templates.BlockTile, b_rows: bool):
     m, n, k = tile.m + 5, tile.n // 2 + 9, 72
     a, b = halves(2, m, k), halves(2, n, k, seed=1) if b_rows else halves(2, k, n, seed=1)
     kernel = templates.matmul(TARGET, Product(2, m, n, k, b_rows, m * k, n * k), SUMS, Cut(tile))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from tersor.ir import DType, Graph, Op, TensorType, Value, ops
-from tersor.targets import resolve_target
 from tersor.targets.codegen.kernel import CompileError
 from tersor.targets.codegen.lowering import lower
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.tests.random_graphs import GraphBuilder
 
 from .compiled import NATIVE, assert_same, compiled
@@ -48,7 +49,7 @@ SMALL = (DType.I16, DType.I8, DType.U8)
 ALL = (*NUMBERS, *SMALL, DType.BOOL)
 
 # Kind of op, attributes, and the element types of its operands that must work.
-CASES: list[tuple[type[Op], dict[str, object], tuple[DType, ...]]] = [
+CASES: list[tuple[type[Op], dict[str, Any], tuple[DType, ...]]] = [
     (ops.AddOp, {}, ALL),
     (ops.SubOp, {}, (*NUMBERS, *SMALL)),
     (ops.MulOp, {}, ALL),
@@ -93,7 +94,7 @@ CASES: list[tuple[type[Op], dict[str, object], tuple[DType, ...]]] = [
 _OVERFLOWS = (ops.GeluOp, ops.HardSwishOp)
 
 
-def cases_of(dtype: DType) -> Iterator[tuple[type[Op], dict[str, object]]]:
+def cases_of(dtype: DType) -> Iterator[tuple[type[Op], dict[str, Any]]]:
     return ((kind, attrs) for kind, attrs, dtypes in CASES if dtype in dtypes)
 
 
@@ -141,13 +142,13 @@ def compare(graph: Graph, dtype: DType, pipeline: str) -> None:
             assert torch.equal(actual[zeros].signbit(), expected[zeros].signbit()), f"{name}: sign at zero"
 
 
-def defined_for(kind: type[Op], attrs: dict[str, object], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def defined_for(kind: type[Op], attrs: dict[str, Any], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Where the result is fixed: not where PyTorch overflows, nor where a cast does not fit."""
     if kind in _OVERFLOWS:
         return x.abs() < 1e30
     if kind is ops.FmodOp:
         return ~(x / y).isinf()
-    to = attrs.get("dtype")
+    to: Any = attrs.get("dtype")
     if kind is not ops.CastOp or not x.is_floating_point() or to.is_floating or to is DType.BOOL:
         return torch.ones_like(x, dtype=torch.bool)
     return (x >= 0) & (x < 100) if to is DType.U8 else x.abs() < 100
@@ -165,7 +166,7 @@ def test_alone_on_plain_tensors(dtype: DType):
 
 
 def blocked(builder: GraphBuilder, value: Value) -> Value:
-    return builder.op(ops.RelayoutOp, value, channel_block=resolve_target(NATIVE).lanes())
+    return builder.op(ops.RelayoutOp, value, channel_block=resolve_cpu(NATIVE).lanes())
 
 
 @pytest.mark.parametrize("dtype", [DType.F32, DType.I64, DType.BOOL], ids=lambda dtype: dtype.value)
@@ -201,7 +202,7 @@ def test_missing_vector_code_is_reported_with_its_place(pipeline: str):
     first = builder.op(ops.ExpOp, builder.graph.inputs[0], location="encoder.exp")
     graph = builder.done(builder.op(ops.AddOp, first, first, location="encoder.sum"))
     with pytest.raises(CompileError) as caught:
-        lower(graph, resolve_target(NATIVE))
+        lower(graph, resolve_cpu(NATIVE))
     assert "no vector code for exp at 'encoder.exp' on f16[2,8]" in str(caught.value)
     assert "add at 'encoder.sum'" in str(caught.value)
 

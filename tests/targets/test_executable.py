@@ -310,7 +310,7 @@ def test_wrong_thread_counts_are_refused_before_anything_is_compiled(threads: An
 
 def test_a_target_must_be_a_name_or_a_record() -> None:
     with pytest.raises(TersorError, match="a target is a name such as 'x86:native'"):
-        tersor.compile(None, target=None)
+        tersor.compile(None, target=None)  # type: ignore[arg-type]
 
 
 def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,18 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs g++: apt install g++")
     program = tmp_path_factory.mktemp("reader") / "reader"
     source = Path(__file__).with_name("runner_forgeries.cpp")
-    command = [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", *SANITIZE, f"-I{SOURCES}", "-o", program, source]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        *SANITIZE,
+        f"-I{SOURCES}",
+        "-o",
+        str(program),
+        str(source),
+    ]
     built = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     if "cannot find" in built.stderr:
         pytest.skip("needs the sanitizers of g++: apt install libasan8 libubsan1")

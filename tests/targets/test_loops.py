@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tersor.ir import DType, TensorType, ops
-from tersor.targets import resolve_target
 from tersor.targets.codegen.options import Options
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.templates.loops import AdaptivePoolSpec, IntegerReduceSpec, LoopKnobs
 from tersor.targets.templates.option import Option, Workload
 from tersor.tests.random_graphs import GraphBuilder
@@ -39,7 +39,7 @@ def test_integer_reductions_with_something_fused_behind() -> None:
 
 def test_schedules_that_a_search_finds_are_options() -> None:
     workload = Workload("adaptive_pool2d", AdaptivePoolSpec(1, 16, 7, 7, 3, 2, 16))
-    options = Options(workload, resolve_target(NATIVE))
+    options = Options(workload, resolve_cpu(NATIVE))
     found = Option("loops", LoopKnobs("[[], []]"))
     assert list(options) == [Option("loops", LoopKnobs())]
     assert found in options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from tersor.compiler import PREPARING_PASSES, REQUIRED_PASSES
 from tersor.frontend import from_torch
 from tersor.ir import Graph
 from tersor.passes import PRESETS, Exactness, list_passes, run_passes
-from tersor.targets import resolve_target
 from tersor.targets.codegen.kernel import CompileError
 from tersor.targets.codegen.lowering import lower
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.tests.frontend import test_data_movement, test_elementwise, test_layers
 from tersor.tests.frontend.conftest import Lambda
 from tersor.tests.random_graphs import random_graph
@@ -30,7 +31,7 @@ SINGLE = [
     for info in list_passes()
     if info.exactness is not Exactness.APPROXIMATE and not info.name.startswith("quantize-")
 ]
-FUNCTIONS = (
+FUNCTIONS: tuple[tuple[Any, Any], ...] = (
     *((function, ((3, 4, 6),)) for function in test_elementwise.UNARY.values()),
     *((function, ((4, 6), (4, 6))) for function in test_elementwise.BINARY.values()),
     *((function, (test_layers.IMAGE,)) for function in test_layers.FUNCTIONS.values()),
@@ -57,7 +58,7 @@ def modules() -> tuple[Graph, ...]:
 
 def refusal(graph: Graph, pipeline: str) -> str:
     """Why a graph does not compile with a pipeline; empty if it does."""
-    target = resolve_target(NATIVE)
+    target = resolve_cpu(NATIVE)
     passes = ",".join(text for text in (PREPARING_PASSES, pipeline, REQUIRED_PASSES) if text)
     try:
         lower(run_passes(graph, passes, target=target), target)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tersor.ir import DType, TensorType, ops
-from tersor.targets import resolve_target
 from tersor.targets.codegen.kernel import CompileError
 from tersor.targets.codegen.lowering import lower
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.tests.random_graphs import GraphBuilder
 
 from .compiled import Build, builder, check, expand, lowered, part, permute, reshape, templates
@@ -194,13 +194,13 @@ def test_empty_tensors_are_refused(shape: tuple[int, ...]):
     b = builder(x=shape)
     graph = b.done(b.op(ops.ReluOp, b.graph.inputs[0], location="act"))
     with pytest.raises(CompileError, match=r"relu at 'act'.*has no elements"):
-        lower(graph, resolve_target("x86:native"))
+        lower(graph, resolve_cpu("x86:native"))
 
 
 def test_an_empty_slice_is_refused():
     b = builder(x=(4, 4))
     with pytest.raises(CompileError, match="has no elements"):
-        lower(b.done(part(b, b.graph.inputs[0], 0, 2, 2)), resolve_target("x86:native"))
+        lower(b.done(part(b, b.graph.inputs[0], 0, 2, 2)), resolve_cpu("x86:native"))
 
 
 def test_all_ops_without_a_kernel_are_listed():
@@ -209,5 +209,5 @@ def test_all_ops_without_a_kernel_are_listed():
     first = b.op(ops.SoftmaxOp, x, location="a.softmax", axis=1)
     second = b.op(ops.SoftmaxOp, first, location="b.softmax", axis=2)
     with pytest.raises(CompileError) as caught:
-        lower(b.done(second), resolve_target("x86:native"))
+        lower(b.done(second), resolve_cpu("x86:native"))
     assert "a.softmax" in str(caught.value) and "b.softmax" in str(caught.value)

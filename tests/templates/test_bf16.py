@@ -13,7 +13,7 @@ import tvm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tersor.targets.machines.catalog import resolve_target
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.machines.target import Cpu
 from tersor.targets.templates.conv2d import bf16 as conv2d_bf16
 from tersor.targets.templates.conv2d import bf16_dot as conv2d_bf16_dot
@@ -27,9 +27,9 @@ from tersor.tests import emulated_x86
 
 from .window_cases import bias_add_relu, bias_add_relu_reference, from_blocked, out_elements, to_blocked
 
-AMX = resolve_target("x86:sapphirerapids")
+AMX = resolve_cpu("x86:sapphirerapids")
 # As x86:znver4, but in code for the oldest processor with the instructions: Intel's processors lack some of Zen 4's.
-DOT = replace(resolve_target("x86:znver4"), mcpu="cooperlake")
+DOT = replace(resolve_cpu("x86:znver4"), mcpu="cooperlake")
 TOLERANCE = 2e-6  # of the largest result: only the order of the sums differs
 
 
@@ -182,7 +182,7 @@ def test_patches_are_windows_that_do_not_overlap():
     assert not conv2d_bf16_patches.supports(replace(spec, stride=(8, 16)), AMX)
     assert not conv2d_bf16_patches.supports(replace(spec, padding=(1, 0, 0, 0)), AMX)
     assert not conv2d_bf16_patches.supports(replace(spec, input_layout="blocked"), AMX)
-    assert not conv2d_bf16_patches.supports(spec, resolve_target("x86:icelake-server"))
+    assert not conv2d_bf16_patches.supports(spec, resolve_cpu("x86:icelake-server"))
 
 
 def test_pictures_have_few_channels_and_small_steps():
@@ -201,7 +201,7 @@ def test_conv2d_is_for_blocked_bfloat16():
     assert not conv2d_bf16_dot.supports(spec, DOT)
     assert not conv2d_bf16_dot.supports(plain, DOT)
     assert not conv2d_bf16_dot.supports(bf16(spec), AMX)
-    assert not conv2d_bf16_dot.supports(bf16(spec), resolve_target("x86:icelake-server"))
+    assert not conv2d_bf16_dot.supports(bf16(spec), resolve_cpu("x86:icelake-server"))
 
 
 def test_large_convolutions_are_cut_so_that_panels_stay_in_l2():
@@ -219,7 +219,7 @@ def test_tiles_that_do_not_fit_are_refused():
 
 def test_targets_without_the_instructions_have_no_candidates():
     with pytest.raises(ValueError, match="x86:avx2 has no instruction that multiplies bfloat16 numbers"):
-        matmul_bf16.candidates(MatmulSpec(8, 8, 8, dtype="bfloat16"), resolve_target("x86:avx2"))
+        matmul_bf16.candidates(MatmulSpec(8, 8, 8, dtype="bfloat16"), resolve_cpu("x86:avx2"))
 
 
 @on_both

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ PRODUCTS = [
     for m, n, k in [(1, 1, 1_000_000), (1_000_000, 1, 1), (31, 33, 3), (997, 997, 997)]
     for options in ({}, {"rhs": ACTIVATION, "batch": (3, 5)}, {"dtype": "bfloat16"}, {"dtype": "uint8"})
 ]
-SPECS = {
+SPECS: dict[str, list[Any]] = {
     "conv2d": [
         replace(one, dtype=dtype, input_layout=layout)
         for one in CONVOLUTIONS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tersor.targets.codegen.options import Options
-from tersor.targets.machines.catalog import resolve_target
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.machines.target import Cpu
 from tersor.targets.templates.base import Epilogue
 from tersor.targets.templates.conv2d import depthwise_int8
@@ -35,10 +35,10 @@ from tersor.tests import emulated_x86
 
 from .window_cases import depthwise_spec
 
-AMX = resolve_target("x86:sapphirerapids")
-VNNI = resolve_target("x86:icelake-server")
-AVX512 = resolve_target("x86:skylake-avx512")
-AVX2 = resolve_target("x86:avx2")
+AMX = resolve_cpu("x86:sapphirerapids")
+VNNI = resolve_cpu("x86:icelake-server")
+AVX512 = resolve_cpu("x86:skylake-avx512")
+AVX2 = resolve_cpu("x86:avx2")
 SSE = Cpu("x86:test16", "x86", "haswell", 16, 32, 32 << 10, 1 << 20, 32 << 20, 2)  # no dot products, blocks of four
 AVX_VNNI = replace(AVX2, name="x86:alderlake", mcpu="alderlake", features=(*AVX2.features, "avx_vnni"))
 VECTOR_TARGETS = {
@@ -152,15 +152,21 @@ def convolutions(draw: st.DrawFn, *, groups: bool = False, plain: bool = False, 
         (draw(st.integers(1, most)), draw(st.integers(1, most))) for most in (3 if not plain else 5, 2, 2)
     )
     padding = tuple(draw(st.integers(0, 2)) for _ in range(4))
-    size = tuple(draw(st.integers(max(1, (k - 1) * d + 1), 9)) for k, d in zip(kernel, dilation, strict=True))
-    window = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, **draw(operands())}
+    height, width = (draw(st.integers(max(1, (k - 1) * d + 1), 9)) for k, d in zip(kernel, dilation, strict=True))
+    window: dict[str, Any] = {
+        "kernel": kernel,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        **draw(operands()),
+    }
     if depthwise:
-        return depthwise_spec(draw(st.integers(1, 2)), draw(st.integers(1, 35)), *size, **window)
+        return depthwise_spec(draw(st.integers(1, 2)), draw(st.integers(1, 35)), height, width, **window)
     count = draw(st.integers(1, 4)) if groups else 1
     channels = count * draw(st.integers(1, 5 if plain else 70 // count))
     outputs = count * draw(st.integers(1, 40 // count))
-    layout = "plain" if plain else "blocked"
-    return Conv2dSpec(draw(st.integers(1, 2)), channels, *size, outputs, **window, groups=count, input_layout=layout)
+    window |= {"groups": count, "input_layout": "plain" if plain else "blocked"}
+    return Conv2dSpec(draw(st.integers(1, 2)), channels, height, width, outputs, **window)
 
 
 @st.composite
@@ -383,7 +389,7 @@ def test_zero_points_are_checked():
 
 @pytest.mark.parametrize("template", [conv2d_int8, conv2d_int8_amx, conv2d_int8_narrow])
 def test_pack_weight_refuses_a_wrong_shape(template: ModuleType):
-    layout = "plain" if template is conv2d_int8_narrow else "blocked"
+    layout: Literal["plain", "blocked"] = "plain" if template is conv2d_int8_narrow else "blocked"
     spec = replace(CONVOLUTIONS["3x3"], dtype="uint8", input_layout=layout)
     with pytest.raises(ValueError, match="expected \\(64, 64, 3, 3\\)"):
         template.pack_weight(spec, AMX, template.candidates(spec, AMX)[0], torch.zeros(64, 3, 3, 3, dtype=torch.int8))

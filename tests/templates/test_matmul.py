@@ -40,7 +40,7 @@ def check_dense(m: int, n: int, k: int, target, knobs: MatmulKnobs | None = None
     result = run(prim_func, target, x, packed, *extra, out_elements=m * n).reshape(m, n)
     expected = x.double() @ weight.double().T
     if fused:
-        expected = torch.relu(expected + extra[0] + extra[1])
+        expected = torch.relu(sum(extra, expected))
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -55,13 +56,15 @@ def compare(spec: TransposedSpec, target, knobs: Conv2dKnobs, seed: int = 0) -> 
     flat = run(prim_func, target, data, packed, bias, other, out_elements=out_elements(shape, lanes))
 
     filters = swap_channels(weight.double(), spec.groups)
-    window = {"stride": spec.stride, "groups": spec.groups, "dilation": spec.dilation}
+    window: dict[str, Any] = {"stride": spec.stride, "groups": spec.groups, "dilation": spec.dilation}
     whole = F.conv_transpose2d(F.pad(x.double(), (0, 1, 0, 1)), filters, **window)  # a row more: output padding
     (top, left), (height, width) = spec.padding, spec.out
     reference = whole[:, :, top : top + height, left : left + width]
     assert reference.shape == shape
     expected = bias_add_relu_reference(reference, bias, other, lanes)
-    torch.testing.assert_close(from_blocked(flat, shape, lanes).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        from_blocked(flat, (spec.n, spec.o, *spec.out), lanes).double(), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
-def double(number: int) -> int:
+def double(number: int) -> Any:
     """A job for a worker."""
     return 2 * number
 
@@ -15,6 +16,6 @@ def fail(message: str) -> None:
     raise ValueError(f"first line\n{message}")
 
 
-def open_file(path: str) -> None:
+def open_file(path: str) -> Any:
     """A job that needs a file."""
     Path(path).open().close()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tersor.cli.main import main
-from tersor.targets import resolve_target
 from tersor.targets.codegen.options import Options
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.targets.templates.option import Workload
 from tersor.targets.tuning.log import append, log_files, read_log
@@ -18,7 +18,7 @@ from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.records import Record
 from tersor.targets.tuning.task import Task
 
-ZNVER4 = resolve_target("x86:znver4")
+ZNVER4 = resolve_cpu("x86:znver4")
 WORKLOAD = Workload("conv2d", Conv2dSpec(1, 32, 14, 14, 64))
 OPTIONS = Options(WORKLOAD, ZNVER4)
 
@@ -41,7 +41,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
     with pytest.raises(SystemExit) as exit_info:
         main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
-    return exit_info.value.code or 0, captured.out, captured.err
+    return int(exit_info.value.code or 0), captured.out, captured.err
 
 
 def test_stats(log_dir, capsys):

@@ -8,17 +8,18 @@ from collections import Counter
 import pytest
 import torch
 
-from tersor.ir import DType, Graph, TensorType, ops
+from tersor.ir import DType, Graph, TensorType, Value, ops
 from tersor.passes import run_passes
-from tersor.targets import compile_graph, resolve_target
+from tersor.targets import compile_graph
 from tersor.targets.codegen.lowering import lower
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.templates.codec import decode, encode
 from tersor.targets.templates.option import Workload
 from tersor.targets.tuning.extract import extract_tasks
 from tersor.targets.tuning.task import Task, check_outputs, seeded_graph, seeded_inputs
 from tersor.tests.random_graphs import GraphBuilder, random_graph
 
-NATIVE = resolve_target("x86:native")
+NATIVE = resolve_cpu("x86:native")
 
 
 def prepared(graph: Graph) -> Graph:
@@ -39,7 +40,7 @@ def attention_network() -> Graph:
     b = GraphBuilder({"x": TensorType((1, 12, 48))})
     (x,) = b.graph.inputs
 
-    def heads(weight_of: str) -> object:
+    def heads(weight_of: str) -> Value:
         y = b.op(ops.ReshapeOp, b.linear(x, 48, bias=weight_of == "q"), shape=(1, 12, 3, 16))
         return b.op(ops.PermuteOp, y, dims=(0, 2, 1, 3))
 

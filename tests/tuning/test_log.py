@@ -11,12 +11,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tersor.cli import log_management as manage
-from tersor.targets import resolve_target
 from tersor.targets.codegen.options import Options
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.templates import registry
 from tersor.targets.templates.codec import encode
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
@@ -27,13 +28,13 @@ from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.records import Record, best, fitting
 from tersor.targets.tuning.task import Task
 
-ZNVER4 = resolve_target("x86:znver4")
+ZNVER4 = resolve_cpu("x86:znver4")
 WORKLOAD = Workload("conv2d", Conv2dSpec(1, 32, 14, 14, 64))
 OPTIONS = Options(WORKLOAD, ZNVER4)
 TASK = Task(WORKLOAD, "graph @conv() {\n  return\n}\n", ZNVER4, weight=2, macs=10, bytes=20, location="layer1.conv")
 
 
-def record(index: int = 1, seconds: float = 1e-3, baseline: float = 2e-3, **changes: object) -> Record:
+def record(index: int = 1, seconds: float = 1e-3, baseline: float = 2e-3, **changes: Any) -> Record:
     outcome = Outcome(OPTIONS[index], "ok", seconds, 0.01, 7, baseline, "", 0.1)
     return Record.now(replace(TASK, **changes), outcome)
 
@@ -46,7 +47,7 @@ def write(log_dir: Path, *lines: str, target: str = "x86:znver4") -> Path:
     return path
 
 
-def line(**changes: object) -> str:
+def line(**changes: Any) -> str:
     return json.dumps({**json.loads(log.record_line(record())), **changes})
 
 
@@ -134,7 +135,7 @@ def test_records_for_something_else_are_ignored_with_reasons(monkeypatch):
     found = fitting(
         [
             here,
-            record(target=resolve_target("x86:avx2")),
+            record(target=resolve_cpu("x86:avx2")),
             record(target=replace(ZNVER4, cores=1)),
             record(target=replace(ZNVER4, vector_registers=16)),
             record(target=replace(ZNVER4, l3_bytes=1)),  # of the same make, with another cache
@@ -363,7 +364,7 @@ def test_statistics():
 def test_merging_adds_each_record_once(tmp_path):
     records = [record(index) for index in range(1, 5)]
     append(tmp_path / "a", records[:3])
-    append(tmp_path / "b", [*records[2:], record(1, target=resolve_target("x86:avx2"))])
+    append(tmp_path / "b", [*records[2:], record(1, target=resolve_cpu("x86:avx2"))])
     single = write(tmp_path / "c", log.record_line(records[0]), "broken")
     merged = manage.merge([tmp_path / "a", tmp_path / "b", single], tmp_path / "all")
     assert (merged.added, merged.known) == (5, 2)
@@ -396,7 +397,7 @@ def test_pruning_keeps_the_fastest_and_the_default(tmp_path):
 
 
 def test_pruning_keeps_the_defaults_of_all_targets_and_drops_what_is_stale_first(tmp_path):
-    avx2 = resolve_target("x86:avx2")
+    avx2 = resolve_cpu("x86:avx2")
     stale = [replace(one, provenance=replace(one.provenance, tvm="0.26.0")) for one in visits(1, 1e-4, 1e-4, 1e-4)]
     used = [record(2)] * 3
     default = Options(WORKLOAD, avx2).default

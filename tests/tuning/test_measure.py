@@ -233,7 +233,7 @@ def test_an_interrupted_call_is_not_taken_for_the_next_ones_answer() -> None:
         sandbox.warm_up()
         threading.Timer(1.0, signal.raise_signal, [signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
-            sandbox.run((double, (1,)), time.sleep, 3, timeout=30)
+            sandbox.run((double, (1,)), time.sleep, 3, timeout=30)  # type: ignore[arg-type]
         sandbox.wait_ready()
         assert sandbox.run((double, (1,)), double, 4, timeout=30) == 8
     finally:

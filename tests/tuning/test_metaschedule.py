@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tersor.ir import ops
-from tersor.targets import compile_graph, resolve_target
+from tersor.targets import compile_graph
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.runtime.virtual_machine import to_tvm
 from tersor.targets.templates import loops
 from tersor.targets.tuning import scheduled
@@ -22,7 +23,7 @@ from tersor.targets.tuning.timing import TimingPolicy
 from tersor.targets.tuning.tuned import Tuned
 from tersor.tests.targets.compiled import NATIVE, assert_same, builder, prepared
 
-TARGET = resolve_target(NATIVE)
+TARGET = resolve_cpu(NATIVE)
 SPEC = loops.AdaptivePoolSpec(1, 16, 7, 9, 3, 4, 16)
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tersor.ir import Graph, TensorType, ops
 from tersor.passes import run_passes
-from tersor.targets import compile_graph, resolve_target
+from tersor.targets import compile_graph
 from tersor.targets.codegen.options import Options
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.templates import registry
 from tersor.targets.templates.codec import CodecError, UnknownNameError, decode, encode
 from tersor.targets.templates.conv2d import depthwise, winograd
@@ -24,8 +25,8 @@ from tersor.targets.tuning.extract import extract_tasks
 from tersor.targets.tuning.task import Task, check_outputs, seeded_inputs
 from tersor.tests.random_graphs import GraphBuilder
 
-TARGETS = [resolve_target(name) for name in ("x86:avx2", "x86:znver4", "x86:sapphirerapids")]
-NATIVE = resolve_target("x86:native")
+TARGETS = [resolve_cpu(name) for name in ("x86:avx2", "x86:znver4", "x86:sapphirerapids")]
+NATIVE = resolve_cpu("x86:native")
 
 sizes = st.integers(1, 30)
 channels = st.integers(1, 80)

@@ -17,9 +17,9 @@ import tersor
 from tersor import TersorError
 from tersor.cli.main import main
 from tersor.ir import TersorWarning, graph_of
-from tersor.targets import resolve_target
 from tersor.targets.codegen.options import Options
 from tersor.targets.machines import features
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.templates.option import Option
 from tersor.targets.tuning import driver
 from tersor.targets.tuning.driver import check_measurable, load_records
@@ -31,7 +31,7 @@ from tersor.targets.tuning.records import Record
 from tersor.targets.tuning.scheduler import Budget
 from tersor.tests.tuning.fakes import FakeMeasurer
 
-NATIVE = resolve_target("x86:native")
+NATIVE = resolve_cpu("x86:native")
 FACTORY = """
 import torch
 from torch import nn
@@ -87,7 +87,7 @@ def test_second_compile_measures_nothing(tmp_path: Path, measurers: list[FakeMea
 
 
 @pytest.mark.parametrize("tune", [-1, 2.5, True, "8"])
-def test_compile_refuses_other_numbers_of_trials(tune: object) -> None:
+def test_compile_refuses_other_numbers_of_trials(tune: Any) -> None:
     with pytest.raises(TersorError, match="tune must be a whole number of trials"):
         tersor.compile(network(), (X,), tune=tune)
 
@@ -202,7 +202,7 @@ def test_graph_of_one_op_keeps_its_numbers() -> None:
     graph = tersor.from_torch(network(), (X,))
     conv = next(op for op in graph.ops if op.name == "conv2d")
     (actual,) = graph_of(conv).evaluate(X)
-    torch.testing.assert_close(actual, network()[0](X).detach())
+    torch.testing.assert_close(actual, network().get_submodule("0")(X).detach())
 
 
 def test_a_batch_systems_end_keeps_everything(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tersor.tests.random_graphs import GraphBuilder
 EXACT = f"low-rank{{ranks=fixed:{RANK}}}"
 
 
-def run(graph: Graph, pipeline: str, **options: object):
+def run(graph: Graph, pipeline: str, **options: Any):
     return PassManager(as_pipeline(pipeline)).run(graph, **options)
 
 
@@ -78,7 +79,7 @@ def captured(graph: Graph, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tenso
     seen: dict = {}
     tersor.ir.evaluate(graph, batch, lambda op, results: seen.update({op.results[0]: results[0]}))
     (op,) = [one for one in graph.ops if one.location == "second"]
-    return seen[op.result], seen[op.x]
+    return seen[op.result], seen[op.inputs[0]]
 
 
 # The referee ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from tersor.passes.numeric import deviation, seeded_inputs
 from tersor.tests.checks import kinds, run_checked
 from tersor.tests.passes.lowrank.planted import RANK, conv_graph, linear_graph, planted
 
-GEOMETRIES = (
+GEOMETRIES: tuple[dict[str, Any], ...] = (
     {},
     {"padding": (1, 1, 1, 1)},
     {"stride": (2, 1), "padding": (1, 0, 2, 3)},
@@ -95,7 +97,7 @@ def test_is_a_trainable_module(method: str):
     assert all(one.grad is not None and one.grad.abs().max() > 0 for one in module.parameters())
     with torch.no_grad():
         for one in module.parameters():
-            one -= 0.1 * one.grad
+            one.sub_(0.1 * torch.as_tensor(one.grad))
     fresh.load_state_dict(module.state_dict())
     back = tersor.from_torch(fresh.eval(), (x,))
     (expected,) = back.evaluate(x)
@@ -109,7 +111,7 @@ def test_next_method_is_one_registration(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(registry.METHODS, "entries", dict(registry.METHODS.entries))
 
     @register_method("mirror")
-    class Mirror(METHODS.find("svd")):
+    class Mirror(METHODS.find("svd")):  # type: ignore[misc]
         parts = ("one", "two")
 
     assert issubclass(Mirror, Factorization)

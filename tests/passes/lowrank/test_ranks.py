@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tersor.passes.lowrank import RankRule, Spectrum, register_rank_rule
 from tersor.passes.lowrank.ranks import parse_rank_rule, registry
 from tersor.passes.lowrank.ranks.registry import RANK_RULES
 from tersor.passes.lowrank.ranks.vbmf import _limit, _noise_variance, _tau, vbmf_rank
+from tersor.targets import resolve_target
 from tersor.tests.checks import refusals
 from tersor.tests.passes.lowrank.planted import conv_graph, planted
 from tersor.tests.random_graphs import GraphBuilder
@@ -97,16 +99,9 @@ def test_macs_counts_layers_that_stay():
         run_passes(net(), "low-rank{ranks=macs:0.2,multiple=16}")
 
 
-class Target:
-    """As much of a target as the pass asks for."""
-
-    def lanes(self, dtype_bytes: int = 4) -> int:
-        return 8
-
-
-@pytest.mark.parametrize(("options", "target"), [("", Target()), (",multiple=8", None)])
+@pytest.mark.parametrize(("options", "target"), [("", resolve_target("x86:avx2")), (",multiple=8", None)])
 @pytest.mark.parametrize("rule", ["vbmf", "energy:0.6", "macs:0.5", "fixed:3"])
-def test_ranks_fill_vectors(rule: str, options: str, target: object):
+def test_ranks_fill_vectors(rule: str, options: str, target: Any):
     outcome = PassManager(as_pipeline(f"low-rank{{ranks={rule}{options}}}")).run(net(), target=target)
     cores = [tensor.shape[:2] for id, tensor in outcome.graph.weights.items() if id.endswith(".core")]
     assert cores

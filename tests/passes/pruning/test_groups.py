@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tersor.ir import Graph, TensorType, Value
+from tersor.ir import Graph, Op, TensorType, Value
 from tersor.ir.ops import (
     AdaptiveAvgPool2dOp,
     AddOp,
@@ -215,17 +217,17 @@ def test_linear_layers_of_a_transformer():
 
 
 @pytest.mark.parametrize("kind", [LayerNormOp, SoftmaxOp, MeanOp, MatmulOp, AttentionOp])
-def test_ops_that_read_all_channels_together_refuse(kind: type):
+def test_ops_that_read_all_channels_together_refuse(kind: type[Op]):
     b = builder(2, 5, 8)
     x = b.linear(b.graph.inputs[0], 8)
-    made = {
+    made: dict[type[Op], Callable[[], Value]] = {
         LayerNormOp: lambda: b.op(LayerNormOp, x, dims=1),
         SoftmaxOp: lambda: b.op(SoftmaxOp, x, axis=2),
         MeanOp: lambda: b.op(MeanOp, x, axes=(2,), keepdim=True),
         MatmulOp: lambda: b.op(MatmulOp, x, x, transpose_rhs=True),
         AttentionOp: lambda: b.op(AttentionOp, x, x, x),
-    }[kind]()
-    channels = check_exact(b.done(b.linear(made, 4)))
+    }
+    channels = check_exact(b.done(b.linear(made[kind](), 4)))
     assert not channels.groups
     reason = channels.held[0][1]
     assert kind.name in reason and ("reads all channels together" in reason or "combines them" in reason)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from tersor.passes.pruning.criteria import registry
 from tersor.passes.pruning.criteria.registry import CRITERIA
 from tersor.passes.pruning.prune import PruneChannels
 from tersor.passes.pruning.select import Limits, select
+from tersor.targets import resolve_target
 from tersor.tests.checks import kinds, refusals, rules
 from tersor.tests.passes.pruning.zeroing import pruned, zeroed
 from tersor.tests.random_graphs import GraphBuilder
@@ -35,20 +38,13 @@ def residual_net(width: int = 16) -> Graph:
     return b.done(b.conv(b.op(ReluOp, b.op(AddOp, x, y)), 5, 1, location="classify"))
 
 
-def run(graph: Graph, pipeline: str, **options: object) -> PassOutcome:
+def run(graph: Graph, pipeline: str, **options: Any) -> PassOutcome:
     manager = PassManager(as_pipeline(pipeline), (VerifyEach(), CheckEach()))
     return manager.run(graph, **options)
 
 
 def channels_of(graph: Graph) -> dict[str, int]:
     return {op.location: op.result.shape[1] for op in graph.ops if isinstance(op, Conv2dOp)}
-
-
-class Target:
-    """As much of a target as the pass asks for."""
-
-    def lanes(self, dtype_bytes: int = 4) -> int:
-        return 8
 
 
 @pytest.mark.parametrize("criterion", CRITERIA.names())
@@ -120,11 +116,11 @@ def fingerprint(pipeline: str) -> str:
 
 def test_kept_counts_are_multiples():
     graph = residual_net(32)
-    for options, target in (("macs=0.6", Target()), ("macs=0.6,multiple=8", None)):
+    for options, target in (("macs=0.6", resolve_target("x86:avx2")), ("macs=0.6,multiple=8", None)):
         small = run_passes(graph, f"prune-channels{{{options}}}", target=target)
         assert all(count % 8 == 0 for where, count in channels_of(small).items() if where != "classify")
         assert small.cost().macs <= 0.6 * graph.cost().macs
-    odd = run_passes(graph, "prune-channels{macs=0.6,multiple=1}", target=Target())
+    odd = run_passes(graph, "prune-channels{macs=0.6,multiple=1}", target=resolve_target("x86:avx2"))
     assert any(count % 8 for where, count in channels_of(odd).items() if where != "classify")
 
 
@@ -173,7 +169,7 @@ def test_a_new_criterion_is_one_registration(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(registry.CRITERIA, "entries", dict(registry.CRITERIA.entries))
 
     @register_criterion("first-channels")
-    def first_channels(groups: list[ChannelGroup], scoring: Scoring) -> list[np.ndarray]:
+    def first_channels(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[np.ndarray]:
         return [-np.arange(group.size) / group.size for group in groups]
 
     small = run_passes(residual_net(), "prune-channels{criterion=first-channels}")

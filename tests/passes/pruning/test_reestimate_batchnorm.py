@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def measured_by_pytorch(module: nn.Module, images: list[torch.Tensor]) -> list[t
     module.train()
     for image in images:
         module(image)
-    return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+    return [torch.as_tensor(one) for norm in norms for one in (norm.running_mean, norm.running_var)]
 
 
 @pytest.mark.parametrize(("options", "chunk"), [("", 6), ("{chunk=3}", 3), ("{chunk=1}", 1)])
@@ -100,7 +101,7 @@ def test_bisection_leaves_norms_alone():
         ([(torch.full((2, 3, 8, 8), math.nan),)], "activations that are not finite at batch_norm at '1'"),
     ],
 )
-def test_bad_data(calibration: object, message: str):
+def test_bad_data(calibration: Any, message: str):
     graph = tersor.from_torch(network(), batches(1)[0])
     with pytest.raises(TersorError, match=message):
         run_passes(graph, "reestimate-batchnorm", calibration=calibration)
