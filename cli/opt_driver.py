@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from ..ir import Graph, TersorError, save_ir, weights_loaded
 from ..ir.files import check_writable, make_folder, write_text
 from ..ir.weights import read_tensors
 from ..passes import Latency, Pipeline
+from ..passes.base import Machine
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Surroundings:
         Of ``tersor opt`` that bring these back, for reproducers.
     """
 
-    target: Any
-    calibration: Iterable[Sequence[Any]] | None
+    target: Machine | None
+    calibration: Iterable[Sequence[torch.Tensor]] | None
     latency: Latency | None
     options: tuple[str, ...]
 

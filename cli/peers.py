@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..ir import TersorError
+from ..ir.foreign import UserObject
 
 if TYPE_CHECKING:
     from ..targets import Executable
@@ -26,7 +27,7 @@ def check_peers(names: Sequence[str]) -> None:
 
 
 def compare_with_peers(
-    executable: Executable, model: Any, inputs: Any, names: Sequence[str], begin: Callable[[str], None]
+    executable: Executable, model: UserObject, inputs: UserObject, names: Sequence[str], begin: Callable[[str], None]
 ) -> Any:
     """Time ``executable`` and other runtimes on ``model``, from which it was compiled; returns the Comparison.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from ..compiler import CompileOptions, as_graph
 from ..ir import Graph, TersorError
 from ..ir.files import check_writable
+from ..ir.foreign import UserObject
 from ..targets import Target
 from .data import CalibrationData
 from .evaluation import Evaluation, Model
@@ -19,11 +19,11 @@ from .session import Job, Session, StepObserver
 
 
 def compress(
-    graph_or_module: Any,
-    example_inputs: Any = None,
+    graph_or_module: UserObject,
+    example_inputs: UserObject = None,
     *,
     pipeline: str,
-    data: Callable[[], Iterable[Any]] | Iterable[Any] | None = None,
+    data: Callable[[], Iterable[UserObject]] | Iterable[UserObject] | None = None,
     target: str | Target = "x86:native",
     evaluate: Callable[[Model], float] | None = None,
     max_drop: float | None = None,
@@ -100,11 +100,11 @@ def compress(
     return Session(job, observer or StepObserver()).run()
 
 
-def _as_data(data: Any, graph: Graph) -> CalibrationData | None:
+def _as_data(data: UserObject, graph: Graph) -> CalibrationData | None:
     return data if data is None or isinstance(data, CalibrationData) else CalibrationData(data, graph)
 
 
-def _as_evaluation(evaluate: Any) -> Evaluation | None:
+def _as_evaluation(evaluate: UserObject) -> Evaluation | None:
     if evaluate is None or isinstance(evaluate, Evaluation):
         return evaluate
     if not callable(evaluate):

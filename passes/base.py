@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ..ir import Graph, Op, RewriteLog, Rewriter, TensorType, TersorError
 from .report import Verdict
@@ -86,8 +86,7 @@ class Latency(Protocol):
 class LayoutCosts(Protocol):
     """What physical layouts cost on a target, in whole numbers of some unit of time or traffic.
 
-    Only sums are compared, so the unit does not matter; whole numbers keep the sums exact. `PassContext.target` makes
-    one by its method ``layout_costs()``, which answers None where kernels take row-major tensors only.
+    Only sums are compared, so the unit does not matter; whole numbers keep the sums exact.
     """
 
     def access(self, type: TensorType) -> int:
@@ -99,6 +98,28 @@ class LayoutCosts(Protocol):
         ...
 
 
+class Machine(Protocol):
+    """What passes ask of the machine to optimize for."""
+
+    @property
+    def name(self) -> str:
+        """As users write it."""
+        ...
+
+    @property
+    def integer_kernels(self) -> bool:
+        """Whether there are kernels for 8-bit integers."""
+        ...
+
+    def lanes(self) -> int:
+        """Elements of float32 that kernels work on at once."""
+        ...
+
+    def layout_costs(self) -> LayoutCosts | None:
+        """What storing tensors in channel blocks costs; None where kernels take row-major tensors only."""
+        ...
+
+
 @dataclass
 class PassContext:
     """What a pass may look at besides the graph; shared by all passes of one run.
@@ -106,7 +127,7 @@ class PassContext:
     Attributes
     ----------
     target
-        The machine to optimize for, or None; passes ask its ``lanes()`` and ``layout_costs()``, nothing else.
+        The machine to optimize for, or None.
     calibration
         Batches of inputs, one sequence of tensors each, or None; may be iterated repeatedly.
     log
@@ -121,7 +142,7 @@ class PassContext:
         What the referee (`tersor.passes.referee`) decided, appended by it.
     """
 
-    target: Any = None
+    target: Machine | None = None
     calibration: Iterable[Sequence[torch.Tensor]] | None = None
     log: RewriteLog = field(default_factory=RewriteLog)
     latency: Latency | None = None
@@ -131,7 +152,7 @@ class PassContext:
 
     def lanes(self, unknown: int) -> int:
         """Elements of float32 in a vector register of the target; ``unknown`` without one."""
-        return unknown if self.target is None else int(self.target.lanes())
+        return unknown if self.target is None else self.target.lanes()
 
     def rewriter(self, graph: Graph) -> Rewriter:
         """A rewriter for ``graph`` that keeps the run's log."""

@@ -10,12 +10,11 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 
 from ..ir import Graph, TersorError, check_inputs
-from .base import Pass, PassError
+from .base import Machine, Pass, PassError
 from .manager import PassManager
 from .numeric import difference, seeded_inputs
 from .pipeline import Pipeline, as_pipeline, print_pass
@@ -56,8 +55,8 @@ def bisect(
     pipeline: str | Pipeline | Sequence[Pass],
     *,
     inputs: Sequence[torch.Tensor] | None = None,
-    target: Any = None,
-    calibration: Iterable[Sequence[Any]] | None = None,
+    target: Machine | None = None,
+    calibration: Iterable[Sequence[torch.Tensor]] | None = None,
     tolerance: float | None = None,
 ) -> Culprit | None:
     """Find the first rewrite after which the outputs differ from the reference, or the verifier fails.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
+
+import torch
 
 from ..ir import Graph, IRError, RewriteLog, TersorError, verify, weights_loaded
-from .base import Latency, Pass, PassContext, PassError
+from .base import Latency, Machine, Pass, PassContext, PassError
 from .instruments.base import CheckFailure, Instrument, PassStep
 from .pipeline import Pipeline, as_pipeline, print_pass
 from .report import PassRecord, Report
@@ -48,8 +50,8 @@ class PassManager:
         self,
         graph: Graph,
         *,
-        target: Any = None,
-        calibration: Iterable[Sequence[Any]] | None = None,
+        target: Machine | None = None,
+        calibration: Iterable[Sequence[torch.Tensor]] | None = None,
         latency: Latency | None = None,
     ) -> PassOutcome:
         """Run all passes on a clone of ``graph``.
@@ -132,8 +134,8 @@ def run_passes(
     graph: Graph,
     pipeline: str | Pipeline | Sequence[Pass],
     *,
-    target: Any = None,
-    calibration: Iterable[Sequence[Any]] | None = None,
+    target: Machine | None = None,
+    calibration: Iterable[Sequence[torch.Tensor]] | None = None,
     latency: Latency | None = None,
     instruments: Sequence[Instrument] = (),
     bisect_limit: int | None = None,

@@ -33,7 +33,6 @@ from ..unfuse import take_apart
 from .placement import check_patterns, float_layers, refusal, stored_as_integers
 
 _RULE = "quantize-annotate"
-_FAMILIES = ("x86", "arm")  # of targets with templates for 8-bit integers
 
 
 @register_pass(_RULE, purpose="quantize")
@@ -77,8 +76,7 @@ class QuantizeAnnotate(Pass):
 
 def check_order(graph: Graph, context: PassContext, rule: str) -> None:
     """Raise TersorError where a graph, or a target, cannot be quantized."""
-    family = getattr(context.target, "family", None)
-    if family is not None and family not in _FAMILIES:
+    if context.target is not None and not context.target.integer_kernels:
         raise TersorError(f"{context.target.name} has no kernels for 8-bit integers; leave out {rule}")
     for op in graph.ops:
         if isinstance(op, RelayoutOp):

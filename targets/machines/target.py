@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
+from ...ir.foreign import Json
 from .layout_costs import MemoryTraffic
 
 ALIGNMENT = 64  # bytes; where every buffer of a program starts, and what its kernels assume
@@ -25,6 +26,7 @@ class Target:
 
     name: str
     family: str
+    integer_kernels: ClassVar[bool] = True  # whether there are kernels for 8-bit integers
 
     def lanes(self, dtype_bytes: int = 4) -> int:
         """Elements of ``dtype_bytes`` bytes that kernels load at once."""
@@ -34,7 +36,7 @@ class Target:
         """What storing tensors in channel blocks costs, for the pass ``layout``; None where no kernel takes them."""
         return None
 
-    def tvm_target(self) -> dict[str, Any]:
+    def tvm_target(self) -> dict[str, Json]:
         """The JSON target that TVM's code generator takes."""
         raise NotImplementedError
 
@@ -81,7 +83,7 @@ class Cpu(Target):
     def layout_costs(self) -> MemoryTraffic | None:
         return MemoryTraffic(self.cores) if self.channel_blocks else None
 
-    def tvm_target(self) -> dict[str, Any]:
+    def tvm_target(self) -> dict[str, Json]:
         options = {"mtriple": self.mtriple} if self.mtriple else {}
         return {"kind": "llvm", "mcpu": self.mcpu, "num-cores": self.cores, **options}
 
@@ -118,12 +120,13 @@ class Gpu(Target):
     shared_bytes: int = 48 * 1024
     warp: int = 32
     block_threads: int = 1024
+    integer_kernels: ClassVar[bool] = False
 
     def lanes(self, dtype_bytes: int = 4) -> int:
         """Elements of ``dtype_bytes`` bytes that one thread loads at once."""
         return _CHUNK_BYTES // dtype_bytes
 
-    def tvm_target(self) -> dict[str, Any]:
+    def tvm_target(self) -> dict[str, Json]:
         return {
             "kind": "cuda",
             "arch": self.architecture,

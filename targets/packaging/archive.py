@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from .manifest import ArtifactError, Member
 
@@ -57,7 +57,7 @@ class ArchiveWriter:
         finally:
             self._file.close()
 
-    def add(self, name: str, size: int, chunks: Iterable[Any]) -> Member:
+    def add(self, name: str, size: int, chunks: Iterable[bytes | bytearray | memoryview]) -> Member:
         """Append a member of ``size`` bytes that come as buffers; returns its size and digest."""
         digest = _StreamDigest()
         large = size >= _ZIP64_THRESHOLD
@@ -160,7 +160,7 @@ class _StreamDigest:
         self._chunk = hashlib.sha256()
         self._missing = _CHUNK_BYTES
 
-    def update(self, data: Any) -> None:
+    def update(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data).cast("B")
         while len(view) >= self._missing:
             self._chunk.update(view[: self._missing])
@@ -184,11 +184,11 @@ def _chunks(data: memoryview) -> Iterator[memoryview]:
     return (data[start : start + _CHUNK_BYTES] for start in range(0, len(data), _CHUNK_BYTES))
 
 
-def _sha256(data: Any) -> bytes:
+def _sha256(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _directory(file: Any, data: memoryview) -> tuple[dict[str, zipfile.ZipInfo], bytes]:
+def _directory(file: IO[bytes], data: memoryview) -> tuple[dict[str, zipfile.ZipInfo], bytes]:
     """The zip's members by name, and its comment."""
     try:
         with zipfile.ZipFile(file) as archive:

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -183,7 +183,7 @@ def index_constants(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Constant, ..
     return tuple(constants), end
 
 
-def constant_chunks(tensors: Sequence[torch.Tensor]) -> Iterator[Any]:
+def constant_chunks(tensors: Sequence[torch.Tensor]) -> Iterator[bytes | memoryview]:
     """The bytes of all constants, as `index_constants` places them."""
     for tensor in tensors:
         if tensor.numel():

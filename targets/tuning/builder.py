@@ -6,14 +6,15 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from .process import OutOfMemoryError, Worker, WorkerDiedError, WorkerError, WorkerStartError, WorkerTimeoutError
 from .worker import Preparation
 
+ReturnT = TypeVar("ReturnT")
 BUILDER_MODULES = (f"{__package__}.candidate",)
 
-_Job = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
+_Job = tuple[Future[Any], Callable[..., object], tuple[object, ...]]
 
 
 class WorkerPool(Executor):
@@ -64,9 +65,9 @@ class WorkerPool(Executor):
         for event in list(self._imported):
             event.wait()
 
-    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:  # type: ignore[override]
+    def submit(self, function: Callable[..., ReturnT], /, *arguments: object) -> Future[ReturnT]:  # type: ignore[override]
         """Call ``function(*arguments)`` in one of the workers; the function is found there by its name."""
-        future: Future[Any] = Future()
+        future: Future[ReturnT] = Future()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool has been shut down")

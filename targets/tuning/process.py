@@ -10,12 +10,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import TypeVar
 
 import psutil
 
 from ...ir import TersorError
 from .worker import Cause, Preparation, Reply
+
+ReturnT = TypeVar("ReturnT")
 
 START_TIMEOUT = 120.0  # seconds; importing PyTorch and TVM takes 2 to 4 on an idle machine
 _END_TIMEOUT = 5.0
@@ -125,12 +127,12 @@ class Worker:
             self._receive(START_TIMEOUT, "starting")
             self._ready = True
 
-    def call(self, function: Callable[..., Any], *arguments: object, timeout: float | None = None) -> Any:
+    def call(self, function: Callable[..., ReturnT], *arguments: object, timeout: float | None = None) -> ReturnT:
         """Call ``function(*arguments)`` in the process: `begin` and `finish`."""
         self.begin(function, *arguments, timeout=timeout)
         return self.finish(function, timeout)
 
-    def begin(self, function: Callable[..., Any], *arguments: object, timeout: float | None = None) -> None:
+    def begin(self, function: Callable[..., object], *arguments: object, timeout: float | None = None) -> None:
         """Have the process call ``function(*arguments)`` as soon as it is ready; raises WorkerDiedError if it is gone.
 
         Parameters
@@ -143,7 +145,7 @@ class Worker:
         self.is_busy = True
         self._send((function, arguments, timeout))
 
-    def finish(self, function: Callable[..., Any], timeout: float | None = None) -> Any:
+    def finish(self, function: Callable[..., ReturnT], timeout: float | None = None) -> ReturnT:
         """Wait for what ``function`` returns, which was begun.
 
         Parameters

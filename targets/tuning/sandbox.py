@@ -14,7 +14,7 @@ from .worker import Preparation
 
 _KILLED = 9  # the signal that Linux ends a process by when memory runs out
 
-Setup = tuple[Callable[..., None], tuple[object, ...]]
+Setup = tuple[Callable[..., object], tuple[object, ...]]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
@@ -47,7 +47,7 @@ class Preparation:
 class Reply:
     """The answer to one call: a value, or one line that says what went wrong."""
 
-    value: object = None
+    value: Any = None  # what the function returned
     error: str = ""
     cause: Cause = "function"  # of the error: the memory or the machine, or else the function itself
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ..base import Expr, Index
+from ..registry import Spec
 from ..vector.accumulation import Accumulation
 from ..vector.bfloat16 import check_numbers
 from ..vector.builder import RegisterTile, constant, load, loop, store
@@ -144,7 +144,7 @@ def check_rows(rows: int, cols: int, shape: tuple[int, ...], dtype: str) -> None
     check_numbers(dtype)
 
 
-def row_extents(spec: Any) -> tuple[int, ...]:
+def row_extents(spec: Spec) -> tuple[int, ...]:
     """Extents of the dimensions that count rows: those of the logical shape without its last, or just ``(rows,)``."""
     return spec.shape[:-1] if len(spec.shape) > 1 else (spec.rows,)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -51,7 +50,7 @@ def make_prim_func(
     return ib.get()
 
 
-def _importing(llvm_ir: str) -> contextlib.AbstractContextManager[Any]:
+def _importing(llvm_ir: str) -> contextlib.AbstractContextManager[object]:
     """Make functions written in LLVM's language known to the statements inside; they are inlined."""
     if not llvm_ir:
         return contextlib.nullcontext()

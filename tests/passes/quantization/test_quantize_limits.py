@@ -12,6 +12,7 @@ import torch
 from tersor.ir import DType, Graph, Op, TersorError, ops, structurally_equal
 from tersor.ir.ops import AvgPool2dOp, Conv2dOp, DequantizeOp, QuantizeOp, ReluOp, SoftmaxOp
 from tersor.passes import PassManager, as_pipeline, run_passes
+from tersor.targets import resolve_target
 from tersor.tests.checks import kinds, record_of, refusals
 from tersor.tests.passes.quantization.networks import FEWEST_DECIBELS, STEPS, builder, data, decibels, quantized
 
@@ -134,12 +135,6 @@ def test_a_graph_that_would_be_slower_stays_whole():
 # Order and targets ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Machine:
-    name: str
-    family: str
-
-
 def test_what_cannot_be_quantized_says_why():
     b = builder()
     graph = b.done(b.conv(b.graph.inputs[0], 16))
@@ -148,7 +143,7 @@ def test_what_cannot_be_quantized_says_why():
     with pytest.raises(TersorError, match=r"the range of input 'x' is not known; run quantize-calibrate first"):
         quantized(graph, "quantize-annotate,quantize-realize")
     with pytest.raises(TersorError, match=r"cuda:sm_90 has no kernels for 8-bit integers"):
-        quantized(graph, target=Machine("cuda:sm_90", "cuda"))
+        quantized(graph, target=resolve_target("cuda:sm_90"))
     with pytest.raises(TersorError, match=r"activations must be u8 or i8, not f32"):
         quantized(graph, "quantize{activations=f32}")
     with pytest.raises(TersorError, match=r"unknown pass 'bias-corection'; did you mean 'bias-correction'"):
