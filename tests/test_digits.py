@@ -9,6 +9,7 @@ import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -166,7 +167,7 @@ def test_small_network_is_quantized_pruned_and_fine_tuned(quick: tuple[Digits, D
 def test_command_line_names(monkeypatch: pytest.MonkeyPatch, quick: tuple[Digits, Digits]):
     monkeypatch.chdir(Path(__file__).parents[1])
     loaded = load_model("examples.digits:vgg")
-    assert isinstance(loaded.model, nn.Module) and len(loaded.example_inputs) == 1
+    assert isinstance(loaded.model, nn.Module) and len(cast(tuple[torch.Tensor], loaded.example_inputs)) == 1
     assert loaded.to_graph().inputs[0].shape == (1, 1, 28, 28)
 
 

@@ -47,7 +47,7 @@ class Everything(nn.Module):
 
     def forward(
         self, x: torch.Tensor, parts: Any, mask: torch.Tensor | None = None, *, ids: Any, scale: float = 1.0
-    ) -> dict[str, Any]:
+    ) -> dict[Any, Any]:
         doubled = x * 2 * scale
         return {
             "pair": Pair(doubled, None),

@@ -102,7 +102,7 @@ def test_indices_that_nothing_reads_are_not_computed(check):
 def test_pooling_and_its_inverse(check):
     def there_and_back(x: torch.Tensor) -> torch.Tensor:
         pooled, places = F.max_pool2d(x, 2, return_indices=True)
-        return F.max_unpool2d(pooled * 2, places, 2)
+        return F.max_unpool2d(pooled * 2, places, (2, 2))
 
     check(there_and_back, torch.randn(2, 3, 6, 8))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from tersor.ir import Graph
@@ -54,12 +56,18 @@ def test_transposed_convolutions_in_bf16():
 def volumes() -> Graph:
     b = builder(x=(2, 20, 4, 5, 6), clip=(1, 3, 5, 9, 8))
     x, clip = b.graph.inputs
-    same = {"padding": (1,) * 6}
+    same: dict[str, Any] = {"padding": (1,) * 6}
     first = b.op(ReluOp, b.op(Conv3dOp, x, b.weight(24, 20, 3, 3, 3), b.weight(24), **same))
     second = b.op(AddOp, b.op(Conv3dOp, first, b.weight(24, 12, 3, 1, 1), None, padding=(1, 0, 0) * 2, groups=2), first)
     joined = b.op(ConcatOp, second, b.op(SliceOp, first, axis=1, start=8, stop=24), axis=1)
     pooled = b.op(SigmoidOp, b.op(MaxPool3dOp, joined, kernel=(3, 2, 3), stride=(2, 2, 1), padding=(1, 0, 1)))
-    window = {"kernel": (2, 3, 3), "stride": (1, 2, 2), "padding": (1, 1, 0), "ceil": True, "count_include_pad": False}
+    window: dict[str, Any] = {
+        "kernel": (2, 3, 3),
+        "stride": (1, 2, 2),
+        "padding": (1, 1, 0),
+        "ceil": True,
+        "count_include_pad": False,
+    }
     mean = b.op(MeanOp, b.op(AvgPool3dOp, second, **window), axes=(2, 3, 4), keepdim=True)
     kernel = b.weight(18, 3, 2, 5, 5)
     stem = b.op(Conv3dOp, clip, kernel, b.weight(18), stride=(2, 2, 2), padding=(1, 2, 2, 0, 2, 1), dilation=(2, 1, 1))
