@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from ...ir import DType, Value
+from ...ir import DType, Op, Value
 from ...ir.ops import (
     AdaptiveAvgPool2dOp,
     AddOp,
@@ -23,144 +23,90 @@ from ...ir.ops import (
     MaxPool3dOp,
     MulOp,
 )
-from ...ir.ops.pooling import Pool3dAttrs
+from ...ir.ops.pooling import Pool3dAttrs, PoolOp
 from ..context import Context, pair, triple
-from ..registry import Converted, converter
+from ..registry import Converted, Converter, converter, register_each
 from .indexing import take
 from .windows import Windows, lowest
 
 aten = torch.ops.aten
 
 
-@converter(aten.max_pool2d.default)
-def max_pool2d(
-    ctx: Context,
-    x: Value,
-    kernel_size: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    ceil_mode: bool = False,
-) -> Value:
-    attrs = MaxPool2dOp.attrs_type(
-        kernel=pair(kernel_size),
-        stride=pair(stride or kernel_size),
-        padding=pair(padding),
-        dilation=pair(dilation),
-        ceil=ceil_mode,
-    )
-    return _batched(ctx, x, lambda batch: ctx.emit(MaxPool2dOp, batch, attrs=attrs))
+def _max_pool(kind: type[PoolOp], has_indices: bool) -> Converter:
+    def convert(
+        ctx: Context,
+        x: Value,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        ceil_mode: bool = False,
+    ) -> Converted:
+        attrs = _attrs(kind, kernel_size, stride, padding, dilation, ceil=ceil_mode)
+        largest = _batched(ctx, kind, x, attrs)
+        return _with_indices(ctx, x, largest, attrs) if has_indices else largest
+
+    return convert
 
 
-@converter(aten.max_pool3d.default)
-def max_pool3d(
-    ctx: Context,
-    x: Value,
-    kernel_size: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0, 0),
-    dilation: Sequence[int] = (1, 1, 1),
-    ceil_mode: bool = False,
-) -> Value:
-    attrs = MaxPool3dOp.attrs_type(
-        kernel=triple(kernel_size),
-        stride=triple(stride or kernel_size),
-        padding=triple(padding),
-        dilation=triple(dilation),
-        ceil=ceil_mode,
-    )
-    return _batched(ctx, x, lambda batch: ctx.emit(MaxPool3dOp, batch, attrs=attrs), 3)
+register_each(
+    {
+        aten.max_pool2d.default: (MaxPool2dOp, False),
+        aten.max_pool3d.default: (MaxPool3dOp, False),
+        aten.max_pool2d_with_indices.default: (MaxPool2dOp, True),
+        aten.max_pool3d_with_indices.default: (MaxPool3dOp, True),
+    },
+    lambda entry: _max_pool(*entry),
+)
 
 
-@converter(aten.max_pool2d_with_indices.default)
-def max_pool2d_with_indices(
-    ctx: Context,
-    x: Value,
-    kernel_size: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    ceil_mode: bool = False,
-) -> Converted:
-    largest = max_pool2d(ctx, x, kernel_size, stride, padding, dilation, ceil_mode)
-    return _with_indices(ctx, x, largest, 2, kernel_size, stride, padding, dilation, ceil_mode)
+def _attrs(
+    kind: type[PoolOp],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int] = 1,
+    **others: bool,
+) -> Any:
+    """Attributes of a pooling, with one number for each dimension of its window."""
+    each = triple if issubclass(kind.attrs_type, Pool3dAttrs) else pair
+    window = {"kernel": kernel, "stride": stride or kernel, "padding": padding, "dilation": dilation}
+    return kind.attrs_type(**{name: each(numbers) for name, numbers in window.items()}, **others)
 
 
-@converter(aten.max_pool3d_with_indices.default)
-def max_pool3d_with_indices(
-    ctx: Context,
-    x: Value,
-    kernel_size: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0, 0),
-    dilation: Sequence[int] = (1, 1, 1),
-    ceil_mode: bool = False,
-) -> Converted:
-    largest = max_pool3d(ctx, x, kernel_size, stride, padding, dilation, ceil_mode)
-    return _with_indices(ctx, x, largest, 3, kernel_size, stride, padding, dilation, ceil_mode)
-
-
-def _with_indices(ctx: Context, x: Value, largest: Value, rank: int, *window: Any) -> Converted:
+def _with_indices(ctx: Context, x: Value, largest: Value, attrs: Any) -> Converted:
     """``largest`` and where it lies in its plane: where the window begins, plus what its tap adds."""
     if 1 not in ctx.used_results:
         return largest, None
-    windows = Windows.over(x.shape[-rank:], *window)
+    plane = x.shape[-len(attrs.kernel) :]
+    windows = Windows.over(plane, attrs.kernel, attrs.stride, attrs.padding, attrs.dilation, attrs.ceil)
     taps = ctx.emit(ArgMaxOp, windows.stacked(ctx, x, 0, lowest(x.type.dtype)), attrs=ArgMaxOp.attrs_type(axis=0))
     offsets = ctx.emit(EmbeddingOp, ctx.constant(windows.tap_offsets()[:, None], "offsets"), taps)
     begins = ctx.constant(windows.first_elements(), "begins")
     return largest, ctx.emit(AddOp, ctx.reshape(offsets, largest.shape), begins)
 
 
-@converter(aten.avg_pool2d.default)
-def avg_pool2d(
-    ctx: Context,
-    x: Value,
-    kernel_size: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0),
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Value:
-    attrs = AvgPool2dOp.attrs_type(
-        kernel=pair(kernel_size),
-        stride=pair(stride or kernel_size),
-        padding=pair(padding),
-        ceil=ceil_mode,
-        count_include_pad=count_include_pad,
-    )
-    means = _batched(ctx, x, lambda batch: ctx.emit(AvgPool2dOp, batch, attrs=attrs))
-    return _divided(ctx, means, functional.avg_pool2d, x.shape[-2:], attrs, divisor_override)
+def _avg_pool(kind: type[PoolOp]) -> Converter:
+    def convert(
+        ctx: Context,
+        x: Value,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: int | Sequence[int] = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Value:
+        attrs = _attrs(kind, kernel_size, stride, padding, ceil=ceil_mode, count_include_pad=count_include_pad)
+        is_deep = len(x.shape) == 5 and x.shape[1] == 1 and attrs.kernel[1:] == (1, 1)
+        if is_deep and not any(attrs.padding) and not ceil_mode:
+            return _mean_over_depth(ctx, x, attrs, divisor_override)
+        return _divided(ctx, _batched(ctx, kind, x, attrs), x.shape[-len(attrs.kernel) :], attrs, divisor_override)
+
+    return convert
 
 
-@converter(aten.avg_pool3d.default)
-def avg_pool3d(
-    ctx: Context,
-    x: Value,
-    kernel_size: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0, 0),
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Value:
-    attrs = Pool3dAttrs(
-        kernel=triple(kernel_size),
-        stride=triple(stride or kernel_size),
-        padding=triple(padding),
-        ceil=ceil_mode,
-        count_include_pad=count_include_pad,
-    )
-    if (
-        len(x.shape) == 5
-        and x.shape[1] == 1
-        and attrs.kernel[1:] == (1, 1)
-        and not any(attrs.padding)
-        and not ceil_mode
-    ):
-        return _mean_over_depth(ctx, x, attrs, divisor_override)
-    means = _batched(ctx, x, lambda batch: ctx.emit(AvgPool3dOp, batch, attrs=attrs), 3)
-    return _divided(ctx, means, functional.avg_pool3d, x.shape[-3:], attrs, divisor_override)
+register_each({aten.avg_pool2d.default: AvgPool2dOp, aten.avg_pool3d.default: AvgPool3dOp}, _avg_pool)
 
 
 def _mean_over_depth(ctx: Context, x: Value, attrs: Any, divisor: int | None) -> Value:
@@ -170,14 +116,13 @@ def _mean_over_depth(ctx: Context, x: Value, attrs: Any, divisor: int | None) ->
     return ctx.emit(MulOp, total, ctx.operand(1 / (divisor or attrs.kernel[0]), x.type.dtype))
 
 
-def _divided(
-    ctx: Context, means: Value, pool: Callable[..., torch.Tensor], plane: Sequence[int], attrs: Any, divisor: int | None
-) -> Value:
+def _divided(ctx: Context, means: Value, plane: Sequence[int], attrs: Any, divisor: int | None) -> Value:
     """Means as sums over ``divisor``: times what they have been divided by, and divided by that."""
     if divisor is None:
         return means
     window = (attrs.kernel, attrs.stride, attrs.padding, attrs.ceil, attrs.count_include_pad)
     ones = torch.ones(1, 1, *plane, dtype=torch.float64)
+    pool = functional.avg_pool2d if len(plane) == 2 else functional.avg_pool3d
     counts = pool(ones, *window, divisor_override=1) / pool(ones, *window)
     factors = (counts.nan_to_num(1) / divisor).to(means.type.dtype.torch)
     if bool((factors == factors.flatten()[0]).all()):
@@ -188,15 +133,15 @@ def _divided(
 @converter(aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default)
 def adaptive_avg_pool2d(ctx: Context, x: Value, output_size: Sequence[int]) -> Value:
     attrs = AdaptiveAvgPool2dOp.attrs_type(size=pair(output_size))
-    return _batched(ctx, x, lambda batch: ctx.emit(AdaptiveAvgPool2dOp, batch, attrs=attrs))
+    return _batched(ctx, AdaptiveAvgPool2dOp, x, attrs)
 
 
 @converter(aten.adaptive_avg_pool3d.default, aten._adaptive_avg_pool3d.default)
-def adaptive_avg_pool3d(ctx: Context, x: Value, output_size: Sequence[int]) -> Value:
+def adaptive_avg_pool3d(ctx: Context, x: Value, output_size: Sequence[int]) -> Converted:
     """Windows of one size are an average pooling; others are averaged over height and width, then over depth."""
     size, plane = triple(output_size), x.shape[-3:]
     if not any(extent % parts for extent, parts in zip(plane, size, strict=True)):
-        return avg_pool3d(ctx, x, [extent // parts for extent, parts in zip(plane, size, strict=True)])
+        return _avg_pool(AvgPool3dOp)(ctx, x, [extent // parts for extent, parts in zip(plane, size, strict=True)])
     frames = ctx.reshape(x, (math.prod(x.shape[:-4]), math.prod(x.shape[-4:-2]), *plane[1:]))
     flat = adaptive_avg_pool2d(ctx, frames, size[1:])
     columns = ctx.reshape(flat, (math.prod(x.shape[:-4]), x.shape[-4], plane[0], size[1] * size[2]))
@@ -217,7 +162,7 @@ def _adaptive_max(ctx: Context, x: Value, size: Sequence[int]) -> Converted:
     """Windows of one size are a pooling; of others, the elements are looked up, the last ones again in smaller ones."""
     rank, plane = len(size), x.shape[-len(size) :]
     if not any(extent % parts for extent, parts in zip(plane, size, strict=True)):
-        pool = max_pool2d_with_indices if rank == 2 else max_pool3d_with_indices
+        pool = _max_pool(MaxPool2dOp if rank == 2 else MaxPool3dOp, has_indices=True)
         return pool(ctx, x, [extent // parts for extent, parts in zip(plane, size, strict=True)])
     positions = torch.zeros((), dtype=torch.int64)
     for extent, parts in zip(plane, size, strict=True):
@@ -241,9 +186,9 @@ def _adaptive_max(ctx: Context, x: Value, size: Sequence[int]) -> Converted:
     return largest, ctx.reshape(indices, shape)
 
 
-def _batched(ctx: Context, x: Value, pool: Callable[[Value], Value], rank: int = 2) -> Value:
+def _batched(ctx: Context, kind: type[Op], x: Value, attrs: Any) -> Value:
     """Pool [C,H,W], or [C,D,H,W], as a batch of one."""
-    if len(x.shape) == rank + 2:
-        return pool(x)
-    result = pool(ctx.reshape(x, (1, *x.shape)))
+    if len(x.shape) == (5 if isinstance(attrs, Pool3dAttrs) else 4):
+        return ctx.emit(kind, x, attrs=attrs)
+    result = ctx.emit(kind, ctx.reshape(x, (1, *x.shape)), attrs=attrs)
     return ctx.reshape(result, result.shape[1:])
