@@ -47,8 +47,7 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
 @selects(Conv3dOp)
 def select_conv3d(group: Group, context: KernelContext) -> Kernel:
     """``conv3d``, bias and epilogue fused; the result is blocked."""
-    op = group.anchor
-    assert isinstance(op, Conv3dOp)
+    op = group.anchor_as(Conv3dOp)
     dtype = anchor_type(group)
     source, weight, bias, result = _operands(group, context)
     batch, channels, frames, height, width = source.type.shape

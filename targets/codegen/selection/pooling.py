@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal
 
 from ....ir import TensorType, Value
-from ....ir.ops import AdaptiveAvgPool2dOp, AvgPool2dOp, AvgPool3dOp, MaxPool2dOp, MaxPool3dOp
+from ....ir.ops import AdaptiveAvgPool2dOp, AvgPool2dOp, AvgPool3dOp, MaxPool2dOp, MaxPool3dOp, Pool2dOp, PoolOp
 from ...templates import loops
 from ...templates.base import Epilogue
 from ...templates.windows import pooling
@@ -29,8 +29,7 @@ from .fallback import last_kernel, loop_kernel
 @selects(MaxPool2dOp, AvgPool2dOp)
 def select_pool2d(group: Group, context: KernelContext) -> Kernel:
     """``pool2d`` with the epilogue fused."""
-    op = group.anchor
-    assert isinstance(op, MaxPool2dOp | AvgPool2dOp)
+    op = group.anchor_as(Pool2dOp)
     attrs, (batch, channels, height, width) = op.attrs, op.x.shape
     spec = pooling.PoolSpec(
         batch,
@@ -55,8 +54,7 @@ def select_pool3d(group: Group, context: KernelContext) -> Kernel:
 
     Maxima are made of maxima, and means of means, since a window's count is the product of those along its sides.
     """
-    op = group.anchor
-    assert isinstance(op, MaxPool3dOp | AvgPool3dOp)
+    op = group.anchor_as(PoolOp)
     attrs, dtype, source = op.attrs, anchor_type(group), blocked_operand(group, context)
     block = source.type.channel_block
     mode: Literal["max", "avg"] = "max" if isinstance(op, MaxPool3dOp) else "avg"

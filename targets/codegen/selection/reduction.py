@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....ir.ops import MaxOp, MeanOp, MinOp, ProdOp, SumOp
+from ....ir.ops import MaxOp, MeanOp, MinOp, ProdOp, ReduceOp, SumOp
 from ...templates import loops
 from ...templates.rows import reduce
 from ...templates.vector.storage import STORAGE
@@ -18,8 +18,7 @@ _FUNCTIONS = {MeanOp: "mean", SumOp: "sum", ProdOp: "prod", MaxOp: "max", MinOp:
 @selects(*_FUNCTIONS)
 def select_reduce(group: Group, context: KernelContext) -> Kernel:
     """``global_pool2d`` in channel blocks, else ``reduce``."""
-    op = group.anchor
-    assert isinstance(op, MeanOp | SumOp | ProdOp | MaxOp | MinOp)
+    op = group.anchor_as(ReduceOp)
     data = group.operand(0)
     result = View.whole(group.result)
     if not isinstance(op, MeanOp) and STORAGE[data.type.dtype] in loops.INTEGERS and not data.type.channel_block:
