@@ -30,4 +30,4 @@ def llvm_level(monkeypatch: pytest.MonkeyPatch) -> None:
     The tests of kernels and of networks override this: they run what users get. What the others look at are graphs,
     programs, files and commands.
     """
-    monkeypatch.setattr(Cpu, "tvm_target", lambda target: _tvm_target(target) | {"opt-level": 1})
+    monkeypatch.setattr(Cpu, "tvm_target", lambda target: _tvm_target(target) | {"opt-level": 0})

@@ -67,7 +67,7 @@ def narrow(value: Expr) -> Expr:
     Emits a statement: the value is computed once.
     """
     lanes = value.ty.dtype.lanes
-    register = T.alloc_buffer((lanes,), "float32")
+    register = T.alloc_buffer((lanes,), "float32", layout=None)
     index = 0 if lanes == 1 else tirx.Ramp(0, 1, lanes)
     T.buffer_store(register, value, [index])
     return nearest(register[index])

@@ -119,14 +119,15 @@ class RegisterTile:
 
     Each vector is a small buffer of its own in the default scope: TVM puts those on the stack, from where LLVM promotes
     them to registers whatever happens between the accesses. (In scope ``local``, or all in one larger buffer, TVM would
-    call its workspace allocator for each tile.)
+    call its workspace allocator for each tile.) It has no layout: TVM's default one says the same as none, and takes
+    longer to make than all the rest of a buffer.
     """
 
     def __init__(self, count: int, lanes: int, dtype: str = "float32") -> None:
         self.count = count
         self.lanes = lanes
         self.dtype = dtype
-        self._vectors = [T.alloc_buffer((lanes,), dtype) for _ in range(count)]
+        self._vectors = [T.alloc_buffer((lanes,), dtype, layout=None) for _ in range(count)]
 
     def __getitem__(self, index: int) -> Expr:
         return load(self._vectors[index], 0, self.lanes)

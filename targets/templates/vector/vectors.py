@@ -35,7 +35,7 @@ def in_register(value: Expr) -> Expr:
     statement would do, but TVM's simplifier substitutes bound values back in, which takes seconds for a chain of them.
     """
     lanes = lanes_of(value)
-    register = T.alloc_buffer((lanes,), dtype_of(value, 1))
+    register = T.alloc_buffer((lanes,), dtype_of(value, 1), layout=None)
     store(register, 0, value, lanes)
     return load(register, 0, lanes)
 
