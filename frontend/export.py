@@ -152,7 +152,7 @@ def lower(program: ExportedProgram) -> ExportedProgram:
     _refuse_writes_to_shared_memory(program)
     try:
         with tracing(), _dropout_as_alias(program):
-            composite, others = _decompositions(frozenset(CONVERTERS))
+            composite, others = decompositions(frozenset(CONVERTERS))
             return _decompose_exported_program(
                 program,
                 cia_to_decomp=composite,
@@ -165,7 +165,7 @@ def lower(program: ExportedProgram) -> ExportedProgram:
 
 
 @functools.lru_cache(maxsize=1)
-def _decompositions(kept: frozenset[OpOverload]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+def decompositions(kept: frozenset[OpOverload]) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """How PyTorch decomposes what is not ``kept``: operators that are composed of others, and all the rest.
 
     `ExportedProgram.run_decompositions` would work this out for every program anew, and also override each of the

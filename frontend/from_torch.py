@@ -12,6 +12,7 @@ from ..ir import Graph, TersorError, TersorWarning
 from . import converters as _converters  # noqa: F401  (fills the table of converters)
 from .export import ExampleInputs, check_static, export, lower
 from .program import ProgramConverter, class_name
+from .structure import structure_of
 
 
 def from_torch(
@@ -66,8 +67,10 @@ def from_torch(
         kind = type(module).__name__
         raise TersorError(f"from_torch takes an nn.Module or a torch.export.ExportedProgram, not {kind}")
     check_static(program)
-    converter = ProgramConverter(lower(program), name)
+    program = lower(program)
+    converter = ProgramConverter(program, name)
     graph = converter.convert()
+    graph.structure = structure_of(program)
     for message in converter.suspicious:
         warnings.warn(message, TersorWarning, stacklevel=2)
     return graph

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import operator
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind
+from torch.export.graph_signature import (
+    ConstantArgument,
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+)
 
 from ..ir import Graph, IRError, TensorType, TersorError, Value, shorten
 from .context import Context
 from .errors import Operator, UnsupportedError
 from .export import name_of, path_of, writes_in_place
 from .registry import CONVERTERS, Converted, Inexpressible
-from .structure import structure_of, user_results
 from .tensors import check_weight, input_type, is_row_major, result_types, suspicion
 
 
@@ -28,6 +35,34 @@ def class_name(program: ExportedProgram) -> str:
     return "program"
 
 
+class FunctionalProgram(Protocol):
+    """What a converter needs of an `ExportedProgram`."""
+
+    @property
+    def graph(self) -> fx.Graph: ...
+
+    @property
+    def graph_signature(self) -> ExportGraphSignature: ...
+
+    @property
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    @property
+    def constants(self) -> Mapping[str, Any]: ...
+
+
+def user_results(program: FunctionalProgram) -> list[Any]:
+    """What a program returns to its caller, flat: nodes, and constants."""
+    return [one for spec, one in results_of(program) if spec.kind is OutputKind.USER_OUTPUT]
+
+
+def results_of(program: FunctionalProgram) -> list[tuple[OutputSpec, Any]]:
+    """All that a program returns, with what each is."""
+    results: Any = program.graph.output_node().args[0]
+    flat = results if isinstance(results, tuple | list) else [results]
+    return list(zip(program.graph_signature.output_specs, flat, strict=True))
+
+
 class ProgramConverter:
     """Builds the graph of a program that `tersor.frontend.export.lower` has prepared.
 
@@ -37,9 +72,11 @@ class ProgramConverter:
         The result.
     suspicious
         What is strange about the weights, for warnings.
+    unsupported, unsupported_calls
+        The calls that could not be converted, for messages, and all nodes whose results are unknown therefore.
     """
 
-    def __init__(self, program: ExportedProgram, name: str) -> None:
+    def __init__(self, program: FunctionalProgram, name: str) -> None:
         self.program = program
         self.suspicious: list[str] = []
         self.weight_specs: dict[fx.Node, InputSpec] = {}
@@ -65,6 +102,7 @@ class ProgramConverter:
         self.values: dict[fx.Node, Converted | None] = dict(zip(inputs, self.graph.inputs, strict=True))
         self.weight_ids: dict[tuple[Any, ...], str] = {}
         self.unsupported: list[Operator] = []
+        self.unsupported_calls: set[fx.Node] = set()
 
     def convert(self) -> Graph:
         """Convert every call that is used or writes in place; raises UnsupportedError with all that failed."""
@@ -74,17 +112,18 @@ class ProgramConverter:
         for node in self.program.graph.nodes:
             if node.op == "call_function" and (node.users or writes_in_place(node)):
                 self.values[node] = self._convert_call(node)
+                if self.values[node] is None:
+                    self.unsupported_calls.add(node)
         if self.unsupported:
             raise UnsupportedError(self.unsupported)
         self.graph.outputs = self._outputs()
         self.graph.states = tuple(self.states.values())
-        self.graph.structure = structure_of(self.program)
         return self.graph
 
     # Calls ----------------------------------------------------------------------------------------------------
 
     def _convert_call(self, node: fx.Node) -> Converted | None:
-        """The node's result; None if it is unknown because something before it is not supported."""
+        """The node's result, or something of its type if it is not supported; None if it has no type in the IR."""
         if node.target is operator.getitem:
             return self._item(node)
         types = result_types(node)
@@ -93,7 +132,7 @@ class ProgramConverter:
         if convert is None:
             return self._fail(node, "", types)
         if any(self._value(argument) is None for argument in node.all_input_nodes):
-            return None
+            return self._stand_in(node, types)
         self.context.location, self.context.types = path_of(node), types
         self.context.used_results = frozenset(
             user.args[1] for user in node.users if user.target is operator.getitem and user.users
@@ -118,8 +157,12 @@ class ProgramConverter:
         return parts[index]
 
     def _fail(self, node: fx.Node, reason: str, types: tuple[TensorType | None, ...]) -> Any:
-        """Note an unsupported call, and stand in values of the right types so that what follows is checked too."""
+        """Note an unsupported call; values of the right types stand in, so that what follows is checked too."""
         self.unsupported.append(Operator(name_of(node.target), path_of(node), reason))
+        return self._stand_in(node, types)
+
+    def _stand_in(self, node: fx.Node, types: tuple[TensorType | None, ...]) -> Any:
+        self.unsupported_calls.add(node)
         stand_ins = tuple(None if type is None else Value(type) for type in types)
         return stand_ins if len(stand_ins) != 1 else stand_ins[0]
 
@@ -158,9 +201,8 @@ class ProgramConverter:
 
     def _outputs(self) -> tuple[Value, ...]:
         """What the program returns, and then the new values of its states in their order."""
-        results: Any = self.program.graph.output_node().args[0]
         updates: dict[str, Value] = {}
-        for spec, result in zip(self.program.graph_signature.output_specs, results, strict=True):
+        for spec, result in results_of(self.program):
             if spec.kind is OutputKind.BUFFER_MUTATION:
                 updates[str(spec.target)] = self._value(result)
             elif spec.kind is OutputKind.PARAMETER_MUTATION:

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils._pytree import TreeSpec
 
 from ..ir import Structure, TersorError, Tree, shorten
 from ..ir.structure import class_name
+from .program import user_results
 from .program_json import PLAIN_CONTAINERS
 
 # In the metadata of a program that was read from a file: what it returns, as JSON that names classes.
@@ -37,13 +38,6 @@ def structure_of(program: ExportedProgram) -> Structure:
     if len(names) == len(positional.children):
         positional = replace(positional, keys=names)
     return Structure(positional, keyword, result)
-
-
-def user_results(program: ExportedProgram) -> list[Any]:
-    """What a program returns to its caller, flat: nodes, and constants."""
-    specs = program.graph_signature.output_specs
-    results: Any = program.graph.output_node().args[0]
-    return [one for spec, one in zip(specs, results, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
 
 
 def _constant(value: Any) -> Tree:
