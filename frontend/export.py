@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_buffer_registration_hook
 from torch.utils._pytree import tree_map_only
 
 from ..ir import TersorError
+from .decompositions import DECOMPOSITIONS
 from .errors import Operator, UnsupportedError
 from .registry import CONVERTERS, DROPOUTS
 
@@ -175,6 +176,7 @@ def decompositions(kept: frozenset[OpOverload]) -> tuple[dict[Any, Any], dict[An
     for overload in kept:
         table.pop(overload, None)
     table.update(get_decompositions(_DECOMPOSED_TOO))
+    table.update(DECOMPOSITIONS)
     composite, others = _split_decomp_table_to_cia_and_python_decomp(dict(table.items()))
     return {op: call for op, call in composite.items() if not isinstance(call, functools.partial)}, others
 

@@ -20,5 +20,6 @@ from . import (
     order,
     pooling,
     reduction,
+    resizing,
     special,
 )

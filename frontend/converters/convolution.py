@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from ...ir import Value
-from ...ir.ops import Conv2dOp, Conv3dOp, ConvTranspose2dOp
+from ...ir.ops import Conv2dOp, Conv3dOp, ConvTranspose2dOp, PadOp
 from ..context import Context, pair, triple
 from ..registry import converter
+from .windows import concat
 
 aten = torch.ops.aten
 Sides = tuple[int, int, int, int]  # top, left, bottom, right
@@ -112,7 +114,8 @@ def _transposed(
     """A sequence is an image of height 1."""
     spatial = len(weight.shape) - 2
     if spatial > 2:
-        ctx.refuse(f"{spatial}-dimensional transposed convolution")
+        triples = (triple(stride), triple(padding), triple(output_padding), triple(dilation))
+        return _transposed_volume(ctx, x, weight, bias, *triples, groups)
     front = (1,) * (2 - spatial)
     attrs = ConvTranspose2dOp.attrs_type(
         stride=pair((*front, *stride)),
@@ -127,3 +130,66 @@ def _transposed(
     parts = ctx.reshape(weight, (groups, inputs // groups, outputs, *front, *window))
     filters = ctx.reshape(ctx.permute(parts, (0, 2, 1, 3, 4)), (groups * outputs, inputs // groups, *front, *window))
     return ctx.reshape(ctx.emit(ConvTranspose2dOp, image, filters, bias, attrs=attrs), ctx.result_type.shape)
+
+
+def _transposed_volume(
+    ctx: Context,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: tuple[int, int, int],
+    padding: tuple[int, int, int],
+    output_padding: tuple[int, int, int],
+    dilation: tuple[int, int, int],
+    groups: int,
+) -> Value:
+    """Frames of the result with one remainder by the stride in depth are one transposed convolution of images.
+
+    Their channels are those of all frames that a kernel reaches.
+    """
+    *_, inputs, frames, height, width = x.shape
+    *_, results, rows, columns = ctx.result_type.shape
+    batch, outputs, steps = math.prod(x.shape[:-4]), groups * weight.shape[1], stride[0]
+    volume = ctx.reshape(x, (batch, groups, inputs // groups, frames, height, width))
+    parts = ctx.reshape(weight, (groups, inputs // groups, *weight.shape[1:]))
+    attrs = ConvTranspose2dOp.attrs_type(stride[1:], padding[1:], output_padding[1:], dilation[1:], groups)
+    count = -(-results // steps)
+    phases = []
+    for phase in range(steps):
+        # Result q * steps + phase reads frame q + shift with a tap.
+        reached = [(tap, phase + padding[0] - tap * dilation[0]) for tap in range(weight.shape[2])]
+        used = [(tap, distance // steps) for tap, distance in reached if distance % steps == 0]
+        if not used:
+            type = x.type.with_shape((batch, outputs, count, rows, columns))
+            phases.append(ctx.full(0, type) if bias is None else _per_channel(ctx, bias, type.shape))
+            continue
+        moved = concat(ctx, [_moved(ctx, volume, shift, count) for _, shift in used], 2)
+        images = ctx.reshape(ctx.permute(moved, (0, 3, 1, 2, 4, 5)), (batch * count, len(used) * inputs, height, width))
+        taps = concat(ctx, [ctx.slice(parts, 3, tap, tap + 1) for tap, _ in used], 3)
+        filters = ctx.reshape(
+            ctx.permute(taps, (0, 2, 3, 1, 4, 5)), (outputs, len(used) * inputs // groups, *weight.shape[3:])
+        )
+        made = ctx.emit(ConvTranspose2dOp, images, filters, bias, attrs=attrs)
+        phases.append(ctx.permute(ctx.reshape(made, (batch, count, outputs, rows, columns)), (0, 2, 1, 3, 4)))
+    apart = [ctx.reshape(one, (batch, outputs, count, 1, rows, columns)) for one in phases]
+    whole = ctx.reshape(concat(ctx, apart, 3), (batch, outputs, count * steps, rows, columns))
+    return ctx.reshape(ctx.slice(whole, 2, 0, results), ctx.result_type.shape)
+
+
+def _moved(ctx: Context, volume: Value, shift: int, count: int) -> Value:
+    """``count`` frames, of which number 0 is frame ``shift``; zeros before the first and after the last one."""
+    frames = volume.shape[3]
+    first, last = min(max(shift, 0), frames), max(min(shift + count, frames), 0)
+    before = min(max(-shift, 0), count)
+    if first >= last:
+        return ctx.full(0, volume.type.with_shape((*volume.shape[:3], count, *volume.shape[4:])))
+    taken = ctx.slice(volume, 3, first, last)
+    after = count - before - (last - first)
+    if not before and not after:
+        return taken
+    sides = [(0, 0, 0, amount, 0, 0) for amount in (before, after)]
+    return ctx.emit(PadOp, taken, attrs=PadOp.attrs_type(*sides))
+
+
+def _per_channel(ctx: Context, numbers: Value, shape: Sequence[int]) -> Value:
+    return ctx.expand(ctx.reshape(numbers, (*numbers.shape, 1, 1, 1)), shape)

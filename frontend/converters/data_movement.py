@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from ...ir import Value
-from ...ir.ops import ConcatOp, PadOp
+from ...ir.ops import PadOp
 from ..context import Context, Number, axis_of
 from ..registry import Converted, converter
 from .indexing import put_slice, take
+from .windows import Windows, concat
 
 aten = torch.ops.aten
 
@@ -143,7 +144,7 @@ def _replace(ctx: Context, x: Value, new: Value, axis: int, first: int, last: in
     head = [ctx.slice(x, axis, 0, first)] if first else []
     tail = [ctx.slice(x, axis, last, x.shape[axis])] if last < x.shape[axis] else []
     parts = [*head, *([new] if first < last else []), *tail]
-    return parts[0] if len(parts) == 1 else _concat(ctx, parts, axis)
+    return concat(ctx, parts, axis)
 
 
 @converter(aten.copy.default)
@@ -155,22 +156,18 @@ def copy(ctx: Context, x: Value, src: Value, non_blocking: bool = False) -> Valu
 # Joins and padding ----------------------------------------------------------------------------------------------
 
 
-def _concat(ctx: Context, parts: Sequence[Value], axis: int) -> Value:
-    return ctx.emit(ConcatOp, *parts, attrs=ConcatOp.attrs_type(axis=axis))
-
-
 @converter(aten.cat.default, aten.concat.default, aten.concatenate.default)
 def cat(ctx: Context, tensors: Sequence[Value], dim: int = 0) -> Value:
     # PyTorch skips empty tensors of rank 1 whatever the rank of the others.
     parts = [ctx.cast(part, ctx.dtype) for part in tensors if part.shape != (0,) or ctx.result_type.rank == 1]
-    return _concat(ctx, parts, axis_of(dim, ctx.result_type.rank))
+    return concat(ctx, parts, axis_of(dim, ctx.result_type.rank))
 
 
 @converter(aten.stack.default)
 def stack(ctx: Context, tensors: Sequence[Value], dim: int = 0) -> Value:
     axis = axis_of(dim, ctx.result_type.rank)
     rows = [ctx.cast(part, ctx.dtype) for part in tensors]
-    return _concat(ctx, [ctx.reshape(row, (*row.shape[:axis], 1, *row.shape[axis:])) for row in rows], axis)
+    return concat(ctx, [ctx.reshape(row, (*row.shape[:axis], 1, *row.shape[axis:])) for row in rows], axis)
 
 
 @converter(aten.pad.default)
@@ -236,5 +233,19 @@ def roll(ctx: Context, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()
         extent = x.shape[axis]
         cut = -shift % extent if extent else 0
         if cut:
-            x = _concat(ctx, [ctx.slice(x, axis, cut, extent), ctx.slice(x, axis, 0, cut)], axis)
+            x = concat(ctx, [ctx.slice(x, axis, cut, extent), ctx.slice(x, axis, 0, cut)], axis)
     return x
+
+
+@converter(aten.im2col.default)
+def unfold(
+    ctx: Context,
+    x: Value,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> Value:
+    """Windows as columns: [N,C,H,W] -> [N, C * taps, windows]."""
+    windows = Windows.over(x.shape[-2:], kernel_size, stride, padding, dilation)
+    return ctx.reshape(windows.stacked(ctx, x, len(x.shape) - 2), ctx.result_type.shape)

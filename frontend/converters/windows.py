@@ -84,7 +84,7 @@ class Windows:
     def stacked(self, ctx: Context, x: Value, axis: int, fill: float = 0.0) -> Value:
         """The parts of all taps along a new dimension ``axis``."""
         parts = [ctx.reshape(part, (*part.shape[:axis], 1, *part.shape[axis:])) for part in self.parts(ctx, x, fill)]
-        return parts[0] if len(parts) == 1 else ctx.emit(ConcatOp, *parts, attrs=ConcatOp.attrs_type(axis=axis))
+        return concat(ctx, parts, axis)
 
     def first_elements(self) -> torch.Tensor:
         """Where each window begins among the elements of one plane, which may be before it: [*out] of int64."""
@@ -99,6 +99,11 @@ class Windows:
         for count, step, pad, extent in zip(counts, steps, before, self.extents, strict=True):
             total = total[..., None] * extent + torch.arange(count) * step - pad
         return total
+
+
+def concat(ctx: Context, parts: Sequence[Value], axis: int) -> Value:
+    """The parts one after another; a single one as it is."""
+    return parts[0] if len(parts) == 1 else ctx.emit(ConcatOp, *parts, attrs=ConcatOp.attrs_type(axis=axis))
 
 
 def lowest(dtype: DType) -> float:

@@ -4,7 +4,7 @@
 softmax-last-axis                   softmax(x) along another axis -> permute(softmax(permute(x))) along the last one
 log-softmax                         log_softmax(x) -> d - log(sum(exp(d))), where d = x - max(x), for float32
 few-outputs                         conv_transpose2d(x, w) with few channels -> crop(pixel_shuffle(conv2d(x, w')))
-linear-to-matmul                    linear(x, w, b) -> matmul(x, w^T) + b for a weight that is computed from inputs
+…                                   layers whose weight is computed from inputs: see `computed_weights`
 ==================================  ==========================================================
 """
 
@@ -12,16 +12,13 @@ from __future__ import annotations
 
 from torch.nn import functional
 
-from ...ir import DType, Op, Rewriter, Value
+from ...ir import DType, Op, Rewriter
 from ...ir.ops import (
-    AddOp,
     BatchNormOp,
     Conv2dOp,
     ConvTranspose2dOp,
     ExpOp,
-    LinearOp,
     LogOp,
-    MatmulOp,
     MaxOp,
     PermuteOp,
     ReshapeOp,
@@ -31,6 +28,7 @@ from ...ir.ops import (
     SumOp,
 )
 from ..matching import numbers, replace, tensor, weight_name
+from . import computed_weights
 
 _CHANNEL_QUANTUM = 16  # channels that kernels compute at a time
 _FEW_OUTPUTS_GAIN = 2  # by how much fewer multiply-adds pay for moving the results
@@ -117,28 +115,4 @@ def _whole(channels: int) -> int:
     return -(-channels // _CHANNEL_QUANTUM) * _CHANNEL_QUANTUM
 
 
-def linear_to_matmul(op: Op, rewriter: Rewriter) -> bool:
-    """linear(x, w, b) -> matmul(x, w^T) + b."""
-    if not isinstance(op, LinearOp) or op.x.type.rank < 2 or not _depends_on_inputs(op.weight):
-        return False
-    if not rewriter.commit("linear-to-matmul", op):
-        return False
-    product = rewriter.create(MatmulOp, (op.x, op.weight), MatmulOp.attrs_type(transpose_rhs=True)).result
-    replace(rewriter, op, product if op.bias is None else rewriter.create(AddOp, (product, op.bias)).result)
-    return True
-
-
-def _depends_on_inputs(value: Value) -> bool:
-    """Whether constant folding will leave ``value`` to be computed."""
-    pending, seen = [value], set()
-    while pending:
-        op = (current := pending.pop()).op
-        if op is None:
-            return True
-        if current not in seen:
-            seen.add(current)
-            pending.extend(op.inputs)
-    return False
-
-
-RULES = (softmax_last_axis, log_softmax, few_outputs, linear_to_matmul)
+RULES = (softmax_last_axis, log_softmax, few_outputs, *computed_weights.RULES)

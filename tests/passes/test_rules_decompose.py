@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tersor.ir import DType, Graph, TensorType
-from tersor.ir.ops import ConvTranspose2dOp, LinearOp, MulOp, SoftmaxOp
+from tersor.ir import DType, Graph, Op, TensorType
+from tersor.ir.ops import Conv2dOp, Conv3dOp, ConvTranspose2dOp, LinearOp, MulOp, SoftmaxOp
 from tersor.tests.checks import kinds, refusals, rules, run_checked
 from tersor.tests.random_graphs import GraphBuilder
 from tersor.tests.targets.compiled import check
@@ -95,3 +95,42 @@ def test_batch_normalisation_is_folded_before_outputs_are_moved():
     assert "batch normalisation behind it" in refusals(outcome)[0]
     assert kinds(outcome.graph)[0] == "conv2d"
     assert "mul" not in kinds(outcome.graph)
+
+
+def computed(
+    kind: type[Op], shape: tuple[int, ...], weight: tuple[int, ...], bias: bool = True, **attrs: object
+) -> Graph:
+    """A layer whose weight is an input, and its bias too."""
+    inputs = {"x": TensorType(shape), "w": TensorType(weight), "b": TensorType(weight[:1])}
+    b = GraphBuilder(inputs)
+    x, w, numbers = b.graph.inputs
+    return b.done(b.op(kind, x, w, numbers if bias else None, **attrs))
+
+
+COMPUTED = {
+    "conv": computed(Conv2dOp, (2, 4, 6, 7), (6, 4, 3, 2), stride=(2, 1), padding=(1, 0, 2, 1), dilation=(1, 2)),
+    "depthwise": computed(Conv2dOp, (1, 4, 5, 5), (4, 1, 3, 3), bias=False, padding=(1, 1, 1, 1), groups=4),
+    "pointwise, groups": computed(Conv2dOp, (2, 4, 5, 5), (6, 2, 1, 1), groups=2),
+    "volume": computed(Conv3dOp, (1, 4, 3, 4, 5), (2, 4, 2, 3, 1), stride=(1, 2, 1), padding=(1, 0, 0, 0, 1, 0)),
+}
+COMPUTED_TRANSPOSED = {
+    "strides": computed(
+        ConvTranspose2dOp, (2, 4, 3, 4), (6, 4, 3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2)
+    ),
+    "much cut off": computed(ConvTranspose2dOp, (1, 4, 6, 5), (2, 2, 2, 3), padding=(3, 0), dilation=(1, 2), groups=2),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_convolution_whose_weight_is_computed(name: str):
+    run_checked(COMPUTED[name], "canonicalize", fires="conv-to-matmul")
+
+
+@pytest.mark.parametrize("name", COMPUTED_TRANSPOSED)
+def test_transposed_convolution_whose_weight_is_computed(name: str):
+    run_checked(COMPUTED_TRANSPOSED[name], "canonicalize", fires="transposed-to-conv")
+
+
+def test_computed_weights_compile():
+    check(COMPUTED["conv"], pipeline="O3,layout")
+    check(COMPUTED_TRANSPOSED["strides"], pipeline="O3,layout")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
+from tersor.frontend import from_torch
 from tersor.ir import Graph
 from tersor.ir.ops import (
     AddOp,
@@ -84,3 +86,27 @@ def test_volumes():
 
 def test_volumes_in_bf16():
     check(run_passes(volumes(), "O3,to-bf16"), pipeline="layout", tolerance=2e-2)
+
+
+class Moves(torch.nn.Module):
+    """What moves elements of pictures about."""
+
+    def forward(self, x: torch.Tensor, grid: torch.Tensor, volume: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pooled, places = F.max_pool2d(x, 3, 2, 1, return_indices=True)
+        unpooled = F.max_unpool2d(pooled, places, 2, 2, output_size=x.shape[2:])
+        columns = F.unfold(x, 3, padding=1, stride=2)
+        sampled = F.grid_sample(x, grid, align_corners=False)
+        far = F.grid_sample(x, grid, mode="nearest", padding_mode="reflection", align_corners=True)
+        smaller = F.interpolate(x, scale_factor=0.6, mode="bicubic", antialias=True)
+        unequal = F.adaptive_max_pool2d(x, (3, 5), return_indices=True)
+        deep = F.conv_transpose3d(volume, torch.ones(4, 3, 2, 2, 3), stride=(2, 2, 1))
+        return (unpooled, F.fold(columns, x.shape[2:], 3, padding=1, stride=2), sampled, far, smaller, *unequal, deep)
+
+
+def test_moves_of_pictures():
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 5, 8, 10), torch.rand(2, 6, 7, 2) * 3 - 1.5, torch.randn(1, 4, 2, 3, 3))
+    graph = from_torch(Moves(), inputs)
+    check(graph, *inputs, pipeline="O3,layout")
+    for ours, theirs in zip(graph.evaluate(*inputs), Moves()(*inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
