@@ -1,4 +1,4 @@
-"""Random modules, compiled, against eager; `tests/random_modules.py` says what they are and checks more of them."""
+"""Random modules (`random_programs.py`), compiled, against eager; `random_modules.py` checks more of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tersor.tests.random_modules import BATCH, PIPELINES, Program, check, random_program, smallest, verdicts
+from tersor.tests.random_modules import BATCH, check, smallest, verdicts
+from tersor.tests.random_programs import PIPELINES, Program, random_program
 
 QUICK, MANY = 200, 4000  # programs
 
