@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import tersor
-from tersor.ir import Graph, TensorType, ops
+from tersor.ir import Graph, TensorType, ops, save_ir
 from tersor.passes import run_passes
 from tersor.targets import resolve_target
 from tersor.targets.codegen import interruptible, relax_module
@@ -99,6 +102,33 @@ def test_an_interrupt_ends_the_wait_for_a_native_call():
     finally:
         timer.join()
         release.set()
+
+
+ENDLESS = """
+import os, signal, threading
+from tersor.cli.main import main
+from tersor.targets.codegen import relax_module
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def build(*arguments):
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    threading.Event().wait()
+
+relax_module.build = build
+main(["compile", "model.ir", "-o", "model.tersor"])
+"""
+
+
+def test_an_interrupt_ends_the_command_while_llvm_goes_on(tmp_path: Path):
+    b = GraphBuilder({"x": TensorType((2, 3))})
+    save_ir(b.done(b.op(ops.ReluOp, b.graph.inputs[0])), tmp_path / "model.ir")
+    ended = subprocess.run(  # it raises TimeoutExpired where Python waits for the call
+        [sys.executable, "-c", ENDLESS], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 130
+    assert ended.stderr.endswith("generate code …\n")  # no traceback
+    assert {path.name for path in tmp_path.iterdir()} == {"model.ir", "model.safetensors"}
 
 
 def test_a_native_calls_result_and_error_arrive():
