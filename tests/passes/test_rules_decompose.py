@@ -97,9 +97,7 @@ def test_batch_normalisation_is_folded_before_outputs_are_moved():
     assert "mul" not in kinds(outcome.graph)
 
 
-def computed(
-    kind: type[Op], shape: tuple[int, ...], weight: tuple[int, ...], bias: bool = True, **attrs: object
-) -> Graph:
+def computed(kind: type[Op], shape: tuple[int, ...], weight: tuple[int, ...], bias: bool = True, **attrs: Any) -> Graph:
     """A layer whose weight is an input, and its bias too."""
     inputs = {"x": TensorType(shape), "w": TensorType(weight), "b": TensorType(weight[:1])}
     b = GraphBuilder(inputs)

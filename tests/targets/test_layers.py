@@ -93,7 +93,7 @@ class Moves(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, grid: torch.Tensor, volume: torch.Tensor) -> tuple[torch.Tensor, ...]:
         pooled, places = F.max_pool2d(x, 3, 2, 1, return_indices=True)
-        unpooled = F.max_unpool2d(pooled, places, 2, 2, output_size=x.shape[2:])
+        unpooled = F.max_unpool2d(pooled, places, (2, 2), (2, 2), output_size=x.shape[2:])
         columns = F.unfold(x, 3, padding=1, stride=2)
         sampled = F.grid_sample(x, grid, align_corners=False)
         far = F.grid_sample(x, grid, mode="nearest", padding_mode="reflection", align_corners=True)
