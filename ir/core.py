@@ -158,11 +158,10 @@ class Op:
 
     def __init_subclass__(cls, *, name: str = "", attrs: type[Attrs] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        declared = [entry for entry in vars(cls).values() if isinstance(entry, Operand)]
-        if declared:
-            cls.signature = tuple(declared)
-            for index, operand in enumerate(declared):
-                operand.index = index
+        declared = tuple(entry for entry in vars(cls).values() if isinstance(entry, Operand))
+        for index, operand in enumerate(declared, start=len(cls.signature)):
+            operand.index = index
+        cls.signature += declared
         if attrs is not None:
             cls.attrs_type = attrs
         if name:

@@ -19,6 +19,7 @@ from . import (
     normalization,
     order,
     pooling,
+    recurrent,
     reduction,
     resizing,
     special,

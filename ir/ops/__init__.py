@@ -19,4 +19,5 @@ from .normalization import *
 from .order import *
 from .pooling import *
 from .quantization import *
+from .recurrent import *
 from .reduction import *

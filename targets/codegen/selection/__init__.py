@@ -15,5 +15,6 @@ from . import (
     matmul,
     normalization,
     pooling,
+    recurrent,
     reduction,
 )
