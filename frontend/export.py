@@ -284,9 +284,14 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+# PyTorch's recurrent modules list their weights anew when they are traced.
+_RNN_ATTRIBUTES = r"The tensor attributes (self[.\w]*\._flat_weights\[\d+\](, )?)+ were assigned during export"
+
+
 @contextmanager
 def tracing() -> Iterator[None]:
     """Keep other threads from tracing, whose state PyTorch holds in global variables; hide its own deprecations."""
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+        warnings.filterwarnings("ignore", category=UserWarning, message=_RNN_ATTRIBUTES)
         yield

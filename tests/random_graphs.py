@@ -150,6 +150,7 @@ class Grower(GraphBuilder):
             self._matmul,
             self._constants,
             self._row,
+            self._recurrent,
         )
         made = steps[self.below(len(steps))]()
         if made.type.size <= 8192:
@@ -286,6 +287,18 @@ class Grower(GraphBuilder):
         if self.below(2):
             return self.op(SoftmaxOp, x, axis=x.type.rank - 1)
         return self.op(LayerNormOp, x, self.weight(x.shape[-1]), self.weight(x.shape[-1]))
+
+    def _recurrent(self) -> Value:
+        x = self.pick()
+        columns, steps = x.shape[-1], min(8, x.type.size // x.shape[-1])
+        rows = self.op(
+            SliceOp, self.op(ReshapeOp, x, shape=(x.type.size // columns, columns)), axis=0, start=0, stop=steps
+        )
+        kind = (ops.LstmOp, ops.GruOp, ops.TanhRnnOp, ops.ReluRnnOp)[self.below(4)]
+        gates = self.linear(self.op(ReshapeOp, rows, shape=(steps, 1, columns)), kind.gate_count * 6)
+        rest = {ops.LstmOp: [self.weight(1, 6)], ops.GruOp: [self.weight(6)]}.get(kind, [])
+        weight = self.weight(kind.gate_count * 6, 6)
+        return self.op(kind, gates, weight, self.weight(1, 6), *rest, reverse=bool(self.below(2)))
 
 
 def random_graph(seed: int, size: int) -> Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -15,12 +16,12 @@ aten = torch.ops.aten
 
 
 @converter(aten.lstm.input)
-def lstm(ctx: Context, x: Value, hx: Sequence[Value], params: Sequence[Value], *options: bool | float) -> Converted:
+def lstm(ctx: Context, x: Value, hx: Sequence[Value], params: Sequence[Value], *options: Any) -> Converted:
     return _layers(ctx, LstmOp, x, hx, params, *options)
 
 
 def _simple(kind: type[RecurrentOp]) -> Converter:
-    def convert(ctx: Context, x: Value, hx: Value, params: Sequence[Value], *options: bool | float) -> Converted:
+    def convert(ctx: Context, x: Value, hx: Value, params: Sequence[Value], *options: Any) -> Converted:
         return _layers(ctx, kind, x, [hx], params, *options)
 
     return convert

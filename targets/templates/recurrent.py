@@ -8,6 +8,7 @@ each number of the state, the block's units of every gate. It stays in the cache
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -173,36 +174,35 @@ class _Writer:
         """The next states of some rows for the units of one block."""
         spec = self.spec
         first_unit = block * run.width + run.first
-        sums = RegisterTile(rows * spec.gates * run.vectors, run.lanes)
+        count, lanes = rows * run.vectors * spec.gates, run.lanes
+        sums = RegisterTile(count, lanes)
         sums.fill(0.0)
         read, written = (((step + ahead) % 2) * spec.state for ahead in range(2))
-
-        def place(row: int, gate: int, vector: int) -> int:
-            return (row * spec.gates + gate) * run.vectors + vector
-
         with loop(spec.units) as unit:
             panel = first_unit * spec.gates * spec.units + unit * spec.gates * run.width
             numbers = [
-                in_register(broadcast(self.states[read + (first_row + row) * spec.units + unit], run.lanes))
+                in_register(broadcast(self.states[read + (first_row + row) * spec.units + unit], lanes))
                 for row in range(rows)
             ]
-            for gate in range(spec.gates):
-                for vector in range(run.vectors):
-                    weight = load(self.weight, panel + gate * run.width + vector * run.lanes, run.lanes)
-                    weight = in_register(weight) if rows > 1 else weight
-                    for row, number in enumerate(numbers):
-                        sums.multiply_add(place(row, gate, vector), number, weight)
+            for gate, vector in itertools.product(range(spec.gates), range(run.vectors)):
+                weight = in_register(load(self.weight, panel + gate * run.width + vector * lanes, lanes))
+                for row, number in enumerate(numbers):
+                    sums.multiply_add((row * run.vectors + vector) * spec.gates + gate, number, weight)
+        # By way of memory, so that the formula is written once and not for each vector.
+        products = T.alloc_buffer((count * lanes,), align=64)
+        for index in range(count):
+            store(products, index * lanes, sums[index], lanes)
         time = spec.steps - 1 - step if spec.reverse else step
-        for row in range(rows):
-            for vector in range(run.vectors):
-                unit = first_unit + vector * run.lanes
-                inside = (first_row + row) * spec.units + unit
-                products = [sums[place(row, gate, vector)] for gate in range(spec.gates)]
-                base = (time * spec.batch + first_row + row) * spec.gates * spec.units + unit
-                own = [load(self.gates, base + gate * spec.units, run.lanes) for gate in range(spec.gates)]
-                state = in_register(_CELLS[spec.cell](self, own, products, (read + inside, inside, unit), run.lanes))
-                store(self.states, written + inside, state, run.lanes)
-                store(self.out, time * spec.state + inside, state, run.lanes)
+        with loop(rows) as row, loop(run.vectors) as vector:
+            unit = first_unit + vector * lanes
+            inside = (first_row + row) * spec.units + unit
+            base = (time * spec.batch + first_row + row) * spec.gates * spec.units + unit
+            own = [load(self.gates, base + gate * spec.units, lanes) for gate in range(spec.gates)]
+            place = (row * run.vectors + vector) * spec.gates
+            sums_here = [load(products, (place + gate) * lanes, lanes) for gate in range(spec.gates)]
+            state = in_register(_CELLS[spec.cell](self, own, sums_here, (read + inside, inside, unit), lanes))
+            store(self.states, written + inside, state, lanes)
+            store(self.out, time * spec.state + inside, state, lanes)
 
     def lstm(self, own: list[Expr], products: list[Expr], at: tuple[Index, ...], lanes: int) -> Expr:
         admit, forget, new, output = (in_register(a + b) for a, b in zip(own, products, strict=True))

@@ -24,6 +24,7 @@ from tersor.targets.templates.matmul.spec import ACTIVATION, MatmulSpec
 from tersor.targets.templates.moves import channel_gather, row_copy
 from tersor.targets.templates.moves.relayout import RelayoutSpec
 from tersor.targets.templates.option import Workload
+from tersor.targets.templates.recurrent import GATES, RecurrentSpec
 from tersor.targets.templates.registry import TEMPLATES
 from tersor.targets.templates.rows.layer_norm import LayerNormSpec
 from tersor.targets.templates.rows.reduce import ReduceSpec
@@ -127,6 +128,7 @@ SPECS: dict[str, list[Any]] = {
         for channels, positions in [(4096, 1), (997, 997), (3, 50_176), (31, 7)]
         for block in (4, 16)
     ],
+    "recurrent": [RecurrentSpec(cell, 1000, batch, 1021) for cell in GATES for batch in (1, 64)],
     "adaptive_pool2d": [AdaptivePoolSpec(1, 64, 997, 997, 7, 7, 16)],
     "integer_reduce": [IntegerReduceSpec("max", (4,) * 12, tuple(range(0, 12, 2)), "int32")],
 }

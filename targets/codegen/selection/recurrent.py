@@ -9,7 +9,7 @@ from ....ir.ops import GruOp, LstmOp, RecurrentOp, ReluRnnOp, TanhRnnOp
 from ...templates import recurrent
 from ...templates.recurrent import RecurrentSpec
 from ..group import Group
-from ..kernel import CompileError, Kernel, KernelContext, anchor_type, chosen_kernel, selects
+from ..kernel import CompileError, Kernel, KernelContext, Operand, anchor_type, chosen_kernel, selects
 from ..views import View
 from .fallback import last_kernel
 
@@ -29,7 +29,7 @@ def select_recurrent(group: Group, context: KernelContext) -> Kernel:
     choice = context.choose("recurrent", spec)
     packed = recurrent.pack_weight(spec, context.target, choice.knobs, context.constant(weight))
     gates, _, *states = (group.outer(value) for value in op.inputs)
-    operands = (context.contiguous(gates), packed, *(context.contiguous(value) for value in states))
+    operands: list[Operand] = [context.contiguous(gates), packed, *(context.contiguous(value) for value in states)]
 
     def kernel(result: View) -> Kernel:
         build = partial(recurrent.build, spec, context.target, choice.knobs)
