@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from torch.nn.functional import layer_norm
 
 from tersor.benchmarks.models import MODELS
@@ -23,6 +23,7 @@ from tersor.ir.ops import (
     MeanOp,
     MulOp,
     PowOp,
+    RecurrentOp,
     ReluOp,
     SliceOp,
     SoftmaxOp,
@@ -44,6 +45,7 @@ TOLERANCES = {FLOAT: 2e-5, HALF: 5e-3}  # of the largest output; in half precisi
 
 
 def check(graph: Graph, pipeline: str) -> None:
+    assume(not any(isinstance(op, RecurrentOp) for op in graph.ops))  # has no CUDA kernel yet
     ready = run_passes(graph, pipeline, target=TARGET)
     inputs = seeded_inputs(ready)
     worst = deviation(evaluate(ready, inputs), run_on_processor(ready, TARGET, inputs))
