@@ -8,7 +8,7 @@ traits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -295,3 +295,14 @@ class Op:
     def __repr__(self) -> str:
         operands = ", ".join("_" if value is None else repr(value) for value in self._operands)
         return f"<{self.describe()}({operands}) -> {', '.join(map(repr, self.results))}>"
+
+
+class FunctionOp(Op):
+    """Base of ops that a function of tensors computes, which the class statement names: ``function=torch.add``."""
+
+    function: ClassVar[Callable[..., torch.Tensor]]
+
+    def __init_subclass__(cls, *, function: Callable[..., torch.Tensor] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if function is not None:
+            cls.function = function

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from ..core import Op, Operand
+from ..core import FunctionOp, Op, Operand
 from ..traits import ChannelFlow, Narrowing, Storage
 from ..types import DType, TensorType, broadcast_shapes
 
 
-class ElementwiseOp(Op):
-    """Base of the ops that compute each element of the result from one element of each operand.
-
-    What computes it is named in the class statement, ``function=torch.add``, unless it depends on attributes.
-    """
+class ElementwiseOp(FunctionOp):
+    """Base of the ops that compute each element of the result from one element of each operand."""
 
     elementwise = True
     channels = ChannelFlow.IDENTITY
     default_storage = Storage.FOLLOWS
     default_narrowing = Narrowing.FOLLOWS
-    function: ClassVar[Callable[..., torch.Tensor]]
-
-    def __init_subclass__(cls, *, function: Callable[..., torch.Tensor] | None = None, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if function is not None:
-            cls.function = function
 
     def evaluate(self, *operands: torch.Tensor) -> torch.Tensor:
         return type(self).function(*operands)

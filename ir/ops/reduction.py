@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from ..core import Attrs, Op, Operand
+from ..core import Attrs, FunctionOp, Op, Operand
 from ..traits import ChannelFlow, Narrowing, OnIntegers, Storage
 from ..types import DType, TensorType
 from .integers import QUANTIZED, mean_of_sums, mean_type
@@ -23,12 +21,11 @@ class ReduceAttrs(Attrs):
     keepdim: bool = False
 
 
-class ReduceOp(Op):
+class ReduceOp(FunctionOp):
     """Base of the reductions."""
 
     x = Operand()
     channels = ChannelFlow.REDUCE
-    function: ClassVar[Callable[..., torch.Tensor]]
     leads_group = True
 
     def infer_types(self) -> tuple[TensorType, ...]:
@@ -50,10 +47,9 @@ class ReduceOp(Op):
         return Storage.FOLLOWS if pools and summable else Storage.PLAIN
 
 
-class MeanOp(ReduceOp, name="mean", attrs=ReduceAttrs):
+class MeanOp(ReduceOp, name="mean", attrs=ReduceAttrs, function=torch.mean):
     """Arithmetic mean; f32 for 8-bit integers: the exact sum times the f32 reciprocal of the count."""
 
-    function = torch.mean
     linear = True
     on_integers = OnIntegers.MEANS
     default_narrowing = Narrowing.FOLLOWS
@@ -82,16 +78,12 @@ class SumOp(ReduceOp, name="sum", attrs=ReduceAttrs):
         return torch.sum(x, self.attrs.axes, keepdim=self.attrs.keepdim, dtype=x.dtype)
 
 
-class MaxOp(ReduceOp, name="reduce_max", attrs=ReduceAttrs):
+class MaxOp(ReduceOp, name="reduce_max", attrs=ReduceAttrs, function=torch.amax):
     """Largest element."""
 
-    function = torch.amax
 
-
-class MinOp(ReduceOp, name="reduce_min", attrs=ReduceAttrs):
+class MinOp(ReduceOp, name="reduce_min", attrs=ReduceAttrs, function=torch.amin):
     """Smallest element."""
-
-    function = torch.amin
 
 
 class ProdOp(ReduceOp, name="prod", attrs=ReduceAttrs):
@@ -113,11 +105,10 @@ class ArgumentAttrs(Attrs):
     keepdim: bool = False
 
 
-class ArgumentOp(Op):
+class ArgumentOp(FunctionOp):
     """Base of the ops that find where along one axis the first extreme element is, as i64; NaN is extreme."""
 
     x = Operand()
-    function: ClassVar[Callable[..., torch.Tensor]]
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, axis = self.x.type, self.attrs.axis
@@ -131,13 +122,9 @@ class ArgumentOp(Op):
         return type(self).function(numbers, self.attrs.axis, keepdim=self.attrs.keepdim)
 
 
-class ArgMaxOp(ArgumentOp, name="argmax", attrs=ArgumentAttrs):
+class ArgMaxOp(ArgumentOp, name="argmax", attrs=ArgumentAttrs, function=torch.argmax):
     """Where the first largest element is; NaN counts as the largest."""
 
-    function = torch.argmax
 
-
-class ArgMinOp(ArgumentOp, name="argmin", attrs=ArgumentAttrs):
+class ArgMinOp(ArgumentOp, name="argmin", attrs=ArgumentAttrs, function=torch.argmin):
     """Where the first smallest element is; NaN counts as the smallest."""
-
-    function = torch.argmin
