@@ -2,7 +2,7 @@
 
 ==================================  ==========================================================
 softmax-last-axis                   softmax(x) along another axis -> permute(softmax(permute(x))) along the last one
-log-softmax                         log_softmax(x) -> d - log(sum(exp(d))), where d = x - max(x), for float32
+softmax-in-steps                    log_softmax(x) -> d - log(sum(exp(d))), where d = x - max(x); so softmax of f64
 few-outputs                         conv_transpose2d(x, w) with few channels -> crop(pixel_shuffle(conv2d(x, w')))
 …                                   layers whose weight is computed from inputs: see `computed_weights`
 ==================================  ==========================================================
@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from torch.nn import functional
 
-from ...ir import DType, Op, Rewriter
+from ...ir import DType, Op, Rewriter, Value
 from ...ir.ops import (
     BatchNormOp,
+    CastOp,
     Conv2dOp,
     ConvTranspose2dOp,
+    DivOp,
     ExpOp,
     LogOp,
     MaxOp,
@@ -50,21 +52,30 @@ def softmax_last_axis(op: Op, rewriter: Rewriter) -> bool:
     return True
 
 
-def log_softmax(op: Op, rewriter: Rewriter) -> bool:
-    """log_softmax(x) -> d - log(sum(exp(d))), where d = x - max(x)."""
-    if not isinstance(op, SoftmaxOp) or not op.attrs.log:
+def softmax_in_steps(op: Op, rewriter: Rewriter) -> bool:
+    """log_softmax(x) -> d - log(sum(exp(d))), and softmax(x) -> exp(d) / sum(exp(d)), where d = x - max(x).
+
+    Numbers of 16 bits are computed with in f32, and rounded at the end.
+    """
+    if not isinstance(op, SoftmaxOp) or not (op.attrs.log or op.x.type.dtype is DType.F64):
         return False
-    if op.x.type.dtype is not DType.F32:
-        return rewriter.refuse(
-            "log-softmax", op, "the steps would round to a narrow type, or have no kernel for a wide one"
-        )
-    if not rewriter.commit("log-softmax", op):
+    if not rewriter.commit("softmax-in-steps", op):
         return False
+
+    def cast(x: Value, dtype: DType) -> Value:
+        return x if x.type.dtype is dtype else rewriter.create(CastOp, (x,), CastOp.attrs_type(dtype=dtype)).result
+
     axis = MaxOp.attrs_type(axes=(op.attrs.axis,), keepdim=True)
-    largest = rewriter.create(MaxOp, (op.x,), axis).result
-    below = rewriter.create(SubOp, (op.x, largest)).result
-    total = rewriter.create(SumOp, (rewriter.create(ExpOp, (below,)).result,), axis).result
-    replace(rewriter, op, rewriter.create(SubOp, (below, rewriter.create(LogOp, (total,)).result)).result)
+    x = cast(op.x, DType.F64 if op.x.type.dtype is DType.F64 else DType.F32)
+    largest = rewriter.create(MaxOp, (x,), axis).result
+    below = rewriter.create(SubOp, (x, largest)).result
+    powers = rewriter.create(ExpOp, (below,)).result
+    total = rewriter.create(SumOp, (powers,), axis).result
+    if op.attrs.log:
+        result = rewriter.create(SubOp, (below, rewriter.create(LogOp, (total,)).result)).result
+    else:
+        result = rewriter.create(DivOp, (powers, total)).result
+    replace(rewriter, op, cast(result, op.x.type.dtype))
     return True
 
 
@@ -115,4 +126,4 @@ def _whole(channels: int) -> int:
     return -(-channels // _CHANNEL_QUANTUM) * _CHANNEL_QUANTUM
 
 
-RULES = (softmax_last_axis, log_softmax, few_outputs, *computed_weights.RULES)
+RULES = (softmax_in_steps, softmax_last_axis, few_outputs, *computed_weights.RULES)

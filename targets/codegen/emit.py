@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Collection
 
+import torch
 from tvm import tirx
 from tvm_ffi import structural_equal
 
@@ -19,14 +20,12 @@ from ..templates.vector.vectors import cast, dtype_of, in_register, lanes_of
 
 Emitter = Callable[..., Expr]
 
-# Half precision is stored and moved, not computed with.
-_COMPUTED = frozenset(DType) - {DType.F16}
-_FLOATING = frozenset({DType.F64, DType.F32, DType.BF16})
+_FLOATING = frozenset({DType.F64, DType.F32, DType.BF16, DType.F16})
 
 _EMITTERS: dict[type[Op], tuple[Emitter, frozenset[DType]]] = {}
 
 
-def emits(*kinds: type[Op], dtypes: Collection[DType] = _COMPUTED) -> Callable[[Emitter], Emitter]:
+def emits(*kinds: type[Op], dtypes: Collection[DType] = frozenset(DType)) -> Callable[[Emitter], Emitter]:
     """Register how ops with results of ``dtypes`` are written: ``emitter(op, *operand_vectors) -> vector``."""
 
     def register(emitter: Emitter) -> Emitter:
@@ -39,7 +38,7 @@ def emits(*kinds: type[Op], dtypes: Collection[DType] = _COMPUTED) -> Callable[[
 def can_emit(op: Op) -> bool:
     """Whether an elementwise op has a vector form on its element types."""
     _, dtypes = _EMITTERS.get(type(op), (None, frozenset[DType]()))
-    return op.result.type.dtype in dtypes and all(value.type.dtype in _COMPUTED for value in op.inputs)
+    return op.result.type.dtype in dtypes
 
 
 def emit(op: Op, *operands: Expr, exact: bool = False) -> Expr:
@@ -62,7 +61,10 @@ def filled(op: ir_ops.FullOp, lanes: int) -> Expr:
     TVM must not see a floating-point zero: it makes ``0 * x`` and ``0 / x`` 0 and ``x + 0`` x, which is wrong where x
     is NaN, infinite or -0, and it stops at ``x / 0``.
     """
-    vector = constant(op.attrs.value, lanes, REGISTERS[op.attrs.dtype])
+    number = op.attrs.value
+    if op.attrs.dtype in (DType.F16, DType.BF16):  # registers would hold it as it is
+        number = torch.tensor(number, dtype=op.attrs.dtype.torch).item()
+    vector = constant(number, lanes, REGISTERS[op.attrs.dtype])
     return integers.rounded(vector) if op.attrs.value == 0 and op.attrs.dtype.is_floating else vector
 
 
@@ -241,7 +243,6 @@ _LIBRARY: dict[type[Op], str] = {
     ir_ops.LgammaOp: "lgamma",
     ir_ops.Atan2Op: "atan2",
     ir_ops.HypotOp: "hypot",
-    ir_ops.NextAfterOp: "nextafter",
     ir_ops.FmodOp: "fmod",
 }
 
@@ -259,6 +260,11 @@ def _function(op: Op, *operands: Expr) -> Expr:
 @emits(*_LIBRARY, dtypes=_FLOATING)
 def _library_function(op: Op, *operands: Expr) -> Expr:
     return vector_math.library(_LIBRARY[type(op)], *operands)
+
+
+@emits(ir_ops.NextAfterOp, dtypes=(DType.F32, DType.F64))
+def _next_after(op: Op, a: Expr, b: Expr) -> Expr:
+    return vector_math.library("nextafter", a, b)
 
 
 def _intrinsic(name: str, *operands: Expr) -> Expr:
@@ -310,6 +316,8 @@ def _cast(op: ir_ops.CastOp, a: Expr) -> Expr:
         return as_condition(a)
     if op.attrs.dtype is DType.BF16 and op.x.type.dtype is not DType.BF16:
         return bfloat16.widen(bfloat16.narrow(cast(a, "float32")))  # registers hold it as float32, but it is rounded
+    if op.attrs.dtype is DType.F16 and op.x.type.dtype is not DType.F16:
+        return cast(in_register(cast(a, "float16")), "float32")
     return cast(a, REGISTERS[op.attrs.dtype])
 
 

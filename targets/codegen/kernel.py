@@ -151,10 +151,13 @@ def select_kernel(op: Op, context: KernelContext) -> Kernel:
     return selector(group, context)
 
 
-def anchor_type(group: Group, *, ignore: Sequence[Value | None] = (), integers: bool = False) -> str:
-    """How templates name the element type of the anchor's operands: ``"float32"`` or ``"bfloat16"``.
+def anchor_type(
+    group: Group, *, ignore: Sequence[Value | None] = (), integers: bool = False, wide: bool = False
+) -> str:
+    """How templates name the element type of the anchor's operands: ``"float32"``, ``"bfloat16"`` or ``"half"``.
 
-    With ``integers``, also that of a first operand of 8-bit integers: ``"uint8"`` or ``"int8"``.
+    With ``integers``, also that of a first operand of 8-bit integers: ``"uint8"`` or ``"int8"``. With ``wide``, also
+    ``"float64"``.
 
     Raises
     ------
@@ -165,10 +168,12 @@ def anchor_type(group: Group, *, ignore: Sequence[Value | None] = (), integers: 
     first = group.anchor.inputs[0].type.dtype
     if integers and first in QUANTIZED:
         return NUMBERS[first]
+    taken = (DType.F32, DType.BF16, DType.F16, *((DType.F64,) if wide else ()))
     for value in group.anchor.inputs:
-        if value.type.dtype not in (DType.F32, DType.BF16) and group.outer(value) not in ignore:
+        if value.type.dtype not in taken and group.outer(value) not in ignore:
             raise CompileError(
-                f"{group.anchor.describe()} on {value.type}: kernels take f32 or bf16 operands; cast the model first"
+                f"{group.anchor.describe()} on {value.type}: kernels take operands of f32, bf16 or f16; cast the model "
+                "first"
             )
     return NUMBERS[first]
 

@@ -33,17 +33,21 @@ def test_softmax_along_the_last_axis_is_left_alone():
 
 @pytest.mark.parametrize("axis", [0, 1, 3])
 def test_log_softmax(axis: int):
-    assert "softmax" not in kinds(run_checked(softmax(axis, True), "canonicalize", fires="log-softmax").graph)
+    assert "softmax" not in kinds(run_checked(softmax(axis, True), "canonicalize", fires="softmax-in-steps").graph)
     x = 40 * torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))  # most exponentials are 0
     x[0, 0, 0, 0], x[1, 1, 1, 1] = math.nan, -math.inf
     check(softmax(axis, True), x, pipeline="O3,layout")
 
 
-def test_log_softmax_of_a_narrow_type_is_refused():
-    outcome = run_checked(softmax(1, True, DType.BF16), "canonicalize")
-    assert refusals(outcome) == [
-        "log-softmax refused softmax: the steps would round to a narrow type, or have no kernel for a wide one"
-    ]
+def test_log_softmax_of_a_narrow_type_is_computed_in_float32():
+    graph = run_checked(softmax(1, True, DType.F16), "canonicalize", fires="softmax-in-steps").graph
+    assert [op.result.type.dtype for op in graph.ops][1:-1] == [DType.F32] * (len(graph.ops) - 2)
+    check(softmax(1, True, DType.F16), pipeline="O3,layout", tolerance=1e-3)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_softmax_in_double_precision(log: bool):
+    check(softmax(1, log, DType.F64), pipeline="O3,layout", tolerance=1e-14)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -170,7 +170,7 @@ def test_requantization_needs_no_kernel_of_its_own():
 
 def test_products_of_computed_integers_are_refused():
     b = IntegerBuilder({"x": TensorType((4, 4), DType.I8)})
-    with pytest.raises(CompileError, match=r"matmul on i8\[4,4\]: kernels take f32 or bf16 operands"):
+    with pytest.raises(CompileError, match=r"matmul on i8\[4,4\]: kernels take operands of f32, bf16 or f16"):
         lowered(b.done(b.op(ops.MatmulOp, *b.graph.inputs * 2)))
 
 

@@ -24,7 +24,7 @@ def select_reduce(group: Group, context: KernelContext) -> Kernel:
     if not isinstance(op, MeanOp) and STORAGE[data.type.dtype] in loops.INTEGERS and not data.type.channel_block:
         integers = loops.IntegerReduceSpec(_FUNCTIONS[type(op)], data.shape, op.attrs.axes, STORAGE[data.type.dtype])
         return loop_kernel("integer_reduce", integers, group, context, context.contiguous(data))
-    dtype = anchor_type(group, integers=isinstance(op, MeanOp))
+    dtype = anchor_type(group, integers=isinstance(op, MeanOp), wide=not data.type.channel_block)
     if data.type.channel_block:
         return global_pool(_FUNCTIONS[type(op)], dtype, group, context)
     spec = reduce.ReduceSpec(_FUNCTIONS[type(op)], data.shape, op.attrs.axes, dtype)

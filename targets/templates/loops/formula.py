@@ -114,8 +114,7 @@ def build_op(spec: OpSpec, target: Cpu) -> Any:
 
 
 def _bits(buffer: BufferSpec) -> BufferSpec:
-    dtype = bfloat16.BITS if buffer.dtype == bfloat16.BFLOAT16 else buffer.dtype
-    return BufferSpec(buffer.name, buffer.size, dtype)
+    return BufferSpec(buffer.name, buffer.size, bfloat16.STORED.get(buffer.dtype, buffer.dtype))
 
 
 def _scheduled(op: Op) -> Any:

@@ -52,7 +52,7 @@ class ReduceSpec:
             raise ValueError(f"axes must be named, each once: {self.axes}")
         if any(not 0 <= axis < len(self.shape) for axis in self.axes):
             raise ValueError(f"axes {self.axes} are not all axes of a tensor of shape {self.shape}")
-        if self.kind != "mean" or not is_integer(self.dtype):
+        if self.dtype != "float64" and (self.kind != "mean" or not is_integer(self.dtype)):
             check_numbers(self.dtype)
 
     @property
@@ -98,13 +98,21 @@ def build(spec: ReduceSpec, target: Cpu, knobs: RowKnobs, epilogue: Epilogue = N
     def body(buffers: Sequence[Buffer], out: Output) -> None:
         def write(flat: Index, value: Expr) -> None:
             if spec.kind == "mean":
-                value = mean(value, constant(spec.out_size / spec.in_size, lanes_of(value)))
+                value = mean(value, constant(spec.out_size / spec.in_size, lanes_of(value), _mean_type(spec)))
             out.store(value, VectorAt((flat,), 0, lanes_of(value), flat))
 
-        _Nest(spec, target.lanes(), knobs.unroll, buffers[0], write).write()
+        _Nest(spec, _lanes(spec, target), knobs.unroll, buffers[0], write).write()
 
     inputs = (BufferSpec("x", spec.in_size, spec.dtype),)
     return make_prim_func("reduce", inputs, BufferSpec("out", spec.out_size, epilogue.dtype), body, epilogue)
+
+
+def _lanes(spec: ReduceSpec, target: Cpu) -> int:
+    return target.lanes(8 if spec.dtype == "float64" else 4)
+
+
+def _mean_type(spec: ReduceSpec) -> str:
+    return "float64" if spec.dtype == "float64" else "float32"
 
 
 class _Nest:

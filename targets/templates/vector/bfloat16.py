@@ -1,22 +1,26 @@
-"""bfloat16 numbers in memory, float32 in registers.
+"""Numbers of 16 bits in memory, bfloat16 or float16, float32 in registers.
 
 TVM legalises bfloat16 buffers away before code generation, so their elements are stored as the 16 bits that they are. A
-buffer of bfloat16 numbers is a `Bfloat16Buffer`: reading it widens, `tersor.targets.templates.vector.builder.store`
-rounds, and a template written for float32 works on it unchanged. Kernels that only move data take the bits, as
-``uint16``.
+buffer of numbers of 16 bits is a `NarrowBuffer`: reading it widens, `tersor.targets.templates.vector.builder.store`
+rounds, and a template written for float32 works on it unchanged. Kernels that only move data take the elements as they
+are stored.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Cpu
-from ..base import Buffer, Expr, Index
+from ..base import Buffer, Expr
 
 BFLOAT16 = "bfloat16"  # element type of a buffer whose numbers are computed with
-NUMBER_TYPES = ("float32", BFLOAT16)  # what templates that compute take
-BITS = "uint16"  # how they lie in memory
+HALF = "half"  # the same for float16
+NUMBER_TYPES = ("float32", BFLOAT16, HALF)  # what templates that compute take
+BITS = "uint16"  # how bfloat16 numbers lie in memory
+STORED = {BFLOAT16: BITS, HALF: "float16"}
 _FEATURE = "avx512_bf16"
 _ROUNDING = "tersor_round_bfloat16_"
 _ROUNDED_LANES = (1, 2, 4, 8, 16, 32)
@@ -27,20 +31,30 @@ _INFINITY = 0x7F800000  # larger magnitudes are NaN
 _QUIET = 0x00400000  # set in a NaN, so that what is cut off never leaves an infinity
 
 
-class Bfloat16Buffer:
-    """A buffer of bits that is read as float32.
+class NarrowBuffer:
+    """A buffer of numbers of 16 bits that is read as float32.
 
     Parameters
     ----------
     bits
-        The TIR buffer of ``uint16`` that holds the numbers.
+        The TIR buffer that holds the numbers.
+    dtype
+        ``"bfloat16"`` or ``"half"``.
     """
 
-    def __init__(self, bits: Buffer) -> None:
+    def __init__(self, bits: Any, dtype: str) -> None:
         self.bits = bits
+        self._is_half = dtype == HALF
 
-    def __getitem__(self, index: Index) -> Expr:
-        return widen(self.bits[index])
+    def __getitem__(self, index: Any) -> Expr:
+        bits = self.bits[index]
+        return tirx.Cast(_typed("float32", bits.ty.dtype.lanes), bits) if self._is_half else widen(bits)
+
+    def rounded(self, value: Expr) -> Expr:
+        """float32 numbers in the form that the buffer holds."""
+        if self._is_half:
+            return tirx.Cast(_typed("float16", value.ty.dtype.lanes), value)
+        return narrow(value)
 
 
 def check_numbers(dtype: str) -> None:
@@ -51,7 +65,7 @@ def check_numbers(dtype: str) -> None:
 
 def bits_of(buffer: Buffer) -> Buffer:
     """The TIR buffer behind any buffer."""
-    return buffer.bits if isinstance(buffer, Bfloat16Buffer) else buffer
+    return buffer.bits if isinstance(buffer, NarrowBuffer) else buffer
 
 
 def widen(bits: Expr) -> Expr:

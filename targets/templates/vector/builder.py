@@ -16,7 +16,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import ALIGNMENT
 from ..base import Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
-from .bfloat16 import BFLOAT16, BITS, Bfloat16Buffer, bits_of, narrow
+from .bfloat16 import STORED, NarrowBuffer, bits_of
 
 
 def make_prim_func(
@@ -67,11 +67,11 @@ def _argument(spec: BufferSpec) -> Buffer:
 def _from_start(spec: BufferSpec, argument: Buffer) -> Buffer:
     """The same memory as a buffer without an offset, so that no index has to add it."""
     buffer = T.decl_buffer((spec.size,), _stored_type(spec), data=T.Bind(T.address_of(argument[0])))
-    return Bfloat16Buffer(buffer) if spec.dtype == BFLOAT16 else buffer
+    return NarrowBuffer(buffer, spec.dtype) if spec.dtype in STORED else buffer
 
 
 def _stored_type(spec: BufferSpec) -> str:
-    return BITS if spec.dtype == BFLOAT16 else spec.dtype
+    return STORED.get(spec.dtype, spec.dtype)
 
 
 def load(buffer: Buffer, offset: Index, lanes: int) -> Expr:
@@ -80,9 +80,9 @@ def load(buffer: Buffer, offset: Index, lanes: int) -> Expr:
 
 
 def store(buffer: Buffer, offset: Index, value: Expr, lanes: int) -> None:
-    """Store ``lanes`` contiguous elements to ``buffer`` from ``offset``, rounded if it holds bfloat16 numbers."""
-    if isinstance(buffer, Bfloat16Buffer):
-        buffer, value = buffer.bits, narrow(value)
+    """Store ``lanes`` contiguous elements to ``buffer`` from ``offset``, rounded if it holds numbers of 16 bits."""
+    if isinstance(buffer, NarrowBuffer):
+        buffer, value = buffer.bits, buffer.rounded(value)
     T.buffer_store(buffer, value, [offset if lanes == 1 else T.Ramp(offset, 1, lanes)])
 
 

@@ -44,7 +44,7 @@ def dequantize(value: Expr, scale: Expr, zero_point: int) -> Expr:
 
 def accumulator(dtype: str) -> str:
     """Element type of sums of numbers of type ``dtype``."""
-    return "int32" if is_integer(dtype) else "float32"
+    return "int32" if is_integer(dtype) else "float64" if dtype == "float64" else "float32"
 
 
 def add(total: Expr, value: Expr) -> Expr:
@@ -58,8 +58,8 @@ def widened(value: Expr, dtype: str) -> Expr:
 
 
 def mean(total: Expr, reciprocal: Expr) -> Expr:
-    """A float32 mean: the sum, of floats or of integers, times the reciprocal of the count."""
-    return total * reciprocal if dtype_of(total, 1) == "float32" else rounded(as_float32(total) * reciprocal)
+    """A mean: the sum, of floats or of integers, times the reciprocal of the count; of integers in float32."""
+    return total * reciprocal if dtype_of(total, 1).startswith("float") else rounded(as_float32(total) * reciprocal)
 
 
 def as_float32(value: Expr) -> Expr:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ....ir import DType
-from .bfloat16 import BFLOAT16
+from .bfloat16 import BFLOAT16, HALF
 
 # TIR has no addressable booleans, a byte of 0 or 1 stands for one, and no bfloat16 buffers.
 STORAGE = {
@@ -21,6 +21,6 @@ STORAGE = {
 
 # The same for kernels that compute: numbers that are read and written as float32, see
 # tersor.targets.templates.vector.bfloat16.
-NUMBERS = {**STORAGE, DType.BF16: BFLOAT16}
+NUMBERS = {**STORAGE, DType.BF16: BFLOAT16, DType.F16: HALF}
 # Element types of vectors in registers.
-REGISTERS = {**STORAGE, DType.BF16: "float32"}
+REGISTERS = {**STORAGE, DType.BF16: "float32", DType.F16: "float32"}
