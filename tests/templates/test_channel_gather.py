@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from tersor.targets.templates.moves.channel_gather import ChannelGatherSpec, build
+from tersor.targets.templates.moves.channel_gather import ChannelGatherSpec, block_runs, build, table
 
 from .window_cases import TARGETS, from_blocked, run, to_blocked
 
@@ -22,6 +22,8 @@ CASES = {
     "whole blocks": ((32, 16), range(16, 48)),
     "backwards": ((20,), range(19, -1, -1)),
     "one channel, many times": ((4,), [3] * 33),
+    "shuffle of many channels": ((544,), [i % 8 * 68 + i // 8 for i in range(544)]),  # a table, where blocks have 4
+    "slice of many channels": ((600,), range(21, 590)),
     "at random": ((9, 31, 2), random.Random(0).choices(range(42), k=45)),
 }
 
@@ -40,6 +42,8 @@ def check_gather(counts: Sequence[int], sources: Sequence[int], batch: int, plan
     parts = [torch.randn(batch, count, *plane, generator=generator) for count in counts]
     spec = ChannelGatherSpec(batch, plane[0] * plane[1], tuple(counts), tuple(sources), block)
     stored = [to_blocked(part, block) for part in parts]
+    looked_up = table(spec)
+    stored += [] if looked_up is None else [looked_up]
     result = run(build(spec, target), target, *stored, out_elements=spec.size(len(sources)))
     padded = (batch, spec.blocks(len(sources)) * block, *plane)
     actual = from_blocked(result, padded, block)
@@ -60,3 +64,12 @@ def check_gather(counts: Sequence[int], sources: Sequence[int], batch: int, plan
 def test_a_spec_that_makes_no_sense_is_refused(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         ChannelGatherSpec(*arguments)
+
+
+def test_blocks_that_take_the_same_lanes_share_their_code():
+    shuffled = tuple(group * 512 + channel for channel in range(512) for group in range(8))
+    specs = [ChannelGatherSpec(1, 49, (4096,), shuffled, block) for block in (4, 8, 16)]
+    assert [len(block_runs(spec)) for spec in specs] == [4, 8, 8]
+    assert [table(spec) is None for spec in specs] == [False, True, True]
+    joined = ChannelGatherSpec(1, 49, (20, 4096), tuple(range(4116)), 16)
+    assert [len(run.rows) for run in block_runs(joined)] == [1, 1, 255, 1]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from tersor.targets import resolve_target
 from tersor.targets.codegen.options import Options
-from tersor.targets.codegen.relax_module import MOST_NODES, code_size
+from tersor.targets.codegen.relax_module import code_size
 from tersor.targets.templates import elementwise
 from tersor.targets.templates.attention.spec import AttentionSpec
 from tersor.targets.templates.base import BufferSpec
@@ -175,7 +175,7 @@ def test_moves_of_many_parts_are_bounded(lanes):
     assert code_size(row_copy.build_pad(padded, target)) <= MOST
     shuffled = tuple(group * 512 + channel for channel in range(512) for group in range(8))
     gathered = channel_gather.ChannelGatherSpec(1, 49, (4096,), shuffled, lanes)
-    assert code_size(channel_gather.build(gathered, target)) <= MOST_NODES  # it writes out every block of channels
+    assert code_size(channel_gather.build(gathered, target)) <= 20_000  # blocks that take the same lanes are a loop
 
 
 def test_reductions_of_planes_are_bounded():

@@ -41,10 +41,11 @@ def gather_channels(op: Op, parts: Sequence[Value], sources: tuple[int, ...], co
     batch, _, *spatial = type.shape
     channels = tuple(part.shape[1] for part in parts)
     spec = channel_gather.ChannelGatherSpec(batch, math.prod(spatial), channels, sources, block, dtype)
+    table = channel_gather.table(spec)
     return Kernel(
         "channel_gather",
         spec,
-        tuple(stored(part, block, context) for part in parts),
+        (*(stored(part, block, context) for part in parts), *([] if table is None else [table])),
         View.whole(op.result),
         lambda: channel_gather.build(spec, context.target),
     )
