@@ -6,6 +6,7 @@ that it is called with. Calls that a graph cannot hold stay in PyTorch, and so d
 
 from __future__ import annotations
 
+import operator
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from .frontend.aot import Compiled, Division, convert_functional, functional, vi
 from .ir import Graph, TersorError, TersorWarning, suggest
 from .targets import Executable
 from .targets.codegen.lowering import CompileError
+
+_VERSION = operator.attrgetter("_version")
 
 
 def backend(
@@ -124,7 +127,7 @@ class _Part(nn.Module):
         results: Any = module.graph.output_node().args[0]
         self._is_single = isinstance(results, fx.Node)
         self._results = _results_of([results] if self._is_single else results)
-        self._programs: list[tuple[list[tuple[weakref.ref[torch.Tensor], int]], Executable | None]] = []
+        self._programs: list[tuple[_Weights, Executable | None]] = []
 
     def forward(self, *args: Any) -> Any:
         executable = self._program(args)
@@ -137,9 +140,10 @@ class _Part(nn.Module):
         return results[0] if self._is_single else results
 
     def _program(self, args: Sequence[Any]) -> Executable | None:
+        weights = [args[index] for index in self._weights]
+        ids, versions = list(map(id, weights)), _versions(weights)
         for known, executable in self._programs:
-            pairs = zip(self._weights, known, strict=True)
-            if all(args[i] is one() and _version(args[i]) == version for i, (one, version) in pairs):
+            if known.ids == ids and known.versions == versions and not known.dead:
                 return executable
         graph = self.converted(args)
         assert isinstance(graph, Graph)  # what can be expressed does not depend on the numbers
@@ -159,10 +163,31 @@ class _Part(nn.Module):
             executable = compile_in_stages(graph, self._options, reference=reference)
         except CompileError as error:
             _stay(str(error))
-        known = [(weakref.ref(args[index]), _version(args[index])) for index in self._weights]
-        self._programs = [entry for entry in self._programs if all(one() is not None for one, _ in entry[0])]
-        self._programs.append((known, executable))
+        self._programs = [(known, one) for known, one in self._programs if known.may_come_back()]
+        self._programs.append((_Weights([args[index] for index in self._weights]), executable))
         return executable
+
+
+class _Weights:
+    """The weights that a program was made with, compared at every call, so by means that are quick for hundreds.
+
+    Attributes
+    ----------
+    ids, versions
+        Of all of them.
+    dead
+        Not empty when one of them is gone, whose id another tensor may have then.
+    """
+
+    def __init__(self, weights: Sequence[torch.Tensor]) -> None:
+        self.ids, self.versions = list(map(id, weights)), _versions(weights)
+        self.dead: list[Any] = []
+        self._references = [weakref.ref(one, self.dead.append) for one in weights]
+
+    def may_come_back(self) -> bool:
+        """Whether all weights are still there, and none has been written to: versions only rise."""
+        alive = [tensor for one in self._references if (tensor := one()) is not None]
+        return not self.dead and len(alive) == len(self.ids) and _versions(alive) == self.versions
 
 
 class _WithWeights(nn.Module):
@@ -180,8 +205,11 @@ class _WithWeights(nn.Module):
         return self._call(*args)
 
 
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _versions(tensors: Sequence[torch.Tensor]) -> list[int]:
+    try:
+        return list(map(_VERSION, tensors))
+    except RuntimeError:  # tensors made in inference mode have none
+        return [0 if one.is_inference() else one._version for one in tensors]
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,11 @@ def test_shapes_weights_and_writes(programs: list[Any]) -> None:
         one.head.weight.mul_(2)  # trained, or loaded from a file
     assert_same(fast(x), reference(x))
     assert len(programs) == 4
+    replaced = {name: value + 1 for name, value in model.state_dict().items() if name != "count"}
+    for one in (model, reference):
+        one.load_state_dict(replaced, strict=False, assign=True)
+    assert_same(fast(x), reference(x))
+    assert len(programs) == 5
 
 
 def test_a_graph_break_and_one_graph_for_two_modules(programs: list[Any]) -> None:
