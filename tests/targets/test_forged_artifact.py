@@ -19,7 +19,7 @@ from . import forged
 TIMEOUT = 900  # seconds, on a machine that does other things
 # What may be another without harm: nothing follows from it but what is shown.
 FREE = re.compile(
-    r"created|versions\.(tersor|torch)|model\.target\.(l._bytes|cores|name)|model\.kernels\.\d+\.(knobs|tuned|bytes|location)"
+    r"schema$|created|versions\.(tersor|torch)|model\.target\.(l._bytes|cores|name)|model\.kernels\.\d+\.(knobs|tuned|bytes|location)"
 )
 
 
@@ -63,6 +63,7 @@ def check(tagger: tuple[Path, Path], first: int, step: int, at_least: int) -> No
     found = outcomes(*tagger, first, step)
     assert len(found) >= at_least
     assert [one for one in found if one[2] not in ("refused", "right")] == []
+    assert {one[1] for one in found if one[0] == "schema" and one[2] == "right"} <= {"2"}  # had fewer fields
     assert [one for one in found if one[2] == "right" and not FREE.match(one[0]) and one[1] != "left out"] == []
 
 
