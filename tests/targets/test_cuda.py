@@ -15,7 +15,7 @@ from tersor.benchmarks import models
 from tersor.ir import Graph, TensorType
 from tersor.ir.ops import FloorOp, ReluOp
 from tersor.passes import run_passes
-from tersor.targets import Executable
+from tersor.targets import Executable, resolve_target
 from tersor.targets.codegen.kernel import CompileError
 from tersor.targets.cuda.backend import obstacle_here
 from tersor.targets.cuda.codegen import build, cuda_source
@@ -191,7 +191,7 @@ def test_the_kernels_are_in_the_file_as_a_binary(artifact: Path, tmp_path: Path)
 
 
 def test_a_binary_comes_back_from_a_shared_object(tmp_path: Path):
-    toolchain = find_toolchain(gpu("x86:native"))
+    toolchain = find_toolchain(resolve_target("x86:native"))
     made = binary_object(tmp_path, "source", b"binary" * 1000, toolchain.command[0])
     toolchain.link_shared(str(tmp_path / "a.so"), [str(made)])
     digest, binary = read_binary(tmp_path / "a.so")
