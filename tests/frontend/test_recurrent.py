@@ -38,9 +38,10 @@ class Several(nn.Module):
 
     def forward(self, x: torch.Tensor) -> list[Any]:
         results = []
-        for index, layer in enumerate(self.layers):
+        layers: Any = self.layers
+        for index, layer in enumerate(layers):
             own = x if layer.input_size == 6 else torch.cat([x, x, x], -1)[..., :16]
-            state = None
+            state: Any = None
             if index % 2:
                 directions = layer.num_layers * (1 + layer.bidirectional)
                 batch = own.shape[0 if layer.batch_first else 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,18 +17,22 @@ from .window_cases import AVX2, AVX512, NEON, run
 
 def compare(spec: RecurrentSpec, target, knobs: RecurrentKnobs) -> None:
     generator = torch.Generator().manual_seed(0)
-    sizes = {
+    sizes: dict[str, tuple[int, ...]] = {
         "gates": (spec.steps, spec.batch, spec.gates * spec.units),
         "weight": (spec.gates * spec.units, spec.units),
         "hidden": (spec.batch, spec.units),
     }
-    sizes |= {"gru": {"bias": (spec.units,)}, "lstm": {"cell": (spec.batch, spec.units)}}.get(spec.cell, {})
+    more: dict[str, dict[str, tuple[int, ...]]] = {
+        "gru": {"bias": (spec.units,)},
+        "lstm": {"cell": (spec.batch, spec.units)},
+    }
+    sizes |= more.get(spec.cell, {})
     b = GraphBuilder({name: TensorType(size) for name, size in sizes.items()})
     op = b.graph.append(Op.kinds[spec.cell](b.graph.inputs, RecurrentAttrs(spec.reverse)))
     gates, weight, *states = (0.5 * torch.randn(size, generator=generator) for size in sizes.values())
     packed = pack_weight(spec, target, knobs, weight)
     result = run(build(spec, target, knobs), target, gates, packed, *states, out_elements=op.result.type.size)
-    expected = op.evaluate(gates, weight, *states)
+    expected: Any = op.evaluate(gates, weight, *states)
     torch.testing.assert_close(result.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)
 
 
