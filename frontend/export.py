@@ -45,6 +45,13 @@ _ONE_AT_A_TIME = threading.RLock()
 
 # Decomposed beyond the default table, which leaves them to backends.
 _DECOMPOSED_TOO = (
+    aten.addmv.default,
+    aten.as_strided_copy.default,
+    aten.dist.default,
+    aten.narrow_copy.default,
+    aten.permute_copy.default,
+    aten.unbind_copy.int,
+    aten.view_copy.default,
     aten.linalg_vector_norm.default,
     aten.upsample_bilinear2d.default,
     aten.upsample_bilinear2d.vec,

@@ -142,6 +142,14 @@ def softshrink(ctx: Context, x: Value, lambd: Number = 0.5) -> Value:
     return (number > lambd).choose(number - lambd, below).value
 
 
+@converter(aten.angle.default)
+def angle(ctx: Context, x: Value) -> Value:
+    """Of real numbers: pi for negative ones, 0 for others, NaN for NaN."""
+    number = Expression(ctx, ctx.cast(x, ctx.dtype))
+    half_turn = (number < 0.0).choose(number.number(math.pi), 0.0)
+    return number.differs(number).choose(number, half_turn).value
+
+
 @converter(aten.isnan.default)
 def isnan(ctx: Context, x: Value) -> Value:
     return ctx.emit(ops.NeOp, x, x)

@@ -32,6 +32,14 @@ def addmm(ctx: Context, x: Value, lhs: Value, rhs: Value, *, beta: Number = 1, a
     return ctx.emit(AddOp, _times(ctx, product, alpha), _times(ctx, x, beta))
 
 
+@converter(aten.addbmm.default)
+def addbmm(ctx: Context, x: Value, lhs: Value, rhs: Value, *, beta: Number = 1, alpha: Number = 1) -> Value:
+    """The products of a batch are summed: one product, along the batch as well."""
+    batch, rows, inner = lhs.shape
+    wide = ctx.reshape(ctx.permute(lhs, (1, 0, 2)), (rows, batch * inner))
+    return addmm(ctx, x, wide, ctx.reshape(rhs, (batch * inner, rhs.shape[2])), beta=beta, alpha=alpha)
+
+
 def _times(ctx: Context, x: Value, factor: Number) -> Value:
     return x if factor == 1 else ctx.emit(MulOp, x, ctx.operand(factor, x.type.dtype))
 

@@ -54,7 +54,9 @@ UNARY: dict[str, Function] = {
     **{one.__name__: one for one in (torch.tan, torch.asin, torch.acos, torch.atan, torch.sinh, torch.cosh)},
     **{one.__name__: one for one in (torch.asinh, torch.acosh, torch.atanh, torch.erfc, torch.lgamma, torch.exp2)},
     **{one.__name__: one for one in (torch.log10, torch.trunc, torch.round, torch.frac, torch.sign, torch.signbit)},
-    **{one.__name__: one for one in (torch.isinf, torch.isposinf, torch.sinc, torch.digamma, torch.erfinv)},
+    **{
+        one.__name__: one for one in (torch.isinf, torch.isposinf, torch.sinc, torch.digamma, torch.erfinv, torch.angle)
+    },
     **{one.__name__: one for one in (F.softshrink, F.hardshrink, F.tanhshrink, F.softsign, torch.deg2rad)},
     "rounded to 2 decimals": lambda x: torch.round(x, decimals=2),
     "rounded to hundreds": lambda x: torch.round(x, decimals=-2),

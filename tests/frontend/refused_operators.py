@@ -1,0 +1,60 @@
+"""Operators of `torch.testing` that are refused, at least for one of their first two samples, and why."""
+
+_WHY = {
+    "shapes or control flow that depend on the data": (
+        "item allclose combinations corrcoef cov equal masked_select narrow tensor_split unique "
+        "unique_consecutive nonzero nonzero_static argwhere nn_functional_gaussian_nll_loss"
+    ),
+    "random numbers": ("exponential nn_functional_fractional_max_pool2d nn_functional_fractional_max_pool3d"),
+    "linear algebra: decompositions of matrices": (
+        "cholesky cholesky_inverse cholesky_solve geqrf lu_unpack lu lu_solve matrix_exp ormqr qr "
+        "triangular_solve svd svd_lowrank pca_lowrank pinverse logdet norm_nuc linalg_det "
+        "linalg_cholesky linalg_cholesky_ex linalg_cond linalg_eig linalg_eigvals linalg_eigh linalg_eigvalsh "
+        "linalg_householder_product linalg_ldl_factor linalg_ldl_factor_ex linalg_ldl_solve linalg_lstsq "
+        "linalg_lstsq_grad_oriented linalg_qr linalg_slogdet linalg_lu_factor "
+        "linalg_lu_factor_ex linalg_lu linalg_lu_solve linalg_inv linalg_inv_ex linalg_solve linalg_solve_ex "
+        "linalg_solve_triangular linalg_matrix_rank linalg_matrix_rank_hermitian linalg_pinv "
+        "linalg_pinv_singular linalg_pinv_hermitian linalg_svd linalg_svdvals linalg_tensorinv "
+        "linalg_tensorsolve"
+    ),
+    "complex numbers": ("view_as_complex complex polar cdouble cfloat chalf"),
+    "Fourier transforms": (
+        "stft fft_fft fft_fft2 fft_fftn fft_hfft fft_hfft2 fft_hfftn fft_rfft fft_rfft2 fft_rfftn fft_ifft "
+        "fft_ifft2 fft_ifftn fft_ihfft fft_ihfft2 fft_ihfftn fft_irfft fft_irfft2 fft_irfftn"
+    ),
+    "special functions without a formula here": (
+        "i0 igamma igammac polygamma_polygamma_n_0 polygamma_polygamma_n_1 polygamma_polygamma_n_2 "
+        "polygamma_polygamma_n_3 polygamma_polygamma_n_4 special_i0e special_i1 special_i1e "
+        "special_polygamma_special_polygamma_n_0 special_zeta special_ndtri special_log_ndtr special_erfcx "
+        "special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1 "
+        "special_chebyshev_polynomial_t special_chebyshev_polynomial_u special_chebyshev_polynomial_v "
+        "special_chebyshev_polynomial_w special_hermite_polynomial_h special_hermite_polynomial_he "
+        "special_laguerre_polynomial_l special_legendre_polynomial_p special_modified_bessel_i0 "
+        "special_modified_bessel_i1 special_modified_bessel_k0 special_modified_bessel_k1 "
+        "special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 "
+        "special_shifted_chebyshev_polynomial_t special_shifted_chebyshev_polynomial_u "
+        "special_shifted_chebyshev_polynomial_v special_shifted_chebyshev_polynomial_w "
+        "special_spherical_bessel_j0"
+    ),
+    "no converter yet": (
+        "frexp nn_functional_bilinear mode histogram histogramdd histc nn_functional_embedding_bag hash_tensor"
+    ),
+    "writing by indices, with another reduction than a sum": (
+        "masked_scatter index_reduce_mean index_reduce_prod index_reduce_amin index_reduce_amax put scatter "
+        "scatter_reduce_sum scatter_reduce_prod scatter_reduce_mean scatter_reduce_amin scatter_reduce_amax "
+        "_segment_reduce_lengths _segment_reduce_offsets"
+    ),
+    "training: statistics of the batch, dropout, losses, gradients": (
+        "nn_functional_linear_cross_entropy_chunked nn_functional_linear_cross_entropy_chunked_none "
+        "native_group_norm native_layer_norm native_batch_norm _native_batch_norm_legit "
+        "_batch_norm_with_update max_pool2d_with_indices_backward nn_functional_batch_norm "
+        "nn_functional_multi_head_attention_forward nn_functional_ctc_loss"
+    ),
+    "memory of tensors that are not contiguous": ("as_strided_partial_views resize_as_"),
+    "sparse tensors": ("to_sparse sparse_sampled_addmm sparse_mm_reduce"),
+    "kernels of GPUs": (
+        "jiterator_unary jiterator_binary jiterator_4inputs_with_extra_args jiterator_binary_return_by_ref "
+        "jiterator_2inputs_2outputs"
+    ),
+}
+REFUSED = {name: reason for reason, names in _WHY.items() for name in names.split()}
