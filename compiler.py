@@ -89,7 +89,7 @@ def compile(
     graph_or_module
         A `tersor.ir.Graph`, an ``nn.Module`` or an ``ExportedProgram``; never changed.
     example_inputs
-        Tensors to export a module with; not needed for the other two.
+        What the module is called with (see `tersor.from_torch`); not needed for the other two.
     target
         A name (see ``tersor targets``) or a `Target`.
     pipeline
@@ -113,8 +113,8 @@ def compile(
     Returns
     -------
     Executable
-        Callable like the model; ``exe.report`` tells what each pass did, and ``exe.report.agreement`` what ``check``
-        found.
+        Callable like the model, with the same nested arguments and results; ``exe.report`` tells what each pass did,
+        and ``exe.report.agreement`` what ``check`` found.
 
     Raises
     ------
