@@ -11,12 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..ir.foreign import Json
 from ..targets.tuning import DEFAULT_LOG_DIR
 from .options import JsonOption, print_json
 from .tables import new_table, print_table
 
 if TYPE_CHECKING:
+    from ..ir.foreign import Json
     from ..targets.templates.option import Workload
     from ..targets.tuning.records import Record
     from .log_management import Statistics

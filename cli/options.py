@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..ir.foreign import Json
-
 if TYPE_CHECKING:
     from ..frontend import LoadedModel
     from ..ir import Graph
+    from ..ir.foreign import Json
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
 PluginOption = Annotated[

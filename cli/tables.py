@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ..ir.foreign import Json
-
 if TYPE_CHECKING:
     import torch
 
     from ..compression.result import Compressed
+    from ..ir.foreign import Json
     from ..passes import Culprit, PassInfo, PassOption, PassOutcome
     from ..targets import Target
     from ..targets.runtime.executable import KernelTime

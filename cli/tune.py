@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ..ir.foreign import Json
 from ..targets.tuning import DEFAULT_LOG_DIR
 from .options import (
     DataOption,
@@ -23,6 +22,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..ir.foreign import Json
     from ..targets.tuning.result import TuningResult
 
 
