@@ -27,7 +27,8 @@ import tersor
 from tersor.ir import TersorError
 from tersor.tests.random_programs import PIPELINES, Program, random_program
 
-BATCH = 20  # programs that are compiled as one, since tracing anything at all takes a second
+BATCH = 20  # programs that a process takes at a time
+TOGETHER = 4  # programs that are compiled as one: more or fewer take longer in all
 ROUNDING = 2e-5  # of the largest output: what chains of float32 sums in another order may differ by
 AMPLIFIED = 16  # times what eager in float32 is off eager in float64
 
@@ -67,7 +68,8 @@ def verdicts(programs: Sequence[Program]) -> list[Verdict]:
             expected[index] = [_expected(program, program.draw_inputs(call)) for call in range(CALLS)]
         except (Unstable, RuntimeError, IndexError) as reason:  # PyTorch may refuse the numbers of another call
             results[index] = "unstable", str(reason)
-    waiting = [list(expected)] if expected else []
+    runnable = list(expected)
+    waiting = [runnable[at : at + TOGETHER] for at in range(0, len(runnable), TOGETHER)]
     while waiting:
         part = waiting.pop()
         verdict = _verdict([programs[index] for index in part], [expected[index] for index in part])

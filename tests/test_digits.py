@@ -42,12 +42,18 @@ def seeded(build=small_net) -> nn.Module:
     return build()
 
 
+@pytest.fixture(scope="module")
+def trained_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache: the network that several tests start from is trained once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Digits, Digits]]:
-    """One small network, fewer pictures, and a cache of its own."""
+def quick(monkeypatch: pytest.MonkeyPatch, trained_before: Path) -> Iterator[tuple[Digits, Digits]]:
+    """One small network, fewer pictures, and a cache of these tests' own."""
     train, test = data.load()
     few = (Digits(train.images[:2000], train.labels[:2000]), Digits(test.images[:200], test.labels[:200]))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(trained_before))
     monkeypatch.setattr(training, "THREADS", 1)  # two workers share two cores
     monkeypatch.setattr(data, "load", lambda: few)
     network = DigitNetwork("small", small_net, SHORT, multiple=4)
@@ -111,6 +117,7 @@ def test_training_is_seeded(quick: tuple[Digits, Digits]):
 
 
 def test_cache(quick: tuple[Digits, Digits], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     recipe = Recipe(epochs=1, rate=0.1)
     module = seeded()
     seconds = training.trained("test", module, recipe)
