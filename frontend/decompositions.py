@@ -70,9 +70,9 @@ def _corners(place: torch.Tensor, mode: int) -> list[tuple[torch.Tensor, torch.T
 
 def bilinear(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``sum over i, j of x[i] * weight[o, i, j] * y[j]``: one product with a matrix, then one with ``y``."""
-    outputs, inputs, _ = weight.shape
-    rows = x @ weight.movedim(0, 1).reshape(inputs, -1)
-    result = (rows.reshape(*x.shape[:-1], outputs, -1) @ y[..., None])[..., 0]
+    outputs, inputs, others = weight.shape
+    rows = x @ weight.movedim(0, 1).reshape(inputs, outputs * others)
+    result = (rows.reshape(*x.shape[:-1], outputs, others) @ y[..., None])[..., 0]
     return result if bias is None else result + bias
 
 

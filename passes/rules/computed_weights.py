@@ -35,11 +35,13 @@ from ..matching import replace
 
 def linear_to_matmul(op: Op, rewriter: Rewriter) -> bool:
     """linear(x, w, b) -> matmul(x, w^T) + b."""
-    if not isinstance(op, LinearOp) or op.x.type.rank < 2 or not _depends_on_inputs(op.weight):
+    if not isinstance(op, LinearOp) or not _depends_on_inputs(op.weight):
         return False
     if not rewriter.commit("linear-to-matmul", op):
         return False
-    product = rewriter.create(MatmulOp, (op.x, op.weight), MatmulOp.attrs_type(transpose_rhs=True)).result
+    rows = op.x if op.x.type.rank > 1 else _reshape(rewriter, op.x, (1, *op.x.shape))
+    product = rewriter.create(MatmulOp, (rows, op.weight), MatmulOp.attrs_type(transpose_rhs=True)).result
+    product = product if rows is op.x else _reshape(rewriter, product, op.result.shape)
     replace(rewriter, op, product if op.bias is None else rewriter.create(AddOp, (product, op.bias)).result)
     return True
 

@@ -133,6 +133,12 @@ def test_transposed_convolution_whose_weight_is_computed(name: str):
     run_checked(COMPUTED_TRANSPOSED[name], "canonicalize", fires="transposed-to-conv")
 
 
+def test_linear_layer_of_one_row_whose_weight_is_computed():
+    graph = computed(LinearOp, (8,), (5, 8))
+    run_checked(graph, "canonicalize", fires="linear-to-matmul")
+    check(graph, pipeline="O3,layout")
+
+
 def test_computed_weights_compile():
     check(COMPUTED["conv"], pipeline="O3,layout")
     check(COMPUTED_TRANSPOSED["strides"], pipeline="O3,layout")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, Literal
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tersor.targets.templates.conv2d.direct import Conv2dSpec
+from tersor.targets.templates.conv2d.transposed import TransposedSpec
+from tersor.targets.templates.conv2d.volume import VolumeSpec
 from tersor.targets.templates.windows.pooling import PoolSpec
 
 from .window_cases import TARGETS, depthwise_spec
@@ -66,6 +69,38 @@ def convolutions(draw: st.DrawFn) -> Conv2dSpec:
     inputs, outputs = (groups * draw(st.integers(1, 20 if groups > 1 else 40)) for _ in range(2))
     layout: Literal["blocked", "plain"] = draw(st.sampled_from(["blocked", "plain"]))
     return Conv2dSpec(draw(batches), inputs, o=outputs, groups=groups, input_layout=layout, **draw(windows()))
+
+
+@st.composite
+def transposed_convolutions(draw: st.DrawFn) -> TransposedSpec:
+    """Transposed convolutions, of which any number of rows and columns may be cut off or added by output padding."""
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    inputs, outputs = (groups * draw(st.integers(1, 20)) for _ in range(2))
+    kernel, stride, plane = draw(pairs(1, 5)), draw(pairs(1, 4)), draw(pairs(1, 7))
+    dilation = [draw(st.integers(1, 2)) if step == 1 else 1 for step in stride]
+    whole = [(plane[i] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 for i in range(2)]
+    top, left = (draw(st.integers(0, min(4, (extent - 1) // 2))) for extent in whole)
+    height, width = (whole[i] - 2 * (top, left)[i] + draw(st.integers(0, 1)) for i in range(2))
+    window = ((height, width), kernel, stride, (top, left), (dilation[0], dilation[1]))
+    layout: Literal["blocked", "plain"] = draw(st.sampled_from(["blocked", "plain"]))
+    return TransposedSpec(draw(batches), inputs, *plane, outputs, *window, groups, layout)
+
+
+@st.composite
+def volume_convolutions(draw: st.DrawFn) -> VolumeSpec:
+    """Convolutions of volumes."""
+    flat = draw(convolutions())
+    options = {entry.name: getattr(flat, entry.name) for entry in fields(flat)}
+    kernel, gap, padding = draw(st.integers(1, 4)), draw(st.integers(1, 2)), draw(pairs(0, 3))
+    frames = max(1, gap * (kernel - 1) + 1 - sum(padding)) + draw(st.integers(0, 4))
+    return VolumeSpec(
+        **options,
+        d=frames,
+        depth_kernel=kernel,
+        depth_stride=draw(st.integers(1, 3)),
+        depth_padding=padding,
+        depth_dilation=gap,
+    )
 
 
 @st.composite

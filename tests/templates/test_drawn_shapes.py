@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 
-from tersor.targets.templates.conv2d import depthwise, winograd
+from tersor.targets.templates.conv2d import depthwise, transposed, volume, winograd
 from tersor.targets.templates.conv2d import direct as conv2d
 from tersor.targets.templates.moves import row_copy
 from tersor.targets.templates.windows import pooling
@@ -29,6 +29,8 @@ from . import (
     test_reduce,
     test_relayout,
     test_softmax,
+    test_transposed,
+    test_volume,
     test_winograd,
 )
 from .drawn_cases import (
@@ -44,6 +46,8 @@ from .drawn_cases import (
     reductions,
     search,
     targets,
+    transposed_convolutions,
+    volume_convolutions,
     winograd_convolutions,
 )
 from .window_cases import run
@@ -59,6 +63,14 @@ def candidate(template, spec, target, choice: int):
 
 def check_conv2d(spec, target, choice: int) -> None:
     test_conv2d.compare(spec, target, candidate(conv2d, spec, target, choice))
+
+
+def check_transposed(spec, target, choice: int) -> None:
+    test_transposed.compare(spec, target, candidate(transposed, spec, target, choice))
+
+
+def check_volume(spec, target, choice: int) -> None:
+    test_volume.compare(spec, target, candidate(volume, spec, target, choice))
 
 
 def check_winograd(spec, target, choice: int) -> None:
@@ -110,6 +122,8 @@ ROWS, COLUMNS = st.integers(1, 40), st.integers(1, 140)
 
 CASES = {
     "conv2d": (check_conv2d, st.tuples(convolutions(), targets, choices)),
+    "transposed": (check_transposed, st.tuples(transposed_convolutions(), targets, choices)),
+    "volume": (check_volume, st.tuples(volume_convolutions(), targets, choices)),
     "winograd": (check_winograd, st.tuples(winograd_convolutions(), targets, choices)),
     "depthwise": (check_depthwise, st.tuples(depthwise_convolutions(), targets, choices)),
     "max pool": (check_max_pool, st.tuples(poolings("max"), targets, choices)),

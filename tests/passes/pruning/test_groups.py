@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
+from torch import nn
 
+from tersor.frontend import from_torch
 from tersor.ir import Graph, Op, TensorType, Value
 from tersor.ir.ops import (
     AdaptiveAvgPool2dOp,
@@ -96,6 +99,21 @@ def test_grouped_convolution_keeps_groups_equal():
     channels = check_exact(finish(b, b.conv(start(b, 12), 16, groups=4, location="grouped")))
     assert sizes(channels) == [3, 4]
     assert [group.width for group in channels.groups] == [4, 4]
+
+
+def test_transposed_convolutions_and_volumes_from_pytorch():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ConvTranspose2d(8, 12, 4, 2, bias=False),
+        nn.ReLU(),
+        nn.ConvTranspose2d(12, 12, 3, groups=12),
+        nn.Unflatten(2, (2, 6)),
+        nn.Conv3d(12, 8, 2),
+        nn.MaxPool3d((1, 2, 2)),
+        nn.Conv3d(8, 5, 1),
+    )
+    channels = check_exact(from_torch(model, (torch.randn(2, 3, 6, 6),)))
+    assert [group.size for group in channels.groups] == [8, 12, 8]
 
 
 def test_concat_has_offsets():
