@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from tersor.targets.templates.codec import encode
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.targets.templates.option import Option, Workload
 from tersor.targets.tuning import log, tuned
-from tersor.targets.tuning.log import LogError, append, log_files, read_log, target_folder
+from tersor.targets.tuning.log import LogError, append, append_lines, log_files, read_log, target_folder
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.records import Record, best, fitting
 from tersor.targets.tuning.task import Task
@@ -228,15 +229,10 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         append(tmp_path / "file", [record()])
 
 
-_WRITER = """
-import sys
-from pathlib import Path
-from tersor.targets.tuning.log import append_lines
-path, begin = Path(sys.argv[1]), int(sys.argv[2])
-filler = "x" * 3000
-for index in range(begin, begin + 50):
-    append_lines(path, [f'{{"index": {index}, "filler": "{filler}"}}'])
-"""
+def _write_fifty(path: Path, begin: int) -> None:
+    filler = "x" * 3000
+    for index in range(begin, begin + 50):
+        append_lines(path, [f'{{"index": {index}, "filler": "{filler}"}}'])
 
 
 def _check_survivors(log_dir: Path, kills: int) -> None:
@@ -267,8 +263,13 @@ def test_twenty_killed_sessions_lose_nothing_measured(tmp_path):
 
 def test_two_writers_at_once(tmp_path):
     path = tmp_path / "records.jsonl"
-    writers = [subprocess.Popen([sys.executable, "-c", _WRITER, str(path), str(begin)]) for begin in (0, 1000)]
-    assert [writer.wait() for writer in writers] == [0, 0]
+    process = multiprocessing.get_context("fork").Process  # new ones would import PyTorch and TVM first
+    writers = [process(target=_write_fifty, args=(path, begin)) for begin in (0, 1000)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
     found = [json.loads(text)["index"] for text in path.read_text(encoding="utf-8").splitlines()]
     assert sorted(found) == [*range(50), *range(1000, 1050)]
 
