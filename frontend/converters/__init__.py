@@ -22,5 +22,6 @@ from . import (
     recurrent,
     reduction,
     resizing,
+    scattering,
     special,
 )

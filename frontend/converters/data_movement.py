@@ -12,7 +12,8 @@ from ...ir import Value
 from ...ir.ops import PadOp
 from ..context import Context, Number, axis_of
 from ..registry import Converted, converter
-from .indexing import put_slice, take
+from .indexing import take
+from .scattering import put_slice
 from .windows import Windows, concat
 
 aten = torch.ops.aten
@@ -145,6 +146,13 @@ def _replace(ctx: Context, x: Value, new: Value, axis: int, first: int, last: in
     tail = [ctx.slice(x, axis, last, x.shape[axis])] if last < x.shape[axis] else []
     parts = [*head, *([new] if first < last else []), *tail]
     return concat(ctx, parts, axis)
+
+
+@converter(aten.resize.default)
+def resize(ctx: Context, x: Value, size: Sequence[int], **options: Any) -> Value:
+    if math.prod(size) != x.type.size or not ctx.row_major:
+        ctx.refuse("another size, or memory that is not contiguous; use reshape")
+    return ctx.reshape(x, size)
 
 
 @converter(aten.copy.default)

@@ -1,8 +1,8 @@
-"""Operators that pick elements by integer tensors, or write there. All become rows of a table: embedding and scatter.
+"""Operators that pick elements by integer tensors: rows of a table.
 
 Advanced indexing ``x[:, i, j]`` brings the indexed axes to the front, merges them into the rows of a table, and looks
-up ``i * extent + j``; with constant indices the arithmetic is folded away. Writing ``x[:, i, j] = v`` does the same
-backwards. Views that no op of the IR expresses, a diagonal say, are elements at positions that are known now.
+up ``i * extent + j``; with constant indices the arithmetic is folded away. Views that no op of the IR expresses, a
+diagonal say, are elements at positions that are known now.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch._ops import OpOverload
 
 from ...ir import DType, Value
-from ...ir.ops import AddOp, EmbeddingOp, LtOp, MulOp, ScatterOp, WhereOp
-from ..context import Context, Number, axis_of
+from ...ir.ops import AddOp, EmbeddingOp, LtOp, MulOp, WhereOp
+from ..context import Context, axis_of
 from ..registry import Converter, converter, register_each
 
 aten = torch.ops.aten
@@ -43,59 +43,16 @@ def index_select(ctx: Context, x: Value, dim: int, index: Value) -> Value:
 
 @converter(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index(ctx: Context, x: Value, indices: Sequence[Value | None]) -> Value:
-    axes, chosen = _indexed(indices)
-    if any(value.type.dtype in _MASKS for value in chosen):
+    axes, chosen = indexed(indices)
+    if any(value.type.dtype in MASKS for value in chosen):
         ctx.refuse("indexing by a mask, whose result has a shape that depends on the data; use torch.where")
-    return _pick(ctx, x, axes, _linear(ctx, chosen, [x.shape[axis] for axis in axes]))
-
-
-@converter(aten.index_put.default, aten._unsafe_index_put.default)
-def index_put(
-    ctx: Context, x: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False
-) -> Value:
-    axes, chosen = _indexed(indices)
-    if any(value.type.dtype in _MASKS for value in chosen):
-        return _put_by_mask(ctx, x, axes[0], chosen, values, accumulate)
-    rows = _linear(ctx, chosen, [x.shape[axis] for axis in axes])
-    return _put(ctx, x, axes, rows, values, accumulate)
-
-
-def _put_by_mask(ctx: Context, x: Value, axis: int, indices: Sequence[Value], values: Value, accumulate: bool) -> Value:
-    """``x[:, mask] = values`` with one value for all chosen elements, or one that is broadcast along other axes."""
-    mask, *others = indices
-    if others or mask.type.dtype is not DType.BOOL or not mask.shape:
-        ctx.refuse("writing by a mask and other indices; use torch.where")
-    behind = len(x.shape) - axis - len(mask.shape)  # axes after those of the mask
-    shape = (1,) * (behind + 1 - len(values.shape)) + values.shape
-    lead, (count, *tail) = shape[: len(shape) - behind - 1], shape[len(shape) - behind - 1 :]
-    if count != 1:
-        ctx.refuse("writing values of which each goes to another element of a mask; use torch.where")
-    new = ctx.cast(ctx.reshape(values, (*lead, *[1] * len(mask.shape), *tail)), ctx.dtype)
-    where = ctx.reshape(mask, (*mask.shape, *[1] * behind))
-    return ctx.emit(WhereOp, where, ctx.emit(AddOp, x, new) if accumulate else new, x)
+    return _pick(ctx, x, axes, linear_rows(ctx, chosen, [x.shape[axis] for axis in axes]))
 
 
 @converter(aten.gather.default)
 def gather(ctx: Context, x: Value, dim: int, index: Value, sparse_grad: bool = False) -> Value:
-    rows = _elements(ctx, x, axis_of(dim, len(x.shape)), index)
-    return ctx.reshape(ctx.emit(EmbeddingOp, _column(ctx, x), rows), index.shape)
-
-
-@converter(aten.scatter.src)
-def scatter(ctx: Context, x: Value, dim: int, index: Value, src: Value, *, accumulate: bool = False) -> Value:
-    for axis, extent in enumerate(index.shape):
-        src = ctx.slice(src, axis, 0, extent)
-    return _put_elements(ctx, x, _elements(ctx, x, axis_of(dim, len(x.shape)), index), src, accumulate)
-
-
-@converter(aten.scatter.value)
-def scatter_value(ctx: Context, x: Value, dim: int, index: Value, value: Number) -> Value:
-    return scatter(ctx, x, dim, index, ctx.full(value, x.type.with_shape(index.shape)))
-
-
-@converter(aten.scatter_add.default)
-def scatter_add(ctx: Context, x: Value, dim: int, index: Value, src: Value) -> Value:
-    return scatter(ctx, x, dim, index, src, accumulate=True)
+    rows = element_rows(ctx, x, axis_of(dim, len(x.shape)), index)
+    return ctx.reshape(ctx.emit(EmbeddingOp, as_column(ctx, x), rows), index.shape)
 
 
 # Constant positions ---------------------------------------------------------------------------------------------
@@ -103,31 +60,16 @@ def scatter_add(ctx: Context, x: Value, dim: int, index: Value, src: Value) -> V
 
 def _picked(view: OpOverload) -> Converter:
     def convert(ctx: Context, x: Value, *args: Any, **options: Any) -> Value:
-        return take(ctx, ctx.reshape(x, (math.prod(x.shape),)), 0, _positions(ctx, view, x, *args, **options))
-
-    return convert
-
-
-def _written(view: OpOverload) -> Converter:
-    def convert(ctx: Context, x: Value, src: Value, *args: Any, **options: Any) -> Value:
-        positions = ctx.constant(_positions(ctx, view, x, *args, **options), "positions")
-        return _put_elements(ctx, x, positions, src, accumulate=False)
+        return take(ctx, ctx.reshape(x, (math.prod(x.shape),)), 0, positions_of(ctx, view, x, *args, **options))
 
     return convert
 
 
 _VIEWS = (aten.diagonal.default, aten.as_strided.default, aten.unfold.default)
 register_each({view: view for view in _VIEWS}, _picked)
-register_each(
-    {
-        aten.diagonal_scatter.default: aten.diagonal.default,
-        aten.as_strided_scatter.default: aten.as_strided.default,
-    },
-    _written,
-)
 
 
-def _positions(ctx: Context, view: OpOverload, x: Value, *args: Any, **options: Any) -> torch.Tensor:
+def positions_of(ctx: Context, view: OpOverload, x: Value, *args: Any, **options: Any) -> torch.Tensor:
     """Where the elements of a view of ``x`` are among all of its elements."""
     if view is aten.as_strided.default and not ctx.row_major:
         ctx.refuse("strides of a tensor that is not contiguous; call .contiguous() first")
@@ -143,26 +85,18 @@ def take(ctx: Context, x: Value, axis: int, positions: Sequence[int] | torch.Ten
     return _pick(ctx, x, (axis,), ctx.constant(torch.as_tensor(positions, dtype=torch.int64), "positions"))
 
 
-def put_slice(ctx: Context, x: Value, axis: int, positions: range, new: Value) -> Value:
-    """``x`` with ``new`` at constant positions along one axis."""
-    outer, extent, width = math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :])
-    rows = torch.arange(outer)[:, None] * extent + torch.tensor(list(positions), dtype=torch.int64)
-    table, new = ctx.reshape(x, (outer * extent, width)), ctx.reshape(new, (*rows.shape, width))
-    return ctx.reshape(ctx.emit(ScatterOp, table, ctx.constant(rows, "positions"), new), x.shape)
-
-
 # Tables ---------------------------------------------------------------------------------------------------------
 
-_MASKS = (DType.BOOL, DType.U8)
+MASKS = (DType.BOOL, DType.U8)
 
 
-def _indexed(indices: Sequence[Value | None]) -> tuple[tuple[int, ...], tuple[Value, ...]]:
+def indexed(indices: Sequence[Value | None]) -> tuple[tuple[int, ...], tuple[Value, ...]]:
     """The axes that are indexed, and by what."""
     chosen = {axis: value for axis, value in enumerate(indices) if value is not None}
     return tuple(chosen), tuple(chosen.values())
 
 
-def _linear(ctx: Context, indices: Sequence[Value], extents: Sequence[int]) -> Value:
+def linear_rows(ctx: Context, indices: Sequence[Value], extents: Sequence[int]) -> Value:
     """One index into the merged axes from one index per axis; negative indices count from the end."""
     total: Value | None = None
     for position, (index, extent) in enumerate(zip(indices, extents, strict=True)):
@@ -182,23 +116,12 @@ def _pick(ctx: Context, x: Value, axes: tuple[int, ...], rows: Value) -> Value:
 
     The new dimensions stand where the indexed axes stood if those follow one another, else in front, as in NumPy.
     """
-    table, kept, order = _table(ctx, x, axes, rows)
+    table, kept, order = as_table(ctx, x, axes, rows)
     result = ctx.reshape(ctx.emit(EmbeddingOp, table, rows), rows.shape + kept)
     return ctx.permute(result, order)
 
 
-def _put(ctx: Context, x: Value, axes: tuple[int, ...], rows: Value, values: Value, accumulate: bool) -> Value:
-    """``x`` with ``values``, broadcast to what `_pick` would return, in the places that it would pick."""
-    table, kept, order = _table(ctx, x, axes, rows)
-    shape = rows.shape + kept
-    values = ctx.expand(ctx.cast(values, x.type.dtype), [shape[dim] for dim in order])
-    new = ctx.reshape(ctx.permute(values, _inverse(order)), (*rows.shape, table.shape[1]))
-    result = ctx.emit(ScatterOp, table, rows, new, attrs=ScatterOp.attrs_type(accumulate))
-    moved = axes + tuple(axis for axis in range(len(x.shape)) if axis not in axes)
-    return ctx.permute(ctx.reshape(result, [x.shape[axis] for axis in moved]), _inverse(moved))
-
-
-def _table(
+def as_table(
     ctx: Context, x: Value, axes: tuple[int, ...], rows: Value
 ) -> tuple[Value, tuple[int, ...], tuple[int, ...]]:
     """``x`` as a table with the merged ``axes`` as its rows; the other extents; and how rows [..., other] turn."""
@@ -211,11 +134,7 @@ def _table(
     return table, kept, order
 
 
-def _inverse(order: tuple[int, ...]) -> list[int]:
-    return sorted(range(len(order)), key=order.__getitem__)
-
-
-def _elements(ctx: Context, x: Value, axis: int, index: Value) -> Value:
+def element_rows(ctx: Context, x: Value, axis: int, index: Value) -> Value:
     """Positions among all elements of ``x`` from positions along one axis, where the other coordinates are those."""
     rows = ctx.cast(index, DType.I64)
     if not x.shape:
@@ -232,12 +151,5 @@ def _elements(ctx: Context, x: Value, axis: int, index: Value) -> Value:
     return ctx.emit(AddOp, rows, ctx.constant(start, "positions"))
 
 
-def _column(ctx: Context, x: Value) -> Value:
+def as_column(ctx: Context, x: Value) -> Value:
     return ctx.reshape(x, (math.prod(x.shape), 1))
-
-
-def _put_elements(ctx: Context, x: Value, rows: Value, new: Value, accumulate: bool) -> Value:
-    """``x`` with ``new`` at positions ``rows``, of the same shape, among all of its elements."""
-    new = ctx.reshape(ctx.cast(new, x.type.dtype), (*rows.shape, 1))
-    result = ctx.emit(ScatterOp, _column(ctx, x), rows, new, attrs=ScatterOp.attrs_type(accumulate))
-    return ctx.reshape(result, x.shape)

@@ -108,4 +108,6 @@ def concat(ctx: Context, parts: Sequence[Value], axis: int) -> Value:
 
 def lowest(dtype: DType) -> float:
     """What no element is below."""
-    return -math.inf if dtype.is_floating else float(torch.iinfo(dtype.torch).min)
+    if dtype.is_floating:
+        return -math.inf
+    return 0.0 if dtype is DType.BOOL else float(torch.iinfo(dtype.torch).min)

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
+from ..errors import IRError
 from ..traits import ChannelFlow, Cost, Narrowing, OnIntegers, Storage
 from ..types import DType, TensorType, broadcast_shapes
 
@@ -261,17 +262,25 @@ class EmbeddingOp(Op, name="embedding"):
         return Cost(0, self.indices.type.bytes + 2 * self.result.type.bytes)
 
 
+COMBINATIONS = ("replace", "sum", "prod", "amax", "amin")
+
+
 @dataclass(frozen=True)
 class ScatterAttrs(Attrs):
-    """``accumulate`` adds the rows to those of the table, one after the other; else they replace them."""
+    """How rows are combined with those of the table, one after the other: one of `COMBINATIONS`."""
 
-    accumulate: bool = False
+    combine: str = "replace"
+
+    def __post_init__(self) -> None:
+        if self.combine not in COMBINATIONS:
+            raise IRError(f"combine must be one of {', '.join(COMBINATIONS)}, not {self.combine!r}")
 
 
 class ScatterOp(Op, name="scatter", attrs=ScatterAttrs):
     """A table [V, D] with rows [..., D] put where an integer tensor [...] says: what `embedding` picks, put back.
 
-    Of several rows for one place the last stays, as in PyTorch on one thread.
+    Of several rows that replace one, the last stays, as in PyTorch on one thread. Sums of booleans are their maxima,
+    and products their minima.
     """
 
     table = Operand()
@@ -287,7 +296,11 @@ class ScatterOp(Op, name="scatter", attrs=ScatterAttrs):
         return (table.logical,)
 
     def evaluate(self, table: torch.Tensor, indices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return table.index_put((indices,), rows, self.attrs.accumulate)
+        combine = self.attrs.combine
+        if combine in ("replace", "sum"):
+            return table.index_put((indices,), rows, accumulate=combine == "sum")
+        index = indices.long().reshape(-1, 1).expand(-1, table.shape[1])
+        return table.scatter_reduce(0, index, rows.reshape(index.shape), combine)
 
     def cost(self) -> Cost:
         """The table is copied, and the rows are written again."""

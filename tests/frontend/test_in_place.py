@@ -343,7 +343,6 @@ def test_large_tables_are_written_by_all_threads():
 REFUSED = {
     "shares? memory, as expand makes it": lambda x: (x * 1).expand(2, 2, 3).index_fill_(0, torch.tensor([0]), 2.0),
     "index_fill_|copy_|fill_.* shares? memory": lambda x: (x * 1)[:1].expand(2, 3)[0].fill_(3) + x,
-    "each goes to another element of a mask": lambda x: (x * 1).index_put_((torch.ones(2, 3) > 0,), torch.ones(6)),
     "by a mask and other indices": lambda x: (x * 1).index_put_((torch.ones(2) > 0, torch.tensor([1])), torch.ones(1)),
     "not contiguous": lambda x: (x * 1).t().contiguous().t().as_strided((2,), (1,)),
     "aten.normal": lambda x: (x * 1).normal_(),

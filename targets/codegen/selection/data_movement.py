@@ -16,7 +16,7 @@ from ...templates import elementwise
 from ...templates.base import BufferSpec, VectorAt
 from ...templates.moves import relayout, row_copy
 from ...templates.vector.builder import load
-from ...templates.vector.storage import STORAGE
+from ...templates.vector.storage import NUMBERS, STORAGE
 from ...templates.vector.vectors import dtype_of
 from ..addressing import load_operand
 from ..group import Group
@@ -140,13 +140,14 @@ def select_embedding(group: Group, context: KernelContext) -> Kernel:
 def select_scatter(group: Group, context: KernelContext) -> Kernel:
     """``scatter``: a copy of the table with rows written into it."""
     op = group.anchor_as(ScatterOp)
-    accumulate, type = op.attrs.accumulate, op.table.type
-    if accumulate and type.dtype in (DType.F16, DType.BF16, DType.BOOL):
-        raise CompileError(f"{op.describe()} adds rows of {type}; cast them to f32 first")
+    combine, type = op.attrs.combine, op.table.type
+    dtype = (STORAGE if combine == "replace" else NUMBERS)[type.dtype]
+    if type.dtype is DType.BOOL:
+        combine = {"sum": "amax", "prod": "amin"}.get(combine, combine)
     if max(type.size, op.rows.type.size) >= _MOST_ELEMENTS:
         raise CompileError(f"{op.describe()}: kernels address tables of less than 2^31 elements, not {type}")
-    numbers = (*type.shape, op.indices.type.size, accumulate)
-    spec = row_copy.ScatterSpec(*numbers, STORAGE[type.dtype], STORAGE[op.indices.type.dtype])
+    numbers = (*type.shape, op.indices.type.size)
+    spec = row_copy.ScatterSpec(*numbers, combine, dtype, STORAGE[op.indices.type.dtype])
     return Kernel(
         "scatter",
         spec,

@@ -8,6 +8,7 @@ to its own part of the table: so rows for one place are written in order, whatev
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,9 @@ from tvm import tirx
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Expr, Index
 from ..parallelism import shared_loop
+from ..vector.bfloat16 import STORED
 from ..vector.builder import Output, bind, constant, load, loop, make_prim_func, split_index, store, when
-from ..vector.vectors import pieces
+from ..vector.vectors import in_register, maximum, minimum, pieces
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,29 @@ class PadSpec:
 
 @dataclass(frozen=True)
 class ScatterSpec:
-    """``count`` rows of ``width`` elements for a table of ``extent`` rows; ``accumulate`` adds them."""
+    """``count`` rows of ``width`` elements for a table of ``extent`` rows; ``combine`` is that of `ScatterAttrs`."""
 
     extent: int
     width: int
     count: int
-    accumulate: bool = False
+    combine: str = "replace"
     dtype: str = "float32"
     index_dtype: str = "int64"
 
     def __post_init__(self) -> None:
         if min(self.extent, self.width, self.count) < 1:
             raise ValueError(f"every extent must be positive: {self}")
+        if self.combine not in _COMBINED:
+            raise ValueError(f"combine must be one of {', '.join(_COMBINED)}: {self}")
+
+
+_COMBINED: dict[str, Callable[[Expr, Expr], Expr]] = {
+    "replace": lambda kept, new: new,
+    "sum": operator.add,
+    "prod": operator.mul,
+    "amax": maximum,
+    "amin": minimum,
+}
 
 
 def build_concat(spec: ConcatSpec, target: Cpu) -> tirx.PrimFunc:
@@ -140,7 +153,7 @@ def build_scatter(spec: ScatterSpec, target: Cpu) -> tirx.PrimFunc:
                 def write(offset: Index, width: int) -> None:
                     to = tirx.Cast("int32", index) * spec.width + offset
                     new = load(rows, row * spec.width + offset, width)
-                    store(out, to, load(out, to, width) + new if spec.accumulate else new, width)
+                    store(out, to, _COMBINED[spec.combine](in_register(load(out, to, width)), in_register(new)), width)
 
                 inside = tirx.all(index >= first, index < first + part, index < spec.extent)
                 when(inside, lambda: _runs(spec.width, lanes, write))
@@ -175,8 +188,8 @@ def _runs(count: int, lanes: int, visit: Callable[[int, int], None]) -> None:
 
 
 def _lanes(dtype: str, target: Cpu) -> int:
-    return target.lanes(_bytes(dtype))
+    return target.lanes(4 if dtype in STORED else _bytes(dtype))  # numbers of 16 bits are float32 in registers
 
 
 def _bytes(dtype: str) -> int:
-    return tirx.const(0, dtype).ty.dtype.itemsize
+    return tirx.const(0, STORED.get(dtype, dtype)).ty.dtype.itemsize
