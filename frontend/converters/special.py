@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from ...ir import DType, Value, ops
 from ..context import Context
 from ..expressions import Expression
-from ..registry import converter
+from ..registry import Converter, converter, register_each
 
 aten = torch.ops.aten
 
@@ -63,3 +66,76 @@ def digamma(ctx: Context, x: Value) -> Value:
     pole = given.number(math.inf).apply(ops.CopySignOp, -given)
     whole = fraction.equals(0.0).choose(given.number(math.nan), reflected)
     return given.equals(0.0).choose(pole, is_negative.choose(whole, value)).value
+
+
+@converter(aten.polygamma.default)
+def polygamma(ctx: Context, n: int, x: Value) -> Value:
+    if n:
+        ctx.refuse(f"the {n}. derivative of digamma")
+    return digamma(ctx, x)
+
+
+_NEAR = 8.0  # where the modified Bessel functions change from one series to the other
+_DEGREE = 40
+
+
+def _bessel(order: int, *, scaled: bool) -> Converter:
+    """Modified Bessel functions of the first kind, divided by ``exp(|x|)`` if ``scaled``."""
+
+    def convert(ctx: Context, x: Value) -> Value:
+        given = Expression(ctx, ctx.cast(x, ctx.dtype))
+        size = abs(given)
+        near, far = _bessel_series(order, 1e-17 if ctx.dtype is DType.F64 else 1e-9)
+        inside = _chebyshev(size * (2 / _NEAR) - 1.0, near)
+        outside = _chebyshev(2 * _NEAR / size - 1.0, far) / size.apply(ops.SqrtOp)
+        value = (size <= _NEAR).choose(inside * size if order else inside, outside)
+        if not scaled:
+            value = value * size.apply(ops.ExpOp)
+        return (given < 0.0).choose(-value, value).value if order else value.value
+
+    return convert
+
+
+register_each(
+    {
+        aten.i0.default: _bessel(0, scaled=False),
+        aten.special_modified_bessel_i0.default: _bessel(0, scaled=False),
+        aten.special_i0e.default: _bessel(0, scaled=True),
+        aten.special_i1.default: _bessel(1, scaled=False),
+        aten.special_modified_bessel_i1.default: _bessel(1, scaled=False),
+        aten.special_i1e.default: _bessel(1, scaled=True),
+    },
+    lambda convert: convert,
+)
+
+
+@functools.cache
+def _bessel_series(order: int, smallest: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Chebyshev coefficients of the scaled function, up to the last one that counts.
+
+    Those of ``f(x) / x^order`` in ``x / 4 - 1``, for x of at most 8, and those of ``f(x) sqrt(x)`` in ``16 / x - 1``.
+    """
+
+    def scaled(x: np.ndarray) -> np.ndarray:
+        return (torch.special.i1e if order else torch.special.i0e)(torch.from_numpy(x)).numpy()
+
+    def near(t: np.ndarray) -> np.ndarray:
+        x = (t + 1) * _NEAR / 2
+        return scaled(x) / x**order
+
+    def far(t: np.ndarray) -> np.ndarray:
+        x = 2 * _NEAR / (t + 1)
+        return scaled(x) * np.sqrt(x)
+
+    found = (np.polynomial.chebyshev.chebinterpolate(function, _DEGREE) for function in (near, far))
+    first, second = (tuple(map(float, one[: np.flatnonzero(abs(one) > smallest)[-1] + 1])) for one in found)
+    return first, second
+
+
+def _chebyshev(t: Expression, coefficients: Sequence[float]) -> Expression:
+    """The sum of Chebyshev polynomials, by Clenshaw's recurrence."""
+    double = t + t
+    last, before = t.number(coefficients[-1]), t.number(0.0)
+    for coefficient in reversed(coefficients[1:-1]):
+        last, before = double * last - before + coefficient, last
+    return t * last - before + coefficients[0]

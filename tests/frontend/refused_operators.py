@@ -23,14 +23,14 @@ _WHY = {
         "fft_ifft2 fft_ifftn fft_ihfft fft_ihfft2 fft_ihfftn fft_irfft fft_irfft2 fft_irfftn"
     ),
     "special functions without a formula here": (
-        "i0 igamma igammac polygamma_polygamma_n_0 polygamma_polygamma_n_1 polygamma_polygamma_n_2 "
-        "polygamma_polygamma_n_3 polygamma_polygamma_n_4 special_i0e special_i1 special_i1e "
+        "igamma igammac polygamma_polygamma_n_0 polygamma_polygamma_n_1 polygamma_polygamma_n_2 "
+        "polygamma_polygamma_n_3 polygamma_polygamma_n_4 "
         "special_polygamma_special_polygamma_n_0 special_zeta special_ndtri special_log_ndtr special_erfcx "
         "special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1 "
         "special_chebyshev_polynomial_t special_chebyshev_polynomial_u special_chebyshev_polynomial_v "
         "special_chebyshev_polynomial_w special_hermite_polynomial_h special_hermite_polynomial_he "
-        "special_laguerre_polynomial_l special_legendre_polynomial_p special_modified_bessel_i0 "
-        "special_modified_bessel_i1 special_modified_bessel_k0 special_modified_bessel_k1 "
+        "special_laguerre_polynomial_l special_legendre_polynomial_p "
+        "special_modified_bessel_k0 special_modified_bessel_k1 "
         "special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 "
         "special_shifted_chebyshev_polynomial_t special_shifted_chebyshev_polynomial_u "
         "special_shifted_chebyshev_polynomial_v special_shifted_chebyshev_polynomial_w "
