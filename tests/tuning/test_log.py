@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,8 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         append(tmp_path / "file", [record()])
 
 
-def _write_fifty(path: Path, begin: int) -> None:
+def _write_fifty(path: Path, begin: int, together: Barrier) -> None:
+    together.wait()
     filler = "x" * 3000
     for index in range(begin, begin + 50):
         append_lines(path, [f'{{"index": {index}, "filler": "{filler}"}}'])
@@ -263,8 +265,9 @@ def test_twenty_killed_sessions_lose_nothing_measured(tmp_path):
 
 def test_two_writers_at_once(tmp_path):
     path = tmp_path / "records.jsonl"
-    process = multiprocessing.get_context("fork").Process  # new ones would import PyTorch and TVM first
-    writers = [process(target=_write_fifty, args=(path, begin)) for begin in (0, 1000)]
+    fork = multiprocessing.get_context("fork")  # new processes would import PyTorch and TVM first
+    together = fork.Barrier(2)
+    writers = [fork.Process(target=_write_fifty, args=(path, begin, together)) for begin in (0, 1000)]
     for writer in writers:
         writer.start()
     for writer in writers:
