@@ -1,11 +1,12 @@
 """Resizing by filters that are known now: one product with a constant matrix for each axis.
 
-The rows of a matrix are what PyTorch's own operator makes of the unit vectors.
+The columns of a matrix are what PyTorch's own operator makes of the unit vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch._ops import OpOverload
@@ -16,41 +17,67 @@ from ..context import Context
 from ..registry import Converted, Converter, converter, register_each
 
 aten = torch.ops.aten
+Filter = Callable[[int, int, bool, float | None], torch.Tensor]  # [size, extent] of extent, size, corners and scale
 
 
-def _resized(operator: OpOverload) -> Converter:
+def _resized(ctx: Context, x: Value, filter: Filter, align_corners: bool, scales: Sequence[float | None]) -> Value:
+    """``x`` with its last axes, as many as there are scales, of the result's extents."""
+    first = len(x.shape) - len(scales)
+    for axis in range(len(x.shape) - 1, first - 1, -1):
+        extent, size = x.shape[axis], ctx.result_type.shape[axis]
+        if extent != size:
+            matrix = filter(extent, size, align_corners, scales[axis - first]).to(x.type.dtype.torch)
+            x = _along(ctx, x, axis, ctx.constant(matrix, f"filter{axis}"))
+    return x
+
+
+def _along(ctx: Context, x: Value, axis: int, matrix: Value) -> Value:
+    if axis == len(x.shape) - 1:
+        return ctx.emit(MatmulOp, x, matrix, attrs=MatmulOp.attrs_type(transpose_rhs=True))
+    lead, extent, rest = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    product = ctx.emit(MatmulOp, matrix, ctx.reshape(x, (*lead, extent, math.prod(rest))))
+    return ctx.reshape(product, (*lead, matrix.shape[0], *rest))
+
+
+def _rows(operator: OpOverload) -> Filter:
+    """The filter of an operator on images, which keeps columns of which there are as many as before."""
+
+    def filter(extent: int, size: int, align_corners: bool, scale: float | None) -> torch.Tensor:
+        units = torch.eye(extent, dtype=torch.float64)[None, None]
+        return operator(units, [size, extent], align_corners, scale, None)[0, 0]
+
+    return filter
+
+
+def _linear(extent: int, size: int, align_corners: bool, scale: float | None) -> torch.Tensor:
+    units = torch.eye(extent, dtype=torch.float64)[None]
+    return aten.upsample_linear1d.default(units, [size], align_corners, scale)[0].t()
+
+
+def _converter(filter: Filter) -> Converter:
     def convert(
         ctx: Context,
         x: Value,
         output_size: Sequence[int],
         align_corners: bool,
-        scales_h: float | None = None,
-        scales_w: float | None = None,
-    ) -> Value:
-        (height, width), (rows, columns) = x.shape[-2:], output_size
-        down = _matrix(operator, height, rows, align_corners, scales_h)
-        across = _matrix(operator, width, columns, align_corners, scales_w)
-        dtype = x.type.dtype.torch
-        if width != columns:
-            attrs = MatmulOp.attrs_type(transpose_rhs=True)
-            x = ctx.emit(MatmulOp, x, ctx.constant(across.to(dtype), "columns"), attrs=attrs)
-        return ctx.emit(MatmulOp, ctx.constant(down.to(dtype), "rows"), x) if height != rows else x
+        *scales: float | None,
+        **named: float | None,
+    ) -> Converted:
+        axes = len(output_size)
+        return _resized(ctx, x, filter, align_corners, (*scales, *named.values(), *[None] * axes)[:axes])
 
     return convert
 
 
-def _matrix(operator: OpOverload, extent: int, size: int, align_corners: bool, scale: float | None) -> torch.Tensor:
-    """[size, extent]: resizes the rows of an image; its columns stay, as many as there are."""
-    units = torch.eye(extent, dtype=torch.float64)[None, None]
-    return operator(units, [size, extent], align_corners, scale, None)[0, 0]
-
-
-_OPERATORS = (
-    aten._upsample_bilinear2d_aa.default,
-    aten._upsample_bicubic2d_aa.default,
-    aten.upsample_bicubic2d.default,
+register_each(
+    {
+        aten._upsample_bilinear2d_aa.default: _rows(aten._upsample_bilinear2d_aa.default),
+        aten._upsample_bicubic2d_aa.default: _rows(aten._upsample_bicubic2d_aa.default),
+        aten.upsample_bicubic2d.default: _rows(aten.upsample_bicubic2d.default),
+        aten.upsample_trilinear3d.default: _linear,
+    },
+    _converter,
 )
-register_each({operator: operator for operator in _OPERATORS}, _resized)
 
 
 @converter(aten.upsample_bicubic2d.vec)
@@ -60,6 +87,16 @@ def upsample_bicubic(
     output_size: Sequence[int] | None,
     align_corners: bool,
     scale_factors: Sequence[float] | None = None,
-) -> Converted:
-    resize = _resized(aten.upsample_bicubic2d.default)
-    return resize(ctx, x, ctx.result_type.shape[-2:], align_corners, *(scale_factors or ()))
+) -> Value:
+    return _resized(ctx, x, _rows(aten.upsample_bicubic2d.default), align_corners, scale_factors or (None, None))
+
+
+@converter(aten.upsample_trilinear3d.vec)
+def upsample_trilinear(
+    ctx: Context,
+    x: Value,
+    output_size: Sequence[int] | None,
+    align_corners: bool,
+    scale_factors: Sequence[float] | None = None,
+) -> Value:
+    return _resized(ctx, x, _linear, align_corners, scale_factors or (None, None, None))

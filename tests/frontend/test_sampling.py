@@ -25,6 +25,13 @@ def test_resized(name, check):
     check(lambda x: F.interpolate(x, **RESIZED[name]), torch.randn(IMAGE))
 
 
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("size", [{"size": (7, 5, 3)}, {"scale_factor": (2, 1.3, 1)}])
+def test_resized_volume(size, align, check):
+    graph = check(lambda x: F.interpolate(x, **size, mode="trilinear", align_corners=align), torch.randn(VOLUME))
+    assert {op.name for op in graph.ops if op.inputs} == {"matmul", "reshape"}
+
+
 def test_filters_are_products(check):
     graph = check(lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), torch.randn(IMAGE))
     assert [op.name for op in graph.ops if op.inputs] == ["matmul", "matmul"]
