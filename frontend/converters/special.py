@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ...ir import DType, Value, ops
@@ -15,6 +16,7 @@ from ..expressions import Expression
 from ..registry import Converter, converter, register_each
 
 aten = torch.ops.aten
+Numbers = npt.NDArray[np.float64]
 
 # Giles 2012, "Approximating the erfinv function": in powers of w - 2.5 for w < 5, else of sqrt(w) - 3.
 _CENTRAL = (
@@ -116,18 +118,18 @@ def _bessel_series(order: int, smallest: float) -> tuple[tuple[float, ...], tupl
     Those of ``f(x) / x^order`` in ``x / 4 - 1``, for x of at most 8, and those of ``f(x) sqrt(x)`` in ``16 / x - 1``.
     """
 
-    def scaled(x: np.ndarray) -> np.ndarray:
+    def scaled(x: Numbers) -> Numbers:
         return (torch.special.i1e if order else torch.special.i0e)(torch.from_numpy(x)).numpy()
 
-    def near(t: np.ndarray) -> np.ndarray:
+    def near(t: Numbers) -> Numbers:
         x = (t + 1) * _NEAR / 2
         return scaled(x) / x**order
 
-    def far(t: np.ndarray) -> np.ndarray:
+    def far(t: Numbers) -> Numbers:
         x = 2 * _NEAR / (t + 1)
         return scaled(x) * np.sqrt(x)
 
-    found = (np.polynomial.chebyshev.chebinterpolate(function, _DEGREE) for function in (near, far))
+    found = (np.polynomial.Chebyshev.interpolate(function, _DEGREE).coef for function in (near, far))
     first, second = (tuple(map(float, one[: np.flatnonzero(abs(one) > smallest)[-1] + 1])) for one in found)
     return first, second
 
