@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tersor.ir import DType, TensorType, Value, ops
+from tersor.targets.codegen.kernel import CompileError
 from tersor.tests.random_graphs import GraphBuilder
 
 from .compiled import Build, builder, check, lowered, part, permute, reshape, templates
@@ -256,3 +257,10 @@ def test_padding_lanes_never_spoil_a_convolution(target: str, groups: int):
         pipeline="fuse,layout",
         target=target,
     )
+
+
+def test_a_negative_epsilon_is_refused():
+    b = builder(x=(4, 8))
+    graph = b.done(b.op(ops.LayerNormOp, b.graph.inputs[0], eps=-0.5))
+    with pytest.raises(CompileError, match=r"layer_norm with epsilon -0\.5"):
+        lowered(graph)

@@ -33,6 +33,8 @@ def select_softmax(group: Group, context: KernelContext) -> Kernel:
 def select_layer_norm(group: Group, context: KernelContext) -> Kernel:
     """``layer_norm`` over rows; several trailing dimensions count as one."""
     op = group.anchor_as(LayerNormOp)
+    if op.attrs.eps < 0:
+        raise CompileError(f"{op.describe()} with epsilon {op.attrs.eps}: kernels take none below 0")
     dtype = anchor_type(group)
     data = group.operand(0)
     columns = math.prod(data.shape[-op.attrs.dims :])
