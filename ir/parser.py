@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from types import UnionType
 from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
@@ -101,6 +102,15 @@ class _Parser:
             return True
         return False
 
+    def items(self, end: str) -> Iterator[None]:
+        """Stops before each item of a list, past the comma; ends behind ``end``."""
+        if self.accept(end):
+            return
+        yield
+        while not self.accept(end):
+            self.take("punctuation", ",")
+            yield
+
     # Grammar --------------------------------------------------------------------------------------------------
 
     def parse_file(self) -> Graph:
@@ -115,9 +125,7 @@ class _Parser:
         self.take("punctuation", "(")
         inputs: list[tuple[str, TensorType]] = []
         states: list[str] = []
-        while not self.accept(")"):
-            if inputs:
-                self.take("punctuation", ",")
+        for _ in self.items(")"):
             value = self.take("value").text[1:]
             self.take("punctuation", ":")
             inputs.append((value, self.parse_type()))
@@ -164,9 +172,7 @@ class _Parser:
         start = self.take("punctuation")
         keys: list[str | int] = []
         children: list[Tree] = []
-        while not self.accept(_ENDS[start.text]):
-            if children:
-                self.take("punctuation", ",")
+        for _ in self.items(_ENDS[start.text]):
             if self.next.kind in ("string", "number") and self.tokens[self.position + 1].text == ":":
                 keys.append(self.parse_attr())
                 self.take("punctuation", ":")
@@ -188,10 +194,7 @@ class _Parser:
             self.fail(f"unknown op {shorten(name.text)!r}{suggest(name.text, Op.kinds)}", name)
         operands: list[Value | None] = []
         if self.accept("("):
-            while not self.accept(")"):
-                if operands:
-                    self.take("punctuation", ",")
-                operands.append(None if self.accept("_") else self.parse_operand(values))
+            operands += (None if self.accept("_") else self.parse_operand(values) for _ in self.items(")"))
         attrs = self.parse_attrs(kind, name)
         self.take("punctuation", ":")
         types = [self.parse_type()]
@@ -251,9 +254,7 @@ class _Parser:
         given: dict[str, Any] = {}
         known = get_type_hints(kind.attrs_type)
         if self.accept("{"):
-            while not self.accept("}"):
-                if given:
-                    self.take("punctuation", ",")
+            for _ in self.items("}"):
                 token = self.take("word")
                 if token.text not in known:
                     self.fail(
@@ -271,12 +272,7 @@ class _Parser:
 
     def parse_attr(self) -> Any:
         if self.accept("["):
-            items: list[Any] = []
-            while not self.accept("]"):
-                if items:
-                    self.take("punctuation", ",")
-                items.append(self.parse_attr())
-            return tuple(items)
+            return tuple([self.parse_attr() for _ in self.items("]")])
         token = self.next
         if token.kind == "string":
             return self.parse_string()

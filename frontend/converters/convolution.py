@@ -4,51 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
-from ...ir import Value
+from ...ir import Attrs, Op, Value
 from ...ir.ops import Conv2dOp, Conv3dOp, ConvTranspose2dOp, PadOp
 from ..context import Context, pair, triple
 from ..registry import converter
 from .windows import concat
 
 aten = torch.ops.aten
-Sides = tuple[int, int, int, int]  # top, left, bottom, right
 
 
-@converter(aten.conv2d.default)
+class _Window(NamedTuple):
+    """How windows move over the input, a number for each dimension."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    output_padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+
+@converter(aten.conv2d.default, aten.conv2d.padding)
 def conv2d(
     ctx: Context,
     x: Value,
     weight: Value,
     bias: Value | None = None,
     stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
+    padding: Sequence[int] | str = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Value:
-    return _conv2d(ctx, x, weight, bias, pair(stride), pair(padding) * 2, pair(dilation), groups)
-
-
-@converter(aten.conv2d.padding)
-def conv2d_named_padding(
-    ctx: Context,
-    x: Value,
-    weight: Value,
-    bias: Value | None = None,
-    stride: Sequence[int] = (1, 1),
-    padding: str = "valid",
-    dilation: Sequence[int] = (1, 1),
-    groups: int = 1,
-) -> Value:
+    """Padding has a name where it is "valid", none, or "same"; the odd one goes to the end then, as in PyTorch."""
     dilation = pair(dilation)
-    sides = (0, 0, 0, 0)
     if padding == "same":
         total = [dilation[i] * (weight.shape[2 + i] - 1) for i in range(2)]
-        top, left = (amount // 2 for amount in total)  # the odd one goes to the end, as in PyTorch
+        top, left = (amount // 2 for amount in total)
         sides = (top, left, total[0] - top, total[1] - left)
-    return _conv2d(ctx, x, weight, bias, pair(stride), sides, dilation, groups)
+    else:
+        sides = pair((0, 0) if isinstance(padding, str) else padding) * 2
+    attrs = Conv2dOp.attrs_type(stride=pair(stride), padding=sides, dilation=dilation, groups=groups)
+    return _in_batches(ctx, Conv2dOp, x, weight, bias, attrs)
 
 
 @converter(aten.convolution.default)
@@ -66,87 +65,52 @@ def convolution(
 ) -> Value:
     spatial = len(weight.shape) - 2
     if transposed:
-        return _transposed(ctx, x, weight, bias, stride, padding, output_padding, dilation, groups)
+        return _transposed(ctx, x, weight, bias, _Window(stride, padding, output_padding, dilation, groups))
     if spatial == 2:
         return conv2d(ctx, x, weight, bias, stride, padding, dilation, groups)
     if spatial == 3:
-        front, top, left = padding
-        attrs = Conv3dOp.attrs_type(
-            stride=triple(stride), padding=(front, top, left) * 2, dilation=triple(dilation), groups=groups
-        )
-        batch = x.shape[:-4] or (1,)
-        result = ctx.emit(Conv3dOp, ctx.reshape(x, (*batch, *x.shape[-4:])), weight, bias, attrs=attrs)
-        return ctx.reshape(result, ctx.result_type.shape)
+        sides = triple(padding) * 2
+        attrs = Conv3dOp.attrs_type(stride=triple(stride), padding=sides, dilation=triple(dilation), groups=groups)
+        return _in_batches(ctx, Conv3dOp, x, weight, bias, attrs)
     flat_x = ctx.reshape(x, (*x.shape[:-1], 1, x.shape[-1]))
     flat_weight = ctx.reshape(weight, (*weight.shape[:-1], 1, weight.shape[-1]))
-    sides = (0, padding[0], 0, padding[0])
-    result = _conv2d(ctx, flat_x, flat_weight, bias, (1, stride[0]), sides, (1, dilation[0]), groups)
+    result = conv2d(ctx, flat_x, flat_weight, bias, (1, *stride), (0, *padding), (1, *dilation), groups)
     return ctx.reshape(result, ctx.result_type.shape)
 
 
-def _conv2d(
-    ctx: Context,
-    x: Value,
-    weight: Value,
-    bias: Value | None,
-    stride: tuple[int, int],
-    padding: Sides,
-    dilation: tuple[int, int],
-    groups: int,
-) -> Value:
-    attrs = Conv2dOp.attrs_type(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    batched = ctx.reshape(x, (1, *x.shape)) if len(x.shape) == 3 else x
-    result = ctx.emit(Conv2dOp, batched, weight, bias, attrs=attrs)
-    return ctx.reshape(result, result.shape[1:]) if len(x.shape) == 3 else result
+def _in_batches(ctx: Context, kind: type[Op], x: Value, weight: Value, bias: Value | None, attrs: Attrs) -> Value:
+    """An input without the dimension of the batch is a batch of one."""
+    if len(x.shape) == len(weight.shape):
+        return ctx.emit(kind, x, weight, bias, attrs=attrs)
+    result = ctx.emit(kind, ctx.reshape(x, (1, *x.shape)), weight, bias, attrs=attrs)
+    return ctx.reshape(result, result.shape[1:])
 
 
-def _transposed(
-    ctx: Context,
-    x: Value,
-    weight: Value,
-    bias: Value | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    output_padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Value:
+def _transposed(ctx: Context, x: Value, weight: Value, bias: Value | None, given: _Window) -> Value:
     """A sequence is an image of height 1."""
     spatial = len(weight.shape) - 2
     if spatial > 2:
-        triples = (triple(stride), triple(padding), triple(output_padding), triple(dilation))
-        return _transposed_volume(ctx, x, weight, bias, *triples, groups)
+        return _transposed_volume(ctx, x, weight, bias, given)
+    stride, padding, output_padding, dilation, groups = given
     front = (1,) * (2 - spatial)
-    attrs = ConvTranspose2dOp.attrs_type(
-        stride=pair((*front, *stride)),
-        padding=pair((*(0 for _ in front), *padding)),
-        output_padding=pair((*(0 for _ in front), *output_padding)),
-        dilation=pair((*front, *dilation)),
-        groups=groups,
-    )
+    none = (0,) * len(front)
+    window = ((*front, *stride), (*none, *padding), (*none, *output_padding), (*front, *dilation))
+    attrs = ConvTranspose2dOp.attrs_type(*map(pair, window), groups)
     batch = x.shape[: len(x.shape) - spatial - 1] or (1,)
     image = ctx.reshape(x, (*batch, x.shape[-spatial - 1], *front, *x.shape[-spatial:]))
-    inputs, outputs, *window = weight.shape
-    parts = ctx.reshape(weight, (groups, inputs // groups, outputs, *front, *window))
-    filters = ctx.reshape(ctx.permute(parts, (0, 2, 1, 3, 4)), (groups * outputs, inputs // groups, *front, *window))
+    inputs, outputs, *extents = weight.shape
+    parts = ctx.reshape(weight, (groups, inputs // groups, outputs, *front, *extents))
+    filters = ctx.reshape(ctx.permute(parts, (0, 2, 1, 3, 4)), (groups * outputs, inputs // groups, *front, *extents))
     return ctx.reshape(ctx.emit(ConvTranspose2dOp, image, filters, bias, attrs=attrs), ctx.result_type.shape)
 
 
-def _transposed_volume(
-    ctx: Context,
-    x: Value,
-    weight: Value,
-    bias: Value | None,
-    stride: tuple[int, int, int],
-    padding: tuple[int, int, int],
-    output_padding: tuple[int, int, int],
-    dilation: tuple[int, int, int],
-    groups: int,
-) -> Value:
+def _transposed_volume(ctx: Context, x: Value, weight: Value, bias: Value | None, window: _Window) -> Value:
     """Frames of the result with one remainder by the stride in depth are one transposed convolution of images.
 
     Their channels are those of all frames that a kernel reaches.
     """
+    groups = window.groups
+    stride, padding, output_padding, dilation = map(triple, window[:4])
     *_, inputs, frames, height, width = x.shape
     *_, results, rows, columns = ctx.result_type.shape
     batch, outputs, steps = math.prod(x.shape[:-4]), groups * weight.shape[1], stride[0]

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ...ir import DType, Value
+from ...ir import Value
 from ...ir.ops import AddOp, BatchNormOp, LayerNormOp, MulOp, SoftmaxOp
 from ..context import Context, axis_of
-from ..registry import converter
+from ..registry import Converter, converter, register_each
 
 aten = torch.ops.aten
 _OF_BATCH = "batch normalisation by the statistics of the batch; call model.eval() and track running statistics"
@@ -138,27 +138,21 @@ def _affine(ctx: Context, x: Value, weight: Value | None, bias: Value | None) ->
     return x
 
 
-@converter(aten.softmax.int)
-def softmax(ctx: Context, x: Value, dim: int, dtype: torch.dtype | None = None) -> Value:
-    return _softmax(ctx, x, dim, log=False)
+def _softmax(log: bool) -> Converter:
+    def convert(ctx: Context, x: Value, dim: int, *_: Any, **_options: Any) -> Value:
+        """What else is given decides the type of the result, which is known."""
+        attrs = SoftmaxOp.attrs_type(axis=axis_of(dim, len(x.shape)), log=log)
+        return ctx.emit(SoftmaxOp, ctx.cast(x, ctx.dtype), attrs=attrs)
+
+    return convert
 
 
-@converter(aten.log_softmax.int)
-def log_softmax(ctx: Context, x: Value, dim: int, dtype: torch.dtype | None = None) -> Value:
-    return _softmax(ctx, x, dim, log=True)
-
-
-@converter(aten._softmax.default)
-def raw_softmax(ctx: Context, x: Value, dim: int, half_to_float: bool) -> Value:
-    return _softmax(ctx, x, dim, log=False)
-
-
-@converter(aten._log_softmax.default)
-def raw_log_softmax(ctx: Context, x: Value, dim: int, half_to_float: bool) -> Value:
-    return _softmax(ctx, x, dim, log=True)
-
-
-def _softmax(ctx: Context, x: Value, dim: int, *, log: bool) -> Value:
-    dtype: DType = ctx.dtype
-    attrs = SoftmaxOp.attrs_type(axis=axis_of(dim, len(x.shape)), log=log)
-    return ctx.emit(SoftmaxOp, ctx.cast(x, dtype), attrs=attrs)
+register_each(
+    {
+        aten.softmax.int: False,
+        aten._softmax.default: False,
+        aten.log_softmax.int: True,
+        aten._log_softmax.default: True,
+    },
+    _softmax,
+)

@@ -307,6 +307,15 @@ def fused_kernel(
     )
 
 
+def layer_kernel(
+    kind: str, spec: Spec, context: KernelContext, operands: tuple[Operand, torch.Tensor], epilogue: FusedEpilogue
+) -> Kernel:
+    """The kernel of a layer, whose data and weight are ``operands``; the weight is packed as its template reads it."""
+    choice, (data, weight) = context.choose(kind, spec), operands
+    packed = choice.template.pack_weight(choice.spec, context.target, choice.knobs, weight)
+    return fused_kernel(choice, context, (data, packed), epilogue)
+
+
 def chosen_kernel(
     choice: Choice, *, operands: Sequence[Operand], result: View, build: Callable[[], PrimFunc], variant: str = ""
 ) -> Kernel:

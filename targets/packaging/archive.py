@@ -92,26 +92,23 @@ class Archive:
     Raises
     ------
     ArtifactError
-        When there is no such file, or it is not a well-formed archive.
+        When there is no such file, or it is not a well-formed archive. No message of this class names the file.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         if path.exists() and not path.is_file():
-            raise ArtifactError(f"{path} is not a file; give a file that `tersor compile` wrote")
+            raise ArtifactError("is not a file; give a file that `tersor compile` wrote")
         try:
             with path.open("rb") as file:
                 # Copy on write: PyTorch wants writable memory, the file must stay as it is.
                 self._bytes = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
                 self._infos, self._comment = _directory(file, self._bytes)
         except FileNotFoundError:
-            raise ArtifactError(f"{path}: no such file") from None
-        except ValueError as error:  # mmap's, for an empty file
-            raise ArtifactError(f"{path}: not a .tersor artifact, it is empty; compile the model again") from error
+            raise ArtifactError("no such file") from None
         except OSError as error:
-            raise ArtifactError(f"{path}: not readable ({error.strerror}); check its permissions") from error
-        except ArtifactError as error:
-            raise ArtifactError(f"{path}: {error}") from error
+            raise ArtifactError(f"not readable ({error.strerror}); check its permissions") from error
+        except ValueError as error:  # mmap's, for an empty file
+            raise ArtifactError("not a .tersor artifact, it is empty; compile the model again") from error
 
     @property
     def names(self) -> frozenset[str]:
@@ -121,35 +118,30 @@ class Archive:
     def index(self, name: str) -> bytes:
         """The bytes of the index member, after a check of its hash against the comment."""
         if name not in self._infos:
-            raise ArtifactError(f"{self.path}: no {name} in this zip; it is not a .tersor artifact")
+            raise ArtifactError(f"no {name} in this zip; it is not a .tersor artifact")
         if self._infos[name].file_size > _LARGEST_INDEX:
-            raise ArtifactError(
-                f"{self.path}: {name} has an impossible size, {self._infos[name].file_size} bytes; {DAMAGED}"
-            )
+            raise ArtifactError(f"{name} has an impossible size, {self._infos[name].file_size} bytes; {DAMAGED}")
         data = bytes(self[name])
         if self._comment != (_COMMENT + hashlib.sha256(data).hexdigest()).encode():
-            raise ArtifactError(f"{self.path}: {name} was altered (its SHA-256 is not the recorded one); {DAMAGED}")
+            raise ArtifactError(f"{name} was altered (its SHA-256 is not the recorded one); {DAMAGED}")
         return data
 
     def __getitem__(self, name: str) -> memoryview:
         """The bytes of a stored member, in place."""
-        try:
-            return _stored_bytes(self._bytes, self._infos[name])
-        except ArtifactError as error:
-            raise ArtifactError(f"{self.path}: {error}") from error
+        return _stored_bytes(self._bytes, self._infos[name])
 
     def check(self, members: Mapping[str, Member]) -> None:
         """Compare members with their recorded sizes and digests; raises ArtifactError that names one that differs."""
         views = {name: self[name] for name in members}
         for name, member in members.items():
             if len(views[name]) != member.size:
-                raise ArtifactError(f"{self.path}: {name} has {len(views[name])} bytes, not {member.size}; {DAMAGED}")
+                raise ArtifactError(f"{name} has {len(views[name])} bytes, not {member.size}; {DAMAGED}")
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
             hashes = {name: pool.map(_sha256, _chunks(view)) for name, view in views.items()}
             digests = {name: _sha256(b"".join(parts)).hex() for name, parts in hashes.items()}
         for name, member in members.items():
             if digests[name] != member.digest:
-                raise ArtifactError(f"{self.path}: {name} was altered (its SHA-256 is not the recorded one); {DAMAGED}")
+                raise ArtifactError(f"{name} was altered (its SHA-256 is not the recorded one); {DAMAGED}")
 
 
 class _StreamDigest:

@@ -90,30 +90,27 @@ def read(path: str | Path, *, runnable: bool = True) -> CompiledModel:
         See `tersor.load`.
     """
     path = Path(path)
-    archive, manifest = _open(path)
-    from ..machines.features import obstacle_here
-    from ..runtime.virtual_machine import LinkedCode
+    with _about(path):
+        archive, manifest = _open(path)
+        from ..machines.features import obstacle_here  # needs TVM
+        from ..runtime.virtual_machine import LinkedCode
 
-    target = manifest.model.target
-    with _about(path):
-        check_target(target)
-    foreign = not runnable and obstacle_here(target)
-    if not foreign:
-        _check_host(path, manifest)
-    archive.check({name: manifest.members[name] for name in (CODE, CONSTANTS, GRAPH)})
-    constants = _map_constants(path, archive[CONSTANTS], manifest.constants)
-    graph = _parse_graph(path, archive, None)
-    with _about(path):
-        check_graph(manifest.model, graph)
-    read_graph = partial(_read_graph, path, archive, manifest)
-    if foreign:
-        code = LinkedCode(bytes(archive[CODE]), None)
-        return CompiledModel(manifest.model, code, constants, read_graph, graph.structure)
-    code = _load_code(path, archive[CODE], manifest)
-    if backend_of(target) is None:
-        with _about(path):
-            check_code(manifest.model, manifest.constants, code.module)
-    return CompiledModel(manifest.model, code, constants, read_graph, graph.structure)
+        model = manifest.model
+        with _again():
+            check_target(model.target)
+        foreign = not runnable and obstacle_here(model.target)
+        if not foreign:
+            _check_host(path, manifest)
+        archive.check({name: manifest.members[name] for name in (CODE, CONSTANTS, GRAPH)})
+        constants = _map_constants(archive[CONSTANTS], manifest.constants)
+        graph = _parse_graph(archive, None)
+        with _again():
+            check_graph(model, graph)
+        code = LinkedCode(bytes(archive[CODE]), None) if foreign else _load_code(archive[CODE], manifest)
+        if not foreign and backend_of(model.target) is None:
+            with _again():
+                check_code(model, manifest.constants, code.module)
+    return CompiledModel(model, code, constants, partial(_read_graph, path, archive, manifest), graph.structure)
 
 
 def load_graph(path: str | Path) -> Graph:
@@ -125,7 +122,8 @@ def load_graph(path: str | Path) -> Graph:
         When the file is missing, damaged or of another format.
     """
     path = Path(path)
-    archive, manifest = _open(path)
+    with _about(path):
+        archive, manifest = _open(path)
     return _read_graph(path, archive, manifest)
 
 
@@ -206,11 +204,20 @@ def _file_chunks(path: Path) -> Iterator[bytes]:
 
 @contextmanager
 def _about(path: Path) -> Iterator[None]:
-    """Name the file in what a check says."""
+    """Name the file in errors."""
     try:
         yield
     except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}; compile the model again") from error
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+@contextmanager
+def _again() -> Iterator[None]:
+    """Say what to do in errors of checks."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; compile the model again") from error
 
 
 def _open(path: Path) -> tuple[Archive, Manifest]:
@@ -219,13 +226,9 @@ def _open(path: Path) -> tuple[Archive, Manifest]:
     text = archive.index(MANIFEST)
     if path.suffix in _MODEL_SUFFIXES:
         raise ArtifactError(
-            f"{path}: is a compiled model, whose code would run; if you trust where it comes from, give it the suffix "
-            f"{SUFFIX}"
+            f"is a compiled model, whose code would run; if you trust where it comes from, give it the suffix {SUFFIX}"
         )
-    try:
-        manifest = Manifest.from_text(text)
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}") from error
+    manifest = Manifest.from_text(text)
     for problem, names in (
         ("lacks", _MEMBERS - archive.names),
         ("has an unknown member", archive.names - _MEMBERS - {MANIFEST}),
@@ -233,7 +236,7 @@ def _open(path: Path) -> tuple[Archive, Manifest]:
         ("has a hash of an unknown member", manifest.members.keys() - _MEMBERS),
     ):
         if names:
-            raise ArtifactError(f"{path}: {problem} {min(names)!r}; use the file as `tersor compile` wrote it")
+            raise ArtifactError(f"{problem} {min(names)!r}; use the file as `tersor compile` wrote it")
     return archive, manifest
 
 
@@ -244,49 +247,47 @@ def _check_host(path: Path, manifest: Manifest) -> None:
     remedy = f"compile it for this one: tersor compile {path} --target {native_name()} -o NEW{SUFFIX}"
     if (manifest.system, manifest.machine) != (here, host_machine()):
         made_for = f"{manifest.system} on {manifest.machine}"
-        raise ArtifactError(f"{path}: compiled for {made_for}, this machine is {here} on {machine}; {remedy}")
+        raise ArtifactError(f"compiled for {made_for}, this machine is {here} on {machine}; {remedy}")
     missing = sorted({*manifest.features, *required_features(manifest.model.target)} - host_features())
     if missing:
         target = manifest.model.target.name
-        raise ArtifactError(f"{path}: compiled for {target}, this processor lacks {', '.join(missing)}; {remedy}")
+        raise ArtifactError(f"compiled for {target}, this processor lacks {', '.join(missing)}; {remedy}")
     backend = backend_of(manifest.model.target)
     obstacle = "" if backend is None else backend.obstacle_here(manifest.model.target)
     if obstacle:
-        raise ArtifactError(f"{path}: compiled for {manifest.model.target.name}, {obstacle}; {remedy}")
+        raise ArtifactError(f"compiled for {manifest.model.target.name}, {obstacle}; {remedy}")
     made_with, installed = manifest.versions.get("apache-tvm", "an unknown version"), version("apache-tvm")
     if made_with != installed:
         raise ArtifactError(
-            f"{path}: compiled with TVM {made_with}, whose code TVM {installed} cannot run; "
+            f"compiled with TVM {made_with}, whose code TVM {installed} cannot run; "
             f"compile it again: tersor compile {path} -o NEW{SUFFIX}"
         )
     if manifest.features != required_features(manifest.model.target):
-        raise ArtifactError(f"{path}: features of the manifest are not those of the target; compile the model again")
+        raise ArtifactError("features of the manifest are not those of the target; compile the model again")
 
 
-def _map_constants(path: Path, data: memoryview, constants: Sequence[Constant]) -> tuple[torch.Tensor, ...]:
+def _map_constants(data: memoryview, constants: Sequence[Constant]) -> tuple[torch.Tensor, ...]:
     tensors, end = [], 0
     for index, constant in enumerate(constants):
         dtype = _DTYPES.get(constant.dtype)
         if dtype is None or constant.offset != end or end + constant.count * dtype.itemsize > len(data):
-            raise ArtifactError(
-                f"{path}: constant {index} of the manifest is not within {CONSTANTS}; compile the model again"
-            )
+            raise ArtifactError(f"constant {index} of the manifest is not within {CONSTANTS}; compile the model again")
         if constant.count:
             tensors.append(torch.frombuffer(data, dtype=dtype, count=constant.count, offset=constant.offset))
         else:
             tensors.append(torch.empty(0, dtype=dtype))
         end += _padded(constant.count * dtype.itemsize)
     if end != len(data):
-        raise ArtifactError(f"{path}: {CONSTANTS} has {len(data)} bytes, the manifest {end}; compile the model again")
+        raise ArtifactError(f"{CONSTANTS} has {len(data)} bytes, the manifest {end}; compile the model again")
     return tuple(tensors)
 
 
-def _load_code(path: Path, data: memoryview, manifest: Manifest) -> LinkedCode:
+def _load_code(data: memoryview, manifest: Manifest) -> LinkedCode:
     from ..runtime.virtual_machine import LinkedCode
 
     if not is_library_for(manifest.machine, bytes(data[:ELF_HEADER_BYTES])):
         raise ArtifactError(
-            f"{path}: its code cannot be loaded, it is no library for {manifest.machine}; compile the model again"
+            f"its code cannot be loaded, it is no library for {manifest.machine}; compile the model again"
         )
     backend = backend_of(manifest.model.target)
     with temporary_folder() as private:  # readable by this user only
@@ -298,19 +299,20 @@ def _load_code(path: Path, data: memoryview, manifest: Manifest) -> LinkedCode:
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise ArtifactError(
-                f"{path}: its code cannot be loaded from {private} ({reason}); "
+                f"its code cannot be loaded from {private} ({reason}); "
                 "if programs may not run there, set TMPDIR to a directory where they may"
             ) from error
 
 
 def _read_graph(path: Path, archive: Archive, manifest: Manifest) -> Graph:
-    archive.check({name: manifest.members[name] for name in (GRAPH, WEIGHTS)})
-    return _parse_graph(path, archive, archive[WEIGHTS])
+    with _about(path):
+        archive.check({name: manifest.members[name] for name in (GRAPH, WEIGHTS)})
+        return _parse_graph(archive, archive[WEIGHTS])
 
 
-def _parse_graph(path: Path, archive: Archive, weights: memoryview | None) -> Graph:
+def _parse_graph(archive: Archive, weights: memoryview | None) -> Graph:
     try:
         store = None if weights is None else WeightStore(safetensors.torch.load(bytes(weights)))
         return parse(str(archive[GRAPH], "utf-8"), store)
     except (TersorError, safetensors.SafetensorError, ValueError) as error:
-        raise ArtifactError(f"{path}: the graph in it is not readable ({error}); compile the model again") from error
+        raise ArtifactError(f"the graph in it is not readable ({error}); compile the model again") from error

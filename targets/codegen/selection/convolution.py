@@ -3,122 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
-from ....ir import Value, is_constant
+from ....ir import is_constant
 from ....ir.ops import Conv2dOp, Conv3dOp, ConvTranspose2dOp
 from ...templates.conv2d.spec import Conv2dSpec
 from ...templates.conv2d.transposed import TransposedSpec
 from ...templates.conv2d.volume import VolumeSpec
 from ..group import Group
-from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, fused_kernel, selects
+from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, layer_kernel, selects
 from ..views import View
+
+_Layout = Literal["blocked", "plain"]
 
 
 @selects(Conv2dOp)
 def select_conv2d(group: Group, context: KernelContext) -> Kernel:
     """One of the templates for convolutions, bias and epilogue fused; the result is blocked."""
-    op = group.anchor_as(Conv2dOp)
-    dtype = anchor_type(group, integers=True)
-    source, weight, bias, result = _operands(group, context)
-    batch, channels, height, width = source.type.shape
-    attrs, (outputs, _, kernel_height, kernel_width) = op.attrs, weight.shape
-    spec = Conv2dSpec(
-        batch,
-        channels,
-        height,
-        width,
-        outputs,
-        (kernel_height, kernel_width),
-        attrs.stride,
-        attrs.padding,
-        attrs.dilation,
-        attrs.groups,
-        "blocked" if source.type.channel_block else "plain",
-        dtype,
-        attrs.zero_point,
-    )
-    choice = context.choose("conv2d", spec)
-    packed = choice.template.pack_weight(choice.spec, context.target, choice.knobs, weight)
-    return fused_kernel(choice, context, (source, packed), FusedEpilogue(group, context, result, bias=bias))
+    attrs, dtype = group.anchor_as(Conv2dOp).attrs, anchor_type(group, integers=True)
+    data, weight, layout, epilogue = _operands(group, context)
+    batch, channels, height, width = data.type.shape
+    outputs, _, high, wide = weight.shape
+    window = ((high, wide), attrs.stride, attrs.padding, attrs.dilation, attrs.groups)
+    spec = Conv2dSpec(batch, channels, height, width, outputs, *window, layout, dtype, attrs.zero_point)
+    return layer_kernel("conv2d", spec, context, (data, weight), epilogue)
 
 
 @selects(Conv3dOp)
 def select_conv3d(group: Group, context: KernelContext) -> Kernel:
     """``conv3d``, bias and epilogue fused; the result is blocked."""
-    op = group.anchor_as(Conv3dOp)
-    dtype = anchor_type(group)
-    source, weight, bias, result = _operands(group, context)
-    batch, channels, frames, height, width = source.type.shape
-    attrs, (outputs, _, deep, high, wide) = op.attrs, weight.shape
+    attrs, dtype = group.anchor_as(Conv3dOp).attrs, anchor_type(group)
+    data, weight, layout, epilogue = _operands(group, context)
+    batch, channels, frames, height, width = data.type.shape
+    outputs, _, deep, high, wide = weight.shape
     front, top, left, back, bottom, right = attrs.padding
+    window = ((high, wide), attrs.stride[1:], (top, left, bottom, right), attrs.dilation[1:], attrs.groups)
+    image = (batch, channels, height, width, outputs, *window, layout, dtype)
     spec = VolumeSpec(
-        batch,
-        channels,
-        height,
-        width,
-        outputs,
-        (high, wide),
-        attrs.stride[1:],
-        (top, left, bottom, right),
-        attrs.dilation[1:],
-        attrs.groups,
-        "blocked" if source.type.channel_block else "plain",
-        dtype,
+        *image,
         d=frames,
         depth_kernel=deep,
         depth_stride=attrs.stride[0],
         depth_padding=(front, back),
         depth_dilation=attrs.dilation[0],
     )
-    choice = context.choose("conv3d", spec)
-    packed = choice.template.pack_weight(spec, context.target, choice.knobs, weight)
-    return fused_kernel(choice, context, (source, packed), FusedEpilogue(group, context, result, bias=bias))
+    return layer_kernel("conv3d", spec, context, (data, weight), epilogue)
 
 
 @selects(ConvTranspose2dOp)
 def select_conv_transpose2d(group: Group, context: KernelContext) -> Kernel:
     """``conv2d_transposed``, bias and epilogue fused; the result is blocked."""
-    op = group.anchor_as(ConvTranspose2dOp)
-    dtype = anchor_type(group)
-    data, weight, bias, result = _operands(group, context)
-    batch, channels, height, width = data.type.shape
-    attrs = op.attrs
+    attrs, dtype = group.anchor_as(ConvTranspose2dOp).attrs, anchor_type(group)
+    data, weight, layout, epilogue = _operands(group, context)
     # Where an axis has a stride and a dilation, the weight's own zeros stand for the taps in between.
     spread = [dilation if stride > 1 else 1 for stride, dilation in zip(attrs.stride, attrs.dilation, strict=True)]
     weight = _spread(weight, spread)
-    spec = TransposedSpec(
-        batch,
-        channels,
-        height,
-        width,
-        weight.shape[0],
-        (result.type.shape[2], result.type.shape[3]),
-        (weight.shape[2], weight.shape[3]),
-        attrs.stride,
-        attrs.padding,
-        (attrs.dilation[0] // spread[0], attrs.dilation[1] // spread[1]),
-        attrs.groups,
-        "blocked" if data.type.channel_block else "plain",
-        dtype,
-    )
-    choice = context.choose("conv2d_transposed", spec)
-    packed = choice.template.pack_weight(spec, context.target, choice.knobs, weight)
-    return fused_kernel(choice, context, (data, packed), FusedEpilogue(group, context, result, bias=bias))
+    batch, channels, height, width = data.type.shape
+    outputs, _, high, wide = weight.shape
+    _, _, rows, columns = epilogue.result.type.shape
+    dilation = (attrs.dilation[0] // spread[0], attrs.dilation[1] // spread[1])
+    window = ((high, wide), attrs.stride, attrs.padding, dilation, attrs.groups)
+    spec = TransposedSpec(batch, channels, height, width, outputs, (rows, columns), *window, layout, dtype)
+    return layer_kernel("conv2d_transposed", spec, context, (data, weight), epilogue)
 
 
-def _operands(group: Group, context: KernelContext) -> tuple[View, torch.Tensor, Value | None, View]:
-    """The data, as a blocked or a whole row-major buffer; the weight; the bias; and the blocked result."""
+def _operands(group: Group, context: KernelContext) -> tuple[View, torch.Tensor, _Layout, FusedEpilogue]:
+    """The data, as a blocked or a whole row-major buffer, and which; the weight; the epilogue to the blocked result."""
     assert group.anchor is not None
-    data, weight, bias = group.operand(0), group.operand(1), group.anchor_operand(2)
+    weight, source = group.operand(1), context.view(group.operand(0))
     if not is_constant(weight):
         raise CompileError(f"{group.anchor.describe()}: the weight is computed at run time; run the pass 'decompose'")
     result, lanes = View.whole(group.result), context.target.lanes()
     if result.type.channel_block != lanes:
         raise CompileError(f"{group.anchor.describe()} must write channel blocks of {lanes}; run the pass 'layout'")
-    source = context.view(data)
-    return source if source.type.channel_block else context.contiguous(data), context.constant(weight), bias, result
+    is_blocked = bool(source.type.channel_block)
+    data = source if is_blocked else context.contiguous(group.operand(0))
+    epilogue = FusedEpilogue(group, context, result, bias=group.anchor_operand(2))
+    return data, context.constant(weight), "blocked" if is_blocked else "plain", epilogue
 
 
 def _spread(weight: torch.Tensor, steps: Sequence[int]) -> torch.Tensor:

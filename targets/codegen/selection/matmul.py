@@ -8,7 +8,17 @@ from ....ir import is_constant
 from ....ir.ops import LinearOp, MatmulOp, PermuteOp
 from ...templates.matmul.spec import ACTIVATION, MatmulSpec
 from ..group import Group
-from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, buffer_size, fused_kernel, selects
+from ..kernel import (
+    CompileError,
+    FusedEpilogue,
+    Kernel,
+    KernelContext,
+    anchor_type,
+    buffer_size,
+    fused_kernel,
+    layer_kernel,
+    selects,
+)
 from ..views import View
 
 
@@ -26,10 +36,8 @@ def select_linear(group: Group, context: KernelContext) -> Kernel:
     result = View.whole(group.result)
     zero_point = op.attrs.zero_point
     spec = MatmulSpec(rows, outputs, inputs, a_size=buffer_size(source), dtype=dtype, zero_point=zero_point)
-    choice = context.choose("matmul", spec)
-    packed = choice.template.pack_weight(spec, context.target, choice.knobs, context.constant(weight))
     epilogue = FusedEpilogue(group, context, result, bias=bias, kernel_shape=(rows, outputs))
-    return fused_kernel(choice, context, (source, packed), epilogue)
+    return layer_kernel("matmul", spec, context, (source, context.constant(weight)), epilogue)
 
 
 @selects(MatmulOp)
