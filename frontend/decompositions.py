@@ -76,6 +76,18 @@ def bilinear(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias: torch
     return result if bias is None else result + bias
 
 
+def histc(x: torch.Tensor, bins: int = 100, min: float = 0, max: float = 0) -> torch.Tensor:
+    """How many elements lie in each of ``bins`` intervals of one length, the last of which is closed."""
+    low, high = torch.full((), min, dtype=x.dtype), torch.full((), max, dtype=x.dtype)
+    if min == max:
+        low, high = x.amin(), x.amax()
+        is_point = low == high
+        low, high = torch.where(is_point, low - 1, low), torch.where(is_point, high + 1, high)
+    place = ((x - low) * bins / (high - low)).clamp(0, bins - 1).to(torch.int64)
+    is_inside = (x >= low) & (x <= high)
+    return torch.zeros(bins, dtype=x.dtype).index_put((place,), is_inside.to(x.dtype), accumulate=True)
+
+
 def _grid_sampler_2d(x: torch.Tensor, grid: torch.Tensor, mode: int, padding: int, align_corners: bool) -> torch.Tensor:
     if mode in (_BILINEAR, _NEAREST):
         return sample_grid(x, grid, mode, padding, align_corners)
@@ -86,6 +98,7 @@ def _grid_sampler_2d(x: torch.Tensor, grid: torch.Tensor, mode: int, padding: in
 
 DECOMPOSITIONS: dict[OpOverload, Callable[..., torch.Tensor]] = {
     aten.bilinear.default: bilinear,
+    aten.histc.default: histc,
     aten.grid_sampler_2d.default: _grid_sampler_2d,
     aten.grid_sampler_3d.default: sample_grid,
 }

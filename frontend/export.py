@@ -155,12 +155,13 @@ def lower(program: ExportedProgram) -> ExportedProgram:
     """
     _refuse_foreign_calls(program)
     targets = {node.target for node in calls_of(program.graph_module) if node.users or writes_in_place(node)}
-    if targets <= CONVERTERS.keys() | {operator.getitem}:
+    hidden = {node.target for node in calls_of(program.graph_module) if _updates_statistics(node)}
+    if not hidden and targets <= CONVERTERS.keys() | {operator.getitem}:
         return program
     _refuse_writes_to_shared_memory(program)
     try:
         with tracing(), _dropout_as_alias(program):
-            composite, others = decompositions(frozenset(CONVERTERS))
+            composite, others = decompositions(frozenset(CONVERTERS.keys() - hidden))
             return _decompose_exported_program(
                 program,
                 cia_to_decomp=composite,
@@ -172,7 +173,7 @@ def lower(program: ExportedProgram) -> ExportedProgram:
         raise TersorError(f"torch.export cannot decompose the program: {_first_line(error)}") from error
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def decompositions(kept: frozenset[OpOverload]) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """How PyTorch decomposes what is not ``kept``: operators that are composed of others, and all the rest.
 
@@ -191,6 +192,11 @@ def decompositions(kept: frozenset[OpOverload]) -> tuple[dict[Any, Any], dict[An
 def writes_in_place(node: fx.Node) -> bool:
     """Whether a call changes the numbers or the shape of a tensor that others may see, be its result used or not."""
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable and node.target not in CONVERTERS
+
+
+def _updates_statistics(node: fx.Node) -> bool:
+    """Whether a call writes to running statistics, which its schema does not tell; its decomposition returns them."""
+    return node.target is aten.batch_norm.default and node.args[3] is not None and bool(node.args[5])
 
 
 def _refuse_writes_to_shared_memory(program: ExportedProgram) -> None:

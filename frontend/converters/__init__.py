@@ -9,6 +9,7 @@ operators need none: programs are made functional before they are converted.
 from . import (
     activation,
     arithmetic,
+    bags,
     constant,
     convolution,
     data_movement,

@@ -8,7 +8,7 @@ import torch
 
 from ...ir import Value
 from ..context import Context
-from ..registry import DROPOUTS, converter
+from ..registry import DROPOUTS, Converted, converter
 
 aten = torch.ops.aten
 
@@ -35,3 +35,8 @@ def dropout(ctx: Context, x: Value, p: float, train: bool) -> Value:
     if train and p:
         ctx.refuse("it is in training mode; call model.eval() before torch.export.export")
     return x
+
+
+@converter(aten.native_dropout.default)
+def native_dropout(ctx: Context, x: Value, p: float, train: bool | None) -> Converted:
+    return dropout(ctx, x, p, train is not False), None

@@ -49,6 +49,12 @@ def index(ctx: Context, x: Value, indices: Sequence[Value | None]) -> Value:
     return _pick(ctx, x, axes, linear_rows(ctx, chosen, [x.shape[axis] for axis in axes]))
 
 
+@converter(aten.take.default)
+def take_elements(ctx: Context, x: Value, index: Value) -> Value:
+    rows = linear_rows(ctx, [index], [x.type.size])
+    return ctx.reshape(ctx.emit(EmbeddingOp, as_column(ctx, x), rows), index.shape)
+
+
 @converter(aten.gather.default)
 def gather(ctx: Context, x: Value, dim: int, index: Value, sparse_grad: bool = False) -> Value:
     rows = element_rows(ctx, x, axis_of(dim, len(x.shape)), index)

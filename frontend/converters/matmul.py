@@ -29,7 +29,8 @@ def matmul(ctx: Context, lhs: Value, rhs: Value) -> Value:
 @converter(aten.addmm.default, aten.baddbmm.default)
 def addmm(ctx: Context, x: Value, lhs: Value, rhs: Value, *, beta: Number = 1, alpha: Number = 1) -> Value:
     product = ctx.emit(MatmulOp, lhs, rhs)
-    return ctx.emit(AddOp, _times(ctx, product, alpha), _times(ctx, x, beta))
+    scaled = _times(ctx, product, alpha)
+    return ctx.emit(AddOp, scaled, _times(ctx, x, beta)) if beta else scaled  # x may hold NaN if beta is 0
 
 
 @converter(aten.addbmm.default)

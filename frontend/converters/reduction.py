@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...ir import DType, Op, Value
-from ...ir.ops import ArgMaxOp, ArgMinOp, MaxOp, MeanOp, MinOp, MulOp, NeOp, ProdOp, SubOp, SumOp
+from ...ir.ops import ArgMaxOp, ArgMinOp, DivOp, MaxOp, MeanOp, MinOp, MulOp, NeOp, ProdOp, SubOp, SumOp
 from ..context import Context, Number, axis_of
 from ..registry import Converted, Converter, converter, register_each
 
@@ -17,7 +17,8 @@ aten = torch.ops.aten
 Dims = int | Sequence[int] | None
 
 
-def _reduce(ctx: Context, kind: type[Op], x: Value, dims: Dims, keepdim: bool) -> Value:
+def reduce_axes(ctx: Context, kind: type[Op], x: Value, dims: Dims, keepdim: bool) -> Value:
+    """A reduction over some axes, or over all."""
     rank = len(x.shape)
     if not rank:
         return x
@@ -28,7 +29,7 @@ def _reduce(ctx: Context, kind: type[Op], x: Value, dims: Dims, keepdim: bool) -
 
 def _sum_or_mean(kind: type[Op]) -> Converter:
     def convert(ctx: Context, x: Value, dim: Dims = None, keepdim: bool = False, **options: Any) -> Value:
-        return _reduce(ctx, kind, ctx.cast(x, ctx.dtype), dim, keepdim)
+        return reduce_axes(ctx, kind, ctx.cast(x, ctx.dtype), dim, keepdim)
 
     return convert
 
@@ -41,7 +42,7 @@ register_each(
 
 def _extremum(kind: type[Op]) -> Converter:
     def convert(ctx: Context, x: Value, dim: Dims = None, keepdim: bool = False) -> Value:
-        return _reduce(ctx, kind, x, dim, keepdim)
+        return reduce_axes(ctx, kind, x, dim, keepdim)
 
     return convert
 
@@ -60,7 +61,7 @@ def _place(ctx: Context, kind: type[Op], x: Value, dim: int | None, keepdim: boo
 def _extremum_with_index(kind: type[Op]) -> Converter:
     def convert(ctx: Context, x: Value, dim: int, keepdim: bool = False) -> Converted:
         places = _place(ctx, ArgMaxOp if kind is MaxOp else ArgMinOp, x, dim, keepdim)
-        return _reduce(ctx, kind, x, dim, keepdim), places
+        return reduce_axes(ctx, kind, x, dim, keepdim), places
 
     return convert
 
@@ -72,7 +73,7 @@ def _truth(kind: type[Op]) -> Converter:
     def convert(ctx: Context, x: Value, dim: Dims = None, keepdim: bool = False) -> Value:
         if x.type.dtype is not DType.BOOL:
             x = ctx.emit(NeOp, x, ctx.operand(0, x.type.dtype))
-        return _reduce(ctx, kind, x, dim, keepdim)
+        return reduce_axes(ctx, kind, x, dim, keepdim)
 
     return convert
 
@@ -92,7 +93,7 @@ register_each(
 
 @converter(aten.prod.default, aten.prod.dim_int)
 def prod(ctx: Context, x: Value, dim: int | None = None, keepdim: bool = False, *, dtype: object = None) -> Value:
-    return _reduce(ctx, ProdOp, ctx.cast(x, ctx.dtype), dim, keepdim)
+    return reduce_axes(ctx, ProdOp, ctx.cast(x, ctx.dtype), dim, keepdim)
 
 
 def _argument(kind: type[Op]) -> Converter:
@@ -107,25 +108,27 @@ register_each({aten.argmax.default: ArgMaxOp, aten.argmin.default: ArgMinOp}, _a
 
 @converter(aten.var.correction)
 def var(ctx: Context, x: Value, dim: Dims = None, *, correction: Number | None = None, keepdim: bool = False) -> Value:
-    return _variance(ctx, x, dim, correction, keepdim)
+    return variance(ctx, x, dim, correction, keepdim)
 
 
 @converter(aten.var_mean.correction)
 def var_mean(
     ctx: Context, x: Value, dim: Dims = None, *, correction: Number | None = None, keepdim: bool = False
 ) -> Converted:
-    return _variance(ctx, x, dim, correction, keepdim), _reduce(ctx, MeanOp, x, dim, keepdim)
+    return variance(ctx, x, dim, correction, keepdim), reduce_axes(ctx, MeanOp, x, dim, keepdim)
 
 
-def _variance(ctx: Context, x: Value, dim: Dims, correction: Number | None, keepdim: bool) -> Value:
+def variance(ctx: Context, x: Value, dim: Dims, correction: Number | None, keepdim: bool) -> Value:
     """Mean of the squared distance from the mean, times n / (n - correction)."""
     correction = 1 if correction is None else correction
-    mean = _reduce(ctx, MeanOp, x, dim, keepdim=True)
+    mean = reduce_axes(ctx, MeanOp, x, dim, keepdim=True)
     distance = ctx.emit(SubOp, x, mean)
-    variance = _reduce(ctx, MeanOp, ctx.emit(MulOp, distance, distance), dim, keepdim)
-    count = math.prod(x.shape) // math.prod(mean.shape)
+    squares = ctx.emit(MulOp, distance, distance)
+    count = x.type.size // mean.type.size if mean.type.size else 0
+    if count <= correction:  # nothing is left to divide by: infinity, or NaN where all are equal
+        total = reduce_axes(ctx, SumOp, squares, dim, keepdim)
+        return ctx.emit(DivOp, total, ctx.operand(0, x.type.dtype))
+    mean_square = reduce_axes(ctx, MeanOp, squares, dim, keepdim)
     if not correction:
-        return variance
-    if count <= correction:
-        ctx.refuse(f"the variance of {count} elements with correction {correction}, which is not a number")
-    return ctx.emit(MulOp, variance, ctx.operand(count / (count - correction), ctx.dtype))
+        return mean_square
+    return ctx.emit(MulOp, mean_square, ctx.operand(count / (count - correction), x.type.dtype))

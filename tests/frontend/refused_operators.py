@@ -37,20 +37,15 @@ _WHY = {
         "special_spherical_bessel_j0"
     ),
     "no converter yet": (
-        "frexp nn_functional_bilinear mode histogram histogramdd histc nn_functional_embedding_bag hash_tensor"
+        "frexp nn_functional_bilinear mode histogram histogramdd hash_tensor _segment_reduce_lengths "
+        "_segment_reduce_offsets"
     ),
-    "writing by indices, with another reduction than a sum": (
-        "masked_scatter index_reduce_mean index_reduce_prod index_reduce_amin index_reduce_amax put scatter "
-        "scatter_reduce_sum scatter_reduce_prod scatter_reduce_mean scatter_reduce_amin scatter_reduce_amax "
-        "_segment_reduce_lengths _segment_reduce_offsets"
-    ),
-    "training: statistics of the batch, dropout, losses, gradients": (
+    "training: dropout, losses, gradients": (
         "nn_functional_linear_cross_entropy_chunked nn_functional_linear_cross_entropy_chunked_none "
-        "native_group_norm native_layer_norm native_batch_norm _native_batch_norm_legit "
-        "_batch_norm_with_update max_pool2d_with_indices_backward nn_functional_batch_norm "
+        "max_pool2d_with_indices_backward "
         "nn_functional_multi_head_attention_forward nn_functional_ctc_loss"
     ),
-    "memory of tensors that are not contiguous": ("as_strided_partial_views resize_as_"),
+    "memory of tensors that are not contiguous": ("as_strided_partial_views"),
     "sparse tensors": ("to_sparse sparse_sampled_addmm sparse_mm_reduce"),
     "kernels of GPUs": (
         "jiterator_unary jiterator_binary jiterator_4inputs_with_extra_args jiterator_binary_return_by_ref "
