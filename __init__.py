@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from . import ir
     from .compiler import compile, run_passes
     from .compression.compress import compress
-    from .frontend import Arguments, from_torch
+    from .frontend import Arguments, from_onnx, from_torch
     from .ir import TersorError
     from .passes import list_passes, register_pass
     from .targets import load
@@ -24,6 +24,7 @@ _MODULES = {
     "TersorError": ".ir",
     "compile": ".compiler",
     "compress": ".compression.compress",
+    "from_onnx": ".frontend",
     "from_torch": ".frontend",
     "list_passes": ".passes",
     "load": ".targets",

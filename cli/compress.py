@@ -14,6 +14,7 @@ from .options import (
     LogDirOption,
     ModelArgument,
     PluginOption,
+    ShapeOption,
     SplitOption,
     TargetOption,
     load_named,
@@ -33,6 +34,7 @@ def compress(
         str,
         typer.Option("-p", "--pipeline", help='Passes and presets, such as "O3,prune-channels{macs=0.6},quantize".'),
     ],
+    shape: ShapeOption = None,
     data: DataOption = None,
     target: TargetOption = "x86:native",
     evaluate: Annotated[
@@ -91,7 +93,7 @@ def compress(
     try:
         with progress() as shown:
             shown.begin("load")
-            graph, _ = load_named(model)
+            graph, _ = load_named(model, shape)
             compressed = run(
                 graph,
                 pipeline=pipeline,

@@ -31,6 +31,7 @@ from .options import (
     ModelArgument,
     PipelineOption,
     PluginOption,
+    ShapeOption,
     SplitOption,
     TargetOption,
     ThreadsOption,
@@ -102,6 +103,7 @@ def compile(
     target: TargetOption = "x86:native",
     pipeline: PipelineOption = "O3",
     threads: SplitOption = None,
+    shape: ShapeOption = None,
     data: DataOption = None,
     tune: Annotated[
         int, typer.Option(min=0, help="Kernel candidates to measure first; `tersor tune` shows the progress.")
@@ -117,6 +119,7 @@ def compile(
     Examples:
       tersor compile model.pt2 -o model.tersor
       tersor compile package.module:factory --target x86:znver4 -p O2 -o model.tersor
+      tersor compile model.onnx --shape x=1,3,224,224 -o model.tersor
       tersor compile old.tersor -o new.tersor    (again, from the graph that it contains)
       tersor compile model.pt2 --target arm:cortex-a72 --bundle model-a72.tar.gz
     """
@@ -138,7 +141,7 @@ def compile(
     import_plugins(plugin or ())
     options = CompileOptions(target, pipeline, tune=tune, log_dir=log_dir, threads=threads, check=check)
     with progress() as shown:
-        executable, _ = _compile(model, options, data or (), shown.begin)
+        executable, _ = _compile(model, options, data or (), shown.begin, shape)
         shown.begin("write")
         if output is not None:
             executable.save(output)
@@ -208,6 +211,7 @@ def bench(
     threads: ThreadsOption = None,
     repeat: Annotated[int, typer.Option(min=1, help="Calls to time at least.")] = 50,
     kernels: Annotated[bool, typer.Option("--kernels", help="Time each kernel too.")] = False,
+    shape: ShapeOption = None,
     data: DataOption = None,
     log_dir: LogDirOption = None,
     check: CheckOption = True,
@@ -239,7 +243,7 @@ def bench(
             executable, loaded = load(model), None
         else:
             options = CompileOptions(target, pipeline, log_dir=log_dir, threads=threads, check=check)
-            executable, loaded = _compile(model, options, data or (), shown.begin)
+            executable, loaded = _compile(model, options, data or (), shown.begin, shape)
         if threads is not None:
             executable.threads = threads
         shown.begin("time")
@@ -317,7 +321,11 @@ def passes(
 
 
 def _compile(
-    model: str, options: CompileOptions, data: Sequence[str], begin: Callable[[str], None]
+    model: str,
+    options: CompileOptions,
+    data: Sequence[str],
+    begin: Callable[[str], None],
+    shapes: Sequence[str] | None,
 ) -> tuple[Executable, LoadedModel | None]:
     """Compile what MODEL names; also returns the model itself, unless it is the graph of an artifact."""
     from ..checking import Reference
@@ -325,7 +333,7 @@ def _compile(
     from ..compression.data import open_data
 
     begin("load")
-    graph, loaded = load_named(model)
+    graph, loaded = load_named(model, shapes)
     source, inputs = (graph, None) if loaded is None else (loaded.model, loaded.example_inputs)
     options = replace(options, calibration=open_data(data, graph))
     reference = Reference.of(source, graph, inputs) if options.check else None

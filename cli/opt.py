@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from .options import DataOption, JsonOption, PluginOption, print_json
+from .options import DataOption, JsonOption, PluginOption, ShapeOption, print_json
 
 
 def opt(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="IR text; weights beside it in IN's .safetensors.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="IR text, with weights beside it in IN's .safetensors; or an .onnx file."),
+    ],
     pipeline: Annotated[str, typer.Option("-p", "--pipeline", help="Passes and presets, comma-separated.")] = "O2",
     output: Annotated[
         Path | None,
@@ -27,6 +30,7 @@ def opt(
     target: Annotated[
         str | None, typer.Option(help="Machine to optimize for; passes measure on it if it is here.")
     ] = None,
+    shape: ShapeOption = None,
     data: DataOption = None,
     inputs: Annotated[
         Path | None, typer.Option(help="For --check-each and --bisect: a .safetensors file with one tensor per input.")
@@ -54,8 +58,8 @@ def opt(
       tersor opt model.ir -p O3 --verify-each --check-each --timing -o out.ir
       tersor opt model.ir -p "O3,quantize" --target x86:native --data nets:batches -o integers.ir
       tersor opt model.ir -p O3 --bisect
+      tersor opt model.onnx --shape x=1,3,224,224 -p canonicalize -o model.ir
     """
-    from ..ir import load_ir
     from ..passes import PassManager, as_pipeline
     from ..passes import bisect as find_culprit
     from ..passes import instruments as shown
@@ -67,7 +71,7 @@ def opt(
     stages = as_pipeline(pipeline)
     if output is not None and not bisect:
         driver.check_output(output)
-    graph = load_ir(source, require_weights=bisect)
+    graph = driver.read_graph(source, shape, require_weights=bisect)
     given = driver.surroundings(graph, stages, target, data or ())
     tensors = None if inputs is None or not (bisect or check_each) else driver.read_inputs(graph, inputs)
     if bisect:  # nothing is timed: it would differ every time

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from ..ir import Graph, TersorError, save_ir, weights_loaded
+from ..ir import Graph, TersorError, load_ir, save_ir, weights_loaded
 from ..ir.files import check_writable, make_folder, write_text
 from ..ir.weights import read_tensors
 from ..passes import Latency, Pipeline
 from ..passes.base import Machine
+from .options import read_shapes
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,16 @@ class Surroundings:
     calibration: Iterable[Sequence[torch.Tensor]] | None
     latency: Latency | None
     options: tuple[str, ...]
+
+
+def read_graph(path: Path, shapes: Sequence[str] | None, *, require_weights: bool) -> Graph:
+    """The graph of an ONNX file, or of IR text, whose weights may be missing unless they are required."""
+    by_name = read_shapes(str(path), shapes)
+    if path.suffix != ".onnx" or not path.is_file():
+        return load_ir(path, require_weights=require_weights)
+    from ..frontend import from_onnx
+
+    return from_onnx(path, by_name)
 
 
 def surroundings(graph: Graph, pipeline: Pipeline, target: str | None, data: Sequence[str]) -> Surroundings:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +24,11 @@ SplitOption = Annotated[
     int | None, typer.Option(min=1, help="Threads to split the work for; the target's cores if omitted.")
 ]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A .pt2 file, an IR file, package.module:factory, or a .tersor file.")
+    str, typer.Argument(metavar="MODEL", help="A .pt2, .onnx, IR or .tersor file, or package.module:factory.")
+]
+ShapeOption = Annotated[
+    list[str] | None,
+    typer.Option("--shape", metavar="NAME=1,3,224,224", help="Shape of an ONNX file's input; one for each input."),
 ]
 TargetOption = Annotated[str, typer.Option(help="Machine to compile for; see `tersor targets`.")]
 PipelineOption = Annotated[str, typer.Option("-p", "--pipeline", help="Passes and presets, comma-separated.")]
@@ -42,14 +48,30 @@ DataOption = Annotated[
 ]
 
 
-def load_named(model: str) -> tuple[Graph, LoadedModel | None]:
+def read_shapes(model: str, given: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes by input name, from ``--shape``; raises TersorError where they make no sense."""
+    from ..ir import TersorError
+
+    if given and Path(model).suffix != ".onnx":
+        raise TersorError(f"--shape is for ONNX files, whose inputs may have symbolic dimensions; {model} is none")
+    shapes = {}
+    for text in given or ():
+        name, _, extents = text.rpartition("=")
+        if not name or not re.fullmatch(r"[0-9]+(,[0-9]+)*", extents):
+            raise TersorError(f"--shape {text}: must be NAME=EXTENT,EXTENT,…, for example x=1,3,224,224")
+        shapes[name] = tuple(map(int, extents.split(",")))
+    return shapes
+
+
+def load_named(model: str, shapes: Sequence[str] | None = None) -> tuple[Graph, LoadedModel | None]:
     """The graph that MODEL names, and the model itself, unless it is the graph of an artifact."""
     from ..frontend import load_model
     from ..targets.packaging.artifact import is_artifact, load_graph
 
+    by_name = read_shapes(model, shapes)
     if is_artifact(model):
         return load_graph(model), None
-    loaded = load_model(model)
+    loaded = load_model(model, by_name)
     return loaded.to_graph(), loaded
 
 

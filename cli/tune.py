@@ -16,6 +16,7 @@ from .options import (
     ModelArgument,
     PipelineOption,
     PluginOption,
+    ShapeOption,
     SplitOption,
     load_named,
     print_json,
@@ -34,6 +35,7 @@ def tune(
         int | None, typer.Option(min=1, help="Candidates to measure, those already in the log included.")
     ] = None,
     seconds: Annotated[float | None, typer.Option("--time", help="Seconds to spend on tuning.")] = None,
+    shape: ShapeOption = None,
     data: DataOption = None,
     log_dir: Annotated[
         Path, typer.Option(help="Folder of records: what it holds is not measured again, what is measured is added.")
@@ -81,7 +83,7 @@ def tune(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with progress() as shown:
         shown.begin("load")
-        graph, _ = load_named(model)
+        graph, _ = load_named(model, shape)
         options = CompileOptions(target, pipeline, open_data(data or (), graph), log_dir=log_dir, threads=threads)
         optimized = optimize_in_stages(graph, options, shown.begin)
     machine = check_measurable(optimized.target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from ..ir import DType, Graph, TensorType, TersorError, check_memory, load_ir
 from .archive import load_program
 from .export import Arguments, ExampleInputs, split_inputs
 from .factory import call_factory
+from .from_onnx import from_onnx
 from .from_torch import from_torch
 
 _EXPORT_HINT = "save the model with torch.export.save(torch.export.export(model.eval(), example_inputs), 'model.pt2')"
 _PICKLE = b"\x80"  # the first byte of every binary pickle
 _START_BYTES = 1 << 16  # within which IR text must begin, after comments
 _IR_TEXT = re.compile(rb"\s*(?:#[^\n]*\n\s*)*(?:# tersor ir|graph @)")
-_PROGRAM, _TEXT, _COMPILED = "an exported program", "IR text", "a compiled model"
-_SUFFIXES = {".pt2": _PROGRAM, ".ir": _TEXT, ".tersor": _COMPILED}
+_PROGRAM, _TEXT, _COMPILED, _ONNX = "an exported program", "IR text", "a compiled model", "an ONNX file"
+_SUFFIXES = {".pt2": _PROGRAM, ".ir": _TEXT, ".tersor": _COMPILED, ".onnx": _ONNX}
+_KNOWN = "a .pt2 file, an .onnx file, an IR text file or package.module:factory"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class LoadedModel:
     Attributes
     ----------
     model
-        A module or an exported program, or a graph if the file was IR text.
+        A module or an exported program, or a graph if the file was IR text or ONNX.
     example_inputs
         What the model is called with.
     """
@@ -46,15 +49,17 @@ class LoadedModel:
         return self.model if isinstance(self.model, Graph) else from_torch(self.model, self.example_inputs)
 
 
-def load_model(spec: str) -> LoadedModel:
+def load_model(spec: str, shapes: Mapping[str, Sequence[int]] | None = None) -> LoadedModel:
     """Load the model that ``spec`` names; no code from a file is ever run.
 
     Parameters
     ----------
     spec
-        Path of a ``.pt2`` file (`torch.export.save`), path of an IR text file with its weights beside it, or
-        ``package.module:factory``. The factory, found from the current directory as by ``python -m``, takes no
-        arguments and returns ``(module, example_inputs)``.
+        Path of a ``.pt2`` file (`torch.export.save`), of an ``.onnx`` file, or of an IR text file with its weights
+        beside it, or ``package.module:factory``. The factory, found from the current directory as by ``python -m``,
+        takes no arguments and returns ``(module, example_inputs)``.
+    shapes
+        For an ONNX file (see `from_onnx`).
 
     Raises
     ------
@@ -63,12 +68,12 @@ def load_model(spec: str) -> LoadedModel:
     """
     path = Path(spec)
     if path.is_dir():
-        raise TersorError(f"{spec}: is a directory; name a .pt2 file, an IR text file or package.module:factory")
+        raise TersorError(f"{spec}: is a directory; name {_KNOWN}")
     if path.exists():
-        return _load_file(path)
+        return _load_file(path, shapes)
     if ":" in spec:
         return LoadedModel(*_checked_factory_result(spec, call_factory(spec)))
-    raise TersorError(f"{spec}: no such file; name a .pt2 file, an IR text file or package.module:factory")
+    raise TersorError(f"{spec}: no such file; name {_KNOWN}")
 
 
 def example_tensors(types: list[TensorType], seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -87,7 +92,7 @@ def _example_tensor(type: TensorType, generator: torch.Generator) -> torch.Tenso
     return torch.full(type.shape, type.dtype is DType.BOOL, dtype=type.dtype.torch)
 
 
-def _load_file(path: Path) -> LoadedModel:
+def _load_file(path: Path, shapes: Mapping[str, Sequence[int]] | None) -> LoadedModel:
     if not path.is_file():
         raise TersorError(f"{path}: is not a regular file but a device, pipe or socket; name a file on disk")
     kind = _kind(path)
@@ -98,8 +103,8 @@ def _load_file(path: Path) -> LoadedModel:
         )
     if kind == _COMPILED:
         raise TersorError(f"{path}: is a compiled model already; use it with `tersor run` or `tersor bench`")
-    if kind == _TEXT:
-        graph = load_ir(path)
+    if kind in (_TEXT, _ONNX):
+        graph = load_ir(path) if kind == _TEXT else from_onnx(path, shapes)
         return LoadedModel(graph, example_tensors([value.type for value in graph.user_inputs]))
     program = load_program(path)
     if program.example_inputs is not None:
@@ -120,7 +125,7 @@ def _kind(path: Path) -> str:
     if start.startswith(_PICKLE):
         raise TersorError(f"{path}: is a pickle, which can run code when loaded, so it is refused; {_EXPORT_HINT}")
     if path.suffix == ".onnx":
-        raise TersorError(f"{path}: ONNX files are not supported; {_EXPORT_HINT}")
+        return _ONNX
     if _IR_TEXT.match(start):
         return _TEXT
     if path.suffix == ".pt2":

@@ -76,6 +76,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             main(["compile", MODEL, "-o", "model.tersor"])
     model, inputs = cast(nn.Module, loaded.model), cast(tuple[torch.Tensor], loaded.example_inputs)
     torch.export.save(torch.export.export(model, inputs), folder / "model.pt2")
+    names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "batch"}}}
+    torch.onnx.export(model, inputs, folder / "net.onnx", dynamo=False, opset_version=17, **names)
     save_ir(loaded.to_graph(), folder / "model.ir")
     torch.save(model.state_dict(), folder / "weights.pt")
     np.save(folder / "x.npy", inputs[0].numpy())
@@ -125,6 +127,16 @@ def test_compile_and_run_every_kind_of_model(
     assert "generate code" in result.err
     assert tersor("run", output, "--input", "x.npy", "--output", tmp_path / "y.npy").code == 0
     assert_expected(np.load(tmp_path / "y.npy"), folder)
+
+
+def test_an_onnx_file(tersor: Callable[..., Result], folder: Path, tmp_path: Path) -> None:
+    output, shape = tmp_path / "out.tersor", ("--shape", "x=1,3,8,8")
+    assert tersor("compile", "net.onnx", *shape, "-o", output).code == 0
+    assert tersor("run", output, "--input", "x.npy", "--output", tmp_path / "y.npy").code == 0
+    assert_expected(np.load(tmp_path / "y.npy"), folder)
+    text = tersor("opt", "net.onnx", *shape, "-p", "canonicalize").out
+    assert "(%x: f32[1,3,8,8])" in text
+    assert 'takes ("x": *) {} gives {"y": *}' in text
 
 
 def test_compile_for_another_target_and_thread_count(tersor: Callable[..., Result], tmp_path: Path) -> None:
@@ -301,6 +313,13 @@ def test_the_installed_command_is_this_one(folder: Path) -> None:
         ("opt model.ir -p fuze", "did you mean 'fuse'?"),
         ("opt model.ir -p dce{", "pipeline, column"),
         ("opt model.pt2", "model.pt2"),
+        ("opt nothing.onnx", "nothing.onnx: no such file"),
+        ("compile model.pt2 -o m.tersor --shape x=1", "--shape is for ONNX files"),
+        ("compile net.onnx -o m.tersor --shape x=1,a", "--shape x=1,a: must be NAME=EXTENT,EXTENT,…"),
+        (
+            "compile net.onnx -o m.tersor",
+            "input 'x' is [batch,3,8,8]: give its shape, by shapes={'x': (…)} or --shape x=N,3,8,8",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(

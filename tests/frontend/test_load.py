@@ -225,7 +225,7 @@ FACTORY_ERRORS = {
     "tersor_zoo.syntax:x": "importing tersor_zoo.syntax raised SyntaxError",
     "tersor_zoo/nets.py:tiny": "no such file, and not of the form package.module:factory",
     ":tiny": "no such file, and not of the form package.module:factory",
-    "tersor_zoo.nets.tiny": "no such file; name a .pt2 file, an IR text file or package.module:factory",
+    "tersor_zoo.nets.tiny": "no such file; name a .pt2 file, an .onnx file, an IR text file or package.module:factory",
     "tersor_zoo": "is a directory; name a .pt2 file",
 }
 
@@ -303,12 +303,6 @@ def test_other_file(tmp_path, content):
     path = tmp_path / "net.txt"
     path.write_bytes(content)
     assert "is neither an exported program nor IR text; save the model with torch.export.save" in refusal(path)
-
-
-def test_onnx_file(tmp_path):
-    path = tmp_path / "net.onnx"
-    path.write_bytes(b"\x08\x07\x12\x07pytorch")
-    assert "ONNX files are not supported" in refusal(path)
 
 
 def test_malformed_ir(tmp_path):

@@ -1,0 +1,134 @@
+"""ONNX to IR: the public function."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ..ir import Graph, IRError, Structure, Tree, shorten
+from . import converters as _converters  # noqa: F401  (fills the table of converters)
+from .context import Context
+from .onnx.file import IF, OnnxError, OnnxGraph, OnnxModel, OnnxNode, Shapes, read_onnx
+from .onnx.known import is_known
+from .onnx.registry import OPERATORS
+from .registry import Inexpressible
+from .tracer import Tracer
+
+Tensors = Mapping[str, torch.Tensor | None]
+
+# What PyTorch raises for tensors that do not fit together.
+_WRONG_SHAPES = (RuntimeError, ValueError, IndexError, TypeError, OverflowError)
+
+
+def from_onnx(path: str | Path, shapes: Shapes | None = None) -> Graph:
+    """Convert an ONNX file to a graph.
+
+    Takes the package ``onnx`` (``pip install 'tersor[onnx]'``). What does not depend on the inputs is computed now:
+    shapes, and constants.
+
+    Parameters
+    ----------
+    path
+        A file of opset 9 to 23. External data is read from within the file's folder only. No code in a file is run.
+    shapes
+        For inputs with symbolic dimensions: all extents, by input name.
+
+    Returns
+    -------
+    Graph
+        Inputs have the names that the file gives them, and may be given by name or in the file's order. A call returns
+        a dict of the outputs by name. Ids of weights are their names in the file; locations of ops are names of nodes.
+
+    Raises
+    ------
+    OnnxError
+        Listing all problems: operators, attributes and opsets that are not supported, external data that is missing or
+        elsewhere, inputs whose shape is not known.
+    TersorError
+        When the file is no ONNX file, or the package is missing.
+    """
+    path = Path(path)
+    model = read_onnx(path, shapes or {})
+    return _Importer(path, model).convert()
+
+
+class _Importer:
+    """Builds the graph of one model, node by node."""
+
+    def __init__(self, path: Path, model: OnnxModel) -> None:
+        self.path, self.model = path, model
+        name = re.sub(r"[^a-z0-9_.\-]", "_", (model.graph.name or path.stem).lower())
+        self.built = Graph(name, list(model.types.items()))
+        self.context = Context(self.built)
+        self.tracer = Tracer(self.context)
+        self.problems: list[str] = []
+
+    def convert(self) -> Graph:
+        """The graph; raises OnnxError with everything that could not be converted."""
+        graph, inputs = self.model.graph, self.built.inputs
+        with self.tracer.running():
+            known: Tensors = {value.name: self.tracer.stand_in(value) for value in inputs}
+            results = self._run(graph, known)
+            if self.problems:
+                raise OnnxError(self.path, self.problems)
+            self.context.location = ""
+            outputs = [self.tracer.value(tensor) for tensor in results if tensor is not None]
+        self.built.outputs = outputs
+        self.built.structure = Structure(
+            Tree("tuple", (Tree(),) * len(inputs), tuple(value.name for value in inputs)),
+            Tree("dict"),
+            Tree("dict", (Tree(),) * len(outputs), graph.outputs),
+        )
+        return self.built
+
+    def _run(self, graph: OnnxGraph, outer: Tensors) -> list[torch.Tensor | None]:
+        """The results of a graph in the scope of others; None for what could not be converted."""
+        tensors = {**outer, **graph.weights}
+        for name, tensor in graph.weights.items():
+            self.tracer.name(tensor, name)
+        for node in graph.nodes:
+            operands = [tensors.get(name) if name else None for name in node.inputs]
+            is_whole = all(one is not None for one, name in zip(operands, node.inputs, strict=True) if name)
+            results = self._computed(node, operands, tensors) if is_whole else []
+            names = [name for name in node.outputs if name]
+            missing: Sequence[None] = [None] * (len(node.outputs) - len(results))
+            tensors |= {
+                name: one for name, one in zip(node.outputs, [*results, *missing], strict=False) if name in names
+            }
+        return [tensors.get(name) for name in graph.outputs]
+
+    def _computed(
+        self, node: OnnxNode, operands: Sequence[torch.Tensor | None], scope: Tensors
+    ) -> Sequence[torch.Tensor | None]:
+        """A node's outputs; none, and a problem, if it is not supported."""
+        self.context.location = node.label
+        try:
+            results = self._branch(node, operands, scope) if node.operator == IF else self._call(node, operands)
+        except (Inexpressible, IRError, *_WRONG_SHAPES) as error:
+            self._note(node, " ".join(str(error).split()))
+            return []
+        for index, name in enumerate(node.outputs):
+            if name and (index >= len(results) or results[index] is None) and node.operator != IF:
+                self._note(node, f"its output number {index} is not available")
+        return results
+
+    def _note(self, node: OnnxNode, reason: str) -> None:
+        self.problems.append(f"{node.operator} at {shorten(node.label)!r} is not supported: {shorten(reason, 300)}")
+
+    def _call(self, node: OnnxNode, operands: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
+        operator = OPERATORS[node.operator]
+        given = {"opset": self.model.opset, "outputs": len(node.outputs)}
+        facts = {name: given[name] for name in operator.facts}
+        results = operator.function(*operands, **node.attributes, **facts)
+        return results if isinstance(results, tuple) else (results,)
+
+    def _branch(
+        self, node: OnnxNode, operands: Sequence[torch.Tensor | None], scope: Tensors
+    ) -> Sequence[torch.Tensor | None]:
+        (condition,) = operands
+        if condition is None or not is_known(condition):
+            raise Inexpressible("its condition depends on the data")
+        return self._run(node.attributes["then_branch" if condition.item() else "else_branch"], scope)

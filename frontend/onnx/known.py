@@ -1,0 +1,74 @@
+"""What must be known while a model is converted: shapes, axes, scales. They are attributes, or inputs with numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch._subclasses import FakeTensor
+
+from ..registry import Inexpressible
+
+# The numbers of element types in ONNX files (TensorProto.DataType), as far as the IR has them.
+DTYPES = {
+    1: torch.float32,
+    2: torch.uint8,
+    3: torch.int8,
+    5: torch.int16,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
+    16: torch.bfloat16,
+}
+
+
+def refuse(reason: str) -> NoReturn:
+    """Give up this node, for the reason given."""
+    raise Inexpressible(reason)
+
+
+def is_known(x: Any) -> bool:
+    """Whether a tensor has numbers."""
+    return not isinstance(x, FakeTensor)
+
+
+def known(x: Any) -> Any:
+    """A tensor's numbers, nested in lists; what is no tensor, as it is."""
+    if not is_known(x):
+        refuse("an input that says a shape, an axis or the like depends on the data")
+    return x.tolist() if isinstance(x, torch.Tensor) else x
+
+
+def numbers(x: torch.Tensor | Sequence[Any] | int | float | None) -> list[Any]:
+    """All numbers of a tensor or an attribute; none for None."""
+    flat = known(x.reshape(-1) if isinstance(x, torch.Tensor) else x)
+    if flat is None:
+        return []
+    return list(flat) if isinstance(flat, list | tuple) else [flat]
+
+
+def number(x: Any) -> Any:
+    """The only number of a tensor or an attribute; None for None."""
+    if x is None:
+        return None
+    one, *others = numbers(x)
+    if others:
+        refuse("several numbers where one is needed")
+    return one
+
+
+def dtype_of(code: int) -> torch.dtype:
+    """The element type with a number in ONNX files."""
+    if code not in DTYPES:
+        refuse(f"element type {code} of ONNX")
+    return DTYPES[code]
+
+
+def default_only(**attributes: Any) -> None:
+    """Refuse attributes that have been set: the names of those that are true are told."""
+    for name, value in attributes.items():
+        if value:
+            refuse(f"attribute {name} is {value!r}")
