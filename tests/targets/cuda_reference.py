@@ -22,7 +22,7 @@ from tersor.targets.cuda.kernel import CudaKernel
 from tersor.targets.cuda.lowering import CudaProgram, lower
 from tersor.targets.cuda.machine import CudaMachine
 from tersor.targets.machines.target import Gpu
-from tersor.tests.targets.cuda_emulator import emulate
+from tersor.tests.targets.cuda_emulator import build, emulate
 
 
 def gpu(name: str) -> Gpu:
@@ -46,6 +46,7 @@ def run_on_processor(graph: Graph, target: Gpu, inputs: Sequence[torch.Tensor]) 
 
 def _build(program: CudaProgram) -> Any:
     """A module of TVM's for the processor, which calls the emulator for each of our kernels."""
+    build(program.kernels.values())
     for name, kernel in program.kernels.items():
         tvm_ffi.register_global_func(name, _emulated(kernel), override=True)
     target = tvm.target.Target({"kind": "llvm"})

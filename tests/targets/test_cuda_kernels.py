@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product as product_of
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ from tersor.targets.cuda.kernel import Buffer, CudaKernel
 from tersor.targets.cuda.templates import TILES, Cut, Extents, Product
 from tersor.tests.random_graphs import GraphBuilder
 
-from .cuda_emulator import COMPILER, emulate
+from .cuda_emulator import COMPILER, build, emulate
 from .cuda_reference import gpu
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to build the emulator with")
@@ -33,54 +36,75 @@ def halves(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).half()
 
 
+@dataclass(frozen=True)
+class Case:
+    """A kernel, what it reads, and what it is to write."""
+
+    kernel: CudaKernel
+    inputs: tuple[torch.Tensor, ...]
+    expected: torch.Tensor
+
+
 def run(kernel: CudaKernel, inputs: tuple[torch.Tensor, ...], shape: tuple[int, ...]) -> torch.Tensor:
     output = torch.full(kernel.output.shape or shape, torch.nan, dtype=getattr(torch, kernel.output.dtype))
     emulate(kernel, inputs, output)
     return output if kernel.then is None else run(kernel.then, (output,), shape)
 
 
-def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
-    assert (actual.float() - expected.float()).abs().max() <= tolerance * expected.abs().max()
+def check(*cases: Case) -> None:
+    """Compile the kernels of a test at once, and compare each with what is expected."""
+    build(kernel for case in cases for kernel in (case.kernel, case.kernel.then) if kernel is not None)
+    for case in cases:
+        kernel, expected = case.kernel, case.expected.float()
+        actual = run(kernel, case.inputs, tuple(expected.shape))
+        worst = (actual.float() - expected).abs().max() / expected.abs().max()
+        assert worst <= TOLERANCE, f"{kernel.template} {kernel.knobs}: {kernel.call}"
 
 
-@pytest.mark.parametrize("b_rows", [True, False], ids=["rows", "columns"])
-@pytest.mark.parametrize("tile", TILES, ids=str)
-def test_products_of_a_batch_in_every_tile(tile: templates.BlockTile, b_rows: bool):
-    m, n, k = tile.m + 5, tile.n // 2 + 9, 72
-    a, b = halves(2, m, k), halves(2, n, k, seed=1) if b_rows else halves(2, k, n, seed=1)
-    kernel = templates.matmul(TARGET, Product(2, m, n, k, b_rows, m * k, n * k), SUMS, Cut(tile))
-    expected = a.float() @ (b.float().mT if b_rows else b.float())
-    assert_close(run(kernel, (a, b), (2, m, n)), expected)
+def product(extents: Product, *cut: Cut, inputs: tuple[torch.Tensor, torch.Tensor]) -> Case:
+    """A matrix product of ``inputs``."""
+    a, b = (matrix.float() for matrix in inputs)
+    return Case(templates.matmul(TARGET, extents, SUMS, *cut), inputs, a @ (b.mT if extents.b_rows else b))
 
 
-@pytest.mark.parametrize(("m", "n", "k"), [(7, 13, 19), (40, 64, 33), (5, 1, 1)])
-@pytest.mark.parametrize("b_rows", [True, False], ids=["rows", "columns"])
-def test_extents_that_divide_by_nothing(m: int, n: int, k: int, b_rows: bool):
-    a, b = halves(m, k), halves(n, k, seed=1) if b_rows else halves(k, n, seed=1)
-    kernel = templates.matmul(TARGET, Product(1, m, n, k, b_rows, 0, 0), SUMS, Cut(TILES[-1]))
-    assert_close(run(kernel, (a, b), (m, n)), a.float() @ (b.float().T if b_rows else b.float()))
+def test_products_of_a_batch_in_every_tile():
+    cases = []
+    for tile, b_rows in product_of(TILES, (True, False)):
+        m, n, k = tile.m + 5, tile.n // 2 + 9, 72
+        inputs = halves(2, m, k), halves(2, n, k, seed=1) if b_rows else halves(2, k, n, seed=1)
+        cases.append(product(Product(2, m, n, k, b_rows, m * k, n * k), Cut(tile), inputs=inputs))
+    check(*cases)
+
+
+def test_extents_that_divide_by_nothing():
+    cases = []
+    for (m, n, k), b_rows in product_of([(7, 13, 19), (40, 64, 33), (5, 1, 1)], (True, False)):
+        inputs = halves(m, k), halves(n, k, seed=1) if b_rows else halves(k, n, seed=1)
+        cases.append(product(Product(1, m, n, k, b_rows, 0, 0), Cut(TILES[-1]), inputs=inputs))
+    check(*cases)
 
 
 def test_a_matrix_that_all_of_a_batch_share():
-    a, b = halves(3, 20, 16), halves(12, 16, seed=1)
-    kernel = templates.matmul(TARGET, Product(3, 20, 12, 16, True, 20 * 16, 0), SUMS)
-    assert_close(run(kernel, (a, b), (3, 20, 12)), a.float() @ b.float().T)
+    inputs = halves(3, 20, 16), halves(12, 16, seed=1)
+    check(product(Product(3, 20, 12, 16, True, 20 * 16, 0), inputs=inputs))
 
 
-@pytest.mark.parametrize("splits", [2, 5, 8])
-def test_sums_cut_into_parts(splits: int):
-    a, b = halves(35, 200), halves(40, 200, seed=1)
-    kernel = templates.matmul(TARGET, Product(1, 35, 40, 200, True, 0, 0), SUMS, Cut(TILES[-1], splits))
-    assert kernel.grid[2] == splits  # 7 slices: of 8 parts the last has none
-    assert_close(run(kernel, (a, b), (35, 40)), a.float() @ b.float().T)
+def test_sums_cut_into_parts():
+    inputs = halves(35, 200), halves(40, 200, seed=1)
+    extents = Product(1, 35, 40, 200, True, 0, 0)
+    cases = {splits: product(extents, Cut(TILES[-1], splits), inputs=inputs) for splits in (2, 5, 8)}
+    for splits, case in cases.items():
+        assert case.kernel.grid[2] == splits  # 7 slices: of 8 parts the last has none
+    check(*cases.values())
 
 
-@pytest.mark.parametrize(("rows", "k"), [(1, 512), (3, 77)])
-def test_few_rows(rows: int, k: int):
-    a, b = halves(rows, k), halves(21, k, seed=1)
-    kernel = templates.matmul(TARGET, Product(1, rows, 21, k, True, 0, 0), SUMS)
-    assert kernel.template == "gemv"
-    assert_close(run(kernel, (a, b), (rows, 21)), a.float() @ b.float().T)
+def test_few_rows():
+    cases = []
+    for rows, k in ((1, 512), (3, 77)):
+        inputs = halves(rows, k), halves(21, k, seed=1)
+        cases.append(product(Product(1, rows, 21, k, True, 0, 0), inputs=inputs))
+        assert cases[-1].kernel.template == "gemv"
+    check(*cases)
 
 
 WINDOWS = [  # kernel, stride, padding, dilation
@@ -91,39 +115,37 @@ WINDOWS = [  # kernel, stride, padding, dilation
 ]
 
 
-def window_of(x: torch.Tensor, out: torch.Tensor, case: tuple) -> Extents:
-    kernel, stride, padding, dilation = case
-    return Extents(*x.shape[2:], x.shape[1], *out.shape[2:], *kernel, *stride, *padding, *dilation)
+def convolution(window: tuple, channels: int, outputs: int, groups: int, make: Callable[[Extents], CudaKernel]) -> Case:
+    """A convolution of two pictures; ``make`` makes its kernel for a window."""
+    kernel, stride, padding, dilation = window
+    x, weight = halves(2, channels, 9, 11), halves(outputs, channels // groups, *kernel, seed=1)
+    expected = functional.conv2d(x.float(), weight.float(), None, stride, padding, dilation, groups)
+    extents = Extents(9, 11, channels, *expected.shape[2:], *kernel, *stride, *padding, *dilation)
+    filters = weight[:, 0].permute(1, 2, 0) if groups == channels else weight.permute(0, 2, 3, 1)
+    inputs = x.permute(0, 2, 3, 1).contiguous(), filters.contiguous()
+    return Case(make(extents), inputs, expected.permute(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize(("case", "splits"), [*((case, 1) for case in WINDOWS), (WINDOWS[-1], 2)])
-def test_convolutions(case: tuple, splits: int):
-    kernel_size, stride, padding, dilation = case
-    x, weight = halves(2, 24, 9, 11), halves(20, 24, *kernel_size, seed=1)
-    expected = functional.conv2d(x.float(), weight.float(), None, stride, padding, dilation)
-    kernel = templates.conv2d(TARGET, 2, 20, window_of(x, expected, case), SUMS, Cut(TILES[-1], splits))
-    inputs = (x.permute(0, 2, 3, 1).contiguous(), weight.permute(0, 2, 3, 1).contiguous())
-    assert_close(run(kernel, inputs, tuple(expected.permute(0, 2, 3, 1).shape)), expected.permute(0, 2, 3, 1))
+def test_convolutions():
+    def case(window: tuple, splits: int) -> Case:
+        cut = Cut(TILES[-1], splits)
+        return convolution(window, 24, 20, 1, lambda extents: templates.conv2d(TARGET, 2, 20, extents, SUMS, cut))
+
+    check(*(case(window, 1) for window in WINDOWS), case(WINDOWS[-1], 2))
 
 
-@pytest.mark.parametrize(("case", "channels"), [*zip(WINDOWS, (16, 7, 12, 24), strict=True)])
-def test_depthwise_convolutions(case: tuple, channels: int):
-    kernel_size, stride, padding, dilation = case
-    x, weight = halves(2, channels, 9, 11), halves(channels, 1, *kernel_size, seed=1)
-    expected = functional.conv2d(x.float(), weight.float(), None, stride, padding, dilation, channels)
-    kernel = templates.depthwise(2, window_of(x, expected, case), SUMS)
-    inputs = (x.permute(0, 2, 3, 1).contiguous(), weight[:, 0].permute(1, 2, 0).contiguous())
-    assert_close(run(kernel, inputs, tuple(expected.permute(0, 2, 3, 1).shape)), expected.permute(0, 2, 3, 1))
+def test_depthwise_convolutions():
+    def make(extents: Extents) -> CudaKernel:
+        return templates.depthwise(2, extents, SUMS)
+
+    check(*(convolution(window, n, n, n, make) for window, n in zip(WINDOWS, (16, 7, 12, 24), strict=True)))
 
 
-@pytest.mark.parametrize("case", WINDOWS[2:])
-def test_grouped_convolutions(case: tuple):
-    kernel_size, stride, padding, dilation = case
-    x, weight = halves(2, 12, 9, 11), halves(8, 3, *kernel_size, seed=1)
-    expected = functional.conv2d(x.float(), weight.float(), None, stride, padding, dilation, 4)
-    kernel = templates.grouped(2, 8, 4, window_of(x, expected, case), SUMS)
-    inputs = (x.permute(0, 2, 3, 1).contiguous(), weight.permute(0, 2, 3, 1).contiguous())
-    assert_close(run(kernel, inputs, tuple(expected.permute(0, 2, 3, 1).shape)), expected.permute(0, 2, 3, 1))
+def test_grouped_convolutions():
+    def make(extents: Extents) -> CudaKernel:
+        return templates.grouped(2, 8, 4, extents, SUMS)
+
+    check(*(convolution(window, 12, 8, 4, make) for window in WINDOWS[2:]))
 
 
 # Epilogues ---------------------------------------------------------------------------------------------------------

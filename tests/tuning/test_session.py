@@ -13,7 +13,7 @@ from rich.console import Console
 from tersor import TersorError
 from tersor.cli.tuning_progress import Lines, LiveTable, results_table
 from tersor.targets.codegen.options import Options
-from tersor.targets.tuning import log
+from tersor.targets.tuning import log, model
 from tersor.targets.tuning import session as session_module
 from tersor.targets.tuning.chart import draw
 from tersor.targets.tuning.log import read_log
@@ -53,7 +53,16 @@ def excess(result: TuningResult, fastest: bool = True) -> float:
 
 @pytest.fixture(scope="module")
 def finished() -> TuningResult:
+    """A session as users get it: it runs before `few_trees` applies."""
     return tune(FakeMeasurer(noise=0.02))
+
+
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ranker that learns quickly: its trees are most of what a session costs that measures nothing."""
+    monkeypatch.setattr(model, "RANKER_ROUNDS", 30)
+    monkeypatch.setattr(model, "MEMBERS", 1)
+    monkeypatch.setattr(model, "PARAMETERS", {**model.PARAMETERS, "eta": 0.3})
 
 
 def test_converges_to_the_best_options(finished):
