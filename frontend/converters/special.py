@@ -129,7 +129,9 @@ def _bessel_series(order: int, smallest: float) -> tuple[tuple[float, ...], tupl
         x = 2 * _NEAR / (t + 1)
         return scaled(x) * np.sqrt(x)
 
-    found = (np.polynomial.Chebyshev.interpolate(function, _DEGREE).coef for function in (near, far))
+    # The points at which NumPy's interpolation takes a function; its stubs want a function of single numbers.
+    points = np.polynomial.chebyshev.chebpts1(_DEGREE + 1)
+    found = (np.polynomial.chebyshev.chebfit(points, function(points), _DEGREE) for function in (near, far))
     first, second = (tuple(map(float, one[: np.flatnonzero(abs(one) > smallest)[-1] + 1])) for one in found)
     return first, second
 
