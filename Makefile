@@ -25,7 +25,7 @@ COUNT = awk -v total="$$(grep -c == $(1))" \
 	     if (++seen % 10 == 0) { print "      " seen " of " total " packages found"; fflush() } } \
 	 /^Installing collected/ { print "      installing"; fflush() }'
 
-.PHONY: help setup test test-all check lint types demo digits bench bench-publish clean
+.PHONY: help setup test test-all check lint types demo digits zoo bench bench-publish clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ demo: $(STAMP) ## compile EfficientNet-Lite0 and compare it with the other runti
 
 digits: $(STAMP) ## train three small networks on digits, compress them, and show what it costs and gains
 	@$(RUN) -m examples.digits all $(ARGS)
+
+zoo: $(STAMP) ## try every architecture of the zoo, and write docs/models.md; ARGS="--stage latency" also compiles and times
+	@$(RUN) -m benchmarks.zoo $(ARGS)
 
 bench: $(STAMP) ## measure the headline networks; options go into ARGS="--models resnet18 --threads 2"
 	@$(RUN) -m benchmarks.cpu $(ARGS)

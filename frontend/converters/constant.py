@@ -77,5 +77,7 @@ _FACTORIES = (
     aten.linspace.default,
     aten.eye.default,
     aten.eye.m,
+    aten.tril_indices.default,
+    aten.triu_indices.default,
 )
 register_each({overload: overload for overload in _FACTORIES}, _computed)

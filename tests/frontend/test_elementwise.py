@@ -122,7 +122,12 @@ def test_constants(check):
         filled = torch.full((2, 3), 1.5) + torch.zeros(3) + torch.ones(2, 1) + torch.full_like(x, 2)
         filled = filled + x.new_ones(3) + x.new_zeros(2, 3) + x.new_full((3,), 4.0) + torch.ones_like(x)
         steps = torch.arange(3) + torch.arange(1, 7, 2) + torch.linspace(0, 1, 3)
-        return filled + steps + torch.tensor([1.0, 2.0, 3.0]), torch.eye(3), torch.tril(torch.ones(3, 3))
+        return (
+            filled + steps + torch.tensor([1.0, 2.0, 3.0]),
+            torch.eye(3),
+            torch.tril(torch.ones(3, 3)),
+            torch.tril_indices(4, 3, -1),
+        )
 
     check(model, torch.randn(2, 3))
 
