@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks import chart
 from benchmarks.peers import Precision
@@ -31,7 +32,6 @@ MARKERS = {
     )
     for precision in Precision
 }
-FAMILIES = 3  # families of kernels named per model
 COLUMNS = {
     "torch": "PyTorch",
     "torch-compile": "torch.compile",
@@ -78,131 +78,43 @@ def _link(target: Path, page: Path) -> str:
 
 
 def render(content: Record) -> str:
-    """All tables of a record that it has data for."""
-    models = content["models"]
-    parts = [_conditions(content), _latencies(models)]
-    if content["precision"] != Precision.FLOAT32:
-        parts.append(_differences(models))
-    if any(model["left_out"] for model in models):
-        parts.append(_left_out(models))
-    if any(model["startup"] for model in models):
-        parts += ["#### Before the first answer", _startups(models)]
-    if any(model["roofline"] for model in models):
-        parts += ["#### What remains between us and the limit", _limits(content["probe"]), _remains(content)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _conditions(content: Record) -> str:
-    machine = content["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-    return (
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {machine['system']}, Python "
-        f"{machine['python']}; {content['threads']} threads, batch {content['batch']}, {content['precision']}. "
-        f"{versions}.\n"
-        "Medians in milliseconds. The last columns are ratios: above 1, Tersor is faster."
+    """All tables of a record that it has data for, from the template ``results.md.jinja``."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {"ms": milliseconds, "times": times, "share": "{:.2%}".format}
+    present = [name for name in COLUMNS if any(name in medians(model) for model in content["models"])]
+    return templates.get_template("results.md.jinja").render(
+        record=content,
+        medians=medians,
+        columns=COLUMNS,
+        tersor=TERSOR,
+        present=present,
+        runtimes=[COLUMNS[name] for name in RUNTIMES if name in present],
+        left_out=_left_out(content["models"]),
     )
 
 
-def _latencies(models: Sequence[Mapping[str, Any]]) -> str:
-    present = [name for name in COLUMNS if any(name in medians(model) for model in models)]
-    header = ["model", "Tersor", *(COLUMNS[name] for name in present), "PyTorch / Tersor", "best runtime / Tersor"]
-    rows = []
-    for model in models:
-        found = medians(model)
-        others = (milliseconds(found[name]) if name in found else "-" for name in present)
-        best = f"**{times(model['best_runtime_over_tersor'])}**"
-        rows.append(
-            [model["model"], milliseconds(found[TERSOR]), *others, times(model["torch_over_tersor"]), best],
-        )
-    runtimes = ", ".join(COLUMNS[name] for name in RUNTIMES if name in present)
-    return f"{markdown_table(header, rows)}\n\nThe best runtime is the fastest of {runtimes}."
-
-
-def _left_out(models: Sequence[Mapping[str, Any]]) -> str:
+def _left_out(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line per runtime and reason; the models are named unless it is all of them."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for model in models:
         for name, reason in model["left_out"].items():
             found[name, reason].append(model["model"])
-    return "\n".join(
+    return [
         f"{COLUMNS[name]} does not run {'any model' if len(names) == len(models) > 1 else ', '.join(names)}: {reason}."
         for (name, reason), names in found.items()
-    )
-
-
-def _differences(models: Sequence[Mapping[str, Any]]) -> str:
-    found = [{row["runner"]: row["difference"] for row in model["rows"]} for model in models]
-    present = [name for name in (TERSOR, *COLUMNS) if any(name in differences for differences in found)]
-    header = ["model", *(COLUMNS.get(name, "Tersor") for name in present)]
-    rows = [
-        [model["model"], *(f"{differences[name]:.2%}" if name in differences else "-" for name in present)]
-        for model, differences in zip(models, found, strict=True)
     ]
-    return f"Largest difference to PyTorch in float32, of the output's scale:\n\n{markdown_table(header, rows)}"
 
 
-def _startups(models: Sequence[Mapping[str, Any]]) -> str:
-    header = ["model", "compile s", "peak GiB", "artifact MiB", "imports s", "load s", "first call ms"]
-    rows = []
-    for model in models:
-        start = model["startup"]
-        if start is None:
-            continue
-        peak = start["compile_peak_bytes"]
-        rows.append(
-            [
-                model["model"],
-                f"{start['compile_seconds']:.1f}",
-                "-" if peak is None else f"{peak / 2**30:.2f}",
-                f"{start['artifact_bytes'] / 2**20:.1f}",
-                f"{start['import_seconds']:.2f}",
-                f"{start['load_seconds']:.3f}",
-                milliseconds(start["first_call_seconds"]),
-            ]
-        )
-    return f"Compiled in one new process, loaded and called in another.\n\n{markdown_table(header, rows)}"
-
-
-def _limits(probe: Mapping[str, Any]) -> str:
-    return (
-        f"Probed in the same run, {probe['threads']} threads: {probe['gflops']:.0f} GFLOP/s of float32 multiply-adds "
-        f"(one thread: {probe['one_thread_gflops']:.0f}); reading from L2 {probe['l2_gbytes']:.0f} GB/s, from L3 "
-        f"{probe['l3_gbytes']:.0f} GB/s, from memory {probe['memory_gbytes']:.0f} GB/s."
-    )
-
-
-def _remains(content: Record) -> str:
-    header = ["model", "kernels ms", "limit ms", "of limit", "between kernels", "where the time goes"]
-    rows = []
-    for model in content["models"]:
-        roofline = model["roofline"]
-        if roofline is None:
-            continue
-        kernels = sum(family["seconds"] for family in roofline["families"])
-        largest = roofline["families"][:FAMILIES]
-        rows.append(
-            [
-                model["model"],
-                milliseconds(kernels),
-                milliseconds(roofline["limit_seconds"]),
-                f"{roofline['limit_seconds'] / kernels:.0%}",
-                f"{roofline['between_kernels_seconds'] / roofline['seconds']:.0%}",
-                "; ".join(_family(family, kernels, content["probe"]["gflops"]) for family in largest),
-            ]
-        )
-    return markdown_table(header, rows, text_columns=(0, 5))
-
-
-def _family(family: Mapping[str, Any], kernels: float, peak: float) -> str:
-    share = f"{family['name']} {family['seconds'] / kernels:.0%}"
-    if family["operations"]:
-        return f"{share} at {family['gflops'] / peak:.0%} of peak"
-    return f"{share} at {family['gbytes']:.0f} GB/s"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = (0,)) -> str:
-    """A table in Markdown; numbers are aligned to the right."""
-    rule = ["---" if index in text_columns else "--:" for index in range(len(header))]
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; numbers, which are all columns but the first, are aligned to the right."""
+    rule = ["---", *["--:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 

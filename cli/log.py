@@ -152,10 +152,12 @@ def _existing(log_dir: Path) -> Path:
 
 
 def _describe(workload: Workload, record: Record) -> dict[str, Json]:
+    from ..targets.templates.codec import encode
+
     outcome = record.outcome
     return {
-        "workload": workload.to_json(),
-        "option": record.option.to_json(),
+        "workload": encode(workload),
+        "option": encode(record.option),
         "seconds": outcome.seconds,
         "default_seconds": outcome.baseline,
         "gain": 1 / outcome.ratio,

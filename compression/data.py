@@ -75,25 +75,14 @@ class CalibrationData:
             if not isinstance(source, Iterable):
                 kind = type(source).__name__
                 raise TersorError(f"{self.name}: returns a {kind}, not an iterable of batches; yield batches")
-            batches = iter(source)
+            for batch in source:
+                self._has_yielded = True
+                yield batch
         except TersorError:
             raise
         except Exception as error:  # the user's own code
-            raise self._raised(error) from error
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except TersorError:
-                raise
-            except Exception as error:  # the user's own code
-                raise self._raised(error) from error
-            self._has_yielded = True
-            yield batch
-
-    def _raised(self, error: Exception) -> TersorError:
-        return TersorError(f"{self.name}: raised {type(error).__name__}: {' '.join(str(error).split())}")
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise TersorError(f"{self.name}: raised {reason}") from error
 
     def _parts(self, batch: Any, index: int) -> Iterator[Batch]:
         try:

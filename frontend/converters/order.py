@@ -140,11 +140,11 @@ def _of_all(convert: Converter) -> Converter:
 register_each({aten.median.default: median, aten.nanmedian.default: nanmedian}, _of_all)
 
 
-@converter(aten.searchsorted.Tensor)
+@converter(aten.searchsorted.Tensor, aten.searchsorted.Scalar)
 def searchsorted(
     ctx: Context,
     rows: Value,
-    numbers: Value,
+    numbers: Value | Number,
     *,
     out_int32: bool = False,
     right: bool = False,
@@ -152,7 +152,7 @@ def searchsorted(
     sorter: Value | None = None,
 ) -> Value:
     ordered = rows if sorter is None else gather(ctx, rows, -1, sorter)
-    return _search(ctx, ordered, numbers, right or side == "right")
+    return _search(ctx, ordered, ctx.operand(numbers, rows.type.dtype), right or side == "right")
 
 
 @converter(aten.bucketize.Tensor)
@@ -160,21 +160,6 @@ def bucketize(
     ctx: Context, numbers: Value, boundaries: Value, *, out_int32: bool = False, right: bool = False
 ) -> Value:
     return _search(ctx, boundaries, numbers, right)
-
-
-@converter(aten.searchsorted.Scalar)
-def searchsorted_scalar(
-    ctx: Context,
-    rows: Value,
-    number: Number,
-    *,
-    out_int32: bool = False,
-    right: bool = False,
-    side: str | None = None,
-    sorter: Value | None = None,
-) -> Value:
-    given = ctx.operand(number, rows.type.dtype)
-    return searchsorted(ctx, rows, given, right=right, side=side, sorter=sorter)
 
 
 def _search(ctx: Context, rows: Value, numbers: Value, right: bool) -> Value:

@@ -61,14 +61,18 @@ class Other(_Unchanged):
         return tuple(fixed(extent) for extent in op.results[0].shape)
 
 
-class Source:
+class _Shaped:
+    """Base of the flows whose ops name the shape of their result."""
+
+    def resize(self, op: Op, operands: Sequence[Kept], result: Kept) -> Attrs:
+        return replace(op.attrs, shape=_extents(result))
+
+
+class Source(_Shaped):
     """A filled tensor, or a weight, which the pass cuts itself since its attributes name it."""
 
     def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
         return tuple(atoms.fresh(extent) for extent in op.result.shape)
-
-    def resize(self, op: Op, operands: Sequence[Kept], result: Kept) -> Attrs:
-        return replace(op.attrs, shape=_extents(result))
 
 
 class Identity(_Unchanged):
@@ -146,14 +150,11 @@ def _joined(op: Op, parts: Sequence[Dims], axis: int, atoms: Atoms) -> Dims:
     return (*parts[0][:axis], joined, *parts[0][axis + 1 :])
 
 
-class Reshape:
+class Reshape(_Shaped):
     """Dimensions merged and split."""
 
     def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
         return regroup(op, operands[0], op.result.shape, atoms)
-
-    def resize(self, op: Op, operands: Sequence[Kept], result: Kept) -> Attrs:
-        return replace(op.attrs, shape=_extents(result))
 
 
 class Permute(_Unchanged):
@@ -194,14 +195,11 @@ class Pad:
         return replace(op.attrs, before=tuple(one for one, _ in counts), after=tuple(one for _, one in counts))
 
 
-class Expand:
+class Expand(_Shaped):
     """Extents of 1 repeated, new dimensions in front."""
 
     def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
         return _broadcast(op, operands, atoms)
-
-    def resize(self, op: Op, operands: Sequence[Kept], result: Kept) -> Attrs:
-        return replace(op.attrs, shape=_extents(result))
 
 
 class Reduce(_Unchanged):

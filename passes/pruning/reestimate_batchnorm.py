@@ -52,16 +52,12 @@ class ReestimateBatchNorm(Pass):
     chunk: int = 32
 
     exactness = Exactness.APPROXIMATE
+    may_change_all = True  # data may have any statistics
     repairs = True
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise ValueError(f"chunk is a number of batches, 1 or more, not {self.chunk}")
-
-    @property
-    def tolerance(self) -> float:
-        """Infinite: data may have any statistics."""
-        return float("inf")
 
     def run(self, graph: Graph, context: PassContext) -> Result:
         norms = [op for op in graph.ops if isinstance(op, BatchNormOp)]

@@ -120,10 +120,6 @@ def reduction_of_reduction(op: Op, rewriter: Rewriter) -> bool:
     return become("reduction-of-reduction", op, rewriter, type(op), (inner.x,), attrs)
 
 
-def _reshape(rewriter: Rewriter, x: Value, shape: tuple[int, ...]) -> Value:
-    return rewriter.create(ReshapeOp, (x,), ReshapeOp.attrs_type(shape=shape)).result
-
-
 def _result_shape(op: Op, operands: tuple[Value | None, ...]) -> tuple[int, ...] | None:
     """Shape that ``op`` would have with other operands, or None if they do not fit."""
     try:

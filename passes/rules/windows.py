@@ -13,6 +13,7 @@ global-pool                         avg_pool2d over the whole plane -> mean
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ...ir import Op, Rewriter, Value
 from ...ir.ops import (
@@ -41,13 +42,7 @@ def pad_into_conv(op: Op, rewriter: Rewriter) -> bool:
         return rewriter.refuse("pad-into-conv", op, "the padding is not zeros around height and width")
     top, left, bottom, right = op.attrs.padding
     (above, before), (below, behind) = pad.attrs.before[2:], pad.attrs.after[2:]
-    attrs = type(op.attrs)(
-        stride=op.attrs.stride,
-        padding=(top + above, left + before, bottom + below, right + behind),
-        dilation=op.attrs.dilation,
-        groups=op.attrs.groups,
-        zero_point=op.attrs.zero_point,
-    )
+    attrs = replace(op.attrs, padding=(top + above, left + before, bottom + below, right + behind))
     return become("pad-into-conv", op, rewriter, Conv2dOp, (pad.x, op.weight, op.bias), attrs)
 
 

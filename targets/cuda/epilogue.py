@@ -16,7 +16,6 @@ from ..codegen.group import Group
 from .kernel import NAME, Buffer
 
 FLOATS = {DType.F16: "float16", DType.F32: "float32"}
-_POINTEES = {DType.F16: "half", DType.F32: "float"}
 
 # CUDA source for each op, given the op and the source of its operands, which are names or numbers.
 EXPRESSIONS: dict[type[Op], Callable[..., str]] = {
@@ -119,19 +118,15 @@ def make_epilogue(group: Group, channel_axis: int, *, bias: Value | None = None)
         arguments = [names[group.outer(value)] for value in op.inputs]
         names[op.result] = f"v{len(names)}"
         lines.append(f"const float {names[op.result]} = {EXPRESSIONS[type(op)](op, *arguments)};")
-    if group.epilogue:
-        lines.append(f"return {names[group.computed]};")
-    else:
-        lines.append("return v;")
+    lines.append(f"return {names[group.computed] if group.epilogue else 'v'};")
     buffers = tuple(Buffer(f"e{i}", (), FLOATS[value.type.dtype]) for i, (value, _) in enumerate(operands))
-    return CudaEpilogue(_struct(operands, lines), tuple(operands), buffers, FLOATS[result.type.dtype])
+    return CudaEpilogue(_struct(buffers, lines), tuple(operands), buffers, FLOATS[result.type.dtype])
 
 
 def scaled(dtype: str, scale: float) -> CudaEpilogue:
     """The epilogue that only multiplies sums by a number, and stores them as ``dtype``."""
-    return CudaEpilogue(
-        _struct([], ["return sum;" if scale == 1.0 else f"return sum * {number(scale)};"]), (), (), dtype
-    )
+    line = "return sum;" if scale == 1.0 else f"return sum * {number(scale)};"
+    return CudaEpilogue(_struct((), [line]), (), (), dtype)
 
 
 def number(value: float) -> str:
@@ -144,8 +139,8 @@ def number(value: float) -> str:
     return f"({text})" if value < 0 else text
 
 
-def _struct(operands: Sequence[tuple[Value, Reach]], lines: Sequence[str]) -> str:
-    fields = "".join(f"  const {_POINTEES[value.type.dtype]}* e{i};\n" for i, (value, _) in enumerate(operands))
+def _struct(buffers: Sequence[Buffer], lines: Sequence[str]) -> str:
+    fields = "".join(f"  const {buffer.pointee}* {buffer.name};\n" for buffer in buffers)
     body = "".join(f"    {line}\n" for line in lines)
     signature = "__device__ float operator()(float sum, int column, long index) const"
     return f"struct {NAME}_epilogue {{\n{fields}\n  {signature} {{\n{body}  }}\n}};\n"

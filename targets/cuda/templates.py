@@ -64,6 +64,7 @@ _SUM_MICROSECONDS_PER_NUMBER = 4e-6  # to write and read a partial sum
 _SPLITS = (1, 2, 4, 8, 16)
 _FEWEST_SLICES = 4  # of a part, so that its copies overlap with its products
 
+_FACTORS = (Buffer("a", (), "float16"), Buffer("b", (), "float16"))
 _SUMS = scaled("float32", 1.0)  # the epilogue that stores sums as they are
 
 
@@ -205,16 +206,9 @@ def grouped(batch: int, n: int, groups: int, window: Extents, epilogue: CudaEpil
 def _then_sum(part: CudaKernel, splits: int, m: int, n: int, epilogue: CudaEpilogue) -> CudaKernel:
     """``part``, whose output becomes a workspace, followed by the kernel that adds its parts."""
     total = m * n
-    last = CudaKernel(
-        "sum_splits",
-        str(splits),
-        epilogue.source,
-        f"tersor::sum_splits(out, parts, {epilogue.construct}, {total}L, {n}, {splits});",
-        (Buffer("parts", (), "float32"), *epilogue.buffers),
-        Buffer("out", (), epilogue.dtype),
-        (math.ceil(total / _THREADS), 1, 1),
-        _THREADS,
-    )
+    call = f"tersor::sum_splits(out, parts, {epilogue.construct}, {total}L, {n}, {splits});"
+    grid = (math.ceil(total / _THREADS), 1, 1)
+    last = _kernel("sum_splits", str(splits), call, epilogue, grid, _THREADS, (Buffer("parts", (), "float32"),))
     return replace(part, output=replace(part.output, shape=(splits, m, n)), then=last)
 
 
@@ -230,11 +224,16 @@ def _gemv(p: Product, epilogue: CudaEpilogue) -> CudaKernel:
 
 
 def _kernel(
-    template: str, knobs: str, call: str, epilogue: CudaEpilogue, grid: tuple[int, int, int], threads: int
+    template: str,
+    knobs: str,
+    call: str,
+    epilogue: CudaEpilogue,
+    grid: tuple[int, int, int],
+    threads: int,
+    operands: tuple[Buffer, ...] = _FACTORS,
 ) -> CudaKernel:
-    operands = (Buffer("a", (), "float16"), Buffer("b", (), "float16"), *epilogue.buffers)
-    output = Buffer("out", (), epilogue.dtype)
-    return CudaKernel(template, knobs, epilogue.source, call, operands, output, grid, threads)
+    output, inputs = Buffer("out", (), epilogue.dtype), (*operands, *epilogue.buffers)
+    return CudaKernel(template, knobs, epilogue.source, call, inputs, output, grid, threads)
 
 
 def _flag(value: bool) -> str:

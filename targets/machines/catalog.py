@@ -113,11 +113,7 @@ def host_features() -> frozenset[str]:
 
 def features_in(cpuinfo: str) -> frozenset[str]:
     """Instruction sets of the first processor in the text of a /proc/cpuinfo."""
-    for line in cpuinfo.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
+    return frozenset(_entry(cpuinfo, "flags", "Features").split())
 
 
 @functools.cache
@@ -129,11 +125,7 @@ def _request_tiles() -> bool:
 @functools.cache
 def processor_name() -> str:
     """What the processor calls itself."""
-    for line in _cpuinfo().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("model name", "CPU part"):
-            return value.strip()
-    return platform.processor() or platform.machine()
+    return _entry(_cpuinfo(), "model name", "CPU part") or platform.processor() or platform.machine()
 
 
 def usable_cores() -> int:
@@ -145,6 +137,12 @@ def usable_cores() -> int:
 def _cpuinfo() -> str:
     path = Path("/proc/cpuinfo")
     return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _entry(cpuinfo: str, *names: str) -> str:
+    """What stands behind the first of ``names`` in the text of a /proc/cpuinfo; empty if there is none."""
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() in names), "")
 
 
 def _cache_bytes(level: int, default: int) -> int:

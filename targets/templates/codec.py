@@ -31,8 +31,6 @@ class UnknownNameError(CodecError):
 
 def encode(value: object) -> Json:
     """JSON types for a dataclass, a tensor's type, a mapping, a tuple, a number, a text, or None."""
-    if hasattr(value, "to_json"):
-        return value.to_json()
     if isinstance(value, TensorType):
         return str(value)
     if is_dataclass(value):

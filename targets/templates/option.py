@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from ...ir.foreign import Json
-from .codec import CodecError, UnknownNameError, decode, encode
+from ...ir.foreign import Annotation, Instance, Json
+from .codec import CodecError, UnknownNameError, decode
 from .registry import Knobs, Spec, knobs_type, spec_type
 
 
@@ -26,18 +27,10 @@ class Workload:
     kind: str
     spec: Spec
 
-    def to_json(self) -> dict[str, Json]:
-        """JSON types."""
-        return {"kind": self.kind, "spec": encode(self.spec)}
-
     @classmethod
     def from_json(cls, value: Json) -> Workload:
-        """Read what `to_json` wrote; raises CodecError where a field does not fit, `UnknownNameError` for a kind."""
-        kind, spec = _members(value, "workload", ("kind", "spec"))
-        try:
-            return cls(kind, decode(spec_type(kind), spec, "spec"))
-        except LookupError as error:
-            raise UnknownNameError(str(error)) from error
+        """Read what `encode` made; raises CodecError where a field does not fit, `UnknownNameError` for a kind."""
+        return cls(*_members(value, "workload", ("kind", "spec"), spec_type))
 
     def __str__(self) -> str:
         return f"{self.kind} {self.spec}"
@@ -58,24 +51,23 @@ class Option:
     template: str
     knobs: Knobs
 
-    def to_json(self) -> dict[str, Json]:
-        """JSON types."""
-        return {"template": self.template, "knobs": encode(self.knobs)}
-
     @classmethod
     def from_json(cls, value: Json) -> Option:
-        """Read what `to_json` wrote; raises CodecError like `Workload.from_json`, for an unknown template too."""
-        template, knobs = _members(value, "option", ("template", "knobs"))
-        try:
-            return cls(template, decode(knobs_type(template), knobs, "knobs"))
-        except LookupError as error:
-            raise UnknownNameError(str(error)) from error
+        """Read what `encode` made; raises CodecError like `Workload.from_json`, for an unknown template too."""
+        return cls(*_members(value, "option", ("template", "knobs"), knobs_type))
 
     def __str__(self) -> str:
         return f"{self.template} {self.knobs}"
 
 
-def _members(value: Json, where: str, names: tuple[str, str]) -> tuple[str, Json]:
+def _members(
+    value: Json, where: str, names: tuple[str, str], type_of: Callable[[str], Annotation]
+) -> tuple[str, Instance]:
+    """A name, and what it says the type of."""
     if not isinstance(value, dict) or set(value) != set(names) or not isinstance(value[names[0]], str):
         raise CodecError(f"{where} must be an object with {names[0]!r} (text) and {names[1]!r}")
-    return value[names[0]], value[names[1]]
+    name, content = value[names[0]], value[names[1]]
+    try:
+        return name, decode(type_of(name), content, names[1])
+    except LookupError as error:
+        raise UnknownNameError(str(error)) from error

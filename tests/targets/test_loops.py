@@ -8,6 +8,7 @@ import torch
 from tersor.ir import DType, TensorType, ops
 from tersor.targets.codegen.options import Options
 from tersor.targets.machines.catalog import resolve_cpu
+from tersor.targets.templates.codec import encode
 from tersor.targets.templates.loops import AdaptivePoolSpec, IntegerReduceSpec, LoopKnobs
 from tersor.targets.templates.option import Option, Workload
 from tersor.tests.random_graphs import GraphBuilder
@@ -45,8 +46,8 @@ def test_schedules_that_a_search_finds_are_options() -> None:
     assert found in options
     assert Option("reduce", LoopKnobs("[[], []]")) not in options
     assert "loops" not in options
-    assert Option.from_json(found.to_json()) == found
-    assert Workload.from_json(workload.to_json()) == workload
+    assert Option.from_json(encode(found)) == found
+    assert Workload.from_json(encode(workload)) == workload
 
 
 def test_knobs_are_told_apart_in_few_letters() -> None:

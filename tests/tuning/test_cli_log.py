@@ -11,6 +11,7 @@ import pytest
 from tersor.cli.main import main
 from tersor.targets.codegen.options import Options
 from tersor.targets.machines.catalog import resolve_cpu
+from tersor.targets.templates.codec import encode
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.targets.templates.option import Workload
 from tersor.targets.tuning.log import append, log_files, read_log
@@ -63,8 +64,8 @@ def test_best(log_dir, capsys):
     assert "ignored 1 record: made for 1 thread" in out
     _, out, _ = run(capsys, "log", "best", log_dir, "--target", "x86:znver4", "--json")
     (row,) = json.loads(out)["best"]
-    assert row["option"] == OPTIONS[1].to_json()
-    assert row["workload"] == WORKLOAD.to_json()
+    assert row["option"] == encode(OPTIONS[1])
+    assert row["workload"] == encode(WORKLOAD)
     assert row["gain"] == pytest.approx(2e-3 / 1.05e-3, rel=0.1)
     _, out, _ = run(capsys, "log", "best", log_dir, "--target", "x86:znver4", "--threads", "1", "--json")
     assert json.loads(out)["best"] == []  # measured only once
@@ -95,7 +96,7 @@ def test_prune_keeps_the_option_that_is_used_though_others_were_timed_faster_onc
     run(capsys, "log", "prune", log_dir, "--keep", "1")
     _, out, _ = run(capsys, "log", "best", log_dir, "--target", "x86:znver4", "--json")
     (row,) = json.loads(out)["best"]
-    assert row["option"] == OPTIONS[1].to_json()
+    assert row["option"] == encode(OPTIONS[1])
 
 
 @pytest.mark.parametrize("command", ["stats", "best", "merge", "prune"])

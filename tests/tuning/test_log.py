@@ -108,7 +108,7 @@ def test_damaged_lines_are_named_and_skipped(tmp_path, text, reason):
 
 
 def test_lines_of_other_versions_are_counted(tmp_path):
-    option = OPTIONS[1].to_json()
+    option = encode(OPTIONS[1])
     outcome = encode(record().outcome)
     write(
         tmp_path,

@@ -180,14 +180,14 @@ def test_many_options_are_right(name, data):
 def test_options_and_tasks_go_through_json(name):
     for task in tasks_of(NETWORKS[name]):
         assert decode(Task, encode(task), "task") == task
-        assert Workload.from_json(task.workload.to_json()) == task.workload
+        assert Workload.from_json(encode(task.workload)) == task.workload
         for option in Options(task.workload, task.target):
-            assert Option.from_json(option.to_json()) == option
+            assert Option.from_json(encode(option)) == option
             assert option.template in registry.TEMPLATES
 
 
 def test_a_foreign_option_is_refused():
-    valid = Options(Workload("conv2d", Conv2dSpec(1, 16, 8, 8, 16)), NATIVE).default.to_json()
+    valid = encode(Options(Workload("conv2d", Conv2dSpec(1, 16, 8, 8, 16)), NATIVE).default)
     with pytest.raises(UnknownNameError, match="unknown template 'conv2e'; did you mean 'conv2d'"):
         Option.from_json({**valid, "template": "conv2e"})
     with pytest.raises(UnknownNameError, match="unknown field 'depth'"):
@@ -199,5 +199,5 @@ def test_a_foreign_option_is_refused():
     with pytest.raises(CodecError, match="must be an object with 'template'"):
         Option.from_json(["conv2d"])
     with pytest.raises(CodecError, match="groups=5 must divide"):
-        spec = Workload("conv2d", Conv2dSpec(1, 16, 8, 8, 16)).to_json()
+        spec = encode(Workload("conv2d", Conv2dSpec(1, 16, 8, 8, 16)))
         Workload.from_json({**spec, "spec": {**spec["spec"], "groups": 5}})

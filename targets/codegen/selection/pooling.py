@@ -31,20 +31,10 @@ def select_pool2d(group: Group, context: KernelContext) -> Kernel:
     """``pool2d`` with the epilogue fused."""
     op = group.anchor_as(Pool2dOp)
     attrs, (batch, channels, height, width) = op.attrs, op.x.shape
-    spec = pooling.PoolSpec(
-        batch,
-        channels,
-        height,
-        width,
-        "max" if isinstance(op, MaxPool2dOp) else "avg",
-        attrs.kernel,
-        attrs.stride,
-        (*attrs.padding, *attrs.padding),
-        attrs.dilation,
-        attrs.ceil,
-        attrs.count_include_pad,
-        anchor_type(group, integers=True),
-    )
+    mode: Literal["max", "avg"] = "max" if isinstance(op, MaxPool2dOp) else "avg"
+    window = (attrs.kernel, attrs.stride, (*attrs.padding, *attrs.padding), attrs.dilation)
+    ends = (attrs.ceil, attrs.count_include_pad, anchor_type(group, integers=True))
+    spec = pooling.PoolSpec(batch, channels, height, width, mode, *window, *ends)
     return _pool2d(spec, group, context)
 
 
