@@ -116,7 +116,7 @@ def test_lines_of_other_versions_are_counted(tmp_path):
         line(schema=2),
         line(schema=2, task="whatever"),
         line(extra=1),
-        line(outcome={**outcome, "option": {**option, "template": "conv3d"}}),
+        line(outcome={**outcome, "option": {**option, "template": "conv2e"}}),
         line(outcome={**outcome, "option": {**option, "knobs": {**option["knobs"], "depth": 3}}}),
         line(provenance={**encode(record().provenance), "template_version": 99}),
     )
@@ -125,7 +125,7 @@ def test_lines_of_other_versions_are_counted(tmp_path):
     assert content.problems == ()
     assert content.ignored == {
         "written by a later version of Tersor (schema 2)": 2,
-        "unknown template 'conv3d'; did you mean 'conv2d'?": 1,
+        "unknown template 'conv2e'; did you mean 'conv2d'?": 1,
         "knobs has an unknown field 'depth'": 1,
         "record has an unknown field 'extra'": 1,
         "made by version 99 of the template conv2d": 1,
