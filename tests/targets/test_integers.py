@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -37,14 +37,21 @@ def random_bytes(dtype: DType, *shape: int) -> torch.Tensor:
     return torch.randint(low, low + 256, shape, generator=torch.Generator().manual_seed(1)).to(dtype.torch)
 
 
-def check_exact(graph: Graph, *inputs: torch.Tensor, target: str = "x86:native", pipeline: str = PIPELINE) -> None:
-    """Compiled code computes each output bit for bit."""
+def check_exact(
+    graph: Graph,
+    *inputs: torch.Tensor,
+    target: str = "x86:native",
+    pipeline: str = PIPELINE,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Compiled code computes each output bit for bit; ``names`` tell them apart in messages."""
     outputs = compiled(graph, pipeline, target)(*inputs)
     actual = outputs if isinstance(outputs, tuple) else (outputs,)
     for index, (got, wanted) in enumerate(zip(actual, graph.evaluate(*inputs), strict=True)):
         assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
         wrong = (got != wanted).nonzero().tolist()
-        assert not wrong, f"output {index}: {len(wrong)} elements differ, first at {wrong[0]}"
+        name = f"output {index}" if names is None else names[index]
+        assert not wrong, f"{name}: {len(wrong)} elements differ, first at {wrong[0]}"
 
 
 # Quantization ---------------------------------------------------------------------------------------------------------
@@ -68,24 +75,27 @@ def test_quantize_and_dequantize(target: str):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("kind", [ops.AddOp, ops.SubOp])
-@pytest.mark.parametrize("in_two_steps", [False, True])
-def test_products_are_rounded_before_they_are_added(kind: type, in_two_steps: bool, target: str):
+def test_products_are_rounded_before_they_are_added(target: str):
     """The sum of two dequantized tensors differs where a product goes into a fused multiply-add."""
     b = IntegerBuilder({"x": TensorType((4096,), DType.I32), "y": TensorType((4096,), DType.I32)})
     scales = (0.1, 0.3)
 
-    def scaled(value: Value, scale: float) -> Value:
+    def scaled(value: Value, scale: float, in_two_steps: bool) -> Value:
         if not in_two_steps:
             return b.op(ops.DequantizeOp, value, b.number(scale))
         return b.op(ops.MulOp, b.op(ops.DequantizeOp, value, b.number(1.0)), b.number(scale))
 
-    graph = b.done(b.op(kind, *(scaled(value, scale) for value, scale in zip(b.graph.inputs, scales, strict=True))))
     inputs = torch.randint(-9_000_000, 9_000_000, (2, 4096), generator=b.generator).to(torch.int32)
-    sign = 1 if kind is ops.AddOp else -1
     exact = [values.double() * torch.tensor(s).double() for values, s in zip(inputs, scales, strict=True)]
-    contracted = (exact[0] + sign * exact[1].float().double()).float()
-    assert (contracted != graph.evaluate(*inputs)[0]).sum() > 100
+    results, contracted = [], []
+    for kind, sign in ((ops.AddOp, 1), (ops.SubOp, -1)):
+        for in_two_steps in (False, True):
+            operands = zip(b.graph.inputs, scales, strict=True)
+            results.append(b.op(kind, *(scaled(value, scale, in_two_steps) for value, scale in operands)))
+            contracted.append((exact[0] + sign * exact[1].float().double()).float())
+    graph = b.done(*results)
+    for wrong, right in zip(contracted, graph.evaluate(*inputs), strict=True):
+        assert (wrong != right).sum() > 100
     check_exact(graph, *inputs, target=target)
 
 
@@ -152,12 +162,13 @@ KERNELS: dict[str, Build] = {
 @pytest.mark.parametrize(
     ("target", "dtype"), MACHINES, ids=lambda value: value if isinstance(value, str) else value.value
 )
-@pytest.mark.parametrize("name", KERNELS)
-def test_kernels(name: str, target: str, dtype: DType):
+def test_kernels(target: str, dtype: DType):
+    """All in one graph, each of an output of its own, in the order of `KERNELS`."""
     b = IntegerBuilder({"x": TensorType(SHAPE, dtype)})
     q = b.graph.inputs[0]
     b.meaning[q] = (0.05, 77)
-    check_exact(b.done(KERNELS[name](b, q)), random_bytes(dtype, *SHAPE), target=target)
+    graph = b.done(*(build(b, q) for build in KERNELS.values()))
+    check_exact(graph, random_bytes(dtype, *SHAPE), target=target, names=[*KERNELS])
 
 
 def test_requantization_needs_no_kernel_of_its_own():
