@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -127,23 +126,19 @@ def test_given_inputs(tersor, source, tmp_path):
     assert tersor("opt", source, "-p", "O3", *flags)[0] == 0
 
 
-def test_reproducer_command_fails_the_same_way(source, tmp_path):
-    """The whole way in processes of their own, with a plugin that brings the failing pass."""
-    folder = Path(__file__).parent / "passes"
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-
-    def tersor(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from tersor.cli.main import main; main()", *map(str, arguments)]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    flags = ["--check-each", "--reproducer-dir", "r", "--plugin", "example_passes"]
-    first = tersor("opt", source, "-p", "O1,test-wrong,dce", *flags)
-    assert first.returncode == 2
-    message, _, where = first.stderr.splitlines()[-1].partition("; reproducer written to ")
+def test_reproducer_command_fails_the_same_way(tersor, source, tmp_path, monkeypatch):
+    """The command is run in a process of its own, to which only its plugin brings the failing pass."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--check-each", "--reproducer-dir", "r", "--plugin", "tersor.tests.passes.example_passes"]
+    code, _, err = tersor("opt", source, "-p", "O1,test-wrong,dce", *flags)
+    assert code == 2
+    message, _, where = err.splitlines()[-1].partition("; reproducer written to ")
     assert message.startswith("tersor: pass 'test-wrong' failed: output 0 differs by")
-    command = next(line for line in (tmp_path / where).read_text().splitlines() if line.startswith("#   tersor opt"))
-    second = tersor(*shlex.split(command.removeprefix("#   tersor ")))
-    assert (second.returncode, second.stderr.splitlines()[-1]) == (2, message)
+    command = next(line for line in Path(where).read_text().splitlines() if line.startswith("#   tersor opt"))
+    program = [sys.executable, "-c", "from tersor.cli.main import main; main()"]
+    arguments = shlex.split(command.removeprefix("#   tersor "))
+    again = subprocess.run([*program, *arguments], capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stderr.splitlines()[-1]) == (2, message)
 
 
 def test_passes(tersor):

@@ -134,20 +134,23 @@ def test_a_sandbox_is_set_up_in_the_background() -> None:
         sandbox.close()
 
 
-def test_a_worker_that_dies_in_a_job_fails_that_job_only() -> None:
+def test_builders_that_die_fail_or_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pool for all of it: a worker imports for seconds."""
     task = relu_task()
     good = default_of(task)
+    kept: list[Outcome] = []
     with WorkerPool(1, timeout=20) as pool, LocalMeasurer(pool, Believing(), lowering=lower_misbehaving) as local:
         died, built = local.measure(task, [misbehave("builder dies"), good], None)
-    assert died.status == "crash" and "exit code 3" in died.detail
-    assert built.ok
+        assert died.status == "crash" and "exit code 3" in died.detail  # that job only
+        assert built.ok
 
+        with pytest.raises(HostError, match=r"candidates cannot be built: OSError: .*No space left on device"):
+            local.measure(task, [misbehave("disk is full"), good], None, keep=kept.append)
+        assert not kept  # a machine that fails is no measurement
 
-def test_a_build_that_hangs_times_out() -> None:
-    task = relu_task()
-    with WorkerPool(1, timeout=1.0) as pool, LocalMeasurer(pool, Believing(), lowering=lower_misbehaving) as local:
-        (outcome,) = local.measure(task, [misbehave("builder hangs")], None)
-    assert outcome.status == "timeout"
+        monkeypatch.setattr(pool, "_timeout", 1.0)
+        (hung,) = local.measure(task, [misbehave("builder hangs")], None)
+        assert hung.status == "timeout"
 
 
 def test_a_build_that_the_time_is_too_short_for_is_ended_and_not_recorded() -> None:
@@ -168,22 +171,13 @@ def test_builders_that_cannot_start_are_no_measurement(monkeypatch: pytest.Monke
         local.measure(task, [default_of(task)], None)
 
 
-def test_a_machine_that_fails_is_no_measurement() -> None:
-    task = relu_task()
-    kept: list[Outcome] = []
+def test_a_machine_that_fails_is_no_outcome() -> None:
     sandbox = Sandbox("time")
-    with (
-        WorkerPool(1, timeout=20) as pool,
-        LocalMeasurer(pool, Believing(), lowering=lower_misbehaving) as local,
-        pytest.raises(HostError, match=r"candidates cannot be built: OSError: .*No space left on device"),
-    ):
-        local.measure(task, [misbehave("disk is full"), default_of(task)], None, keep=kept.append)
     try:
         with pytest.raises(HostError, match="No such file"):
             sandbox.run((double, (1,)), open_file, "no such file", timeout=30)
     finally:
         sandbox.close()
-    assert not kept
 
 
 def test_processes_that_the_system_refuses_are_a_message(monkeypatch: pytest.MonkeyPatch) -> None:

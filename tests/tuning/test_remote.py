@@ -71,16 +71,32 @@ def end_when_at_work(process: subprocess.Popen[str]) -> None:
     end_group(process)
 
 
-@pytest.fixture
-def tracker() -> Iterator[Address]:
+@contextmanager
+def started_tracker() -> Iterator[Address]:
     port = free_port()
     with command("rpc-tracker", "--port", str(port)):
         yield Address("127.0.0.1", port)
 
 
+@pytest.fixture(scope="module")
+def tracker() -> Iterator[Address]:
+    """One for all tests, each of which has servers with a key of its own."""
+    with started_tracker() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def lone_server() -> Iterator[tuple[psutil.Process, int]]:
+    """A server without a tracker, and its port; it does not wait long for clients to introduce themselves."""
+    port = free_port()
+    quick = "from tersor.targets.tuning import server\nserver.INTRODUCTION_SECONDS = 0.2"
+    with command("rpc-server", "--key", KEY, "--port", str(port), preamble=quick) as process:
+        yield psutil.Process(process.pid), port
+
+
 @contextmanager
-def server(tracker: Address, preamble: str = "") -> Iterator[subprocess.Popen[str]]:
-    options = ("--key", KEY, "--tracker", str(tracker), "--port", str(free_port()))
+def server(tracker: Address, preamble: str = "", key: str = KEY) -> Iterator[subprocess.Popen[str]]:
+    options = ("--key", key, "--tracker", str(tracker), "--port", str(free_port()))
     with command("rpc-server", *options, preamble=preamble) as process:
         yield process
 
@@ -99,9 +115,9 @@ def no_process_left() -> Iterator[None]:
     assert descendants() <= before
 
 
-def runner(tracker: Address) -> RpcRunner:
+def runner(tracker: Address, key: str = KEY) -> RpcRunner:
     settings = RunSettings(TimingPolicy(max_seconds=0.05), timeout=3.0, lowering=lower_misbehaving)
-    return RpcRunner(tracker, KEY, settings, server_timeout=30.0)
+    return RpcRunner(tracker, key, settings, server_timeout=30.0)
 
 
 def test_a_server_measures_and_survives_a_crash(tracker: Address) -> None:
@@ -126,23 +142,24 @@ def test_a_server_that_can_run_nothing_is_named_and_nothing_recorded(tracker: Ad
     task = relu_task()
     kept: list[Outcome] = []
     with (
-        server(tracker, BROKEN),
+        server(tracker, BROKEN, "broken"),
         ThreadPoolExecutor(1) as executor,
-        LocalMeasurer(executor, runner(tracker), lowering=lower_misbehaving) as remote,
-        pytest.raises(TersorError, match=f"server with key '{KEY}' cannot run anything .*no room for a kernel"),
+        LocalMeasurer(executor, runner(tracker, "broken"), lowering=lower_misbehaving) as remote,
+        pytest.raises(TersorError, match=r"server with key 'broken' cannot run anything .*no room for a kernel"),
     ):
         remote.measure(task, [default_of(task)], None, keep=kept.append)
     assert not kept
 
 
 @pytest.mark.slow
-def test_a_lost_server_loses_nothing(tracker: Address) -> None:
+def test_a_lost_server_loses_nothing() -> None:
     distributed = pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
     task = relu_task(1 << 16)
     options = list(Options(task.workload, task.target))
     wrong = [misbehave(f"wrong {index}") for index in range(6)]
     batch = [*wrong[:3], *options, *wrong[3:]]
     with (
+        started_tracker() as tracker,
         server(tracker) as doomed,
         server(tracker),
         distributed.LocalCluster(
@@ -231,29 +248,27 @@ STRANGE = (
 )
 
 
-def test_strange_and_silent_connections_do_not_block_a_server() -> None:
-    port = free_port()
-    quick = "from tersor.targets.tuning import server\nserver.INTRODUCTION_SECONDS = 0.2"
-    with command("rpc-server", "--key", KEY, "--port", str(port), preamble=quick) as process, ExitStack() as opened:
+def test_strange_and_silent_connections_do_not_block_a_server(lone_server: tuple[psutil.Process, int]) -> None:
+    process, port = lone_server
+    with ExitStack() as opened:
         for said in STRANGE:
             connection = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
             connection.sendall(said)  # and no more
         session = rpc.connect("127.0.0.1", port, KEY, session_timeout=30)
         assert session.get_function("tersor.tuning.run") is not None
         del session
-        assert process.poll() is None
+        assert process.status() != psutil.STATUS_ZOMBIE
 
 
-def test_a_server_survives_sessions_that_are_lost() -> None:
-    port = free_port()
-    with command("rpc-server", "--key", KEY, "--port", str(port)) as process:
-        for _ in range(2):
-            session = rpc.connect("127.0.0.1", port, KEY, session_timeout=30)
-            session.get_function("tersor.tuning.run")
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            del session
-        assert rpc.connect("127.0.0.1", port, KEY, session_timeout=30).get_function("tersor.tuning.run") is not None
+def test_a_server_survives_sessions_that_are_lost(lone_server: tuple[psutil.Process, int]) -> None:
+    process, port = lone_server
+    for _ in range(2):
+        session = rpc.connect("127.0.0.1", port, KEY, session_timeout=30)
+        session.get_function("tersor.tuning.run")
+        for child in process.children(recursive=True):
+            child.kill()
+        del session
+    assert rpc.connect("127.0.0.1", port, KEY, session_timeout=30).get_function("tersor.tuning.run") is not None
 
 
 def test_no_server_with_the_key(tracker: Address) -> None:
