@@ -81,7 +81,7 @@ def convert_functional(module: fx.GraphModule, weights: Mapping[int, torch.Tenso
     try:
         return converter.convert()
     except UnsupportedError as error:
-        support = _Support(converter.unsupported_calls)
+        support = _Support(converter.unsupported_calls | converter.complex_calls)  # parts exchange real numbers
         partitioner = CapabilityBasedPartitioner(module, support, allows_single_node_partition=False)
         parts = [part for part in partitioner.propose_partitions() if len(part.nodes) >= _FEWEST_CALLS]
         return Division(partitioner.fuse_partitions(parts), error)

@@ -23,8 +23,8 @@ from ..ir import Graph, IRError, TensorType, TersorError, Value, shorten
 from .context import Context
 from .errors import Operator, UnsupportedError
 from .export import name_of, path_of, writes_in_place
-from .registry import CONVERTERS, Converted, Inexpressible
-from .tensors import check_weight, input_type, is_row_major, result_types, suspicion
+from .registry import COMPLEX_CONVERTERS, CONVERTERS, Complex, ComplexConverter, ConvertedParts, Inexpressible
+from .tensors import check_weight, input_type, is_complex, is_row_major, result_types, suspicion
 
 
 def class_name(program: ExportedProgram) -> str:
@@ -74,6 +74,8 @@ class ProgramConverter:
         What is strange about the weights, for warnings.
     unsupported, unsupported_calls
         The calls that could not be converted, for messages, and all nodes whose results are unknown therefore.
+    complex_calls
+        Nodes that take or return complex numbers.
     """
 
     def __init__(self, program: FunctionalProgram, name: str) -> None:
@@ -99,10 +101,11 @@ class ProgramConverter:
         self.graph = Graph(graph_name, [(names[node], type) for node, type in inputs.items()])
         self.states = {str(spec.target): self._store(spec) for spec in states.values()}
         self.context = Context(self.graph)
-        self.values: dict[fx.Node, Converted | None] = dict(zip(inputs, self.graph.inputs, strict=True))
+        self.values: dict[fx.Node, ConvertedParts | None] = dict(zip(inputs, self.graph.inputs, strict=True))
         self.weight_ids: dict[tuple[Any, ...], str] = {}
         self.unsupported: list[Operator] = []
         self.unsupported_calls: set[fx.Node] = set()
+        self.complex_calls: set[fx.Node] = set()
 
     def convert(self) -> Graph:
         """Convert every call that is used or writes in place; raises UnsupportedError with all that failed."""
@@ -114,6 +117,9 @@ class ProgramConverter:
                 self.values[node] = self._convert_call(node)
                 if self.values[node] is None:
                     self.unsupported_calls.add(node)
+        for one in user_results(self.program):
+            if isinstance(one, fx.Node) and isinstance(self._value(one), Complex):
+                self._fail(one, "it returns complex numbers to the caller; return torch.view_as_real of them", ())
         if self.unsupported:
             raise UnsupportedError(self.unsupported)
         self.graph.outputs = self._outputs()
@@ -122,13 +128,18 @@ class ProgramConverter:
 
     # Calls ----------------------------------------------------------------------------------------------------
 
-    def _convert_call(self, node: fx.Node) -> Converted | None:
+    def _convert_call(self, node: fx.Node) -> ConvertedParts | None:
         """The node's result, or something of its type if it is not supported; None if it has no type in the IR."""
         if node.target is operator.getitem:
             return self._item(node)
         types = result_types(node)
         target: Any = node.target
-        convert = CONVERTERS.get(target)
+        convert: ComplexConverter | None = CONVERTERS.get(target)
+        if is_complex(node) or any(map(is_complex, node.all_input_nodes)):
+            self.complex_calls.add(node)
+            convert = COMPLEX_CONVERTERS.get(target)
+            if convert is None:
+                return self._fail(node, "complex numbers; compute with their real and imaginary parts", types)
         if convert is None:
             return self._fail(node, "", types)
         if any(self._value(argument) is None for argument in node.all_input_nodes):
@@ -163,7 +174,8 @@ class ProgramConverter:
 
     def _stand_in(self, node: fx.Node, types: tuple[TensorType | None, ...]) -> Any:
         self.unsupported_calls.add(node)
-        stand_ins = tuple(None if type is None else Value(type) for type in types)
+        make = (lambda type: Complex(Value(type), Value(type))) if is_complex(node) else Value
+        stand_ins = tuple(None if type is None else make(type) for type in types)
         return stand_ins if len(stand_ins) != 1 else stand_ins[0]
 
     def _value(self, node: fx.Node) -> Any:
@@ -219,11 +231,12 @@ class ProgramConverter:
         return *returned, *(updates[name] for name in self.states)
 
 
-def _check_types(node: fx.Node, result: Converted, types: tuple[TensorType | None, ...]) -> None:
+def _check_types(node: fx.Node, result: ConvertedParts, types: tuple[TensorType | None, ...]) -> None:
     values = result if isinstance(result, tuple) else (result,)
     for value, type in zip(values, types, strict=True):
-        if value is not None and value.type != type:
-            raise IRError(
-                f"{name_of(node.target)} at {path_of(node)!r} became {value.type}, but PyTorch computes {type}; "
-                "this is an error in its converter, please report it"
-            )
+        for part in (value.real, value.imaginary) if isinstance(value, Complex) else (value,):
+            if part is not None and part.type != type:
+                raise IRError(
+                    f"{name_of(node.target)} at {path_of(node)!r} became {part.type}, but PyTorch computes {type}; "
+                    "this is an error in its converter, please report it"
+                )

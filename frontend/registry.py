@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -10,9 +11,21 @@ from torch._ops import OpOverload
 
 from ..ir import Value
 
+
+@dataclass(frozen=True)
+class Complex:
+    """Complex numbers: the IR holds their real and imaginary parts, of one type, as two tensors."""
+
+    real: Value
+    imaginary: Value
+
+
 Converted = Value | tuple[Value | None, ...]
 Converter = Callable[..., Converted]
 ConverterT = TypeVar("ConverterT", bound=Converter)
+ConvertedParts = Converted | Complex | tuple[Complex, ...]
+ComplexConverter = Callable[..., ConvertedParts]
+ComplexConverterT = TypeVar("ComplexConverterT", bound=ComplexConverter)
 
 aten = torch.ops.aten
 DROPOUTS = (
@@ -22,6 +35,7 @@ DROPOUTS = (
     aten.feature_alpha_dropout.default,
 )
 CONVERTERS: dict[OpOverload, Converter] = {}
+COMPLEX_CONVERTERS: dict[OpOverload, ComplexConverter] = {}
 
 
 class Inexpressible(Exception):
@@ -41,6 +55,19 @@ def converter(*overloads: OpOverload) -> Callable[[ConverterT], ConverterT]:
             if overload in CONVERTERS:
                 raise ValueError(f"{overload} has two converters")
             CONVERTERS[overload] = function
+        return function
+
+    return register
+
+
+def complex_converter(*overloads: OpOverload) -> Callable[[ComplexConverterT], ComplexConverterT]:
+    """Register a function for calls of ATen overloads that take or return complex numbers, as `Complex`."""
+
+    def register(function: ComplexConverterT) -> ComplexConverterT:
+        for overload in overloads:
+            if overload in COMPLEX_CONVERTERS:
+                raise ValueError(f"{overload} has two converters for complex numbers")
+            COMPLEX_CONVERTERS[overload] = function
         return function
 
     return register

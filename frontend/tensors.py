@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,21 @@ def tensor_type(tensor: Any) -> TensorType | None:
 
 
 def result_types(node: fx.Node) -> tuple[TensorType | None, ...]:
-    """IR types of the results of a traced call."""
+    """IR types of the results of a traced call, or of the parts of those that are complex."""
+    return tuple(
+        tensor_type(one.real) if isinstance(one, torch.Tensor) and one.is_complex() else tensor_type(one)
+        for one in _results(node)
+    )
+
+
+def _results(node: fx.Node) -> Sequence[Any]:
     results = node.meta.get("val")
-    return tuple(map(tensor_type, results if isinstance(results, tuple | list) else (results,)))
+    return results if isinstance(results, tuple | list) else (results,)
+
+
+def is_complex(node: fx.Node) -> bool:
+    """Whether a traced call returns complex numbers."""
+    return any(isinstance(one, torch.Tensor) and one.is_complex() for one in _results(node))
 
 
 def is_row_major(node: fx.Node) -> bool:

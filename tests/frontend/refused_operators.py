@@ -17,11 +17,7 @@ _WHY = {
         "linalg_pinv_singular linalg_pinv_hermitian linalg_svd linalg_svdvals linalg_tensorinv "
         "linalg_tensorsolve"
     ),
-    "complex numbers": ("view_as_complex complex polar cdouble cfloat chalf"),
-    "Fourier transforms": (
-        "stft fft_fft fft_fft2 fft_fftn fft_hfft fft_hfft2 fft_hfftn fft_rfft fft_rfft2 fft_rfftn fft_ifft "
-        "fft_ifft2 fft_ifftn fft_ihfft fft_ihfft2 fft_ihfftn fft_irfft fft_irfft2 fft_irfftn"
-    ),
+    "complex numbers of half precision": ("chalf"),
     "special functions without a formula here": (
         "igamma igammac polygamma_polygamma_n_0 polygamma_polygamma_n_1 polygamma_polygamma_n_2 "
         "polygamma_polygamma_n_3 polygamma_polygamma_n_4 "
