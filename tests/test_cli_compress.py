@@ -7,12 +7,18 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import tersor as package
 from tersor.cli.main import main
+from tersor.compression.page import render
+from tersor.compression.result import Compressed, End, Setting, Step
+from tersor.ir import Refusal
+from tersor.passes import PassRecord
+from tersor.passes.report import Times, Verdict
 from tersor.targets.tuning.timing import Timing
 from tersor.tests.passes.lowrank.planted import Clock
 
@@ -229,3 +235,17 @@ def test_mistakes_are_one_line_and_exit_2(options: dict, message: str, tersor: R
     assert message in last
     assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".tersor", ".html")] == []
+
+
+def test_names_cannot_write_the_page() -> None:
+    name = '<b onload="x">&amp;'
+    verdict = Verdict(name, False, name, 2, 1, Times(1e-3, 2e-3, 0.1))
+    records = (PassRecord(name, name, True, 1.0, 1, 1, refused=(Refusal("rule", name, name),), verdicts=(verdict,)),)
+    steps = tuple(Step(one, 1, 1, 1, None, None, 0.0, records=records) for one in (name, f"{name}2"))
+    setting = Setting(name, name, name, 1, name, name, None, name, {name: name}, name)
+    unused: Any = None
+    text = render(Compressed(unused, steps, 0, End.FAILED, name, setting, Path(name)))
+    page = Page(text)
+    assert page.open == []
+    assert "onload" in "".join(page.words)
+    assert name not in text
