@@ -466,6 +466,7 @@ def write(grower: Grower) -> Made:
     mask = grower.find(lambda one: one.dtype is torch.bool and one.ndim > 0)
     number = grower.number() if is_float(value) else draw.choice(("0", "1"))
     precision = min(grower.precision[name], grower.precision[other])
+    reduction = f"{draw.choice(('sum', 'amax', 'amin'))!r}, include_self={draw.random() < 0.5}"
     moves = [
         f"{place}.copy_({part})",
         f"{place}.fill_({number})",
@@ -493,6 +494,7 @@ def write(grower: Grower) -> Made:
             f"{name}[{mask}] = {number}",
             f"{name}[{mask}] = {part}",
             f"{name}.masked_fill_({mask}, {number})",
+            f"{name}.masked_scatter_({mask}, {other}.clone())",
         ] * 2
     computes = [
         f"{place}.mul_({draw.choice(('2', '-1'))})" if value.dtype is not torch.bool else f"{place}.logical_not_()",
@@ -509,6 +511,7 @@ def write(grower: Grower) -> Made:
         f"{name}.index_add_({axis}, {grower.positions(extent, 1)}, {part}.narrow({axis}, 0, 1))",
         f"{name}.index_put_(({grower.positions(extent)},), {part}, accumulate=True)",
         f"{name}.scatter_add_({axis}, torch.zeros_like({other}, dtype=torch.int64), {other})",
+        f"{name}.scatter_reduce_({axis}, torch.zeros_like({other}, dtype=torch.int64), {other}.clone(), {reduction})",
         f"{name}.transpose({axis}, {grower.axis(name)}).add_({number})",
         f"{place}.addcmul_({part}, {part})",
         f"for i in range({len(value) if value.ndim else 0}):\n    {name}[i] += {part}",

@@ -21,6 +21,8 @@ def linear(ctx: Context, x: Value, weight: Value, bias: Value | None = None) -> 
 
 @converter(aten.matmul.default, aten.bmm.default, aten.mm.default)
 def matmul(ctx: Context, lhs: Value, rhs: Value) -> Value:
+    if not lhs.shape[-1]:
+        return ctx.full(0, ctx.result_type)  # sums of no products
     rows = ctx.reshape(lhs, (1, *lhs.shape)) if len(lhs.shape) == 1 else lhs
     columns = ctx.reshape(rhs, (*rhs.shape, 1)) if len(rhs.shape) == 1 else rhs
     return ctx.reshape(ctx.emit(MatmulOp, rows, columns), ctx.result_type.shape)

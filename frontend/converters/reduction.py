@@ -24,7 +24,15 @@ def reduce_axes(ctx: Context, kind: type[Op], x: Value, dims: Dims, keepdim: boo
         return x
     chosen = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     axes = tuple(sorted({axis_of(dim, rank) for dim in chosen}))
+    if not x.type.size:
+        shape = [1 if axis in axes else extent for axis, extent in enumerate(x.shape) if keepdim or axis not in axes]
+        if math.prod(shape):
+            return ctx.full(_OF_NOTHING[kind], x.type.with_shape(tuple(shape)))
     return ctx.emit(kind, x, attrs=kind.attrs_type(axes=axes, keepdim=keepdim))
+
+
+# Extrema of nothing are those of booleans, which are disjunctions and conjunctions; PyTorch refuses others.
+_OF_NOTHING: dict[type[Op], Number] = {SumOp: 0, ProdOp: 1, MeanOp: math.nan, MaxOp: False, MinOp: True}
 
 
 def _sum_or_mean(kind: type[Op]) -> Converter:

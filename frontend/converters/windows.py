@@ -102,7 +102,8 @@ class Windows:
 
 
 def concat(ctx: Context, parts: Sequence[Value], axis: int) -> Value:
-    """The parts one after another; a single one as it is."""
+    """The parts one after another, those without elements left out; a single one as it is."""
+    parts = [part for part in parts if part.shape[axis]] or parts[:1]
     return parts[0] if len(parts) == 1 else ctx.emit(ConcatOp, *parts, attrs=ConcatOp.attrs_type(axis=axis))
 
 

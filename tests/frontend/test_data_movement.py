@@ -7,6 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import tersor
+
+from .conftest import Lambda, assert_same
+
 CASES = {
     "view": lambda x: x.view(2, -1),
     "reshape of a permutation": lambda x: x.permute(0, 2, 3, 1).reshape(2, -1, 3),
@@ -29,6 +33,12 @@ CASES = {
     "cat": lambda x: torch.cat([x, x[:, :2], x * 2], dim=1),
     "cat promotes": lambda x: torch.cat([x, x.long()], dim=-1),
     "cat skips empty": lambda x: torch.cat([x, torch.zeros(0)], dim=1),
+    "cat of nothing": lambda x: torch.cat([x[:, :0], x, x[:, 2:2]], dim=1),
+    "reductions of nothing": lambda x: (
+        *(getattr(x[:, 2:2], name)(1) for name in ("sum", "prod", "mean")),
+        (x[:0] > 0).any(0, keepdim=True) | (x[:0] > 0).all(),
+        x[..., :0] @ x[..., :0].mT,
+    ),
     "stack": lambda x: torch.stack([x, x + 1], dim=-1) + torch.stack([x, x], dim=4),
     "pad": lambda x: F.pad(x, (1, 2, 0, 3), value=2.5),
     "pad crops": lambda x: F.pad(x, (-1, 2, 2, -1)),
@@ -79,3 +89,12 @@ def test_mask_lookup_as_in_transformers(check):
 def test_identity_movements_make_no_op(check):
     graph = check(lambda x: x.reshape(2, 3).permute(0, 1).expand(2, 3)[:, 0:3] + 1, torch.randn(2, 3))
     assert [op.name for op in graph.ops] == ["full", "add"]
+
+
+def test_values_without_elements_compiled():
+    def everything(x):
+        return CASES["cat of nothing"](x), *CASES["reductions of nothing"](x)
+
+    x = torch.randn(2, 6, 5, 4)
+    for actual, expected in zip(tersor.compile(Lambda(everything), (x,))(x), everything(x), strict=True):
+        assert_same(actual, expected)
