@@ -91,7 +91,7 @@ def test_a_process_that_dies_later_keeps_what_was_found() -> None:
 def test_the_page_says_what_was_found(tmp_path) -> None:
     sizes = {"import_seconds": 1.0, "ops": 7, "parameters": 5_000_000, "macs": 2_000_000, "machine": "Abacus"}
     numbers = {"compile_seconds": 2.0, "difference": 3e-6, "latency": {"tersor": 1e-3, "onnxruntime": 2e-3}}
-    results = {
+    results: dict[str, dict] = {
         "unet": {"stage": "latency", **sizes, **numbers},
         "vit": {"stage": "import", **sizes},
         "ssd": {
@@ -103,9 +103,10 @@ def test_the_page_says_what_was_found(tmp_path) -> None:
         },
     }
     path = tmp_path / "models.md"
-    write_page(path, results)
+    write_page(path, {name: {"model": name, **record} for name, record in results.items()})
     page = path.read_text("utf-8")
     assert f"The zoo has {len(ZOO)} configurations. 3 were tried, and 2 of them import.\n1 were compiled" in page
+    assert "1 with success, 1 of them within 0.0001 of PyTorch's result.\n1 was timed. Processor: Abacus." in page
     assert "| unet | 5.00 | 2.0 | 7 | 1.0 | 2.0 | 3.0e-06 | 1.000 | 2.00 |" in page
     assert "| vit | 5.00 | 2.0 | 7 | 1.0 |  |  |  |  |" in page
     assert "| ssd | import | refused: aten.x.default (a \\| b) |" in page

@@ -19,6 +19,8 @@ from typing import Annotated
 import typer
 from transformers import PreTrainedModel  # noqa: F401  (imported once, for the processes that are forked)
 
+from tersor.targets.codegen import relax_module  # noqa: F401  (likewise: it brings TVM)
+
 from .catalog import ZOO
 from .page import PAGE, write_page
 from .stages import Record, Stage

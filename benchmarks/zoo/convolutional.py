@@ -171,6 +171,11 @@ SIZES = {
 }
 MAPS = ("Segmentation", "Pose, faces, detection")  # families whose networks are built for a size of picture
 MAP_SIZE = (256, 256)
+HEATED = (
+    "simplepose_coco",
+    "simpleposemobile_coco",
+    "alphapose_coco",
+)  # what they do with their maps depends on the data
 GREY = ("superpointnet", "pfpcnet")
 SPEECH = {"jasper": "jasper5x3", "quartznet": "quartznet5x5_en_ls quartznet15x5_en"}
 BANDS, FRAMES = 64, 128  # of a second and a quarter of speech
@@ -183,7 +188,8 @@ def entries() -> Iterator[Entry]:
             for name in names.split():
                 usual = (32, 32) if file.endswith("_cifar") else MAP_SIZE if family in MAPS else (224, 224)
                 size = SIZES.get(name, usual)
-                options = {"in_size": size} if family in MAPS and name not in GREY else {}
+                options: dict[str, Any] = {"in_size": size} if family in MAPS and name not in GREY else {}
+                options |= {"return_heatmap": True} if file in HEATED else {}
                 picture = Numbers((1, 1 if name in GREY else 3, *size))
                 yield Entry(name, family, partial(make, file, name, **options), (picture,))
     for file, names in SPEECH.items():

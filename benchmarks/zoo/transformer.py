@@ -35,6 +35,8 @@ BARE: Options = {"vocab_size": VOCABULARY, "use_cache": False}
 PATCHES: Options = USUAL | {"image_size": PICTURE, "patch_size": 16}
 PAIRED: Options = {  # an encoder and a decoder
     **BARE,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 0,
     "d_model": WIDTH,
     "encoder_layers": LAYERS,
     "decoder_layers": LAYERS,
@@ -96,7 +98,7 @@ LANGUAGE: dict[str, tuple[str, Options, tuple[Input, ...]]] = {
     "bart": ("BartModel", PAIRED, TEXT),
     "marian": (
         "MarianModel",
-        PAIRED | {"pad_token_id": 0, "decoder_start_token_id": 0},
+        PAIRED,
         (*TEXT, Integers((1, TOKENS), 2, 1), *TEXT),
     ),
     "gpt2_prefill": ("GPT2LMHeadModel", BARE | {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}, TEXT),
@@ -152,7 +154,7 @@ VISION: dict[str, tuple[str, Options, tuple[Input, ...]]] = {
     "convnextv2": ("ConvNextV2ForImageClassification", STAGES, PIXELS),
     "poolformer": ("PoolFormerForImageClassification", STAGES, PIXELS),
     "levit": ("LevitForImageClassification", {"image_size": PICTURE}, PIXELS),
-    "cvt": ("CvtForImageClassification", {"depth": [1, 1, 2]}, PIXELS),
+    "cvt": ("CvtForImageClassification", {"depth": [1, 2, 3]}, PIXELS),
     "pvt": ("PvtForImageClassification", {"image_size": PICTURE, "depths": [1, 1, 1, 1]}, PIXELS),
     "pvtv2": ("PvtV2ForImageClassification", {"image_size": PICTURE, "depths": [1, 1, 1, 1]}, PIXELS),
     "focalnet": (
@@ -166,7 +168,7 @@ VISION: dict[str, tuple[str, Options, tuple[Input, ...]]] = {
         {"image_size": [224, 224], "depths": [1, 1, 1, 1], "embed_dim": 32},
         (Numbers((1, 3, 224, 224)),),
     ),
-    "van_hf": ("BitForImageClassification", {"depths": [1, 1, 1, 1]}, PIXELS),
+    "bit": ("BitForImageClassification", {"depths": [1, 1, 1, 1]}, PIXELS),
     "clip_vision": ("CLIPVisionModel", PATCHES, PIXELS),
     "clip_text": ("CLIPTextModel", USUAL | {"eos_token_id": 2}, TEXT),
     "siglip_vision": ("SiglipVisionModel", PATCHES, PIXELS),
