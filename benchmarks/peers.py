@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 Arrays = Sequence[np.ndarray]
 
@@ -176,9 +177,9 @@ def _cast(tensor: torch.Tensor, source: torch.dtype, target: torch.dtype) -> tor
     return tensor.to(target) if tensor.dtype == source else tensor
 
 
-def _output_arrays(output: torch.Tensor | tuple[torch.Tensor, ...]) -> list[np.ndarray]:
-    outputs = output if isinstance(output, tuple) else (output,)
-    return [tensor.numpy() for tensor in outputs]
+def _output_arrays(output: object) -> list[np.ndarray]:
+    """The tensors of what a module returns, in whatever it keeps them."""
+    return [leaf.numpy() for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
 class TorchEager:

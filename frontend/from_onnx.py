@@ -19,8 +19,8 @@ from .tracer import Tracer
 
 Tensors = Mapping[str, torch.Tensor | None]
 
-# What PyTorch raises for tensors that do not fit together.
-_WRONG_SHAPES = (RuntimeError, ValueError, IndexError, TypeError, OverflowError)
+# What functions of PyTorch, and those of the operators, raise for tensors and attributes that do not fit together.
+_MISFITS = (ArithmeticError, AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 def from_onnx(path: str | Path, shapes: Shapes | None = None) -> Graph:
@@ -107,7 +107,7 @@ class _Importer:
         self.context.location = node.label
         try:
             results = self._branch(node, operands, scope) if node.operator == IF else self._call(node, operands)
-        except (Inexpressible, IRError, *_WRONG_SHAPES) as error:
+        except (Inexpressible, IRError, *_MISFITS) as error:
             self._note(node, " ".join(str(error).split()))
             return []
         for index, name in enumerate(node.outputs):

@@ -97,15 +97,11 @@ def read_onnx(path: Path, shapes: Shapes) -> OnnxModel:
         When the package ``onnx`` is not installed, or the file is no ONNX file.
     """
     _check_package()
-    try:
-        return _read(path, _parsed(path), shapes)
-    except UnicodeDecodeError as error:
-        raise TersorError(f"{path}: is a damaged ONNX file (a name in it is no text)") from error
-
-
-def _read(path: Path, model: onnx.ModelProto, shapes: Shapes) -> OnnxModel:
     from onnx import checker
 
+    model = _parsed(path)
+    if any(isinstance(name, bytes) for name in _names(model.graph)):
+        raise TersorError(f"{path}: is a damaged ONNX file (a name in it is no text)")
     if model.functions:
         from onnx import inliner
 
@@ -117,7 +113,7 @@ def _read(path: Path, model: onnx.ModelProto, shapes: Shapes) -> OnnxModel:
     if not reader.problems:
         try:
             checker.check_model(str(path))
-        except checker.ValidationError as error:
+        except (checker.ValidationError, UnicodeDecodeError) as error:
             reader.problems.append(f"is not a valid ONNX file ({' '.join(str(error).split())[:300]})")
     if reader.problems:
         raise OnnxError(path, reader.problems)
@@ -275,6 +271,21 @@ class _Reader:
         if dtype is torch.bfloat16:
             return torch.from_numpy(array.view("int16").copy()).view(dtype)
         return torch.from_numpy(array.copy())
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:
+    """All names in a graph, those within its nodes among them; what is no text comes as bytes."""
+    yield graph.name
+    for value in (*graph.input, *graph.output):
+        yield value.name
+        yield from (extent.dim_param for extent in value.type.tensor_type.shape.dim)
+    yield from (one.name for one in graph.initializer)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _names(inner)
 
 
 def _names_read_inside(node: onnx.NodeProto) -> Iterator[str]:

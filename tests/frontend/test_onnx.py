@@ -161,7 +161,25 @@ def test_new_operators(tmp_path):
     b.node("Attention", "q", "k", "v", is_causal=1)
     b.node("Attention", "x", "x", "x", q_num_heads=2, kv_num_heads=2)
     b.node("ReduceMax", "x", b.constant([1]))
+    table, places = b.constant(normal(9, 4), np.float32), b.constant([[0, 3, 1, 2, 8], [1, 1, 0, 2, 4]])
+    for interleaved in (0, 1):
+        b.node("RotaryEmbedding", "q", table, table, places, interleaved=interleaved)
+    wide = b.constant(normal(2, 4, 1), np.float32)
+    b.node("RotaryEmbedding", "x", wide, wide, num_heads=2, rotary_embedding_dim=2)
+    b.node("DFT", b.node("Reshape", "x", b.constant([2, 12, 2]), keep=False), "", b.constant(1), inverse=1)
+    b.node("DFT", b.node("Unsqueeze", "x", b.constant([3]), keep=False), b.constant(8), onesided=1)
     b.check(tmp_path, opset=23)
+
+
+def test_spectra(tmp_path):
+    b = Builder(x=normal(2, 40, 1))
+    for kind in ("HannWindow", "HammingWindow", "BlackmanWindow"):
+        window = b.node(kind, b.constant(16))
+        b.node(kind, b.constant(9), periodic=0)
+    b.node("STFT", "x", b.constant(8), window, b.constant(16))
+    b.node("STFT", "x", b.constant(5), "", b.constant(10), onesided=0)
+    b.node("DFT", "x", axis=1, onesided=1)
+    b.check(tmp_path, run=onnxruntime)
 
 
 def test_layers(tmp_path):
@@ -271,7 +289,15 @@ def test_movement(tmp_path):
     updates = b.constant(normal(2, 4), np.float32)
     plane = b.node("Cast", b.node("Gather", "n", b.constant(1), keep=False), to=TensorProto.FLOAT, keep=False)
     b.node("ScatterND", plane, b.constant([[0], [-1]]), updates)
-    b.node("ScatterND", plane, b.constant([[0], [0]]), updates, reduction="add")
+    for reduction in ("add", "mul", "max", "min"):
+        b.node(
+            "ScatterElements",
+            plane,
+            b.constant([[0, 0, 2, -1]]),
+            b.constant(normal(1, 4), np.float32),
+            reduction=reduction,
+        )
+        b.node("ScatterND", plane, b.constant([[0], [0]]), updates, reduction=reduction)
     b.node("ScatterElements", plane, b.constant([[0, 1, 2, -1]]), b.constant(normal(1, 4), np.float32))
     b.node("OneHot", "i", b.constant(4), b.constant([-1.0, 2.0], np.float32))
     b.node("Compress", "n", b.constant([True, False, True], bool), axis=1)
@@ -554,12 +580,15 @@ def test_other_file(content, tmp_path):
 
 def test_damaged_files(tmp_path):
     """Whatever bits are flipped, a file is converted or refused."""
-    b = Builder(x=normal(2, 3))
-    b.node("Gemm", "x", b.constant(normal(3, 4), np.float32), alpha=0.5)
+    b = Builder(x=normal(1, 2, 6, 6))
+    y = b.node("Conv", "x", b.constant(normal(4, 1, 3, 2), np.float32), group=2, pads=[1, 0, 1, 1], auto_pad="NOTSET")
+    y = b.node("MaxPool", y, kernel_shape=[2, 2], strides=[2, 1], ceil_mode=1)
+    y = b.node("DepthToSpace", b.node("Split", y, count=2, axis=2, num_outputs=2), blocksize=2)
+    b.node("Gemm", b.node("Reshape", y, b.constant([-1, 3])), b.constant(normal(3, 4), np.float32), alpha=0.5)
     path = saved(b.proto(), tmp_path)
     content = bytearray(path.read_bytes())
     generator = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(200):
         damaged = bytearray(content)
         damaged[generator.integers(len(content))] ^= 1 << int(generator.integers(8))
         path.write_bytes(damaged)

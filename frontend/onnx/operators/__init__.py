@@ -16,4 +16,5 @@ from . import (
     recurrent,
     reduction,
     resizing,
+    spectral,
 )

@@ -35,11 +35,20 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     return x[_places(x, indices, batch_dims)]
 
 
+# ONNX's names of reductions, and PyTorch's.
+_REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
 @operator("ScatterND")
 def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
-    if reduction not in ("none", "add"):
-        refuse(f"reduction {reduction!r}")
-    return torch.index_put(x, _places(x, indices, 0), updates, accumulate=reduction == "add")
+    """Those reductions that writing at indices does not have are made on all elements in a row."""
+    places = _places(x, indices, 0)
+    if reduction in ("none", "add"):
+        return torch.index_put(x, places, updates, accumulate=reduction == "add")
+    numbers = torch.arange(x.numel()).reshape(x.shape)[places]
+    return scatter_elements(x.reshape(-1), numbers.reshape(-1), updates.reshape(-1), reduction=reduction).reshape(
+        x.shape
+    )
 
 
 def _places(x: Tensor, indices: Tensor, batch_dims: int) -> tuple[Tensor, ...]:
@@ -55,9 +64,11 @@ def _places(x: Tensor, indices: Tensor, batch_dims: int) -> tuple[Tensor, ...]:
 @operator("ScatterElements", "Scatter")
 def scatter_elements(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:
     rows = _positive(indices, x.shape[axis])
-    if reduction not in ("none", "add"):
+    if reduction == "none":
+        return torch.scatter(x, axis, rows, updates)
+    if reduction not in _REDUCTIONS:
         refuse(f"reduction {reduction!r}")
-    return torch.scatter_add(x, axis, rows, updates) if reduction == "add" else torch.scatter(x, axis, rows, updates)
+    return torch.scatter_reduce(x, axis, rows, updates, _REDUCTIONS[reduction])
 
 
 @operator("Compress")

@@ -81,6 +81,33 @@ def attention(
     return result.transpose(1, 2).flatten(2) if is_flat else result, key, value
 
 
+@operator("RotaryEmbedding")
+def rotary_embedding(
+    x: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    positions: Tensor | None = None,
+    *,
+    interleaved: int = 0,
+    num_heads: int = 0,
+    rotary_embedding_dim: int = 0,
+) -> Tensor:
+    """Turns pairs of [N, H, L, D], or of [N, L, H D] with the heads side by side, by the angles of their positions."""
+    is_flat = x.ndim == 3
+    heads = x.unflatten(-1, (num_heads, -1)) if is_flat else x.transpose(1, 2)  # [N, L, H, D]
+    size = rotary_embedding_dim or heads.shape[-1]
+    turned, kept = heads[..., :size], heads[..., size:]
+    if positions is not None:
+        cosines, sines = (functional.embedding(positions, table) for table in (cosines, sines))
+    cosines, sines = (table[:, :, None, : size // 2] for table in (cosines, sines))
+    pairs = turned.unflatten(-1, (-1, 2) if interleaved else (2, -1))
+    axis = -1 if interleaved else -2
+    real, imaginary = pairs.select(axis, 0), pairs.select(axis, 1)
+    rotated = torch.stack([cosines * real - sines * imaginary, sines * real + cosines * imaginary], axis)
+    result = torch.cat([rotated.flatten(-2), kept], -1)
+    return result.flatten(2) if is_flat else result.transpose(1, 2)
+
+
 def _both(mask: Tensor | None, seen: Tensor) -> Tensor:
     if mask is None:
         return seen
