@@ -93,11 +93,8 @@ class _Importer:
             operands = [tensors.get(name) if name else None for name in node.inputs]
             is_whole = all(one is not None for one, name in zip(operands, node.inputs, strict=True) if name)
             results = self._computed(node, operands, tensors) if is_whole else []
-            names = [name for name in node.outputs if name]
-            missing: Sequence[None] = [None] * (len(node.outputs) - len(results))
-            tensors |= {
-                name: one for name, one in zip(node.outputs, [*results, *missing], strict=False) if name in names
-            }
+            for index, name in enumerate(node.outputs):
+                tensors[name] = results[index] if index < len(results) else None
         return [tensors.get(name) for name in graph.outputs]
 
     def _computed(
