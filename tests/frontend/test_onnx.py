@@ -56,7 +56,9 @@ class Builder:
         ]
         outputs = [helper.make_empty_tensor_value_info(name) for name in self.outputs]
         graph = helper.make_graph(self.nodes, "built", inputs, outputs, self.weights)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)], ir_version=8
+        )
 
     def check(
         self, path: Path, opset: int = 18, tolerance: float = TOLERANCE, run: Callable[..., list[Any]] | None = None
@@ -140,7 +142,18 @@ def test_elementwise(tmp_path):
     less = b.node("Less", "x", "p")
     b.node("Equal", "n", three)
     b.node("Where", less, "x", "p")
-    b.node("And", less, b.node("Not", less))
+    more = b.node("Greater", "x", "small")
+    for kind in ("And", "Or", "Xor"):
+        b.node(kind, less, more)
+    b.node("Not", less)
+    for kind in ("GreaterOrEqual", "LessOrEqual", "BitwiseAnd", "BitwiseOr", "BitwiseXor"):
+        b.node(kind, "n", three)
+    b.node("BitwiseNot", "n")
+    for direction in ("LEFT", "RIGHT"):
+        b.node("BitShift", b.constant([200, 3], np.uint8), b.constant([1, 2], np.uint8), direction=direction)
+    b.node("Sub", "x", "p")
+    b.node("Sum", "x", "p", "small")
+    b.node("Acosh", b.node("Add", "p", b.constant(1.0, np.float32), keep=False))
     b.node("Cast", "x", to=TensorProto.INT32)
     b.node("Cast", less, to=TensorProto.FLOAT)
     b.node("CastLike", "n", "x")
@@ -232,7 +245,7 @@ def test_pooling(tmp_path):
     b.node("AveragePool", "line", kernel_shape=[3], strides=[3], pads=[1, 1], count_include_pad=1)
     b.node("LRN", "x", size=3, alpha=0.1)
     b.node("LpPool", "x", kernel_shape=[2, 2], strides=[2, 1], p=2)
-    for kind in ("GlobalAveragePool", "GlobalMaxPool"):
+    for kind in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"):
         b.node(kind, "x")
         b.node(kind, "line")
     b.check(tmp_path, run=onnxruntime)
@@ -323,6 +336,20 @@ def test_shapes_are_computed_now(tmp_path):
     assert {op.name for op in graph.ops} <= {"weight", "full", "reshape", "add"}
 
 
+def test_grid_sample(tmp_path):
+    b = Builder(x=normal(1, 2, 5, 6), grid=normal(1, 3, 4, 2))
+    for mode, padding, corners in (("bilinear", "zeros", 0), ("bilinear", "border", 1), ("nearest", "reflection", 0)):
+        b.node("GridSample", "x", "grid", mode=mode, padding_mode=padding, align_corners=corners)
+    b.check(tmp_path, opset=16, run=onnxruntime)
+
+
+def test_operators_of_onnxruntime(tmp_path):
+    b = Builder(x=normal(2, 4))
+    b.node("Gelu", "x", domain="com.microsoft")
+    b.node("BiasGelu", "x", b.constant(normal(4), np.float32), domain="com.microsoft")
+    b.check(tmp_path, run=onnxruntime)
+
+
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
 def test_resize(mode, tmp_path):
     b = Builder(x=normal(1, 2, 5, 6))
@@ -383,6 +410,7 @@ def test_old_opsets(tmp_path):
     b.node("Dropout", "x", ratio=0.5)
     b.node("Upsample", "image", b.constant([1, 1, 2, 2], np.float32), mode="nearest")
     b.node("TopK", "x", k=2, count=2)
+    b.node("Scatter", "x", b.constant([[[0, 1, 2, 0]]]), b.constant(normal(1, 1, 4), np.float32), axis=1)
     b.check(tmp_path, opset=9, run=onnxruntime)
 
 
