@@ -17,7 +17,6 @@ _WHY = {
         "linalg_pinv_singular linalg_pinv_hermitian linalg_svd linalg_svdvals linalg_tensorinv "
         "linalg_tensorsolve"
     ),
-    "complex numbers of half precision": ("chalf"),
     "special functions without a formula here": (
         "igamma igammac polygamma_polygamma_n_0 polygamma_polygamma_n_1 polygamma_polygamma_n_2 "
         "polygamma_polygamma_n_3 polygamma_polygamma_n_4 "
@@ -33,8 +32,7 @@ _WHY = {
         "special_spherical_bessel_j0"
     ),
     "no converter yet": (
-        "frexp nn_functional_bilinear mode histogram histogramdd hash_tensor _segment_reduce_lengths "
-        "_segment_reduce_offsets"
+        "frexp mode histogram histogramdd hash_tensor _segment_reduce_lengths _segment_reduce_offsets"
     ),
     "training: dropout, losses, gradients": (
         "nn_functional_linear_cross_entropy_chunked nn_functional_linear_cross_entropy_chunked_none "
