@@ -24,9 +24,8 @@ GRAPH_TOLERANCE = 1e-5  # the same, of the interpreter and of the module that a 
 Example = tuple[nn.Module, tuple[torch.Tensor, ...]]
 
 
-@pytest.fixture
-def llvm_level() -> None:
-    """LLVM optimizes as it does for users."""
+# Takes the place of the fixture that lets LLVM optimize less: the code is what users get.
+as_users_get_it = pytest.mark.parametrize("llvm_level", ["as users get it"])
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> Example:
@@ -51,6 +50,7 @@ def assert_threads_agree(executable: Executable, inputs: tuple[torch.Tensor, ...
     assert torch.equal(*results)
 
 
+@as_users_get_it
 @pytest.mark.parametrize(
     "name",
     [
@@ -127,6 +127,7 @@ def test_every_preset_compiles_to_the_same_numbers(pipeline: str, small: Example
     assert_threads_agree(executable, inputs)
 
 
+@as_users_get_it
 @pytest.mark.parametrize("target", ["x86:avx2", "x86:skylake-avx512"])
 def test_code_for_older_processors(target: str, small: Example):
     module, inputs = small
@@ -141,6 +142,7 @@ def test_code_for_older_processors(target: str, small: Example):
 
 
 @pytest.mark.slow
+@as_users_get_it
 def test_o0_compiles_a_whole_network(monkeypatch: pytest.MonkeyPatch):
     module, inputs = load("resnet18", monkeypatch)
     executable = tersor.compile(module, inputs, pipeline="O0")
