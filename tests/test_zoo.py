@@ -13,7 +13,7 @@ from benchmarks.zoo.catalog import ZOO
 from benchmarks.zoo.entry import Entry, Integers, Numbers
 from benchmarks.zoo.page import write_page
 from benchmarks.zoo.stages import Stage, examine
-from benchmarks.zoo.suite import read_results, run, try_model
+from benchmarks.zoo.suite import in_one_line, read_results, run, try_model
 
 IMPORTED = ("bert", "convnext", "efficientdet_bifpn", "resnet20_cifar10", "pointnet", "spatial_transformer", "yolov8")
 COMPILED = ("espcn_x2", "deepfm")
@@ -71,6 +71,8 @@ def test_a_bad_model_ends_nothing_and_a_run_goes_on(tmp_path) -> None:
     run(entries, Stage.IMPORT, path, 60.0, said.append)
     assert [record["model"] for record in said] == ["dies", "broken", "refused", "right"]
     assert read_results(path)["right"]["stage"] == "import"
+    assert in_one_line(said[0]) == "[zoo] dies: import fails: its process ended with 3"
+    assert in_one_line(said[-1]) == "[zoo] right: import done"
 
 
 def test_a_model_has_so_much_time() -> None:

@@ -24,12 +24,12 @@ from tersor.targets.codegen import relax_module  # noqa: F401  (likewise: it bri
 from .catalog import ZOO
 from .page import PAGE, write_page
 from .stages import Record, Stage
-from .suite import RESULTS, run
+from .suite import RESULTS, in_one_line, run
 
 
 def say(record: Record) -> None:
-    """One line of a result."""
-    print(f"[zoo] {record['model']}: {record.get('why', record['stage'] + ' done')[:150]}", file=sys.stderr, flush=True)
+    """Print it in one line."""
+    print(in_one_line(record), file=sys.stderr, flush=True)
 
 
 def main(

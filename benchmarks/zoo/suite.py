@@ -29,6 +29,12 @@ def is_done(record: Record | None, stage: Stage) -> bool:
     return STAGES.index(Stage(record["stage"])) >= STAGES.index(stage)
 
 
+def in_one_line(record: Record) -> str:
+    """What became of a model, for a terminal."""
+    what = f"{record['failed']} fails: {record['why']}" if "failed" in record else f"{record['stage']} done"
+    return f"[zoo] {record['model']}: {what[:150]}"
+
+
 def try_model(entry: Entry, stage: Stage, seconds: float) -> Record:
     """What `examine` finds out in a new process, up to its end; each of its stages may take so many seconds."""
     context = multiprocessing.get_context("fork")  # a new interpreter would take seconds to import PyTorch and TVM

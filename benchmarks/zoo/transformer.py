@@ -123,6 +123,11 @@ LANGUAGE: dict[str, tuple[str, Options, tuple[Input, ...]]] = {
     "gemma": ("GemmaModel", GROUPED, TEXT),
     "phi": ("PhiModel", USUAL, TEXT),
     "mixtral": ("MixtralModel", GROUPED | {"num_local_experts": 4}, TEXT),
+    "mixtral_batched": (
+        "MixtralModel",
+        GROUPED | {"num_local_experts": 4, "experts_implementation": "batched_mm"},
+        TEXT,
+    ),
     "mamba": ("MambaModel", BARE | {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "state_size": 8}, TEXT),
     "rwkv": (
         "RwkvModel",
