@@ -242,11 +242,15 @@ class PadOp(Op, name="pad", attrs=PadAttrs):
         return functional.pad(x, amounts, value=self.attrs.value)
 
 
-class EmbeddingOp(Op, name="embedding"):
-    """Rows of a table [V, D] picked by an integer tensor [...] -> [..., D]."""
+class TableOp(Op):
+    """Base of the ops that look rows of a table [V, D] up: indices are integers of at least 0 and below V."""
 
     table = Operand()
     indices = Operand()
+
+
+class EmbeddingOp(TableOp, name="embedding"):
+    """Rows of a table [V, D] picked by an integer tensor [...] -> [..., D]."""
 
     def infer_types(self) -> tuple[TensorType, ...]:
         table, indices = self.table.type, self.indices.type
@@ -276,15 +280,13 @@ class ScatterAttrs(Attrs):
             raise IRError(f"combine must be one of {', '.join(COMBINATIONS)}, not {self.combine!r}")
 
 
-class ScatterOp(Op, name="scatter", attrs=ScatterAttrs):
+class ScatterOp(TableOp, name="scatter", attrs=ScatterAttrs):
     """A table [V, D] with rows [..., D] put where an integer tensor [...] says: what `embedding` picks, put back.
 
     Of several rows that replace one, the last stays, as in PyTorch on one thread. Sums of booleans are their maxima,
     and products their minima.
     """
 
-    table = Operand()
-    indices = Operand()
     rows = Operand()
 
     def infer_types(self) -> tuple[TensorType, ...]:

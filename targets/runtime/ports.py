@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ...ir import DType, Graph, Value
-from ...ir.ops import EmbeddingOp, ScatterOp
+from ...ir.ops import TableOp
 from .model_info import Port
 
 # Element types that TVM cannot address, and what lies in memory instead.
@@ -24,10 +24,10 @@ def ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
 
 
 def _index_limits(graph: Graph) -> dict[Value, int]:
-    """Inputs that reach the indices of an embedding or a scatter unchanged, and the rows of the smallest such table."""
+    """Inputs that reach the indices of a table unchanged, and the rows of the smallest such table."""
     limits: dict[Value, int] = {}
     for op in graph.ops:
-        if not isinstance(op, EmbeddingOp | ScatterOp):
+        if not isinstance(op, TableOp):
             continue
         source = _source(op.indices)
         if source in graph.inputs and not source.type.dtype.is_floating:
