@@ -91,6 +91,15 @@ def test_layer_norm_over_several_dimensions(dims: int):
     check(b.done(b.op(ops.MulOp, b.op(ops.AddOp, made, b.weight(6, 1)), b.weight(5))), pipeline="fuse,layout")
 
 
+@pytest.mark.parametrize("kind", [ops.SoftmaxOp, ops.LayerNormOp])
+def test_a_single_row_takes_a_view_along(kind: type):
+    b = builder(x=(40, 3), y=(40,))
+    column = reshape(b, part(b, b.graph.inputs[0], 1, 2, 3), 40)
+    x = b.graph.inputs[1]
+    row = b.op(ops.SoftmaxOp, x, axis=0) if kind is ops.SoftmaxOp else b.op(kind, x, b.weight(40), b.weight(40))
+    check(b.done(b.op(ops.MulOp, row, column)), pipeline="fuse,layout")
+
+
 @pytest.mark.parametrize("kind", [ops.AddOp, ops.WhereOp])
 def test_several_views_of_one_buffer(kind: type):
     b = GraphBuilder({"x": TensorType((3, 2, 8, 5)), "c": TensorType((3, 2, 8, 5), DType.BOOL)})

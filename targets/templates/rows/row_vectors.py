@@ -145,13 +145,16 @@ def check_rows(rows: int, cols: int, shape: tuple[int, ...], dtype: str) -> None
 
 
 def row_extents(spec: Spec) -> tuple[int, ...]:
-    """Extents of the dimensions that count rows: those of the logical shape without its last, or just ``(rows,)``."""
-    return spec.shape[:-1] if len(spec.shape) > 1 else (spec.rows,)
+    """Extents of the dimensions that count rows: those of the logical shape without its last, or just ``(rows,)``.
+
+    There are none for the one row of a shape of rank 1.
+    """
+    return spec.shape[:-1] if spec.shape else (spec.rows,)
 
 
 def flat_row(indices: Sequence[Index], extents: Sequence[int]) -> Index:
     """Number of the row with these coordinates."""
-    flat = indices[0]
-    for index, extent in zip(indices[1:], extents[1:], strict=True):
+    flat: Index = 0
+    for index, extent in zip(indices, extents, strict=True):
         flat = flat * extent + index
     return flat
