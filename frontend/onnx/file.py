@@ -43,6 +43,9 @@ class OnnxError(TersorError):
         super().__init__(f"{path}:{count} " + ";\n".join(problems))
 
 
+Attribute = Any  # of a node: a number, a text, a tensor, a graph, or a list of these
+
+
 @dataclass(frozen=True)
 class OnnxNode:
     """A node that something depends on.
@@ -63,7 +66,7 @@ class OnnxNode:
     label: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, Attribute]
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ class _Reader:
             more = f" and {len(labels) - _NAMES_SHOWN} more" if len(labels) > _NAMES_SHOWN else ""
             self.problems.append(f"{what} (at {', '.join(repr(shorten(x)) for x in labels[:_NAMES_SHOWN])}{more})")
 
-    def _attribute(self, proto: onnx.AttributeProto) -> Any:
+    def _attribute(self, proto: onnx.AttributeProto) -> Attribute:
         from onnx import AttributeProto, helper
 
         if proto.type == AttributeProto.GRAPH:
