@@ -175,9 +175,7 @@ def lower(program: ExportedProgram) -> ExportedProgram:
 
 
 @functools.lru_cache(maxsize=2)
-def decompositions(
-    kept: frozenset[OpOverload],
-) -> tuple[Decompositions, Decompositions]:
+def decompositions(kept: frozenset[OpOverload]) -> tuple[Decompositions, Decompositions]:
     """How PyTorch decomposes what is not ``kept``: operators that are composed of others, and all the rest.
 
     `ExportedProgram.run_decompositions` would work this out for every program anew, and also override each of the

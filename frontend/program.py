@@ -158,8 +158,8 @@ class ProgramConverter:
         return result
 
     def _item(self, node: fx.Node) -> Value | None:
-        source: Any = node.args[0]
-        index: Any = node.args[1]
+        source: Argument = node.args[0]
+        index: Argument = node.args[1]
         parts = self._value(source)
         if parts is None:
             return None
@@ -167,18 +167,18 @@ class ProgramConverter:
             return self._fail(source, f"its result number {index} is not available", result_types(node))
         return parts[index]
 
-    def _fail(self, node: fx.Node, reason: str, types: tuple[TensorType | None, ...]) -> Any:
+    def _fail(self, node: fx.Node, reason: str, types: tuple[TensorType | None, ...]) -> Argument:
         """Note an unsupported call; values of the right types stand in, so that what follows is checked too."""
         self.unsupported.append(Operator(name_of(node.target), path_of(node), reason))
         return self._stand_in(node, types)
 
-    def _stand_in(self, node: fx.Node, types: tuple[TensorType | None, ...]) -> Any:
+    def _stand_in(self, node: fx.Node, types: tuple[TensorType | None, ...]) -> Argument:
         self.unsupported_calls.add(node)
         make = (lambda type: Complex(Value(type), Value(type))) if is_complex(node) else Value
         stand_ins = tuple(None if type is None else make(type) for type in types)
         return stand_ins if len(stand_ins) != 1 else stand_ins[0]
 
-    def _value(self, node: fx.Node) -> Any:
+    def _value(self, node: fx.Node) -> Argument:
         if node not in self.values and node in self.weight_specs:
             self.values[node] = self._weight(node)
         return self.values.get(node)

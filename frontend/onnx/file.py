@@ -13,7 +13,7 @@ import torch
 from ...ir import DType, TensorType, TersorError, shorten
 from ...ir.names import suggest
 from . import operators as _operators  # noqa: F401  (fills the table of operators)
-from .known import DTYPES
+from .known import DTYPES, Attribute
 from .registry import OPERATORS
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ class OnnxError(TersorError):
         self.problems = tuple(problems)
         count = "" if len(problems) == 1 else f" {len(problems)} problems:"
         super().__init__(f"{path}:{count} " + ";\n".join(problems))
-
-
-Attribute = Any  # of a node: a number, a text, a tensor, a graph, or a list of these
 
 
 @dataclass(frozen=True)
