@@ -6,7 +6,7 @@ Names are imported when they are first used, so that ``import tersor`` is quick 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import ir
@@ -35,11 +35,11 @@ _MODULES = {
 __all__ = ["__version__", "ir", *_MODULES]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
-        value: object = version("tersor")
+        value: Any = version("tersor")
     elif name == "ir":
         value = import_module(".ir", __name__)
         import_module(".frontend", __name__)  # registers ``graph.to_torch()``
