@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from .frontend import in_eval_mode, split_inputs
 from .ir import Graph, IRError, Op, TersorError, Value, evaluate, evaluate_op, shorten
+from .ir.foreign import UserObject
 from .passes import Agreement, Exactness, Pipeline, bisect, run_passes
 from .passes.numeric import distance, seeded_inputs
 from .targets import Executable, compile_graph
@@ -48,13 +48,13 @@ class Reference:
         The example inputs.
     """
 
-    model: Any
+    model: UserObject
     imported: Graph
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[UserObject, ...]
+    kwargs: dict[str, UserObject]
 
     @classmethod
-    def of(cls, model: Any, imported: Graph, example_inputs: Any) -> Reference:
+    def of(cls, model: UserObject, imported: Graph, example_inputs: UserObject) -> Reference:
         """With the inputs given; else a program's own, or seeded random ones for a graph."""
         if example_inputs is not None:
             args, kwargs = split_inputs(example_inputs)
@@ -162,11 +162,11 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _own(leaf: Any) -> Any:
+def _own(leaf: UserObject) -> UserObject:
     return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
-def _tensors(nested: Any) -> Tensors:
+def _tensors(nested: UserObject) -> Tensors:
     return tuple(leaf.detach() for leaf in pytree.tree_leaves(nested) if isinstance(leaf, torch.Tensor))
 
 
@@ -196,8 +196,8 @@ def _first_wrong_module(reference: Reference) -> str:
     evaluate(reference.imported, reference.inputs, observe)
     wrong: list[str] = []
 
-    def comparison(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def compare(part: nn.Module, args: Any, result: Any) -> None:
+    def comparison(path: str) -> Callable[[nn.Module, UserObject, UserObject], None]:
+        def compare(part: nn.Module, args: UserObject, result: UserObject) -> None:
             ours = converted.get(path)
             if ours is None or not isinstance(result, torch.Tensor) or ours.shape != result.shape:
                 return  # not one value in both

@@ -7,14 +7,16 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from . import passes
 from .checking import Reference, check_agreement
 from .frontend import from_torch
 from .ir import Graph, TersorError, TersorWarning, weights_loaded
+from .ir.foreign import Instance, UserObject
 from .passes import PassManager, Pipeline, as_pipeline
 from .passes.instruments import PassStages
+from .passes.report import Report
 from .targets import Cpu, Executable, Target, compile_graph, resolve_target
 from .targets.runtime.executable import check_threads
 from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
@@ -42,7 +44,7 @@ class CompileOptions:
 
     target: str | Target = "x86:native"
     pipeline: str = "O3"
-    calibration: Iterable[Any] | None = None
+    calibration: Iterable[UserObject] | None = None
     tune: int = 0
     log_dir: Path | None = None
     threads: int | None = None
@@ -71,12 +73,12 @@ class CompileOptions:
 
 
 def compile(
-    graph_or_module: Any,
-    example_inputs: Any = None,
+    graph_or_module: UserObject,
+    example_inputs: UserObject = None,
     *,
     target: str | Target = "x86:native",
     pipeline: str = "O3",
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[UserObject] | None = None,
     tune: int = 0,
     log_dir: str | Path | None = None,
     threads: int | None = None,
@@ -135,9 +137,9 @@ def run_passes(
     pipeline: str,
     *,
     target: str | Target | None = None,
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[UserObject] | None = None,
     log_dir: str | Path | None = None,
-    **options: Any,
+    **options: Instance,
 ) -> Graph:
     """Optimize a graph; `tersor.passes.run_passes` with targets by name.
 
@@ -219,10 +221,10 @@ class Optimized:
 
     graph: Graph
     target: Target
-    report: Any
+    report: Report
 
 
-def as_graph(graph_or_module: Any, example_inputs: Any) -> Graph:
+def as_graph(graph_or_module: UserObject, example_inputs: UserObject) -> Graph:
     """A graph as it is, anything else exported; raises TersorError when its weights are not loaded."""
     graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
     if not weights_loaded(graph):

@@ -12,15 +12,15 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx, nn
 
 from .checking import Reference
 from .compiler import CompileOptions, compile_in_stages
-from .frontend.aot import Compiled, Division, convert_functional, functional, viewed
+from .frontend.aot import Compiled, Division, GraphValue, convert_functional, functional, viewed
 from .ir import Graph, TersorError, TersorWarning, suggest
+from .ir.foreign import Instance
 from .targets import Executable
 from .targets.codegen.lowering import CompileError
 
@@ -28,7 +28,11 @@ _VERSION = operator.attrgetter("_version")
 
 
 def backend(
-    module: fx.GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None, mode: str | None = None
+    module: fx.GraphModule,
+    inputs: Sequence[GraphValue],
+    *,
+    options: Mapping[str, Instance] | None = None,
+    mode: str | None = None,
 ) -> Compiled:
     """Compile a graph of `torch.compile`; PyTorch finds this function by the name of the backend.
 
@@ -62,7 +66,7 @@ def backend(
     return functional(module, inputs, lambda found, weights: _Program(found, weights, checked))
 
 
-def _options(given: Mapping[str, Any]) -> CompileOptions:
+def _options(given: Mapping[str, Instance]) -> CompileOptions:
     known = [entry.name for entry in fields(CompileOptions)]
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
@@ -82,12 +86,12 @@ class _Program:
         self._module, self._weights, self._options = module, weights, options
         self._run: Compiled | None = None
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: GraphValue) -> GraphValue:
         if self._run is None:
             self._run = self._prepared(args)
         return self._run(*args)
 
-    def _prepared(self, args: Sequence[Any]) -> Compiled:
+    def _prepared(self, args: Sequence[GraphValue]) -> Compiled:
         whole = _Part(self._module, self._weights, self._options)
         try:
             converted = whole.converted(args)
@@ -124,22 +128,22 @@ class _Part(nn.Module):
         tensors = [index for index, node in enumerate(placeholders) if isinstance(node.meta["val"], torch.Tensor)]
         self._weights = sorted(weights)
         self._inputs = [index for index in tensors if index not in weights]
-        results: Any = module.graph.output_node().args[0]
+        results: GraphValue = module.graph.output_node().args[0]
         self._is_single = isinstance(results, fx.Node)
         self._results = _results_of([results] if self._is_single else results)
         self._programs: list[tuple[_Weights, Executable | None]] = []
 
-    def forward(self, *args: Any) -> Any:
+    def forward(self, *args: GraphValue) -> GraphValue:
         executable = self._program(args)
         if executable is None:
             return self._module(*args)
         outputs = iter(executable.flat(*(args[index] for index in self._inputs)))
-        results: list[Any] = []
+        results: list[GraphValue] = []
         for result in self._results:
             results.append(result.made_of(outputs, results))
         return results[0] if self._is_single else results
 
-    def _program(self, args: Sequence[Any]) -> Executable | None:
+    def _program(self, args: Sequence[GraphValue]) -> Executable | None:
         weights = [args[index] for index in self._weights]
         ids, versions = list(map(id, weights)), _versions(weights)
         for known, executable in self._programs:
@@ -149,11 +153,11 @@ class _Part(nn.Module):
         assert isinstance(graph, Graph)  # what can be expressed does not depend on the numbers
         return self.compile(graph, args)
 
-    def converted(self, args: Sequence[Any]) -> Graph | Division:
+    def converted(self, args: Sequence[GraphValue]) -> Graph | Division:
         """Its graph with the weights of a call."""
         return convert_functional(self._module, {index: args[index] for index in self._weights})
 
-    def compile(self, graph: Graph, args: Sequence[Any]) -> Executable | None:
+    def compile(self, graph: Graph, args: Sequence[GraphValue]) -> Executable | None:
         """Make the program for the weights of a call, compared with PyTorch on its inputs; None if there is none."""
         tensors = tuple(args[index] for index in self._inputs)
         model = _WithWeights(self._module, args, self._inputs)
@@ -181,7 +185,7 @@ class _Weights:
 
     def __init__(self, weights: Sequence[torch.Tensor]) -> None:
         self.ids, self.versions = list(map(id, weights)), _versions(weights)
-        self.dead: list[Any] = []
+        self.dead: list[weakref.ref[torch.Tensor]] = []
         self._references = [weakref.ref(one, self.dead.append) for one in weights]
 
     def may_come_back(self) -> bool:
@@ -193,12 +197,12 @@ class _Weights:
 class _WithWeights(nn.Module):
     """A functional graph as a module of its inputs alone."""
 
-    def __init__(self, module: fx.GraphModule, args: Sequence[Any], inputs: Sequence[int]) -> None:
+    def __init__(self, module: fx.GraphModule, args: Sequence[GraphValue], inputs: Sequence[int]) -> None:
         super().__init__()
         self._call, self._args, self._inputs = module.forward, list(args), inputs
         self.eval()
 
-    def forward(self, *tensors: torch.Tensor) -> Any:
+    def forward(self, *tensors: torch.Tensor) -> GraphValue:
         args = list(self._args)
         for index, tensor in zip(self._inputs, tensors, strict=True):
             args[index] = tensor
@@ -227,13 +231,13 @@ class _Result:
     """
 
     is_tensor: bool = True
-    constant: Any = None
+    constant: GraphValue = None
     shape: tuple[int, ...] = ()
     strides: tuple[int, ...] | None = None
     offset: int = 0
     base: int | None = None
 
-    def made_of(self, outputs: Iterator[torch.Tensor], earlier: Sequence[Any]) -> Any:
+    def made_of(self, outputs: Iterator[torch.Tensor], earlier: Sequence[GraphValue]) -> GraphValue:
         if not self.is_tensor:
             return self.constant
         tensor = next(outputs)
@@ -244,7 +248,7 @@ class _Result:
         return torch.empty_strided(self.shape, self.strides, dtype=tensor.dtype).copy_(tensor)
 
 
-def _results_of(results: Sequence[Any]) -> list[_Result]:
+def _results_of(results: Sequence[GraphValue]) -> list[_Result]:
     made: list[_Result] = []
     bases: dict[fx.Node, int] = {}  # of calls that make memory of their own: the first result that has all of it
     for place, one in enumerate(results):

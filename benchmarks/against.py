@@ -6,16 +6,20 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from tersor import TersorError, from_torch
+from tersor.ir.foreign import UserObject
 
 from .harness import Comparison, ExecutableRunner, Schedule, compare, timed
 from .peers import PEERS, Network, Runner, UnsupportedModel
+
+if TYPE_CHECKING:
+    from tersor.targets import Executable
 
 
 def check_peers(names: Sequence[str]) -> str | None:
@@ -30,8 +34,8 @@ def check_peers(names: Sequence[str]) -> str | None:
 
 
 def compare_with_peers(
-    executable: Any,
-    model: Any,
+    executable: Executable,
+    model: UserObject,
     inputs: tuple[torch.Tensor, ...],
     names: Sequence[str],
     *,
@@ -69,7 +73,7 @@ def compare_with_peers(
         return compare(executable.info.name, built, network.arrays, executable.threads, schedule=schedule)
 
 
-def _as_module(model: Any) -> nn.Module:
+def _as_module(model: UserObject) -> nn.Module:
     """A module that every peer takes; ONNX export refuses the one that an exported program unpacks to."""
     if isinstance(model, nn.Module):
         return model.eval()

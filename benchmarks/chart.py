@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from benchmarks.results import Record, medians
 from benchmarks.tables import RUNTIMES, TERSOR
+from tersor.ir.foreign import Json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, distinct for all common kinds of colour blindness; the shapes tell them apart in grey.
 MARKS = {
@@ -73,7 +78,7 @@ def draw(content: Record, path: Path) -> None:
         pyplot.close(figure)
 
 
-def _draw_row(axes: Any, row: int, ratios: Mapping[str, float], best: float | None) -> None:
+def _draw_row(axes: Axes, row: int, ratios: Mapping[str, float], best: float | None) -> None:
     axes.plot([min(1.0, *ratios.values()), max(ratios.values())], [row, row], color="#bbbbbb", linewidth=1, zorder=2)
     for runner, ratio in ratios.items():
         _, colour, shape = MARKS[runner]
@@ -91,7 +96,7 @@ def _draw_row(axes: Any, row: int, ratios: Mapping[str, float], best: float | No
         )
 
 
-def _set_ticks(axes: Any, low: float, high: float) -> None:
+def _set_ticks(axes: Axes, low: float, high: float) -> None:
     from matplotlib.ticker import NullFormatter, NullLocator
 
     ticks = COARSE_TICKS if high / low > WIDE else FINE_TICKS
@@ -101,7 +106,7 @@ def _set_ticks(axes: Any, low: float, high: float) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _add_legend(figure: Any, axes: Any, ratios: Mapping[str, Mapping[str, float]]) -> None:
+def _add_legend(figure: Figure, axes: Axes, ratios: Mapping[str, Mapping[str, float]]) -> None:
     from matplotlib.lines import Line2D
 
     present = [mark for runner, mark in MARKS.items() if any(runner in row for row in ratios.values())]
@@ -123,6 +128,6 @@ def _title(content: Record) -> str:
     )
 
 
-def _ratios(model: Mapping[str, Any]) -> dict[str, float]:
+def _ratios(model: Mapping[str, Json]) -> dict[str, float]:
     times = medians(model)
     return {runner: times[runner] / times[TERSOR] for runner in MARKS if runner in times}

@@ -15,7 +15,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 import typer
@@ -62,7 +62,7 @@ class Stopwatch:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def time(self, stage: str, work: Callable[..., T], *operands: Any) -> T:
+    def time(self, stage: str, work: Callable[..., T], *operands: object) -> T:
         gc.collect()
         start = time.process_time()
         result = work(*operands)

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
@@ -34,8 +34,11 @@ from benchmarks.models import image, load
 from benchmarks.nncf_peer import OpenVinoInt8
 from benchmarks.peers import Network, Runner
 from benchmarks.readme import markdown_table, splice
-from benchmarks.results import medians, write
+from benchmarks.results import Record, medians, write
 from benchmarks.tables import milliseconds, new_table, times
+
+if TYPE_CHECKING:
+    from tersor.targets import Executable
 
 RESULTS = Path(__file__).parent / "results" / "compression.json"
 MARKERS = (
@@ -159,7 +162,7 @@ def _quantized(
         )
 
 
-def _measured(model: str, pipeline: str, threads: int, rounds: int) -> dict[str, Any]:
+def _measured(model: str, pipeline: str, threads: int, rounds: int) -> Record:
     module, inputs = load(model)
     integers = _quantized(model, pipeline, threads)
     exact = timed(lambda: ExecutableRunner(tersor.compile(module, inputs, threads=threads), FLOAT32))
@@ -174,18 +177,18 @@ def _compare(
     return compare(model, built, [tensor.numpy() for tensor in inputs], threads, schedule=Schedule(rounds=rounds))
 
 
-def _layers(executable: Any) -> dict[str, Any]:
+def _layers(executable: Executable) -> Record:
     """How many layers compute on integers, and the names of those that do not."""
     layers = [kernel for kernel in executable.info.kernels if kernel.macs]
     left = [kernel.location for kernel in layers if "int8" not in kernel.template]
     return {"all": len(layers), "integer": len(layers) - len(left), "left_in_float32": left}
 
 
-def _macs(executable: Any) -> int:
+def _macs(executable: Executable) -> int:
     return sum(kernel.macs for kernel in executable.info.kernels)
 
 
-def keep(part: str, content: Any, threads: int, path: Path | None) -> None:
+def keep(part: str, content: object, threads: int, path: Path | None) -> None:
     """Replace one part of the results file; of a part by network, those that are given."""
     if path is not None:
         old = json.loads(path.read_text("utf-8")) if path.exists() else {}
@@ -197,7 +200,7 @@ def keep(part: str, content: Any, threads: int, path: Path | None) -> None:
 # Tables -----------------------------------------------------------------------------------------------------------
 
 
-def int8_sheet(results: Iterable[dict[str, Any]]) -> Sheet:
+def int8_sheet(results: Iterable[Record]) -> Sheet:
     """Latencies in milliseconds, and the two ratios that matter."""
     header = ("network", "float32", "int8", "gain", "OpenVINO", "ours/its", "layers")
     rows = []
@@ -219,7 +222,7 @@ def int8_sheet(results: Iterable[dict[str, Any]]) -> Sheet:
     return Sheet("Milliseconds in float32 and in int8; OpenVINO in int8; layers in int8", header, tuple(rows))
 
 
-def pruned_sheet(result: dict[str, Any]) -> Sheet:
+def pruned_sheet(result: Record) -> Sheet:
     """Latency and multiply-adds before and after."""
     found, macs = medians(result), result["macs"]
     rows = [
@@ -230,7 +233,7 @@ def pruned_sheet(result: dict[str, Any]) -> Sheet:
     return Sheet(f"Milliseconds of {result['model']} after {result['pipeline']}", header, tuple(rows))
 
 
-def agreement_sheet(results: Sequence[dict[str, Any]]) -> Sheet:
+def agreement_sheet(results: Sequence[Record]) -> Sheet:
     """Photographs with the same class."""
     rows = []
     for one in (photographs.Answers(**result) for result in results):
@@ -239,7 +242,7 @@ def agreement_sheet(results: Sequence[dict[str, Any]]) -> Sheet:
     return Sheet("Crops of photographs, int8 against float32", header, tuple(rows))
 
 
-def page(content: dict[str, Any]) -> str:
+def page(content: Record) -> str:
     """All tables as Markdown."""
     computer = content["machine"]
     made_by = ", ".join(f"{name} {content['versions'][name]}" for name in ("openvino", "nncf"))

@@ -14,7 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import psutil
@@ -22,6 +22,9 @@ import psutil
 from tersor.targets.machines.catalog import processor_name
 
 from .peers import Arrays, Precision, Runner
+
+if TYPE_CHECKING:
+    from tersor.targets import Executable
 
 PACKAGES = (
     "tersor",
@@ -43,7 +46,7 @@ MadeT = TypeVar("MadeT", bound=Runner)
 class ExecutableRunner:
     """A compiled model as a runner."""
 
-    def __init__(self, executable: Any, name: str = "tersor") -> None:
+    def __init__(self, executable: Executable, name: str = "tersor") -> None:
         self.name = name
         self.executable = executable
 

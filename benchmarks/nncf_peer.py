@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from benchmarks.peers import Network, OpenVino
+
+if TYPE_CHECKING:
+    import openvino
 
 
 class OpenVinoInt8(OpenVino):
@@ -30,7 +33,7 @@ class OpenVinoInt8(OpenVino):
         self.calibration = calibration
         super().__init__(network, threads)
 
-    def _prepared(self, model: Any) -> Any:
+    def _prepared(self, model: openvino.Model) -> openvino.Model:
         import nncf
 
         nncf.set_log_level(logging.ERROR)

@@ -18,12 +18,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:
+    import openvino
+
+    from tersor.ir.foreign import UserObject
 
 Arrays = Sequence[np.ndarray]
 
@@ -189,7 +194,7 @@ class TorchEager:
 
     def __init__(self, network: Network, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.call: Callable[..., Any] = network.torch_module
+        self.call: Callable[..., UserObject] = network.torch_module
 
     @staticmethod
     def available() -> str | None:
@@ -272,7 +277,7 @@ class OpenVino:
         self.outputs = compiled.outputs
         self.request = compiled.create_infer_request()
 
-    def _prepared(self, model: Any) -> Any:
+    def _prepared(self, model: openvino.Model) -> openvino.Model:
         """What is compiled of the model that was read."""
         return model
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import torch
 import tvm
+import tvm_ffi
 from tvm.tirx.script.builder import ir as T
 
 from tersor.targets import Cpu
 from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.runtime.threads import set_threads
 from tersor.targets.runtime.virtual_machine import to_tvm
-from tersor.targets.templates.base import NO_EPILOGUE, BufferSpec
-from tersor.targets.templates.vector.builder import RegisterTile, load, make_prim_func, parallel, store
+from tersor.targets.templates.base import NO_EPILOGUE, Buffer, BufferSpec
+from tersor.targets.templates.vector.builder import Output, RegisterTile, load, make_prim_func, parallel, store
 
 CHAINS = 12  # independent accumulators: latency (4 or 5 cycles) times ports (2), rounded up; they fit 16 registers
 STEPS = 200_000  # multiply-adds of each chain: some milliseconds
@@ -95,7 +95,7 @@ def multiply_add_rate(target: Cpu, threads: int) -> float:
     factors = BufferSpec("factors", 2 * lanes)
     output = BufferSpec("output", threads * CHAINS * lanes)
 
-    def body(inputs: Sequence[Any], result: Any) -> None:
+    def body(inputs: Sequence[Buffer], result: Output) -> None:
         with parallel(threads) as (thread,):
             tile = RegisterTile(CHAINS, lanes)
             for chain in range(CHAINS):
@@ -122,7 +122,7 @@ def read_rate(target: Cpu, threads: int, size: int) -> float:
     data = BufferSpec("data", threads * steps * stride)
     output = BufferSpec("output", threads * stride)
 
-    def body(inputs: Sequence[Any], result: Any) -> None:
+    def body(inputs: Sequence[Buffer], result: Output) -> None:
         with parallel(threads) as (thread,):
             tile = RegisterTile(CHAINS, lanes)
             tile.fill(0.0)
@@ -138,13 +138,15 @@ def read_rate(target: Cpu, threads: int, size: int) -> float:
     return passes * bytes_read / _best_seconds(function, torch.ones(data.size), output.size, threads)
 
 
-def _compile(name: str, data: BufferSpec, output: BufferSpec, body: Callable[..., None], target: Cpu) -> Any:
+def _compile(
+    name: str, data: BufferSpec, output: BufferSpec, body: Callable[..., None], target: Cpu
+) -> tvm_ffi.Function:
     function = make_prim_func(name, [data], output, body, NO_EPILOGUE)
     module = tvm.IRModule({"main": function})
     return tvm.tirx.build(module, target=tvm.target.Target(target.tvm_target()))["main"]
 
 
-def _best_seconds(function: Any, data: torch.Tensor, outputs: int, threads: int) -> float:
+def _best_seconds(function: tvm_ffi.Function, data: torch.Tensor, outputs: int, threads: int) -> float:
     """Least seconds of a call; the first one wakes the threads and is dropped."""
     set_threads(threads)
     result = torch.zeros(outputs)

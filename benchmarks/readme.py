@@ -13,7 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -23,6 +23,7 @@ from benchmarks.peers import Precision
 from benchmarks.results import Record, medians, read
 from benchmarks.tables import RUNTIMES, TERSOR, milliseconds, times
 from tersor.ir.files import write_text
+from tersor.ir.foreign import Json
 
 README = Path(__file__).parent / "README.md"
 MARKERS = {
@@ -100,7 +101,7 @@ def render(content: Record) -> str:
     )
 
 
-def _left_out(models: Sequence[Mapping[str, Any]]) -> list[str]:
+def _left_out(models: Sequence[Mapping[str, Json]]) -> list[str]:
     """One line per runtime and reason; the models are named unless it is all of them."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for model in models:

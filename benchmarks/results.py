@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from benchmarks.harness import Comparison, Schedule, machine, versions
 from benchmarks.probe import Probe
@@ -14,11 +13,12 @@ from benchmarks.roofline import KernelUse, Roofline
 from benchmarks.startup import Startup
 from benchmarks.tables import RUNTIMES, TERSOR
 from tersor.ir.files import write_text
+from tersor.ir.foreign import Json
 
 SCHEMA = 2
 DIGITS = 5  # significant digits of every number in the file
 
-Record = dict[str, Any]
+Record = dict[str, Json]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _use(use: KernelUse) -> Record:
     return asdict(use) | rates
 
 
-def medians(model: Mapping[str, Any]) -> dict[str, float]:
+def medians(model: Mapping[str, Json]) -> dict[str, float]:
     """Median seconds by runner, of one of a record's ``models``."""
     return {row["runner"]: row["latency"]["median"] for row in model["rows"]}
 
@@ -121,7 +121,7 @@ def read(path: Path) -> Record:
     return content
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: Json) -> Json:
     """The same JSON value with every float cut to `DIGITS` significant digits."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")

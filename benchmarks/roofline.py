@@ -18,6 +18,9 @@ from rich.table import Table
 
 from benchmarks.probe import Probe
 from benchmarks.tables import new_table
+from tersor.ir.foreign import Array
+from tersor.targets.runtime.executable import KernelTime
+from tersor.targets.runtime.model_info import KernelInfo
 
 TOP_KERNELS = 20
 LOCATION_WIDTH = 26
@@ -96,7 +99,7 @@ class Roofline:
         return max(0.0, self.seconds - sum(kernel.seconds for kernel in self.kernels))
 
 
-def roofline(executable: Any, inputs: Sequence[Any], probe: Probe, repeat: int = 30) -> Roofline:
+def roofline(executable: Any, inputs: Sequence[Array], probe: Probe, repeat: int = 30) -> Roofline:
     """Time the kernels of a `tersor.targets.Executable`.
 
     Parameters
@@ -121,7 +124,7 @@ def roofline(executable: Any, inputs: Sequence[Any], probe: Probe, repeat: int =
     return Roofline(result.median, _slowest_first(kernels), _slowest_first(families))
 
 
-def _use(name: str, calls: Sequence[Any], probe: Probe, describe: bool = True) -> KernelUse:
+def _use(name: str, calls: Sequence[KernelTime], probe: Probe, describe: bool = True) -> KernelUse:
     first = calls[0].kernel
     return KernelUse(
         name,
@@ -139,12 +142,12 @@ def _slowest_first(uses: Iterable[KernelUse]) -> tuple[KernelUse, ...]:
     return tuple(sorted(uses, key=lambda use: use.seconds, reverse=True))
 
 
-def limit_seconds(kernel: Any, probe: Probe) -> float:
+def limit_seconds(kernel: KernelInfo, probe: Probe) -> float:
     """Least seconds that a `tersor.targets.runtime.model_info.KernelInfo` can take on the probed machine."""
     return max(operations(kernel) / probe.gflops, kernel.bytes / probe.gbytes(kernel.bytes)) / 1e9
 
 
-def operations(kernel: Any) -> float:
+def operations(kernel: KernelInfo) -> float:
     """Floating-point operations in the products and sums that a kernel performs, transforms and tails apart.
 
     Winograd's F(m x m, 3 x 3) needs (m + 2)^2 multiplications where the definition has 9 m^2.

@@ -9,7 +9,10 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tersor.ir.foreign import Json
 
 CHECKOUT = Path(__file__).parent.parent
 STATUS = Path("/proc/self/status")
@@ -65,13 +68,13 @@ def startup(model: str, threads: int, pipeline: str) -> Startup:
         return Startup(**compiled, artifact_bytes=Path(path).stat().st_size, **loaded)
 
 
-def _in_new_process(*arguments: str) -> dict[str, Any]:
+def _in_new_process(*arguments: str) -> dict[str, Json]:
     command = [sys.executable, "-m", "benchmarks.startup", *arguments]
     result = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def compile_and_save(model: str, path: str, threads: int, pipeline: str) -> dict[str, Any]:
+def compile_and_save(model: str, path: str, threads: int, pipeline: str) -> dict[str, Json]:
     """Compile a model in this process and save it; its peak memory is that of the whole process so far."""
     import tersor
     from benchmarks.models import load
@@ -85,7 +88,7 @@ def compile_and_save(model: str, path: str, threads: int, pipeline: str) -> dict
     return {"compile_seconds": seconds, "compile_peak_bytes": peak}
 
 
-def load_and_call(path: str, threads: int) -> dict[str, Any]:
+def load_and_call(path: str, threads: int) -> dict[str, Json]:
     """Load an artifact in this process and call it once."""
     import torch  # noqa: F401  (who loads a model has it already)
 

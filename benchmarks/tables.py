@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from rich.table import Table
 
 from benchmarks.harness import Comparison, Row
 from benchmarks.peers import Precision
+from tersor.ir.foreign import Instance
 
 TERSOR = "tersor"
 RUNTIMES = ("onnxruntime", "openvino", "ncnn")  # the fastest of these is what a deployed model is compared with
@@ -17,7 +17,12 @@ AGREEMENT = {Precision.FLOAT32: 1e-4, Precision.BF16: 2e-2}
 
 
 def new_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]] = (), *, text_columns: int = 1, **options: Any
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]] = (),
+    *,
+    text_columns: int = 1,
+    **options: Instance,
 ) -> Table:
     """A table whose first columns are texts, on the left, and all others numbers; ``options`` are those of rich."""
     view = Table(title=title, title_justify="left", **options)

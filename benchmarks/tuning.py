@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 from rich import box
@@ -38,7 +38,7 @@ from benchmarks.tuning_metaschedule import table as races_table
 from tersor.cli.tuning_progress import observer
 from tersor.compiler import CompileOptions, as_graph, optimize_in_stages
 from tersor.ir import Graph
-from tersor.targets import Cpu, compile_graph
+from tersor.targets import Cpu, Executable, compile_graph
 from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.tuning.driver import load_records, tune_graph
 from tersor.targets.tuning.extract import extract_tasks
@@ -92,7 +92,7 @@ def optimized(model: str, threads: int, target: str = NATIVE) -> Prepared:
     return Prepared(found.graph, resolve_cpu(found.target))
 
 
-def compiled(model: Prepared, records: Sequence[Record], threads: int) -> Any:
+def compiled(model: Prepared, records: Sequence[Record], threads: int) -> Executable:
     """The executable with the options that records recommend; the analytic defaults without records."""
     return compile_graph(model.graph, model.target, threads=threads, choose=Tuned(best(records)))
 
@@ -308,7 +308,7 @@ def metaschedule(
     save({"races": [asdict(one) | {"sooner": one.ratio} for one in races]}, "three convolutions", threads, json_path)
 
 
-def save(content: dict[str, Any], models: str, threads: int, path: Path | None) -> None:
+def save(content: dict[str, object], models: str, threads: int, path: Path | None) -> None:
     """Write results with what is needed to judge them."""
     if path is not None:
         write({"machine": machine(), "versions": versions(), "threads": threads, "models": models} | content, path)

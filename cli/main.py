@@ -56,7 +56,7 @@ MAKE, MEASURE, LOOK, TUNE, SERVE = "Make", "Measure", "Look inside", "Tune", "Se
 class _Grouped(typer.core.TyperGroup):
     """Help that groups commands by what they are for, with the first sentence of each."""
 
-    def format_commands(self, context: Any, formatter: Any) -> None:
+    def format_commands(self, context: typer.Context, formatter: Any) -> None:
         for panel in (MAKE, MEASURE, LOOK, TUNE, SERVE):
             members = [
                 one for one in sorted(self.commands.items()) if getattr(one[1], "rich_help_panel", None) == panel

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..ir import TersorError
 from ..ir.foreign import UserObject
 
 if TYPE_CHECKING:
+    from ..benchmarks.harness import Comparison
     from ..targets import Executable
 
 
@@ -28,7 +29,7 @@ def check_peers(names: Sequence[str]) -> None:
 
 def compare_with_peers(
     executable: Executable, model: UserObject, inputs: UserObject, names: Sequence[str], begin: Callable[[str], None]
-) -> Any:
+) -> Comparison:
     """Time ``executable`` and other runtimes on ``model``, from which it was compiled; returns the Comparison.
 
     Parameters

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..targets import Target
     from ..targets.runtime.executable import KernelTime
     from ..targets.runtime.model_info import ModelInfo, Port
+    from .peers import Comparison
 
 
 _UNLIMITED = 10_000  # characters of a line that is not for a terminal
@@ -255,7 +256,7 @@ def _describe_output(port: Port, tensor: torch.Tensor) -> dict[str, Json]:
     return {"name": port.name, "type": str(port.type), **numbers}
 
 
-def comparison_table(comparison: Any) -> Table:
+def comparison_table(comparison: Comparison) -> Table:
     """A `benchmarks.harness.Comparison`: latencies in milliseconds, and how far outputs are from the first runner's."""
     title = f"{comparison.model}, {comparison.threads} threads, ms; outputs against {comparison.rows[0].runner}"
     table = new_table("runner", "median", "quartiles", "best", "ratio", "differs by", title=title)

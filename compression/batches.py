@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from ..ir.foreign import Array, UserObject
+
 Shape = tuple[int, ...]
 
 
-def split(inputs: Sequence[Any], shapes: Sequence[Shape]) -> Iterator[tuple[Any, ...]]:
+def split(inputs: Sequence[Array], shapes: Sequence[Shape]) -> Iterator[tuple[Array, ...]]:
     """Parts of the wanted shapes.
 
     Parameters
@@ -36,7 +37,7 @@ def split(inputs: Sequence[Any], shapes: Sequence[Shape]) -> Iterator[tuple[Any,
         )
 
 
-def run_in_parts(run: Callable[..., Any], inputs: Sequence[Any], shapes: Sequence[Shape]) -> Any:
+def run_in_parts(run: Callable[..., UserObject], inputs: Sequence[Array], shapes: Sequence[Shape]) -> UserObject:
     """Call ``run`` on each part of `split`, and join what it returns along dimension 0."""
     results = [run(*part) for part in split(inputs, shapes)]
     if len(results) == 1:
@@ -45,13 +46,13 @@ def run_in_parts(run: Callable[..., Any], inputs: Sequence[Any], shapes: Sequenc
     return pytree.tree_unflatten([_join(column) for column in leaves], pytree.tree_structure(results[0]))
 
 
-def _join(parts: Sequence[Any]) -> Any:
+def _join(parts: Sequence[UserObject]) -> UserObject:
     if not hasattr(parts[0], "__dlpack__"):  # a constant
         return parts[0]
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(tuple(parts))
 
 
-def _times(inputs: Sequence[Any], shapes: Sequence[Shape]) -> int:
+def _times(inputs: Sequence[Array], shapes: Sequence[Shape]) -> int:
     """How many times longer all inputs are; 1 if they are not, or do not fit."""
     if len(inputs) != len(shapes) or not shapes:
         return 1

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..frontend.factory import find_attribute
 from ..ir import Graph, IRError, TersorError, Value, check_inputs
+from ..ir.foreign import UserObject
 from ..targets.runtime.array_files import SUFFIXES, read_inputs
 from .batches import split
 
@@ -43,7 +43,9 @@ class CalibrationData:
         an exception in the user's code, or a source without batches.
     """
 
-    def __init__(self, source: Callable[[], Iterable[Any]] | Iterable[Any], graph: Graph, name: str = "data") -> None:
+    def __init__(
+        self, source: Callable[[], Iterable[UserObject]] | Iterable[UserObject], graph: Graph, name: str = "data"
+    ) -> None:
         self._source = source
         self._graph = Graph(graph.name, [(value.name, value.type) for value in graph.user_inputs])
         self.name = name
@@ -68,7 +70,7 @@ class CalibrationData:
             raise TersorError(f"{self.name}: has no batches the second time; return a new iterable for each call")
         raise TersorError(f"{self.name}: yields no batch; give at least one batch of inputs")
 
-    def _guarded(self) -> Iterator[Any]:
+    def _guarded(self) -> Iterator[UserObject]:
         """The user's batches; what the user's code raises becomes one line."""
         try:
             source = self._source() if callable(self._source) else self._source
@@ -84,7 +86,7 @@ class CalibrationData:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise TersorError(f"{self.name}: raised {reason}") from error
 
-    def _parts(self, batch: Any, index: int) -> Iterator[Batch]:
+    def _parts(self, batch: UserObject, index: int) -> Iterator[Batch]:
         try:
             tensors = _tensors(batch, self._graph.inputs)
             for part in split(tensors, [value.shape for value in self._graph.inputs]):
@@ -96,7 +98,7 @@ class CalibrationData:
             raise TersorError(f"{self.name}: batch {index} does not fit: {error}{advice}") from error
 
 
-def _tensors(batch: Any, inputs: Sequence[Value]) -> Batch:
+def _tensors(batch: UserObject, inputs: Sequence[Value]) -> Batch:
     if isinstance(batch, Mapping):
         missing = [value.name for value in inputs if value.name not in batch]
         if missing:
@@ -106,7 +108,7 @@ def _tensors(batch: Any, inputs: Sequence[Value]) -> Batch:
     return tuple(_tensor(part) for part in parts)
 
 
-def _tensor(part: Any) -> torch.Tensor:
+def _tensor(part: UserObject) -> torch.Tensor:
     if isinstance(part, torch.Tensor):
         return part.detach()
     if isinstance(part, np.ndarray):

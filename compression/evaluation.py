@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..frontend.factory import find_attribute
 from ..ir import Graph, TersorError
+from ..ir.foreign import Array, UserObject
 from ..targets import Executable
 from .batches import Shape, run_in_parts
 
@@ -32,11 +32,11 @@ class Model:
         Those of the inputs.
     """
 
-    def __init__(self, run: Callable[..., Any], shapes: Sequence[Shape]) -> None:
+    def __init__(self, run: Callable[..., UserObject], shapes: Sequence[Shape]) -> None:
         self._run = run
         self._shapes = tuple(shapes)
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Array) -> UserObject:
         """The outputs; TersorError where the inputs do not fit."""
         return run_in_parts(self._run, inputs, self._shapes)
 
@@ -49,9 +49,9 @@ def compiled_model(executable: Executable) -> Model:
 def interpreted_model(graph: Graph) -> Model:
     """What a graph means, where its code does not run."""
 
-    def run(*inputs: Any) -> Any:
+    def run(*inputs: Array) -> UserObject:
         as_arrays = bool(inputs) and isinstance(inputs[0], np.ndarray)
-        outputs: list[Any] = list(graph.evaluate(*(torch.as_tensor(value) for value in inputs)))
+        outputs: list[Array] = list(graph.evaluate(*(torch.as_tensor(value) for value in inputs)))
         if as_arrays:
             outputs = [output.numpy() for output in outputs]
         return graph.returned(outputs)
@@ -71,7 +71,7 @@ class Evaluation:
         What messages call it.
     """
 
-    function: Callable[[Model], Any]
+    function: Callable[[Model], UserObject]
     name: str = "evaluate"
 
     def __call__(self, model: Model) -> float:

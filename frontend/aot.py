@@ -31,13 +31,14 @@ from .export import decompositions, tracing
 from .program import ProgramConverter
 from .registry import CONVERTERS
 
-Compiled = Callable[..., Any]
+GraphValue = Any  # an input or a result of a graph of `torch.compile`: a tensor, or a number
+Compiled = Callable[..., GraphValue]
 
 _FEWEST_CALLS = 3  # of a part: for less, a call of a program takes longer than it saves
 
 
 def functional(
-    module: fx.GraphModule, inputs: Sequence[Any], compile: Callable[[fx.GraphModule, frozenset[int]], Compiled]
+    module: fx.GraphModule, inputs: Sequence[GraphValue], compile: Callable[[fx.GraphModule, frozenset[int]], Compiled]
 ) -> Compiled:
     """Make a graph of `torch.compile` functional and have it compiled; writes and views are left to PyTorch.
 
@@ -54,7 +55,7 @@ def functional(
             if isinstance(number, torch.SymInt | torch.SymFloat):
                 float(number)
 
-    def inner(functional_module: fx.GraphModule, examples: Sequence[Any]) -> Compiled:
+    def inner(functional_module: fx.GraphModule, examples: Sequence[GraphValue]) -> Compiled:
         metadata: Any = TracingContext.get().fw_metadata
         read = {i for i in metadata.static_input_indices if not metadata.input_info[i].mutates_data}
         return compile(functional_module, frozenset(read))
@@ -127,7 +128,7 @@ class _Support(OperatorSupportBase):
         self._failed = failed
 
     def is_node_supported(self, submodules: Mapping[str, torch.nn.Module], node: fx.Node) -> bool:
-        source: Any = node.args[0] if node.target is operator.getitem else node
+        source = node.args[0] if node.target is operator.getitem else node
         return node.op == "call_function" and node not in self._failed and source not in self._failed
 
 
@@ -143,7 +144,7 @@ def _converter(module: fx.GraphModule, weights: Mapping[int, torch.Tensor]) -> P
             inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(node.name), None))
         else:  # an extent that has become a number
             inputs.append(InputSpec(InputKind.USER_INPUT, ConstantArgument(node.name, int(node.meta["val"])), None))
-    results: Any = module.graph.output_node().args[0]
+    results: GraphValue = module.graph.output_node().args[0]
     outputs = [
         OutputSpec(
             OutputKind.USER_OUTPUT,

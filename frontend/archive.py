@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import fx
@@ -28,6 +28,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import TreeSpec, tree_leaves, treespec_loads
 
 from ..ir import TersorError, check_memory, shorten
+from ..ir.foreign import Json, UserObject
 from .export import tracing
 from .program_json import AGAIN, damaged, read_program, read_record
 from .structure import CLASSES
@@ -127,7 +128,7 @@ def _build_program(members: dict[str, bytearray]) -> ExportedProgram:
     return program
 
 
-def _check_version(archive: bytearray, data: Any) -> None:
+def _check_version(archive: bytearray, data: Json) -> None:
     version = data["schema_version"]["major"]
     if archive != b"0" or version != schema.SCHEMA_VERSION[0]:
         raise TersorError(
@@ -172,7 +173,7 @@ def _read_tensor(name: str, data: bytearray, meta: schema.TensorMeta) -> torch.T
     return torch.frombuffer(data, dtype=dtype).as_strided(shape, strides, offset)
 
 
-def _read_samples(data: bytearray) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _read_samples(data: bytearray) -> tuple[tuple[UserObject, ...], dict[str, UserObject]] | None:
     if not data:
         return None
     _read_members(io.BytesIO(data))  # stored as plainly as the archive itself
@@ -185,7 +186,7 @@ def _read_samples(data: bytearray) -> tuple[tuple[Any, ...], dict[str, Any]] | N
         ) from error
 
 
-def _fits(value: Any, spec: TreeSpec) -> bool:
+def _fits(value: UserObject, spec: TreeSpec) -> bool:
     """Whether a value has the structure of a tree spec, with nothing but tensors and plain values for leaves."""
     if spec.is_leaf():
         return isinstance(value, (torch.Tensor, *_PLAIN))
@@ -217,25 +218,25 @@ def _check_types(program: ExportedProgram) -> None:
 
 
 class _Recomputation(fx.Interpreter):
-    def run_node(self, node: fx.Node) -> Any:
+    def run_node(self, node: fx.Node) -> UserObject:
         result = super().run_node(node)
         if node.op == "call_function":
             _compare(node, result)
         return result
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: UserObject) -> UserObject:
     """A tensor of the same type, which calls may write to."""
     if not isinstance(value, torch.Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
 
 
-def _compare(node: fx.Node, computed: Any) -> None:
+def _compare(node: fx.Node, computed: UserObject) -> None:
     declared = [_type(value) for value in tree_leaves(node.meta.get("val"))]
     if declared != [_type(value) for value in tree_leaves(computed)]:
         raise TersorError(f"declares a type for {node.name!r} that it does not have; {AGAIN}")
 
 
-def _type(value: Any) -> Any:
+def _type(value: UserObject) -> UserObject:
     return (value.dtype, tuple(value.shape)) if isinstance(value, torch.Tensor) else value

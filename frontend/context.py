@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
@@ -37,7 +37,7 @@ class Context:
         self.location = ""
         self.row_major = True
         self.types: tuple[TensorType | None, ...] = ()
-        self.used_results: frozenset[Any] = frozenset()
+        self.used_results: frozenset[object] = frozenset()
 
     @property
     def result_type(self) -> TensorType:

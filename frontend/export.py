@@ -7,24 +7,24 @@ import functools
 import operator
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._decomp import get_decompositions
-from torch._ops import OpOverload
+from torch._ops import OperatorBase, OpOverload
 from torch.export import ExportedProgram, default_decompositions
 from torch.export.exported_program import _decompose_exported_program, _split_decomp_table_to_cia_and_python_decomp
 from torch.nn.modules.module import register_module_buffer_registration_hook
 from torch.utils._pytree import tree_map_only
 
 from ..ir import TersorError
+from ..ir.foreign import UserObject
 from .decompositions import DECOMPOSITIONS
 from .errors import Operator, UnsupportedError
-from .registry import CONVERTERS, DROPOUTS
+from .registry import CONVERTERS, DROPOUTS, Argument
 
 aten = torch.ops.aten
 
@@ -32,11 +32,12 @@ aten = torch.ops.aten
 class Arguments:
     """Positional and named example inputs: ``Arguments(x, mask=mask)`` stands for ``module(x, mask=mask)``."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: UserObject, **kwargs: UserObject) -> None:
         self.args, self.kwargs = args, kwargs
 
 
-ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any] | Arguments
+Decompositions = dict[OperatorBase, Callable[..., Argument]]
+ExampleInputs = torch.Tensor | Sequence[UserObject] | Mapping[str, UserObject] | Arguments
 
 # What a call may name beside operators: picking one of several results, and regions that PyTorch inlines.
 _HARMLESS = (torch.ops.higher_order.wrap_with_set_grad_enabled, operator.getitem)
@@ -76,7 +77,7 @@ def export(module: nn.Module, example_inputs: ExampleInputs | None) -> ExportedP
         ) from error
 
 
-def split_inputs(example_inputs: ExampleInputs | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def split_inputs(example_inputs: ExampleInputs | None) -> tuple[tuple[UserObject, ...], dict[str, UserObject]]:
     """Positional and named arguments from what users give as example inputs; raises TersorError for anything else."""
     if example_inputs is None:
         raise TersorError("example_inputs are needed to trace a module: pass a tuple of tensors, one per argument")
@@ -107,18 +108,18 @@ def _assignments_as_writes(module: nn.Module) -> Iterator[None]:
     At the end of forward, what was assigned is written into the buffer, behind the back of everything that read it.
     """
     paths = {part: path for path, part in module.named_modules()}
-    before: dict[tuple[nn.Module, str], Any] = {}
+    before: dict[tuple[nn.Module, str], UserObject] = {}
 
-    def note(part: nn.Module, name: str, value: Any) -> None:
+    def note(part: nn.Module, name: str, value: object) -> None:
         if part is not module and part in paths and part._buffers.get(name) is not None:
             before.setdefault((part, name), part._buffers[name])
 
-    def write(root: nn.Module, inputs: Any, outputs: Any) -> Any:
+    def write(root: nn.Module, inputs: UserObject, outputs: UserObject) -> UserObject:
         if not before:
             return None
         outputs = tree_map_only(torch.Tensor, torch.clone, outputs)  # which may be the buffers' old values
         for (part, name), buffer in before.items():
-            value: Any = part._buffers[name]
+            value = part._buffers[name]
             if value is None or (value.shape, value.dtype) != (buffer.shape, buffer.dtype):
                 raise TersorError(
                     f"the model assigns a tensor of another shape or element type to its buffer {paths[part]}.{name}; "
@@ -174,7 +175,7 @@ def lower(program: ExportedProgram) -> ExportedProgram:
 
 
 @functools.lru_cache(maxsize=2)
-def decompositions(kept: frozenset[OpOverload]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+def decompositions(kept: frozenset[OpOverload]) -> tuple[Decompositions, Decompositions]:
     """How PyTorch decomposes what is not ``kept``: operators that are composed of others, and all the rest.
 
     `ExportedProgram.run_decompositions` would work this out for every program anew, and also override each of the
@@ -214,7 +215,7 @@ def _refuse_writes_to_shared_memory(program: ExportedProgram) -> None:
         raise UnsupportedError([Operator(name_of(node.target), path_of(node), reason) for node in wrong])
 
 
-def _views_below(node: Any) -> Iterator[fx.Node]:
+def _views_below(node: fx.Node) -> Iterator[fx.Node]:
     """What a call writes to, and the views that this was made of, down to memory of its own."""
     while node.args and isinstance(node.args[0], fx.Node):
         aliases = isinstance(node.target, OpOverload) and any(one.alias_info for one in node.target._schema.returns)
@@ -247,7 +248,7 @@ def path_of(node: fx.Node) -> str:
     return path.partition("@")[0]  # "@1" marks a second call of one module
 
 
-def name_of(target: Any) -> str:
+def name_of(target: fx.node.Target) -> str:
     """An operator's name for messages."""
     return str(target) if isinstance(target, OpOverload) else getattr(target, "__name__", str(target))
 
@@ -287,7 +288,7 @@ def _refuse_foreign_calls(program: ExportedProgram) -> None:
         )
 
 
-def _is_symbolic(result: Any) -> bool:
+def _is_symbolic(result: object) -> bool:
     if isinstance(result, torch.Tensor):
         return not all(isinstance(extent, int) for extent in result.shape)
     return isinstance(result, torch.SymInt | torch.SymBool | torch.SymFloat)

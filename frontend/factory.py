@@ -7,14 +7,14 @@ import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from torch import nn
 
 from ..ir import TersorError, suggest
+from ..ir.foreign import UserObject
 
 
-def call_factory(spec: str) -> Any:
+def call_factory(spec: str) -> UserObject:
     """Import the module, with the current directory on the path as by ``python -m``, and call the factory.
 
     Raises
@@ -35,7 +35,7 @@ def call_factory(spec: str) -> Any:
         raise TersorError(f"{spec}: calling it raised {type(error).__name__}: {_one_line(error)}") from error
 
 
-def find_attribute(spec: str, malformed: str) -> Any:
+def find_attribute(spec: str, malformed: str) -> UserObject:
     """What ``package.module:name`` names, the module imported with the current directory on the path.
 
     Parameters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -16,7 +15,7 @@ from .structure import structure_of
 
 
 def from_torch(
-    module: nn.Module | ExportedProgram, example_inputs: ExampleInputs | None = None, dynamic_shapes: Any = None
+    module: nn.Module | ExportedProgram, example_inputs: ExampleInputs | None = None, dynamic_shapes: object = None
 ) -> Graph:
     """Convert a PyTorch model to a graph.
 

@@ -7,13 +7,13 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from ..ir import DType, Graph, TensorType, TersorError, check_memory, load_ir
+from ..ir.foreign import UserObject
 from .archive import load_program
 from .export import Arguments, ExampleInputs, split_inputs
 from .factory import call_factory
@@ -153,13 +153,13 @@ def _kind_of_zip(path: Path) -> str:
     return _PROGRAM
 
 
-def _simplest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExampleInputs:
+def _simplest(args: tuple[UserObject, ...], kwargs: dict[str, UserObject]) -> ExampleInputs:
     if args and kwargs:
         return Arguments(*args, **kwargs)
     return dict(kwargs) or tuple(args)
 
 
-def _checked_factory_result(spec: str, result: Any) -> tuple[Any, Any]:
+def _checked_factory_result(spec: str, result: UserObject) -> tuple[UserObject, ExampleInputs]:
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise TersorError(f"{spec}: must return (module, example_inputs), not {_describe(result)}")
     model, inputs = result
@@ -172,7 +172,7 @@ def _checked_factory_result(spec: str, result: Any) -> tuple[Any, Any]:
     return model, _simplest(args, kwargs)
 
 
-def _describe(value: Any) -> str:
+def _describe(value: UserObject) -> str:
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"

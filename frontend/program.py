@@ -23,7 +23,7 @@ from ..ir import Graph, IRError, TensorType, TersorError, Value, shorten
 from .context import Context
 from .errors import Operator, UnsupportedError
 from .export import name_of, path_of, writes_in_place
-from .registry import COMPLEX_CONVERTERS, CONVERTERS, Complex, ComplexConverter, ConvertedParts, Inexpressible
+from .registry import COMPLEX_CONVERTERS, CONVERTERS, Argument, Complex, ComplexConverter, ConvertedParts, Inexpressible
 from .tensors import check_weight, input_type, is_complex, is_row_major, result_types, suspicion
 
 
@@ -45,20 +45,20 @@ class FunctionalProgram(Protocol):
     def graph_signature(self) -> ExportGraphSignature: ...
 
     @property
-    def state_dict(self) -> Mapping[str, Any]: ...
+    def state_dict(self) -> Mapping[str, torch.Tensor]: ...
 
     @property
-    def constants(self) -> Mapping[str, Any]: ...
+    def constants(self) -> Mapping[str, torch.Tensor]: ...
 
 
-def user_results(program: FunctionalProgram) -> list[Any]:
+def user_results(program: FunctionalProgram) -> list[Argument]:
     """What a program returns to its caller, flat: nodes, and constants."""
     return [one for spec, one in results_of(program) if spec.kind is OutputKind.USER_OUTPUT]
 
 
-def results_of(program: FunctionalProgram) -> list[tuple[OutputSpec, Any]]:
+def results_of(program: FunctionalProgram) -> list[tuple[OutputSpec, Argument]]:
     """All that a program returns, with what each is."""
-    results: Any = program.graph.output_node().args[0]
+    results = program.graph.output_node().args[0]
     flat = results if isinstance(results, tuple | list) else [results]
     return list(zip(program.graph_signature.output_specs, flat, strict=True))
 
@@ -102,7 +102,7 @@ class ProgramConverter:
         self.states = {str(spec.target): self._store(spec) for spec in states.values()}
         self.context = Context(self.graph)
         self.values: dict[fx.Node, ConvertedParts | None] = dict(zip(inputs, self.graph.inputs, strict=True))
-        self.weight_ids: dict[tuple[Any, ...], str] = {}
+        self.weight_ids: dict[tuple[object, ...], str] = {}
         self.unsupported: list[Operator] = []
         self.unsupported_calls: set[fx.Node] = set()
         self.complex_calls: set[fx.Node] = set()
@@ -158,8 +158,8 @@ class ProgramConverter:
         return result
 
     def _item(self, node: fx.Node) -> Value | None:
-        source: Any = node.args[0]
-        index: Any = node.args[1]
+        source: Argument = node.args[0]
+        index: Argument = node.args[1]
         parts = self._value(source)
         if parts is None:
             return None
@@ -167,18 +167,18 @@ class ProgramConverter:
             return self._fail(source, f"its result number {index} is not available", result_types(node))
         return parts[index]
 
-    def _fail(self, node: fx.Node, reason: str, types: tuple[TensorType | None, ...]) -> Any:
+    def _fail(self, node: fx.Node, reason: str, types: tuple[TensorType | None, ...]) -> Argument:
         """Note an unsupported call; values of the right types stand in, so that what follows is checked too."""
         self.unsupported.append(Operator(name_of(node.target), path_of(node), reason))
         return self._stand_in(node, types)
 
-    def _stand_in(self, node: fx.Node, types: tuple[TensorType | None, ...]) -> Any:
+    def _stand_in(self, node: fx.Node, types: tuple[TensorType | None, ...]) -> Argument:
         self.unsupported_calls.add(node)
         make = (lambda type: Complex(Value(type), Value(type))) if is_complex(node) else Value
         stand_ins = tuple(None if type is None else make(type) for type in types)
         return stand_ins if len(stand_ins) != 1 else stand_ins[0]
 
-    def _value(self, node: fx.Node) -> Any:
+    def _value(self, node: fx.Node) -> Argument:
         if node not in self.values and node in self.weight_specs:
             self.values[node] = self._weight(node)
         return self.values.get(node)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from functools import cache
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch._export.serde import schema
@@ -28,6 +28,7 @@ from torch._ops import OpOverload
 from torch.export import default_decompositions
 
 from ..ir import TersorError, shorten
+from ..ir.foreign import Annotation, Instance, Json
 from .registry import CONVERTERS
 
 Record = TypeVar("Record")
@@ -47,7 +48,7 @@ _FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 _INT64 = 1 << 63
 
 
-def read_record(kind: type[Record], data: Any) -> Record:
+def read_record(kind: type[Record], data: Json) -> Record:
     """A record of PyTorch's schema from parsed JSON.
 
     Raises
@@ -58,7 +59,7 @@ def read_record(kind: type[Record], data: Any) -> Record:
     return _build(kind, data, kind.__name__)
 
 
-def read_program(data: Any) -> schema.ExportedProgram:
+def read_program(data: Json) -> schema.ExportedProgram:
     """The record of a whole program; raises TersorError as `read_record` does, and for what graphs cannot express."""
     return read_record(schema.ExportedProgram, data)
 
@@ -66,7 +67,7 @@ def read_program(data: Any) -> schema.ExportedProgram:
 # Types of the schema ----------------------------------------------------------------------------------------------
 
 
-def _build(kind: Any, data: Any, where: str) -> Any:
+def _build(kind: Annotation, data: Json, where: str) -> Instance:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):  # in the schema always `X | None`
         return None if data is None else _build(arguments[0], data, where)
@@ -94,7 +95,7 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     return _checked(kind, data, where)
 
 
-def _build_union(kind: Any, data: Any, where: str) -> Any:
+def _build_union(kind: Annotation, data: Json, where: str) -> Instance:
     if len(_checked(dict, data, where)) != 1:
         raise _malformed(where, data)
     ((tag, value),) = data.items()
@@ -103,7 +104,7 @@ def _build_union(kind: Any, data: Any, where: str) -> Any:
     return kind.create(**{tag: _build_field(kind, tag, value)})
 
 
-def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
+def _build_dataclass(kind: Annotation, data: Json, where: str) -> Instance:
     hints = _hints(kind)
     unknown = next((name for name in _checked(dict, data, where) if name not in hints), None)
     if unknown is not None:
@@ -115,18 +116,18 @@ def _build_dataclass(kind: Any, data: Any, where: str) -> Any:
     return kind(**{name: _build_field(kind, name, value) for name, value in data.items() if name not in _DROPPED})
 
 
-def _build_field(kind: Any, name: str, value: Any) -> Any:
+def _build_field(kind: Annotation, name: str, value: Json) -> Instance:
     where = f"{kind.__name__}.{name}"
     read = _FIELDS.get(where)
     return _build(_hints(kind)[name], value, where) if read is None else read(value, where)
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _hints(kind: type) -> dict[str, Annotation]:
     return get_type_hints(kind, globalns=vars(schema))
 
 
-def _checked(kind: type, data: Any, where: str) -> Any:
+def _checked(kind: type, data: Json, where: str) -> Json:
     if type(data) is not kind:
         raise _malformed(where, data)
     return data
@@ -137,46 +138,46 @@ def damaged(detail: str = "") -> TersorError:
     return TersorError(f"is damaged or not an exported program{detail and f' ({detail})'}; {AGAIN}")
 
 
-def _malformed(where: str, data: Any) -> TersorError:
+def _malformed(where: str, data: Json) -> TersorError:
     return damaged(f"{where} is {shorten(repr(data), 40)}")
 
 
 # Text -------------------------------------------------------------------------------------------------------------
 
 
-def _name(data: Any, where: str) -> str:
+def _name(data: Json, where: str) -> str:
     if not _NAME.fullmatch(_checked(str, data, where)) or keyword.iskeyword(data):
         raise _malformed(where, data)
     return data
 
 
-def _argument_name(data: Any, where: str) -> str:
+def _argument_name(data: Json, where: str) -> str:
     return data if keyword.iskeyword(data) else _name(data, where)  # some operators have an argument `from`
 
 
-def _text(data: Any, where: str) -> str:
+def _text(data: Json, where: str) -> str:
     if not _TEXT.fullmatch(_checked(str, data, where)):
         raise _malformed(where, data)
     return data
 
 
-def _texts(data: Any, where: str) -> list[str]:
+def _texts(data: Json, where: str) -> list[str]:
     return [_text(item, where) for item in _checked(list, data, where)]
 
 
-def _path(data: Any, where: str) -> str:
+def _path(data: Json, where: str) -> str:
     if any(part.startswith("__") for part in _text(data, where).split(".")):
         raise _malformed(where, data)
     return data
 
 
-def _metadata(data: Any, where: str) -> dict[str, str]:
+def _metadata(data: Json, where: str) -> dict[str, str]:
     """Of a call's metadata only the modules that it comes from, and those only if PyTorch can split their text."""
     stack = _checked(dict, data, where).get("nn_module_stack")
     return {"nn_module_stack": stack} if isinstance(stack, str) and _STACK.fullmatch(stack) else {}
 
 
-def _dialects(data: Any, where: str) -> list[str]:
+def _dialects(data: Json, where: str) -> list[str]:
     if not set(_texts(data, where)) <= set(_DIALECTS):
         raise TersorError(f"is of dialect {shorten(', '.join(data))!r}; save what torch.export.export returns")
     return data
@@ -185,7 +186,7 @@ def _dialects(data: Any, where: str) -> list[str]:
 # Operators --------------------------------------------------------------------------------------------------------
 
 
-def _calls(data: Any, where: str) -> list[schema.Node]:
+def _calls(data: Json, where: str) -> list[schema.Node]:
     """The calls of a graph; those that are refused are all named at once."""
     targets = [_checked(str, _checked(dict, call, where).get("target"), where) for call in _checked(list, data, where)]
     refused = dict.fromkeys(shorten(target) for target in targets if target != _REGION and not _is_allowed(target))
@@ -218,14 +219,14 @@ def _is_allowed(target: str) -> bool:
 # Structure of arguments and results -------------------------------------------------------------------------------
 
 
-def _call_signatures(data: Any, where: str) -> list[schema.ModuleCallEntry]:
+def _call_signatures(data: Json, where: str) -> list[schema.ModuleCallEntry]:
     """The model's own signature; those of its modules are not needed."""
     if not _checked(list, data, where):
         raise _malformed(where, data)
     return [_build(schema.ModuleCallEntry, data[0], where)]
 
 
-def _input_spec(data: Any, where: str) -> str:
+def _input_spec(data: Json, where: str) -> str:
     spec = json.loads(_tree(data, where))[1]
     kinds = [spec["type"], *(child["type"] for child in spec["children_spec"])]
     if kinds != ["builtins.tuple", "builtins.tuple", "builtins.dict"]:
@@ -235,14 +236,14 @@ def _input_spec(data: Any, where: str) -> str:
     return json.dumps([1, spec])
 
 
-def _tree(data: Any, where: str) -> str:
+def _tree(data: Json, where: str) -> str:
     protocol, spec = json.loads(_checked(str, data, where))
     if protocol != 1:
         raise _malformed(where, data)
     return json.dumps([1, _tree_node(spec, where)])
 
 
-def _tree_node(spec: Any, where: str) -> dict[str, Any]:
+def _tree_node(spec: Json, where: str) -> dict[str, Json]:
     """A node for PyTorch, which is not told of classes: it gets tuples in their place (see `frontend.structure`)."""
     kind, context, children = (_checked(dict, spec, where).get(key) for key in ("type", "context", "children_spec"))
     made = [_tree_node(child, where) for child in _checked(list, children, where)]
@@ -267,7 +268,7 @@ AGAIN = "export it again with this version of PyTorch"
 
 _REFUSED = ("as_expr", "as_custom_obj", "as_operator", "as_string_to_argument", "custom_obj", "token")
 _DROPPED = ("guards_code", "treespec_namedtuple_fields", "custom_obj_values")
-_FIELDS: dict[str, Callable[[Any, str], Any]] = {
+_FIELDS: dict[str, Callable[[Json, str], Instance]] = {
     "Argument.as_string": _text,
     "Argument.as_strings": _texts,
     "ConstantValue.as_string": _text,

@@ -20,9 +20,11 @@ class Complex:
     imaginary: Value
 
 
+Argument = Any  # of an operator's call: a value or what stands for it, a number, a dtype, a list of these
 Converted = Value | tuple[Value | None, ...]
 Converter = Callable[..., Converted]
 ConverterT = TypeVar("ConverterT", bound=Converter)
+EntryT = TypeVar("EntryT")
 ConvertedParts = Converted | Complex | tuple[Complex, ...]
 ComplexConverter = Callable[..., ConvertedParts]
 ComplexConverterT = TypeVar("ComplexConverterT", bound=ComplexConverter)
@@ -73,7 +75,7 @@ def complex_converter(*overloads: OpOverload) -> Callable[[ComplexConverterT], C
     return register
 
 
-def register_each(table: dict[OpOverload, Any], make: Callable[[Any], Converter]) -> None:
+def register_each(table: dict[OpOverload, EntryT], make: Callable[[EntryT], Converter]) -> None:
     """Register ``make(entry)`` as the converter of every overload of a table."""
     for overload, entry in table.items():
         converter(overload)(make(entry))

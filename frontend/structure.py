@@ -7,7 +7,6 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import fx
 from torch.export import ExportedProgram
@@ -15,6 +14,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils._pytree import TreeSpec
 
 from ..ir import Structure, TersorError, Tree, shorten
+from ..ir.foreign import Json, UserObject
 from ..ir.structure import class_name
 from .program import user_results
 from .program_json import PLAIN_CONTAINERS
@@ -40,7 +40,7 @@ def structure_of(program: ExportedProgram) -> Structure:
     return Structure(positional, keyword, result)
 
 
-def _constant(value: Any) -> Tree:
+def _constant(value: UserObject) -> Tree:
     plain = value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
     if not plain:
         raise TersorError(
@@ -68,7 +68,7 @@ def _tree(spec: TreeSpec, leaves: Iterator[Tree]) -> Tree:
     return _record(class_name(kind), context, children, kind)
 
 
-def _named(tree: Tree, spec: Any) -> Tree:
+def _named(tree: Tree, spec: Json) -> Tree:
     """The tree with the names of classes that a file gives; `frontend.program_json` has looked at its form."""
     children = tuple(_named(child, part) for child, part in zip(tree.children, spec["children_spec"], strict=True))
     if spec["type"] is None or spec["type"] in PLAIN_CONTAINERS:
@@ -77,7 +77,7 @@ def _named(tree: Tree, spec: Any) -> Tree:
     return _record(context if isinstance(context, str) else spec["type"], context, children)
 
 
-def _record(name: str, context: Any, children: Sequence[Tree], made_of: type | None = None) -> Tree:
+def _record(name: str, context: Json, children: Sequence[Tree], made_of: type | None = None) -> Tree:
     """The tree for a class that is registered with PyTorch's pytree: its fields are in the context, or unknown."""
     names, absent = context, []
     if isinstance(context, list) and len(context) == 2 and all(isinstance(part, list) for part in context):

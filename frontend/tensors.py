@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import fx
@@ -12,7 +11,7 @@ from torch._subclasses import FakeTensor
 from ..ir import DType, IRError, TensorType, TersorError, shorten
 
 
-def tensor_type(tensor: Any) -> TensorType | None:
+def tensor_type(tensor: object) -> TensorType | None:
     """The IR type of a traced result; None if it is not a tensor, or of an element type that the IR does not have."""
     if not isinstance(tensor, torch.Tensor):
         return None
@@ -30,7 +29,7 @@ def result_types(node: fx.Node) -> tuple[TensorType | None, ...]:
     )
 
 
-def _results(node: fx.Node) -> Sequence[Any]:
+def _results(node: fx.Node) -> Sequence[object]:
     results = node.meta.get("val")
     return results if isinstance(results, tuple | list) else (results,)
 

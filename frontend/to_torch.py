@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from ..ir import Graph, Op, TersorError, Value, WeightStore, check_inputs
+from ..ir.foreign import UserObject
 from ..ir.ops import BatchNormOp, DequantizeOp, FusedOp, QuantizeOp, WeightOp
+from .registry import Argument
 
 
 def to_torch(graph: Graph) -> GraphModule:
@@ -56,13 +57,13 @@ class GraphModule(nn.Module):
             self._keys[id] = _register(self, id, graph.weights[id].detach().clone(), False)
         self.eval()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: UserObject, **kwargs: UserObject) -> UserObject:
         """Take what the graph's structure says, or one tensor per graph input; return what the structure says.
 
         Without a structure it returns the output, or a tuple of several. State is kept in buffers.
         """
         graph = self._program.graph
-        inputs: Sequence[Any] = args
+        inputs: Sequence[UserObject] = args
         flat = not kwargs and all(isinstance(one, torch.Tensor) for one in args)
         if graph.structure is not None and not (flat and len(args) == len(graph.user_inputs)):
             inputs = graph.structure.flatten(args, kwargs)
@@ -90,7 +91,7 @@ class GraphModule(nn.Module):
             values.update(zip(op.results, results if isinstance(results, tuple) else (results,), strict=True))
         return tuple(values[value] for value in graph.outputs)
 
-    def _evaluate(self, op: Op, operands: list[Any]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def _evaluate(self, op: Op, operands: list[Argument]) -> torch.Tensor | tuple[torch.Tensor, ...]:
         if isinstance(op, WeightOp):
             return self._held(op.attrs.id)
         if isinstance(op, FusedOp):
@@ -147,7 +148,7 @@ class _Program:
                 bound = zip(op.body.inputs, op.inputs, strict=True)
                 self._find_norms(op.body, {inner: weights[outer] for inner, outer in bound if outer in weights})
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Program:
+    def __deepcopy__(self, memo: dict[int, object]) -> _Program:
         return self  # never changes, so that copies of the module can share it
 
 

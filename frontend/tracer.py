@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch._ops import OpOverload
@@ -22,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..ir import IRError, Value
 from .context import Context
 from .export import decompositions, tracing
-from .registry import CONVERTERS, Converted, Inexpressible
+from .registry import CONVERTERS, Argument, Converted, Inexpressible
 from .tensors import tensor_type
 
 _LOG = logging.getLogger("torch._subclasses.fake_tensor")
@@ -81,7 +80,13 @@ class Tracer(TorchDispatchMode):
             return self.context.weight(self.context.graph.weights.add(tensor, self._names[id(tensor)]))
         return self.context.constant(tensor, "constant")
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[Argument, ...] = (),
+        kwargs: dict[str, Argument] | None = None,
+    ) -> Argument:
         kwargs = kwargs or {}
         stand_ins = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
         if not stand_ins:
@@ -96,7 +101,14 @@ class Tracer(TorchDispatchMode):
         self._convert(func, args, kwargs, stand_ins, results)
         return results
 
-    def _convert(self, func: OpOverload, args: Any, kwargs: Any, stand_ins: Sequence[FakeTensor], results: Any) -> None:
+    def _convert(
+        self,
+        func: OpOverload,
+        args: tuple[Argument, ...],
+        kwargs: dict[str, Argument],
+        stand_ins: Sequence[FakeTensor],
+        results: Argument,
+    ) -> None:
         flat = tuple(results) if isinstance(results, tuple | list) else (results,)
         self.context.types = tuple(map(tensor_type, flat))
         self.context.used_results = frozenset(range(len(flat)))
@@ -114,7 +126,7 @@ class Tracer(TorchDispatchMode):
                 )
             self._values[id(tensor)] = tensor, value
 
-    def _decomposed(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
+    def _decomposed(self, func: OpOverload, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> Argument:
         composite, others = decompositions(frozenset(CONVERTERS))
         with self:
             if func in others:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .errors import IRError
+from .foreign import Instance
 from .traits import ChannelFlow, Cost, Narrowing, OnIntegers, Storage
 from .types import TensorType
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class Attrs:
     """Base of the frozen attribute records of ops; fields are numbers, strings, DTypes and tuples of these."""
 
-    def items(self) -> Iterator[tuple[str, Any]]:
+    def items(self) -> Iterator[tuple[str, Instance]]:
         """Field names and values, in the order of definition."""
         for entry in fields(self):
             yield entry.name, getattr(self, entry.name)
@@ -156,7 +157,7 @@ class Op:
 
     kinds: ClassVar[dict[str, type[Op]]] = {}  # every kind of op by name
 
-    def __init_subclass__(cls, *, name: str = "", attrs: type[Attrs] | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, name: str = "", attrs: type[Attrs] | None = None, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         declared = tuple(entry for entry in vars(cls).values() if isinstance(entry, Operand))
         for index, operand in enumerate(declared, start=len(cls.signature)):

@@ -9,3 +9,4 @@ Json = Any  # what `json` reads and writes
 Annotation = Any  # the type of a field, as `typing.get_type_hints` gives it: a class, a union, a generic
 Instance = Any  # what an annotation describes, made of JSON or of text
 UserObject = Any  # a model, inputs, a batch or a result, of whatever class the user has
+Array = Any  # a torch tensor, a NumPy array, or anything with ``__dlpack__``

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from .core import Op, Value
 from .errors import IRError, TersorError
+from .foreign import Array, UserObject
 from .structure import Structure
 from .traits import Cost
 from .types import TensorType
@@ -149,7 +150,7 @@ class Graph:
         missing = self.states if len(inputs) == len(self.user_inputs) else ()
         return *inputs, *(self.weights[id] for id in missing)
 
-    def returned(self, outputs: Sequence[Any]) -> Any:
+    def returned(self, outputs: Sequence[Array]) -> UserObject:
         """What a call returns, made of the graph's outputs; new state at their end is left out."""
         outputs = outputs[: len(self.user_outputs)]
         if self.structure is not None:

@@ -7,11 +7,12 @@ import math
 import re
 from collections.abc import Iterator
 from types import UnionType
-from typing import Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+from typing import NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
 from . import ops as _ops  # noqa: F401  (defines the kinds of op)
 from .core import Attrs, Op, Value
 from .errors import IRError, shorten
+from .foreign import Annotation, Array, Instance
 from .graph import Graph
 from .names import suggest
 from .printer import print_attr
@@ -44,7 +45,7 @@ class _Token(NamedTuple):
     column: int
 
 
-def parse(text: str, weights: WeightStore | dict[str, Any] | None = None) -> Graph:
+def parse(text: str, weights: WeightStore | dict[str, Array] | None = None) -> Graph:
     """Read a graph from IR text.
 
     Parameters
@@ -251,7 +252,7 @@ class _Parser:
         return text
 
     def parse_attrs(self, kind: type[Op], at: _Token) -> Attrs:
-        given: dict[str, Any] = {}
+        given: dict[str, Instance] = {}
         known = get_type_hints(kind.attrs_type)
         if self.accept("{"):
             for _ in self.items("}"):
@@ -270,7 +271,7 @@ class _Parser:
         except (TypeError, ValueError) as error:
             self.fail(f"attributes of {kind.name}: {error}", at)
 
-    def parse_attr(self) -> Any:
+    def parse_attr(self) -> Instance:
         if self.accept("["):
             return tuple([self.parse_attr() for _ in self.items("]")])
         token = self.next
@@ -288,7 +289,7 @@ class _Parser:
         return DType(token.text)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _fits(value: Instance, hint: Annotation) -> bool:
     """Whether an attribute value is of the type that the attribute record declares."""
     if isinstance(hint, UnionType):
         return any(_fits(value, choice) for choice in get_args(hint))

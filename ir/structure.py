@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch.utils import _pytree as pytree
 
 from .errors import TersorError, shorten
+from .foreign import Array, UserObject
 from .names import suggest
 
 Constant = None | bool | int | float | str
@@ -71,7 +71,7 @@ class Tree:
         """Names of classes in whose place dicts and tuples come back."""
         return [node.name for node in self.nodes() if node.name and node.made_of is None]
 
-    def flatten(self, value: Any, where: str) -> Iterator[Any]:
+    def flatten(self, value: UserObject, where: str) -> Iterator[UserObject]:
         """What stands in the place of each tensor; raises TersorError, naming ``where``, for another structure."""
         if self.kind == "tensor":
             if value is None or isinstance(value, tuple | list | Mapping):
@@ -88,7 +88,7 @@ class Tree:
             for child, name, item in zip(self.children, names, self._members(value, where), strict=True):
                 yield from child.flatten(item, f"{where}[{name!r}]")
 
-    def _members(self, value: Any, where: str) -> Sequence[Any]:
+    def _members(self, value: UserObject, where: str) -> Sequence[UserObject]:
         if isinstance(value, Mapping):
             if set(value) == set(self.keys):
                 return [value[key] for key in self.keys]
@@ -104,7 +104,7 @@ class Tree:
             return f"{self.name or 'a dict'} with {', '.join(map(repr, self.keys))}"
         return f"a {self.kind} of {len(self.children)}"
 
-    def build(self, tensors: Iterator[Any]) -> Any:
+    def build(self, tensors: Iterator[Array]) -> UserObject:
         """The value, with one of ``tensors`` in the place of each tensor."""
         if self.kind == "tensor":
             return next(tensors)
@@ -140,7 +140,7 @@ class Structure:
         """The structure with the classes that this process knows."""
         return Structure(*(tree.with_classes() for tree in (self.positional, self.keyword, self.result)))
 
-    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    def flatten(self, args: Sequence[UserObject], kwargs: Mapping[str, UserObject]) -> list[UserObject]:
         """What a call gives for each tensor; raises TersorError when the call is not like that of the example inputs.
 
         Positional arguments may be given by their names, and those that were None may be left out.
@@ -148,7 +148,7 @@ class Structure:
         given = dict(kwargs)
         if len(args) > len(self.positional.children):
             raise TersorError(f"takes {len(self.positional.children)} positional arguments, got {len(args)}")
-        leaves: list[Any] = []
+        leaves: list[UserObject] = []
         names = self.positional.keys or [None] * len(self.positional.children)
         for index, (tree, name) in enumerate(zip(self.positional.children, names, strict=True)):
             where = f"argument {index if name is None else name!r}"
@@ -178,7 +178,7 @@ def _find_class(tree: Tree) -> type | None:
     """The class that a tree names, if the process has registered it, and it has the tree's fields."""
     if not tree.name:
         return None
-    found: Any = next((kind for kind in pytree.SUPPORTED_NODES if _is_named(kind, tree.name)), None)
+    found: type | None = next((kind for kind in pytree.SUPPORTED_NODES if _is_named(kind, tree.name)), None)
     if found is None or not all(isinstance(key, str) for key in tree.keys):
         return None
     if issubclass(found, tuple):
@@ -191,11 +191,11 @@ def _find_class(tree: Tree) -> type | None:
     return found if fits else None
 
 
-def _is_named(kind: Any, name: str) -> bool:
+def _is_named(kind: object, name: str) -> bool:
     return isinstance(kind, type) and class_name(kind) == name
 
 
-def _make(kind: Any, keys: Sequence[Any], members: list[Any]) -> Any:
+def _make(kind: type, keys: Sequence[UserObject], members: list[UserObject]) -> UserObject:
     if issubclass(kind, tuple):
         return kind(*members) if hasattr(kind, "_fields") else kind(members)  # the latter: torch.return_types
     if kind in pytree.SUPPORTED_NODES and not dataclasses.is_dataclass(kind):
@@ -203,7 +203,7 @@ def _make(kind: Any, keys: Sequence[Any], members: list[Any]) -> Any:
     return kind(**dict(zip(keys, members, strict=True)))
 
 
-def _describe(value: Any) -> str:
+def _describe(value: UserObject) -> str:
     if value is None:
         return "None"
     if isinstance(value, Mapping):

@@ -15,9 +15,10 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, NoReturn, get_type_hints
+from typing import NoReturn, get_type_hints
 
 from ..ir import TersorError, suggest
+from ..ir.foreign import Instance
 from .base import Pass
 from .options import BARE, Quoted, RawValue, convert, print_value
 from .registry import find_pass, pass_names
@@ -169,8 +170,8 @@ class _Parser:
         except ValueError as error:
             self.fail(f"pass {name!r}: {error}", start)
 
-    def options(self, kind: type[Pass]) -> dict[str, Any]:
-        given: dict[str, Any] = {}
+    def options(self, kind: type[Pass]) -> dict[str, Instance]:
+        given: dict[str, Instance] = {}
         if not self.accept("{"):
             return given
         hints = get_type_hints(kind)

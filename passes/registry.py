@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from enum import EnumType
-from typing import Any, TypeVar, dataclass_transform, get_type_hints
+from typing import TypeVar, dataclass_transform, get_type_hints
 
 from ..ir import TersorError, suggest
-from ..ir.foreign import Annotation
+from ..ir.foreign import Annotation, Instance
 from .base import Exactness, Pass
 from .name_table import NameTable
 
@@ -42,7 +42,7 @@ class PassOption:
 
     name: str
     type: str
-    default: Any
+    default: Instance
     required: bool
     choices: tuple[str, ...] = ()
     summary: str = ""

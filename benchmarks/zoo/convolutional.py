@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
-from typing import Any
 
 from torch import nn
+
+from tersor.ir.foreign import Instance
 
 from .entry import Entry, Integers, Numbers
 
@@ -188,7 +189,7 @@ def entries() -> Iterator[Entry]:
             for name in names.split():
                 usual = (32, 32) if file.endswith("_cifar") else MAP_SIZE if family in MAPS else (224, 224)
                 size = SIZES.get(name, usual)
-                options: dict[str, Any] = {"in_size": size} if family in MAPS and name not in GREY else {}
+                options: dict[str, Instance] = {"in_size": size} if family in MAPS and name not in GREY else {}
                 options |= {"return_heatmap": True} if file in HEATED else {}
                 picture = Numbers((1, 1 if name in GREY else 3, *size))
                 yield Entry(name, family, partial(make, file, name, **options), (picture,))
@@ -198,6 +199,6 @@ def entries() -> Iterator[Entry]:
             yield Entry(name, "Speech", partial(make, file, name, from_audio=False), inputs)
 
 
-def make(file: str, name: str, **options: Any) -> nn.Module:
+def make(file: str, name: str, **options: Instance) -> nn.Module:
     """A network of the package; it brings no weights."""
     return getattr(import_module(f"pytorchcv.models.{file}"), name)(**options)

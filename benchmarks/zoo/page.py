@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, Undefined
 
@@ -13,6 +12,7 @@ from benchmarks.peers import Precision
 from benchmarks.tables import AGREEMENT
 from tersor.ir import shorten
 from tersor.ir.files import write_text
+from tersor.ir.foreign import Json
 
 from .catalog import ZOO
 from .stages import THREADS, Record, Stage
@@ -56,7 +56,7 @@ def _passed(record: Record) -> list[Stage]:
     return [] if record["stage"] is None else stages[: stages.index(Stage(record["stage"])) + 1]
 
 
-def _times(number: Any, factor: float, digits: int) -> str:
+def _times(number: Json, factor: float, digits: int) -> str:
     return "" if number is None or isinstance(number, Undefined) else f"{number * factor:.{digits}f}"
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,13 +17,17 @@ from torch.utils import _pytree as pytree
 
 import tersor
 from benchmarks.harness import ExecutableRunner, Schedule, difference, measure
-from benchmarks.peers import Network, OnnxRuntime
+from benchmarks.peers import Network, OnnxRuntime, Runner
 from tersor import TersorError, from_torch
 from tersor.frontend.errors import UnsupportedError
+from tersor.ir.foreign import Json
 
 from .entry import Entry
 
-Record = dict[str, Any]
+if TYPE_CHECKING:
+    from tersor.targets import Executable
+
+Record = dict[str, Json]
 THREADS = 2
 BATCH = 4  # of the passes that settle batch normalisations
 PASSES = 2
@@ -78,7 +82,7 @@ def examine(entry: Entry, stage: Stage, record: Callable[[Record], None]) -> Non
     A failure ends it, and is recorded as ``failed``, the stage, and ``why``, in one line; ``refused`` lists operators.
     """
     known: Record = {"stage": None}
-    made: list[Any] = []  # the compiled model, which is no part of a record
+    made: list[Executable] = []  # the compiled model, which is no part of a record
     try:
         module, inputs = entry.build()
     except Exception as error:
@@ -133,7 +137,7 @@ def check_usable(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         raise UnusableEntry(f"PyTorch cannot run it: {_in_one_line(error)}") from error
 
 
-def compiled(module: nn.Module, entry: Entry, inputs: tuple[torch.Tensor, ...], made: list[Any]) -> Record:
+def compiled(module: nn.Module, entry: Entry, inputs: tuple[torch.Tensor, ...], made: list[Executable]) -> Record:
     """The processor seconds that compiling takes, and how far the result, which is appended, is from PyTorch."""
     settle(module, entry)
     expected = outputs_of(module, inputs)
@@ -147,9 +151,9 @@ def compiled(module: nn.Module, entry: Entry, inputs: tuple[torch.Tensor, ...], 
     return {"compile_seconds": seconds, "difference": difference(expected, actual)}
 
 
-def timed(module: nn.Module, inputs: tuple[torch.Tensor, ...], executable: Any) -> Record:
+def timed(module: nn.Module, inputs: tuple[torch.Tensor, ...], executable: Executable) -> Record:
     """Median seconds of a call beside ONNX Runtime's; its own reason instead where it cannot run the model."""
-    runners: list[Any] = [ExecutableRunner(executable)]
+    runners: list[Runner] = [ExecutableRunner(executable)]
     found: Record = {}
     with tempfile.TemporaryDirectory() as folder:
         network = Network(FlatOutputs(module).eval(), inputs, Path(folder))

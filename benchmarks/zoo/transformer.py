@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from torch import nn
+
+from tersor.ir.foreign import Instance
 
 from .entry import Entry, Input, Integers, Numbers
 
@@ -21,7 +22,7 @@ SOUND = (Numbers((1, SAMPLES)),)
 SPECTROGRAM = (Numbers((1, BANDS, FRAMES)),)
 TRANSPOSED = (Numbers((1, FRAMES, BANDS)),)
 
-Options = dict[str, Any]
+Options = dict[str, Instance]
 USUAL: Options = {
     "hidden_size": WIDTH,
     "num_hidden_layers": LAYERS,

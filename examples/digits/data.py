@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +82,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return functional.grid_sample(images, grid, align_corners=False)
 
 
-def accuracy(model: Callable[[Tensor], Any], digits: Digits, batch: int = 1) -> float:
+def accuracy(model: Callable[[Tensor], Tensor], digits: Digits, batch: int = 1) -> float:
     """Share of ``digits`` that a model recognises, called with ``batch`` pictures at a time, which must divide them."""
     hits = 0
     with torch.no_grad():

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +150,6 @@ def calibration() -> list[tuple[Tensor]]:
     return [(image,) for image in data.load()[0].images[:CALIBRATION].split(1)]
 
 
-def evaluate(model: Callable[[Tensor], Any]) -> float:
+def evaluate(model: Callable[[Tensor], Tensor]) -> float:
     """Share of the test pictures, given one by one, that a model recognises."""
     return data.accuracy(model, data.load()[1])

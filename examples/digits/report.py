@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from rich.table import Table
 
 from benchmarks.harness import machine, versions
 from benchmarks.results import write
 from benchmarks.tables import milliseconds, new_table
+from tersor.ir.foreign import Json
 
 from . import data
 from .studies import Change, Study
@@ -54,7 +54,7 @@ def changes_table(title: str, studies: Sequence[Study]) -> Table:
 
 def save(path: Path, results: Mapping[str, Sequence[Study]]) -> None:
     """Write results to a file of JSON; what other studies wrote there stays."""
-    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    content: dict[str, Json] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     train, test = data.load()
     content |= {
         "machine": machine(),

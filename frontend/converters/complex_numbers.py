@@ -5,15 +5,13 @@ Operators that move elements, and linear ones, treat both parts as they treat re
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.utils._pytree import tree_map_only
 
 from ...ir import Value, ops
 from ..context import Context, Number
 from ..expressions import Expression
-from ..registry import CONVERTERS, Complex, ComplexConverter, ConvertedParts, Converter, complex_converter
+from ..registry import CONVERTERS, Argument, Complex, ComplexConverter, ConvertedParts, Converter, complex_converter
 from . import activation, data_movement, identity, reduction  # noqa: F401  (their converters are used below)
 from .windows import concat
 
@@ -24,9 +22,9 @@ Operand = Value | Complex | Number | complex
 def _each_part(convert: Converter) -> ComplexConverter:
     """Of both parts, what the operator makes of real numbers."""
 
-    def converted(ctx: Context, *args: Any, **options: Any) -> ConvertedParts:
-        real: Any = convert(ctx, *tree_map_only(Complex, lambda one: one.real, args), **options)
-        imaginary: Any = convert(ctx, *tree_map_only(Complex, lambda one: one.imaginary, args), **options)
+    def converted(ctx: Context, *args: Argument, **options: Argument) -> ConvertedParts:
+        real: Argument = convert(ctx, *tree_map_only(Complex, lambda one: one.real, args), **options)
+        imaginary: Argument = convert(ctx, *tree_map_only(Complex, lambda one: one.imaginary, args), **options)
         if isinstance(real, tuple):
             return tuple(Complex(*parts) for parts in zip(real, imaginary, strict=True))
         return Complex(real, imaginary)
@@ -108,7 +106,7 @@ def polar(ctx: Context, radius: Value, angle: Value) -> Complex:
 
 
 @complex_converter(aten._to_copy.default, aten.to.dtype)
-def to(ctx: Context, x: Value | Complex, *args: Any, **options: Any) -> Value | Complex:
+def to(ctx: Context, x: Value | Complex, *args: object, **options: object) -> Value | Complex:
     """From real numbers, to them, or to other parts."""
     dtype = next((one for one in (*args, *options.values()) if isinstance(one, torch.dtype)), torch.complex64)
     real, imaginary = _parts(ctx, x)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch._ops import OpOverload
 
 from ...ir import Value
 from ..context import Context, Number
-from ..registry import Converter, converter, register_each
+from ..registry import Argument, Converter, converter, register_each
 
 aten = torch.ops.aten
 
 
 def _filled(number: Number) -> Callable[..., Value]:
-    def convert(ctx: Context, *args: Any, **options: Any) -> Value:
+    def convert(ctx: Context, *args: object, **options: object) -> Value:
         return ctx.full(number, ctx.result_type)  # shape and element type are those that PyTorch computed
 
     return convert
@@ -40,7 +39,7 @@ register_each(
 
 
 @converter(aten.full.default, aten.full_like.default, aten.new_full.default)
-def full(ctx: Context, like: Any, *args: Any, **options: Any) -> Value:
+def full(ctx: Context, like: object, *args: Argument, **options: object) -> Value:
     return ctx.full(args[-1], ctx.result_type)
 
 
@@ -55,14 +54,14 @@ def fill_tensor(ctx: Context, x: Value, value: Value) -> Value:
 
 
 @converter(aten.scalar_tensor.default)
-def scalar_tensor(ctx: Context, number: Number, **options: Any) -> Value:
+def scalar_tensor(ctx: Context, number: Number, **options: object) -> Value:
     return ctx.full(number, ctx.result_type)
 
 
 def _computed(overload: OpOverload) -> Converter:
     name = str(overload).split(".")[1]
 
-    def convert(ctx: Context, *args: Any, **options: Any) -> Value:
+    def convert(ctx: Context, *args: Argument, **options: object) -> Value:
         placement = {"device": "cpu", "dtype": ctx.dtype.torch, "pin_memory": False, "layout": torch.strided}
         return ctx.constant(overload(*args, **placement), name)
 

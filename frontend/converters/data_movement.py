@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -31,7 +30,7 @@ aten = torch.ops.aten
     aten.unsqueeze.default,
     aten.view_as.default,
 )
-def reshape(ctx: Context, x: Value, *args: Any) -> Value:
+def reshape(ctx: Context, x: Value, *args: object) -> Value:
     return ctx.reshape(x, ctx.result_type.shape)  # PyTorch has worked the shape out
 
 
@@ -54,7 +53,7 @@ def transpose_matrix(ctx: Context, x: Value) -> Value:
 
 
 @converter(aten.expand.default, aten.expand_as.default)
-def expand(ctx: Context, x: Value, *args: Any, **options: Any) -> Value:
+def expand(ctx: Context, x: Value, *args: object, **options: object) -> Value:
     return ctx.expand(x, ctx.result_type.shape)
 
 
@@ -108,7 +107,7 @@ def _split(ctx: Context, x: Value, axis: int, sizes: Sequence[int]) -> tuple[Val
     aten.unsafe_chunk.default,
     aten.unsafe_split.Tensor,
 )
-def split(ctx: Context, x: Value, sizes: Any, dim: int = 0) -> Converted:
+def split(ctx: Context, x: Value, sizes: object, dim: int = 0) -> Converted:
     axis = axis_of(dim, len(x.shape))
     return _split(ctx, x, axis, [type.shape[axis] for type in ctx.types if type is not None])
 
@@ -149,7 +148,7 @@ def _replace(ctx: Context, x: Value, new: Value, axis: int, first: int, last: in
 
 
 @converter(aten.resize.default)
-def resize(ctx: Context, x: Value, size: Sequence[int], **options: Any) -> Value:
+def resize(ctx: Context, x: Value, size: Sequence[int], **options: object) -> Value:
     if math.prod(size) != x.type.size or not ctx.row_major:
         ctx.refuse("another size, or memory that is not contiguous; use reshape")
     return ctx.reshape(x, size)

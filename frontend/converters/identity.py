@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from ...ir import Value
@@ -21,12 +19,12 @@ aten = torch.ops.aten
     aten.detach_.default,
     aten.lift_fresh_copy.default,
 )
-def same(ctx: Context, x: Value, **options: Any) -> Value:
+def same(ctx: Context, x: Value, **options: object) -> Value:
     return x
 
 
 @converter(aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other)
-def to(ctx: Context, x: Value, *args: Any, **options: Any) -> Value:
+def to(ctx: Context, x: Value, *args: object, **options: object) -> Value:
     return ctx.cast(x, ctx.dtype)
 
 

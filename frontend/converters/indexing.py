@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch._ops import OpOverload
@@ -17,7 +16,7 @@ from torch._ops import OpOverload
 from ...ir import DType, Value
 from ...ir.ops import AddOp, EmbeddingOp, LtOp, MulOp, WhereOp
 from ..context import Context, axis_of
-from ..registry import Converter, converter, register_each
+from ..registry import Argument, Converter, converter, register_each
 
 aten = torch.ops.aten
 
@@ -65,7 +64,7 @@ def gather(ctx: Context, x: Value, dim: int, index: Value, sparse_grad: bool = F
 
 
 def _picked(view: OpOverload) -> Converter:
-    def convert(ctx: Context, x: Value, *args: Any, **options: Any) -> Value:
+    def convert(ctx: Context, x: Value, *args: Argument, **options: Argument) -> Value:
         return take(ctx, ctx.reshape(x, (math.prod(x.shape),)), 0, positions_of(ctx, view, x, *args, **options))
 
     return convert
@@ -75,7 +74,7 @@ _VIEWS = (aten.diagonal.default, aten.as_strided.default, aten.unfold.default)
 register_each({view: view for view in _VIEWS}, _picked)
 
 
-def positions_of(ctx: Context, view: OpOverload, x: Value, *args: Any, **options: Any) -> torch.Tensor:
+def positions_of(ctx: Context, view: OpOverload, x: Value, *args: Argument, **options: Argument) -> torch.Tensor:
     """Where the elements of a view of ``x`` are among all of its elements."""
     if view is aten.as_strided.default and not ctx.row_major:
         ctx.refuse("strides of a tensor that is not contiguous; call .contiguous() first")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -211,7 +210,7 @@ def _affine(ctx: Context, x: Value, weight: Value | None, bias: Value | None) ->
 
 
 def _softmax(log: bool) -> Converter:
-    def convert(ctx: Context, x: Value, dim: int, *_: Any, **_options: Any) -> Value:
+    def convert(ctx: Context, x: Value, dim: int, *_: object, **_options: object) -> Value:
         """What else is given decides the type of the result, which is known."""
         attrs = SoftmaxOp.attrs_type(axis=axis_of(dim, len(x.shape)), log=log)
         line = x if x.shape else ctx.reshape(x, (1,))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
@@ -17,14 +16,14 @@ aten = torch.ops.aten
 
 
 def _scan(kind: type[Op]) -> Converter:
-    def convert(ctx: Context, x: Value, dim: int, **options: Any) -> Value:
+    def convert(ctx: Context, x: Value, dim: int, **options: object) -> Value:
         given = ctx.cast(x, ctx.dtype)
         return _along(ctx, kind, given, dim)
 
     return convert
 
 
-def _along(ctx: Context, kind: type[Op], x: Value, dim: int, **attrs: Any) -> Value:
+def _along(ctx: Context, kind: type[Op], x: Value, dim: int, **attrs: int) -> Value:
     """An op along one axis; a tensor of rank 0 has one, too."""
     line = x if x.shape else ctx.reshape(x, (1,))
     result = ctx.emit(kind, line, attrs=kind.attrs_type(axis=axis_of(dim, len(x.shape)), **attrs))

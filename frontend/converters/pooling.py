@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ...ir import DType, Op, Value
+from ...ir import Attrs, DType, Op, Value
 from ...ir.ops import (
     AdaptiveAvgPool2dOp,
     AddOp,
@@ -23,7 +23,7 @@ from ...ir.ops import (
     MaxPool3dOp,
     MulOp,
 )
-from ...ir.ops.pooling import Pool3dAttrs, PoolOp
+from ...ir.ops.pooling import Pool2dAttrs, Pool3dAttrs, PoolOp
 from ..context import Context, pair, triple
 from ..registry import Converted, Converter, converter, register_each
 from .indexing import take
@@ -74,7 +74,7 @@ def _attrs(
     return kind.attrs_type(**{name: each(numbers) for name, numbers in window.items()}, **others)
 
 
-def _with_indices(ctx: Context, x: Value, largest: Value, attrs: Any) -> Converted:
+def _with_indices(ctx: Context, x: Value, largest: Value, attrs: Pool2dAttrs | Pool3dAttrs) -> Converted:
     """``largest`` and where it lies in its plane: where the window begins, plus what its tap adds."""
     if 1 not in ctx.used_results:
         return largest, None
@@ -109,14 +109,16 @@ def _avg_pool(kind: type[PoolOp]) -> Converter:
 register_each({aten.avg_pool2d.default: AvgPool2dOp, aten.avg_pool3d.default: AvgPool3dOp}, _avg_pool)
 
 
-def _mean_over_depth(ctx: Context, x: Value, attrs: Any, divisor: int | None) -> Value:
+def _mean_over_depth(ctx: Context, x: Value, attrs: Pool2dAttrs | Pool3dAttrs, divisor: int | None) -> Value:
     """Neighbouring channels, as response normalisation averages them: a sum of slices, which one kernel computes."""
     windows = Windows.over(x.shape[2:], attrs.kernel, attrs.stride, attrs.padding, attrs.dilation)
     total = functools.reduce(lambda one, other: ctx.emit(AddOp, one, other), windows.parts(ctx, x))
     return ctx.emit(MulOp, total, ctx.operand(1 / (divisor or attrs.kernel[0]), x.type.dtype))
 
 
-def _divided(ctx: Context, means: Value, plane: Sequence[int], attrs: Any, divisor: int | None) -> Value:
+def _divided(
+    ctx: Context, means: Value, plane: Sequence[int], attrs: Pool2dAttrs | Pool3dAttrs, divisor: int | None
+) -> Value:
     """Means as sums over ``divisor``: times what they have been divided by, and divided by that."""
     if divisor is None:
         return means
@@ -186,7 +188,7 @@ def _adaptive_max(ctx: Context, x: Value, size: Sequence[int]) -> Converted:
     return largest, ctx.reshape(indices, shape)
 
 
-def _batched(ctx: Context, kind: type[Op], x: Value, attrs: Any) -> Value:
+def _batched(ctx: Context, kind: type[Op], x: Value, attrs: Attrs) -> Value:
     """Pool [C,H,W], or [C,D,H,W], as a batch of one."""
     if len(x.shape) == (5 if isinstance(attrs, Pool3dAttrs) else 4):
         return ctx.emit(kind, x, attrs=attrs)

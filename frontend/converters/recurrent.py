@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from ...ir import TensorType, Value
 from ...ir.ops import AddOp, ConcatOp, GruOp, LinearOp, LstmOp, RecurrentAttrs, RecurrentOp, ReluRnnOp, TanhRnnOp
 from ..context import Context
-from ..registry import Converted, Converter, converter, register_each
+from ..registry import Argument, Converted, Converter, converter, register_each
 
 aten = torch.ops.aten
 
 
 @converter(aten.lstm.input)
-def lstm(ctx: Context, x: Value, hx: Sequence[Value], params: Sequence[Value], *options: Any) -> Converted:
+def lstm(ctx: Context, x: Value, hx: Sequence[Value], params: Sequence[Value], *options: Argument) -> Converted:
     return _layers(ctx, LstmOp, x, hx, params, *options)
 
 
 def _simple(kind: type[RecurrentOp]) -> Converter:
-    def convert(ctx: Context, x: Value, hx: Value, params: Sequence[Value], *options: Any) -> Converted:
+    def convert(ctx: Context, x: Value, hx: Value, params: Sequence[Value], *options: Argument) -> Converted:
         return _layers(ctx, kind, x, [hx], params, *options)
 
     return convert

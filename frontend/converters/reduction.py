@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -36,7 +35,7 @@ _OF_NOTHING: dict[type[Op], Number] = {SumOp: 0, ProdOp: 1, MeanOp: math.nan, Ma
 
 
 def _sum_or_mean(kind: type[Op]) -> Converter:
-    def convert(ctx: Context, x: Value, dim: Dims = None, keepdim: bool = False, **options: Any) -> Value:
+    def convert(ctx: Context, x: Value, dim: Dims = None, keepdim: bool = False, **options: object) -> Value:
         return reduce_axes(ctx, kind, ctx.cast(x, ctx.dtype), dim, keepdim)
 
     return convert

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch._ops import OpOverload
 
 from ...ir import DType, Value, ops
 from ..context import Context, Number, axis_of
-from ..registry import Converter, converter, register_each
+from ..registry import Argument, Converter, converter, register_each
 from .arithmetic import floor_divide
 from .indexing import MASKS, as_column, as_table, element_rows, indexed, linear_rows, positions_of
 from .windows import lowest
@@ -200,7 +199,7 @@ _NEUTRAL: dict[str, Callable[[DType], Number]] = {"prod": lambda dtype: 1, "amax
 
 
 def _written(view: OpOverload) -> Converter:
-    def convert(ctx: Context, x: Value, src: Value, *args: Any, **options: Any) -> Value:
+    def convert(ctx: Context, x: Value, src: Value, *args: Argument, **options: Argument) -> Value:
         positions = ctx.constant(positions_of(ctx, view, x, *args, **options), "positions")
         return _put_elements(ctx, positions)(x, src, "replace")
 

@@ -13,7 +13,7 @@ import torch
 from ...ir import DType, TensorType, TersorError, shorten
 from ...ir.names import suggest
 from . import operators as _operators  # noqa: F401  (fills the table of operators)
-from .known import DTYPES
+from .known import DTYPES, Attribute
 from .registry import OPERATORS
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class OnnxNode:
     label: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, Attribute]
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class _Reader:
             more = f" and {len(labels) - _NAMES_SHOWN} more" if len(labels) > _NAMES_SHOWN else ""
             self.problems.append(f"{what} (at {', '.join(repr(shorten(x)) for x in labels[:_NAMES_SHOWN])}{more})")
 
-    def _attribute(self, proto: onnx.AttributeProto) -> Any:
+    def _attribute(self, proto: onnx.AttributeProto) -> Attribute:
         from onnx import AttributeProto, helper
 
         if proto.type == AttributeProto.GRAPH:

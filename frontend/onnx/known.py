@@ -24,25 +24,27 @@ DTYPES = {
     16: torch.bfloat16,
 }
 
+Attribute = Any  # of a node: a number, a text, a tensor, a graph, or a list of these
+
 
 def refuse(reason: str) -> NoReturn:
     """Give up this node, for the reason given."""
     raise Inexpressible(reason)
 
 
-def is_known(x: Any) -> bool:
+def is_known(x: Attribute) -> bool:
     """Whether a tensor has numbers."""
     return not isinstance(x, FakeTensor)
 
 
-def known(x: Any) -> Any:
+def known(x: Attribute) -> Attribute:
     """A tensor's numbers, nested in lists; what is no tensor, as it is."""
     if not is_known(x):
         refuse("an input that says a shape, an axis or the like depends on the data")
     return x.tolist() if isinstance(x, torch.Tensor) else x
 
 
-def numbers(x: torch.Tensor | Sequence[Any] | int | float | None) -> list[Any]:
+def numbers(x: torch.Tensor | Sequence[Attribute] | int | float | None) -> list[Attribute]:
     """All numbers of a tensor or an attribute; none for None."""
     flat = known(x.reshape(-1) if isinstance(x, torch.Tensor) else x)
     if flat is None:
@@ -50,7 +52,7 @@ def numbers(x: torch.Tensor | Sequence[Any] | int | float | None) -> list[Any]:
     return list(flat) if isinstance(flat, list | tuple) else [flat]
 
 
-def number(x: Any) -> Any:
+def number(x: Attribute) -> Attribute:
     """The only number of a tensor or an attribute; None for None."""
     if x is None:
         return None
@@ -67,7 +69,7 @@ def dtype_of(code: int) -> torch.dtype:
     return DTYPES[code]
 
 
-def default_only(**attributes: Any) -> None:
+def default_only(**attributes: Attribute) -> None:
     """Refuse attributes that have been set: the names of those that are true are told."""
     for name, value in attributes.items():
         if value:

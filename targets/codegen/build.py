@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from ...ir import Cost, Graph
 from ..machines.catalog import host_machine
@@ -11,7 +10,7 @@ from ..machines.families import backend_of, family_of
 from ..machines.target import Cpu, Target
 from ..machines.toolchain import find_toolchain
 from ..runtime.compiled_model import CompiledModel
-from ..runtime.executable import Executable
+from ..runtime.executable import Executable, Report
 from ..runtime.model_info import KernelInfo, ModelInfo, described
 from ..runtime.ports import ports
 from ..runtime.virtual_machine import LinkedCode
@@ -26,7 +25,7 @@ def compile_graph(
     *,
     threads: int | None = None,
     choose: Choose | None = None,
-    report: Any = None,
+    report: Report = None,
     begin: Callable[[str], None] = lambda stage: None,
 ) -> Executable:
     """Compile an optimized graph, to which the pass ``layout`` has been applied, for ``target``.

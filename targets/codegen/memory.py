@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -101,7 +100,7 @@ def _pack(buffers: list[_Buffer]) -> int:
 
     No order is best for all graphs, so each is tried: by size, by lifetime, by both, and in order of execution.
     """
-    orders: list[Callable[[_Buffer], Any]] = [
+    orders: list[Callable[[_Buffer], int | tuple[int, int]]] = [
         lambda b: -b.size,
         lambda b: (b.first - b.last, -b.size),
         lambda b: (b.first - b.last - 1) * b.size,

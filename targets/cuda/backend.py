@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import tvm
@@ -16,7 +15,7 @@ from ...ir.files import temporary_folder
 from ..machines.target import Gpu
 from ..machines.toolchain import find_toolchain
 from ..runtime.compiled_model import CompiledModel
-from ..runtime.executable import Executable
+from ..runtime.executable import Executable, Report
 from ..runtime.model_info import ModelInfo
 from ..runtime.ports import ports
 from ..runtime.virtual_machine import LinkedCode
@@ -32,7 +31,7 @@ _CUDA_RUNTIME = "libcudart.so.13"  # what apache-tvm 0.27 is linked with
 
 
 def compile_graph(
-    graph: Graph, target: Gpu, *, threads: int | None, report: Any, begin: Callable[[str], None]
+    graph: Graph, target: Gpu, *, threads: int | None, report: Report, begin: Callable[[str], None]
 ) -> Executable:
     """Compile an optimized graph for a GPU, which need not be in this machine.
 
@@ -100,7 +99,7 @@ def load_code(path: Path) -> LinkedCode:
     return LinkedCode.load(path)
 
 
-def machine(module: Any, constants: Sequence[torch.Tensor]) -> CudaMachine:
+def machine(module: tvm.runtime.Module, constants: Sequence[torch.Tensor]) -> CudaMachine:
     """Something to run a loaded program with."""
     return CudaMachine(module, constants)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +18,9 @@ from ..runtime.model_info import KernelInfo, ModelInfo, Port, described
 from ..runtime.ports import STORED_AS, ports
 from ..runtime.signature import Buffer, read_signature
 from .manifest import ArtifactError, Constant
+
+if TYPE_CHECKING:
+    import tvm
 
 _ELF_MACHINES = {"x86_64": 62, "aarch64": 183}  # e_machine of the ELF specification
 _ELF_HEADER = struct.Struct("<4sBB12xH")  # magic number, class, byte order, machine
@@ -88,7 +91,7 @@ def check_graph(info: ModelInfo, graph: Graph) -> None:
             raise ArtifactError(f"kernel {index} of the manifest belongs to no op of the graph")
 
 
-def check_code(info: ModelInfo, constants: Iterable[Constant], module: Any) -> None:
+def check_code(info: ModelInfo, constants: Iterable[Constant], module: tvm.runtime.Module) -> None:
     """See that inputs, outputs, constants, kernels and memory are those that loaded code for a processor has.
 
     Raises

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from ...ir import DType, Graph, TensorType, TersorError, shorten, suggest
 from ...ir.files import temporary_folder
+from ...ir.foreign import Array, Json, UserObject
 from ..machines.catalog import native_name, usable_cores
 from ..machines.families import backend_of
 from ..machines.features import obstacle_here
@@ -28,6 +29,9 @@ from .writers import READERS, WRITERS
 
 _LONGEST_REASON = 300  # characters of another library's message
 MOST_THREADS = 1024  # of one call on another machine, as for the program of a bundle
+
+Report = Any  # what the passes did: `tersor.passes.report.Report`, None after loading; carried, never looked into
+Machine = Any  # what runs loaded code: `VirtualMachine`, or what the backend of a family has instead
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class BenchmarkResult:
     kernels: tuple[KernelTime, ...] = ()
     activation_bytes: int = 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Plain numbers and strings."""
         return asdict(self)
 
@@ -103,7 +107,7 @@ class Executable:
         self,
         model: CompiledModel,
         *,
-        report: Any = None,
+        report: Report = None,
         threads: int | None = None,
     ) -> None:
         self.model = model
@@ -116,7 +120,7 @@ class Executable:
             for name, port in zip(model.info.states, self._state_ports, strict=True)
         ]
         self._obstacle = obstacle_here(model.info.target)
-        self._vm: Any = None if model.code.module is None else _machine(model)
+        self._vm: Machine = None if model.code.module is None else _machine(model)
         self._lock = call_lock()
         self.threads = threads if threads is not None else usable_cores()
 
@@ -146,7 +150,7 @@ class Executable:
     def threads(self, threads: int) -> None:
         self._threads = check_threads(threads, self.info.target)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: UserObject, **kwargs: UserObject) -> UserObject:
         """Run the model.
 
         Parameters
@@ -177,14 +181,14 @@ class Executable:
         as_numpy = bool(inputs) and isinstance(inputs[0], np.ndarray)
         if as_numpy and any(port.type.dtype is DType.BF16 for port in self.info.user_outputs):
             raise TersorError(f"{self.info.name} returns bfloat16, which NumPy does not have; give torch tensors")
-        outputs: list[Any] = self._shaped(self._run(flat, keep_state=True), self.info.user_outputs)
+        outputs: list[Array] = self._shaped(self._run(flat, keep_state=True), self.info.user_outputs)
         if as_numpy:
             outputs = [output.numpy() for output in outputs]
         if self._structure is not None:
             return self._structure.result.build(iter(outputs))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def flat(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
+    def flat(self, *inputs: Array) -> tuple[torch.Tensor, ...]:
         """Run the model on one array per input; returns its flat outputs and then its new state, which is not kept."""
         return tuple(self._shaped(self._run(self._flatten(inputs)), self.info.outputs))
 
@@ -201,7 +205,7 @@ class Executable:
         return dict(zip(self.info.states, (value.clone() for value in values), strict=True))
 
     @state.setter
-    def state(self, values: Mapping[str, Any]) -> None:
+    def state(self, values: Mapping[str, Array]) -> None:
         ports = dict(zip(self.info.states, self._state_ports, strict=True))
         unknown = next((name for name in values if name not in ports), None)
         if unknown is not None:
@@ -215,7 +219,7 @@ class Executable:
         self.state = {name: self.graph.weights[name] for name in self.info.states}
 
     def benchmark(
-        self, *inputs: Any, repeat: int = 50, warmup: int = 5, min_seconds: float = 0.2, kernels: bool = False
+        self, *inputs: Array, repeat: int = 50, warmup: int = 5, min_seconds: float = 0.2, kernels: bool = False
     ) -> BenchmarkResult:
         """Time whole calls, all from the present state, which is kept.
 
@@ -256,7 +260,7 @@ class Executable:
             activation_bytes=self.info.activation_bytes,
         )
 
-    def kernel_seconds(self, *inputs: Any) -> list[float]:
+    def kernel_seconds(self, *inputs: Array) -> list[float]:
         """Run the model once; returns the seconds of each kernel call, in execution order."""
         return self._run_timed(self._flatten(inputs))
 
@@ -291,7 +295,7 @@ class Executable:
         copy._state = self._state  # calls replace these tensors, nothing writes into them
         return copy
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Callable[..., Executable], tuple[object, ...]]:
         """Pickle as the bytes of an artifact; the report is left out."""
         with temporary_folder() as folder:
             return _from_artifact, (self.save(folder / "model.tersor").read_bytes(), self._threads, self.state)
@@ -320,7 +324,7 @@ class Executable:
         medians = [statistics.median(column) for column in zip(*samples, strict=True)]
         return tuple(KernelTime(kernel, s) for kernel, s in zip(self.info.kernels, medians, strict=True))
 
-    def _leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
+    def _leaves(self, args: Sequence[UserObject], kwargs: Mapping[str, UserObject]) -> Sequence[Array]:
         """One array per input, from a call like the model's own, or from these arrays alone."""
         arrays = not kwargs and all(hasattr(one, "__dlpack__") for one in args)
         if arrays and len(args) == len(self.info.user_inputs):
@@ -339,7 +343,7 @@ class Executable:
     def _shaped(self, flat: Sequence[torch.Tensor], ports: Sequence[Port]) -> list[torch.Tensor]:
         return [_shape_output(one, port.type) for one, port in zip(flat, ports, strict=False)]
 
-    def _flatten(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
+    def _flatten(self, inputs: Sequence[Array]) -> list[torch.Tensor]:
         if self._obstacle:
             raise TersorError(
                 f"{self.info.name} was compiled for {self.info.target.name}, {self._obstacle}; "
@@ -368,7 +372,7 @@ def _from_artifact(artifact: bytes, threads: int, state: Mapping[str, torch.Tens
     return executable
 
 
-def _machine(model: CompiledModel) -> Any:
+def _machine(model: CompiledModel) -> Machine:
     """What runs loaded code: TVM's virtual machine on this processor, or the family's own."""
     backend = backend_of(model.info.target)
     make = VirtualMachine if backend is None else backend.machine
@@ -403,7 +407,7 @@ def random_tensor(port: Port, generator: torch.Generator) -> torch.Tensor:
     return torch.randint(0, 1 if port.rows == 1 else 2, type.shape, generator=generator).to(type.dtype.torch)
 
 
-def _flat_input(value: Any, port: Port) -> torch.Tensor:
+def _flat_input(value: Array, port: Port) -> torch.Tensor:
     try:
         tensor = _as_tensor(value, port)
         _check_input(tensor, port)
@@ -435,7 +439,7 @@ def _check_rows(flat: torch.Tensor, port: Port) -> None:
         )
 
 
-def _as_tensor(value: Any, port: Port) -> torch.Tensor:
+def _as_tensor(value: Array, port: Port) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.detach()
     if not hasattr(value, "__dlpack__"):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tvm
 
 _CALL = re.compile(r"call +(\S+) +in: (.*?) +dst: (\S+)")
 _RETURN = re.compile(r"ret +(\S+)")
@@ -36,7 +40,7 @@ class Signature:
     activation_bytes: int
 
 
-def read_signature(module: Any) -> Signature:
+def read_signature(module: tvm.runtime.Module) -> Signature:
     """The signature of a loaded module that `tersor.targets.codegen.relax_module` made.
 
     Raises
@@ -83,7 +87,7 @@ def _read(program: str, statistics: str) -> Signature:
             case "alloc_tensor", [_, _, size, dtype]:
                 types[result], sizes[result] = dtype, _number(size)
 
-    def buffers(registers: Any) -> tuple[Buffer, ...]:
+    def buffers(registers: Iterable[str]) -> tuple[Buffer, ...]:
         return tuple((types[register], sizes[register]) for register in registers)
 
     members = [tuples[constants][index] for index in range(len(tuples[constants]))]

@@ -13,12 +13,13 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 # TVM would pin its workers to cores but not the caller, which then shares one core with a worker while another idles.
 os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+from types import FrameType
 
 import torch
 import tvm_ffi
@@ -29,9 +30,9 @@ _WORKERS = os.cpu_count() or 1
 _CORES = [str(core) for core in range(_WORKERS)]
 
 _pool = threading.local()  # threads: how many are set in this Python thread; orphaned: whether its workers are gone
-_locks: weakref.WeakSet[Any] = weakref.WeakSet()
+_locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
 _forking = threading.RLock()  # no lock is added meanwhile
-_held: list[Any] = []  # the locks that the thread which forks has taken
+_held: list[threading.RLock] = []  # the locks that the thread which forks has taken
 
 
 def set_threads(threads: int) -> int:
@@ -43,7 +44,7 @@ def set_threads(threads: int) -> int:
     return usable
 
 
-def call_lock() -> Any:
+def call_lock() -> threading.RLock:
     """A lock to hold during calls; a thread may take it again, as a signal handler that makes a call does."""
     lock = threading.RLock()
     with _forking:
@@ -61,9 +62,11 @@ def signals_deferred() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    arrived: list[tuple[int, Any]] = []
+    arrived: list[tuple[int, FrameType | None]] = []
     known = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    handlers: dict[int, Any] = {number: handler for number, handler in known.items() if callable(handler)}
+    handlers: dict[int, Callable[[int, FrameType | None], object]] = {
+        number: handler for number, handler in known.items() if callable(handler)
+    }
     try:
         for number in handlers:
             signal.signal(number, lambda *event: arrived.append(event))
@@ -75,7 +78,7 @@ def signals_deferred() -> Iterator[None]:
                 calls.callback(handlers[number], number, frame)
 
 
-def _install(handlers: dict[int, Any]) -> None:
+def _install(handlers: dict[int, Callable[[int, FrameType | None], object]]) -> None:
     """Set all handlers, though one that is set already may raise meanwhile; empties the dictionary."""
     try:
         while handlers:

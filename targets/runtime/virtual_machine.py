@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tvm
@@ -26,10 +25,10 @@ class LinkedCode:
     """A shared object: its bytes, and the TVM module that they were loaded as; None for another architecture's."""
 
     code: bytes
-    module: Any
+    module: tvm.runtime.Module | None
 
     @classmethod
-    def link(cls, compiled: Any, toolchain: Toolchain, *, runs_here: bool = True) -> LinkedCode:
+    def link(cls, compiled: tvm.runtime.Executable, toolchain: Toolchain, *, runs_here: bool = True) -> LinkedCode:
         """Link what TVM compiled, and load it if it is for this machine."""
         with temporary_folder() as folder:
             path = folder / "model.so"
@@ -42,7 +41,7 @@ class LinkedCode:
         return cls(path.read_bytes(), tvm.runtime.load_module(str(path)))
 
 
-def to_tvm(tensor: torch.Tensor) -> Any:
+def to_tvm(tensor: torch.Tensor) -> tvm.runtime.Tensor:
     """A TVM tensor on the same memory; ``tensor`` must be contiguous and aligned."""
     return tvm.runtime.from_dlpack(tensor)
 
@@ -58,7 +57,7 @@ class VirtualMachine:
         Its flat constants; kept alive and read in place.
     """
 
-    def __init__(self, library: Any, constants: Sequence[torch.Tensor]) -> None:
+    def __init__(self, library: tvm.runtime.Module, constants: Sequence[torch.Tensor]) -> None:
         self._library = library
         self._main = relax.VirtualMachine(library, tvm.cpu())["main"]
         self._aligned = [t if t.data_ptr() % ALIGNMENT == 0 else t.clone() for t in constants]
@@ -69,7 +68,7 @@ class VirtualMachine:
         return self._call(self._main, inputs)
 
     def run_replacing(
-        self, inputs: Sequence[torch.Tensor], replace: Callable[[int, Sequence[Any]], bool]
+        self, inputs: Sequence[torch.Tensor], replace: Callable[[int, Sequence[tvm.runtime.Tensor]], bool]
     ) -> list[torch.Tensor]:
         """Call the program, some of its kernels computed otherwise.
 
@@ -81,7 +80,7 @@ class VirtualMachine:
         """
         index = -1
 
-        def observe(function: Any, name: str, before: bool, result: Any, *arguments: Any) -> int:
+        def observe(function: object, name: str, before: bool, result: object, *arguments: tvm.runtime.Tensor) -> int:
             nonlocal index
             if not before or name.startswith("vm.builtin"):
                 return 0
@@ -95,7 +94,7 @@ class VirtualMachine:
         seconds: list[float] = []
         started = 0.0
 
-        def observe(function: Any, name: str, before: bool, result: Any, *arguments: Any) -> int:
+        def observe(function: object, name: str, before: bool, result: object, *arguments: tvm.runtime.Tensor) -> int:
             nonlocal started
             if name.startswith("vm.builtin"):
                 return 0
@@ -108,7 +107,7 @@ class VirtualMachine:
         self._call_observed(inputs, observe)
         return seconds
 
-    def _call(self, main: Any, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _call(self, main: tvm_ffi.Function, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         outputs = main(*[to_tvm(tensor) for tensor in inputs], self._constants)
         return [torch.from_dlpack(output) for output in outputs]
 

@@ -97,7 +97,7 @@ class WorkerPool(Executor):
         for worker in busy:
             worker.kill()
 
-    def _finished(self, future: Future[Any]) -> None:
+    def _finished(self, future: Future[ReturnT]) -> None:
         with self._lock:
             self._unfinished -= 1
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
-from typing import Any
 
+import tvm_ffi
 from tvm import rpc
 
 from ...ir import TersorError
@@ -180,7 +180,7 @@ def _next(jobs: SimpleQueue[_Job]) -> _Job | None:
         return None
 
 
-_run: Any = None  # the function of the server that this process is connected to
+_run: tvm_ffi.Function | None = None  # the function of the server that this process is connected to
 
 
 def connect(tracker: Address, key: str) -> None:

@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import tvm_ffi
 from tvm.rpc import base
@@ -105,7 +104,7 @@ class Listener(socket.socket):
             return listener
         raise TersorError(f"cannot listen at {host}, ports {first_port} to {first_port + PORTS - 1}: {reason}")
 
-    def accept(self) -> tuple[Any, Any]:
+    def accept(self) -> tuple[socket.socket | _Refused, tuple[str, int]]:
         """The next connection, nothing of it read; one that introduces itself wrongly is closed, and reads as zeros."""
         connection, address = super().accept()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # ends sessions of clients that are gone

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from ..registry import operators
 Tensor = torch.Tensor
 
 # For each operator: PyTorch's function, the gates of PyTorch as places of ONNX's, and the activations.
-_LAYERS: dict[str, tuple[Callable[..., Any], Sequence[int], Sequence[str]]] = {
+_LAYERS: dict[str, tuple[Callable[..., tuple[Tensor, ...]], Sequence[int], Sequence[str]]] = {
     "LSTM": (torch.lstm, (0, 2, 3, 1), ("sigmoid", "tanh", "tanh")),
     "GRU": (torch.gru, (1, 0, 2), ("sigmoid", "tanh")),
     "RNN": (torch.rnn_tanh, (0,), ("tanh",)),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tvm import tirx
 
 from ....ir import DType, TensorType, Value, is_constant
 from ....ir.ops import AttentionOp
 from ...templates.attention.spec import AttentionSpec
-from ...templates.base import NO_EPILOGUE, BufferSpec, Epilogue, VectorAt
+from ...templates.base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, VectorAt
 from ...templates.vector.builder import broadcast, constant
 from ...templates.vector.storage import NUMBERS
 from ..addressing import load_operand
@@ -89,7 +88,7 @@ class _Mask:
             buffers = (BufferSpec("mask", buffer_size(self._view), NUMBERS[self._view.type.dtype]),)
         return Epilogue(buffers, self._apply)
 
-    def _apply(self, score: Any, at: VectorAt, buffers: Sequence[Any]) -> Any:
+    def _apply(self, score: Expr, at: VectorAt, buffers: Sequence[Buffer]) -> Expr:
         hidden = constant(float("-inf"), at.lanes)
         if self._view is not None:
             mask = load_operand(buffers[0], self._view, at, self._scores)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from tvm import tirx
@@ -13,7 +13,7 @@ from ....ir import DType, TensorType, Value, is_constant
 from ....ir.ops import ConcatOp, EmbeddingOp, PadOp, RelayoutOp, ScatterOp
 from ...machines.target import Cpu
 from ...templates import elementwise
-from ...templates.base import BufferSpec, VectorAt
+from ...templates.base import Buffer, BufferSpec, Expr, VectorAt
 from ...templates.moves import relayout, row_copy
 from ...templates.vector.builder import load
 from ...templates.vector.storage import NUMBERS, STORAGE
@@ -35,7 +35,7 @@ def copy_kernel(source: View, copy: Value, target: Cpu) -> Kernel:
     spec = elementwise.ElementwiseSpec(source.type.shape or (1,), inputs, elementwise.COORDINATES, dtype=dtype)
     knobs = elementwise.candidates(spec, target)[0]
 
-    def compute(at: VectorAt, buffers: Any) -> Any:
+    def compute(at: VectorAt, buffers: Sequence[Buffer]) -> Expr:
         return load_operand(buffers[0], source, at, result)
 
     return Kernel(
@@ -119,7 +119,7 @@ def select_embedding(group: Group, context: KernelContext) -> Kernel:
     spec = elementwise.ElementwiseSpec((count, width), inputs, elementwise.COORDINATES, dtype=dtype)
     knobs = elementwise.candidates(spec, context.target)[0]
 
-    def compute(at: VectorAt, buffers: Any) -> Any:
+    def compute(at: VectorAt, buffers: Sequence[Buffer]) -> Expr:
         table, indices = buffers
         row, column = at.coords
         index = indices[row]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from ...templates import elementwise
+from ...templates.base import Buffer, PrimFunc, VectorAt
 from ...templates.vector.storage import STORAGE
 from ..group import Group
 from ..kernel import FusedEpilogue, Kernel, KernelContext, chosen_kernel, selects
@@ -25,10 +26,10 @@ def select_elementwise(group: Group, context: KernelContext) -> Kernel:
     )
     choice = context.choose("elementwise", spec)
 
-    def nothing(at: Any, buffers: Any) -> None:
+    def nothing(at: VectorAt, buffers: Sequence[Buffer]) -> None:
         return None
 
-    def build() -> Any:
+    def build() -> PrimFunc:
         return elementwise.build(spec, context.target, choice.knobs, nothing, epilogue.build())
 
     return chosen_kernel(choice, operands=epilogue.operands, result=result, build=build, variant=epilogue.variant)

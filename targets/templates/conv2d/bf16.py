@@ -20,14 +20,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Cpu
-from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
+from ..registry import Knobs
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH
 from ..vector.amx_pipeline import Pending, Tile, TileWriter
@@ -60,7 +60,7 @@ def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dBf16Knobs, weight: t
     return amx.pack_pairs(reduced_tiles(Plan(spec, knobs), weight.to(torch.bfloat16), TILE_DEPTH)).reshape(-1)
 
 
-def reduced_tiles(plan: Plan[Any], weight: torch.Tensor, channels: int) -> torch.Tensor:
+def reduced_tiles(plan: Plan[Knobs], weight: torch.Tensor, channels: int) -> torch.Tensor:
     """A weight as [output group, panel, kh, kw, ``channels`` of the panel, outputs of the group], zero padded."""
     spec, width = plan.spec, plan.knobs.shape.outputs
     inputs, outputs = spec.c // spec.groups, spec.o // spec.groups
@@ -79,7 +79,9 @@ def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dBf16Knobs, epilogue: Epilo
     return build_units(Plan(spec, knobs), UnitWriter, target, epilogue, "conv2d_bf16")
 
 
-def build_units(plan: Plan[Any], writer: type[UnitWriter], target: Cpu, epilogue: Epilogue, name: str) -> tirx.PrimFunc:
+def build_units(
+    plan: Plan[Knobs], writer: type[UnitWriter], target: Cpu, epilogue: Epilogue, name: str
+) -> tirx.PrimFunc:
     """The PrimFunc whose units ``writer`` writes."""
     spec, knobs = plan.spec, plan.knobs
     inputs = (BufferSpec("data", spec.input_size(target), spec.dtype), plan.weight_buffer)
@@ -100,7 +102,7 @@ class UnitWriter(TileWriter):
     """Writes what one thread does: gather panels, then all tiles of its groups of outputs."""
 
     def __init__(
-        self, plan: Plan[Any], target: Cpu, data: Buffer, weights: tuple[Buffer, Buffer | None], out: Output
+        self, plan: Plan[Knobs], target: Cpu, data: Buffer, weights: tuple[Buffer, Buffer | None], out: Output
     ) -> None:
         self.plan = plan
         self.spec = plan.spec
@@ -114,7 +116,7 @@ class UnitWriter(TileWriter):
         self.weight, self.table = weights
 
     @staticmethod
-    def weights(plan: Any, packed: Buffer) -> tuple[Buffer, Buffer | None]:
+    def weights(plan: Plan[Knobs], packed: Buffer) -> tuple[Buffer, Buffer | None]:
         """The packed weights as the unit reads them, and what sums start from unless it is zero."""
         return bits_of(packed), None
 
@@ -163,7 +165,7 @@ class UnitWriter(TileWriter):
                 lambda: self._clear(panels, to, 0, plan.row_length),
             )
 
-    def is_inside(self, image_row: Index, row_phase: int) -> Any:
+    def is_inside(self, image_row: Index, row_phase: int) -> Expr | bool:
         """Whether a row lies in the image; True where all of a phase do."""
         begin, end = self.row_taps.valid(row_phase)
         window = self.row_taps.window

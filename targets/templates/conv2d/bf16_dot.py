@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Cpu
-from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr
 from ..vector.arithmetic import Arithmetic
 from ..vector.bf16_tiles import unit_of
 from ..vector.bfloat16 import BFLOAT16, bits_of
@@ -35,7 +34,7 @@ class _Pairs(Arithmetic):
 
     packing = PAIR
 
-    def multiply_add(self, tile: RegisterTile, index: int, left: Any, right: Any) -> None:
+    def multiply_add(self, tile: RegisterTile, index: int, left: Expr, right: Expr) -> None:
         tile[index] = dot(tile[index], left, right)
 
 

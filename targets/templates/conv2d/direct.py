@@ -16,7 +16,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -78,7 +78,7 @@ class Image:
         self.conv = conv
         self.n = index
 
-    def depth_taps(self) -> contextlib.AbstractContextManager[Any]:
+    def depth_taps(self) -> contextlib.AbstractContextManager[Index]:
         """The loop over taps in depth, of which an image has none; it sets what the next two answer."""
         return contextlib.nullcontext()
 
@@ -155,7 +155,7 @@ class ConvolutionWriter:
         """Images that results are computed for."""
         return self.spec.images
 
-    def _dispatch_group(self, index: Any, group: Any, unit: Any) -> None:
+    def _dispatch_group(self, index: Index, group: Index, unit: Index) -> None:
         main = self.groups[0]
         image = self.image(self, index)
         if len(self.groups) == 1:
@@ -167,7 +167,7 @@ class ConvolutionWriter:
             lambda: self._group(self.groups[1], image, 0, unit),
         )
 
-    def _group(self, groups: OutputGroups, image: Image, group: Any, unit: Any) -> None:
+    def _group(self, groups: OutputGroups, image: Image, group: Index, unit: Index) -> None:
         first_output = bind(groups.first + group * groups.vectors)
         first_input = first_input_block(self.spec, self.target, first_output)
         if reached_input_blocks(self.spec, self.target, groups) > self.input_blocks:
@@ -203,7 +203,7 @@ class _GroupWriter:
         self.chunk = min(conv.knobs.block_chunk or groups.span, groups.span)
         self.chunks = -(-groups.span // self.chunk)
 
-    def write(self, unit: Any) -> None:
+    def write(self, unit: Index) -> None:
         """Loop over this unit's row tiles, once for each chunk of input blocks."""
         tiles, units = self.conv.row_tiles, self.conv.units
         begin = 0 if units == 1 else bind(unit * tiles // units)
@@ -217,7 +217,7 @@ class _GroupWriter:
         self.partial_row_tile = self.conv.row_limit * self.conv.column_window.out * self.weight_row
         self.partial = T.alloc_buffer((tiles * self.partial_row_tile,), self.conv.arithmetic.sum_type)
 
-    def _row_tile(self, chunk: Any, tile: Any, slot: Any, runs: Sequence[TileRun], passed: int) -> None:
+    def _row_tile(self, chunk: Index, tile: Index, slot: Index, runs: Sequence[TileRun], passed: int) -> None:
         run = runs[0]
 
         def write_run() -> None:
@@ -281,7 +281,7 @@ class _TileWriter:
         places = itertools.product(range(self.rows.width), range(self.columns.width), range(self.group.vectors))
         return ((index, *place) for index, place in enumerate(places))
 
-    def _accumulate(self, begin: Any, end: Any, channels: int) -> None:
+    def _accumulate(self, begin: Index, end: Index, channels: int) -> None:
         if isinstance(end, int) and begin == end:
             return
         with self.group.image.depth_taps(), loop(end, begin) as block:
@@ -297,7 +297,7 @@ class _TileWriter:
 
             for_each_range(self.conv.row_window, self.rows, self.y, kernel_rows)
 
-    def _kernel_columns(self, block: Any, ky: Any, channels: int, taps: TapRange, rows: Sequence[int]) -> None:
+    def _kernel_columns(self, block: Index, ky: Index, channels: int, taps: TapRange, rows: Sequence[int]) -> None:
         """Neighbouring taps of all channels lie one behind the other in input and weights: one long loop for both."""
         used = (rows, taps.positions)
         if self.conv.blocked and channels == self.conv.block and self.conv.column_window.dilation == 1:
@@ -307,7 +307,7 @@ class _TileWriter:
             self._channels(block, ky, kx, 1, channels, used)
 
     def _channels(
-        self, block: Any, ky: Any, kx: Any, count: Any, channels: int, used: tuple[Sequence[int], Sequence[int]]
+        self, block: Index, ky: Index, kx: Index, count: Index, channels: int, used: tuple[Sequence[int], Sequence[int]]
     ) -> None:
         group, conv = self.group, self.conv
         rows, columns = conv.row_window, conv.column_window
@@ -323,7 +323,9 @@ class _TileWriter:
             for channel in range(unroll):
                 self._outer_product(data, weight, step * unroll + channel, used)
 
-    def _outer_product(self, data: Any, weight: Any, channel: Any, used: tuple[Sequence[int], Sequence[int]]) -> None:
+    def _outer_product(
+        self, data: Index, weight: Index, channel: Index, used: tuple[Sequence[int], Sequence[int]]
+    ) -> None:
         """Every input position of one channel times every weight vector."""
         group, conv = self.group, self.conv
         lanes = group.lanes
@@ -348,15 +350,15 @@ class _TileWriter:
             at = group.image.at(group.first_output + vector, self.y + row, self.x + column)
             self.conv.output.store(self.tile[index], at)
 
-    def _partial_sums(self, action: Callable[[int, Any], None]) -> None:
+    def _partial_sums(self, action: Callable[[int, Index], None]) -> None:
         group = self.group
         base = bind(self.slot * group.partial_row_tile)
         for index, row, column, vector in self._places():
             place = (row * self.conv.column_window.out + self.x + column) * group.weight_row
             action(index, base + place + vector * group.lanes)
 
-    def _reload(self, index: int, offset: Any) -> None:
+    def _reload(self, index: int, offset: Index) -> None:
         self.tile[index] = load(self.group.partial, offset, self.group.lanes)
 
-    def _spill(self, index: int, offset: Any) -> None:
+    def _spill(self, index: int, offset: Index) -> None:
         store(self.group.partial, offset, self.tile[index], self.group.lanes)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tvm import tirx
 
 from ...machines.target import Cpu
-from ..base import NO_EPILOGUE, Epilogue, Index, VectorAt
-from ..vector.builder import bind, loop, split_index
+from ..base import NO_EPILOGUE, Buffer, Epilogue, Index, VectorAt
+from ..vector.builder import Output, bind, loop, split_index
 from ..vector.operand_types import check_weight_shape
 from ..windows.spatial import Window
 from ..windows.window_loops import tap_bounds
@@ -154,7 +153,9 @@ class _Writer(ConvolutionWriter):
 
     image = _Frame
 
-    def __init__(self, spec: VolumeSpec, *rest: Any) -> None:
-        super().__init__(spec, *rest)
+    def __init__(
+        self, spec: VolumeSpec, target: Cpu, knobs: Conv2dKnobs, data: Buffer, weight: Buffer, out: Output
+    ) -> None:
+        super().__init__(spec, target, knobs, data, weight, out)
         if not self.blocked:
             self.channel_step *= spec.d

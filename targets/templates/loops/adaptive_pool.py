@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import te, tirx
 
@@ -56,7 +55,7 @@ class AdaptivePoolSpec(LoopSpec):
         taps = _largest_window(self.h, self.rows) * _largest_window(self.w, self.columns)
         return math.prod(self.out_shape) * taps
 
-    def formula(self, data: Any) -> Formula:
+    def formula(self, data: te.Tensor) -> Formula:
         """Sums of the largest window, of which each takes what is its own, and their division by the windows' sizes."""
         tall = te.reduce_axis((0, _largest_window(self.h, self.rows)), "kh")
         wide = te.reduce_axis((0, _largest_window(self.w, self.columns)), "kw")

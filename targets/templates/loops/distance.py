@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from tvm import te, tirx
 
@@ -13,7 +12,7 @@ from .formula import expresses
 
 
 @expresses(DistanceOp)
-def distance(op: DistanceOp, x: Any, y: Any) -> Any:
+def distance(op: DistanceOp, x: te.Tensor, y: te.Tensor) -> te.Tensor:
     """Sums of powers of differences, and their roots; a count or an extremum where the power is 0 or infinite."""
     p, dtype = op.attrs.p, x.dtype
     k = te.reduce_axis((0, op.x.shape[-1]), "k")

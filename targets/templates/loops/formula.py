@@ -12,23 +12,22 @@ are stored. An operand that an op reads twice is one operand here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from tvm import s_tir, te, tirx
 
 from ....ir import DType, Graph, Op, TensorType, TersorError, clone_op, parse, print_graph
 from ...machines.target import Cpu
-from ..base import NO_EPILOGUE, BufferSpec
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Expr
 from ..parallelism import PARALLEL_MIN_BYTES, PARALLEL_MIN_MACS
 from ..vector import bfloat16
-from ..vector.builder import make_prim_func
+from ..vector.builder import Output, make_prim_func
 from ..vector.storage import NUMBERS, STORAGE
 from .schedule import as_kernel, share_outer_loops
 
-Formula = Callable[..., Any]
+Formula = Callable[..., Expr | None]  # what it takes and returns: see `expresses` and `writes`
 
 _EXPRESSIONS: dict[type[Op], Formula] = {}
 _BODIES: dict[type[Op], Formula] = {}
@@ -96,7 +95,7 @@ class OpSpec:
         return parse(self.text).ops[0]
 
 
-def build_op(spec: OpSpec, target: Cpu) -> Any:
+def build_op(spec: OpSpec, target: Cpu) -> tirx.PrimFunc:
     """The PrimFunc of an op that has a formula: ``(*operands, result)``, each operand once."""
     op = spec.op
     operands = tuple(dict.fromkeys(op.inputs))
@@ -107,7 +106,7 @@ def build_op(spec: OpSpec, target: Cpu) -> Any:
     if type(op) in _EXPRESSIONS:
         return as_kernel(op.name, _scheduled(op), [_bits(one) for one in inputs], _bits(output))
 
-    def body(buffers: Any, out: Any) -> None:
+    def body(buffers: Sequence[Buffer], out: Output) -> None:
         _BODIES[type(op)](op, target, *(buffers[operands.index(value)] for value in op.inputs), out.buffer)
 
     return make_prim_func(op.name, inputs, output, body, NO_EPILOGUE)
@@ -117,7 +116,7 @@ def _bits(buffer: BufferSpec) -> BufferSpec:
     return BufferSpec(buffer.name, buffer.size, bfloat16.STORED.get(buffer.dtype, buffer.dtype))
 
 
-def _scheduled(op: Op) -> Any:
+def _scheduled(op: Op) -> s_tir.Schedule:
     """The schedule of a formula in tensor expressions: the conversions of what is read are inlined."""
     operands = dict.fromkeys(op.inputs)
     stored = [te.placeholder(value.shape, STORAGE[value.type.dtype], f"x{i}") for i, value in enumerate(operands)]
@@ -137,7 +136,7 @@ def _scheduled(op: Op) -> Any:
 _CONVERTED = "as_float32"  # how the names of stages begin that convert operands
 
 
-def _read(tensor: Any, type: TensorType) -> Any:
+def _read(tensor: te.Tensor, type: TensorType) -> te.Tensor:
     """An operand as the formula sees it."""
     if type.dtype is DType.F16:
         return te.compute(type.shape, lambda *at: tirx.Cast("float32", tensor(*at)), _CONVERTED)
@@ -146,7 +145,7 @@ def _read(tensor: Any, type: TensorType) -> Any:
     return tensor
 
 
-def _stored(tensor: Any, type: TensorType) -> Any:
+def _stored(tensor: te.Tensor, type: TensorType) -> te.Tensor:
     """What a formula returns, in the element type that it is stored in."""
     if type.dtype is DType.BF16:
         return te.compute(type.shape, lambda *at: bfloat16.nearest(tensor(*at)), "stored")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from tvm import te, tirx
 
@@ -48,7 +47,7 @@ class IntegerReduceSpec(LoopSpec):
         """Additions or comparisons."""
         return self.in_size
 
-    def formula(self, data: Any) -> Formula:
+    def formula(self, data: te.Tensor) -> Formula:
         """The reduction itself."""
         reduced = {axis: te.reduce_axis((0, self.shape[axis]), f"k{axis}") for axis in self.axes}
         strides = row_major_strides(self.shape)

@@ -12,7 +12,6 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tvm
 from tvm import s_tir, te, tirx
@@ -20,11 +19,12 @@ from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Expr
+from ..registry import Knobs
 from ..vector.builder import Output, make_prim_func, split_index
 
 ANCHOR, RESULT = "anchor", "result"  # names of the two stages; traces refer to them
 
-Formula = tuple[Any, Callable[..., Expr]]
+Formula = tuple[te.Tensor, Callable[..., Expr]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,7 +59,7 @@ class LoopSpec(ABC):
         """Operations, in units that compare with multiply-adds."""
 
     @abstractmethod
-    def formula(self, data: Any) -> Formula:
+    def formula(self, data: te.Tensor) -> Formula:
         """The stage named `ANCHOR` on the flat operand, and what ``finish(value, *indices)`` makes of its elements."""
 
 
@@ -83,12 +83,12 @@ def candidates(spec: LoopSpec, target: Cpu) -> list[LoopKnobs]:
     return [LoopKnobs()]
 
 
-def accepts(knobs: Any) -> bool:
+def accepts(knobs: Knobs) -> bool:
     """Whether knobs that `candidates` does not list may be used."""
     return isinstance(knobs, LoopKnobs)
 
 
-def build(spec: LoopSpec, target: Cpu, knobs: LoopKnobs) -> Any:
+def build(spec: LoopSpec, target: Cpu, knobs: LoopKnobs) -> tirx.PrimFunc:
     """The scheduled PrimFunc."""
     schedule = s_tir.Schedule(definition(spec))
     if knobs.trace:
@@ -100,7 +100,7 @@ def build(spec: LoopSpec, target: Cpu, knobs: LoopKnobs) -> Any:
     return as_kernel("loops", schedule, [operand], BufferSpec("y", math.prod(spec.out_shape), spec.dtype))
 
 
-def definition(spec: LoopSpec) -> Any:
+def definition(spec: LoopSpec) -> tirx.PrimFunc:
     """The PrimFunc ``main`` before scheduling, on flat buffers: the operand and the result."""
     data = te.placeholder((spec.in_size,), spec.dtype, "x")
     shape = spec.out_shape or (1,)
@@ -114,7 +114,7 @@ def definition(spec: LoopSpec) -> Any:
     return te.create_prim_func([data, output]).with_attr("global_symbol", "main")
 
 
-def share_outer_loops(schedule: Any, block: Any) -> None:
+def share_outer_loops(schedule: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> None:
     """All loops of a stage that are not reduced become one, whose iterations threads share."""
     axes = schedule.get(block).iter_vars
     loops = schedule.get_loops(block)
@@ -123,7 +123,7 @@ def share_outer_loops(schedule: Any, block: Any) -> None:
         schedule.parallel(schedule.fuse(*kept) if len(kept) > 1 else kept[0])
 
 
-def as_kernel(name: str, schedule: Any, inputs: Sequence[BufferSpec], output: BufferSpec) -> Any:
+def as_kernel(name: str, schedule: s_tir.Schedule, inputs: Sequence[BufferSpec], output: BufferSpec) -> tirx.PrimFunc:
     """The PrimFunc of a schedule whose parameters are ``inputs`` and ``output``, of any shapes, on flat buffers."""
     lowered = LOWER(schedule.mod)["main"]
 

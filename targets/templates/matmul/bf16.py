@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from tvm import tirx
@@ -24,6 +24,7 @@ from tvm import tirx
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt, offset_of
 from ..parallelism import balance, shared_loop
+from ..registry import Knobs
 from ..vector import amx
 from ..vector.amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
 from ..vector.amx_pipeline import Pending, Tile, TileWriter
@@ -39,7 +40,7 @@ from .spec import ACTIVATION, PACKED, MatmulSpec
 FEWEST_ROWS = {PACKED: 4, ACTIVATION: 8}
 PANEL_SHARE = 3  # panels take at most this part of L2
 
-KnobsT = TypeVar("KnobsT", bound=Any)
+KnobsT = TypeVar("KnobsT", bound=Knobs)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class MatmulBf16Knobs(PanelKnobs):
     """How a product is cut up: positions are rows; see the base class."""
 
 
-def groups_of(spec: MatmulSpec, knobs: Any) -> int:
+def groups_of(spec: MatmulSpec, knobs: Knobs) -> int:
     """Groups of outputs whose sums are in registers at once."""
     return -(-spec.n // (knobs.columns * TILE_COLUMNS))
 
@@ -91,7 +92,7 @@ def pack_weight(spec: MatmulSpec, target: Cpu, knobs: MatmulBf16Knobs, weight: t
     return amx.pack_pairs(reduced_tiles(spec, knobs, weight.detach().to(torch.bfloat16), TILE_DEPTH)).reshape(-1)
 
 
-def reduced_tiles(spec: MatmulSpec, knobs: Any, weight: torch.Tensor, depth: int) -> torch.Tensor:
+def reduced_tiles(spec: MatmulSpec, knobs: Knobs, weight: torch.Tensor, depth: int) -> torch.Tensor:
     """A weight ``[n, k]`` as [group of outputs, k, output of the group], padded to whole groups and panels."""
     check_weight_shape(weight, (spec.n, spec.k))
     groups, outputs = groups_of(spec, knobs), knobs.columns * TILE_COLUMNS
@@ -145,8 +146,8 @@ class ProductWriter(TileWriter):
     """Writes what one thread does: gather panels, then all tiles of its groups of outputs."""
 
     spec: MatmulSpec
-    knobs: Any
-    shape: Any
+    knobs: Knobs
+    shape: SumsShape
     operands: InitVar[tuple[Buffer, Buffer, Buffer | None]]
     out: Output
     batch: Sequence[Index] = ()

@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
 
 import torch
 from tvm import tirx
@@ -106,6 +105,9 @@ def build(spec: ChannelGatherSpec, target: Cpu) -> tirx.PrimFunc:
     return make_prim_func("channel_gather", inputs, output, body, epilogue)
 
 
+Lanes = tuple[tuple[int, tuple[tuple[int, int], ...]], ...]  # see `BlockRun`
+
+
 @dataclass(frozen=True)
 class BlockRun:
     """Blocks of the result that take the same lanes out of source blocks.
@@ -118,7 +120,7 @@ class BlockRun:
         For each block: its number, and the numbers of its source blocks in their parts.
     """
 
-    lanes: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
+    lanes: Lanes
     rows: tuple[tuple[int, ...], ...]
 
     @property
@@ -137,7 +139,7 @@ class BlockRun:
 @lru_cache(maxsize=256)
 def block_runs(spec: ChannelGatherSpec) -> tuple[BlockRun, ...]:
     """All blocks of the result; those together that take the same lanes, unless there are few."""
-    alike: dict[Any, list[tuple[int, ...]]] = {}
+    alike: dict[tuple[Lanes, int | None], list[tuple[int, ...]]] = {}
     blocks = spec.blocks(len(spec.sources))
     for number in range(blocks):
         lanes: dict[tuple[int, int], list[tuple[int, int]]] = {}  # (part, its block) -> lane of the result, lane there

@@ -21,7 +21,8 @@ from tvm.tirx.script.builder import ir as T
 
 from ..base import Buffer, Index
 from ..parallelism import chunk_loop
-from .amx import TileShape, scratch, sums_buffer
+from .amx import scratch, sums_buffer
+from .bf16_tiles import SumsShape
 from .builder import bind, loop, when
 
 MOST_PIECES = 5  # of an epilogue that are written out, which costs compile time
@@ -89,7 +90,7 @@ class TileWriter:
     """
 
     is_pipelined = False
-    shape: Any
+    shape: SumsShape
     table: Buffer | None
 
     def allocate_sums(self) -> Buffer | None:
@@ -125,7 +126,7 @@ class TileWriter:
 def for_each_tile(
     unit: tuple[Index, int, int],
     tiles: Index,
-    shape: TileShape,
+    shape: SumsShape,
     end: Index,
     multiply: Callable[[Tile, Pending], None],
     finish: Callable[[Tile, Index, int], None],

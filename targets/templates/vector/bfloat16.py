@@ -8,13 +8,11 @@ are stored.
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Cpu
-from ..base import Buffer, Expr
+from ..base import Buffer, Expr, Index
 
 BFLOAT16 = "bfloat16"  # element type of a buffer whose numbers are computed with
 HALF = "half"  # the same for float16
@@ -42,11 +40,11 @@ class NarrowBuffer:
         ``"bfloat16"`` or ``"half"``.
     """
 
-    def __init__(self, bits: Any, dtype: str) -> None:
+    def __init__(self, bits: Buffer, dtype: str) -> None:
         self.bits = bits
         self._is_half = dtype == HALF
 
-    def __getitem__(self, index: Any) -> Expr:
+    def __getitem__(self, index: Index) -> Expr:
         bits = self.bits[index]
         return tirx.Cast(_typed("float32", bits.ty.dtype.lanes), bits) if self._is_half else widen(bits)
 
