@@ -91,7 +91,10 @@ class _Run:
 
 
 def candidates(spec: RecurrentSpec, target: Cpu) -> list[RecurrentKnobs]:
-    """Feasible knobs, best analytic guess first: the most sums that leave registers for weights and formula."""
+    """Feasible knobs, best analytic guess first.
+
+    That is what keeps all cores busy, and of those the most sums that leave registers for weights and formula.
+    """
     free = target.vector_registers * 3 // 4
     vectors = -(-spec.units // target.lanes())
     tiles = [
@@ -100,7 +103,15 @@ def candidates(spec: RecurrentSpec, target: Cpu) -> list[RecurrentKnobs]:
         for count in (1, 2, 3, 4, 6, 8)
         if rows <= spec.batch and count <= vectors and (rows * count * spec.gates <= free or rows == count == 1)
     ]
-    return sorted(tiles, key=lambda knobs: (-knobs.rows * knobs.vectors, -knobs.rows))
+    return sorted(tiles, key=lambda knobs: (_longest(spec, target, knobs), -knobs.rows * knobs.vectors, -knobs.rows))
+
+
+def _longest(spec: RecurrentSpec, target: Cpu, knobs: RecurrentKnobs) -> int:
+    """How many states the busiest core computes in a step."""
+    tiles, rest = divmod(spec.batch, knobs.rows)
+    heights = ((knobs.rows, tiles), (rest, 1))
+    runs = _runs(spec, target, knobs)
+    return sum(-(-run.blocks * count // target.cores) * run.width * rows for run in runs for rows, count in heights)
 
 
 def pack_weight(spec: RecurrentSpec, target: Cpu, knobs: RecurrentKnobs, weight: torch.Tensor) -> torch.Tensor:
@@ -163,11 +174,13 @@ class _Writer:
         tiles, rest = divmod(spec.batch, self.knobs.rows)
         with loop(spec.steps) as step:
             for run in _runs(spec, self.target, self.knobs):
-                part = spec.macs // spec.steps * run.width * run.blocks // spec.units
-                with shared_loop((run.blocks, tiles), macs=part) as (block, tile):
+                weights = (
+                    4 * spec.gates * spec.units * run.width * run.blocks
+                )  # bytes, read from the cache at each step
+                with shared_loop((run.blocks, tiles), bytes_moved=weights * tiles) as (block, tile):
                     self._tile(step, tile * self.knobs.rows, self.knobs.rows, run, block)
                 if rest:
-                    with shared_loop((run.blocks,), macs=part * rest // spec.batch) as (block,):
+                    with shared_loop((run.blocks,), bytes_moved=weights) as (block,):
                         self._tile(step, tiles * self.knobs.rows, rest, run, block)
 
     def _tile(self, step: Index, first_row: Index, rows: int, run: _Run, block: Index) -> None:
