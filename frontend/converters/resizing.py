@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from ...ir import Value
 from ...ir.ops import MatmulOp
 from ..context import Context
-from ..registry import Converted, Converter, converter, register_each
+from ..registry import Converted, Converter, register_each
 
 aten = torch.ops.aten
 Filter = Callable[[int, int, bool, float | None], torch.Tensor]  # [size, extent] of extent, size, corners and scale
@@ -80,23 +80,26 @@ register_each(
 )
 
 
-@converter(aten.upsample_bicubic2d.vec)
-def upsample_bicubic(
-    ctx: Context,
-    x: Value,
-    output_size: Sequence[int] | None,
-    align_corners: bool,
-    scale_factors: Sequence[float] | None = None,
-) -> Value:
-    return _resized(ctx, x, _rows(aten.upsample_bicubic2d.default), align_corners, scale_factors or (None, None))
+def _by_factors(entry: tuple[Filter, int]) -> Converter:
+    """The overload that gives all factors at once, or none, for ``entry``: a filter, and how many axes it resizes."""
+    filter, axes = entry
+
+    def convert(
+        ctx: Context,
+        x: Value,
+        output_size: Sequence[int] | None,
+        align_corners: bool,
+        scale_factors: Sequence[float] | None = None,
+    ) -> Value:
+        return _resized(ctx, x, filter, align_corners, scale_factors or (None,) * axes)
+
+    return convert
 
 
-@converter(aten.upsample_trilinear3d.vec)
-def upsample_trilinear(
-    ctx: Context,
-    x: Value,
-    output_size: Sequence[int] | None,
-    align_corners: bool,
-    scale_factors: Sequence[float] | None = None,
-) -> Value:
-    return _resized(ctx, x, _linear, align_corners, scale_factors or (None, None, None))
+register_each(
+    {
+        aten.upsample_bicubic2d.vec: (_rows(aten.upsample_bicubic2d.default), 2),
+        aten.upsample_trilinear3d.vec: (_linear, 3),
+    },
+    _by_factors,
+)
