@@ -165,6 +165,8 @@ class _Writer:
         self.gates, self.weight, self.hidden, *self.rest = buffers
         self.states = T.alloc_buffer((2 * spec.state,), align=64)
         self.cells = spec.steps * spec.state  # where the result has the cells of an LSTM
+        # Of a step's gates, the sums, and where states, cells and biases are.
+        self.next_state: Callable[..., Expr] = getattr(self, spec.cell)
 
     def write(self) -> None:
         spec = self.spec
@@ -174,9 +176,8 @@ class _Writer:
         tiles, rest = divmod(spec.batch, self.knobs.rows)
         with loop(spec.steps) as step:
             for run in _runs(spec, self.target, self.knobs):
-                weights = (
-                    4 * spec.gates * spec.units * run.width * run.blocks
-                )  # bytes, read from the cache at each step
+                # Bytes that each step reads from the cache.
+                weights = 4 * spec.gates * spec.units * run.width * run.blocks
                 with shared_loop((run.blocks, tiles), bytes_moved=weights * tiles) as (block, tile):
                     self._tile(step, tile * self.knobs.rows, self.knobs.rows, run, block)
                 if rest:
@@ -213,7 +214,7 @@ class _Writer:
             own = [load(self.gates, base + gate * spec.units, lanes) for gate in range(spec.gates)]
             place = (row * run.vectors + vector) * spec.gates
             sums_here = [load(products, (place + gate) * lanes, lanes) for gate in range(spec.gates)]
-            state = in_register(_CELLS[spec.cell](self, own, sums_here, (read + inside, inside, unit), lanes))
+            state = in_register(self.next_state(own, sums_here, (read + inside, inside, unit), lanes))
             store(self.states, written + inside, state, lanes)
             store(self.out, time * spec.state + inside, state, lanes)
 
@@ -236,10 +237,6 @@ class _Writer:
 
     def rnn_relu(self, own: list[Expr], products: list[Expr], at: tuple[Index, ...], lanes: int) -> Expr:
         return maximum(own[0] + products[0], 0.0)
-
-
-# Of a cell: the next states, from a step's gates, the sums, and where states, cells and biases are.
-_CELLS: dict[str, Callable[..., Expr]] = {name: getattr(_Writer, name) for name in GATES}
 
 
 def _copy(source: Buffer, destination: Buffer, start: int, size: int, lanes: int) -> None:
