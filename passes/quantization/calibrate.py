@@ -9,7 +9,8 @@ After::
     %2 = observe(%1) {high=5.25}
 
 The calibration batches stream through the interpreter one after another; a calibrator (`calibrators`) keeps what it
-needs of each value, never the batches. Values whose integers are moved to another value (pooling, concatenation,
+needs of each value, never the batches. With ``auto``, several calibrators see the same pass over the data, and the
+layers choose between their ranges (`choice`). Values whose integers are moved to another value (pooling, concatenation,
 reshaping) get one range with it, which covers both, so that moving them is all there is to do.
 
 Fails without calibration data, on batches that do not fit the graph's inputs, on activations that are NaN or infinite,
@@ -29,8 +30,11 @@ from ...ir import Graph, IRError, OnIntegers, Op, TersorError, check_inputs, eva
 from ..base import Pass, PassContext, Result
 from ..registry import register_pass
 from .calibrators import Calibrator, RangeObserver, parse_calibrator
+from .calibrators.histogram import SeveralRanges
 from .calibrators.registry import CALIBRATORS
+from .choice import Chosen, choose
 from .placement import find_notes, name_of, underlying
+from .sample import Sample
 
 _RULE = "quantize-calibrate"
 
@@ -42,7 +46,8 @@ class QuantizeCalibrate(Pass):
     Attributes
     ----------
     method
-        ``minmax``, ``percentile:99.99`` or ``moving-average:0.9``.
+        ``minmax``, ``percentile:99.99``, ``moving-average:0.9``, ``mse``, ``entropy``, or ``auto``: for each value the
+        one with the least error of the layers that read it.
     """
 
     method: Annotated[str, CALIBRATORS] = "minmax"
@@ -54,14 +59,15 @@ class QuantizeCalibrate(Pass):
         notes = find_notes(graph)
         if not notes:
             return Result(False, ("no value is to be stored as integers",))
-        ranges, batches = observe_ranges(graph, notes, context.calibration, parse_calibrator(self.method))
+        found, batches = observe_ranges(graph, notes, context.calibration, parse_calibrator(self.method))
         rewriter = context.rewriter(graph)
-        for op, (low, high) in _joined(graph, notes, ranges).items():
+        for op, (low, high) in found.ranges.items():
             attrs = replace(op.attrs, low=low, high=high)
             if attrs != op.attrs and rewriter.commit(_RULE, op):
                 rewriter.update(op, attrs)
         context.calibrated = graph.clone()
-        return Result(rewriter.changed, (f"{len(notes)} ranges by {self.method} from {batches} batches",))
+        note = f"{len(notes)} ranges by {self.method} from {batches} batches{found.summary}"
+        return Result(rewriter.changed, (note,))
 
 
 def calibration_batches(graph: Graph, calibration: Iterable[Sequence[torch.Tensor]] | None) -> Iterable[Sequence]:
@@ -82,9 +88,10 @@ def observe_ranges(
     notes: Sequence[Op],
     calibration: Iterable[Sequence[torch.Tensor]] | None,
     calibrator: Calibrator,
-) -> tuple[dict[Op, tuple[float, float]], int]:
-    """The range of what each of ``notes`` reads, and the number of batches that were seen."""
+) -> tuple[Chosen, int]:
+    """The range of what each of ``notes`` reads, shared where integers are moved, and the number of batches."""
     observers: dict[Op, RangeObserver] = {op: calibrator.observer() for op in notes}
+    samples = {op: Sample() for op, one in observers.items() if isinstance(one, SeveralRanges)}
     first: dict[Op, float] = {}  # the only number seen so far
     count = 0
 
@@ -99,6 +106,8 @@ def observe_ranges(
         if op in first and not low == high == first[op]:
             del first[op]
         observers[op].observe(results[0])
+        if op in samples:
+            samples[op].add(results[0])
 
     state: Sequence[torch.Tensor] = ()  # goes from batch to batch, as it will from call to call
     for batch in calibration_batches(graph, calibration):
@@ -111,11 +120,11 @@ def observe_ranges(
             f"calibration data makes every number at {name_of(op.inputs[0])}{more} {number + 0.0:g};"
             " give data that varies, or leave the layers that read it out with skip=[...]"
         )
-    return {op: observer.range() for op, observer in observers.items()}, count
+    return choose(_groups(graph, notes), observers, samples), count
 
 
-def _joined(graph: Graph, notes: Sequence[Op], ranges: dict[Op, tuple[float, float]]) -> dict[Op, tuple[float, float]]:
-    """One range for notes between which integers are only moved."""
+def _groups(graph: Graph, notes: Sequence[Op]) -> list[list[Op]]:
+    """Notes between which integers are only moved, so that one range is for all of them; in the order of ``notes``."""
     about = {underlying(op.inputs[0]): op for op in notes}
     ties = networkx.Graph()
     ties.add_nodes_from(notes)
@@ -123,8 +132,4 @@ def _joined(graph: Graph, notes: Sequence[Op], ranges: dict[Op, tuple[float, flo
         if op.on_integers is OnIntegers.MOVES and op.result in about:
             sources = [about[underlying(value)] for value in op.inputs if underlying(value) in about]
             ties.add_edges_from((about[op.result], source) for source in sources)
-    joined: dict[Op, tuple[float, float]] = {}
-    for group in networkx.connected_components(ties):
-        low, high = min(ranges[op][0] for op in group), max(ranges[op][1] for op in group)
-        joined.update(dict.fromkeys(group, (low, high)))
-    return {op: joined[op] for op in notes}
+    return [[op for op in notes if op in group] for group in networkx.connected_components(ties)]

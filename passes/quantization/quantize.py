@@ -36,7 +36,8 @@ class Quantize(Pass):
     activations
         ``u8`` or ``i8``.
     method
-        How ranges are found: ``minmax``, ``percentile:99.99`` or ``moving-average:0.9``.
+        How ranges are found: ``minmax``, ``percentile:99.99``, ``moving-average:0.9``, ``mse``, ``entropy``, or
+        ``auto``: for each value the one with the least error of the layers that read it.
     accuracy
         Passes that make up for rounding, run on calibrated notes in this order.
     skip

@@ -47,6 +47,11 @@ class QuantizationStep:
         scale = max((high - low) / (largest - smallest), _SMALLEST_SCALE)
         return cls(scale, smallest + min(round(-low / scale), largest - smallest), dtype)
 
+    def nearest(self, numbers: torch.Tensor) -> torch.Tensor:
+        """What integers stand for instead of ``numbers``, f32."""
+        smallest, largest = (limit - self.zero_point for limit in integer_range(self.dtype))
+        return (numbers / self.scale).round_().clamp_(smallest, largest).mul_(self.scale)
+
     def index_of(self, number: float) -> int:
         """The nearest integer for ``number``, which may be outside of the type's range."""
         return round(number / self.scale) + self.zero_point

@@ -1,8 +1,8 @@
 """``percentile``: a few extreme numbers are cut off, so that the steps between integers become finer for all others.
 
-The numbers are counted in a histogram of fixed size. It is symmetric around zero; when a number lies outside, its bins
-are joined in pairs until it does not, so that one pass over the data is enough, and a bin is never wider than 1/1024 of
-the largest magnitude.
+At least one number is cut off at each end, whatever its size, unless the percentage is 100 or nothing would be left
+(nearly all numbers are zero, for example). The end of the range is as near
+to the number that it stands for as a bin of the `histogram` is wide: 1/128 of its magnitude.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from .registry import Calibrator, RangeObserver, register_calibrator
-
-_SIDE = 2048  # bins on each side of zero
-_TINY = 1e-30  # smallest magnitude that bins are made for; all below is one bin
+from .histogram import Distribution, HistogramCalibrator
+from .registry import register_calibrator
 
 
 @register_calibrator("percentile")
 @dataclass(frozen=True)
-class Percentile(Calibrator):
+class Percentile(HistogramCalibrator):
     """All but the smallest and the largest numbers.
 
     Attributes
@@ -36,35 +33,17 @@ class Percentile(Calibrator):
         if not 50 < self.percent <= 100:
             raise ValueError(f"percentile must be above 50 and at most 100, not {self.percent:g}")
 
-    def observer(self) -> RangeObserver:
-        return _Histogram(self.percent / 100)
+    def range_of(self, numbers: Distribution) -> tuple[float, float]:
+        share = self.percent / 100
+        low, high = -_upper_end(numbers.mirrored(), share), _upper_end(numbers, share)
+        return (low, high) if low < high else (numbers.low, numbers.high)
 
 
-class _Histogram:
-    def __init__(self, share: float) -> None:
-        self._share = share
-        self._width = 0.0  # of a bin
-        self._counts = np.zeros(2 * _SIDE, np.int64)
-        self._low, self._high = math.inf, -math.inf
-
-    def observe(self, numbers: torch.Tensor) -> None:
-        values = numbers.detach().double().numpy().ravel()
-        self._low, self._high = min(self._low, float(values.min())), max(self._high, float(values.max()))
-        self._reach(max(-self._low, self._high, _TINY))
-        bins = np.floor(values / self._width).astype(np.int64) + _SIDE
-        self._counts += np.bincount(bins.clip(0, 2 * _SIDE - 1), minlength=2 * _SIDE)
-
-    def _reach(self, magnitude: float) -> None:
-        """Widen the bins until the histogram covers ``magnitude``."""
-        if not self._width:
-            self._width = magnitude / _SIDE
-        while magnitude > self._width * _SIDE:
-            pairs = self._counts.reshape(-1, 2).sum(1)
-            self._counts = np.pad(pairs, _SIDE // 2)
-            self._width *= 2
-
-    def range(self) -> tuple[float, float]:
-        edges = np.arange(-_SIDE, _SIDE + 1) * self._width
-        below = np.concatenate([[0], np.cumsum(self._counts)])  # numbers below each edge
-        low, high = (float(np.interp(share * below[-1], below, edges)) for share in (1 - self._share, self._share))
-        return max(low, self._low), min(high, self._high)
+def _upper_end(numbers: Distribution, share: float) -> float:
+    """Below which a share of the numbers lies, rounded down to whole numbers."""
+    below = np.cumsum(numbers.counts)
+    wanted = max(1.0, math.floor(share * below[-1]))
+    bin = int(np.searchsorted(below, wanted))
+    missing = (below[bin] - wanted) / numbers.counts[bin]
+    lower, upper = (float(edge[bin]) for edge in numbers.seen_edges())
+    return upper - float(missing) * (upper - lower)

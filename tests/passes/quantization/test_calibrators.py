@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from tersor.ir import Graph, TensorType, TersorError, structurally_equal
-from tersor.ir.ops import ConcatOp, MaxPool2dOp, NegOp, ObserveOp, ReluOp
+from tersor.ir import DType, Graph, TensorType, TersorError, structurally_equal
+from tersor.ir.ops import ConcatOp, LinearOp, MaxPool2dOp, NegOp, ObserveOp, ReluOp
 from tersor.passes import PassManager, PipelineError, as_pipeline, parse_pipeline, run_passes
 from tersor.passes.quantization.calibrators import parse_calibrator
+from tersor.passes.quantization.calibrators.histogram import Histogram
+from tersor.passes.quantization.calibrators.mse import squared_errors
 from tersor.passes.quantization.calibrators.registry import CALIBRATORS
+from tersor.passes.quantization.sample import Sample
+from tersor.passes.quantization.scheme import QuantizationStep
 from tersor.tests.random_graphs import GraphBuilder
 
 SHAPE = (1, 4, 6, 6)
@@ -69,7 +75,7 @@ def test_percentile(percent: float, growth: float):
         observer.observe(batch)
     everything = torch.cat(data).double().numpy()
     expected = np.percentile(everything, [100 - percent, percent])
-    bin_width = np.abs(everything).max() / 1024
+    bin_width = np.abs(expected).max() / 128
     gap = np.abs(np.sort(everything)[[-2, 1]] - np.sort(everything)[[-1, 0]]).max()
     assert np.abs(np.array(observer.range()) - expected).max() <= bin_width + gap
 
@@ -84,6 +90,25 @@ def test_percentile_cuts_an_outlier_and_keeps_what_all_numbers_share():
     assert 0.9 < high < 1.1
 
 
+@pytest.mark.parametrize("size", [1e3, 1e7, 1e30])
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_percentile_holds_at_any_scale(size: float, order: str):
+    """A single number beyond all others moves the range no more than any other number would."""
+    numbers = torch.randn(20000, generator=torch.Generator().manual_seed(0)) * 1e-3
+    parts = [torch.tensor([size * 1e-3, 0.0]), numbers]
+    observer = parse_calibrator("percentile:99.9").observer()
+    for part in parts if order == "first" else parts[::-1]:
+        observer.observe(part)
+    expected = np.percentile(numbers.numpy(), [0.1, 99.9])
+    assert observer.range() == pytest.approx(tuple(expected), rel=0.05)
+
+
+def test_percentile_cuts_one_number_of_few():
+    observer = parse_calibrator("percentile:99.99").observer()
+    observer.observe(torch.cat([torch.linspace(-1, 1, 99), torch.tensor([1e6])]))
+    assert observer.range()[1] == pytest.approx(1, rel=0.01)
+
+
 def test_percentile_of_100_is_minmax():
     data = batches()
     one, other = (parse_calibrator(name).observer() for name in ("percentile:100", "minmax"))
@@ -93,17 +118,101 @@ def test_percentile_of_100_is_minmax():
     assert one.range() == other.range()
 
 
-def test_memory_does_not_grow():
-    observer = parse_calibrator("percentile").observer()
+@pytest.mark.parametrize("name", ["percentile", "mse", "entropy", "auto"])
+def test_memory_does_not_grow(name: str):
+    observer: Any = parse_calibrator(name).observer()
     sizes = set()
     for batch in batches(8, 5.0):
         observer.observe(batch)
-        sizes.add(observer._counts.size)
+        sizes.add(observer._histogram._counts.numel())
     assert len(sizes) == 1
 
 
+def test_samples_are_bounded():
+    sample = Sample()
+    for batch in batches(400, growth=1.01):
+        sample.add(batch)
+    assert sum(one.numel() for one in sample.tensors) <= 2**19
+    assert len({one.abs().max().item() for one in sample.tensors}) == len(sample.tensors)
+    large = Sample()
+    for _ in range(3):
+        large.add(torch.zeros(3, 2**20))
+    assert [one.shape for one in large.tensors] == [(1, 2**20)]
+
+
+def rounding_error(numbers: torch.Tensor, covered: tuple[float, float]) -> float:
+    step = QuantizationStep.covering(*covered, DType.U8)
+    return (step.nearest(numbers.double()) - numbers).square().sum().item()
+
+
+@pytest.mark.parametrize("kind", ["normal", "cubed", "relu", "relu6"])
+def test_mse_is_the_least_error(kind: str):
+    """Against an exhaustive search over ranges, on the numbers themselves."""
+    numbers = torch.randn(200000, generator=torch.Generator().manual_seed(3))
+    if kind == "cubed":
+        numbers = numbers**3
+    elif kind.startswith("relu"):
+        numbers = (numbers * 4).clamp(0, 6 if kind == "relu6" else None)
+    observer = parse_calibrator("mse").observer()
+    for part in numbers.split(30000):
+        observer.observe(part)
+    low, high = numbers.min().item(), numbers.max().item()
+    best = min(rounding_error(numbers, (low * one, high * one)) for one in torch.linspace(0.3, 1.0, 71).tolist())
+    assert rounding_error(numbers, observer.range()) < 1.02 * best
+    if kind == "normal":
+        assert best < 0.85 * rounding_error(numbers, (low, high))
+
+
+def test_errors_of_a_histogram_are_those_of_the_numbers():
+    numbers = torch.randn(50000, generator=torch.Generator().manual_seed(3)) * 5 + 2
+    histogram = Histogram()
+    histogram.observe(numbers)
+    ranges = [(-3.0, 9.0), (-20.0, 25.0), (0.0, 1.0), (-1e-3, 1e6)]
+    found = squared_errors(histogram.distribution(), np.array(ranges))
+    assert found == pytest.approx([rounding_error(numbers, one) for one in ranges], rel=0.02)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_entropy_cuts_a_long_tail(scale: float):
+    """Few numbers far outside are cut off; a range that nothing is outside of stays nearly whole."""
+    generator = torch.Generator().manual_seed(4)
+    even = torch.rand(20000, generator=generator) * scale
+    observer = parse_calibrator("entropy").observer()
+    observer.observe(even)
+    assert observer.range()[1] > 0.9 * scale
+    observer.observe(torch.tensor([1e4 * scale]))
+    low, high = observer.range()
+    assert low == pytest.approx(0, abs=0.1 * scale)
+    assert 0.9 * scale < high < 3 * scale
+
+
+def test_percentile_of_mostly_zeros_keeps_the_others():
+    observer = parse_calibrator("percentile:99").observer()
+    observer.observe(torch.cat([torch.zeros(1000), torch.tensor([2.0, 3.0])]))
+    assert observer.range() == (0.0, 3.0)
+
+
+def test_entropy_does_not_count_zeros():
+    generator = torch.Generator().manual_seed(4)
+    numbers = torch.rand(20000, generator=generator)
+    one, other = (parse_calibrator("entropy").observer() for _ in range(2))
+    one.observe(numbers)
+    other.observe(torch.cat([numbers, torch.zeros(10**6)]))
+    assert one.range()[1] == pytest.approx(other.range()[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["percentile", "mse", "entropy", "auto"])
+@pytest.mark.parametrize("numbers", [[0.0, 1e-42], [3e38, -3e38], [5.0, 5.5], [-2.0, -1.0], [0.0, 0.0]])
+def test_odd_numbers_have_a_range(name: str, numbers: list[float]):
+    observer = parse_calibrator(name).observer()
+    observer.observe(torch.tensor(numbers))
+    low, high = observer.range()
+    assert torch.tensor(numbers).min().item() <= low <= high <= torch.tensor(numbers).max().item()
+    assert type(low) is type(high) is float
+
+
 def test_names_and_mistakes():
-    assert {"minmax", "moving-average", "percentile"} <= set(CALIBRATORS.names())
+    assert {"auto", "entropy", "minmax", "moving-average", "mse", "percentile"} <= set(CALIBRATORS.names())
     assert str(parse_pipeline("quantize-calibrate{method=percentile:99.9}")) == (
         "quantize-calibrate{method=percentile:99.9}"
     )
@@ -141,6 +250,42 @@ def test_a_concatenation_has_one_range():
     after = calibrated(b.done(b.conv(b.op(ConcatOp, *parts, axis=1), 4)), [(torch.randn(SHAPE),)])
     assert len(set(ranges(after)[1:])) == 1
     assert len(ranges(after)) == 4
+
+
+def wrong(graph: Graph, calibrated: Graph, inputs: torch.Tensor) -> float:
+    """Squared error of the graph's output when what the notes are about is rounded as they say."""
+    rounded = run_passes(calibrated, "quantize-realize")
+    return (rounded.evaluate(inputs)[0] - graph.evaluate(inputs)[0]).square().sum().item()
+
+
+def test_auto_has_the_least_error_of_the_layer_that_reads():
+    """A value whose widest channel is read by weights near zero is cut; one whose widest channel counts is not."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(64, 16, generator=generator)
+    inputs[:, 0] *= 50
+    for factor in (1e-4, 1.0):
+        b = GraphBuilder({"x": TensorType((64, 16))})
+        weight = torch.randn(8, 16, generator=generator)
+        weight[:, 0] *= factor
+        graph = b.done(b.op(LinearOp, b.graph.inputs[0], b.constant(weight), None))
+        errors = {}
+        for method in ("auto", "minmax", "percentile:99.99", "percentile:99.9", "mse", "entropy"):
+            errors[method] = wrong(graph, calibrated(graph, [(inputs,)], method), inputs)
+        best = min(error for method, error in errors.items() if method != "auto")
+        assert errors["auto"] == pytest.approx(best, rel=1e-6), errors
+        (low, high), *_ = ranges(calibrated(graph, [(inputs,)], "auto"))
+        assert (high - low < 0.5 * (inputs.max() - inputs.min()).item()) == (factor < 1)
+
+
+def test_auto_says_what_it_chose():
+    manager = PassManager(as_pipeline("quantize-annotate,quantize-calibrate{method=auto}"))
+    data = [(torch.randn(SHAPE, generator=torch.Generator().manual_seed(index)),) for index in range(3)]
+    outcome = manager.run(small_graph(), calibration=data)
+    (note,) = outcome.report.records[-1].notes
+    assert note.startswith("3 ranges by auto from 3 batches, ")
+    counts = [int(part.split()[0]) for part in note.split(", ")[1:]]
+    assert sum(counts) == 3
+    assert ranges(outcome.graph)[1] == ranges(outcome.graph)[2]  # pooling moves integers
 
 
 def test_calibrating_twice_changes_nothing():
