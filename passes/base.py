@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -141,6 +141,8 @@ class PassContext:
         Lines for the report, appended by passes.
     verdicts
         What the referee (`tersor.passes.referee`) decided, appended by it.
+    progress
+        Told what is left, now and then, by passes that take long (`tersor.passes.progress`).
     """
 
     target: Machine | None = None
@@ -150,6 +152,7 @@ class PassContext:
     calibrated: Graph | None = None
     notes: list[str] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
+    progress: Callable[[str], None] = lambda text: None
 
     def lanes(self, unknown: int) -> int:
         """Elements of float32 in a vector register of the target; ``unknown`` without one."""
@@ -191,6 +194,7 @@ class Pass:
     exactness: ClassVar[Exactness] = Exactness.EXACT
     measures: ClassVar[bool] = False  # asks `PassContext.latency`: callers that can measure should give one
     may_change_all: ClassVar[bool] = False  # outputs may be anywhere, so only their number and shape are checked
+    before_notes: ClassVar[bool] = False  # an accuracy pass of ``quantize`` that comes before ``quantize-annotate``
     repairs: ClassVar[bool] = False  # wins back accuracy that the pass before it has cost: judge them together
 
     @property

@@ -98,6 +98,12 @@ class PassManager:
         one, log = step.one, context.log
         applied, refused, notes, ops = len(log.applied), len(log.refused), len(context.notes), len(graph)
         judged = len(context.verdicts)
+
+        def progress(text: str) -> None:
+            for instrument in self.instruments:
+                instrument.progress(step, text)
+
+        context.progress = progress
         start = time.perf_counter()
         try:
             result = one.run(graph, context)

@@ -48,6 +48,9 @@ class Instrument:
     def before(self, step: PassStep, graph: Graph) -> None:
         """Called before each pass."""
 
+    def progress(self, step: PassStep, text: str) -> None:
+        """Called now and then by passes that take long; the text says what is left."""
+
     def after(self, step: PassStep, graph: Graph, record: PassRecord) -> None:
         """Called after each pass that did not raise; raises CheckFailure if the result is wrong."""
 

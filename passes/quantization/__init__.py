@@ -3,6 +3,6 @@
 Importing this package registers its passes and calibrators.
 """
 
-from . import annotate, bias_correction, calibrate, quantize, realize  # registers passes
+from . import annotate, bias_correction, calibrate, quantize, realize, smooth_quant  # registers passes
 from .calibrators import Calibrator, RangeObserver, register_calibrator
 from .scheme import IntegerLayer, QuantizationStep, integer_layer

@@ -21,18 +21,18 @@ rounded. Method: Nagel et al., "Data-Free Quantization Through Weight Equalizati
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from ...ir import Graph, Op, Rewriter, Value, evaluate
+from ...ir import Graph, Rewriter, Value
 from ...ir.ops import LayerOp, ObserveOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..matching import numbers, prune, weight_name
 from ..registry import register_pass
-from .calibrate import calibration_batches
 from .placement import float_layers, refusal
 from .scheme import representable_weight
+from .streaming import watch
 
 _RULE = "bias-correction"
 _SUFFIX = "corrected"  # of the ids of biases, so that a second run leaves them alone
@@ -49,7 +49,7 @@ class BiasCorrection(Pass):
         layers = [op for op in float_layers(graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]
         if not layers:
             return Result(False, ("no layer is to be quantized; put it after quantize-calibrate",))
-        means = _mean_operands(graph, layers, context.calibration)
+        means = _mean_operands(graph, layers, context)
         rewriter = context.rewriter(graph)
         shares = [_correct(op, means[op.x], rewriter) for op in layers if not _is_corrected(op)]
         if not shares:
@@ -62,22 +62,14 @@ def _is_corrected(op: LayerOp) -> bool:
     return op.bias is not None and _SUFFIX in op.bias.op.attrs.id.split(".")
 
 
-def _mean_operands(
-    graph: Graph, layers: Sequence[LayerOp], calibration: Iterable[Sequence[torch.Tensor]] | None
-) -> dict[Value, torch.Tensor]:
+def _mean_operands(graph: Graph, layers: Sequence[LayerOp], context: PassContext) -> dict[Value, torch.Tensor]:
     """The mean of each layer's first operand over all batches, in float64."""
-    wanted = {op.x for op in layers}
     sums: dict[Value, torch.Tensor] = {}
-    count = 0
 
-    def observe(op: Op, results: tuple[torch.Tensor, ...]) -> None:
-        for value, tensor in zip(op.results, results, strict=True):
-            if value in wanted:
-                sums[value] = tensor.double() + sums.get(value, 0.0)
+    def see(value: Value, tensor: torch.Tensor) -> None:
+        sums[value] = tensor.double() + sums.get(value, 0.0)
 
-    for batch in calibration_batches(graph, calibration):
-        evaluate(graph, batch, observe)
-        count += 1
+    count = watch(graph, {op.x for op in layers}, context, see)
     return {value: total / count for value, total in sums.items()}
 
 

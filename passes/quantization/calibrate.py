@@ -19,14 +19,14 @@ and on those that are one number only, naming the layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
 import networkx
 import torch
 
-from ...ir import Graph, IRError, OnIntegers, Op, TersorError, check_inputs, evaluate
+from ...ir import Graph, OnIntegers, Op, TersorError, Value
 from ..base import Pass, PassContext, Result
 from ..registry import register_pass
 from .calibrators import Calibrator, RangeObserver, parse_calibrator
@@ -35,6 +35,7 @@ from .calibrators.registry import CALIBRATORS
 from .choice import Chosen, choose
 from .placement import find_notes, name_of, underlying
 from .sample import Sample
+from .streaming import watch
 
 _RULE = "quantize-calibrate"
 
@@ -59,7 +60,7 @@ class QuantizeCalibrate(Pass):
         notes = find_notes(graph)
         if not notes:
             return Result(False, ("no value is to be stored as integers",))
-        found, batches = observe_ranges(graph, notes, context.calibration, parse_calibrator(self.method))
+        found, batches = observe_ranges(graph, notes, context, parse_calibrator(self.method))
         rewriter = context.rewriter(graph)
         for op, (low, high) in found.ranges.items():
             attrs = replace(op.attrs, low=low, high=high)
@@ -70,49 +71,32 @@ class QuantizeCalibrate(Pass):
         return Result(rewriter.changed, (note,))
 
 
-def calibration_batches(graph: Graph, calibration: Iterable[Sequence[torch.Tensor]] | None) -> Iterable[Sequence]:
-    """The batches, one after another; raises TersorError where one does not fit, or where there is none."""
-    index = -1
-    for index, batch in enumerate(calibration or ()):
-        try:
-            check_inputs(graph, batch)
-        except IRError as error:
-            raise TersorError(f"calibration batch {index} does not fit: {error}") from error
-        yield batch
-    if index < 0:
-        raise TersorError("needs calibration data: give at least one batch of inputs (calibration=...)")
-
-
 def observe_ranges(
     graph: Graph,
     notes: Sequence[Op],
-    calibration: Iterable[Sequence[torch.Tensor]] | None,
+    context: PassContext,
     calibrator: Calibrator,
 ) -> tuple[Chosen, int]:
     """The range of what each of ``notes`` reads, shared where integers are moved, and the number of batches."""
     observers: dict[Op, RangeObserver] = {op: calibrator.observer() for op in notes}
     samples = {op: Sample() for op, one in observers.items() if isinstance(one, SeveralRanges)}
+    values = {op.result: op for op in notes}
     first: dict[Op, float] = {}  # the only number seen so far
-    count = 0
+    seen: set[Op] = set()
 
-    def observe(op: Op, results: tuple[torch.Tensor, ...]) -> None:
-        if op not in observers:
-            return
-        low, high = (extreme.item() for extreme in torch.aminmax(results[0]))
-        if not bool(results[0].isfinite().all()):
-            raise TersorError(f"calibration batch {count} makes numbers at {name_of(op.inputs[0])} that are not finite")
-        if count == 0 and low == high:
+    def observe(value: Value, numbers: torch.Tensor) -> None:
+        op = values[value]
+        low, high = (extreme.item() for extreme in torch.aminmax(numbers))
+        if op not in seen and low == high:
             first[op] = low
+        seen.add(op)
         if op in first and not low == high == first[op]:
             del first[op]
-        observers[op].observe(results[0])
+        observers[op].observe(numbers)
         if op in samples:
-            samples[op].add(results[0])
+            samples[op].add(numbers)
 
-    state: Sequence[torch.Tensor] = ()  # goes from batch to batch, as it will from call to call
-    for batch in calibration_batches(graph, calibration):
-        state = evaluate(graph, (*batch, *state), observe)[len(graph.user_outputs) :]
-        count += 1
+    count = watch(graph, set(values), context, observe)
     if first:
         op, number = next(iter(first.items()))
         more = f" (and of {len(first) - 1} more layers)" if len(first) > 1 else ""

@@ -5,6 +5,7 @@
     quantize{method=percentile:99.99}  =  quantize-annotate,quantize-calibrate{method=percentile:99.99},
                                           bias-correction,quantize-realize,fuse
 
+Accuracy passes that move numbers between activations and weights (`Pass.before_notes`) come before the first step.
 Groups made by ``fuse`` are taken apart first. Afterwards everything is fused, also if it was not before: scaling and
 rounding belong into the layers' kernels. So ``O3,quantize`` and ``O2,quantize`` are the same. A second run changes
 nothing.
@@ -39,7 +40,8 @@ class Quantize(Pass):
         How ranges are found: ``minmax``, ``percentile:99.99``, ``moving-average:0.9``, ``mse``, ``entropy``, or
         ``auto``: for each value the one with the least error of the layers that read it.
     accuracy
-        Passes that make up for rounding, run on calibrated notes in this order.
+        Passes that make up for rounding: ``smooth-quant`` before values are noted, then ``bias-correction`` on
+        calibrated notes.
     skip
         Names of layers that stay in floating point; ``*`` stands for anything.
     keep
@@ -67,5 +69,7 @@ class Quantize(Pass):
 
     @property
     def steps(self) -> tuple[Pass, ...]:
+        first = tuple(one for one in self.corrections if one.before_notes)
+        then = tuple(one for one in self.corrections if not one.before_notes)
         notes = (QuantizeAnnotate(self.activations, self.skip), QuantizeCalibrate(self.method))
-        return (*notes, *self.corrections, QuantizeRealize(self.keep), Fuse())
+        return (*first, *notes, *then, QuantizeRealize(self.keep), Fuse())
