@@ -3,6 +3,14 @@
 Importing this package registers its passes and calibrators.
 """
 
-from . import annotate, bias_correction, calibrate, quantize, realize, smooth_quant  # registers passes
+from . import (  # registers passes
+    annotate,
+    bias_correction,
+    calibrate,
+    equalization,
+    quantize,
+    realize,
+    smooth_quant,
+)
 from .calibrators import Calibrator, RangeObserver, register_calibrator
 from .scheme import IntegerLayer, QuantizationStep, integer_layer

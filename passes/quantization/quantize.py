@@ -40,8 +40,8 @@ class Quantize(Pass):
         How ranges are found: ``minmax``, ``percentile:99.99``, ``moving-average:0.9``, ``mse``, ``entropy``, or
         ``auto``: for each value the one with the least error of the layers that read it.
     accuracy
-        Passes that make up for rounding: ``smooth-quant`` before values are noted, then ``bias-correction`` on
-        calibrated notes.
+        Passes that make up for rounding: ``cross-layer-equalization`` and ``smooth-quant`` before values are noted,
+        ``bias-correction`` on calibrated notes.
     skip
         Names of layers that stay in floating point; ``*`` stands for anything.
     keep
