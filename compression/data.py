@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..frontend.factory import find_attribute
 from ..ir import Graph, IRError, TersorError, Value, check_inputs
 from ..ir.foreign import UserObject
+from ..ir.imports import find_attribute
 from ..targets.runtime.array_files import SUFFIXES, read_inputs
 from .batches import split
 

@@ -10,13 +10,11 @@ from numbers import Real
 import numpy as np
 import torch
 
-from ..frontend.factory import find_attribute
 from ..ir import Graph, TersorError
 from ..ir.foreign import Array, UserObject
+from ..ir.imports import find_function
 from ..targets import Executable
 from .batches import Shape, run_in_parts
-
-_FORM = "is not of the form package.module:function"
 
 
 class Model:
@@ -94,7 +92,4 @@ def open_evaluation(name: str | None) -> Evaluation | None:
     """What ``--evaluate`` names; None without any."""
     if name is None:
         return None
-    function = find_attribute(name, _FORM)
-    if not callable(function):
-        raise TersorError(f"{name}: is a {type(function).__name__}; name a function that takes a model")
-    return Evaluation(function, name)
+    return Evaluation(find_function(name, "that takes a model"), name)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import networkx
 import torch
 
-from ..ir import DType, Graph, IRError, Value, check_memory
+from ..ir import DType, Graph, IRError, TersorError, Value, check_inputs, check_memory
 from ..ir.foreign import Json
 from ..ir.ops import EmbeddingOp, ScatterOp
 
@@ -195,6 +195,19 @@ def first_batch(graph: Graph, calibration: Iterable[Sequence[torch.Tensor]] | No
     """The first batch of calibration data, or `seeded_inputs` where there is none."""
     batch = None if calibration is None else next(iter(calibration), None)
     return seeded_inputs(graph) if batch is None else batch
+
+
+def calibration_batches(graph: Graph, calibration: Iterable[Sequence[torch.Tensor]] | None) -> Iterable[Sequence]:
+    """The batches, one after another; raises TersorError where one does not fit, or where there is none."""
+    index = -1
+    for index, batch in enumerate(calibration or ()):
+        try:
+            check_inputs(graph, batch)
+        except IRError as error:
+            raise TersorError(f"calibration batch {index} does not fit: {error}") from error
+        yield batch
+    if index < 0:
+        raise TersorError("needs calibration data: give at least one batch of inputs (calibration=...)")
 
 
 def _random(value: Value, limit: int | None, generator: torch.Generator) -> torch.Tensor:

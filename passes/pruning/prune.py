@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ir import Attrs, Graph, Rewriter, TensorType, TersorError, weights_loaded
+from ...ir.imports import find_function
 from ...ir.ops import FusedOp, RelayoutOp, WeightOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
@@ -44,9 +45,10 @@ from ..numeric import first_batch, largest_deviation
 from ..referee import Keep, Referee
 from ..registry import register_pass
 from ..unfuse import take_apart
-from .criteria import Scoring
+from .criteria import Scoring, find_criterion, score
 from .criteria.registry import CRITERIA
 from .flows import cut, flow_of
+from .gradients import Loss
 from .groups import ChannelGroup, ChannelMap, find_channels
 from .select import Limits, select, stay
 from .trial import judge_groups
@@ -64,7 +66,11 @@ class PruneChannels(Pass):
     macs
         Ratio of the graph's multiply-adds that is left at most, between 0 and 1.
     criterion
-        What importance is: ``l1``, ``bn-gamma``, ``random``.
+        What importance is: a name, or a function as ``package.module:function``.
+    loss
+        For criteria that need gradients (taylor, obd): a function as ``package.module:function``, which takes what the
+        model returns and the number of the calibration batch, and returns one number. Without it, the distance of the
+        outputs to those of the network as it is.
     floor
         Smallest fraction of a group's channels that stays.
     multiple
@@ -77,6 +83,7 @@ class PruneChannels(Pass):
 
     macs: float = 0.5
     criterion: Annotated[str, CRITERIA] = "l1"
+    loss: str | None = None
     floor: float = 0.1
     multiple: int = 0
     seed: int = 0
@@ -93,7 +100,8 @@ class PruneChannels(Pass):
             raise ValueError(f"floor is a fraction of channels, from 0 to 1, not {self.floor:g}")
         if self.multiple < 0:
             raise ValueError(f"multiple must be 1 or more, or 0 for the target's vector width, not {self.multiple}")
-        CRITERIA.find(self.criterion)
+        find_criterion(self.criterion)
+        self._loss()
 
     def run(self, graph: Graph, context: PassContext) -> Result:
         if not weights_loaded(graph):
@@ -142,8 +150,12 @@ class PruneChannels(Pass):
         return (whole.note, _parameters_note(original, changed), *(groups or _group_notes(channels, masks)))
 
     def _choose(self, graph: Graph, channels: ChannelMap, context: PassContext) -> list[NDArray[np.bool_]]:
-        scores = CRITERIA.find(self.criterion)(channels.groups, Scoring(graph, context.calibration, self.seed))
+        scoring = Scoring(graph, context.calibration, self.seed, self._loss())
+        scores = score(self.criterion, channels.groups, scoring)
         return select(channels, scores, self.macs, Limits(self.floor, self.multiple or context.lanes(1)))
+
+    def _loss(self) -> Loss | None:
+        return None if self.loss is None else find_function(self.loss, "that takes outputs and returns a loss")
 
 
 def _check(channels: ChannelMap) -> None:

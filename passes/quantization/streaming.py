@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence, Sized
+from collections.abc import Callable, Collection, Sequence, Sized
 
 import torch
 
-from ...ir import Graph, IRError, Op, TersorError, Value, check_inputs, evaluate
+from ...ir import Graph, Op, TersorError, Value, evaluate
 from ..base import PassContext
+from ..numeric import calibration_batches
 from ..progress import Remaining
 from .placement import name_of
-
-
-def calibration_batches(graph: Graph, calibration: Iterable[Sequence[torch.Tensor]] | None) -> Iterable[Sequence]:
-    """The batches, one after another; raises TersorError where one does not fit, or where there is none."""
-    index = -1
-    for index, batch in enumerate(calibration or ()):
-        try:
-            check_inputs(graph, batch)
-        except IRError as error:
-            raise TersorError(f"calibration batch {index} does not fit: {error}") from error
-        yield batch
-    if index < 0:
-        raise TersorError("needs calibration data: give at least one batch of inputs (calibration=...)")
 
 
 def watch(

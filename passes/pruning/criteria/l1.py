@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from ..groups import ChannelGroup
-from .registry import Scores, Scoring, per_channel, register_criterion
+from .registry import Scores, Scoring, mean_of_relative, per_channel, register_criterion
 
 
 @register_criterion("l1")
@@ -25,7 +23,5 @@ def l1(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[Scores]:
 
 
 def _score(group: ChannelGroup, scoring: Scoring) -> Scores:
-    layers = [place for place in group.places if scoring.graph.weights[place.weight].ndim > 1]
-    magnitudes = [per_channel(group, place, scoring.weight(place).abs().mean(1)) for place in layers]
-    relative = [one / one.mean() for one in magnitudes if one.mean() > 0]
-    return np.mean(relative, axis=0) if relative else np.zeros(group.size)
+    layers = scoring.layers(group)
+    return mean_of_relative([per_channel(group, one, scoring.weight(one).abs().mean(1)) for one in layers], group.size)
