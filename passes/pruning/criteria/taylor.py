@@ -14,11 +14,12 @@ and over all coupled layers, as in "Importance Estimation for Neural Network Pru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
+from ....ir import Op
 from ..gradients import Objective, gradients, run_differentiably
 from ..groups import ChannelGroup
 from ..readers import Reader, readers_of
@@ -53,7 +54,7 @@ def _gate(reader: Reader) -> torch.Tensor:
     return torch.ones(shape, dtype=reader.x.type.dtype.torch, requires_grad=True)
 
 
-def _squares(group: ChannelGroup, readers: Sequence[Reader], changes: dict[object, torch.Tensor]) -> Scores:
+def _squares(group: ChannelGroup, readers: Sequence[Reader], changes: Mapping[Op, torch.Tensor]) -> Scores:
     """Squares of the changes that all readers make together, as a mean over the examples of a batch."""
     found = []
     for reader in readers:

@@ -47,9 +47,10 @@ class Branches(nn.Module):
         return self.last(torch.relu(self.hidden(x.flatten(1))))
 
 
-def network() -> tuple[nn.Module, Graph, Batches]:
+def network() -> tuple[Branches, Graph, Batches]:
     torch.manual_seed(0)
-    module = Branches().eval()
+    module = Branches()
+    module.eval()
     generator = torch.Generator().manual_seed(1)
     data: Batches = [(torch.randn(BATCH, 2, 4, 4, generator=generator),) for _ in range(4)]
     return module, from_torch(module, data[0]), data
@@ -169,6 +170,7 @@ def blended(graph: Graph, layer: str, channel: int, share: float) -> Graph:
     group = channels.groups[group_index(graph, layer)]
     tensors = dict(graph.weights.items())
     for reader in readers_of(group, find_readers(channels)):
+        assert reader.weight_id is not None
         tensors[reader.weight_id] = tensors[reader.weight_id].clone()
         tensors[reader.weight_id][:, torch.from_numpy(reader.kernel_positions(group) == channel)] *= 1 - share
     copy = graph.clone()
@@ -220,9 +222,10 @@ def test_pruned_equals_zeroed(criterion: str):
 def test_channels_that_do_nothing_go_first(criterion: str):
     module, _, data = network()
     with torch.no_grad():
-        module.depthwise.bias[:] = 1.0  # none of the others is dead
-        module.wide.weight[3:8], module.wide.bias[3:8] = 1e-4, -1.0  # behind the ReLU they are zero
-        module.depthwise.weight[3:8], module.depthwise.bias[3:8] = 1e-4, -1e-3
+        for layer, bias in ((module.wide, -1.0), (module.depthwise, -1e-3)):
+            assert layer.bias is not None
+            layer.bias[:] = 1.0  # none of the others is dead
+            layer.weight[3:8], layer.bias[3:8] = 1e-4, bias  # behind a ReLU they are zero
         module.narrow.weight[:, 3:8] *= 1e-3
     graph = from_torch(module, data[0])
     index = group_index(graph, "wide")
