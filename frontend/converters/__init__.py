@@ -10,6 +10,7 @@ from . import (
     activation,
     arithmetic,
     bags,
+    bessel,
     complex_numbers,
     constant,
     convolution,

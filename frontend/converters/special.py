@@ -1,22 +1,20 @@
-"""Functions of statistics and physics that no op has, made of elementary ones."""
+"""Functions of statistics and number theory: of elementary ops, or of ops that compute each element in a loop."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from torch._ops import OpOverload
 
-from ...ir import DType, Value, ops
-from ..context import Context
+from ...ir import Attrs, DType, Op, Value, ops
+from ..context import Context, Number
 from ..expressions import Expression
 from ..registry import Converter, converter, register_each
+from .series import Numbers, chebyshev, fitted, smallest_of
 
 aten = torch.ops.aten
-Numbers = npt.NDArray[np.float64]
 
 # Giles 2012, "Approximating the erfinv function": in powers of w - 2.5 for w < 5, else of sqrt(w) - 3.
 _CENTRAL = (
@@ -72,74 +70,155 @@ def digamma(ctx: Context, x: Value) -> Value:
 
 @converter(aten.polygamma.default)
 def polygamma(ctx: Context, n: int, x: Value) -> Value:
-    if n:
-        ctx.refuse(f"the {n}. derivative of digamma")
-    return digamma(ctx, x)
+    """Derivative ``n`` of digamma: ``n!`` times zeta of ``n + 1``, with the sign of ``(-1)^(n + 1)``."""
+    if not n:
+        return digamma(ctx, x)
+    number = Expression(ctx, ctx.cast(x, ctx.dtype))
+    if n == 1:
+        return _trigamma(number).value
+    factorial = float(math.factorial(n)) if n <= _MOST_FACTORIAL[ctx.dtype] else math.inf
+    order = ctx.expand(ctx.operand(n + 1, ctx.dtype), x.shape)
+    total = Expression(ctx, ctx.emit(ops.ZetaOp, order, number.value))
+    return (total * (factorial if n % 2 else -factorial)).value
 
 
-_NEAR = 8.0  # where the modified Bessel functions change from one series to the other
-_DEGREE = 40
+_MOST_FACTORIAL = {DType.F32: 34, DType.F64: 170}  # the largest number whose factorial is finite
+_TRIGAMMA = (1 / 42, -1 / 30, 1 / 6)
 
 
-def _bessel(order: int, *, scaled: bool) -> Converter:
-    """Modified Bessel functions of the first kind, divided by ``exp(|x|)`` if ``scaled``."""
+def _trigamma(given: Expression) -> Expression:
+    """As PyTorch: by reflection below 1/2, six steps of the recurrence, and the start of the asymptotic series."""
+    is_low = given < 0.5
+    argument = is_low.choose(1.0 - given, given)
+    sine = (given * math.pi).apply(ops.SinOp)
+    reflected = -(given.number(math.pi**2) / (sine * sine))
+    total = is_low.choose(reflected, 0.0)
+    for _ in range(6):
+        total = total + 1.0 / (argument * argument)
+        argument = argument + 1.0
+    inverse = 1.0 / (argument * argument)
+    series = 1.0 / (argument + argument) + 1.0 + inverse * inverse.polynomial(_TRIGAMMA)
+    total = total + series / argument
+    return is_low.choose(-total, total)
 
-    def convert(ctx: Context, x: Value) -> Value:
-        given = Expression(ctx, ctx.cast(x, ctx.dtype))
-        size = abs(given)
-        near, far = _bessel_series(order, 1e-17 if ctx.dtype is DType.F64 else 1e-9)
-        inside = _chebyshev(size * (2 / _NEAR) - 1.0, near)
-        outside = _chebyshev(2 * _NEAR / size - 1.0, far) / size.apply(ops.SqrtOp)
-        value = (size <= _NEAR).choose(inside * size if order else inside, outside)
-        if not scaled:
-            value = value * size.apply(ops.ExpOp)
-        return (given < 0.0).choose(-value, value).value if order else value.value
+
+def _stepped(kind: type[Op], attrs: Attrs | None = None) -> Converter:
+    def convert(ctx: Context, x: Value | Number, y: Value | Number) -> Value:
+        shape = ctx.result_type.shape
+        return ctx.emit(kind, *(ctx.expand(ctx.operand(one, ctx.dtype), shape) for one in (x, y)), attrs=attrs)
 
     return convert
 
 
 register_each(
     {
-        aten.i0.default: _bessel(0, scaled=False),
-        aten.special_modified_bessel_i0.default: _bessel(0, scaled=False),
-        aten.special_i0e.default: _bessel(0, scaled=True),
-        aten.special_i1.default: _bessel(1, scaled=False),
-        aten.special_modified_bessel_i1.default: _bessel(1, scaled=False),
-        aten.special_i1e.default: _bessel(1, scaled=True),
+        aten.special_zeta.default: _stepped(ops.ZetaOp),
+        aten.special_zeta.self_scalar: _stepped(ops.ZetaOp),
+        aten.special_zeta.other_scalar: _stepped(ops.ZetaOp),
+        aten.igamma.default: _stepped(ops.IncompleteGammaOp, ops.IncompleteGammaOp.attrs_type(upper=False)),
+        aten.igammac.default: _stepped(ops.IncompleteGammaOp, ops.IncompleteGammaOp.attrs_type(upper=True)),
     },
     lambda convert: convert,
 )
 
 
-@functools.cache
-def _bessel_series(order: int, smallest: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Chebyshev coefficients of the scaled function, up to the last one that counts.
-
-    Those of ``f(x) / x^order`` in ``x / 4 - 1``, for x of at most 8, and those of ``f(x) sqrt(x)`` in ``16 / x - 1``.
-    """
-
-    def scaled(x: Numbers) -> Numbers:
-        return (torch.special.i1e if order else torch.special.i0e)(torch.from_numpy(x)).numpy()
-
-    def near(t: Numbers) -> Numbers:
-        x = (t + 1) * _NEAR / 2
-        return scaled(x) / x**order
-
-    def far(t: Numbers) -> Numbers:
-        x = 2 * _NEAR / (t + 1)
-        return scaled(x) * np.sqrt(x)
-
-    # The points at which NumPy's interpolation takes a function; its stubs want a function of single numbers.
-    points = np.polynomial.chebyshev.chebpts1(_DEGREE + 1)
-    found = (np.polynomial.chebyshev.chebfit(points, function(points), _DEGREE) for function in (near, far))
-    first, second = (tuple(map(float, one[: np.flatnonzero(abs(one) > smallest)[-1] + 1])) for one in found)
-    return first, second
+def _polynomial_overloads() -> dict[OpOverload, str]:
+    """Families of orthogonal polynomials by the operators that compute them."""
+    table = {}
+    for family in ops.POLYNOMIALS:
+        kind, _, letter = family.rpartition("_")
+        packet = getattr(aten, f"special_{kind}_polynomial_{letter}")
+        table |= {getattr(packet, name): family for name in ("default", "x_scalar", "n_scalar")}
+    return table
 
 
-def _chebyshev(t: Expression, coefficients: Sequence[float]) -> Expression:
-    """The sum of Chebyshev polynomials, by Clenshaw's recurrence."""
-    double = t + t
-    last, before = t.number(coefficients[-1]), t.number(0.0)
-    for coefficient in reversed(coefficients[1:-1]):
-        last, before = double * last - before + coefficient, last
-    return t * last - before + coefficients[0]
+register_each(
+    _polynomial_overloads(), lambda family: _stepped(ops.PolynomialOp, ops.PolynomialOp.attrs_type(family=family))
+)
+
+
+# Cephes' ndtri: of (y - 0.5)^2 near the middle, of 1 / z for z = sqrt(-2 log y) from 2 to 8, and from 8 on.
+_MIDDLE = (
+    (-59.9633501014107895, 98.0010754185999661, -56.6762857469070293, 13.931260938727968, -1.23916583867381258),
+    (
+        *(1.0, 1.95448858338141760, 4.67627912898881538, 86.3602421390890591, -225.462687854119370),
+        *(200.260212380060660, -82.0372256168333340, 15.9056225126211696, -1.18331621121330003),
+    ),
+)
+_TAILS = (
+    (
+        (
+            *(4.05544892305962420, 31.5251094599893867, 57.1628192246421288, 44.0805073893200835, 14.6849561928858024),
+            *(2.18663306850790268, -0.140256079171354496, -0.0350424626827848203, -8.57456785154685414e-4),
+        ),
+        (
+            *(1.0, 15.7799883256466750, 45.3907635128879211, 41.3172038254672030, 15.0425385692907504),
+            *(2.50464946208309416, -0.142182922854787789, -0.0380806407691578277, -9.33259480895457427e-4),
+        ),
+    ),
+    (
+        (
+            *(3.23774891776946036, 6.91522889068984212, 3.93881025292474443, 1.33303460815807542, 0.201485389549179082),
+            *(1.23716634817820021e-2, 3.01581553508235416e-4, 2.65806974686737551e-6, 6.23974539184983294e-9),
+        ),
+        (
+            *(1.0, 6.02427039364742014, 3.67983563856160859, 1.37702099489081330, 0.216236993594496636),
+            *(1.34204006088543189e-2, 3.28014464682127739e-4, 2.89247864745380684e-6, 6.79019408009981274e-9),
+        ),
+    ),
+)
+
+
+def _rational(x: Expression, coefficients: tuple[Sequence[float], Sequence[float]]) -> Expression:
+    numerator, denominator = coefficients
+    return x.polynomial(numerator) / x.polynomial(denominator)
+
+
+@converter(aten.special_ndtri.default)
+def ndtri(ctx: Context, x: Value) -> Value:
+    """The number below which a share of the normal distribution lies: Cephes' rational functions."""
+    share = Expression(ctx, ctx.cast(x, ctx.dtype))
+    is_upper = share > 1 - math.exp(-2)
+    lower = is_upper.choose(1.0 - share, share)
+    from_middle = lower - 0.5
+    square = from_middle * from_middle
+    middle = (from_middle + from_middle * (square * _rational(square, _MIDDLE))) * math.sqrt(2 * math.pi)
+    z = (lower.apply(ops.LogOp) * -2.0).apply(ops.SqrtOp)
+    inverse = 1.0 / z
+    ratio = (z < 8.0).choose(*(_rational(inverse, coefficients) for coefficients in _TAILS))
+    tail = z - z.apply(ops.LogOp) / z - inverse * ratio
+    value = (lower > math.exp(-2)).choose(middle, is_upper.choose(tail, -tail))
+    bounded = share.equals(0.0).choose(share.number(-math.inf), share.equals(1.0).choose(share.number(math.inf), value))
+    return bounded.value
+
+
+_ERFCX_MIDDLE = 3.75
+
+
+@converter(aten.special_erfcx.default)
+def erfcx(ctx: Context, x: Value) -> Value:
+    """``exp(x^2) erfc(x)`` by a series in ``(x - 3.75) / (x + 3.75)`` (Shepherd and Laframboise 1981)."""
+    return _erfcx(Expression(ctx, ctx.cast(x, ctx.dtype))).value
+
+
+def _erfcx(x: Expression) -> Expression:
+    size = abs(x)
+    place = 1.0 - 2 * _ERFCX_MIDDLE / (size + _ERFCX_MIDDLE)
+    positive = chebyshev(place, fitted(_erfcx_by_place, smallest_of(x.dtype))) / (size + size + 1.0)
+    power = (x * x).apply(ops.ExpOp)
+    return (x < 0.0).choose(power + power - positive, positive)
+
+
+def _erfcx_by_place(t: Numbers) -> Numbers:
+    x = _ERFCX_MIDDLE * (1 + t) / (1 - t)
+    return torch.special.erfcx(torch.from_numpy(x)).numpy() * (1 + 2 * x)
+
+
+@converter(aten.special_log_ndtr.default)
+def log_ndtr(ctx: Context, x: Value) -> Value:
+    """The logarithm of the normal distribution function, by `erfcx` for low numbers."""
+    given = Expression(ctx, ctx.cast(x, ctx.dtype))
+    scaled = given * math.sqrt(0.5)
+    low = (_erfcx(-scaled) * 0.5).apply(ops.LogOp) - scaled * scaled
+    high = (scaled.apply(ops.ErfcOp) * -0.5).apply(ops.Log1pOp)
+    return (given < -1.0).choose(low, high).value

@@ -21,3 +21,4 @@ from .pooling import *
 from .quantization import *
 from .recurrent import *
 from .reduction import *
+from .special import *
