@@ -170,8 +170,9 @@ def _bessel_j(order: int) -> Converter:
     def convert(ctx: Context, x: Value) -> Value:
         given = Expression(ctx, ctx.cast(x, ctx.dtype))
         size = abs(given)
-        value = (size <= _TURN).choose(_j_near(size, order), _waves(size, order)[0])
-        return (given < 0.0).choose(-value, value).value if order else value.value
+        wave = _waves(size, order)[0]
+        far = (given < 0.0).choose(-wave, wave) if order else wave
+        return (size <= _TURN).choose(_j_near(given, order), far).value
 
     return convert
 

@@ -17,20 +17,6 @@ _WHY = {
         "linalg_pinv_singular linalg_pinv_hermitian linalg_svd linalg_svdvals linalg_tensorinv "
         "linalg_tensorsolve"
     ),
-    "special functions without a formula here": (
-        "igamma igammac polygamma_polygamma_n_0 polygamma_polygamma_n_1 polygamma_polygamma_n_2 "
-        "polygamma_polygamma_n_3 polygamma_polygamma_n_4 "
-        "special_polygamma_special_polygamma_n_0 special_zeta special_ndtri special_log_ndtr special_erfcx "
-        "special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1 "
-        "special_chebyshev_polynomial_t special_chebyshev_polynomial_u special_chebyshev_polynomial_v "
-        "special_chebyshev_polynomial_w special_hermite_polynomial_h special_hermite_polynomial_he "
-        "special_laguerre_polynomial_l special_legendre_polynomial_p "
-        "special_modified_bessel_k0 special_modified_bessel_k1 "
-        "special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 "
-        "special_shifted_chebyshev_polynomial_t special_shifted_chebyshev_polynomial_u "
-        "special_shifted_chebyshev_polynomial_v special_shifted_chebyshev_polynomial_w "
-        "special_spherical_bessel_j0"
-    ),
     "no converter yet": (
         "frexp mode histogram histogramdd hash_tensor _segment_reduce_lengths _segment_reduce_offsets"
     ),

@@ -96,6 +96,21 @@ def test_distances(dtype: DType):
     check(b.done(*(b.op(ops.DistanceOp, x, y, p=p) for p in powers), b.op(ops.DistanceOp, x, x)))
 
 
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F64])
+def test_functions_in_steps(dtype: DType):
+    special = torch.tensor([math.nan, math.inf, -math.inf, 0, -0.0, 1e-40, 1, -1, -2.5, 3e38, 30, 11, 0.5])
+    drawn = torch.rand(400, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([12, 4])
+    n, x = torch.cat([torch.cartesian_prod(special, special), drawn]).to(dtype.torch).unbind(1)
+    large = n.abs() * 3000
+    b = GraphBuilder({name: TensorType(n.shape, dtype) for name in ("n", "x", "large", "near")})
+    values = dict(zip("nxlz", b.graph.inputs, strict=True))
+    polynomials = [b.op(ops.PolynomialOp, values["x"], values["n"], family=family) for family in ops.POLYNOMIALS]
+    pairs = [(values[first], values[second]) for first, second in ("nx", "xn", "lz")]
+    integrals = [b.op(ops.IncompleteGammaOp, *pair, upper=upper) for pair in pairs for upper in (False, True)]
+    graph = b.done(*polynomials, *integrals, b.op(ops.ZetaOp, *pairs[0]))
+    check(graph, n, x - 2, large, large * (1 + (x - 2) / 500), tolerance=3e-6)
+
+
 def graph_of_argmax(location: str) -> Graph:
     b = GraphBuilder({location: TensorType((4, 5))})
     return b.done(b.op(ops.ArgMaxOp, b.graph.inputs[0], axis=1))
