@@ -124,7 +124,7 @@ register_each(
 
 def _polynomial_overloads() -> dict[OpOverload, str]:
     """Families of orthogonal polynomials by the operators that compute them."""
-    table = {}
+    table: dict[OpOverload, str] = {}
     for family in ops.POLYNOMIALS:
         kind, _, letter = family.rpartition("_")
         packet = getattr(aten, f"special_{kind}_polynomial_{letter}")

@@ -64,14 +64,13 @@ _Step = Callable[[Expr, Expr, Expr, Expr], Expr]
 class _Family:
     """``first(x)`` is the polynomial of degree 1, ``step(k, x, q, p)`` that of degree k + 1 from those of k and k - 1.
 
-    ``at_one(n)`` and ``at_minus_one(n)`` are the sizes at 1 and -1; ``by_angle(n, angle)`` is the value at the cosine
-    of an angle, which is used for degrees above ``last``.
+    ``ends`` are the sizes at 1 and -1, as functions of the degree; ``by_angle(n, angle)`` is the value at the cosine of
+    an angle, which is used for degrees above ``last``.
     """
 
     first: Callable[[Expr], Expr]
     step: _Step
-    at_one: Callable[[Expr], Expr] | None = None
-    at_minus_one: Callable[[Expr], Expr] | None = None
+    ends: tuple[Callable[[Expr], Expr], Callable[[Expr], Expr]] | None = None
     by_angle: Callable[[Expr, Expr], Expr] | None = None
     last: int = 0
 
@@ -93,28 +92,25 @@ def _half(angle: Expr) -> Expr:
 
 
 _CHEBYSHEV = {
-    "t": _Family(lambda x: x, _chebyshev_step, _one, _one, lambda n, angle: _cos(n * angle), 6),
+    "t": _Family(lambda x: x, _chebyshev_step, (_one, _one), lambda n, angle: _cos(n * angle), 6),
     "u": _Family(
         lambda x: x + x,
         _chebyshev_step,
-        lambda n: n + 1,
-        lambda n: n + 1,
+        (lambda n: n + 1, lambda n: n + 1),
         lambda n, angle: _sin((n + 1) * angle) / _sin(angle),
         8,
     ),
     "v": _Family(
         lambda x: x + x - 1,
         _chebyshev_step,
-        _one,
-        _odd,
+        (_one, _odd),
         lambda n, angle: _cos((n + _like(n, 0.5)) * angle) / _cos(_half(angle)),
         8,
     ),
     "w": _Family(
         lambda x: x + x + 1,
         _chebyshev_step,
-        _odd,
-        _one,
+        (_odd, _one),
         lambda n, angle: _sin((n + _like(n, 0.5)) * angle) / _sin(_half(angle)),
         8,
     ),
@@ -126,7 +122,7 @@ _FAMILIES = {
     "hermite_h": _Family(lambda x: x + x, lambda k, x, q, p: (x + x) * q - (k + k) * p),
     "hermite_he": _Family(lambda x: x, lambda k, x, q, p: x * q - k * p),
     "laguerre_l": _Family(lambda x: 1 - x, lambda k, x, q, p: ((k + k + (1 - x)) * q - k * p) / (k + 1)),
-    "legendre_p": _Family(lambda x: x, lambda k, x, q, p: ((k + k + 1) * x * q - k * p) / (k + 1), _one, _one),
+    "legendre_p": _Family(lambda x: x, lambda k, x, q, p: ((k + k + 1) * x * q - k * p) / (k + 1), (_one, _one)),
 }
 _MOST_HERMITE = {"float32": 128, "float64": 512}  # above, PyTorch gives NaN
 _TOO_LARGE = 2.0**63  # for PyTorch's conversion to an integer
@@ -174,28 +170,27 @@ def _write_polynomial(family: _Family, n: Expr, x: Expr, found: _Number) -> None
             found.value = following
             k.value = k.value + 1
 
-    def at_one() -> None:
-        found.value = family.at_one(n)
-
-    def at_minus_one() -> None:
-        rest = in_register(n - tirx.trunc(n * _like(n, 0.5)) * 2)
-        found.value = (1 - rest * 2) * family.at_minus_one(n)
-
-    def by_angle() -> None:
-        found.value = family.by_angle(n, in_register(library("acos", x)))
-
-    if family.by_angle is None:
-        inside, is_inside = follow, False
-    else:
-        inside, is_inside = by_angle, tirx.And(n > _like(n, family.last), tirx.abs(x) < _like(x, 1))
-    if family.at_one is None:
+    if family.ends is None:
         follow()
         return
-    when(
-        tirx.EQ(x, _like(x, 1)),
-        at_one,
-        lambda: when(tirx.EQ(x, _like(x, -1)), at_minus_one, lambda: when(is_inside, inside, follow)),
-    )
+    at_one, at_minus_one, by_angle = *family.ends, family.by_angle
+    rest = in_register(n - tirx.trunc(n * _like(n, 0.5)) * 2)
+
+    def write(value: Callable[[], Expr]) -> Callable[[], None]:
+        def statement() -> None:
+            found.value = value()
+
+        return statement
+
+    def between() -> None:
+        if by_angle is None:
+            follow()
+            return
+        is_inside = tirx.And(n > _like(n, family.last), tirx.abs(x) < _like(x, 1))
+        when(is_inside, write(lambda: by_angle(n, in_register(library("acos", x)))), follow)
+
+    below = write(lambda: (1 - rest * 2) * at_minus_one(n))
+    when(tirx.EQ(x, _like(x, 1)), write(lambda: at_one(n)), lambda: when(tirx.EQ(x, _like(x, -1)), below, between))
 
 
 # Zeta -----------------------------------------------------------------------------------------------------------
