@@ -18,10 +18,10 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from .frontend import in_eval_mode, split_inputs
-from .ir import Graph, IRError, Op, TersorError, Value, evaluate, evaluate_op, shorten
+from .ir import Graph, Op, TersorError, evaluate, shorten
 from .ir.foreign import UserObject
 from .passes import Agreement, Exactness, Pipeline, bisect, run_passes
-from .passes.numeric import distance, seeded_inputs
+from .passes.numeric import distance, float32_rounding, seeded_inputs
 from .targets import Executable, compile_graph
 
 Tensors = tuple[torch.Tensor, ...]
@@ -133,7 +133,7 @@ def check_agreement(executable: Executable, reference: Reference, pipeline: Pipe
     agreement = Agreement.between(subject, exact, expected, actual)
     if not exact or agreement.difference <= TOLERANCE:
         return agreement
-    own = _own_rounding(reference)
+    own = float32_rounding(reference.imported, reference.inputs)
     if agreement.difference <= ROUNDING * own:
         return replace(agreement, rounding=own)
     raise DisagreementError(
@@ -142,24 +142,6 @@ def check_agreement(executable: Executable, reference: Reference, pipeline: Pipe
         f"{_first_difference(executable, reference, expected, pipeline, runs=runs)}. This is an error of Tersor, "
         "please report it; check=False (--no-check) compiles without the comparison"
     )
-
-
-def _own_rounding(reference: Reference) -> float:
-    """How far float32 is from float64 on the imported graph, as a share of the output's scale."""
-    graph, inputs = reference.imported, reference.imported.with_state(reference.inputs)
-    environment: dict[Value, torch.Tensor] = dict(zip(graph.inputs, map(_widened, inputs), strict=True))
-    try:
-        with torch.no_grad():
-            for op in graph.ops:
-                operands = [None if value is None else environment[value] for value in op.operands]
-                environment.update(zip(op.results, map(_widened, evaluate_op(op, operands)), strict=True))
-        return distance(tuple(environment[value] for value in graph.outputs), graph.evaluate(*inputs))
-    except IRError:  # an op that takes float32 only: nothing is known, so nothing is excused
-        return 0.0
-
-
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _own(leaf: UserObject) -> UserObject:

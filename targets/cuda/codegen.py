@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
-from tvm.s_tir import dlight
 
 from ..machines.target import Gpu
 from .kernel import CudaKernel
 from .lowering import ENTRY, CudaProgram
+from .schedule_rules import schedule_passes
 
 _transform = relax.transform
 
@@ -40,12 +40,6 @@ def graph_passes() -> list[tvm.transform.Pass]:
         _transform.FuseOps(),
         _transform.FuseTIR(),
     ]
-
-
-def schedule_passes() -> list[tvm.transform.Pass]:
-    """The default schedule of each loop nest: the first of these rules that knows it."""
-    rules = (dlight.gpu.Matmul, dlight.gpu.GEMV, dlight.gpu.Reduction, dlight.gpu.GeneralReduction, dlight.gpu.Fallback)
-    return [dlight.ApplyDefaultSchedule(*(rule() for rule in rules))]
 
 
 def call_passes() -> list[tvm.transform.Pass]:

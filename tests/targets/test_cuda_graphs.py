@@ -14,6 +14,7 @@ from tersor.ir.ops import (
     AddOp,
     AttentionOp,
     AvgPool2dOp,
+    AvgPool3dOp,
     ChannelShuffleOp,
     ConcatOp,
     Conv3dOp,
@@ -22,6 +23,7 @@ from tersor.ir.ops import (
     LayerNormOp,
     MatmulOp,
     MaxPool2dOp,
+    MaxPool3dOp,
     MeanOp,
     MulOp,
     PowOp,
@@ -32,30 +34,42 @@ from tersor.ir.ops import (
     SumOp,
 )
 from tersor.passes import run_passes
-from tersor.passes.numeric import deviation, seeded_inputs
-from tersor.tests.random_graphs import GraphBuilder, random_graphs
+from tersor.passes.numeric import deviation, float32_rounding, seeded_inputs
+from tersor.targets.cuda.lowering import lower
+from tersor.tests.random_graphs import GraphBuilder, random_graph, random_graphs
 
 from .cuda_emulator import COMPILER
 from .cuda_reference import gpu, run_on_processor
-from .wide_graphs import wide_graphs
+from .wide_graphs import wide_graph, wide_graphs
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to build the emulator with")
 
 TARGET = gpu("cuda:sm_90")
 FLOAT, HALF = "O3,fold-batchnorm", "O3,to-fp16,fold-batchnorm"
 TOLERANCES = {FLOAT: 2e-5, HALF: 5e-3}  # of the largest output; in half precision fused ops round less often
+AMPLIFIED = 16  # times what the interpreter in float32 is off itself in float64, where sums cancel
 
 
 def check(graph: Graph, pipeline: str) -> None:
     ready = run_passes(graph, pipeline, target=TARGET)
     inputs = seeded_inputs(ready)
     worst = deviation(evaluate(ready, inputs), run_on_processor(ready, TARGET, inputs))
-    assert not worst.exceeds(TOLERANCES[pipeline]), str(worst)
+    if worst.exceeds(TOLERANCES[pipeline]):
+        assert pipeline == FLOAT and not worst.exceeds(AMPLIFIED * float32_rounding(graph, inputs)), str(worst)
 
 
 def has_kernels(graph: Graph) -> bool:
     """Whether no op is refused; what random graphs draw beyond these is for processors only."""
-    return not any(isinstance(op, ConvTranspose2dOp | Conv3dOp | RecurrentOp) for op in graph.ops)
+    others = (ConvTranspose2dOp, Conv3dOp, MaxPool3dOp, AvgPool3dOp, RecurrentOp)
+    return not any(isinstance(op, others) for op in graph.ops)
+
+
+def test_all_else_that_random_graphs_draw_has_kernels():
+    graphs = [make(seed, 12) for seed in range(40) for make in (random_graph, wide_graph)]
+    drawn = [run_passes(graph, FLOAT, target=TARGET) for graph in graphs if has_kernels(graph)]
+    assert len(drawn) > len(graphs) // 4
+    for graph in drawn:
+        lower(graph, TARGET)
 
 
 seeded = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -127,6 +141,35 @@ def test_layer_norm_of_rows_with_a_large_mean(offset: float):
     torch.testing.assert_close(
         result, (layer_norm(x.double(), (96,)) + graph.weights[name]).float(), rtol=1e-5, atol=1e-5
     )
+
+
+# What TVM schedules -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("reduced", ["layer norm", "softmax", "product", "mean"])
+def test_a_part_of_what_was_reduced(reduced: str, axis: int):
+    b = GraphBuilder({"x": TensorType((2, 7, 12))})
+    (x,) = b.graph.inputs
+    made = {
+        "layer norm": lambda: b.op(LayerNormOp, x, b.weight(12), b.weight(12)),
+        "softmax": lambda: b.op(SoftmaxOp, x, axis=2),
+        "product": lambda: b.linear(x, 10),
+        "mean": lambda: b.op(MeanOp, x, axes=(2,)),
+    }[reduced]()
+    check(b.done(b.op(SliceOp, b.op(ReluOp, made), axis=axis, start=0, stop=1)), FLOAT)
+
+
+@pytest.mark.parametrize("reduced", ["depthwise", "sum", "product"])
+def test_sums_of_one_term(reduced: str):
+    b = GraphBuilder({"x": TensorType((2, 6, 5, 1))})
+    (x,) = b.graph.inputs
+    made = {
+        "depthwise": lambda: b.conv(x, 6, 1, groups=6),
+        "sum": lambda: b.op(AddOp, b.op(SumOp, x, axes=(3,)), b.weight(5)),
+        "product": lambda: b.op(AddOp, b.op(MatmulOp, x, b.weight(1, 8)), b.weight(8)),
+    }[reduced]()
+    check(b.done(b.op(ReluOp, made)), FLOAT)
 
 
 def test_flags_and_rows_of_a_table():
