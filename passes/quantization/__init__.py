@@ -8,6 +8,7 @@ from . import (  # registers passes
     bias_correction,
     calibrate,
     equalization,
+    gptq,
     quantize,
     realize,
     smooth_quant,

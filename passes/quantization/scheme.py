@@ -14,7 +14,7 @@ import torch
 from ...ir import DType
 from ...ir.ops.integers import integer_range
 
-_LARGEST_WEIGHT = 127
+LARGEST_WEIGHT = 127
 # Half of the range of i32 is for the bias, half for the products of the largest u8 and i8 numbers.
 _LARGEST_BIAS = 2**30
 MOST_TERMS = 2**30 // (255 * 128)  # in one sum
@@ -79,13 +79,13 @@ class IntegerLayer:
 def weight_scales(weight: torch.Tensor) -> torch.Tensor:
     """float64 scale of each output channel (dimension 0): the largest magnitude becomes 127."""
     largest = weight.double().flatten(1).abs().amax(1)
-    return (largest / _LARGEST_WEIGHT).clamp(min=_SMALLEST_SCALE)
+    return (largest / LARGEST_WEIGHT).clamp(min=_SMALLEST_SCALE)
 
 
 def rounded_weight(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """The integers of a weight, as float64, for scales of its dimension 0."""
     steps = weight.double() / _per_channel(scales, weight)
-    return steps.round().clamp(-_LARGEST_WEIGHT, _LARGEST_WEIGHT)
+    return steps.round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
 
 
 def representable_weight(weight: torch.Tensor) -> torch.Tensor:
