@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from tersor.ir import Graph, Op, Rewriter, TersorError
-from tersor.ir.ops import Conv2dOp, LinearOp, ObserveOp, ReluOp
+from tersor.ir import Graph, Rewriter, TersorError
+from tersor.ir.ops import Conv2dOp, LayerOp, LinearOp, ObserveOp, ReluOp
 from tersor.passes import PassManager, PassOutcome, PipelineError, as_pipeline, parse_pipeline, run_passes
 from tersor.passes.quantization import moments, rounding
 from tersor.passes.quantization.gptq import Gptq, round_in_order
@@ -107,8 +107,12 @@ def applied(graph: Graph, data: list[tuple[torch.Tensor]], method: str) -> PassO
     return PassManager(as_pipeline(method)).run(graph, calibration=data)
 
 
-def layers(graph: Graph) -> list[Op]:
+def layers(graph: Graph) -> list[LayerOp]:
     return [op for op in graph.ops if isinstance(op, Conv2dOp | LinearOp)]
+
+
+def weight_of(graph: Graph, op: LayerOp) -> torch.Tensor:
+    return graph.weights[op.weight.op.attrs.id]
 
 
 def squared_error(exact: Graph, found: Graph, data: list[tuple[torch.Tensor]]) -> float:
@@ -133,7 +137,7 @@ def rounded_weights(graph: Graph) -> Graph:
     rewriter = Rewriter(copy)
     for op in layers(copy):
         rewriter.commit("round", op)
-        weight = copy.weights[op.weight.op.attrs.id].double()
+        weight = weight_of(copy, op).double()
         scales = weight_scales(weight)
         shape = (-1, *[1] * (weight.ndim - 1))
         made = rounded_weight(weight, scales) * scales.reshape(shape)
@@ -147,7 +151,7 @@ def test_weights_are_integers_that_realize_finds_again(kind: str, method: str):
     graph, data = network(kind)
     after = applied(noted(graph, data), data, method).graph
     for before, op in zip(layers(graph), layers(after), strict=True):
-        old, new = (one.graph.weights[one.weight.op.attrs.id].double() for one in (before, op))
+        old, new = weight_of(graph, before).double(), weight_of(after, op).double()
         scales = weight_scales(old).reshape(-1, *[1] * (old.ndim - 1))
         integers = new / scales
         assert (integers - integers.round()).abs().max() < 1e-3
@@ -199,7 +203,7 @@ def test_inputs_that_never_vary_and_empty_channels_are_rounded_to_the_nearest():
     for method in METHODS:
         after = applied(noted(graph, data), data, method).graph
         (op,) = layers(after)
-        assert torch.equal(after.weights[op.weight.op.attrs.id][1], torch.zeros(6))
+        assert torch.equal(weight_of(after, op)[1], torch.zeros(6))
         assert after.evaluate(numbers)[0].isfinite().all()
 
 
@@ -230,9 +234,10 @@ def test_block_sizes_add_up():
 @pytest.mark.parametrize("kind", ["linear", "convolution", "grouped", "depthwise"])
 def test_rows_times_weights_are_the_layer(kind: str):
     graph, data = network(kind)
-    op = layers(noted(graph, data))[0]
+    after = noted(graph, data)
+    op = layers(after)[0]
     assert isinstance(op.x.op, ObserveOp)
-    weight = op.graph.weights[op.weight.op.attrs.id]
+    weight = weight_of(after, op)
     rows = torch.cat(list(operand_rows(op, data[0][0])), 1)
     product = rows @ weight.reshape(op.channel_groups, -1, rows.shape[2]).mT
     expected = op.evaluate(data[0][0], weight, None)
