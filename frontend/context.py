@@ -25,6 +25,8 @@ class Context:
         Module path given to new ops.
     row_major
         Whether the tensors that the call reads lie in PyTorch's memory in row-major order, from its start.
+    strides
+        Of the first tensor that the call reads, if it lies from the start of its memory, and they are known.
     types
         Types of the results of the call that is being converted, as PyTorch computed them; None for a result that is
         not a tensor of an element type of the IR.
@@ -36,6 +38,7 @@ class Context:
         self.graph = graph
         self.location = ""
         self.row_major = True
+        self.strides: tuple[int, ...] | None = None
         self.types: tuple[TensorType | None, ...] = ()
         self.used_results: frozenset[object] = frozenset()
 

@@ -22,11 +22,14 @@ class Operator:
         Module path where it is called, ``""`` for the model itself.
     reason
         Why this call is not supported although others of the operator may be; empty if the whole operator is unknown.
+    place
+        File and line of the model's code that calls it, where they are known.
     """
 
     name: str
     path: str
     reason: str = ""
+    place: str = ""
 
 
 class UnsupportedError(TersorError):
@@ -40,20 +43,27 @@ class UnsupportedError(TersorError):
 
     def __init__(self, operators: Iterable[Operator]) -> None:
         self.operators = tuple(operators)
-        places: dict[tuple[str, str], list[str]] = {}
+        calls: dict[tuple[str, str], dict[str, list[str]]] = {}
         for operator in self.operators:
-            paths = places.setdefault((operator.name, operator.reason), [])
+            paths = calls.setdefault((operator.name, operator.reason), {}).setdefault(operator.place, [])
             if operator.path not in paths:
                 paths.append(operator.path)
         listed = "; ".join(
-            f"{shorten(name)}{f' ({shorten(reason, 200)})' if reason else ''} at {_show(paths)}"
-            for (name, reason), paths in places.items()
+            f"{shorten(name)}{f' ({shorten(reason, 200)})' if reason else ''} {_show_all(places)}"
+            for (name, reason), places in calls.items()
         )
-        count = len(places)
+        count = len(calls)
         super().__init__(
             f"{count} operator{'s are' if count > 1 else ' is'} not supported: {listed}. "
             "Replace them in the model by supported ones, or add a converter in tersor/frontend/converters"
         )
+
+
+def _show_all(places: dict[str, list[str]]) -> str:
+    """Module paths by the line of code that they have in common."""
+    shown = [f"at {_show(paths)}{f' ({place})' if place else ''}" for place, paths in places.items()]
+    more = len(shown) - _PATHS_SHOWN
+    return ", ".join(shown[:_PATHS_SHOWN]) + (f" and in {more} more lines" if more > 0 else "")
 
 
 def _show(paths: list[str]) -> str:

@@ -17,14 +17,19 @@ from torch._decomp import get_decompositions
 from torch._ops import OperatorBase, OpOverload
 from torch.export import ExportedProgram, default_decompositions
 from torch.export.exported_program import _decompose_exported_program, _split_decomp_table_to_cia_and_python_decomp
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.modules.module import register_module_buffer_registration_hook
 from torch.utils._pytree import tree_map_only
 
 from ..ir import TersorError
 from ..ir.foreign import UserObject
+from .caches import register_caches
 from .decompositions import DECOMPOSITIONS
 from .errors import Operator, UnsupportedError
-from .registry import CONVERTERS, DROPOUTS, Argument
+from .known import known_numbers
+from .places import place_of_error, place_of_trace
+from .quiet import quiet
+from .registry import CONVERTERS, DROPOUTS, Argument, adopt
 
 aten = torch.ops.aten
 
@@ -66,13 +71,20 @@ def export(module: nn.Module, example_inputs: ExampleInputs | None) -> ExportedP
     args, kwargs = split_inputs(example_inputs)
     try:
         module = in_eval_mode(module)
-        with tracing(), _assignments_as_writes(module):
+        register_caches(module)
+        with tracing(), _assignments_as_writes(module), known_numbers(module):
             return torch.export.export(module, args, kwargs)
     except TersorError:
         raise
+    except GuardOnDataDependentSymNode as error:
+        raise TersorError(
+            f"torch.export cannot trace {type(module).__name__}: numbers that depend on the input decide what it does"
+            f"{_at(error)} ({_first_line(error).partition(' (unhinted')[0]}); choose with torch.where, or decide "
+            "before the model is called"
+        ) from error
     except Exception as error:  # the model's own forward runs in here: anything may be raised
         raise TersorError(
-            f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}; make it pass "
+            f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}{_at(error)}; make it pass "
             "torch.export.export(model.eval(), example_inputs) first"
         ) from error
 
@@ -155,6 +167,9 @@ def lower(program: ExportedProgram) -> ExportedProgram:
     In-place operators become pure ones, writes into views included. Nothing is traced again if all is well already.
     """
     _refuse_foreign_calls(program)
+    for node in calls_of(program.graph_module):
+        if isinstance(node.target, OpOverload):
+            adopt(node.target)
     targets = {node.target for node in calls_of(program.graph_module) if node.users or writes_in_place(node)}
     hidden = {node.target for node in calls_of(program.graph_module) if _updates_statistics(node)}
     if not hidden and targets <= CONVERTERS.keys() | {operator.getitem}:
@@ -212,7 +227,7 @@ def _refuse_writes_to_shared_memory(program: ExportedProgram) -> None:
         if writes_in_place(node) and any(_shares_memory(view) for view in _views_below(node))
     ]
     if wrong:
-        raise UnsupportedError([Operator(name_of(node.target), path_of(node), reason) for node in wrong])
+        raise UnsupportedError([refused(node, reason) for node in wrong])
 
 
 def _views_below(node: fx.Node) -> Iterator[fx.Node]:
@@ -253,6 +268,11 @@ def name_of(target: fx.node.Target) -> str:
     return str(target) if isinstance(target, OpOverload) else getattr(target, "__name__", str(target))
 
 
+def refused(node: fx.Node, reason: str = "") -> Operator:
+    """A call that is not supported, for messages."""
+    return Operator(name_of(node.target), path_of(node), reason, place_of_trace(node.meta.get("stack_trace")))
+
+
 @contextmanager
 def _dropout_as_alias(program: ExportedProgram) -> Iterator[None]:
     """Call dropout at inference an alias, as in PyTorch: writes into its result reach its operand.
@@ -281,10 +301,10 @@ def _refuse_foreign_calls(program: ExportedProgram) -> None:
     if causes:
         foreign = [node for node in foreign if not _is_symbolic(node.meta.get("val"))]
     if causes or foreign:
-        reason = "its result has a shape that depends on the data"
+        reason = "its result has a shape that depends on the data; keep all elements, or a fixed number as topk does"
+        first = [one for one in causes if not any(_is_symbolic(node.meta.get("val")) for node in one.all_input_nodes)]
         raise UnsupportedError(
-            [Operator(name_of(node.target), path_of(node), reason) for node in causes]
-            + [Operator(name_of(node.target), path_of(node)) for node in foreign]
+            [refused(node, reason) for node in first or causes] + [refused(node) for node in foreign]
         )
 
 
@@ -295,7 +315,12 @@ def _is_symbolic(result: object) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
+
+
+def _at(error: Exception) -> str:
+    place = place_of_error(error)
+    return f" at {place}" if place else ""
 
 
 # PyTorch's recurrent modules list their weights anew when they are traced.
@@ -305,7 +330,7 @@ _RNN_ATTRIBUTES = r"The tensor attributes (self[.\w]*\._flat_weights\[\d+\](, )?
 @contextmanager
 def tracing() -> Iterator[None]:
     """Keep other threads from tracing, whose state PyTorch holds in global variables; hide its own deprecations."""
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
+    with _ONE_AT_A_TIME, quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", category=UserWarning, message=_RNN_ATTRIBUTES)
         yield

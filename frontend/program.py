@@ -22,9 +22,10 @@ from torch.export.graph_signature import (
 from ..ir import Graph, IRError, TensorType, TersorError, Value, shorten
 from .context import Context
 from .errors import Operator, UnsupportedError
-from .export import name_of, path_of, writes_in_place
+from .export import name_of, path_of, refused, writes_in_place
+from .places import place_of_trace
 from .registry import COMPLEX_CONVERTERS, CONVERTERS, Argument, Complex, ComplexConverter, ConvertedParts, Inexpressible
-from .tensors import check_weight, input_type, is_complex, is_row_major, result_types, suspicion
+from .tensors import check_weight, input_type, is_complex, is_row_major, result_types, strides_of, suspicion
 
 
 def class_name(program: ExportedProgram) -> str:
@@ -149,6 +150,7 @@ class ProgramConverter:
             user.args[1] for user in node.users if user.target is operator.getitem and user.users
         )
         self.context.row_major = all(map(is_row_major, node.all_input_nodes))
+        self.context.strides = next((strides_of(one.meta.get("val")) for one in node.all_input_nodes), None)
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
         try:
             result = convert(self.context, *args, **kwargs)
@@ -169,7 +171,7 @@ class ProgramConverter:
 
     def _fail(self, node: fx.Node, reason: str, types: tuple[TensorType | None, ...]) -> Argument:
         """Note an unsupported call; values of the right types stand in, so that what follows is checked too."""
-        self.unsupported.append(Operator(name_of(node.target), path_of(node), reason))
+        self.unsupported.append(refused(node, reason))
         return self._stand_in(node, types)
 
     def _stand_in(self, node: fx.Node, types: tuple[TensorType | None, ...]) -> Argument:
@@ -218,9 +220,11 @@ class ProgramConverter:
             if spec.kind is OutputKind.BUFFER_MUTATION:
                 updates[str(spec.target)] = self._value(result)
             elif spec.kind is OutputKind.PARAMETER_MUTATION:
+                place = place_of_trace(result.meta.get("stack_trace"))
                 raise TersorError(
-                    f"the model writes to its own parameter {shorten(spec.target)!r} when it runs; make it a buffer, "
-                    "whose values a compiled model keeps from call to call"
+                    f"the model writes to its own parameter {shorten(spec.target)!r} when it runs"
+                    f"{f' ({place})' if place else ''}; make it a buffer, whose values a compiled model keeps from "
+                    "call to call, or, if it prepares its weights in the first call, call it once before compiling"
                 )
             elif spec.kind is OutputKind.USER_INPUT_MUTATION:
                 self.suspicious.append(

@@ -38,6 +38,7 @@ DROPOUTS = (
 )
 CONVERTERS: dict[OpOverload, Converter] = {}
 COMPLEX_CONVERTERS: dict[OpOverload, ComplexConverter] = {}
+FOREIGN_CONVERTERS: dict[str, Converter] = {}  # of operators that other packages define, which may not be loaded
 
 
 class Inexpressible(Exception):
@@ -60,6 +61,23 @@ def converter(*overloads: OpOverload) -> Callable[[ConverterT], ConverterT]:
         return function
 
     return register
+
+
+def foreign_converter(*names: str) -> Callable[[ConverterT], ConverterT]:
+    """Register a function as the converter of operators of other packages, for example ``package::name.default``."""
+
+    def register(function: ConverterT) -> ConverterT:
+        FOREIGN_CONVERTERS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def adopt(overload: OpOverload) -> None:
+    """Give an operator of another package its converter, if there is one."""
+    name = f"{overload.name()}.default" if overload._overloadname == "default" else overload.name()
+    if name in FOREIGN_CONVERTERS:
+        CONVERTERS.setdefault(overload, FOREIGN_CONVERTERS[name])
 
 
 def complex_converter(*overloads: OpOverload) -> Callable[[ComplexConverterT], ComplexConverterT]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import deque
@@ -15,7 +16,7 @@ from torch.utils._pytree import TreeSpec
 
 from ..ir import Structure, TersorError, Tree, shorten
 from ..ir.foreign import Json, UserObject
-from ..ir.structure import class_name
+from ..ir.structure import CONSTANTS, class_name
 from .program import user_results
 from .program_json import PLAIN_CONTAINERS
 
@@ -78,11 +79,25 @@ def _named(tree: Tree, spec: Json) -> Tree:
 
 
 def _record(name: str, context: Json, children: Sequence[Tree], made_of: type | None = None) -> Tree:
-    """The tree for a class that is registered with PyTorch's pytree: its fields are in the context, or unknown."""
-    names, absent = context, []
+    """The tree for a class that is registered with PyTorch's pytree: its fields are in the context, or unknown.
+
+    The context of a dataclass lists fields with a value, and those that are None. That of other classes may list fields
+    and constants, for example the windows of a cache.
+    """
+    names, rest = context, []
     if isinstance(context, list) and len(context) == 2 and all(isinstance(part, list) for part in context):
-        names, absent = context  # of a dataclass: fields with a value, and those that are None
-    keys = (*names, *absent) if isinstance(names, list) and len(names) == len(children) else ()
-    if not keys or not all(isinstance(key, str) for key in keys):
+        names, rest = context
+    if not isinstance(names, list) or not names or len(names) != len(children) or not _are_texts(names):
         return Tree("named tuple", tuple(children), (), name)
-    return Tree("record", (*children, *(Tree("constant") for _ in absent)), keys, name, made_of=made_of)
+    keys = tuple(names)
+    if _are_texts(rest) and (made_of is None or dataclasses.is_dataclass(made_of) or not rest):
+        return Tree("record", (*children, *(Tree("constant") for _ in rest)), (*keys, *rest), name, made_of=made_of)
+    return Tree("record", (*children, _constants(rest)), (*keys, CONSTANTS), name, made_of=made_of)
+
+
+def _are_texts(values: Sequence[Json]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _constants(value: Json) -> Tree:
+    return Tree("list", tuple(map(_constants, value))) if isinstance(value, list) else _constant(value)

@@ -45,6 +45,14 @@ def is_row_major(node: fx.Node) -> bool:
     return isinstance(tensor, torch.Tensor) and tensor.is_contiguous() and tensor.storage_offset() == 0
 
 
+def strides_of(tensor: object) -> tuple[int, ...] | None:
+    """Strides of a traced tensor that lies in memory from the start of its storage; None for anything else."""
+    if not isinstance(tensor, torch.Tensor) or tensor.storage_offset() != 0:
+        return None
+    strides = tuple(tensor.stride())
+    return strides if all(isinstance(one, int) for one in strides) else None
+
+
 def input_type(node: fx.Node) -> TensorType:
     """The IR type of an input; raises TersorError, naming it, if the IR cannot hold it."""
     tensor = node.meta["val"]

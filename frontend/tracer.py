@@ -22,7 +22,7 @@ from ..ir import IRError, Value
 from .context import Context
 from .export import decompositions, tracing
 from .registry import CONVERTERS, Argument, Converted, Inexpressible
-from .tensors import tensor_type
+from .tensors import strides_of, tensor_type
 
 _LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
@@ -113,6 +113,7 @@ class Tracer(TorchDispatchMode):
         self.context.types = tuple(map(tensor_type, flat))
         self.context.used_results = frozenset(range(len(flat)))
         self.context.row_major = all(one.is_contiguous() and not one.storage_offset() for one in stand_ins)
+        self.context.strides = strides_of(stand_ins[0]) if stand_ins else None
         args, kwargs = tree_map_only(torch.Tensor, self.value, (args, kwargs))
         converted: Converted = CONVERTERS[func](self.context, *args, **kwargs)
         values = converted if isinstance(converted, tuple) else (converted,)

@@ -18,6 +18,7 @@ from .names import suggest
 
 Constant = None | bool | int | float | str
 KINDS = ("tensor", "constant", "tuple", "list", "dict", "record", "named tuple")
+CONSTANTS = ""  # key of a record's member that is no field: what else its class needs to be made again
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,18 @@ class Tree:
         elif isinstance(value, tuple | list):
             if self.kind != "dict" and len(value) == len(self.children):
                 return value
+        elif CONSTANTS in self.keys and type(value) is self.made_of:
+            members, (names, constants) = pytree.SUPPORTED_NODES[self.made_of].flatten_fn(value)
+            if (*names, CONSTANTS) == self.keys:
+                return [*members, constants]
         elif self.kind == "record" and all(hasattr(value, str(key)) for key in self.keys):
             return [getattr(value, str(key)) for key in self.keys]
         raise TersorError(f"{where} must be {self._description()}, not {_describe(value)}")
 
     def _description(self) -> str:
         if self.keys:
-            return f"{self.name or 'a dict'} with {', '.join(map(repr, self.keys))}"
+            fields = [key for key in self.keys if not (self.kind == "record" and key == CONSTANTS)]
+            return f"{self.name or 'a dict'} with {', '.join(map(repr, fields))}"
         return f"a {self.kind} of {len(self.children)}"
 
     def build(self, tensors: Iterator[Array]) -> UserObject:
@@ -115,7 +121,10 @@ class Tree:
             return _make(self.made_of, self.keys, members)
         if self.kind == "list":
             return members
-        return dict(zip(self.keys, members, strict=True)) if self.kind in ("dict", "record") else tuple(members)
+        named = dict(zip(self.keys, members, strict=True)) if self.keys else {}
+        if self.kind == "record":
+            named.pop(CONSTANTS, None)
+        return named if self.kind in ("dict", "record") else tuple(members)
 
 
 @dataclass(frozen=True)
@@ -198,6 +207,8 @@ def _is_named(kind: object, name: str) -> bool:
 def _make(kind: type, keys: Sequence[UserObject], members: list[UserObject]) -> UserObject:
     if issubclass(kind, tuple):
         return kind(*members) if hasattr(kind, "_fields") else kind(members)  # the latter: torch.return_types
+    if CONSTANTS in keys:
+        return pytree.SUPPORTED_NODES[kind].unflatten_fn(members[:-1], [list(keys[:-1]), members[-1]])
     if kind in pytree.SUPPORTED_NODES and not dataclasses.is_dataclass(kind):
         return pytree.SUPPORTED_NODES[kind].unflatten_fn(members, list(keys))
     return kind(**dict(zip(keys, members, strict=True)))

@@ -203,3 +203,30 @@ def test_hugging_face_outputs() -> None:
     assert type(result) is type(expected)
     assert result.keys() == expected.keys()
     torch.testing.assert_close(result.last_hidden_state, expected.last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
+def test_caches_of_hugging_face_come_back_and_go_in(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=9, bos_token_id=1, eos_token_id=2)
+    model = transformers.GPT2Model(config).eval()
+    tokens, following = torch.tensor([[1, 2, 3]]), torch.tensor([[4]])
+    first = tersor.compile(model, tokens, pipeline="O1")
+    first.save(tmp_path / "first.tersor")
+    result = tersor.load(tmp_path / "first.tersor")(tokens)
+    cache = result.past_key_values
+    assert type(cache) is transformers.DynamicCache
+    with torch.no_grad():
+        expected = model(tokens)
+        torch.testing.assert_close(cache.layers[1].keys, expected.past_key_values.layers[1].keys, rtol=1e-5, atol=1e-5)
+        second = tersor.compile(model, tersor.Arguments(following, past_key_values=cache), pipeline="O1")
+        longer = second(following, past_key_values=cache)
+        torch.testing.assert_close(longer[0], model(following, past_key_values=cache)[0], rtol=1e-5, atol=1e-5)
+    assert longer.past_key_values.layers[0].keys.shape[2] == 4
+    with pytest.raises(TersorError, match=r"must be .*DynamicCache with 'key_cache', 'value_cache', not"):
+        second(following, past_key_values=[cache])
+    structure = tersor.ir.parse(str(first.graph), first.graph.weights).structure
+    assert structure is not None
+    assert structure.result.build(iter(range(5))) == {
+        "last_hidden_state": 0,
+        "past_key_values": {"key_cache": [1, 2], "value_cache": [3, 4]},
+    }

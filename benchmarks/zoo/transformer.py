@@ -90,7 +90,11 @@ LANGUAGE: dict[str, tuple[str, Options, tuple[Input, ...]]] = {
     "xlnet": ("XLNetModel", BARE | {"d_model": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "d_inner": 2 * WIDTH}, TEXT),
     "fnet": ("FNetModel", USUAL, TEXT),
     "convbert": ("ConvBertModel", USUAL | {"embedding_size": 32}, MASKED),
-    "nystromformer": ("NystromformerModel", USUAL | {"num_landmarks": 16, "segment_means_seq_len": TOKENS}, TEXT),
+    "nystromformer": (  # a mask of all pairs does not fit its landmarks, and export makes one where none is given
+        "NystromformerModel",
+        USUAL | {"num_landmarks": 16, "segment_means_seq_len": TOKENS},
+        (*TEXT, Numbers((1, 1, 1, TOKENS))),
+    ),
     "longformer": ("LongformerModel", USUAL | {"attention_window": [16, 16]}, TEXT),
     "bigbird": ("BigBirdModel", USUAL | {"attention_type": "original_full"}, MASKED),
     "t5_encoder": ("T5EncoderModel", T5, MASKED),

@@ -76,13 +76,28 @@ register_each({view: view for view in _VIEWS}, _picked)
 
 def positions_of(ctx: Context, view: OpOverload, x: Value, *args: Argument, **options: Argument) -> torch.Tensor:
     """Where the elements of a view of ``x`` are among all of its elements."""
-    if view is aten.as_strided.default and not ctx.row_major:
-        ctx.refuse("strides of a tensor that is not contiguous; call .contiguous() first")
     numbers = torch.arange(math.prod(x.shape)).reshape(x.shape)
+    if view is aten.as_strided.default:
+        numbers = _as_in_memory(ctx, numbers)
     try:
-        return view(numbers, *args, **options).contiguous()
+        positions = view(numbers, *args, **options).contiguous()
     except RuntimeError:
         ctx.refuse(f"a view beyond the elements of {x.type}")
+    if positions.numel() and positions.min() < 0:
+        ctx.refuse("strides that reach memory of which the tensor is only a part; call .contiguous() first")
+    return positions
+
+
+def _as_in_memory(ctx: Context, numbers: torch.Tensor) -> torch.Tensor:
+    """A tensor with the strides of the call's own, as far as its memory is known: -1 stands between its elements."""
+    strides = numbers.stride() if ctx.row_major else ctx.strides
+    if strides is None or any(extent > 1 and not step for extent, step in zip(numbers.shape, strides, strict=True)):
+        ctx.refuse("strides of a tensor that is not contiguous; call .contiguous() first")
+    if 0 in numbers.shape:
+        return numbers
+    last = sum((extent - 1) * step for extent, step in zip(numbers.shape, strides, strict=True))
+    memory = torch.full((last + 1,), -1).as_strided(numbers.shape, strides)
+    return memory.copy_(numbers)
 
 
 def take(ctx: Context, x: Value, axis: int, positions: Sequence[int] | torch.Tensor) -> Value:

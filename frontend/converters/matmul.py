@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from ...ir import DType, Value
-from ...ir.ops import AddOp, AttentionOp, LinearOp, MatmulOp, MulOp
+from ...ir.ops import AddOp, AttentionOp, EmbeddingOp, LinearOp, LtOp, MatmulOp, MulOp, SearchOp, WhereOp
 from ..context import Context, Number
-from ..registry import converter
+from ..registry import converter, foreign_converter
 
 aten = torch.ops.aten
 
@@ -80,3 +80,22 @@ def _repeat_heads(ctx: Context, x: Value, heads: int) -> Value:
         return x
     spread = ctx.expand(ctx.reshape(x, (*batch, own, 1, length, size)), (*batch, own, heads // own, length, size))
     return ctx.reshape(spread, (*batch, heads, length, size))
+
+
+@foreign_converter("transformers::grouped_mm_fallback.default")
+def grouped_mm(ctx: Context, x: Value, weights: Value, offsets: Value) -> Value:
+    """Rows [S, K], sorted by their experts, times the matrix of each row's expert: [E, K, N] to [S, N].
+
+    ``offsets`` [E] says where the rows of each expert end; rows after all of them become zeros. Which rows an expert
+    has is known at run time only. So all rows are multiplied by all matrices, and each takes its own product.
+    """
+    rows, (experts, inner, columns) = x.shape[0], weights.shape
+    products = ctx.emit(MatmulOp, ctx.expand(ctx.reshape(x, (1, rows, inner)), (experts, rows, inner)), weights)
+    numbers = ctx.constant(torch.arange(rows), "positions")
+    expert = ctx.emit(SearchOp, ctx.cast(offsets, DType.I64), numbers, attrs=SearchOp.attrs_type(right=True))
+    expert = ctx.cast(expert, DType.I64)
+    has_one = ctx.emit(LtOp, expert, ctx.operand(experts, DType.I64))
+    start = ctx.emit(MulOp, ctx.emit(WhereOp, has_one, expert, ctx.operand(0, DType.I64)), ctx.operand(rows, DType.I64))
+    table = ctx.reshape(products, (experts * rows, columns))
+    own = ctx.emit(EmbeddingOp, table, ctx.emit(AddOp, start, numbers))
+    return ctx.emit(WhereOp, ctx.reshape(has_one, (rows, 1)), own, ctx.operand(0, ctx.dtype))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from tersor.frontend import Operator, UnsupportedError, from_torch
+from tersor.frontend.places import place_of_trace
 from tersor.ir import TersorError
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
@@ -56,9 +61,89 @@ def test_all_unsupported_operators_are_listed_once_with_their_paths():
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("4 operators are not supported: ")
-    assert "aten.histogram.bin_ct at 'first', 'last'; " in message
-    assert "aten._embedding_bag_forward_only.default (its result number 1 is not available) at 'bags'" in message
+    assert re.search(r"aten.histogram.bin_ct at 'first', 'last' \(\S*test_bad_models.py:\d+\); ", message)
+    assert "aten._embedding_bag_forward_only.default (its result number 1 is not available) at 'bags' (" in message
     assert message.endswith("or add a converter in tersor/frontend/converters")
+
+
+def place(text: str) -> str:
+    """The line of this file that contains a text, as messages name it."""
+    lines = Path(__file__).read_text().splitlines()
+    return f"test_bad_models.py:{1 + next(number for number, line in enumerate(lines) if text in line)}"
+
+
+def deciding(x):
+    total = x.sum()
+    if total > 0:  # decided here
+        return x * 2
+    return x
+
+
+def looping(x):
+    for _ in range(int(x.abs().sum())):  # counted here
+        x = x + 1
+    return x
+
+
+def test_control_flow_on_data_names_the_line(wrap, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for function, text in {deciding: "if total > 0:  # decided", looping: "# counted here"}.items():
+        with pytest.raises(TersorError) as caught:
+            from_torch(nn.Sequential(wrap(function)), X)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert "numbers that depend on the input decide what it does at " in message
+        assert place(f"{text}") in message
+        assert "(Could not guard on data-dependent expression " in message
+        assert message.endswith("; choose with torch.where, or decide before the model is called")
+    assert capfd.readouterr() == ("", "")  # PyTorch prints what it traced
+
+
+def test_what_the_model_prints_is_printed(wrap, capfd):
+    def speaking(x):
+        print("here", file=sys.stderr)
+        return x.sum().item() + deciding(x)
+
+    with pytest.raises(TersorError):
+        from_torch(wrap(speaking), X)
+    assert capfd.readouterr() == ("", "here\n")
+
+
+def test_errors_of_the_model_name_the_line(wrap):
+    def wrong(x):
+        return x @ torch.ones(5, 5)  # no such product
+
+    with pytest.raises(TersorError, match=f"at .*{place('# no such product')} .'return x @ .*make it pass"):
+        from_torch(wrap(wrong), X)
+
+
+class Picking(nn.Module):
+    def forward(self, x):
+        chosen = x[x > 0]  # some of them
+        return chosen * 2 + chosen.sum(), x.sort().values
+
+
+def test_shapes_that_depend_on_the_data_are_named_where_they_begin():
+    with pytest.raises(UnsupportedError) as caught:
+        from_torch(nn.Sequential(Picking()), X)
+    (operator,) = caught.value.operators
+    assert (operator.name, operator.path) == ("aten.index.Tensor", "0")
+    assert operator.place.endswith(place("# some of them"))
+    assert "the data; keep all elements, or a fixed number as topk does) at '0' (" in str(caught.value)
+
+
+def test_the_line_is_the_users_own_where_a_package_has_the_operator():
+    assert place_of_trace(TRACE) == "net.py:7"
+    assert place_of_trace(TRACE.partition("\n")[2].partition("\n")[2]) == "nets/b.py:9"
+    assert place_of_trace(None) == ""
+
+
+TRACE = f'''File "{Path("net.py").absolute()}", line 7, in forward
+    return self.inner(x)
+  File "/usr/lib/python3/site-packages/nets/b.py", line 9, in forward
+    return self.linear(x)
+  File "{torch.nn.__file__}", line 134, in forward
+    return F.linear(input, self.weight, self.bias)'''
 
 
 def test_many_paths_are_abbreviated():
@@ -108,12 +193,16 @@ BAD_MODELS = {
     "data-dependent": (
         lambda: lambda x: x * 2 if x.sum() > 0 else x,
         (X,),
-        "torch.export cannot trace Lambda: .*first",
+        "torch.export cannot trace Lambda: .*torch.where",
     ),
     "wrong arguments": (lambda: nn.Linear(3, 3), (X,), r"torch.export cannot trace Linear: .*; make it pass"),
     "output of another kind": (lambda: lambda x: (x, float("inf")), (X,), "takes or returns inf, which is neither"),
     "keys of another kind": (lambda: lambda x: {1.5: x}, (X,), r"a dict with keys \[1.5\]; use texts or numbers"),
-    "parameter mutation": (Learner, (X,), "writes to its own parameter 'count'.*make it a buffer"),
+    "parameter mutation": (
+        Learner,
+        (X,),
+        r"writes to its own parameter 'count' when it runs \(.*_models.py:\d+\); make it a buffer.*call it once",
+    ),
     "complex input": (
         lambda: lambda x: x * 2,
         (X.to(torch.complex64),),

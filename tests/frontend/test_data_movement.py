@@ -98,3 +98,9 @@ def test_values_without_elements_compiled():
     x = torch.randn(2, 6, 5, 4)
     for actual, expected in zip(tersor.compile(Lambda(everything), (x,))(x), everything(x), strict=True):
         assert_same(actual, expected)
+
+
+def test_strides_of_permuted_memory(check):
+    """As in Longformer: strides count in memory, whatever the order of the dimensions is."""
+    check(lambda x: (x * 2).permute(1, 0, 2).reshape(6, 4, 5).as_strided((3, 4, 5), (10, 5, 1)), torch.randn(4, 6, 5))
+    check(lambda x: (x * 2).t().as_strided((2, 4), (1, 5)), torch.randn(4, 5))

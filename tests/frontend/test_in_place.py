@@ -344,7 +344,8 @@ REFUSED = {
     "shares? memory, as expand makes it": lambda x: (x * 1).expand(2, 2, 3).index_fill_(0, torch.tensor([0]), 2.0),
     "index_fill_|copy_|fill_.* shares? memory": lambda x: (x * 1)[:1].expand(2, 3)[0].fill_(3) + x,
     "by a mask and other indices": lambda x: (x * 1).index_put_((torch.ones(2) > 0, torch.tensor([1])), torch.ones(1)),
-    "not contiguous": lambda x: (x * 1).t().contiguous().t().as_strided((2,), (1,)),
+    "not contiguous": lambda x: (x * 1).expand(4, 2, 3).as_strided((2,), (1,)),
+    "of which the tensor is only a part": lambda x: (x * 1)[:, :2].as_strided((2,), (2,)),
     "aten.normal": lambda x: (x * 1).normal_(),
 }
 
