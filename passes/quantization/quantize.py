@@ -41,7 +41,7 @@ class Quantize(Pass):
         ``auto``: for each value the one with the least error of the layers that read it.
     accuracy
         Passes that make up for rounding: ``cross-layer-equalization`` and ``smooth-quant`` before values are noted,
-        ``gptq`` or ``bias-correction`` on calibrated notes.
+        ``gptq``, ``adaround`` or ``bias-correction`` on calibrated notes.
     skip
         Names of layers that stay in floating point; ``*`` stands for anything.
     keep

@@ -1,4 +1,4 @@
-"""``gptq``: against the update that it is a short form of, brute force and nearest integers; and its base."""
+"""``gptq`` and ``adaround``: against brute force and nearest integers, and what they have in common."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from tersor.ir import Graph, Rewriter, TersorError
 from tersor.ir.ops import Conv2dOp, LayerOp, LinearOp, ObserveOp, ReluOp
 from tersor.passes import PassManager, PassOutcome, PipelineError, as_pipeline, parse_pipeline, run_passes
 from tersor.passes.quantization import moments, rounding
+from tersor.passes.quantization.adaround import AdaRound
 from tersor.passes.quantization.gptq import Gptq, round_in_order
 from tersor.passes.quantization.moments import block_sizes, operand_rows
+from tersor.passes.quantization.rounding import RoundingPass
 from tersor.passes.quantization.scheme import rounded_weight, weight_scales
 from tersor.tests.passes.quantization.networks import builder
 
 NOTES = "quantize-annotate,quantize-calibrate"
-METHODS = ("gptq",)
+METHODS = ("gptq", "adaround")
 
 
 def correlated(rows: int, terms: int, seed: int = 0) -> torch.Tensor:
@@ -61,7 +63,8 @@ def test_gptq_is_optimal_brain_surgery_in_a_fixed_order(terms: int):
     assert torch.equal(round_in_order(steps[None], matrix[None])[0], step_by_step(steps, matrix))
 
 
-def test_gptq_is_near_the_best_integers():
+@pytest.mark.parametrize("method", [Gptq(), AdaRound()])
+def test_near_the_best_integers(method: RoundingPass):
     """Of all roundings up and down of six weights."""
     generator = torch.Generator().manual_seed(2)
     steps = (torch.rand(20, 6, generator=generator).double() - 0.5) * 20
@@ -72,10 +75,25 @@ def test_gptq_is_near_the_best_integers():
     for row in steps:
         corners = torch.cat([torch.full((len(choices), 1), 127.0), row[1:].floor() + choices], 1)
         best.append(errors(row[None, None], corners[None], matrix).min())
-    found = Gptq().choose(steps[None], torch.ones(1, 20, 1), matrix)
+    found = method.choose(steps[None], torch.ones(1, 20, 1, dtype=torch.float64), matrix)
     nearest = errors(steps[None], steps[None].round(), matrix).sum()
     assert errors(steps[None], found, matrix).sum() < 0.6 * nearest
     assert errors(steps[None], found, matrix).sum() < 4 * torch.stack(best).sum()
+
+
+def test_adaround_rounds_up_or_down_and_learns():
+    """Each weight goes to one of its two neighbours, and the descent does better than the last sweep alone."""
+    generator = torch.Generator().manual_seed(3)
+    steps = torch.randn(1, 32, 60, generator=generator).double()
+    steps = steps / steps.abs().amax(2, keepdim=True) * 127
+    matrix = covariance(correlated(2000, 60) + torch.randn(2000, 60, generator=generator).double())
+    scales = torch.ones(1, 32, 1, dtype=torch.float64)
+    long, short = (AdaRound(count).choose(steps, scales, matrix) for count in (400, 1))
+    for found in (long, short):
+        assert (found - steps).abs().max() < 1
+        assert torch.equal(found, found.round())
+    learned, swept, nearest = (errors(steps, one, matrix).sum() for one in (long, short, steps.round()))
+    assert learned < swept < 0.5 * nearest
 
 
 # Graphs ---------------------------------------------------------------------------------------------------------------
@@ -187,9 +205,14 @@ def test_mistakes_are_named(method: str):
         PassManager(as_pipeline(method)).run(noted(graph, data))
 
 
-def test_a_bad_damping_is_refused():
-    with pytest.raises(PipelineError, match="damping must be above 0, not 0"):
-        parse_pipeline("gptq{damping=0.0}")
+def test_bad_options_are_refused():
+    for text, message in (
+        ("gptq{damping=0.0}", "damping must be above 0, not 0"),
+        ("adaround{iterations=0}", "iterations must be 1 or more, not 0"),
+        ("adaround{strength=-1.0}", "strength must be above 0, not -1"),
+    ):
+        with pytest.raises(PipelineError, match=message):
+            parse_pipeline(text)
 
 
 def test_inputs_that_never_vary_and_empty_channels_are_rounded_to_the_nearest():
