@@ -70,3 +70,10 @@ def prune(rewriter: Rewriter, values: tuple[Value, ...]) -> None:
             continue
         pending.extend(op.inputs)
         rewriter.erase(op)
+
+
+def place_before(rewriter: Rewriter, made: Op | None, reader: Op) -> None:
+    """Move an op, made where the rewrite was announced, to right before ``reader``."""
+    assert made is not None
+    order = [op for op in rewriter.graph.ops if op is not made]
+    rewriter.reorder([*order[: order.index(reader)], made, *order[order.index(reader) :]])

@@ -8,6 +8,7 @@ from . import (  # registers passes
     annotate,
     bias_correction,
     calibrate,
+    concatenation,
     equalization,
     gptq,
     quantize,

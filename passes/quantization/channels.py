@@ -8,12 +8,36 @@ from __future__ import annotations
 
 import torch
 
-from ...ir.ops import LayerOp, LinearOp
+from ...ir import Op
+from ...ir.ops import AvgPool2dOp, LayerOp, LeakyReluOp, LinearOp, MaxPool2dOp, MeanOp, ReluOp, ReshapeOp
 
 
 def input_axis(op: LayerOp) -> int:
     """The dimension of the operand that holds its channels, counted from the end."""
     return -1 if isinstance(op, LinearOp) else 1 - op.x.type.rank
+
+
+def output_axis(op: LayerOp) -> int:
+    """The dimension of the result that holds its channels, counted from the end."""
+    rank = op.result.type.rank
+    return op.channel_axis % rank - rank
+
+
+def is_equivariant(op: Op, axis: int) -> bool:
+    """Whether positive factors along dimension ``axis`` of the operand, counted from the end, pass through ``op``."""
+    if isinstance(op, MeanOp):
+        return op.attrs.keepdim and axis % op.x.type.rank not in op.attrs.axes
+    if isinstance(op, ReshapeOp):
+        shape = op.x.shape
+        return axis == 1 - len(shape) and set(shape[2:]) <= {1} and op.result.shape == shape[:2]
+    if isinstance(op, MaxPool2dOp | AvgPool2dOp):
+        return axis == -3
+    return isinstance(op, ReluOp | LeakyReluOp)
+
+
+def axis_behind(op: Op, axis: int) -> int:
+    """Where the factors are in the result of an equivariant op: a reshape drops extents of 1 behind the channels."""
+    return axis + op.inputs[0].type.rank - op.result.type.rank
 
 
 def per_channel(factors: torch.Tensor, axis: int) -> torch.Tensor:

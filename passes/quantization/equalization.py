@@ -38,12 +38,22 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ...ir import Graph, Op, Rewriter, TersorError, Value
-from ...ir.ops import AvgPool2dOp, ClampOp, LayerOp, LeakyReluOp, MaxPool2dOp, MeanOp, MinimumOp, ReluOp, ReshapeOp
+from ...ir.ops import ClampOp, LayerOp, MaxPool2dOp, MinimumOp, ReluOp
 from ..base import Exactness, Pass, PassContext, Result
+from ..fuse import Fuse
 from ..matching import numbers, prune, weight_name
 from ..registry import register_pass
 from ..unfuse import take_apart
-from .channels import channel_maxima, input_axis, input_weight_maxima, multiply_inputs, per_channel
+from .channels import (
+    axis_behind,
+    channel_maxima,
+    input_axis,
+    input_weight_maxima,
+    is_equivariant,
+    multiply_inputs,
+    output_axis,
+    per_channel,
+)
 from .placement import check_patterns, find_notes, float_layers, refusal
 from .streaming import watch
 
@@ -77,11 +87,11 @@ class CrossLayerEqualization(Pass):
                 f"values are noted to be stored as integers already; run {_RULE} before quantize-annotate"
             )
         rewriter = context.rewriter(graph)
-        take_apart(graph, rewriter, _RULE)
+        then = (Fuse(),) if take_apart(graph, rewriter, _RULE) else ()
         check_patterns(graph, self.skip)
         edges = _edges([op for op in float_layers(graph) if not refusal(op, self.skip)])
         if not edges:
-            return Result(rewriter.changed, ("no two layers with only scale-equivariant ops between them",))
+            return Result(rewriter.changed, ("no two layers with only scale-equivariant ops between them",), then)
         _observe(graph, edges, context)
         _equalize(edges)
         absorbed = sum(edge.absorb() for edge in edges) if self.absorb else 0
@@ -89,7 +99,7 @@ class CrossLayerEqualization(Pass):
         spread = max((edge.spread for edge in changed), default=1.0)
         _rewrite(changed, rewriter)
         note = f"{len(changed)} of {len(edges)} pairs of layers equalized, by {spread:.3g} at most"
-        return Result(rewriter.changed, (f"{note}; {absorbed} biases absorbed",))
+        return Result(rewriter.changed, (f"{note}; {absorbed} biases absorbed",), then)
 
 
 @dataclass(eq=False)
@@ -148,10 +158,10 @@ def _edges(layers: Sequence[LayerOp]) -> list[_Edge]:
     known = set(layers)
     for op in layers:
         path: list[Op] = []
-        value, axis = op.result, _axis(op)
+        value, axis = op.result, output_axis(op)
         while value.has_one_use and value.users and _is_equivariant(value.users[0], axis, path):
             path.append(value.users[0])
-            axis += value.type.rank - path[-1].result.type.rank  # a reshape drops extents of 1 behind the channels
+            axis = axis_behind(path[-1], axis)
             value = path[-1].result
         reader = value.users[0] if value.has_one_use and value.users else None
         if isinstance(reader, LayerOp) and reader in known and reader.x is value and input_axis(reader) == axis:
@@ -160,25 +170,12 @@ def _edges(layers: Sequence[LayerOp]) -> list[_Edge]:
     return found
 
 
-def _axis(op: LayerOp) -> int:
-    """The dimension of a layer's result that holds its channels, counted from the end."""
-    rank = op.result.type.rank
-    return op.channel_axis % rank - rank
-
-
 def _is_equivariant(op: Op, axis: int, path: Sequence[Op]) -> bool:
     """Whether positive factors along dimension ``axis`` pass through ``op``, behind the ops of ``path``."""
     if isinstance(op, ClampOp):
         monotone = all(isinstance(one, ReluOp | MaxPool2dOp) for one in path)
         return monotone and op.attrs.min == 0 and op.attrs.max > 0
-    if isinstance(op, MeanOp):
-        return op.attrs.keepdim and axis % op.x.type.rank not in op.attrs.axes
-    if isinstance(op, ReshapeOp):
-        shape = op.x.shape
-        return axis == 1 - len(shape) and set(shape[2:]) <= {1} and op.result.shape == shape[:2]
-    if isinstance(op, MaxPool2dOp | AvgPool2dOp):
-        return axis == -3
-    return isinstance(op, ReluOp | LeakyReluOp)
+    return is_equivariant(op, axis)
 
 
 def _observe(graph: Graph, edges: Sequence[_Edge], context: PassContext) -> None:
@@ -189,7 +186,7 @@ def _observe(graph: Graph, edges: Sequence[_Edge], context: PassContext) -> None
     def see(value: Value, batch: torch.Tensor) -> None:
         if value in made:
             edge = made[value]
-            dims = [dim for dim in range(batch.ndim) if dim != _axis(edge.before) % batch.ndim]
+            dims = [dim for dim in range(batch.ndim) if dim != output_axis(edge.before) % batch.ndim]
             edge.low = torch.minimum(edge.low, batch.amin(dims).double())
         if value in read:
             edge = read[value]
@@ -294,7 +291,7 @@ def _give(op: LayerOp, index: int, tensor: torch.Tensor, rewriter: Rewriter) -> 
 
 def _bound_by_vector(op: ClampOp, edge: _Edge, rewriter: Rewriter) -> None:
     """``max(min(x, bounds), 0)``, a bound for each channel; the minimum is taken right behind the layer."""
-    bounds = per_channel(op.attrs.max / edge.scale - edge.shift, _axis(edge.before)).float()
+    bounds = per_channel(op.attrs.max / edge.scale - edge.shift, output_axis(edge.before)).float()
     vector = rewriter.weight(bounds, f"{op.location or edge.before.location or op.name}.bounds")
     made = edge.before.result
     bounded = rewriter.create(MinimumOp, (made, vector), after=True)

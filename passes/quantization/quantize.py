@@ -2,7 +2,8 @@
 
 ::
 
-    quantize{method=percentile:99.99}  =  quantize-annotate,quantize-calibrate{method=percentile:99.99},
+    quantize{method=percentile:99.99}  =  equalize-concat,
+                                          quantize-annotate,quantize-calibrate{method=percentile:99.99},
                                           bias-correction,quantize-realize,fuse
 
 Accuracy passes that move numbers between activations and weights (`Pass.before_notes`) come before the first step.
@@ -40,7 +41,8 @@ class Quantize(Pass):
         How ranges are found: ``minmax``, ``percentile:99.99``, ``moving-average:0.9``, ``mse``, ``entropy``, or
         ``auto``: for each value the one with the least error of the layers that read it.
     accuracy
-        Passes that make up for rounding: ``cross-layer-equalization`` and ``smooth-quant`` before values are noted,
+        Passes that make up for rounding: ``equalize-concat``, ``cross-layer-equalization`` and ``smooth-quant``
+        before values are noted,
         ``gptq``, ``adaround`` or ``bias-correction`` on calibrated notes.
     skip
         Names of layers that stay in floating point; ``*`` stands for anything.
@@ -50,7 +52,7 @@ class Quantize(Pass):
 
     activations: Annotated[DType, QUANTIZED] = DType.U8
     method: Annotated[str, CALIBRATORS] = "minmax"
-    accuracy: tuple[str, ...] = ("bias-correction",)
+    accuracy: tuple[str, ...] = ("equalize-concat", "bias-correction")
     skip: tuple[str, ...] = ()
     keep: Keep = Keep.FASTER
 

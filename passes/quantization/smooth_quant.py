@@ -34,6 +34,7 @@ import torch
 from ...ir import DType, Graph, Rewriter, TersorError, Value
 from ...ir.ops import LayerNormOp, LayerOp, LinearOp, MulOp, WeightOp
 from ..base import Exactness, Pass, PassContext, Result
+from ..fuse import Fuse
 from ..matching import numbers, prune, replace, tensor, weight_name
 from ..registry import register_pass
 from ..unfuse import take_apart
@@ -81,11 +82,11 @@ class SmoothQuant(Pass):
                 f"values are noted to be stored as integers already; run {_RULE} before quantize-annotate"
             )
         rewriter = context.rewriter(graph)
-        take_apart(graph, rewriter, _RULE)
+        then = (Fuse(),) if take_apart(graph, rewriter, _RULE) else ()
         check_patterns(graph, self.skip)
         readers = self._readers(graph)
         if not readers:
-            return Result(rewriter.changed, ("no activation can be smoothed",))
+            return Result(rewriter.changed, ("no activation can be smoothed",), then)
         seen = {value: _Seen(input_axis(layers[0])) for value, layers in readers.items()}
         watch(graph, readers.keys(), context, lambda value, batch: seen[value].add(batch))
         lines = []
@@ -93,7 +94,7 @@ class SmoothQuant(Pass):
             alpha, line = self._choose(value, layers, seen[value])
             if alpha is not None and _smooth(value, layers, seen[value].factors(layers, alpha), rewriter):
                 lines.append(line)
-        return Result(rewriter.changed, (f"{len(lines)} of {len(readers)} activations smoothed", *lines))
+        return Result(rewriter.changed, (f"{len(lines)} of {len(readers)} activations smoothed", *lines), then)
 
     def _readers(self, graph: Graph) -> dict[Value, list[LayerOp]]:
         """Activations, and the layers that read each as their first operand."""

@@ -23,7 +23,7 @@ from dataclasses import replace
 from ...ir import Graph, Op, Rewriter, TensorType, Value
 from ...ir.ops import AddOp, ClampOp, DequantizeOp, FullOp, MulOp, QuantizeOp, ReluOp, WeightOp
 from ...ir.ops.integers import integer_range
-from ..matching import numbers, prune, scalar, weight_name
+from ..matching import numbers, place_before, prune, scalar, weight_name
 from .scheme import QuantizationStep
 
 _SUFFIX = "steps"  # of the ids of scales in units of the quantize that follows
@@ -67,7 +67,7 @@ def _fold_scale(op: QuantizeOp, rewriter: Rewriter, rule: str) -> None:
             fresh = rewriter.full(number / op.attrs.scale, TensorType(old.shape))
         else:
             fresh = rewriter.weight((numbers(old).double() / op.attrs.scale).float(), weight_name(old, _SUFFIX))
-        _place_before(fresh.op, leaf, rewriter)
+        place_before(rewriter, fresh.op, leaf)
         rewriter.set_operand(leaf, 1, fresh)
         prune(rewriter, (old,))
     rewriter.update(op, replace(op.attrs, scale=1.0))
@@ -84,10 +84,3 @@ def _leaves(value: Value) -> list[Op] | None:
         return None
     parts = [_leaves(operand) for operand in op.inputs]
     return None if None in parts else [leaf for part in parts if part is not None for leaf in part]
-
-
-def _place_before(made: Op | None, reader: Op, rewriter: Rewriter) -> None:
-    """Move a constant, made where the rewrite was announced, to where it is read."""
-    assert made is not None
-    order = [op for op in rewriter.graph.ops if op is not made]
-    rewriter.reorder([*order[: order.index(reader)], made, *order[order.index(reader) :]])
