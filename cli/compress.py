@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from .options import (
+    ConstantOption,
     DataOption,
     JsonOption,
     LogDirOption,
@@ -35,6 +36,7 @@ def compress(
         typer.Option("-p", "--pipeline", help='Passes and presets, such as "O3,prune-channels{macs=0.6},quantize".'),
     ],
     shape: ShapeOption = None,
+    constant: ConstantOption = None,
     data: DataOption = None,
     target: TargetOption = "x86:native",
     evaluate: Annotated[
@@ -93,7 +95,7 @@ def compress(
     try:
         with progress() as shown:
             shown.begin("load")
-            graph, _ = load_named(model, shape)
+            graph, _ = load_named(model, shape, constant)
             compressed = run(
                 graph,
                 pipeline=pipeline,

@@ -25,6 +25,7 @@ from .log import log
 from .opt import opt
 from .options import (
     CheckOption,
+    ConstantOption,
     DataOption,
     JsonOption,
     LogDirOption,
@@ -104,6 +105,7 @@ def compile(
     pipeline: PipelineOption = "O3",
     threads: SplitOption = None,
     shape: ShapeOption = None,
+    constant: ConstantOption = None,
     data: DataOption = None,
     tune: Annotated[
         int, typer.Option(min=0, help="Kernel candidates to measure first; `tersor tune` shows the progress.")
@@ -141,7 +143,7 @@ def compile(
     import_plugins(plugin or ())
     options = CompileOptions(target, pipeline, tune=tune, log_dir=log_dir, threads=threads, check=check)
     with progress() as shown:
-        executable, _ = _compile(model, options, data or (), shown.begin, shape)
+        executable, _ = _compile(model, options, data or (), shown.begin, shape, constant)
         shown.begin("write")
         if output is not None:
             executable.save(output)
@@ -212,6 +214,7 @@ def bench(
     repeat: Annotated[int, typer.Option(min=1, help="Calls to time at least.")] = 50,
     kernels: Annotated[bool, typer.Option("--kernels", help="Time each kernel too.")] = False,
     shape: ShapeOption = None,
+    constant: ConstantOption = None,
     data: DataOption = None,
     log_dir: LogDirOption = None,
     check: CheckOption = True,
@@ -243,7 +246,7 @@ def bench(
             executable, loaded = load(model), None
         else:
             options = CompileOptions(target, pipeline, log_dir=log_dir, threads=threads, check=check)
-            executable, loaded = _compile(model, options, data or (), shown.begin, shape)
+            executable, loaded = _compile(model, options, data or (), shown.begin, shape, constant)
         if threads is not None:
             executable.threads = threads
         shown.begin("time")
@@ -326,6 +329,7 @@ def _compile(
     data: Sequence[str],
     begin: Callable[[str], None],
     shapes: Sequence[str] | None,
+    constants: Sequence[str] | None,
 ) -> tuple[Executable, LoadedModel | None]:
     """Compile what MODEL names; also returns the model itself, unless it is the graph of an artifact."""
     from ..checking import Reference
@@ -333,7 +337,7 @@ def _compile(
     from ..compression.data import open_data
 
     begin("load")
-    graph, loaded = load_named(model, shapes)
+    graph, loaded = load_named(model, shapes, constants)
     source, inputs = (graph, None) if loaded is None else (loaded.model, loaded.example_inputs)
     options = replace(options, calibration=open_data(data, graph))
     reference = Reference.of(source, graph, inputs) if options.check else None

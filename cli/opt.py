@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DataOption, JsonOption, PluginOption, ShapeOption, print_json
+from .options import ConstantOption, DataOption, JsonOption, PluginOption, ShapeOption, print_json
 
 
 def opt(
@@ -31,6 +31,7 @@ def opt(
         str | None, typer.Option(help="Machine to optimize for; passes measure on it if it is here.")
     ] = None,
     shape: ShapeOption = None,
+    constant: ConstantOption = None,
     data: DataOption = None,
     inputs: Annotated[
         Path | None, typer.Option(help="For --check-each and --bisect: a .safetensors file with one tensor per input.")
@@ -71,7 +72,7 @@ def opt(
     stages = as_pipeline(pipeline)
     if output is not None and not bisect:
         driver.check_output(output)
-    graph = driver.read_graph(source, shape, require_weights=bisect)
+    graph = driver.read_graph(source, shape, constant, require_weights=bisect)
     given = driver.surroundings(graph, stages, target, data or ())
     tensors = None if inputs is None or not (bisect or check_each) else driver.read_inputs(graph, inputs)
     if bisect:  # nothing is timed: it would differ every time

@@ -14,7 +14,7 @@ from ..ir.files import check_writable, make_folder, write_text
 from ..ir.weights import read_tensors
 from ..passes import Latency, Pipeline
 from ..passes.base import Machine
-from .options import read_shapes
+from .options import read_constants, read_shapes
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,16 @@ class Surroundings:
     options: tuple[str, ...]
 
 
-def read_graph(path: Path, shapes: Sequence[str] | None, *, require_weights: bool) -> Graph:
+def read_graph(
+    path: Path, shapes: Sequence[str] | None, constants: Sequence[str] | None, *, require_weights: bool
+) -> Graph:
     """The graph of an ONNX file, or of IR text, whose weights may be missing unless they are required."""
-    by_name = read_shapes(str(path), shapes)
+    by_name, numbers = read_shapes(str(path), shapes), read_constants(str(path), constants)
     if path.suffix != ".onnx" or not path.is_file():
         return load_ir(path, require_weights=require_weights)
     from ..frontend import from_onnx
 
-    return from_onnx(path, by_name)
+    return from_onnx(path, by_name, numbers)
 
 
 def surroundings(graph: Graph, pipeline: Pipeline, target: str | None, data: Sequence[str]) -> Surroundings:

@@ -30,6 +30,10 @@ ShapeOption = Annotated[
     list[str] | None,
     typer.Option("--shape", metavar="NAME=1,3,224,224", help="Shape of an ONNX file's input; one for each input."),
 ]
+ConstantOption = Annotated[
+    list[str] | None,
+    typer.Option("--constant", metavar="NAME=16000", help="Fix an ONNX file's input, by one number or several."),
+]
 TargetOption = Annotated[str, typer.Option(help="Machine to compile for; see `tersor targets`.")]
 PipelineOption = Annotated[str, typer.Option("-p", "--pipeline", help="Passes and presets, comma-separated.")]
 LogDirOption = Annotated[
@@ -63,15 +67,36 @@ def read_shapes(model: str, given: Sequence[str] | None) -> dict[str, tuple[int,
     return shapes
 
 
-def load_named(model: str, shapes: Sequence[str] | None = None) -> tuple[Graph, LoadedModel | None]:
+def read_constants(model: str, given: Sequence[str] | None) -> dict[str, float | int | list[float | int]]:
+    """Numbers by input name, from ``--constant``; raises TersorError where they make no sense."""
+    from ..ir import TersorError
+
+    if given and Path(model).suffix != ".onnx":
+        raise TersorError(f"--constant is for inputs of ONNX files; {model} is none")
+    constants: dict[str, float | int | list[float | int]] = {}
+    for text in given or ():
+        name, _, listed = text.rpartition("=")
+        try:
+            numbers = [float(one) if re.search(r"[.eEn]", one) else int(one) for one in listed.split(",")]
+        except ValueError as error:
+            raise TersorError(f"--constant {text}: must be NAME=NUMBER or NAME=NUMBER,NUMBER,…") from error
+        if not name:
+            raise TersorError(f"--constant {text}: must be NAME=NUMBER or NAME=NUMBER,NUMBER,…")
+        constants[name] = numbers if len(numbers) > 1 else numbers[0]
+    return constants
+
+
+def load_named(
+    model: str, shapes: Sequence[str] | None = None, constants: Sequence[str] | None = None
+) -> tuple[Graph, LoadedModel | None]:
     """The graph that MODEL names, and the model itself, unless it is the graph of an artifact."""
     from ..frontend import load_model
     from ..targets.packaging.artifact import is_artifact, load_graph
 
-    by_name = read_shapes(model, shapes)
+    by_name, numbers = read_shapes(model, shapes), read_constants(model, constants)
     if is_artifact(model):
         return load_graph(model), None
-    loaded = load_model(model, by_name)
+    loaded = load_model(model, by_name, numbers)
     return loaded.to_graph(), loaded
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ..targets.tuning import DEFAULT_LOG_DIR
 from .options import (
+    ConstantOption,
     DataOption,
     JsonOption,
     ModelArgument,
@@ -36,6 +37,7 @@ def tune(
     ] = None,
     seconds: Annotated[float | None, typer.Option("--time", help="Seconds to spend on tuning.")] = None,
     shape: ShapeOption = None,
+    constant: ConstantOption = None,
     data: DataOption = None,
     log_dir: Annotated[
         Path, typer.Option(help="Folder of records: what it holds is not measured again, what is measured is added.")
@@ -83,7 +85,7 @@ def tune(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with progress() as shown:
         shown.begin("load")
-        graph, _ = load_named(model, shape)
+        graph, _ = load_named(model, shape, constant)
         options = CompileOptions(target, pipeline, open_data(data or (), graph), log_dir=log_dir, threads=threads)
         optimized = optimize_in_stages(graph, options, shown.begin)
     machine = check_measurable(optimized.target)

@@ -11,8 +11,8 @@ import torch
 from ..ir import Graph, IRError, Structure, Tree, shorten
 from . import converters as _converters  # noqa: F401  (fills the table of converters)
 from .context import Context
-from .onnx.file import IF, OnnxError, OnnxGraph, OnnxModel, OnnxNode, Shapes, read_onnx
-from .onnx.known import is_known
+from .onnx.control_flow import CONTROL_FLOW
+from .onnx.file import Constants, OnnxError, OnnxGraph, OnnxModel, OnnxNode, Shapes, read_onnx
 from .onnx.registry import OPERATORS
 from .registry import Inexpressible
 from .tracer import Tracer
@@ -23,11 +23,12 @@ Tensors = Mapping[str, torch.Tensor | None]
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 
-def from_onnx(path: str | Path, shapes: Shapes | None = None) -> Graph:
+def from_onnx(path: str | Path, shapes: Shapes | None = None, constants: Constants | None = None) -> Graph:
     """Convert an ONNX file to a graph.
 
     Takes the package ``onnx`` (``pip install 'tersor[onnx]'``). What does not depend on the inputs is computed now:
-    shapes, and constants.
+    shapes, constants, conditions. An ``If`` becomes one of its branches. A ``Loop`` or a ``Scan`` is unrolled, up to
+    256 steps.
 
     Parameters
     ----------
@@ -35,6 +36,9 @@ def from_onnx(path: str | Path, shapes: Shapes | None = None) -> Graph:
         A file of opset 9 to 23. External data is read from within the file's folder only. No code in a file is run.
     shapes
         For inputs with symbolic dimensions: all extents, by input name.
+    constants
+        Numbers, nested lists of them, or arrays, by input name: those inputs have these numbers in all calls, and are
+        no inputs of the graph. So they may decide what the model does: ``constants={"sr": 16000}``.
 
     Returns
     -------
@@ -51,7 +55,7 @@ def from_onnx(path: str | Path, shapes: Shapes | None = None) -> Graph:
         When the file is no ONNX file, or the package is missing.
     """
     path = Path(path)
-    model = read_onnx(path, shapes or {})
+    model = read_onnx(path, shapes or {}, constants or {})
     return _Importer(path, model).convert()
 
 
@@ -103,12 +107,15 @@ class _Importer:
         """A node's outputs; none, and a problem, if it is not supported."""
         self.context.location = node.label
         try:
-            results = self._branch(node, operands, scope) if node.operator == IF else self._call(node, operands)
+            if node.operator in CONTROL_FLOW:
+                results = CONTROL_FLOW[node.operator](self._run, node, operands, scope)
+            else:
+                results = self._call(node, operands)
         except (Inexpressible, IRError, *_MISFITS) as error:
-            self._note(node, " ".join(str(error).split()))
+            self._note(node, " ".join(str(error).split()) + self._advice(node))
             return []
         for index, name in enumerate(node.outputs):
-            if name and (index >= len(results) or results[index] is None) and node.operator != IF:
+            if name and (index >= len(results) or results[index] is None) and node.operator not in CONTROL_FLOW:
                 self._note(node, f"its output number {index} is not available")
         return results
 
@@ -122,10 +129,20 @@ class _Importer:
         results = operator.function(*operands, **node.attributes, **facts)
         return results if isinstance(results, tuple) else (results,)
 
-    def _branch(
-        self, node: OnnxNode, operands: Sequence[torch.Tensor | None], scope: Tensors
-    ) -> Sequence[torch.Tensor | None]:
-        (condition,) = operands
-        if condition is None or not is_known(condition):
-            raise Inexpressible("its condition depends on the data")
-        return self._run(node.attributes["then_branch" if condition.item() else "else_branch"], scope)
+    def _advice(self, node: OnnxNode) -> str:
+        """Where single numbers alone decide on control flow: that they may be constants."""
+        if node.operator not in CONTROL_FLOW:
+            return ""
+        makers = {name: one for one in self.model.graph.nodes for name in one.outputs}
+        names, read = list(node.inputs[: 1 if node.operator == "If" else 2]), set()
+        while names:
+            name = names.pop()
+            if name not in read and name in makers:
+                names += makers[name].inputs
+            read.add(name)
+        asked = [name for name in self.model.types if name in read]
+        if not asked or any(self.model.types[name].size > 1 for name in asked):
+            return ""
+        given = ", ".join(f"{name!r}: …" for name in asked)
+        options = " ".join(f"--constant {name}=…" for name in asked)
+        return f"; fix what decides, by constants={{{given}}} or {options}"

@@ -19,6 +19,7 @@ from .export import Arguments, ExampleInputs, split_inputs
 from .factory import call_factory
 from .from_onnx import from_onnx
 from .from_torch import from_torch
+from .onnx.file import Constants
 
 _EXPORT_HINT = "save the model with torch.export.save(torch.export.export(model.eval(), example_inputs), 'model.pt2')"
 _PICKLE = b"\x80"  # the first byte of every binary pickle
@@ -49,7 +50,9 @@ class LoadedModel:
         return self.model if isinstance(self.model, Graph) else from_torch(self.model, self.example_inputs)
 
 
-def load_model(spec: str, shapes: Mapping[str, Sequence[int]] | None = None) -> LoadedModel:
+def load_model(
+    spec: str, shapes: Mapping[str, Sequence[int]] | None = None, constants: Constants | None = None
+) -> LoadedModel:
     """Load the model that ``spec`` names; no code from a file is ever run.
 
     Parameters
@@ -58,7 +61,7 @@ def load_model(spec: str, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         Path of a ``.pt2`` file (`torch.export.save`), of an ``.onnx`` file, or of an IR text file with its weights
         beside it, or ``package.module:factory``. The factory, found from the current directory as by ``python -m``,
         takes no arguments and returns ``(module, example_inputs)``.
-    shapes
+    shapes, constants
         For an ONNX file (see `from_onnx`).
 
     Raises
@@ -70,7 +73,7 @@ def load_model(spec: str, shapes: Mapping[str, Sequence[int]] | None = None) -> 
     if path.is_dir():
         raise TersorError(f"{spec}: is a directory; name {_KNOWN}")
     if path.exists():
-        return _load_file(path, shapes)
+        return _load_file(path, shapes, constants)
     if ":" in spec:
         return LoadedModel(*_checked_factory_result(spec, call_factory(spec)))
     raise TersorError(f"{spec}: no such file; name {_KNOWN}")
@@ -92,7 +95,7 @@ def _example_tensor(type: TensorType, generator: torch.Generator) -> torch.Tenso
     return torch.full(type.shape, type.dtype is DType.BOOL, dtype=type.dtype.torch)
 
 
-def _load_file(path: Path, shapes: Mapping[str, Sequence[int]] | None) -> LoadedModel:
+def _load_file(path: Path, shapes: Mapping[str, Sequence[int]] | None, constants: Constants | None) -> LoadedModel:
     if not path.is_file():
         raise TersorError(f"{path}: is not a regular file but a device, pipe or socket; name a file on disk")
     kind = _kind(path)
@@ -104,7 +107,7 @@ def _load_file(path: Path, shapes: Mapping[str, Sequence[int]] | None) -> Loaded
     if kind == _COMPILED:
         raise TersorError(f"{path}: is a compiled model already; use it with `tersor run` or `tersor bench`")
     if kind in (_TEXT, _ONNX):
-        graph = load_ir(path) if kind == _TEXT else from_onnx(path, shapes)
+        graph = load_ir(path) if kind == _TEXT else from_onnx(path, shapes, constants)
         return LoadedModel(graph, example_tensors([value.type for value in graph.user_inputs]))
     program = load_program(path)
     if program.example_inputs is not None:

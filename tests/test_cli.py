@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 class Unsupported(nn.Module):
     def forward(self, x):
-        return torch.special.bessel_j0(x) + torch.special.airy_ai(x)
+        return torch.special.bessel_j0(x) + torch.matrix_exp(x)
 
 def make():
     torch.manual_seed(0)
@@ -278,7 +278,7 @@ def test_the_installed_command_is_this_one(folder: Path) -> None:
         ("compile weights.pt -o m.tersor", "not an exported program"),
         ("compile tersor_cli_model.py -o m.tersor", "neither an exported program nor IR text"),
         ("compile tersor_cli_model:mak -o m.tersor", "did you mean 'make'?"),
-        ("compile tersor_cli_model:unsupported -o m.tersor", "airy"),
+        ("compile tersor_cli_model:unsupported -o m.tersor", "matrix_exp"),
         ("compile model.pt2 -o m.tersor -p fold-bachnorm", "did you mean 'fold-batchnorm'?"),
         ("compile model.pt2 -o m.tersor -p dce,,cse", "pipeline, column 5"),
         ("compile model.pt2 -o m.tersor -p dce{fast=1}", "has no option 'fast'"),
@@ -316,6 +316,9 @@ def test_the_installed_command_is_this_one(folder: Path) -> None:
         ("opt nothing.onnx", "nothing.onnx: no such file"),
         ("compile model.pt2 -o m.tersor --shape x=1", "--shape is for ONNX files"),
         ("compile net.onnx -o m.tersor --shape x=1,a", "--shape x=1,a: must be NAME=EXTENT,EXTENT,…"),
+        ("compile model.pt2 -o m.tersor --constant x=1", "--constant is for inputs of ONNX files"),
+        ("compile net.onnx -o m.tersor --constant x=a", "--constant x=a: must be NAME=NUMBER or NAME=NUMBER,NUMBER,…"),
+        ("compile net.onnx -o m.tersor --constant 1", "--constant 1: must be NAME=NUMBER"),
         (
             "compile net.onnx -o m.tersor",
             "input 'x' is [batch,3,8,8]: give its shape, by shapes={'x': (…)} or --shape x=N,3,8,8",

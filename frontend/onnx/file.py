@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,20 @@ if TYPE_CHECKING:
     import onnx
 
 Shapes = Mapping[str, Sequence[int]]
+Constants = Mapping[str, Attribute]  # numbers, nested lists of them, or arrays, by the names of inputs
 
 OPSETS = range(9, 24)
-IF = "If"
+CONTROL_FLOW = ("If", "Loop", "Scan")
 _STANDARD = ("", "ai.onnx")
 _NAMES_SHOWN = 3
 _QUANTIZED = re.compile(r"Quantize|^QLinear|Integer$")
+_QUANTIZED_HINT = "models in integers are not imported, take the one in float32 and -p O3,quantize"
+_HINTS = {
+    "NonMaxSuppression": "how many boxes are left depends on the data, so cut the model off before it "
+    "(onnx.utils.extract_model), and call torchvision.ops.nms on the result",
+    "Unique": "how many numbers are left depends on the data, so cut the model off before it "
+    "(onnx.utils.extract_model), and call numpy.unique on the result",
+}
 
 
 class OnnxError(TersorError):
@@ -50,7 +58,7 @@ class OnnxNode:
     Attributes
     ----------
     operator
-        A name in the table of operators, or `IF`.
+        A name in the table of operators, or one of `CONTROL_FLOW`.
     label
         Its name, or that of its first output.
     inputs, outputs
@@ -86,8 +94,10 @@ class OnnxModel:
     graph: OnnxGraph
 
 
-def read_onnx(path: Path, shapes: Shapes) -> OnnxModel:
+def read_onnx(path: Path, shapes: Shapes, constants: Constants) -> OnnxModel:
     """Read a file; ``shapes`` says how large the inputs with symbolic dimensions are.
+
+    Inputs that are named in ``constants`` become weights.
 
     Raises
     ------
@@ -107,8 +117,9 @@ def read_onnx(path: Path, shapes: Shapes) -> OnnxModel:
 
         model = inliner.inline_local_functions(model)
     reader = _Reader(path, model)
-    types = reader.input_types(shapes)
+    types, numbers = reader.inputs(shapes, constants)
     graph = reader.graph(model.graph)
+    graph = replace(graph, weights={**graph.weights, **numbers})
     reader.check_operators()
     if not reader.problems:
         try:
@@ -160,15 +171,36 @@ class _Reader:
 
     # Inputs ---------------------------------------------------------------------------------------------------
 
-    def input_types(self, shapes: Shapes) -> dict[str, TensorType]:
-        """Types of the inputs that are no weights."""
+    def inputs(self, shapes: Shapes, constants: Constants) -> tuple[dict[str, TensorType], dict[str, torch.Tensor]]:
+        """Types of the inputs that are no weights, and the numbers of those that are constants."""
         weights = {one.name for one in self.model.graph.initializer}
         inputs = [one for one in self.model.graph.input if one.name not in weights]
-        for name in shapes:
+        for name in dict.fromkeys((*shapes, *constants)):
             if name not in {one.name for one in inputs}:
                 self.problems.append(f"has no input {name!r}{suggest(name, [one.name for one in inputs])}")
-        types = {one.name: self._input_type(one, shapes.get(one.name)) for one in inputs}
-        return {name: type for name, type in types.items() if type is not None}
+        open_inputs = [one for one in inputs if one.name not in constants]
+        types = {one.name: self._input_type(one, shapes.get(one.name)) for one in open_inputs}
+        numbers = {one.name: self._numbers(one, constants[one.name]) for one in inputs if one.name in constants}
+        return (
+            {name: type for name, type in types.items() if type is not None},
+            {name: tensor for name, tensor in numbers.items() if tensor is not None},
+        )
+
+    def _numbers(self, proto: onnx.ValueInfoProto, given: Attribute) -> torch.Tensor | None:
+        """A constant in the place of an input; a single number where the input is a tensor of one element, too."""
+        try:
+            tensor = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError):
+            self.problems.append(f"the constant for input {shorten(proto.name)!r} is not a number or an array of them")
+            return None
+        type = self._input_type(proto, [1] * len(proto.type.tensor_type.shape.dim) if not tensor.ndim else tensor.shape)
+        if type is None:
+            return None
+        converted = tensor.to(type.dtype.torch)
+        if not torch.equal(converted.double(), tensor.double()) and not type.dtype.is_floating:
+            self.problems.append(f"the constant for input {shorten(proto.name)!r} is no {type.dtype.value}")
+            return None
+        return converted.reshape(type.shape)
 
     def _input_type(self, proto: onnx.ValueInfoProto, given: Sequence[int] | None) -> TensorType | None:
         name, kind = shorten(proto.name), proto.type.tensor_type
@@ -217,9 +249,9 @@ class _Reader:
         name = proto.op_type if proto.domain in _STANDARD else f"{proto.domain}::{proto.op_type}"
         label = proto.name or next(filter(None, proto.output), proto.op_type)
         known = OPERATORS.get(name)
-        if known is None and name != IF:
-            hint = ": models in integers are not imported, take the one in float32 and -p O3,quantize"
-            self._note(f"operator {shorten(name)} is not supported{hint if _QUANTIZED.search(name) else ''}", label)
+        if known is None and name not in CONTROL_FLOW:
+            hint = _QUANTIZED_HINT if _QUANTIZED.search(name) else _HINTS.get(name, "")
+            self._note(f"operator {shorten(name)} is not supported{hint and f': {hint}'}", label)
             return OnnxNode(name, label, (), (), {})
         attributes = {one.name: self._attribute(one) for one in proto.attribute}
         if known is not None:
