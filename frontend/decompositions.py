@@ -10,6 +10,8 @@ import torch
 from torch._ops import OpOverload
 from torch.nn import functional
 
+from . import histograms
+
 aten = torch.ops.aten
 
 _BILINEAR, _NEAREST = 0, 1  # modes of sampling; the third is bicubic
@@ -76,16 +78,56 @@ def bilinear(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias: torch
     return result if bias is None else result + bias
 
 
-def histc(x: torch.Tensor, bins: int = 100, min: float = 0, max: float = 0) -> torch.Tensor:
-    """How many elements lie in each of ``bins`` intervals of one length, the last of which is closed."""
-    low, high = torch.full((), min, dtype=x.dtype), torch.full((), max, dtype=x.dtype)
-    if min == max:
-        low, high = x.amin(), x.amax()
-        is_point = low == high
-        low, high = torch.where(is_point, low - 1, low), torch.where(is_point, high + 1, high)
-    place = ((x - low) * bins / (high - low)).clamp(0, bins - 1).to(torch.int64)
-    is_inside = (x >= low) & (x <= high)
-    return torch.zeros(bins, dtype=x.dtype).index_put((place,), is_inside.to(x.dtype), accumulate=True)
+def segment_reduce(
+    data: torch.Tensor,
+    reduce: str,
+    *,
+    lengths: torch.Tensor | None = None,
+    indices: torch.Tensor | None = None,
+    offsets: torch.Tensor | None = None,
+    axis: int = 0,
+    unsafe: bool = False,
+    initial: float | None = None,
+) -> torch.Tensor:
+    """Runs of rows, whose lengths or borders are given, each reduced to one row."""
+    if lengths is None:
+        assert offsets is not None  # PyTorch checks that there is one of them
+        ends, lengths = offsets[..., 1:], offsets.diff()
+    else:
+        ends = lengths.cumsum(-1)
+    if axis:
+        raise NotImplementedError("segment_reduce along another axis than the first; transpose its operand")
+    segment = torch.searchsorted(ends, torch.arange(data.shape[0]), right=True).clamp(max=len(ends) - 1)
+    start = _OF_NO_ROWS[reduce] if initial is None else initial
+    total = torch.full((len(ends), *data.shape[1:]), start, dtype=data.dtype)
+    if reduce in ("sum", "mean"):
+        total = total.index_add(0, segment, data)
+    else:
+        kind = {"max": "amax", "min": "amin"}.get(reduce, reduce)
+        total = total.index_reduce(0, segment, data, kind, include_self=True)
+    if reduce != "mean":
+        return total
+    count = lengths.reshape(-1, *[1] * (data.dim() - 1)).to(data.dtype)
+    nothing = torch.full((), math.nan if initial is None else initial, dtype=data.dtype)
+    return torch.where(count > 0, total / count, nothing)
+
+
+_OF_NO_ROWS = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}
+
+
+def nonzero_static(x: torch.Tensor, *, size: int, fill_value: int = -1) -> torch.Tensor:
+    """Where the first ``size`` elements that are not 0 lie [size, rank]; rows of ``fill_value`` behind the last one."""
+    chosen = (x != 0).reshape(-1)
+    count = min(size, len(chosen))
+    if not count or not x.dim():
+        kept = torch.full((count, x.dim()), fill_value)
+    else:
+        places = torch.sort(chosen, stable=True, descending=True).indices[:count]
+        strides = [math.prod(x.shape[axis + 1 :]) for axis in range(x.dim())]
+        columns = [places // stride % extent for stride, extent in zip(strides, x.shape, strict=True)]
+        is_there = torch.arange(count) < chosen.sum()
+        kept = torch.where(is_there[:, None], torch.stack(columns, 1), fill_value)
+    return torch.cat([kept, torch.full((size - count, x.dim()), fill_value)])
 
 
 def _grid_sampler_2d(x: torch.Tensor, grid: torch.Tensor, mode: int, padding: int, align_corners: bool) -> torch.Tensor:
@@ -96,9 +138,16 @@ def _grid_sampler_2d(x: torch.Tensor, grid: torch.Tensor, mode: int, padding: in
     return decomposition_table[aten.grid_sampler_2d.default](x, grid, mode, padding, align_corners)
 
 
-DECOMPOSITIONS: dict[OpOverload, Callable[..., torch.Tensor]] = {
+DECOMPOSITIONS: dict[OpOverload, Callable[..., object]] = {
     aten.bilinear.default: bilinear,
-    aten.histc.default: histc,
+    aten.histc.default: histograms.histc,
+    aten.histogram.bin_ct: histograms.histogram,
+    aten.histogram.bins_tensor: histograms.histogram_of_edges,
+    aten._histogramdd_bin_edges.default: histograms.edges_of,
+    aten._histogramdd_from_bin_cts.default: histograms.counts,
+    aten._histogramdd_from_bin_tensors.default: histograms.counts_of_edges,
+    aten.segment_reduce.default: segment_reduce,
+    aten.nonzero_static.default: nonzero_static,
     aten.grid_sampler_2d.default: _grid_sampler_2d,
     aten.grid_sampler_3d.default: sample_grid,
 }

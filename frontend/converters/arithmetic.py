@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from ...ir import DType, Op, Value, ops
 from ..context import Context, Number, promote
 from ..expressions import Expression
-from ..registry import Converter, converter, register_each
+from ..registry import Converted, Converter, converter, register_each
 
 aten = torch.ops.aten
 Operand = Value | Number
@@ -173,6 +174,30 @@ register_each({aten.fmax.default: ops.GeOp, aten.fmin.default: ops.LeOp}, _extre
 def ldexp(ctx: Context, x: Value, exponent: Value) -> Value:
     number, power = _operands(ctx, x, exponent)
     return (number * power.apply(ops.Exp2Op)).value
+
+
+_APART = 64  # powers of two by which numbers are moved that are too small or too large to be divided
+
+
+@converter(aten.frexp.Tensor)
+def frexp(ctx: Context, x: Value) -> Converted:
+    """A mantissa from 1/2 to 1 and a power of two: by the logarithm, and one step where that is rounded."""
+    given = Expression(ctx, ctx.cast(x, ctx.dtype))
+    if ctx.dtype not in (DType.F32, DType.F64):
+        ctx.refuse("mantissas of 16-bit numbers; cast to float32")
+    size = abs(given)
+    is_number = (size > 0.0) & (size < math.inf)
+    is_small, is_large = size < 2.0**-_APART, size >= 2.0**_APART
+    factor = is_small.choose(given.number(2.0**_APART), is_large.choose(given.number(2.0**-_APART), 1.0))
+    moved = is_small.choose(given.number(float(_APART)), is_large.choose(given.number(-float(_APART)), 0.0))
+    near = is_number.choose(size * factor, 1.0)
+    power = (near.apply(ops.LogOp) * (1 / math.log(2))).apply(ops.FloorOp) + 1.0
+    mantissa = near * (-power).apply(ops.Exp2Op)
+    is_above, is_below = mantissa >= 1.0, mantissa < 0.5
+    mantissa = is_above.choose(mantissa * 0.5, is_below.choose(mantissa * 2.0, mantissa))
+    power = is_above.choose(power + 1.0, is_below.choose(power - 1.0, power)) - moved
+    exponent = is_number.choose(power, 0.0).cast(DType.I32)
+    return is_number.choose(mantissa.apply(ops.CopySignOp, given), given).value, exponent.value
 
 
 def _comparison(kind: type[Op]) -> Converter:

@@ -10,7 +10,7 @@ from ...ir import DType, Op, Value, ops
 from ..context import Context, Number, axis_of
 from ..expressions import Expression
 from ..registry import Converted, Converter, converter, register_each
-from .indexing import gather
+from .indexing import gather, take
 
 aten = torch.ops.aten
 
@@ -164,3 +164,26 @@ def bucketize(
 def _search(ctx: Context, rows: Value, numbers: Value, right: bool) -> Value:
     found = ctx.emit(ops.SearchOp, rows, ctx.cast(numbers, rows.type.dtype), attrs=ops.SearchOp.attrs_type(right=right))
     return ctx.cast(found, ctx.dtype)
+
+
+@converter(aten.mode.default)
+def mode(ctx: Context, x: Value, dim: int = -1, keepdim: bool = False) -> Converted:
+    """The smallest of the most frequent elements, and where it is last: the end of the longest run in the order.
+
+    No two NaN are equal, and they come last; in PyTorch they end up anywhere in the order.
+    """
+    shape, extent = ctx.result_type.shape, _extent(x, dim)
+    axis, line = axis_of(dim, len(x.shape)), x if x.shape else ctx.reshape(x, (1,))
+    order = _first(ctx, line, axis, extent, descending=False)
+    index = Expression(ctx, _numbered(ctx, line, axis))
+    before = Expression(ctx, take(ctx, order[0], axis, [max(i - 1, 0) for i in range(extent)]))
+    starts = before.differs(Expression(ctx, order[0])).choose(index, 0)
+    start = Expression(ctx, _along(ctx, ops.CumMaxOp, starts.value, axis))
+    last = ctx.emit(ops.ArgMaxOp, (index - start).value, attrs=ops.ArgMaxOp.attrs_type(axis, True))
+    return tuple(ctx.reshape(gather(ctx, one, axis, last), shape) for one in order)
+
+
+def _numbered(ctx: Context, x: Value, axis: int) -> Value:
+    """Positions along an axis, in the shape of ``x``."""
+    along = [extent if other == axis else 1 for other, extent in enumerate(x.shape)]
+    return ctx.expand(ctx.constant(torch.arange(x.shape[axis]).reshape(along), "positions"), x.shape)

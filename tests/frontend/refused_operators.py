@@ -3,7 +3,7 @@
 _WHY = {
     "shapes or control flow that depend on the data": (
         "item allclose combinations corrcoef cov equal masked_select narrow tensor_split unique "
-        "unique_consecutive nonzero nonzero_static argwhere nn_functional_gaussian_nll_loss"
+        "unique_consecutive nonzero argwhere nn_functional_gaussian_nll_loss"
     ),
     "random numbers": ("exponential nn_functional_fractional_max_pool2d nn_functional_fractional_max_pool3d"),
     "linear algebra: decompositions of matrices": (
@@ -17,9 +17,7 @@ _WHY = {
         "linalg_pinv_singular linalg_pinv_hermitian linalg_svd linalg_svdvals linalg_tensorinv "
         "linalg_tensorsolve"
     ),
-    "no converter yet": (
-        "frexp mode histogram histogramdd hash_tensor _segment_reduce_lengths _segment_reduce_offsets"
-    ),
+    "no converter yet": "hash_tensor",
     "training: dropout, losses, gradients": (
         "nn_functional_linear_cross_entropy_chunked nn_functional_linear_cross_entropy_chunked_none "
         "max_pool2d_with_indices_backward "

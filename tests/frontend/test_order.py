@@ -39,6 +39,28 @@ def test_order_compiled():
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
 
 
+def test_most_frequent_elements(check):
+    x = torch.tensor([[3.0, 1.0, 3.0, 2.0, 1.0], [4.0, -0.0, 5.0, 0.0, 7.0], [6.0, 2.0, 5.0, 9.0, 8.0]])
+    check(lambda x: (*x.mode(), *x.mode(0, keepdim=True), *x[0, 0].mode(), *x[:2].int().mode(1)), x)
+
+
+def test_mantissas_and_powers_of_two(check):
+    special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0])
+    powers = torch.exp2(torch.arange(-149.0, 128))
+    x = torch.cat([special, powers, -powers, powers * 0.99999994, powers * 1.0000001])
+    check(torch.frexp, x)
+    check(torch.frexp, x.double() ** 2)
+    y = torch.tensor([1.0, 2.0**-149, -(2.0**127)])
+    for actual, expected in zip(tersor.compile(Lambda(torch.frexp), (y,))(y), torch.frexp(y), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("size", [0, 3, 40])
+def test_places_of_what_is_not_zero(size: int, check):
+    x = distinct(5, 7).clamp(min=0) * torch.tensor([1.0, 0, 1, 1, 0, 1, math.nan])
+    check(lambda x: (torch.nonzero_static(x, size=size), torch.nonzero_static(x[0] > 0, size=size, fill_value=9)), x)
+
+
 def test_medians_of_rows_with_nan(check):
     x = distinct(4, 6)
     x[1, 2] = x[1, 4] = x[2, 5] = math.nan

@@ -36,18 +36,31 @@ def collected(x, ids):
     return *bags, weighted, last, *counts, torch.addmm(table[:, :4] * math.nan, table, x[0, :5, :4], beta=0)
 
 
+def counted(x, ids):
+    points, weight, edges = x[0, :, :2], x[0, :, 3].abs(), torch.tensor([-1.0, -0.25, 0.5, 1.0])
+    one = [*x.histogram(5), *x.histogram(4, range=(-1.0, 1.5), density=True), *x.histogram(edges, weight=x.abs())]
+    two = torch.histogramdd(points, [3, 2], weight=weight, density=True)
+    given = torch.histogramdd(points, [edges, edges * 2])
+    rows, lengths = x[:, 0], torch.tensor([2, 0, 1, 1])
+    kinds = ("sum", "mean", "max", "min", "prod")
+    runs = [torch.segment_reduce(rows, kind, lengths=lengths) for kind in kinds]
+    runs += [torch.segment_reduce(rows, kind, offsets=torch.tensor([0, 1, 4]), initial=0.5) for kind in kinds]
+    equal = torch.full_like(x[0, 0], 2.0).histogram(3)
+    return *one, two[0], *two[1], given[0], *given[1], *runs, *equal
+
+
 def undefined(x, ids):
     return x[:, :, :1].var(2), x[:, :, :2].var(2, correction=2)
 
 
 def test_statistics(check):
-    for function in (normalized, collected, undefined):
+    for function in (normalized, collected, counted, undefined):
         check(function, X, IDS)
 
 
 def test_statistics_compiled():
     def everything(x, ids):
-        return *normalized(x, ids), *collected(x, ids), *undefined(x, ids)
+        return *normalized(x, ids), *collected(x, ids), *counted(x, ids), *undefined(x, ids)
 
     for actual, expected in zip(tersor.compile(Lambda(everything), (X, IDS))(X, IDS), everything(X, IDS), strict=True):
         assert_same(actual, expected)
