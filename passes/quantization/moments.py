@@ -34,8 +34,8 @@ class Moments:
         self.blocks = block_sizes(terms)
         self._products = [_zeros(op.channel_groups, size, size) for size in self.blocks]
         self._sums = _zeros(op.channel_groups, terms)
-        self._exact_sums = _zeros(op.channel_groups, terms)
-        self._count = 0
+        self._exact: torch.Tensor | float = 0.0  # sum of the samples
+        self._count = self._samples = 0
 
     def add(self, exact: torch.Tensor, stored: torch.Tensor) -> None:
         """Take in one batch: the operand's numbers, and those that its integers stand for."""
@@ -44,13 +44,16 @@ class Moments:
             self._sums += rows.sum(1).double()
             for products, part in zip(self._products, rows.split(self.blocks, 2), strict=True):
                 products += (part.mT @ part).double()
-        for rows in operand_rows(self._op, exact):
-            self._exact_sums += rows.sum(1).double()
+        samples = exact if isinstance(self._op, Conv2dOp) else exact.reshape(-1, exact.shape[-1])
+        self._exact = self._exact + samples.sum(0, dtype=torch.float64)
+        self._samples += len(samples)
 
     @property
     def means(self) -> tuple[torch.Tensor, torch.Tensor]:
         """float64 [groups, terms]: of the rows of exact numbers, and of those that integers stand for."""
-        return self._exact_sums / self._count, self._sums / self._count
+        assert isinstance(self._exact, torch.Tensor)
+        (rows,) = operand_rows(self._op, self._exact[None] / self._samples)  # the mean of windows is that of the mean
+        return rows.mean(1), self._sums / self._count
 
     def covariances(self) -> list[torch.Tensor]:
         """float64 [groups, size, size] for each block of terms."""
@@ -74,18 +77,19 @@ def block_sizes(terms: int) -> list[int]:
 
 
 def operand_rows(op: LayerOp, numbers: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Rows [groups, rows, terms] of a batch, sample by sample; of many windows, evenly spaced ones."""
+    """Rows [groups, rows, terms] of a batch, sample by sample; of many windows, those of evenly spaced lines."""
     if not isinstance(op, Conv2dOp):
         rows = numbers.reshape(-1, numbers.shape[-1])
         yield from (part[None] for part in rows.split(_ROWS))
         return
     attrs = op.attrs
     top, left, bottom, right = attrs.padding
+    down, right_step = attrs.stride
+    every = -(-op.result.shape[2] * op.result.shape[3] // _ROWS)
     for sample in numbers.split(1):
         padded = functional.pad(sample, (left, right, top, bottom))
-        windows = functional.unfold(padded, op.weight.shape[2:], attrs.dilation, 0, attrs.stride)
-        windows = windows[0, :, :: -(-windows.shape[2] // _ROWS)]
-        yield windows.reshape(attrs.groups, -1, windows.shape[1]).mT
+        windows = functional.unfold(padded, op.weight.shape[2:], attrs.dilation, 0, (down * every, right_step))
+        yield windows.reshape(attrs.groups, -1, windows.shape[2]).mT
 
 
 def _zeros(*shape: int) -> torch.Tensor:

@@ -66,7 +66,7 @@ class RoundingPass(Pass):
         self._check(layers)
         layers = [op for op in layers if _SUFFIX not in _id(op.weight)]
         rewriter = context.rewriter(graph)
-        remaining = Remaining(context.progress, "multiply-adds of layers", sum(op.weight.type.size for op in layers))
+        remaining = Remaining(context.progress, "weights of layers", sum(op.weight.type.size for op in layers))
         before = after = 0.0
         for portion in in_portions(layers, _BYTES):
             moments = _moments(graph, portion, context)

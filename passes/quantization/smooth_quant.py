@@ -15,9 +15,9 @@ the input channels. With ``s = max|x|^a / max|W|^(1 - a)`` both get some of the 
 are those of the calibration data; those of the weights are over all layers that read it.
 
 With ``alpha=none`` a is chosen for each activation: the one with the least error of its layers on a sample of the data,
-if it is at most half of the error without smoothing, and else the activation is left alone. Behind a layer norm
-with constant parameters that nothing else reads, the factors go into these; elsewhere the multiplication becomes part
-of the kernel that rounds.
+if it is at most half of the error without smoothing, and else the activation is left alone. Where nothing else reads
+the activation, the factors go into what makes it: the constant parameters of a layer norm, or the weights of a layer,
+through ``relu``, poolings and the like. Elsewhere the multiplication becomes part of the kernel that rounds.
 
 Runs before ``quantize-annotate``; ``quantize`` puts it there. Other readers of the activation go on reading it as it
 was. Left alone are layers that ``skip`` names and those whose weights are computed at run time. Method: Xiao et al.,
@@ -38,7 +38,15 @@ from ..fuse import Fuse
 from ..matching import numbers, prune, replace, tensor, weight_name
 from ..registry import register_pass
 from ..unfuse import take_apart
-from .channels import channel_maxima, input_axis, input_weight_maxima, multiply_inputs, per_channel
+from .channels import (
+    channel_maxima,
+    input_axis,
+    input_weight_maxima,
+    is_equivariant,
+    multiply_inputs,
+    output_axis,
+    per_channel,
+)
 from .placement import check_patterns, find_notes, float_layers, name_of, refusal
 from .sample import Sample
 from .scheme import QuantizationStep, representable_weight
@@ -167,23 +175,49 @@ def _error(layers: Sequence[LayerOp], seen: _Seen, factors: torch.Tensor | None)
 def _smooth(value: Value, layers: Sequence[LayerOp], factors: torch.Tensor, rewriter: Rewriter) -> bool:
     """Divide the activation, and multiply the weights; False if the rewrite is not allowed."""
     order = {op: index for index, op in enumerate(rewriter.graph.ops)}
-    first = min(layers, key=order.__getitem__)
-    if not rewriter.commit(_RULE, first):
+    axis = input_axis(layers[0])
+    only = not value.is_output and set(value.users) == set(layers)
+    maker = _maker(value, axis) if only else None
+    if not rewriter.commit(_RULE, maker or min(layers, key=order.__getitem__)):
         return False
     for op in layers:
-        old = op.weight
-        fresh = rewriter.weight(multiply_inputs(op, numbers(old), factors), weight_name(old, _SUFFIX))
-        rewriter.set_operand(op, 1, fresh)
-        prune(rewriter, (old,))
-    axis = input_axis(first)
-    only = not value.is_output and set(value.users) == set(layers)
+        _give(op, 1, multiply_inputs(op, numbers(op.weight), factors), rewriter)
+    if maker is not None:
+        _give(maker, 1, numbers(maker.weight) / per_channel(factors, -maker.weight.type.rank), rewriter)
+        if maker.bias is not None:
+            _give(maker, 2, numbers(maker.bias) / factors, rewriter)
+        return True
     if only and isinstance(value.op, LayerNormOp) and _divide_norm(value.op, factors, rewriter):
         return True
+    first = min(layers, key=order.__getitem__)
     inverse = rewriter.weight(per_channel(1 / factors, axis), f"{first.location or first.name}.smoothing")
     divided = rewriter.create(MulOp, (value, inverse)).result
     for op in layers:
         rewriter.set_operand(op, 0, divided)
     return True
+
+
+def _maker(value: Value, axis: int) -> LayerOp | None:
+    """The layer with constant weights that makes the channels of ``value``, if factors pass from it to ``value``."""
+    while value.op is not None:
+        op = value.op
+        if isinstance(op, LayerOp):
+            fits = output_axis(op) == axis and not refusal(op, ()) and op.result.type.dtype is DType.F32
+            return op if fits else None
+        if op.result.type.rank != op.inputs[0].type.rank or not is_equivariant(op, axis):
+            return None
+        value = op.inputs[0]
+        if not value.has_one_use:
+            return None
+    return None
+
+
+def _give(op: LayerOp, index: int, tensor: torch.Tensor, rewriter: Rewriter) -> None:
+    """Another weight or bias."""
+    old = op.operands[index]
+    assert old is not None
+    rewriter.set_operand(op, index, rewriter.weight(tensor, weight_name(old, _SUFFIX)))
+    prune(rewriter, (old,))
 
 
 def _divide_norm(norm: LayerNormOp, factors: torch.Tensor, rewriter: Rewriter) -> bool:

@@ -80,6 +80,21 @@ def test_the_function_stays():
     assert structurally_equal(again.graph, after)
 
 
+@pytest.mark.parametrize("read_twice", [False, True])
+def test_factors_go_into_the_layer_before(read_twice: bool):
+    """Through what keeps them; not where something else reads what it makes."""
+    b = builder(ROWS, FEATURES)
+    weight = torch.randn(20, FEATURES, generator=b.generator)
+    weight[4] *= 100
+    x = b.op(ReluOp, b.op(LinearOp, b.graph.inputs[0], b.constant(weight), b.weight(20)))
+    y = b.linear(x, 20)
+    graph = b.done(b.op(AddOp, y, x) if read_twice else y)
+    after = run_passes(graph, "smooth-quant", calibration=inputs(1.0))
+    assert decibels(graph, after, inputs(1.0)) > 100
+    assert not structurally_equal(after, graph)
+    assert ("mul" in kinds(after)) == read_twice
+
+
 def test_other_readers_of_a_norm_read_what_they_read():
     b = builder(ROWS, FEATURES)
     gamma = torch.ones(FEATURES)
