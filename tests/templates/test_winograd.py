@@ -44,6 +44,10 @@ SPECS = {
     "57 wide": Conv2dSpec(1, 32, 5, 57, 64, (3, 3), padding=(1, 1, 1, 1)),
 }
 
+# Two standard deviations of an output of `random_case`. The largest of a few outputs may be smaller by chance, but the
+# rounding of the tile that they are taken from is not.
+LARGE = 2 * 2**0.5
+
 
 def random_case(spec: Conv2dSpec, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Input, weight (scaled as He et al. do) and the result in float64."""
@@ -70,7 +74,8 @@ def compare(spec: Conv2dSpec, target, knobs: WinogradKnobs) -> None:
 
     expected = bias_add_relu_reference(reference, bias, other, lanes)
     assert flat.isfinite().all()
-    tolerance = relative_error(knobs.m, spec.c) * reference.abs().max().item() + 1e-6
+    scale = max(reference.abs().max().item(), LARGE)
+    tolerance = relative_error(knobs.m, spec.c) * scale + 1e-6
     torch.testing.assert_close(from_blocked(flat, shape, lanes).double(), expected, rtol=0, atol=tolerance)
 
 
