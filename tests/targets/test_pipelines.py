@@ -25,6 +25,8 @@ from tersor.tests.random_graphs import random_graph
 from .compiled import NATIVE
 from .wide_graphs import wide_graph
 
+TARGET = resolve_cpu(NATIVE)
+
 # Passes that are exact or close and take no options or data; those of quantization only make notes for others.
 SINGLE = [
     info.name
@@ -58,10 +60,9 @@ def modules() -> tuple[Graph, ...]:
 
 def refusal(graph: Graph, pipeline: str) -> str:
     """Why a graph does not compile with a pipeline; empty if it does."""
-    target = resolve_cpu(NATIVE)
     passes = ",".join(text for text in (PREPARING_PASSES, pipeline, REQUIRED_PASSES) if text)
     try:
-        lower(run_passes(graph, passes, target=target), target)
+        lower(run_passes(graph, passes, target=TARGET), TARGET)
     except CompileError as error:
         return str(error)
     return ""

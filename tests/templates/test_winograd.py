@@ -47,6 +47,7 @@ SPECS = {
 # Two standard deviations of an output of `random_case`. The largest of a few outputs may be smaller by chance, but the
 # rounding of the tile that they are taken from is not.
 LARGE = 2 * 2**0.5
+MARGIN = 2  # over the error to expect: that of one or two channels has nothing to average with
 
 
 def random_case(spec: Conv2dSpec, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -75,7 +76,7 @@ def compare(spec: Conv2dSpec, target, knobs: WinogradKnobs) -> None:
     expected = bias_add_relu_reference(reference, bias, other, lanes)
     assert flat.isfinite().all()
     scale = max(reference.abs().max().item(), LARGE)
-    tolerance = relative_error(knobs.m, spec.c) * scale + 1e-6
+    tolerance = MARGIN * relative_error(knobs.m, spec.c) * scale + 1e-6
     torch.testing.assert_close(from_blocked(flat, shape, lanes).double(), expected, rtol=0, atol=tolerance)
 
 
