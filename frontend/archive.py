@@ -113,6 +113,11 @@ def _build_program(members: dict[str, bytearray]) -> ExportedProgram:
         raise TersorError("has dynamic shapes, which are not supported; export it without dynamic_shapes")
     data = json.loads(members[_MODEL])
     _check_version(members["archive_version"], data)
+    with _errors_of_other_versions(data["torch_version"]):
+        return _read_program(members, data)
+
+
+def _read_program(members: dict[str, bytearray], data: Json) -> ExportedProgram:
     record = read_program(data)
     weights, constants = (_read_tensors(members, kind) for kind in _PAYLOADS)
     signature = record.graph_module.module_call_graph[0].signature
@@ -135,6 +140,21 @@ def _check_version(archive: bytearray, data: Json) -> None:
             f"was written by PyTorch {shorten(data.get('torch_version'), 20)}, whose files PyTorch {torch.__version__} "
             f"cannot read; {AGAIN}"
         )
+
+
+@contextmanager
+def _errors_of_other_versions(written: Json) -> Iterator[None]:
+    """Name both versions where a file of another version cannot be read: fields and operators come and go."""
+    try:
+        yield
+    except Exception as error:
+        if str(written).partition("+")[0] == torch.__version__.partition("+")[0]:
+            raise
+        reason = str(error) if isinstance(error, TersorError) else shorten(error) or type(error).__name__
+        raise TersorError(
+            f"was written by PyTorch {shorten(written, 20)}, and cannot be read by PyTorch {torch.__version__}: "
+            f"it {reason}"
+        ) from error
 
 
 def _read_tensors(members: dict[str, bytearray], kind: str) -> dict[str, torch.Tensor]:

@@ -20,10 +20,12 @@ from .factory import call_factory
 from .from_onnx import from_onnx
 from .from_torch import from_torch
 from .onnx.file import Constants
+from .program_json import AGAIN
 
 _EXPORT_HINT = "save the model with torch.export.save(torch.export.export(model.eval(), example_inputs), 'model.pt2')"
 _PICKLE = b"\x80"  # the first byte of every binary pickle
 _START_BYTES = 1 << 16  # within which IR text must begin, after comments
+_OLDER, _OLDER_BYTES = "serialized_exported_program.json", 1 << 26
 _IR_TEXT = re.compile(rb"\s*(?:#[^\n]*\n\s*)*(?:# tersor ir|graph @)")
 _PROGRAM, _TEXT, _COMPILED, _ONNX = "an exported program", "IR text", "a compiled model", "an ONNX file"
 _SUFFIXES = {".pt2": _PROGRAM, ".ir": _TEXT, ".tersor": _COMPILED, ".onnx": _ONNX}
@@ -141,6 +143,7 @@ def _kind_of_zip(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             start = min((member.header_offset for member in archive.infolist()), default=0)
+            older = _version_of_older(archive) if _OLDER in names else ""
     except Exception as error:  # zipfile raises errors of many kinds on damaged directories
         raise TersorError(f"{path}: is truncated, or not an exported program; {_EXPORT_HINT}") from error
     if start:  # what was found is an archive inside of the archive, of which the end is missing
@@ -151,9 +154,22 @@ def _kind_of_zip(path: Path) -> str:
         )
     if "manifest.json" in names:
         return _COMPILED
+    if _OLDER in names:
+        raise TersorError(
+            f"{path}: was written by PyTorch {older}, in a format with pickles, which PyTorch {torch.__version__} no "
+            f"longer writes, and which is refused because it can run code when loaded; {AGAIN}"
+        )
     if not any(name.endswith("/archive_format") for name in names):
         raise TersorError(f"{path}: is a zip file, but not an exported program; {_EXPORT_HINT}")
     return _PROGRAM
+
+
+def _version_of_older(archive: zipfile.ZipFile) -> str:
+    """The version of PyTorch that wrote a program in the format before archives."""
+    if archive.getinfo(_OLDER).file_size > _OLDER_BYTES:
+        return "of an older version"
+    match = re.search(rb'"torch_version": "([\w.+]{1,30})"', archive.read(_OLDER))
+    return match[1].decode() if match else "of an older version"
 
 
 def _simplest(args: tuple[UserObject, ...], kwargs: dict[str, UserObject]) -> ExampleInputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+import torch
 from torch import nn
 
 from tersor.ir.foreign import Instance
@@ -244,6 +245,7 @@ TIMES: dict[str, tuple[str, Options, tuple[Input, ...]]] = {
     ),
 }
 ENCODERS = {"whisper_encoder"}  # only this part of the model is called
+PREPARED = {"rwkv"}  # called once before, since they rescale their weights in the first call
 FAMILIES = {
     "Language": LANGUAGE,
     "Vision transformers": VISION,
@@ -256,13 +258,16 @@ def entries() -> Iterator[Entry]:
     """All of this file."""
     for family, table in FAMILIES.items():
         for name, (kind, options, inputs) in table.items():
-            yield Entry(name, family, partial(make, kind, options, name in ENCODERS), inputs)
+            prepared = inputs if name in PREPARED else None
+            yield Entry(name, family, partial(make, kind, options, name in ENCODERS, prepared), inputs)
 
 
-def make(kind: str, options: Options, encoder: bool) -> nn.Module:
-    """A model of this class, configured so that it has random weights and needs no file."""
+def make(kind: str, options: Options, encoder: bool, prepared: tuple[Input, ...] | None) -> nn.Module:
+    """A model of this class with random weights, which needs no file; called once with ``prepared``, if given."""
     import transformers
 
     model = getattr(transformers, kind)
     module = model(model.config_class(**options))
+    if prepared is not None:
+        module.eval()(*(one.draw(torch.Generator().manual_seed(0)) for one in prepared))
     return module.get_encoder() if encoder else module

@@ -400,6 +400,33 @@ def test_damaged_archive(pt2, name, data):
     assert "exported program" in refusal(pt2)
 
 
+def test_another_version_is_named_where_it_cannot_be_read(pt2):
+    def plant(name, data):
+        if name != "models/model.json":
+            return {name: data}
+        program = json.loads(data) | {"torch_version": "2.99.1"}
+        program["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.later.default"
+        return {name: json.dumps(program).encode()}
+
+    rewrite(pt2, plant)
+    message = refusal(pt2)
+    assert f"was written by PyTorch 2.99.1, and cannot be read by PyTorch {torch.__version__}: it calls " in message
+    assert "'torch.ops.aten.later.default', which a graph cannot hold" in message
+
+
+@pytest.mark.parametrize("said", ["2.5.1", ""])
+def test_the_format_of_older_versions(said, tmp_path):
+    path = tmp_path / "net.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("version", "8.2")
+        version = f', "torch_version": "{said}"' if said else ""
+        archive.writestr("serialized_exported_program.json", f'{{"graph_module": {{}}{version}}}')
+        archive.writestr("serialized_state_dict.pt", b"")
+    message = refusal(path)
+    assert f"was written by PyTorch {said or 'of an older version'}, in a format with pickles" in message
+    assert f"PyTorch {torch.__version__} no longer writes" in message
+
+
 def test_archive_of_another_version(pt2):
     rewrite(pt2, lambda name, data: {name: b"999" if name == "archive_version" else data})
     assert "was written by PyTorch" in refusal(pt2)
