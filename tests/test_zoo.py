@@ -105,7 +105,7 @@ def test_the_page_says_what_was_found(tmp_path) -> None:
         },
     }
     path = tmp_path / "models.md"
-    write_page(path, {name: {"model": name, **record} for name, record in results.items()})
+    write_page(path, {name: {"model": name, **record} for name, record in results.items()}, {})
     page = path.read_text("utf-8")
     assert f"The zoo has {len(ZOO)} configurations. 3 were tried, and 2 of them import.\n1 were compiled" in page
     assert "1 with success, 1 of them within 0.0001 of PyTorch's result.\n1 was timed. Processor: Abacus." in page

@@ -24,7 +24,7 @@ from tersor.targets.codegen import relax_module  # noqa: F401  (likewise: it bri
 from .catalog import ZOO
 from .page import PAGE, write_page
 from .stages import Record, Stage
-from .suite import RESULTS, in_one_line, run
+from .suite import RESULTS, TRAINED_RESULTS, in_one_line, read_results, run
 
 
 def say(record: Record) -> None:
@@ -45,7 +45,8 @@ def main(
     unknown = [name for name in names if name not in ZOO]
     if unknown:
         raise typer.BadParameter(f"the zoo has no {', '.join(unknown)}", param_hint="--models")
-    write_page(page, run([ZOO[name] for name in names], stage, json_path, limit, say, again))
+    results = run([ZOO[name] for name in names], stage, json_path, limit, say, again)
+    write_page(page, results, read_results(TRAINED_RESULTS))
 
 
 if __name__ == "__main__":

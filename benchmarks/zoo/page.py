@@ -21,8 +21,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 REASON = 240  # characters of one
 
 
-def write_page(path: Path, results: Mapping[str, Record]) -> None:
-    """Write the page from the last record of each model, by the template ``models.md.jinja``."""
+def write_page(path: Path, results: Mapping[str, Record], trained: Mapping[str, Record]) -> None:
+    """Write the page from the last record of each model and of each package, by the template ``models.md.jinja``."""
     known = [results[name] for name in ZOO if name in results]
     families: dict[str, list[Record]] = {}
     for name, entry in ZOO.items():
@@ -34,7 +34,7 @@ def write_page(path: Path, results: Mapping[str, Record]) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters.update(times=_times, reason=_reason)
+    templates.filters.update(times=_times, reason=_reason, cell=_cell)
     tolerance = AGREEMENT[Precision.FLOAT32]
     text = templates.get_template("models.md.jinja").render(
         threads=THREADS,
@@ -47,6 +47,7 @@ def write_page(path: Path, results: Mapping[str, Record]) -> None:
         machines=sorted({record["machine"] for record in known}),
         failed=[record for record in known if "failed" in record],
         families=families,
+        trained=list(trained.values()),
     )
     write_text(path, text)
 
@@ -60,6 +61,10 @@ def _times(number: Json, factor: float, digits: int) -> str:
     return "" if number is None or isinstance(number, Undefined) else f"{number * factor:.{digits}f}"
 
 
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
 def _reason(record: Record) -> str:
     reason = "refused: " + ", ".join(record["refused"]) if record.get("refused") else record["why"]
-    return shorten(reason.replace("|", "\\|"), REASON)
+    return shorten(_cell(reason), REASON)

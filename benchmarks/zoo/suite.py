@@ -13,6 +13,7 @@ from .entry import Entry
 from .stages import Record, Stage, examine
 
 RESULTS = Path(__file__).parents[1] / "results" / "zoo.jsonl"
+TRAINED_RESULTS = RESULTS.with_name("zoo-trained.jsonl")
 STAGES = list(Stage)
 
 
