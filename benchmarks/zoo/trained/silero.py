@@ -52,8 +52,9 @@ def load() -> Loaded:
 
 
 def load_onnx() -> Loaded:
-    """The network whose state its caller keeps."""
-    return Loaded({"network": OnnxSource(_folder() / "silero_vad_16k_op15.onnx")}, _ask(_stateless))
+    """The network whose state its caller keeps; which of the file's two networks computes is decided by the rate."""
+    path = Path(_package().__file__).parent / "data" / "silero_vad.onnx"
+    return Loaded({"network": OnnxSource(path, {"sr": RATE})}, _ask(_stateless))
 
 
 def _package() -> UserObject:
@@ -63,10 +64,6 @@ def _package() -> UserObject:
 
     torch.set_num_threads(threads)
     return silero_vad
-
-
-def _folder() -> Path:
-    return Path(_package().__file__).parent / "data"
 
 
 def _ask(wrap: Callable[[Call, list[np.ndarray]], UserObject]) -> Callable[[Mapping[str, Call]], Answer]:
@@ -156,7 +153,7 @@ class _Stateful:
 
 def _stateless(call: Call, found: list[np.ndarray]) -> UserObject:
     """The package's own wrapper of an ONNX file, with a call for its session."""
-    model = _package().load_silero_vad(onnx=True, opset_version=15)
+    model = _package().load_silero_vad(onnx=True)
     model.session = _Session(call, found)
     return model
 
@@ -168,6 +165,6 @@ class _Session:
         self.call, self.found = call, found
 
     def run(self, outputs: None, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        results = self.call(*(inputs[name] for name in ("input", "state", "sr")))
+        results = self.call(*(inputs[name] for name in ("input", "state")))
         self.found.append(results[0])
         return results

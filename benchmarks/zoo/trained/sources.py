@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -54,13 +55,21 @@ class Source(Protocol):
 
 
 class OnnxSource:
-    """A file that ships for ONNX Runtime."""
+    """A file that ships for ONNX Runtime.
+
+    Parameters
+    ----------
+    path
+        The file.
+    constants
+        Inputs that have the same number in all calls, by name. Calls leave them out.
+    """
 
     runtime = "ONNX Runtime"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.session = _Session(path)
+    def __init__(self, path: Path, constants: Mapping[str, int] | None = None) -> None:
+        self.path, self.constants = path, constants or {}
+        self.session = _Session(path, self.constants)
         self.parameters = 0  # known once it is compiled
 
     @property
@@ -73,7 +82,7 @@ class OnnxSource:
 
     def compile(self, inputs: Arrays) -> Executable:
         shapes = dict(zip(self.session.names, (one.shape for one in inputs), strict=True))
-        graph = tersor.from_onnx(self.path, shapes)
+        graph = tersor.from_onnx(self.path, shapes, self.constants)
         floats = (graph.weights[name] for name in graph.weights)
         self.parameters = sum(one.numel() for one in floats if one.is_floating_point())
         return _compile(graph)
@@ -113,7 +122,7 @@ def _compile(model: nn.Module | tersor.ir.Graph, inputs: tuple[torch.Tensor, ...
 class _Session:
     """ONNX Runtime's session."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, constants: Mapping[str, int]) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -121,10 +130,11 @@ class _Session:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors only
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.names = [value.name for value in self.session.get_inputs()]
+        self.names = [value.name for value in self.session.get_inputs() if value.name not in constants]
+        self.constants = {name: np.array(number) for name, number in constants.items()}
 
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        return self.session.run(None, dict(zip(self.names, inputs, strict=True)))
+        return self.session.run(None, dict(zip(self.names, inputs, strict=True)) | self.constants)
 
     def reset(self) -> None:
         """It has no state."""
