@@ -160,8 +160,9 @@ def pass_text(info: PassInfo, steps: str) -> str:
         lines += ["", f"  {option.name}: {option.type} {shown}", *_wrapped(option.summary, 6)]
         if option.choices:
             lines += _wrapped(f"One of: {', '.join(option.choices)}.", 6)
-    given = ",".join(f"{option.name}={_default(option)}" for option in info.options[:2] if not option.required)
-    example = f"{info.name}{{{given}}}" if given else info.name
+    given = [option for option in info.options[:2] if not option.required and option.default is not None]
+    shown = ",".join(f"{option.name}={_default(option)}" for option in given)
+    example = f"{info.name}{{{shown}}}" if shown else info.name
     return "\n".join([*lines, "", "Example", "", f'  tersor opt model.ir -p "{example}"'])
 
 

@@ -77,6 +77,10 @@ class GraphModule(nn.Module):
             buffer.copy_(value)
         return graph.returned(results)
 
+    def numbers(self) -> dict[str, torch.Tensor]:
+        """The present numbers of the graph's weights and states, by id; detached, not copied."""
+        return {id: self._held(id).detach() for id in self._keys}
+
     def _held(self, id: str) -> torch.Tensor:
         """The parameter or buffer with the numbers of a weight."""
         owner, _, name = self._keys[id].rpartition(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import networkx
@@ -229,6 +229,17 @@ def calibration_batches(graph: Graph, calibration: Iterable[Sequence[torch.Tenso
         yield batch
     if index < 0:
         raise TersorError("needs calibration data: give at least one batch of inputs (calibration=...)")
+
+
+@dataclass(frozen=True)
+class CalibrationBatches:
+    """`calibration_batches` that can be iterated repeatedly."""
+
+    graph: Graph
+    calibration: Iterable[Sequence[torch.Tensor]] | None
+
+    def __iter__(self) -> Iterator[Sequence[torch.Tensor]]:
+        return iter(calibration_batches(self.graph, self.calibration))
 
 
 def _random(value: Value, limit: int | None, generator: torch.Generator) -> torch.Tensor:

@@ -5,6 +5,7 @@
     pipeline = [element {"," element}]
     element  = name ["{" [option {"," option}] "}"]       name of a pass, or a preset without options
     option   = name "=" value
+    value    = text | "[" [value {"," value}] "]" | "{" text ":" value {"," text ":" value} "}"
 
 ``O3,low-rank{method=svd,ranks=energy:0.95},dce`` prints back the same; options that equal their defaults are left out.
 """
@@ -20,7 +21,7 @@ from typing import NoReturn, get_type_hints
 from ..ir import TersorError, suggest
 from ..ir.foreign import Instance
 from .base import Pass
-from .options import BARE, Quoted, RawValue, convert, print_value
+from .options import BARE, KEY, Quoted, RawValue, convert, print_value
 from .registry import find_pass, pass_names
 
 _FOLD, _TIDY = "canonicalize,fold-constants,fold-batchnorm", "canonicalize,cse,dce"
@@ -202,10 +203,28 @@ class _Parser:
                     self.expect(",")
                 items.append(self.value())
             return items
+        if self.accept("{"):
+            return self.table()
+        return self.text_value(BARE)
+
+    def table(self) -> dict[str, RawValue]:
+        found: dict[str, RawValue] = {}
+        while not self.accept("}"):
+            if found:
+                self.expect(",")
+            start = self.position
+            key = str(self.text_value(KEY))
+            if key in found:
+                self.fail(f"{key!r} is given twice", start)
+            self.expect(":")
+            found[key] = self.value()
+        return found
+
+    def text_value(self, bare: re.Pattern[str]) -> str:
         start = self.position
         if self.text.startswith('"', self.position):
             try:
                 return Quoted(json.loads(self.take(_STRING, "a string with a closing quote")))
             except json.JSONDecodeError as error:
                 self.fail(f"malformed string ({error.msg})", start)
-        return self.take(BARE, "a value")
+        return self.take(bare, "a value")

@@ -113,7 +113,7 @@ def describe_pass(kind: type[Pass]) -> PassInfo:
     for entry in fields(kind):
         default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
         required = default is MISSING
-        written = re.sub(r"Annotated\[(\w+), \w+\]", r"\1", str(entry.type))
+        written = re.sub(r"Annotated\[(.+), \w+\]", r"\1", str(entry.type))
         shown = None if required else default
         options.append(
             PassOption(entry.name, written, shown, required, _choices(hints[entry.name]), texts.get(entry.name, ""))

@@ -15,7 +15,10 @@ After, with 40 of the 64 channels kept::
 A channel goes with everything that belongs to it: the filter that makes it, its bias and normalisation, its slice of
 all weights that read it, and the channels of other layers that are added to it or otherwise tied (see `groups`). The
 result is the network whose weights are zero at all these places, without the zeros. What is left is chosen by one
-threshold for the whole network (`select`) on the scores of a criterion (`criteria`).
+threshold for the whole network, or one share for all layers (`select`), on the scores of a criterion (`criteria`), such
+that what may be left is met (`budgets`, `layer_shares`). With ``reconstruct`` the layers that read pruned channels get
+other weights, by least squares on calibration data (`rebuild`). With ``rounds`` all of this is done step by step, with
+training in between (`rounds`): channels that are gone stay gone.
 
 Groups made by ``fuse`` are taken apart first and fused again afterwards. Layers whose channels reach an output of the
 graph, or an op that reads all channels together (layer normalisation, softmax, attention), stay as they are; the report
@@ -28,32 +31,40 @@ little until the network is fine-tuned (docs/compression.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from ...ir import Attrs, Graph, Rewriter, TensorType, TersorError, weights_loaded
+from ...ir import Graph, TersorError, weights_loaded
+from ...ir.foreign import UserObject
 from ...ir.imports import find_function
 from ...ir.ops import FusedOp, RelayoutOp, WeightOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
-from ..matching import weight_name
-from ..numeric import first_batch, largest_deviation
+from ..numeric import CalibrationBatches, first_batch, largest_deviation
 from ..referee import Keep, Referee
 from ..registry import register_pass
 from ..unfuse import take_apart
+from .budgets import Budget, channels_budget, macs_budget, params_budget
 from .criteria import Scoring, find_criterion, score
 from .criteria.registry import CRITERIA
-from .flows import cut, flow_of
-from .gradients import Loss
 from .groups import ChannelGroup, ChannelMap, find_channels
-from .select import Limits, select, stay
+from .layer_shares import shares_of_groups
+from .rebuild import Rebuilder
+from .reconstruction.registry import RECONSTRUCTIONS
+from .rounds import trained
+from .select import Choice, Limits, Masks, PruningSchedule, Scope, select, stay
+from .shrink import shrink, shrunk, with_numbers, without_channels
 from .trial import judge_groups
 
 _RULE = "prune-channels"
+_MACS = 0.5  # where nothing is asked for
+_SURGEON = "obs"  # the criterion with an update
+_LOSS, _TRAIN = "that takes outputs and returns a loss", "that trains a module"
 _NAMED_LAYERS = 3  # of a group, in the report
 
 
@@ -64,26 +75,52 @@ class PruneChannels(Pass):
     Attributes
     ----------
     macs
-        Ratio of the graph's multiply-adds that is left at most, between 0 and 1.
+        Ratio of the graph's multiply-adds that is left at most, between 0 and 1; 0.5 if nothing else is asked for.
+    params
+        Ratio of the graph's parameters that is left at most, between 0 and 1.
+    ratio
+        Share of the channels that goes, below 1: one number, or a table by names of layers, as in
+        {features.3: 0.25, "classifier*": 0}.
     criterion
         What importance is: a name, or a function as ``package.module:function``.
     loss
         For criteria that need gradients (taylor, obd): a function as ``package.module:function``, which takes what the
         model returns and the number of the calibration batch, and returns one number. Without it, the distance of the
         outputs to those of the network as it is.
+    reconstruct
+        How channels are chosen by what the next layers return, which are then fitted by least squares on calibration
+        data; refit keeps the choice of the criterion, without this nothing is fitted.
+    skip
+        Names of layers that keep all their channels; ``*`` stands for anything, as in ``skip=[features.0,layer4.*]``.
+    scope
+        Whether channels are compared in the whole network, or every layer loses the same share.
+    schedule
+        With scope=layer: whether later layers lose more.
+    rounds
+        Prune in so many steps, by the same factor each.
+    train
+        A function as ``package.module:function`` that trains the module it is given, between rounds.
     floor
         Smallest fraction of a group's channels that stays.
     multiple
         Kept filters of a layer are rounded up to a multiple of this; 0 takes the target's vector width.
     seed
-        For criteria that draw numbers.
+        For criteria that draw numbers, and for the positions of pictures that reconstruction looks at.
     keep
         Whether only groups shrink whose layers the target measures faster then, or all that were chosen.
     """
 
-    macs: float = 0.5
+    macs: float | None = None
     criterion: Annotated[str, CRITERIA] = "l1"
+    params: float | None = None
+    ratio: float | dict[str, float] | None = None
     loss: str | None = None
+    reconstruct: Annotated[str | None, RECONSTRUCTIONS] = None
+    skip: tuple[str, ...] = ()
+    scope: Scope = Scope.GLOBAL
+    schedule: PruningSchedule = PruningSchedule.UNIFORM
+    rounds: int = 1
+    train: str | None = None
     floor: float = 0.1
     multiple: int = 0
     seed: int = 0
@@ -94,14 +131,34 @@ class PruneChannels(Pass):
     measures = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.macs < 1:
-            raise ValueError(f"macs is the ratio of multiply-adds to leave, above 0 and below 1, not {self.macs:g}")
+        for name, left, noun in (("macs", self.macs, "multiply-adds"), ("params", self.params, "parameters")):
+            if left is not None and not 0 < left < 1:
+                raise ValueError(f"{name} is the ratio of {noun} to leave, above 0 and below 1, not {left:g}")
+        for share in self._ratios.values():
+            if not 0 <= share < 1:
+                raise ValueError(f"ratio is the share of channels that goes, from 0 to below 1, not {share:g}")
+        if self.ratio == 0:
+            raise ValueError("ratio is the share of channels that goes, above 0, not 0: nothing would be pruned")
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor is a fraction of channels, from 0 to 1, not {self.floor:g}")
         if self.multiple < 0:
             raise ValueError(f"multiple must be 1 or more, or 0 for the target's vector width, not {self.multiple}")
+        if self.rounds < 1:
+            raise ValueError(f"rounds is a number of steps, 1 or more, not {self.rounds}")
+        if self.train is not None and self.rounds == 1:
+            raise ValueError("train is for what happens between rounds; ask for rounds=2 or more")
+        if self.schedule is not PruningSchedule.UNIFORM and self.scope is Scope.GLOBAL:
+            raise ValueError("schedule=triangle needs scope=layer; with scope=global one threshold decides")
         find_criterion(self.criterion)
-        self._loss()
+        if self.reconstruct is not None:
+            RECONSTRUCTIONS.find(self.reconstruct)
+        _function(self.loss, _LOSS)
+        _function(self.train, _TRAIN)
+
+    @property
+    def _ratios(self) -> dict[str, float]:
+        """Shares of channels by patterns of names; the number for all layers has the name *."""
+        return self.ratio if isinstance(self.ratio, dict) else {} if self.ratio is None else {"*": self.ratio}
 
     def run(self, graph: Graph, context: PassContext) -> Result:
         if not weights_loaded(graph):
@@ -117,45 +174,132 @@ class PruneChannels(Pass):
         _check(channels)
         for op, reason in channels.held:
             rewriter.refuse(_RULE, op, reason)
-        masks = self._choose(graph, channels, context)
-        notes = self._judge(original, graph, channels, masks, context)
-        for group, mask in zip(channels.groups, masks, strict=True):
+        plan = self._plan(graph, channels, context)
+        whole = self._judge(original, graph, channels, plan, context)
+        for group, mask in zip(channels.groups, plan.masks, strict=True):
             if not mask.all() and not rewriter.commit(_RULE, group.layers[0]):
                 mask[:] = True
-        kept = stay(channels, masks)
+                plan.numbers = {}  # they are for all groups together
+        kept = stay(channels, plan.masks)
         if not kept.all():
-            shrink(graph, channels, kept, rewriter)
-        return Result(rewriter.changed, notes, (Fuse(),) if fused else ())
+            shrink(graph, channels, kept, rewriter, plan.numbers)
+        return Result(rewriter.changed, whole, (Fuse(),) if fused else ())
+
+    def _plan(self, graph: Graph, channels: ChannelMap, context: PassContext) -> _Plan:
+        """What goes, round by round; ``graph`` stays as it is."""
+        plan = _Plan([np.ones(group.size, bool) for group in channels.groups])
+        fixed = shares_of_groups(channels, self.skip, self._ratios_of_layers(), self.floor)
+        train = _function(self.train, _TRAIN)
+        rebuilder = self._rebuilder(graph, channels, context)
+        for turn in range(1, self.rounds + 1):
+            present = [mask.copy() for mask in plan.masks]
+            plan.masks = self._choose(graph, channels, plan, context, fixed, turn)
+            if context.latency:
+                referee = Referee(self.keep, context.latency, context.verdicts)
+                plan.notes = judge_groups(graph, channels, plan.masks, referee, _describe)
+                plan.masks = [mask & there for mask, there in zip(plan.masks, present, strict=True)]
+            if rebuilder is not None:
+                rebuilder.numbers = plan.numbers
+                plan.masks = rebuilder.run(plan.masks, present)
+                plan.numbers = rebuilder.numbers
+            if turn < self.rounds:
+                plan.numbers = without_channels(graph, channels, plan.masks, plan.numbers)
+                if train is not None:
+                    plan.numbers = trained(graph, channels, stay(channels, plan.masks), plan.numbers, train)
+        plan.notes = plan.notes or _group_notes(channels, plan.masks)
+        if self.rounds > 1:
+            between = "" if self.train is None else f", with training by {self.train} in between"
+            plan.notes = (f"{self.rounds} rounds{between}", *plan.notes)
+        if rebuilder is not None:
+            plan.notes = (rebuilder.note(), *plan.notes)
+        return plan
+
+    def _rebuilder(self, graph: Graph, channels: ChannelMap, context: PassContext) -> Rebuilder | None:
+        method = self.reconstruct
+        if method is None and self.criterion == _SURGEON:
+            method = "refit"  # its scores count on the update of what stays
+        if method is None:
+            return None
+        batches = CalibrationBatches(graph, context.calibration)
+        return Rebuilder(graph, channels, batches, RECONSTRUCTIONS.find(method), self.seed)
 
     def _judge(
-        self,
-        original: Graph,
-        graph: Graph,
-        channels: ChannelMap,
-        masks: list[NDArray[np.bool_]],
-        context: PassContext,
+        self, original: Graph, graph: Graph, channels: ChannelMap, plan: _Plan, context: PassContext
     ) -> tuple[str, ...]:
-        """Give the channels of groups back that are not worth it, in ``masks``; returns lines for the report."""
-        if all(mask.all() for mask in masks):
-            return ("every channel stays",)
-        referee = Referee(self.keep, context.latency, context.verdicts)
-        groups = judge_groups(graph, channels, masks, referee, _describe) if context.latency else ()
-        changed = shrunk(graph, channels, stay(channels, masks))
+        """Give all channels back if the whole is slower without, in ``plan``; returns lines for the report."""
+        if all(mask.all() for mask in plan.masks):
+            return ("every channel stays", *(plan.notes if context.latency else ()))
+        changed = shrunk(graph, channels, stay(channels, plan.masks), plan.numbers)
         error = largest_deviation(original, changed, [first_batch(original, context.calibration)])
+        referee = Referee(self.keep, context.latency, context.verdicts)
         whole = referee.judge_whole(original, changed, f"before fine-tuning, {error}" if error else "")
         if not whole.stays:
-            for mask in masks:
+            for mask in plan.masks:
                 mask[:] = True
-            return (whole.note, *groups)
-        return (whole.note, _parameters_note(original, changed), *(groups or _group_notes(channels, masks)))
+            return (whole.note, *plan.notes)
+        return (whole.note, _parameters_note(original, changed), *plan.notes)
 
-    def _choose(self, graph: Graph, channels: ChannelMap, context: PassContext) -> list[NDArray[np.bool_]]:
-        scoring = Scoring(graph, context.calibration, self.seed, self._loss())
+    def _choose(
+        self,
+        graph: Graph,
+        channels: ChannelMap,
+        plan: _Plan,
+        context: PassContext,
+        fixed: Mapping[int, float],
+        turn: int,
+    ) -> Masks:
+        """The channels that stay in a round, of those that did so far."""
+        current = with_numbers(graph, plan.numbers)
+        scoring = Scoring(current, context.calibration, self.seed, _function(self.loss, _LOSS))
         scores = score(self.criterion, channels.groups, scoring)
-        return select(channels, scores, self.macs, Limits(self.floor, self.multiple or context.lanes(1)))
+        part = turn / self.rounds
+        shares = {index: 1 - (1 - share) ** part for index, share in fixed.items()}
+        if isinstance(self.ratio, float) and self.scope is Scope.LAYER:
+            weights = self.schedule.weights(len(channels.groups))
+            for index, weight in enumerate(weights.tolist()):
+                share = 1 - (1 - min(1 - self.floor, weight * self.ratio)) ** part
+                shares.setdefault(index, share)
+        limits = Limits(self.floor, self.multiple or context.lanes(1))
+        budgets = tuple(self._budgets(graph, channels, part))
+        return select(channels, scores, Choice(budgets, limits, self.scope, self.schedule, shares), plan.masks)
 
-    def _loss(self) -> Loss | None:
-        return None if self.loss is None else find_function(self.loss, "that takes outputs and returns a loss")
+    def _budgets(self, graph: Graph, channels: ChannelMap, part: float) -> Iterator[Budget]:
+        """What may be left when a part of all rounds is over."""
+        macs = self.macs
+        if self.macs is self.params is self.ratio is None:
+            macs = _MACS
+        if macs is not None:
+            yield macs_budget(channels, macs**part)
+        if self.params is not None:
+            yield params_budget(graph, channels, self.params**part)
+        if isinstance(self.ratio, float) and self.scope is Scope.GLOBAL:
+            yield channels_budget(channels, (1 - self.ratio) ** part)
+
+    def _ratios_of_layers(self) -> dict[str, float]:
+        return self.ratio if isinstance(self.ratio, dict) else {}
+
+
+@dataclass
+class _Plan:
+    """What is to be done.
+
+    Attributes
+    ----------
+    masks
+        For each group the channels that stay.
+    numbers
+        Weights that become others, in full extents.
+    notes
+        Lines for the report.
+    """
+
+    masks: Masks
+    numbers: dict[str, torch.Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def _function(spec: str | None, purpose: str) -> Callable[..., UserObject] | None:
+    return None if spec is None else find_function(spec, purpose)
 
 
 def _check(channels: ChannelMap) -> None:
@@ -165,46 +309,6 @@ def _check(channels: ChannelMap) -> None:
         raise TersorError("nothing to prune: the graph has no convolution or linear layer")
     op, reason = channels.held[0] if channels.held else (channels.layers[0].op, "its channels must stay")
     raise TersorError(f"nothing to prune: no layer can lose channels; those of {op.describe()} stay, since {reason}")
-
-
-def shrink(graph: Graph, channels: ChannelMap, kept: NDArray[np.bool_], rewriter: Rewriter) -> None:
-    """Remove channels from weights, attributes and types.
-
-    Parameters
-    ----------
-    kept
-        Mask over `ChannelMap.classes` of the channels that stay.
-    rewriter
-        In the state after a commit.
-    """
-    masks = {value: tuple(kept[classes] for classes in dims) for value, dims in channels.classes.items()}
-    fresh: dict[str, str] = {}  # ids of cut weights: a shared weight is cut once
-    for op in graph.ops:
-        operands, results = [masks[value] for value in op.inputs], [masks[value] for value in op.results]
-        if all(mask.all() for dims in (*operands, *results) for mask in dims):
-            continue
-        if isinstance(op, WeightOp):
-            rewriter.update(op, _cut(graph, op, results[0], fresh))
-        else:
-            rewriter.update(op, flow_of(op).resize(op, operands, results[0]))
-
-
-def _cut(graph: Graph, op: WeightOp, masks: Sequence[NDArray[np.bool_]], fresh: dict[str, str]) -> Attrs:
-    """Attributes that name the weight without what goes, which is added to the store the first time."""
-    id, dtype = op.attrs.id, op.attrs.type.dtype
-    if id not in fresh:
-        fresh[id] = graph.weights.add(cut(graph.weights[id], masks), weight_name(op.result, "pruned"))
-    return WeightOp.attrs_type(id=fresh[id], type=TensorType(tuple(graph.weights[fresh[id]].shape), dtype))
-
-
-def shrunk(graph: Graph, channels: ChannelMap, kept: NDArray[np.bool_]) -> Graph:
-    """A copy of ``graph`` without the channels that go."""
-    copy, mapping = graph.clone_with_map()
-    classes = {mapping[value]: dims for value, dims in channels.classes.items()}
-    rewriter = Rewriter(copy)
-    rewriter.commit(_RULE, copy.ops[0])
-    shrink(copy, replace(channels, classes=classes), kept, rewriter)
-    return copy
 
 
 def _group_notes(channels: ChannelMap, masks: Sequence[NDArray[np.bool_]]) -> tuple[str, ...]:

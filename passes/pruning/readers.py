@@ -51,6 +51,11 @@ class Reader:
         made = self.op.inputs[1].op
         return made.attrs.id if isinstance(made, WeightOp) else None
 
+    @property
+    def bias(self) -> Value | None:
+        """What it adds to its outputs."""
+        return self.op.operands[2] if len(self.op.operands) > 2 else None
+
     def reads(self, group: ChannelGroup) -> bool:
         """Whether some of the channels are of ``group``."""
         return bool(np.isin(self.kernels, group.channels).any())

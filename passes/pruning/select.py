@@ -1,21 +1,48 @@
-"""Which channels stay: one threshold for all groups, as low as the wanted multiply-adds allow.
+"""Which channels stay: as many as the budgets allow, chosen by one number for the whole network.
 
-Of each group, the channels whose score is above the threshold stay, the most important first, but at least a fraction
-(``floor``), at least one, and rounded up to a multiple (``multiple``) of filters, so that the target's vectors are
-full. Multiply-adds can only fall as the threshold rises, so the lowest one that is low enough is found by bisection.
+With ``scope=global`` this number is a threshold: of each group, the channels whose score is above it stay. With
+``scope=layer`` it is the share of channels that each group loses, whatever their scores in other groups are; a schedule
+gives later groups a larger share. The most important channels of a group stay, but at least a fraction (``floor``), at
+least one, and rounded up to a multiple (``multiple``) of filters, so that the target's vectors are full. What a budget
+counts can only fall as the number rises, so the lowest one that meets all budgets is found by bisection.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...ir import TersorError
+from .budgets import Budget
 from .groups import ChannelGroup, ChannelMap
+
+_SHARES = 2048  # steps of the share of channels that go, for ``scope=layer``
+Masks = list[NDArray[np.bool_]]  # for each group the channels that stay
+
+
+class Scope(Enum):
+    """What scores are compared in: the whole network, or each layer by itself."""
+
+    GLOBAL = "global"
+    LAYER = "layer"
+
+
+class PruningSchedule(Enum):
+    """How much of each layer goes, relative to the others."""
+
+    UNIFORM = "uniform"
+    TRIANGLE = "triangle"  # the more, the later
+
+    def weights(self, count: int) -> NDArray[np.float64]:
+        """Factors of the shares of ``count`` groups in execution order; 1 on the mean."""
+        if self is PruningSchedule.UNIFORM:
+            return np.ones(count)
+        return (2 * np.arange(count) + 1) / max(1, count)
 
 
 @dataclass(frozen=True)
@@ -40,9 +67,35 @@ class Limits:
         return min(group.size, -(-max(wanted, least) // step) * step)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How channels are chosen.
+
+    Attributes
+    ----------
+    budgets
+        What may be left; all of them are met.
+    limits
+        How far groups may shrink.
+    scope, schedule
+        See the module.
+    shares
+        Shares of channels that go, by index of the group, of groups that no budget decides about.
+    """
+
+    budgets: tuple[Budget, ...]
+    limits: Limits
+    scope: Scope = Scope.GLOBAL
+    schedule: PruningSchedule = PruningSchedule.UNIFORM
+    shares: Mapping[int, float] = field(default_factory=dict)
+
+
 def select(
-    channels: ChannelMap, scores: Sequence[NDArray[np.float64]], macs: float, limits: Limits
-) -> list[NDArray[np.bool_]]:
+    channels: ChannelMap,
+    scores: Sequence[NDArray[np.float64]],
+    choice: Choice,
+    present: Sequence[NDArray[np.bool_]] | None = None,
+) -> Masks:
     """Choose what stays.
 
     Parameters
@@ -51,10 +104,8 @@ def select(
         The groups.
     scores
         For each group an array ``[group.size]``, larger for more important channels.
-    macs
-        Ratio of multiply-adds that may be left, between 0 and 1.
-    limits
-        How far groups may shrink.
+    present
+        The channels that are still there, if some went in an earlier round.
 
     Returns
     -------
@@ -63,28 +114,60 @@ def select(
     Raises
     ------
     TersorError
-        When the ratio cannot be reached; the message gives the smallest one that can.
+        When a budget cannot be met; the message gives the smallest one that can.
     """
-    everything = channels.macs(np.ones(channels.count, bool))
-    budget = macs * everything
+    if present is not None:
+        scores = [np.where(there, one, -np.inf) for there, one in zip(present, scores, strict=True)]
+    levels, wanted = _levels(channels, scores, choice)
 
-    def masks(threshold: float) -> list[NDArray[np.bool_]]:
-        return [_strongest(s, limits.kept(g, int((s > threshold).sum()))) for g, s in zip(groups, scores, strict=True)]
+    def masks(level: int) -> Masks:
+        return [
+            _strongest(one, choice.limits.kept(group, wanted(index, level)))
+            for index, (group, one) in enumerate(zip(channels.groups, scores, strict=True))
+        ]
 
-    def remaining(threshold: float) -> int:
-        return channels.macs(stay(channels, masks(threshold)))
+    def fits(level: int) -> bool:
+        kept = stay(channels, masks(level))
+        return all(budget.is_met(kept) for budget in choice.budgets)
 
-    groups = channels.groups
-    finite = np.concatenate([one[np.isfinite(one)] for one in scores])
-    thresholds = np.unique(finite)
-    least = remaining(thresholds[-1]) if len(thresholds) else everything
-    if least > budget:
-        raise TersorError(_unreachable(macs, least / everything, limits))
-    low, high = 0, len(thresholds) - 1  # the threshold at `high` is high enough
+    low, high = 0, levels - 1  # the level at `high` is high enough
+    if not fits(high):
+        _fail(choice, stay(channels, masks(high)))
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if remaining(thresholds[middle]) <= budget else (middle + 1, high)
-    return masks(thresholds[high])
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return masks(high)
+
+
+def _levels(
+    channels: ChannelMap, scores: Sequence[NDArray[np.float64]], choice: Choice
+) -> tuple[int, Callable[[int, int], int]]:
+    """Number of levels, and how many channels of a group are wanted at a level; the fewer, the higher it is."""
+    groups, shares = channels.groups, choice.shares
+    there = [int((one > -np.inf).sum()) for one in scores]
+    free = [index for index in range(len(groups)) if index not in shares]
+
+    def fixed(index: int) -> int:
+        return there[index] - int(shares[index] * groups[index].size + 1e-9)
+
+    if not choice.budgets or not free:
+        return 1, lambda index, level: fixed(index) if index in shares else there[index]
+    if choice.scope is Scope.LAYER:
+        weights = choice.schedule.weights(len(groups))
+        most = 1 / weights[free].min()
+
+        def by_share(index: int, level: int) -> int:
+            share = min(1.0, most * level / (_SHARES - 1) * weights[index])
+            return fixed(index) if index in shares else there[index] - int(share * groups[index].size + 1e-9)
+
+        return _SHARES, by_share
+    finite = np.concatenate([scores[index][np.isfinite(scores[index])] for index in free])
+    thresholds = np.unique(finite) if len(finite) else np.array([-np.inf])
+
+    def by_score(index: int, level: int) -> int:
+        return fixed(index) if index in shares else int((scores[index] > thresholds[level]).sum())
+
+    return len(thresholds), by_score
 
 
 def stay(channels: ChannelMap, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
@@ -95,18 +178,22 @@ def stay(channels: ChannelMap, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np
     return kept
 
 
-def _unreachable(macs: float, least: float, limits: Limits) -> str:
-    bounds = f"(floor={limits.floor:g}, in multiples of {limits.multiple})"
-    if least == 1:
-        return f"nothing to prune: no group may shrink {bounds}; ask for a lower floor or multiple"
-    return (
-        f"macs={macs:g} would empty a layer: {least:.3f} of the multiply-adds remain when every group keeps its"
-        f" smallest number of channels {bounds}; ask for more macs, or a lower floor or multiple"
+def _fail(choice: Choice, kept: NDArray[np.bool_]) -> None:
+    budget = next(one for one in choice.budgets if not one.is_met(kept))
+    bounds = f"(floor={choice.limits.floor:g}, in multiples of {choice.limits.multiple})"
+    if kept.all():
+        raise TersorError(
+            f"nothing to prune: no group may shrink {bounds}; ask for a lower floor or multiple"
+            + (", or for less in skip and ratio" if choice.shares else "")
+        )
+    raise TersorError(
+        f"{budget.option} would empty a layer: {budget.share(kept):.3f} of the {budget.noun} remain when every group"
+        f" keeps its smallest number of channels {bounds}; ask for {budget.advice}, or a lower floor or multiple"
     )
 
 
 def _strongest(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    """The ``count`` largest; of equal ones, the first."""
+    """The ``count`` largest, but none of minus infinity; of equal ones, the first."""
     mask = np.zeros(len(scores), bool)
     mask[np.argsort(-scores, kind="stable")[:count]] = True
-    return mask
+    return mask & (scores > -np.inf)

@@ -1,7 +1,8 @@
 """``obd``: what the loss rises by when a channel's weights become zero, by the diagonal of the Hessian.
 
 At a minimum of the loss the gradient is zero, and a weight w costs ``h w^2 / 2`` with its second derivative h. A
-channel is taken out by its slices of the kernels that read it (`readers`), so its score is the sum over these. The
+channel is taken out by its slices of the kernels that read it (`readers`), so its score is the sum over these, over the
+mean of the group's channels. The
 second derivatives are those of Gauss and Newton: squares of gradients, over the calibration batches. With a ``loss``,
 they are those of the batches' losses (the empirical Fisher information), so batches should be small; without one, they
 are exact on the mean over random signs (`gradients`).
@@ -19,7 +20,7 @@ import torch
 from ..gradients import Objective, gradients, run_differentiably
 from ..groups import ChannelGroup
 from ..readers import Reader, readers_of
-from .registry import Scores, Scoring, register_criterion
+from .registry import Scores, Scoring, mean_of_relative, register_criterion
 
 
 @register_criterion("obd")
@@ -30,13 +31,11 @@ def obd(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[Scores]:
     ids = list(dict.fromkeys(reader.weight_id for reader in readers if reader.weight_id is not None))
     leaves = {id: scoring.graph.weights[id].detach().clone().requires_grad_() for id in ids}
     curvature = {id: torch.zeros(leaf.shape, dtype=torch.float64) for id, leaf in leaves.items()}
-    count = 0
     for index, batch in enumerate(scoring.batches()):
         outputs = run_differentiably(scoring.graph, batch, weights=leaves)
         for id, found in zip(ids, gradients(objective(outputs, index), list(leaves.values())), strict=True):
             curvature[id] += found.square()
-        count += 1
-    costs = {id: (curvature[id] * leaves[id].detach().double().square() / (2 * count)) for id in ids}
+    costs = {id: curvature[id] * leaves[id].detach().double().square() / 2 for id in ids}
     return [_score(group, readers_of(group, readers), costs) for group in groups]
 
 
@@ -52,4 +51,4 @@ def _score(group: ChannelGroup, readers: Sequence[Reader], costs: Mapping[str, t
         positions = reader.kernel_positions(group)
         kernels = costs[reader.weight_id].transpose(0, 1).flatten(1).sum(1).numpy()
         total += np.bincount(positions[positions >= 0], kernels[positions >= 0], group.size)
-    return total
+    return mean_of_relative([total], group.size)

@@ -2,8 +2,9 @@
 
 Without a channel, all layers that read it read zeros. To first order the loss of one example changes by the sum of
 gradient times activation over all positions, and over all layers that read the channel (`readers`). A channel's score
-is the mean of its square over the examples of the calibration data, so scores of all layers are in one unit, that of
-the loss. An example is an index of the first dimension of what a layer reads.
+is the mean of its square over the examples of the calibration data, over the mean of the group's channels. (Without the
+latter, one threshold empties the layers that matter least, and re-estimated or trained networks are worse for it.) An
+example is an index of the first dimension of what a layer reads.
 
 Without a ``loss`` it is the mean square of the outputs' change to first order, in units of their root mean square
 (`gradients`).
@@ -23,7 +24,7 @@ from ....ir import Op
 from ..gradients import Objective, gradients, run_differentiably
 from ..groups import ChannelGroup
 from ..readers import Reader, readers_of
-from .registry import Scores, Scoring, register_criterion
+from .registry import Scores, Scoring, mean_of_relative, register_criterion
 
 
 @register_criterion("taylor")
@@ -32,7 +33,6 @@ def taylor(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[Scores]:
     readers = scoring.readers
     objective = Objective(scoring.graph, scoring.loss, scoring.seed)
     totals: list[Scores] = [np.zeros(group.size) for group in groups]
-    count = 0
     for index, batch in enumerate(scoring.batches()):
         gates = {reader.op: _gate(reader) for reader in readers}
         outputs = run_differentiably(scoring.graph, batch, gates)
@@ -43,8 +43,7 @@ def taylor(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[Scores]:
         }
         for group, total in zip(groups, totals, strict=True):
             total += _squares(group, readers_of(group, readers), changes)
-        count += 1
-    return [total / count for total in totals]
+    return [mean_of_relative([total], len(total)) for total in totals]
 
 
 def _gate(reader: Reader) -> torch.Tensor:

@@ -20,8 +20,7 @@ from tersor.passes.pruning.criteria import score
 from tersor.passes.pruning.criteria.registry import CRITERIA
 from tersor.passes.pruning.gradients import Objective, gradients, run_differentiably
 from tersor.passes.pruning.readers import find_readers, readers_of
-from tersor.passes.pruning.select import Limits, select
-from tersor.tests.passes.pruning.zeroing import pruned, zeroed
+from tersor.tests.passes.pruning.zeroing import pruned, select_macs, zeroed
 from tersor.tests.random_graphs import GraphBuilder
 
 BATCH = 3
@@ -138,7 +137,7 @@ def test_taylor_is_what_zeroing_does_where_the_rest_is_linear():
         sizes = [graph.evaluate(*one)[0].double().square().mean() for one in data]
         squares = [part.square().sum(1).mean() / size for part, size in zip(parts, sizes, strict=True)]
         changes.append(torch.stack(squares).mean().item())
-    np.testing.assert_allclose(found, changes, rtol=0.1)
+    np.testing.assert_allclose(found / found.mean(), np.array(changes) / np.mean(changes), rtol=0.1, atol=0.02)
 
 
 def scores_with_seed(graph: Graph, data: Batches, seed: int) -> list[np.ndarray]:
@@ -156,7 +155,7 @@ def test_taylor_is_the_derivative_of_the_loss(layer: str):
         ends = [blended(graph, layer, channel, share) for share in (step, -step)]
         changes = [one_example(one.evaluate(*data[0])[0], 0) for one in ends]
         wanted.append(((changes[0] - changes[1]).item() / (2 * step)) ** 2 / BATCH)
-    np.testing.assert_allclose(found[index], wanted, rtol=0.05, atol=1e-5)
+    np.testing.assert_allclose(found[index], np.array(wanted) / np.mean(wanted), rtol=0.05, atol=0.1)
 
 
 def one_example(output: torch.Tensor, batch: int) -> torch.Tensor:
@@ -188,7 +187,7 @@ def test_obd_is_the_diagonal_of_gauss_and_newton():
         outputs = run_differentiably(graph, batch, weights={"last.weight": leaf})
         (gradient,) = gradients(labelled(outputs[0], number), [leaf])
         wanted += (gradient.square() * weight.square()).sum(0).numpy() / 2 / len(data)
-    np.testing.assert_allclose(scores("obd", graph, data, loss=labelled)[index], wanted, rtol=1e-5)
+    np.testing.assert_allclose(scores("obd", graph, data, loss=labelled)[index], wanted / wanted.mean(), rtol=1e-5)
 
 
 def test_differentiable_run_computes_what_the_graph_computes():
@@ -210,7 +209,7 @@ def test_pruned_equals_zeroed(criterion: str):
     _, graph, data = network()
     channels = find_channels(graph)
     found = scores(criterion, graph, data)
-    masks = select(channels, found, 0.5, Limits(0.1, 1))
+    masks = select_macs(channels, found, 0.5)
     small = pruned(graph, channels, masks)
     zeros = zeroed(graph, channels, masks)
     for batch in data:
@@ -281,7 +280,7 @@ def test_a_loss_of_the_user_is_named():
     _, graph, data = network()
     small = run_passes(graph, f"prune-channels{{macs=0.6,criterion=taylor,loss={here('labelled')}}}", calibration=data)
     found = scores("taylor", graph, data, loss=labelled)
-    masks = select(find_channels(graph), found, 0.6, Limits(0.1, 1))
+    masks = select_macs(find_channels(graph), found, 0.6)
     assert structurally_equal(small, pruned(graph, find_channels(graph), masks))
 
 

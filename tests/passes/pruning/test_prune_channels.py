@@ -22,10 +22,9 @@ from tersor.passes.pruning import ChannelGroup, Scoring, find_channels, register
 from tersor.passes.pruning.criteria import registry
 from tersor.passes.pruning.criteria.registry import CRITERIA
 from tersor.passes.pruning.prune import PruneChannels
-from tersor.passes.pruning.select import Limits, select
 from tersor.targets import resolve_target
 from tersor.tests.checks import kinds, refusals, rules
-from tersor.tests.passes.pruning.zeroing import pruned, zeroed
+from tersor.tests.passes.pruning.zeroing import pruned, select_macs, zeroed
 from tersor.tests.random_graphs import GraphBuilder
 
 
@@ -43,7 +42,7 @@ def run(graph: Graph, pipeline: str, **options: Any) -> PassOutcome:
     return manager.run(graph, **options)
 
 
-def batches(graph: Graph, count: int = 2) -> list[tuple[torch.Tensor, ...]]:
+def batches(graph: Graph, count: int = 8) -> list[tuple[torch.Tensor, ...]]:
     return [seeded_inputs(graph, seed) for seed in range(count)]
 
 
@@ -67,7 +66,7 @@ def test_is_the_network_with_zeros():
     graph = residual_net()
     channels = find_channels(graph)
     scores = CRITERIA.find("l1")(channels.groups, Scoring(graph, None, 0))
-    masks = select(channels, scores, 0.5, Limits(0.1, 1))
+    masks = select_macs(channels, scores, 0.5)
     small = run(graph, "prune-channels").graph
     assert structurally_equal(small, pruned(graph, channels, masks))
     inputs = seeded_inputs(graph)

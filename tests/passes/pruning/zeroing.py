@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -9,8 +11,9 @@ from tersor.ir import Graph, Rewriter, structurally_equal, verify
 from tersor.ir.ops import WeightOp
 from tersor.passes.numeric import deviation, seeded_inputs
 from tersor.passes.pruning import ChannelMap, find_channels
-from tersor.passes.pruning.prune import shrink
-from tersor.passes.pruning.select import stay
+from tersor.passes.pruning.budgets import macs_budget
+from tersor.passes.pruning.select import Choice, Limits, select, stay
+from tersor.passes.pruning.shrink import shrink
 
 Masks = list[np.ndarray]
 
@@ -61,3 +64,8 @@ def check_exact(graph: Graph, *, seed: int = 0, share: float = 0.5, tolerance: f
     assert structurally_equal(small, graph) == bool(kept.all())
     assert all(min(value.shape, default=1) > 0 for op in small.ops for value in op.results)
     return channels
+
+
+def select_macs(channels: ChannelMap, scores: Sequence[np.ndarray], macs: float) -> Masks:
+    """What ``prune-channels{macs=…}`` keeps."""
+    return select(channels, scores, Choice((macs_budget(channels, macs),), Limits(0.1, 1)))
