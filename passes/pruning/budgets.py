@@ -17,7 +17,7 @@ Count = Callable[[NDArray[np.bool_]], int]  # of a mask over `ChannelMap.classes
 
 
 @dataclass(frozen=True)
-class Budget:
+class Remainder:
     """A share of something that may be left.
 
     Attributes
@@ -52,13 +52,13 @@ class Budget:
         return self.count(kept) <= self.left * self.whole
 
 
-def macs_budget(channels: ChannelMap, left: float) -> Budget:
+def macs_budget(channels: ChannelMap, left: float) -> Remainder:
     """Multiply-adds."""
     whole = channels.macs(np.ones(channels.count, bool))
-    return Budget(f"macs={left:g}", "multiply-adds", left, channels.macs, whole, "more macs")
+    return Remainder(f"macs={left:g}", "multiply-adds", left, channels.macs, whole, "more macs")
 
 
-def params_budget(graph: Graph, channels: ChannelMap, left: float) -> Budget:
+def params_budget(graph: Graph, channels: ChannelMap, left: float) -> Remainder:
     """Numbers in the weights that the graph reads, shared ones once."""
     weights = {op.attrs.id: channels.classes[op.result] for op in graph.ops if isinstance(op, WeightOp)}
 
@@ -66,14 +66,14 @@ def params_budget(graph: Graph, channels: ChannelMap, left: float) -> Budget:
         return sum(math.prod(int(kept[dim].sum()) for dim in dims) for dims in weights.values())
 
     whole = count(np.ones(channels.count, bool))
-    return Budget(f"params={left:g}", "parameters", left, count, whole, "more params")
+    return Remainder(f"params={left:g}", "parameters", left, count, whole, "more params")
 
 
-def channels_budget(channels: ChannelMap, left: float) -> Budget:
+def channels_budget(channels: ChannelMap, left: float) -> Remainder:
     """Channels of all groups that can shrink; ``ratio`` says what goes, not what is left."""
 
     def count(kept: NDArray[np.bool_]) -> int:
         return sum(int(kept[group.channels].sum()) * group.width for group in channels.groups)
 
     whole = count(np.ones(channels.count, bool))
-    return Budget(f"ratio={1 - left:g}", "channels", left, count, whole, "a lower ratio")
+    return Remainder(f"ratio={1 - left:g}", "channels", left, count, whole, "a lower ratio")

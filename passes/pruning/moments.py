@@ -28,7 +28,7 @@ MOST_UNKNOWNS = 8192  # of one output: the sums are a matrix of as many rows and
 
 
 @dataclass
-class Moments:
+class LayerSums:
     """Sums over all rows: positions of all pictures.
 
     Attributes
@@ -119,7 +119,7 @@ def refusal(reader: Reader) -> str:
 
 def collect(
     graph: Graph, numbers: Numbers, readers: Sequence[Reader], batches: Iterable[Sequence[torch.Tensor]], seed: int
-) -> dict[Op, Moments]:
+) -> dict[Op, LayerSums]:
     """Sums for some layers, of what they read with other ``numbers`` and of what they return in ``graph`` itself."""
     found = {reader.op: _empty(reader) for reader in readers}
     outputs = _Part(graph, [reader.op.results[0] for reader in readers])
@@ -134,7 +134,7 @@ def collect(
     return found
 
 
-def _empty(reader: Reader) -> Moments:
+def _empty(reader: Reader) -> LayerSums:
     outputs, *kernel = reader.op.inputs[1].shape
     groups = reader.op.channel_groups
     unknowns, share = math.prod(kernel), outputs // groups
@@ -142,7 +142,7 @@ def _empty(reader: Reader) -> Moments:
         torch.zeros(groups, *shape, dtype=torch.float64)
         for shape in ((unknowns, unknowns), (unknowns, share), (unknowns,), (share,))
     )
-    return Moments(reader, gram, cross, x, y)
+    return LayerSums(reader, gram, cross, x, y)
 
 
 class _Part:

@@ -49,7 +49,7 @@ from ..numeric import CalibrationBatches, first_batch, largest_deviation
 from ..referee import Keep, Referee
 from ..registry import register_pass
 from ..unfuse import take_apart
-from .budgets import Budget, channels_budget, macs_budget, params_budget
+from .budgets import Remainder, channels_budget, macs_budget, params_budget
 from .criteria import Scoring, find_criterion, score
 from .criteria.registry import CRITERIA
 from .groups import ChannelGroup, ChannelMap, find_channels
@@ -57,7 +57,7 @@ from .layer_shares import shares_of_groups
 from .rebuild import Rebuilder
 from .reconstruction.registry import RECONSTRUCTIONS
 from .rounds import trained
-from .select import Choice, Limits, Masks, PruningSchedule, Scope, select, stay
+from .select import Limits, Masks, PruningSchedule, Scope, Wanted, select, stay
 from .shrink import shrink, shrunk, with_numbers, without_channels
 from .trial import judge_groups
 
@@ -261,9 +261,9 @@ class PruneChannels(Pass):
                 shares.setdefault(index, share)
         limits = Limits(self.floor, self.multiple or context.lanes(1))
         budgets = tuple(self._budgets(graph, channels, part))
-        return select(channels, scores, Choice(budgets, limits, self.scope, self.schedule, shares), plan.masks)
+        return select(channels, scores, Wanted(budgets, limits, self.scope, self.schedule, shares), plan.masks)
 
-    def _budgets(self, graph: Graph, channels: ChannelMap, part: float) -> Iterator[Budget]:
+    def _budgets(self, graph: Graph, channels: ChannelMap, part: float) -> Iterator[Remainder]:
         """What may be left when a part of all rounds is over."""
         macs = self.macs
         if self.macs is self.params is self.ratio is None:

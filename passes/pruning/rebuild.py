@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from ...ir import Graph, Op, TersorError
 from ...ir.ops import WeightOp
 from .groups import ChannelMap
-from .moments import Moments, collect, refusal
+from .moments import LayerSums, collect, refusal
 from .readers import Reader, find_readers, readers_of
-from .reconstruction import Reading, Reconstruction, Task
+from .reconstruction import Reading, Reconstruction, Selection
 from .select import Masks, stay
 from .shrink import without_channels
 
@@ -87,7 +87,7 @@ class Rebuilder:
             moments = self._collect(readers)
             kept = stay(self.channels, now)
             readings = [self._reading(one, kept, one.reader.kernel_positions(group)) for one in moments.values()]
-            task = Task(group, int(masks[index].sum()), masks[index], now[index], readings)
+            task = Selection(group, int(masks[index].sum()), masks[index], now[index], readings)
             now[index] = self.method(task) if readings else masks[index]
             self.numbers = without_channels(self.graph, self.channels, now, self.numbers)
             self._fit(moments.values(), stay(self.channels, now))
@@ -107,7 +107,7 @@ class Rebuilder:
             f" {before:.3g} -> {after:.3g} (median)"
         )
 
-    def _collect(self, readers: Sequence[Reader]) -> dict[Op, Moments]:
+    def _collect(self, readers: Sequence[Reader]) -> dict[Op, LayerSums]:
         return collect(self.graph, self.numbers, readers, self.batches, self.seed) if readers else {}
 
     def _weight(self, op: Op) -> torch.Tensor:
@@ -115,11 +115,11 @@ class Rebuilder:
         assert isinstance(made, WeightOp)  # all others are refused
         return self.numbers.get(made.attrs.id, self.graph.weights[made.attrs.id])
 
-    def _reading(self, moments: Moments, kept: NDArray[np.bool_], positions: NDArray[np.int64]) -> Reading:
+    def _reading(self, moments: LayerSums, kept: NDArray[np.bool_], positions: NDArray[np.int64]) -> Reading:
         weight = moments.matrix(self._weight(moments.reader.op))
         return Reading(moments, weight, positions, kept[moments.reader.kernels])
 
-    def _fit(self, found: Iterable[Moments], kept: NDArray[np.bool_]) -> None:
+    def _fit(self, found: Iterable[LayerSums], kept: NDArray[np.bool_]) -> None:
         """Store new weights, and biases, for what is kept."""
         for moments in found:
             op = moments.reader.op
@@ -139,7 +139,7 @@ class Rebuilder:
 
 
 def _solve(
-    moments: Moments, before: torch.Tensor, at: torch.Tensor, has_bias: bool
+    moments: LayerSums, before: torch.Tensor, at: torch.Tensor, has_bias: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights [G, U, O / G] that are zero but at some unknowns, and what to add to biases [G, O / G]."""
     unknowns = len(at) + has_bias

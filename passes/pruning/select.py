@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ir import TersorError
-from .budgets import Budget
+from .budgets import Remainder
 from .groups import ChannelGroup, ChannelMap
 
 _SHARES = 2048  # steps of the share of channels that go, for ``scope=layer``
@@ -68,7 +68,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Wanted:
     """How channels are chosen.
 
     Attributes
@@ -83,7 +83,7 @@ class Choice:
         Shares of channels that go, by index of the group, of groups that no budget decides about.
     """
 
-    budgets: tuple[Budget, ...]
+    budgets: tuple[Remainder, ...]
     limits: Limits
     scope: Scope = Scope.GLOBAL
     schedule: PruningSchedule = PruningSchedule.UNIFORM
@@ -93,7 +93,7 @@ class Choice:
 def select(
     channels: ChannelMap,
     scores: Sequence[NDArray[np.float64]],
-    choice: Choice,
+    choice: Wanted,
     present: Sequence[NDArray[np.bool_]] | None = None,
 ) -> Masks:
     """Choose what stays.
@@ -140,7 +140,7 @@ def select(
 
 
 def _levels(
-    channels: ChannelMap, scores: Sequence[NDArray[np.float64]], choice: Choice
+    channels: ChannelMap, scores: Sequence[NDArray[np.float64]], choice: Wanted
 ) -> tuple[int, Callable[[int, int], int]]:
     """Number of levels, and how many channels of a group are wanted at a level; the fewer, the higher it is."""
     groups, shares = channels.groups, choice.shares
@@ -178,7 +178,7 @@ def stay(channels: ChannelMap, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np
     return kept
 
 
-def _fail(choice: Choice, kept: NDArray[np.bool_]) -> None:
+def _fail(choice: Wanted, kept: NDArray[np.bool_]) -> None:
     budget = next(one for one in choice.budgets if not one.is_met(kept))
     bounds = f"(floor={choice.limits.floor:g}, in multiples of {choice.limits.multiple})"
     if kept.all():

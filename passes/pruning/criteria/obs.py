@@ -17,7 +17,7 @@ import numpy as np
 
 from ....ir import Op
 from ..groups import ChannelGroup
-from ..moments import Moments, collect, refusal
+from ..moments import LayerSums, collect, refusal
 from ..readers import Reader, readers_of
 from ..reconstruction import Reading
 from ..reconstruction.obs import Surgeon
@@ -32,7 +32,7 @@ def obs(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[Scores]:
     return [_score(group, readers_of(group, found), moments, scoring) for group in groups]
 
 
-def _score(group: ChannelGroup, readers: Sequence[Reader], moments: Mapping[Op, Moments], scoring: Scoring) -> Scores:
+def _score(group: ChannelGroup, readers: Sequence[Reader], moments: Mapping[Op, LayerSums], scoring: Scoring) -> Scores:
     if not readers:
         return np.full(group.size, np.inf)
     total = np.zeros(group.size)

@@ -1,4 +1,4 @@
 """Ways to choose channels by what the layers that read them return: one a file."""
 
 from . import lasso, obs, refit, thinet  # registers reconstructions
-from .registry import Reading, Reconstruction, Task, register_reconstruction
+from .registry import Reading, Reconstruction, Selection, register_reconstruction

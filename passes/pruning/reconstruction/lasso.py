@@ -14,13 +14,13 @@ import warnings
 
 import numpy as np
 
-from .registry import Mask, Task, register_reconstruction, strongest
+from .registry import Mask, Selection, register_reconstruction, strongest
 
 _LEAST = 1e-12  # of the largest contribution: channels below it do nothing
 
 
 @register_reconstruction("lasso")
-def lasso(task: Task) -> Mask:
+def lasso(task: Selection) -> Mask:
     """See the module."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import lars_path_gram

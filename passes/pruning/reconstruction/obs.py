@@ -17,11 +17,11 @@ import math
 import numpy as np
 import torch
 
-from .registry import Mask, Reading, Task, register_reconstruction
+from .registry import Mask, Reading, Selection, register_reconstruction
 
 
 @register_reconstruction("obs")
-def obs(task: Task) -> Mask:
+def obs(task: Selection) -> Mask:
     """See the module."""
     surgeons = [Surgeon(reading) for reading in task.readings]
     left = task.there.copy()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .registry import Mask, Task, register_reconstruction
+from .registry import Mask, Selection, register_reconstruction
 
 
 @register_reconstruction("refit")
-def refit(task: Task) -> Mask:
+def refit(task: Selection) -> Mask:
     """See the module."""
     return task.chosen

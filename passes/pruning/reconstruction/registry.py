@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ...name_table import NameTable
 from ..groups import ChannelGroup
-from ..moments import Moments
+from ..moments import LayerSums
 
 Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
@@ -43,7 +43,7 @@ class Reading:
         Which input channels of the weight are still there, this group's included.
     """
 
-    moments: Moments
+    moments: LayerSums
     weight: torch.Tensor
     positions: NDArray[np.int64]
     present: Mask
@@ -63,7 +63,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Task:
+class Selection:
     """How many channels of a group stay, and what is known to choose them.
 
     Attributes
@@ -104,14 +104,14 @@ class Task:
         return inner, outer
 
 
-Reconstruction = Callable[[Task], Mask]
+Reconstruction = Callable[[Selection], Mask]
 
 RECONSTRUCTIONS: NameTable[Reconstruction] = NameTable("reconstruction", family="pruning")
 
 register_reconstruction = RECONSTRUCTIONS.register
 
 
-def strongest(scores: NDArray[np.float64], task: Task) -> Mask:
+def strongest(scores: NDArray[np.float64], task: Selection) -> Mask:
     """The ``task.count`` channels with the largest scores, of those that are there; of equal ones, the first."""
     mask = np.zeros(task.group.size, bool)
     mask[np.argsort(-np.where(task.there, scores, -np.inf), kind="stable")[: task.count]] = True

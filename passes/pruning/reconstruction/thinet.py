@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .registry import Mask, Task, register_reconstruction
+from .registry import Mask, Selection, register_reconstruction
 
 
 @register_reconstruction("thinet")
-def thinet(task: Task) -> Mask:
+def thinet(task: Selection) -> Mask:
     """See the module."""
     inner, outer = task.products
     left = task.there.copy()

@@ -22,7 +22,7 @@ from tersor.passes.pruning import find_channels
 from tersor.passes.pruning.moments import collect
 from tersor.passes.pruning.readers import find_readers
 from tersor.passes.pruning.rebuild import Rebuilder
-from tersor.passes.pruning.reconstruction import Reading, Task
+from tersor.passes.pruning.reconstruction import Reading, Selection
 from tersor.passes.pruning.reconstruction.registry import RECONSTRUCTIONS
 from tersor.passes.pruning.select import stay
 from tersor.passes.pruning.shrink import shrunk
@@ -180,7 +180,7 @@ def test_greedy_ways_follow_their_formulas():
     weight = moments.matrix(graph.weights["last.weight"])
     reading = Reading(moments, weight, reader.kernel_positions(group), np.ones(len(reader.kernels), bool))
     everything = np.ones(group.size, bool)
-    task = Task(group, group.size - 1, everything, everything, [reading])
+    task = Selection(group, group.size - 1, everything, everything, [reading])
     as_they_are, updated = [], []
     gram = moments.gram + 0.01 * moments.gram.diagonal(dim1=1, dim2=2).mean() * torch.eye(moments.gram.shape[1])
     for channel in range(group.size):

@@ -12,7 +12,7 @@ from tersor.ir.ops import WeightOp
 from tersor.passes.numeric import deviation, seeded_inputs
 from tersor.passes.pruning import ChannelMap, find_channels
 from tersor.passes.pruning.budgets import macs_budget
-from tersor.passes.pruning.select import Choice, Limits, select, stay
+from tersor.passes.pruning.select import Limits, Wanted, select, stay
 from tersor.passes.pruning.shrink import shrink
 
 Masks = list[np.ndarray]
@@ -68,4 +68,4 @@ def check_exact(graph: Graph, *, seed: int = 0, share: float = 0.5, tolerance: f
 
 def select_macs(channels: ChannelMap, scores: Sequence[np.ndarray], macs: float) -> Masks:
     """What ``prune-channels{macs=…}`` keeps."""
-    return select(channels, scores, Choice((macs_budget(channels, macs),), Limits(0.1, 1)))
+    return select(channels, scores, Wanted((macs_budget(channels, macs),), Limits(0.1, 1)))
