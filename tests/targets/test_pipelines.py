@@ -27,11 +27,10 @@ from .wide_graphs import wide_graph
 
 TARGET = resolve_cpu(NATIVE)
 
-# Passes that are exact or close and take no options or data; those of quantization only make notes for others.
+# Passes that are exact or close and take no options or data; those of quantization make notes for others, or need
+# examples of inputs.
 SINGLE = [
-    info.name
-    for info in list_passes()
-    if info.exactness is not Exactness.APPROXIMATE and not info.name.startswith("quantize-")
+    info.name for info in list_passes() if info.exactness is not Exactness.APPROXIMATE and info.purpose != "quantize"
 ]
 FUNCTIONS: tuple[tuple[Any, Any], ...] = (
     *((function, ((3, 4, 6),)) for function in test_elementwise.UNARY.values()),

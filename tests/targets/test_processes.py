@@ -32,7 +32,7 @@ from tersor.tests.random_graphs import GraphBuilder
 
 from .compiled import compiled
 
-PATIENCE = 60  # seconds, for what would take for ever
+PATIENCE = 600  # seconds, for what would take for ever; others may need the processor
 INTERRUPTS = [pytest.param(30), pytest.param(400, marks=pytest.mark.slow)]
 
 

@@ -62,7 +62,9 @@ def check_exact(graph: Graph, *, seed: int = 0, share: float = 0.5, tolerance: f
     kept = stay(channels, masks)
     assert small.cost().macs == channels.macs(kept)
     assert structurally_equal(small, graph) == bool(kept.all())
-    assert all(min(value.shape, default=1) > 0 for op in small.ops for value in op.results)
+    # Constants are left out: what batch norms return in training is an empty one.
+    computed = [value for op in small.ops if op.inputs for value in op.results]
+    assert all(min(value.shape, default=1) > 0 for value in computed)
     return channels
 
 
