@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tersor.frontend import from_torch
+from tersor.frontend import UnsupportedError, from_torch
 from tersor.ir import TersorError
 
 X = torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(0))
@@ -83,6 +83,11 @@ def test_constants_decide(function, check):
 def test_what_is_not_known_does_not(function, wrap):
     with pytest.raises(TersorError, match=r"depend on the input decide|aten\.bernoulli"):
         from_torch(wrap(function), X)
+
+
+def test_shapes_that_depend_on_the_data_are_not_known(wrap):
+    with pytest.raises(UnsupportedError, match=r"1 operator .* aten\.index\.Tensor"):
+        from_torch(wrap(lambda x: torch.zeros_like(x[x > 0]).sum() + x), X)
 
 
 class Strided(nn.Module):
