@@ -157,6 +157,11 @@ def test_boxes_are_suppressed_within_their_group() -> None:
     assert suppress(boxes[:0], scores[:0], groups[:0], 0.5).tolist() == []
 
 
+def test_a_suppressed_box_suppresses_no_other() -> None:
+    boxes = torch.tensor([[0.0, top, 10.0, top + 10.0] for top in (0.0, 4.0, 8.0)])  # 6/14 in common with the next
+    assert suppress(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3), 0.4).tolist() == [0, 2]
+
+
 def test_stand_ins_go_again() -> None:
     json = sys.modules["json"]
     with stand_ins({"absent": {}, "absent.inner": {"one": 1}, "json": {"two": 2}}):
