@@ -18,10 +18,11 @@ from ....ir.ops import ArgSortOp, SortOp
 from ...machines.target import Cpu
 from ..base import Buffer, Expr, Index
 from ..parallelism import shared_loop
-from ..vector.builder import constant, load, loop, store, when
-from ..vector.vectors import cast, dtype_of, horizontal, in_register, is_nan, lanes_of
+from ..vector.builder import load, loop, store, when
+from ..vector.vectors import horizontal, in_register
 from .columns import split_at
 from .formula import writes
+from .keys import order_key
 
 _MOST_RANKED = 64  # elements whose ranks are counted, in quadratic time
 _MOST_INSERTED = 256  # wanted elements that a list is kept of
@@ -41,7 +42,7 @@ def sort(op: SortOp, target: Cpu, x: Buffer, y: Buffer) -> None:
             return load(x, (row * extent + place) * inner + column, width)
 
         def key(place: Index, width: int = 1) -> Expr:
-            return _key(read(place, width), bits, op.attrs.descending)
+            return order_key(read(place, width), bits, op.attrs.descending)
 
         def write(rank: Index, place: Expr) -> None:
             value = tirx.Cast("int64", place) if isinstance(op, ArgSortOp) else read(place)
@@ -54,28 +55,6 @@ def sort(op: SortOp, target: Cpu, x: Buffer, y: Buffer) -> None:
             line.by_insertion()
         else:
             line.by_digits()
-
-
-def _key(value: Expr, bits: int, descending: bool) -> Expr:
-    """Unsigned integers for a vector of elements, in the order that is wanted."""
-    dtype, lanes = dtype_of(value, 1), lanes_of(value)
-    unsigned = f"uint{bits}"
-
-    def word_of(value: Expr) -> Expr:
-        return in_register(tirx.reinterpret(unsigned if lanes == 1 else f"{unsigned}x{lanes}", value))
-
-    sign, zero = constant(1, lanes, unsigned) << constant(bits - 1, lanes, unsigned), constant(0, lanes, unsigned)
-    if dtype.startswith("float"):
-        value = in_register(cast(value, f"float{bits}"))
-        word = word_of(value)
-        word = in_register(tirx.Select(tirx.EQ(word, sign), zero, word))  # -0 is 0
-        word = tirx.Select(tirx.EQ(word & sign, zero), word ^ sign, tirx.bitwise_not(word))
-        word = tirx.Select(is_nan(value), tirx.bitwise_not(zero), word)
-    elif dtype.startswith("uint"):
-        word = cast(value, unsigned)
-    else:
-        word = word_of(cast(value, f"int{bits}")) ^ sign
-    return in_register(tirx.bitwise_not(word) if descending else word)
 
 
 @dataclass(frozen=True)
