@@ -7,7 +7,18 @@ from collections.abc import Sequence
 import torch
 
 from ...ir import TensorType, Value
-from ...ir.ops import AddOp, ConcatOp, GruOp, LinearOp, LstmOp, RecurrentAttrs, RecurrentOp, ReluRnnOp, TanhRnnOp
+from ...ir.ops import (
+    AddOp,
+    ConcatOp,
+    GruOp,
+    LinearOp,
+    LstmOp,
+    MatmulOp,
+    RecurrentAttrs,
+    RecurrentOp,
+    ReluRnnOp,
+    TanhRnnOp,
+)
 from ..context import Context
 from ..registry import Argument, Converted, Converter, converter, register_each
 
@@ -46,8 +57,7 @@ def _layers(
     if train and dropout:
         ctx.refuse("dropout in training mode; call model.eval() before torch.export.export")
     directions, of_layer = 1 + bidirectional, 4 if has_biases else 2
-    if len(params) != of_layer * directions * num_layers:
-        ctx.refuse("a layer with projections (proj_size)")
+    of_layer += len(params) == (of_layer + 1) * directions * num_layers  # a projection (proj_size)
     x = ctx.permute(x, (1, 0, 2)) if batch_first else x
     last: list[list[Value]] = []
     parts: list[Value] = []
@@ -68,6 +78,8 @@ def _layer(
     ctx: Context, kind: type[RecurrentOp], x: Value, initial: list[Value], params: Sequence[Value], reverse: bool
 ) -> tuple[Value, list[Value]]:
     """One layer in one direction: its states [T, N, H], and the last cell of an LSTM."""
+    if len(params) % 2:
+        return _projected_layer(ctx, x, initial, params, reverse)
     own, weight, *biases = params
     bias = ctx.emit(AddOp, *biases) if biases else None
     if kind is GruOp:
@@ -79,6 +91,31 @@ def _layer(
         return result, []
     steps = x.shape[0]
     return ctx.slice(result, 0, 0, steps), [_row(ctx, result, steps)]
+
+
+def _projected_layer(
+    ctx: Context, x: Value, initial: list[Value], params: Sequence[Value], reverse: bool
+) -> tuple[Value, list[Value]]:
+    """One layer of an LSTM whose states are projected (proj_size), by one whose states are not.
+
+    ``W (P h)`` is ``(W P) h`` at all steps but the first one, whose state is given: there, the product is added to the
+    gates, and the state is 0.
+    """
+    own, weight, *biases, projection = params
+    hidden, cell = initial
+    bias = ctx.emit(AddOp, *biases) if biases else None
+    gates = ctx.emit(LinearOp, x, own, bias)
+    steps = x.shape[0]
+    first = steps - 1 if reverse else 0
+    started = ctx.emit(AddOp, ctx.slice(gates, 0, first, first + 1), ctx.emit(LinearOp, hidden, weight))
+    if steps > 1:
+        rest = ctx.slice(gates, 0, 0, first) if reverse else ctx.slice(gates, 0, 1, steps)
+        started = _concat(ctx, [rest, started] if reverse else [started, rest], axis=0)
+    product = ctx.emit(MatmulOp, weight, projection)
+    zero = ctx.full(0, cell.type)
+    result = ctx.emit(LstmOp, started, product, zero, cell, attrs=RecurrentAttrs(reverse))
+    states = ctx.emit(LinearOp, ctx.slice(result, 0, 0, steps), projection)
+    return states, [_row(ctx, result, steps)]
 
 
 def _gru_biases(ctx: Context, biases: Sequence[Value], weight: Value) -> tuple[Value | None, Value]:

@@ -11,10 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 import tersor
 from tersor import TersorError, from_torch
-from tersor.frontend import UnsupportedError
 from tersor.ir.ops import RecurrentOp
 
-from .conftest import assert_same
+from .conftest import Lambda, assert_same
 
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -73,9 +72,34 @@ def test_one_op_for_each_layer_and_direction():
     assert sum(op.macs() for op in made) == 4 * 100 * 4 * 8 * 8
 
 
-def test_what_is_not_supported():
-    with pytest.raises(UnsupportedError, match=r"projections \(proj_size\)"):
-        from_torch(nn.LSTM(4, 8, proj_size=3).eval(), (torch.randn(2, 1, 4),))
+PROJECTED: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 2, "bidirectional": True},
+    {"bias": False, "batch_first": True},
+]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("steps", [1, 5])
+def test_projections(steps: int):
+    layers = nn.ModuleList(nn.LSTM(6, 16, proj_size=3, **options) for options in PROJECTED)
+
+    def call(x: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor) -> list[torch.Tensor]:
+        results: list[torch.Tensor] = []
+        for layer in layers:
+            count = layer.num_layers * (1 + layer.bidirectional)
+            given = x.transpose(0, 1) if layer.batch_first else x
+            results += [*tree_leaves(layer(given)), *tree_leaves(layer(given, (hidden[:count], cell[:count])))]
+        return results
+
+    inputs = torch.randn(steps, 2, 6), torch.randn(4, 2, 3), torch.randn(4, 2, 16)
+    module = Lambda(call)
+    module.layers = layers
+    expected = module.eval()(*inputs)
+    graph = from_torch(module, inputs)
+    for actual in (graph.evaluate(*inputs), tersor.compile(graph, check=False)(*inputs)):
+        for ours, theirs in zip(actual, expected, strict=True):
+            assert_same(ours, theirs)
 
 
 def test_weights_made_at_run_time_are_refused():
