@@ -6,6 +6,7 @@ import copy
 import functools
 import operator
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch.export import ExportedProgram, default_decompositions
 from torch.export.exported_program import _decompose_exported_program, _split_decomp_table_to_cia_and_python_decomp
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.modules.module import register_module_buffer_registration_hook
+from torch.nn.utils import rnn as rnn_utils
 from torch.utils._pytree import tree_map_only
 
 from ..ir import TersorError
@@ -76,17 +78,32 @@ def export(module: nn.Module, example_inputs: ExampleInputs | None) -> ExportedP
             return torch.export.export(module, args, kwargs)
     except TersorError:
         raise
-    except GuardOnDataDependentSymNode as error:
-        raise TersorError(
-            f"torch.export cannot trace {type(module).__name__}: numbers that depend on the input decide what it does"
-            f"{_at(error)} ({_first_line(error).partition(' (unhinted')[0]}); choose with torch.where, or decide "
-            "before the model is called"
-        ) from error
     except Exception as error:  # the model's own forward runs in here: anything may be raised
-        raise TersorError(
-            f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}{_at(error)}; make it pass "
-            "torch.export.export(model.eval(), example_inputs) first"
-        ) from error
+        raise TersorError(_why_not_traced(type(module).__name__, error)) from error
+
+
+def _why_not_traced(name: str, error: Exception) -> str:
+    """In one line, why `torch.export` failed on a module, and what to do."""
+    start, place = f"torch.export cannot trace {name}: ", _at(error)
+    if _packs_sequences(error):
+        return (
+            f"{start}packed sequences have lengths that depend on the data{place}; call the layer on the padded "
+            "tensor, and mask what lies behind the ends"
+        )
+    if isinstance(error, GuardOnDataDependentSymNode):
+        reason = _first_line(error).partition(" (unhinted")[0]
+        return (
+            f"{start}numbers that depend on the input decide what it does{place} ({reason}); choose with "
+            "torch.where, or decide before the model is called"
+        )
+    return f"{start}{_first_line(error)}{place}; make it pass torch.export.export(model.eval(), example_inputs) first"
+
+
+def _packs_sequences(error: Exception) -> bool:
+    """Whether an error comes from PyTorch's functions on packed sequences, or from a layer that is given one."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packing = any(frame.f_code.co_filename == rnn_utils.__file__ for frame in frames)
+    return packing or any(isinstance(frame.f_locals.get("orig_input"), rnn_utils.PackedSequence) for frame in frames)
 
 
 def split_inputs(example_inputs: ExampleInputs | None) -> tuple[tuple[UserObject, ...], dict[str, UserObject]]:

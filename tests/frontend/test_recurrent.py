@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_leaves
 
 import tersor
@@ -100,6 +101,24 @@ def test_projections(steps: int):
     for actual in (graph.evaluate(*inputs), tersor.compile(graph, check=False)(*inputs)):
         for ours, theirs in zip(actual, expected, strict=True):
             assert_same(ours, theirs)
+
+
+class Packing(nn.Module):
+    """A layer on sequences of several lengths, which it packs itself if they are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(4, 8)
+
+    def forward(self, x: Any) -> torch.Tensor:
+        return self.layer(x if isinstance(x, PackedSequence) else pack_padded_sequence(x, [6, 2]))[0].data
+
+
+def test_packed_sequences_are_refused():
+    x = torch.randn(6, 2, 4)
+    for given in (x, pack_padded_sequence(x, [6, 2])):
+        with pytest.raises(TersorError, match=r"packed sequences .* at .*; call the layer on the padded tensor"):
+            from_torch(Packing(), (given,))
 
 
 def test_weights_made_at_run_time_are_refused():
