@@ -83,7 +83,7 @@ PROJECTED: list[dict[str, Any]] = [
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("steps", [1, 5])
 def test_projections(steps: int):
-    layers = nn.ModuleList(nn.LSTM(6, 16, proj_size=3, **options) for options in PROJECTED)
+    layers = [nn.LSTM(6, 16, proj_size=3, **options) for options in PROJECTED]
 
     def call(x: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor) -> list[torch.Tensor]:
         results: list[torch.Tensor] = []
@@ -95,7 +95,7 @@ def test_projections(steps: int):
 
     inputs = torch.randn(steps, 2, 6), torch.randn(4, 2, 3), torch.randn(4, 2, 16)
     module = Lambda(call)
-    module.layers = layers
+    module.layers = nn.ModuleList(layers)
     expected = module.eval()(*inputs)
     graph = from_torch(module, inputs)
     for actual in (graph.evaluate(*inputs), tersor.compile(graph, check=False)(*inputs)):
