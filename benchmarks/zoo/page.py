@@ -18,7 +18,7 @@ from .catalog import ZOO
 from .stages import THREADS, Record, Stage
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-REASON = 240  # characters of one
+REASON = 320  # characters of one
 
 
 def write_page(path: Path, results: Mapping[str, Record], trained: Mapping[str, Record]) -> None:
