@@ -186,6 +186,15 @@ def test_entropy_cuts_a_long_tail(scale: float):
     assert 0.9 * scale < high < 3 * scale
 
 
+def test_entropy_keeps_channels_of_other_sizes():
+    """Small channels beside a large one are no reason to cut the large one in half."""
+    generator = torch.Generator().manual_seed(0)
+    channels = torch.randn(100, 4000, generator=generator) * torch.logspace(-2, 0.5, 100)[:, None]
+    observer = parse_calibrator("entropy").observer()
+    observer.observe(channels.relu())
+    assert observer.range()[1] > 0.6 * channels.max().item()
+
+
 def test_percentile_of_mostly_zeros_keeps_the_others():
     observer = parse_calibrator("percentile:99").observer()
     observer.observe(torch.cat([torch.zeros(1000), torch.tensor([2.0, 3.0])]))
@@ -274,7 +283,7 @@ def test_auto_has_the_least_error_of_the_layer_that_reads():
         best = min(error for method, error in errors.items() if method != "auto")
         assert errors["auto"] == pytest.approx(best, rel=1e-6), errors
         (low, high), *_ = ranges(calibrated(graph, [(inputs,)], "auto"))
-        assert (high - low < 0.5 * (inputs.max() - inputs.min()).item()) == (factor < 1)
+        assert (high - low < 0.8 * (inputs.max() - inputs.min()).item()) == (factor < 1)
 
 
 def test_auto_says_what_it_chose():
