@@ -4,8 +4,11 @@ Integers tell only how many numbers each of them stands for, so their distributi
 bins that are not empty. The divergence of the counted distribution from that one is compared between ranges; numbers
 outside of a range count as the outermost ones inside. All ranges are compared on the same bins (`histogram`), so a
 range in which one step swallows most numbers has a large divergence. Zeros are left out: an integer stands for them
-exactly. Small numbers, below 1/2048 of the magnitude that one number in a thousand exceeds, are one bin, since what is
-lost among them hardly matters. Method: Migacz, "8-bit inference with TensorRT", GTC 2017.
+exactly. Bins are joined to at least 1/512 of the magnitude that one number in a thousand exceeds: finer ones would
+count against a range that numbers repeat, or lie close to zero, which hardly matters.
+
+It may cut far more than ``mse`` where many numbers are the same, as those of a blank background: compare the two.
+Method: Migacz, "8-bit inference with TensorRT", GTC 2017.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ _PER_OCTAVE = 16
 _TINY = 1e-30  # magnitudes below are zero
 _LEAST = 1e-12  # probability
 _RARE = 0.001  # share of the numbers that are larger than what the smallest bin is measured by
-_FINEST = 2048  # bins to that magnitude
+_FINEST = 512  # bins to that magnitude
 
 
 @register_calibrator("entropy")
@@ -39,22 +42,18 @@ class Entropy(HistogramCalibrator):
 
 
 def _coarser(numbers: Distribution) -> Distribution:
-    """Without zeros, and small numbers of each sign in one bin."""
+    """Without zeros, and with bins joined to at least the smallest width."""
     magnitudes = np.maximum(np.abs(numbers.lower), np.abs(numbers.upper))
     kept = magnitudes > _TINY
     lower, upper, counts, magnitudes = (one[kept] for one in (numbers.lower, numbers.upper, numbers.counts, magnitudes))
     if counts.size:
         order = np.argsort(magnitudes)
         shares = np.cumsum(counts[order]) / counts.sum()
-        finest = magnitudes[order][np.searchsorted(shares, 1 - _RARE)] / _FINEST
-        for sign in (-1, 1):
-            small = np.flatnonzero((magnitudes < finest) & (np.sign(lower + upper) == sign))
-            if small.size > 1:
-                first, last = small[0], small[-1]
-                joined = counts[first : last + 1].sum()
-                lower, upper = np.delete(lower, small[1:]), np.delete(upper, small[:-1])
-                counts = np.insert(np.delete(counts, small), first, joined)
-                magnitudes = np.maximum(np.abs(lower), np.abs(upper))
+        width = magnitudes[order][np.searchsorted(shares, 1 - _RARE)] / _FINEST
+        cells = np.floor((lower + upper) / 2 / width)
+        first = np.flatnonzero(np.diff(cells, prepend=-np.inf))
+        last = np.append(first[1:], cells.size) - 1
+        lower, upper, counts = lower[first], upper[last], np.add.reduceat(counts, first)
     return Distribution(lower, upper, counts, min(numbers.low, 0.0), max(numbers.high, 0.0))
 
 
