@@ -173,7 +173,7 @@ class Twins(TorchFunctionMode):
             twin = self._twin(tensor)
             if twin is None and name in _ALIKE and index == 0 and _size(tensor) <= _LIMIT:
                 with _with_numbers():
-                    twin = torch.empty(1, dtype=tensor.dtype).expand(tensor.shape)
+                    twin = torch.empty((), dtype=tensor.dtype).expand(tensor.shape)
             if twin is None and not isinstance(tensor, FakeTensor) and _size(tensor) <= _LIMIT:
                 twin = tensor
             if twin is None:

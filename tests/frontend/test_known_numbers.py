@@ -145,6 +145,10 @@ def test_freed_memory(check):
     check(Freeing(), X)
 
 
+def test_tensors_like_one_of_rank_0(check):
+    check(lambda x: (torch.zeros_like(x.sum()), x.sum().new_full((), 2.5), torch.ones_like(x[0, 0])), X)
+
+
 def test_the_module_is_left_alone():
     module = Strided()
     from_torch(module, X)
