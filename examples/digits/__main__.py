@@ -5,6 +5,7 @@
     python -m examples.digits train       # minutes the first time; later everything comes from the cache
     python -m examples.digits int8        # 8-bit integers
     python -m examples.digits prune       # half of the multiply-adds by fewer channels, beside random channels
+    python -m examples.digits criteria    # half of the multiply-adds by each criterion and by reconstruction, untrained
     python -m examples.digits low-rank    # the VGG-like network at a third of its multiply-adds
     python -m examples.digits compose     # pruning and integers together
     python -m examples.digits all         # all of these
@@ -24,7 +25,7 @@ from benchmarks.tables import new_table
 
 from .models import NETWORKS, original
 from .report import changes_table, programs_table, save
-from .studies import Study, accuracy, composed, factorized, pruned, quantized
+from .studies import Study, accuracy, compared_criteria, composed, factorized, pruned, quantized
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "digits.json"
 
@@ -64,6 +65,20 @@ def prune(rounds: Rounds = 5, json: Json = RESULTS, scratch: Scratch = True) -> 
     """Half of the multiply-adds by pruning channels."""
     studies = [pruned(name, _schedule(rounds), scratch) for name in NETWORKS]
     _show("prune", "Half of the multiply-adds by fewer channels", studies, json)
+
+
+@app.command()
+def criteria(
+    network: Annotated[str, typer.Argument(help=f"One of {', '.join(NETWORKS)}.")] = "mobilenetv2",
+) -> None:
+    """Half of the multiply-adds by each criterion, and by reconstruction: accuracy without training."""
+    if network not in NETWORKS:
+        raise typer.BadParameter(f"{network} is none of {', '.join(NETWORKS)}")
+    columns = ("prune-channels{macs=0.5,…}", "multiply-adds", "no training %", "new statistics %")
+    view = new_table(f"{NETWORKS[network].title}: half of the multiply-adds", columns)
+    for options, macs, raw, reestimated in compared_criteria(network):
+        view.add_row(options, f"{macs:.3f}", f"{100 * raw:.1f}", f"{100 * reestimated:.1f}")
+    console.print(view)
 
 
 @app.command()

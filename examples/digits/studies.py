@@ -6,7 +6,7 @@ to the share of test pictures that are recognised, and to the measured latency o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -31,6 +31,13 @@ from .models import (
 from .training import BATCH, THREADS
 
 SEEDS = (1, 2, 3)  # of the criterion `random`
+CRITERIA = ("l1", "l2", "fpgm", "bn-gamma", "activation-mean", "activation-zeros", "taylor", "obd", "obs")
+RECONSTRUCTIONS = ("refit", "lasso", "thinet", "obs")
+COMPARED = (
+    *(f"criterion={name}" for name in CRITERIA),
+    *(f"criterion=random,seed={seed}" for seed in SEEDS),
+    *(f"reconstruct={name}" for name in RECONSTRUCTIONS),
+)
 THIRD = "low-rank{method=tucker2,ranks=macs:0.33,multiple=16}"
 VBMF = "low-rank{method=tucker2,ranks=vbmf,multiple=16}"
 INTEGERS = "O3,quantize"
@@ -127,6 +134,19 @@ def pruned(name: str, schedule: Schedule, scratch: bool) -> Study:
     }
     from_random = accuracy(from_scratch(name, best).module) if scratch else None
     return Study(NETWORKS[name].title, timed(programs, schedule), changes, from_random)
+
+
+def compared_criteria(name: str) -> Iterator[tuple[str, float, float, float]]:
+    """Options of ``prune-channels``, multiply-adds left, accuracy right afterwards and with new statistics.
+
+    Kept channels are not rounded to vectors, so that all leave nearly the same number of multiply-adds.
+    """
+    whole = changed(name, REESTIMATE, BATCH).cost().macs
+    for options in COMPARED:
+        pipeline = f"prune-channels{{macs=0.5,{options}}}"
+        graph = changed(name, pipeline, BATCH)
+        again = changed(name, f"{pipeline},{REESTIMATE}", BATCH)
+        yield options, graph.cost().macs / whole, accuracy(graph.to_torch()), accuracy(again.to_torch())
 
 
 def factorized(schedule: Schedule) -> Study:

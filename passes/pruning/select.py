@@ -161,13 +161,27 @@ def _levels(
             return fixed(index) if index in shares else there[index] - int(share * groups[index].size + 1e-9)
 
         return _SHARES, by_share
-    finite = np.concatenate([scores[index][np.isfinite(scores[index])] for index in free])
-    thresholds = np.unique(finite) if len(finite) else np.array([-np.inf])
+    ranks, count = _ranks([scores[index] for index in free])
+    places = {index: place for place, index in enumerate(free)}
 
     def by_score(index: int, level: int) -> int:
-        return fixed(index) if index in shares else int((scores[index] > thresholds[level]).sum())
+        return fixed(index) if index in shares else int((ranks[places[index]] > level).sum())
 
-    return len(thresholds), by_score
+    return max(1, count), by_score
+
+
+def _ranks(scores: Sequence[NDArray[np.float64]]) -> tuple[list[NDArray[np.float64]], int]:
+    """The place of each finite score among all, and how many there are; infinite scores stay as they are.
+
+    Equal scores are told apart by their place in their group, so that groups of equal scores shrink alike.
+    """
+    within = [np.argsort(np.argsort(-one, kind="stable")) / -max(1, len(one)) for one in scores]
+    everything = np.concatenate([*scores, np.zeros(0)])
+    finite = np.flatnonzero(np.isfinite(everything))
+    order = np.lexsort((np.concatenate([*within, np.zeros(0)])[finite], everything[finite]))
+    ranks = everything.copy()
+    ranks[finite[order]] = np.arange(len(finite))
+    return np.split(ranks, np.cumsum([len(one) for one in scores])[:-1]), len(finite)
 
 
 def stay(channels: ChannelMap, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tersor.ir.ops import AddOp, Conv2dOp, ReluOp, WeightOp
 from tersor.passes import PassManager, PipelineError, as_pipeline, parse_pipeline, print_pass, run_passes
 from tersor.passes.instruments import CheckEach, VerifyEach
 from tersor.passes.numeric import seeded_inputs
+from tersor.passes.pruning import ChannelGroup, Scoring
 from tersor.passes.pruning.prune import PruneChannels
 from tersor.passes.pruning.select import PruningSchedule
 from tersor.tests.random_graphs import GraphBuilder
@@ -58,6 +60,18 @@ def test_parameters(scope: str, left: float):
     graph = chain(16, 24, 32)
     small = prune(graph, f"params={left},scope={scope}")
     assert left - 0.06 < parameters(small) / parameters(graph) <= left
+
+
+def test_equal_scores_do_not_go_all_at_once():
+    graph = chain(16, 24, 32)
+    small = prune(graph, f"macs=0.5,criterion={here('all_alike')}")
+    assert 0.4 < small.cost().macs / graph.cost().macs <= 0.5
+    shares = [counts(small)[f"c{index}"] / width for index, width in enumerate((16, 24, 32))]
+    assert max(shares) - min(shares) < 0.07
+
+
+def all_alike(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[np.ndarray]:
+    return [np.ones(group.size) for group in groups]
 
 
 def test_two_budgets_are_both_met():
