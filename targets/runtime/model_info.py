@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from ...ir import Op, TensorType
 from ..machines.target import Cpu, Gpu
@@ -76,12 +77,12 @@ class ModelInfo:
     activation_bytes: int = 0
     states: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def user_inputs(self) -> tuple[Port, ...]:
         """The inputs that a call gives: all but state."""
         return self.inputs[: len(self.inputs) - len(self.states)]
 
-    @property
+    @cached_property
     def user_outputs(self) -> tuple[Port, ...]:
         """The outputs that a call returns: all but new state."""
         return self.outputs[: len(self.outputs) - len(self.states)]

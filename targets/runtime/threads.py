@@ -29,7 +29,15 @@ _WORKERS = os.cpu_count() or 1
 # Named, so that TVM asks neither TVM_NUM_THREADS nor OMP_NUM_THREADS, which may hold anything.
 _CORES = [str(core) for core in range(_WORKERS)]
 
-_pool = threading.local()  # threads: how many are set in this Python thread; orphaned: whether its workers are gone
+
+class _Pool(threading.local):
+    """How many threads are set in this Python thread, and whether its workers are gone."""
+
+    threads: int | None = None
+    orphaned = False
+
+
+_pool = _Pool()
 _locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
 _forking = threading.RLock()  # no lock is added meanwhile
 _held: list[threading.RLock] = []  # the locks that the thread which forks has taken
@@ -37,8 +45,8 @@ _held: list[threading.RLock] = []  # the locks that the thread which forks has t
 
 def set_threads(threads: int) -> int:
     """Let kernels called from this Python thread use ``threads`` threads; returns how many they will use."""
-    usable = 1 if getattr(_pool, "orphaned", False) else threads
-    if getattr(_pool, "threads", None) != usable:
+    usable = 1 if _pool.orphaned else threads
+    if _pool.threads != usable:
         tvm_ffi.get_global_func("runtime.config_threadpool")(_ALL_CORES_ALIKE, usable, _CORES)
         _pool.threads = usable
     return usable
@@ -99,7 +107,7 @@ def _before_fork() -> None:
     for lock in list(_locks):
         lock.acquire()
         _held.append(lock)
-    if getattr(_pool, "threads", None) is not None and not getattr(_pool, "orphaned", False):
+    if _pool.threads is not None and not _pool.orphaned:
         _rouse_workers()
 
 
@@ -120,7 +128,7 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    if getattr(_pool, "threads", None) is not None:
+    if _pool.threads is not None:
         _pool.orphaned, _pool.threads = True, None
         torch.set_num_threads(1)  # in this thread; PyTorch's workers, which check and copy inputs, are gone too
     _after_fork()
