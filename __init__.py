@@ -45,6 +45,8 @@ def __getattr__(name: str) -> Any:
         import_module(".frontend", __name__)  # registers ``graph.to_torch()``
     elif name in _MODULES:
         value = getattr(import_module(_MODULES[name], __name__), name)
+        if name == "load":
+            import_module(".shapes", __name__)  # registers what makes programs for new shapes
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -7,7 +7,7 @@ what float32 itself loses; after approximate ones the signal-to-noise ratio is r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from .frontend import in_eval_mode, split_inputs
-from .ir import Graph, Op, TersorError, evaluate, shorten
+from .ir import Graph, Op, TersorError, bind, evaluate, numbers_of, shorten
 from .ir.foreign import UserObject
 from .passes import Agreement, Exactness, Pipeline, bisect, run_passes
 from .passes.numeric import distance, float32_rounding, seeded_inputs
@@ -65,6 +65,21 @@ class Reference:
         return cls(model, imported, tuple(args), dict(kwargs))
 
     @property
+    def numbers(self) -> dict[str, int]:
+        """What the shapes of the example inputs choose for the symbols of the imported graph."""
+        declared = [(value.name, value.shape) for value in self.imported.inputs]
+        return numbers_of(self.imported.symbols, declared, [tensor.shape for tensor in self.inputs])
+
+    def at(self, numbers: Mapping[str, int]) -> Reference:
+        """The same on inputs of another shape: parts of the example inputs, or repetitions."""
+        imported = bind(self.imported, numbers)
+        fitted = (_fitted(tensor, value.shape) for tensor, value in zip(self.inputs, imported.inputs, strict=True))
+        leaves, tree = pytree.tree_flatten((self.args, self.kwargs))
+        given = [next(fitted) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(given, tree)
+        return Reference(imported if isinstance(self.model, Graph) else self.model, imported, args, kwargs)
+
+    @property
     def inputs(self) -> Tensors:
         """The tensors among the inputs, as graphs and programs take them."""
         return _tensors((self.args, self.kwargs))
@@ -85,6 +100,13 @@ class Reference:
         with torch.no_grad(), _restored(module, self.imported) as state:
             returned = _tensors(module(*args, **kwargs))
             return *(map(_own, returned) if self.imported.states else returned), *state()
+
+
+def _fitted(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """A tensor of the shape given, whose elements are those of ``tensor`` again and again."""
+    for axis, extent in enumerate(shape):
+        tensor = tensor.index_select(axis, torch.arange(extent) % tensor.shape[axis])
+    return tensor
 
 
 @contextmanager
@@ -142,6 +164,31 @@ def check_agreement(executable: Executable, reference: Reference, pipeline: Pipe
         f"{_first_difference(executable, reference, expected, pipeline, runs=runs)}. This is an error of Tersor, "
         "please report it; check=False (--no-check) compiles without the comparison"
     )
+
+
+def check_formulas(imported: Graph, optimized: Graph, example: Reference, pipeline: Pipeline) -> None:
+    """See that passes kept all that follows from the symbols of a graph as formulas: at other numbers than their hints.
+
+    Nothing is compared after approximate passes, which may change numbers.
+
+    Raises
+    ------
+    DisagreementError
+        When the graphs differ there.
+    """
+    numbers = {symbol.name: symbol.elsewhere().hint for symbol in imported.symbols}
+    if any(one.exactness is Exactness.APPROXIMATE for one in pipeline.passes):
+        bind(optimized, numbers)
+        return
+    elsewhere = example.at(numbers)
+    before, after = elsewhere.imported.evaluate(*elsewhere.inputs), bind(optimized, numbers).evaluate(*elsewhere.inputs)
+    difference = distance(before, after)
+    if difference > TOLERANCE and difference > ROUNDING * float32_rounding(elsewhere.imported, elsewhere.inputs):
+        chosen = ", ".join(f"{name}={number}" for name, number in numbers.items())
+        raise DisagreementError(
+            f"the optimized graph differs from the imported one where {chosen}, by {difference:.3g} of an output's scale. "
+            "This is an error of Tersor, please report it; compile the model without dynamic_shapes meanwhile"
+        )
 
 
 def _own(leaf: UserObject) -> UserObject:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeGuard
 
 from . import passes
-from .checking import Reference, check_agreement
+from .checking import Reference, check_agreement, check_formulas
 from .frontend import from_torch
-from .ir import Graph, TersorError, TersorWarning, weights_loaded
+from .ir import Graph, TersorError, TersorWarning, at_hints, bind, check_numbers, shorten, weights_loaded
 from .ir.foreign import Instance, UserObject
 from .passes import PassManager, Pipeline, as_pipeline
 from .passes.instruments import PassStages
 from .passes.report import Report
-from .targets import Cpu, Executable, Target, compile_graph, resolve_target
+from .targets import Cpu, DynamicExecutable, Executable, Target, compile_graph, resolve_target
+from .targets.runtime.compiled_model import CompiledFamily, Numbers, SharedConstants
 from .targets.runtime.executable import check_threads
 from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
 from .targets.tuning.measured_latency import MeasuredLatency
@@ -29,7 +30,8 @@ from .targets.tuning.tuned import Tuned, load_tuned
 # What code generation needs of a graph, whatever the pipeline: before it, ops that have kernels, weights that are
 # constants, and nothing that nobody reads; after it, no batch norm left, and a physical layout for every value.
 PREPARING_PASSES = "decompose,fold-constants,dce"
-REQUIRED_PASSES = "fold-batchnorm,layout"
+REQUIRED_PASSES = "fold-batchnorm"
+FINAL_PASSES = "layout"  # for graphs of fixed shapes
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,16 @@ class CompileOptions:
     @property
     def passes(self) -> Pipeline:
         """The passes asked for, and those that code generation needs."""
-        parts = (PREPARING_PASSES, self.pipeline, REQUIRED_PASSES)  # read one by one: mistakes have the user's columns
+        return self._pipeline(PREPARING_PASSES, self.pipeline, REQUIRED_PASSES, FINAL_PASSES)
+
+    @property
+    def shapeless_passes(self) -> Pipeline:
+        """Those of `passes` that a graph of several shapes goes through before it is bound to each of them."""
+        return self._pipeline(PREPARING_PASSES, self.pipeline, REQUIRED_PASSES)
+
+    @staticmethod
+    def _pipeline(*parts: str) -> Pipeline:
+        """All parts, read one by one: mistakes have the user's columns."""
         return Pipeline(tuple(one for part in parts for one in as_pipeline(part).elements))
 
     @property
@@ -83,6 +94,8 @@ def compile(
     log_dir: str | Path | None = None,
     threads: int | None = None,
     check: str | bool = "auto",
+    dynamic_shapes: UserObject = None,
+    shapes: Sequence[Mapping[str, int] | int] | None = None,
 ) -> Executable:
     """Compile a model.
 
@@ -111,10 +124,17 @@ def compile(
         ``"auto"`` runs the program once beside the model on the example inputs (a graph: on random ones) and compares
         them, see `tersor.checking`. After exact and close passes they must agree; after approximate ones the
         signal-to-noise ratio is reported. False leaves that out.
+    dynamic_shapes
+        Which extents of a module's inputs a call chooses, see `tersor.from_torch`, for example
+        ``{"x": {0: "batch"}}``.
+    shapes
+        The shapes to compile programs for, as numbers of these extents: ``[{"batch": 1}, {"batch": 8}]``, or ``[1, 8]``
+        if there is only one. By default, that of the example inputs.
 
     Returns
     -------
     Executable
+        A `tersor.targets.DynamicExecutable` if the model has dynamic shapes.
         Callable like the model, with the same nested arguments and results; ``exe.report`` tells what each pass did,
         and ``exe.report.agreement`` what ``check`` found.
 
@@ -127,7 +147,11 @@ def compile(
     """
     folder = None if log_dir is None else Path(log_dir)
     options = CompileOptions(target, pipeline, calibration, tune, folder, threads, check)
-    graph = as_graph(graph_or_module, example_inputs)
+    graph = as_graph(graph_or_module, example_inputs, dynamic_shapes)
+    if graph.symbols:
+        return compile_for_shapes(graph, options, shapes, Reference.of(graph_or_module, graph, example_inputs))
+    if shapes is not None:
+        raise TersorError("shapes are for models with dynamic shapes: say which extents vary by dynamic_shapes")
     reference = Reference.of(graph_or_module, graph, example_inputs) if options.check else None
     return compile_in_stages(graph, options, reference=reference)
 
@@ -180,7 +204,7 @@ def latency_of(pipeline: Pipeline, target: Target | None, log_dir: Path | None =
     tuned = load_tuned(target, log_dir)
 
     def program(graph: Graph) -> Executable:
-        optimized = passes.run_passes(graph, f"O3,{REQUIRED_PASSES}", target=target)
+        optimized = passes.run_passes(at_hints(graph), f"O3,{REQUIRED_PASSES},{FINAL_PASSES}", target=target)
         return compile_graph(optimized, target, threads=min(target.cores, os.cpu_count() or 1), choose=tuned)
 
     return MeasuredLatency(program)
@@ -224,9 +248,14 @@ class Optimized:
     report: Report
 
 
-def as_graph(graph_or_module: UserObject, example_inputs: UserObject) -> Graph:
+def as_graph(graph_or_module: UserObject, example_inputs: UserObject, dynamic_shapes: UserObject = None) -> Graph:
     """A graph as it is, anything else exported; raises TersorError when its weights are not loaded."""
-    graph = graph_or_module if isinstance(graph_or_module, Graph) else from_torch(graph_or_module, example_inputs)
+    if isinstance(graph_or_module, Graph):
+        if dynamic_shapes is not None:
+            raise TersorError("a graph has the symbols that it was made with; leave dynamic_shapes out")
+        graph = graph_or_module
+    else:
+        graph = from_torch(graph_or_module, example_inputs, dynamic_shapes)
     if not weights_loaded(graph):
         raise TersorError("the graph's weights are not loaded: read it by load_ir, or give its weights to ir.parse")
     return graph
@@ -235,9 +264,10 @@ def as_graph(graph_or_module: UserObject, example_inputs: UserObject) -> Graph:
 def optimize_in_stages(
     graph: Graph, options: CompileOptions, begin: Callable[[str], None] = lambda stage: None
 ) -> Optimized:
-    """Everything of `compile` that comes before tuning and code generation."""
+    """Everything of `compile` that comes before tuning and code generation, but the last pass for several shapes."""
     target = options.machine
-    manager = PassManager(options.passes, instruments=(PassStages(begin),))
+    pipeline = options.shapeless_passes if graph.symbols else options.passes
+    manager = PassManager(pipeline, instruments=(PassStages(begin),))
     latency = latency_of(options.passes, target, options.log_dir)
     outcome = manager.run(graph, target=target, calibration=options.calibration, latency=latency)
     return Optimized(outcome.graph, target, outcome.report)
@@ -272,6 +302,85 @@ def compile_in_stages(
         agreement = check_agreement(executable, reference, options.passes, runs=runs_here(target))
         executable.report = replace(executable.report, agreement=agreement)
     return executable
+
+
+def compile_for_shapes(
+    graph: Graph,
+    options: CompileOptions,
+    shapes: Sequence[Mapping[str, int] | int] | None,
+    example: Reference,
+    *,
+    begin: Callable[[str], None] = lambda stage: None,
+) -> DynamicExecutable:
+    """`compile` for a graph with symbols: it is optimized once, and then bound to each of ``shapes``.
+
+    Each program is compared with the model if ``options`` say so, on inputs cut from those of ``example``, or repeated.
+    Programs that are made later are compared with the imported graph.
+    """
+    if options.tune:
+        raise TersorError("tuning needs fixed shapes: tune the model at one shape, and give log_dir the folder of records")
+    wanted = [_numbers(graph, shape) for shape in shapes or ()] or [example.numbers]
+    for numbers in wanted:
+        check_numbers(graph.symbols, numbers)
+    optimized = optimize_in_stages(graph, options, begin)
+    if options.check:
+        begin("compare at another shape")
+        check_formulas(graph, optimized.graph, example, options.passes)
+    tuned = load_choices(optimized.target, options.log_dir)
+
+    def make(
+        numbers: Mapping[str, int], shared: SharedConstants, reference: Reference | None, stage: Callable[[str], None]
+    ) -> Executable:
+        program = program_for(
+            optimized.graph, optimized.target, numbers, shared, options.threads, choose=tuned, begin=stage
+        )
+        report = optimized.report
+        if reference is not None:
+            stage("compare with the model")
+            runs = runs_here(optimized.target)
+            report = replace(report, agreement=check_agreement(program, reference, options.passes, runs=runs))
+        program.report = report
+        return program
+
+    shared = SharedConstants()
+    programs = []
+    for numbers in wanted:
+        named = ", ".join(f"{name}={number}" for name, number in numbers.items())
+        reference = example.at(numbers) if options.check else None
+        programs.append(make(numbers, shared, reference, lambda stage, named=named: begin(f"{stage} ({named})")))
+
+    def make_later(executable: DynamicExecutable, numbers: Numbers, shared: SharedConstants) -> Executable:
+        reference = Reference.of(bind(graph, numbers), bind(graph, numbers), None) if options.check else None
+        return make(numbers, shared, reference, lambda stage: None)
+
+    entries = tuple(zip(wanted, (program.model for program in programs), strict=True))
+    family = CompiledFamily(entries, optimized.graph, lambda: optimized.graph)
+    return DynamicExecutable(family, make=make_later, report=programs[0].report, threads=options.threads)
+
+
+def program_for(
+    graph: Graph,
+    target: Target,
+    numbers: Mapping[str, int],
+    shared: SharedConstants,
+    threads: int | None = None,
+    *,
+    choose: Tuned | None = None,
+    begin: Callable[[str], None] = lambda stage: None,
+) -> Executable:
+    """Code for an optimized graph with symbols, where they are ``numbers``."""
+    bound = passes.run_passes(bind(graph, numbers), f"fold-constants,{FINAL_PASSES}", target=target)
+    return compile_graph(bound, target, threads=threads, choose=choose, begin=begin, shared=shared)
+
+
+def _numbers(graph: Graph, shape: Mapping[str, int] | int) -> dict[str, int]:
+    """What the user gives for a shape, as numbers of the symbols."""
+    if isinstance(shape, Mapping):
+        return dict(shape)
+    names = [symbol.name for symbol in graph.symbols]
+    if type(shape) is not int or len(names) != 1:
+        raise TersorError(f"a shape must be a dict with numbers for {', '.join(names)}, not {shorten(repr(shape))}")
+    return {names[0]: shape}
 
 
 def _tune(optimized: Optimized, trials: int, log_dir: Path, observer: Observer | None) -> Tuned:

@@ -8,6 +8,7 @@ from typing import NoReturn
 import torch
 
 from ..ir import Attrs, DType, Graph, Op, TensorType, Value
+from ..ir.extents import plain
 from ..ir.ops import CastOp, ExpandOp, FullOp, PermuteOp, ReshapeOp, SliceOp, WeightOp
 from .registry import Inexpressible
 
@@ -152,4 +153,4 @@ def _stand_in(x: Value | Number) -> torch.Tensor | Number:
 def _as_dtype(number: Number, dtype: DType) -> Number:
     if dtype.is_floating:
         return float(number)
-    return bool(number) if dtype is DType.BOOL else int(number)
+    return bool(number) if dtype is DType.BOOL else plain(number)

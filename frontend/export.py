@@ -32,6 +32,7 @@ from .known import known_numbers
 from .places import place_of_error, place_of_trace
 from .quiet import quiet
 from .registry import CONVERTERS, DROPOUTS, Argument, adopt
+from .symbols import Symbols, depends_on_data, is_extent, names_of, widened, with_dims
 
 aten = torch.ops.aten
 
@@ -46,8 +47,14 @@ class Arguments:
 Decompositions = dict[OperatorBase, Callable[..., Argument]]
 ExampleInputs = torch.Tensor | Sequence[UserObject] | Mapping[str, UserObject] | Arguments
 
-# What a call may name beside operators: picking one of several results, and regions that PyTorch inlines.
-_HARMLESS = (torch.ops.higher_order.wrap_with_set_grad_enabled, operator.getitem)
+# What a call may name beside operators: picking one of several results, regions that PyTorch inlines, and arithmetic
+# on extents.
+_HARMLESS = (
+    torch.ops.higher_order.wrap_with_set_grad_enabled,
+    operator.getitem,
+    *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg, operator.pow),
+    *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
+)
 
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -68,14 +75,21 @@ _DECOMPOSED_TOO = (
 )
 
 
-def export(module: nn.Module, example_inputs: ExampleInputs | None) -> ExportedProgram:
+def export(
+    module: nn.Module, example_inputs: ExampleInputs | None, dynamic_shapes: UserObject = None
+) -> tuple[ExportedProgram, Symbols]:
     """Trace a module for inference; neither its mode nor its tensors change."""
     args, kwargs = split_inputs(example_inputs)
     try:
         module = in_eval_mode(module)
         register_caches(module)
+        dims = None if dynamic_shapes is None else with_dims(module, args, kwargs, dynamic_shapes)
         with tracing(), _assignments_as_writes(module), known_numbers(module):
-            return torch.export.export(module, args, kwargs)
+            if dims is not None:
+                args, kwargs = widened(module, args, kwargs, dims)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=dims)
+            names = {} if dims is None else names_of(program, module, args, kwargs, dims)
+            return program, Symbols(program, names)
     except TersorError:
         raise
     except Exception as error:  # the model's own forward runs in here: anything may be raised
@@ -166,28 +180,17 @@ def _assignments_as_writes(module: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def check_static(program: ExportedProgram) -> None:
-    """Raise TersorError if an input has a dynamic shape."""
-    for node in program.graph.find_nodes(op="placeholder"):
-        value = node.meta.get("val")
-        if _is_symbolic(value):
-            shape = list(value.shape) if isinstance(value, torch.Tensor) else value
-            raise TersorError(
-                f"input {node.name!r} has dynamic shape {shape}, which is not supported: export the model without "
-                "dynamic_shapes"
-            )
-
-
 def lower(program: ExportedProgram) -> ExportedProgram:
     """Make a program functional, and decompose the operators that have no converter into core ATen operators.
 
     In-place operators become pure ones, writes into views included. Nothing is traced again if all is well already.
     """
     _refuse_foreign_calls(program)
-    for node in calls_of(program.graph_module):
+    calls = [node for node in calls_of(program.graph_module) if not is_extent(node)]
+    for node in calls:
         if isinstance(node.target, OpOverload):
             adopt(node.target)
-    targets = {node.target for node in calls_of(program.graph_module) if node.users or writes_in_place(node)}
+    targets = {node.target for node in calls if node.users or writes_in_place(node)}
     hidden = {node.target for node in calls_of(program.graph_module) if _updates_statistics(node)}
     if not hidden and targets <= CONVERTERS.keys() | {operator.getitem}:
         return program
@@ -314,25 +317,22 @@ def _refuse_foreign_calls(program: ExportedProgram) -> None:
     """
     calls = list(calls_of(program.graph_module))
     foreign = [node for node in calls if not isinstance(node.target, OpOverload) and node.target not in _HARMLESS]
-    causes = [node for node in calls if isinstance(node.target, OpOverload) and _is_symbolic(node.meta.get("val"))]
+    causes = [node for node in calls if isinstance(node.target, OpOverload) and depends_on_data(node.meta.get("val"))]
     if causes:
-        foreign = [node for node in foreign if not _is_symbolic(node.meta.get("val"))]
+        foreign = [node for node in foreign if not is_extent(node)]
     if causes or foreign:
         reason = "its result has a shape that depends on the data; keep all elements, or a fixed number as topk does"
-        first = [one for one in causes if not any(_is_symbolic(node.meta.get("val")) for node in one.all_input_nodes)]
+        first = [one for one in causes if not any(depends_on_data(node.meta.get("val")) for node in one.all_input_nodes)]
         raise UnsupportedError(
             [refused(node, reason) for node in first or causes] + [refused(node) for node in foreign]
         )
 
 
-def _is_symbolic(result: object) -> bool:
-    if isinstance(result, torch.Tensor):
-        return not all(isinstance(extent, int) for extent in result.shape)
-    return isinstance(result, torch.SymInt | torch.SymBool | torch.SymFloat)
-
-
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(". ")
+    """What PyTorch says: its first line, or its first reason where it lists why an extent cannot vary."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reasons = [line.strip(" -") for line in lines if line.startswith("  - ")]
+    return (reasons[0] if reasons and lines[0].startswith("Constraints violated") else lines[0]).rstrip(". ")
 
 
 def _at(error: Exception) -> str:

@@ -8,14 +8,19 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ..ir import Graph, TersorError, TersorWarning
+from ..ir.compare import first_difference
+from ..ir.foreign import UserObject
 from . import converters as _converters  # noqa: F401  (fills the table of converters)
-from .export import ExampleInputs, check_static, export, lower
+from .export import ExampleInputs, export, lower
 from .program import ProgramConverter, class_name
 from .structure import structure_of
+from .symbols import Symbols
 
 
 def from_torch(
-    module: nn.Module | ExportedProgram, example_inputs: ExampleInputs | None = None, dynamic_shapes: object = None
+    module: nn.Module | ExportedProgram,
+    example_inputs: ExampleInputs | None = None,
+    dynamic_shapes: UserObject = None,
 ) -> Graph:
     """Convert a PyTorch model to a graph.
 
@@ -33,7 +38,10 @@ def from_torch(
         or `Arguments` for both. They may be nested. Shapes and element types become those of the graph; numbers, texts
         and None become constants of it. Not needed for a program, which has them.
     dynamic_shapes
-        Must be None: graphs have fixed shapes.
+        Which extents of inputs a call chooses, as `torch.export.export` takes it: for each argument, by position or by
+        name, a dict from dimensions to `torch.export.Dim`, or to a name, for example ``{"x": {0: "batch"}}``. The graph
+        then has these ``symbols``. A program has its own. An example of extent 1 is repeated for the export, which
+        would take it for a constant.
 
     Returns
     -------
@@ -48,7 +56,7 @@ def from_torch(
     UnsupportedError
         Listing every operator that the IR cannot express, with module paths.
     TersorError
-        When the model cannot be exported, has dynamic shapes, writes to its parameters, returns something that is
+        When the model cannot be exported, writes to its parameters, returns something that is
         neither a tensor nor a number, or has sparse, quantized, complex or missing weights.
 
     Warns
@@ -56,20 +64,39 @@ def from_torch(
     TersorWarning
         When a weight contains NaN, or a parameter infinity, which is kept; or when the model writes to an input.
     """
-    if dynamic_shapes is not None:
-        raise TersorError("dynamic shapes are not supported: leave dynamic_shapes out and compile one graph per shape")
     if isinstance(module, nn.Module):
-        program, name = export(module, example_inputs), type(module).__name__
+        (program, symbols), name = export(module, example_inputs, dynamic_shapes), type(module).__name__
     elif isinstance(module, ExportedProgram):
-        program, name = module, class_name(module)
+        if dynamic_shapes is not None:
+            raise TersorError("a program has the dynamic shapes that it was exported with; leave dynamic_shapes out")
+        program, symbols, name = module, Symbols(module), class_name(module)
     else:
         kind = type(module).__name__
         raise TersorError(f"from_torch takes an nn.Module or a torch.export.ExportedProgram, not {kind}")
-    check_static(program)
     program = lower(program)
-    converter = ProgramConverter(program, name)
+    converter = ProgramConverter(program, name, symbols)
     graph = converter.convert()
+    if graph.symbols and graph.states:
+        raise TersorError(
+            f"the model updates its buffer {graph.states[0]!r}, which needs fixed shapes; leave dynamic_shapes out"
+        )
+    if graph.symbols:
+        _check_formulas(graph, ProgramConverter(program, name, symbols.elsewhere()).convert())
     graph.structure = structure_of(program)
     for message in converter.suspicious:
         warnings.warn(message, TersorWarning, stacklevel=2)
     return graph
+
+
+def _check_formulas(graph: Graph, elsewhere: Graph) -> None:
+    """Raise TersorError where a number that follows from dynamic extents did not become a formula.
+
+    Then it differs from that of a conversion with other hints.
+    """
+    op = first_difference(graph, elsewhere)
+    if op is not None:
+        names = ", ".join(symbol.name for symbol in graph.symbols)
+        raise TersorError(
+            f"{op.describe()} computes with a number that follows from the extents ({names}), for which its converter "
+            "needs fixed ones; leave the extent out of dynamic_shapes"
+        )

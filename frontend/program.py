@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +25,8 @@ from .errors import Operator, UnsupportedError
 from .export import name_of, path_of, refused, writes_in_place
 from .places import place_of_trace
 from .registry import COMPLEX_CONVERTERS, CONVERTERS, Argument, Complex, ComplexConverter, ConvertedParts, Inexpressible
-from .tensors import check_weight, input_type, is_complex, is_row_major, result_types, strides_of, suspicion
+from .symbols import Symbols, is_extent
+from .tensors import FIXED, check_weight, input_type, is_complex, is_row_major, result_types, strides_of, suspicion
 
 
 def class_name(program: ExportedProgram) -> str:
@@ -79,8 +80,9 @@ class ProgramConverter:
         Nodes that take or return complex numbers.
     """
 
-    def __init__(self, program: FunctionalProgram, name: str) -> None:
+    def __init__(self, program: FunctionalProgram, name: str, symbols: Symbols = FIXED) -> None:
         self.program = program
+        self.symbols = symbols
         self.suspicious: list[str] = []
         self.weight_specs: dict[fx.Node, InputSpec] = {}
         inputs: dict[fx.Node, TensorType] = {}
@@ -93,13 +95,14 @@ class ProgramConverter:
             elif spec.kind is not InputKind.USER_INPUT:
                 self.weight_specs[node] = spec
             elif not isinstance(spec.arg, ConstantArgument):
-                inputs[node] = input_type(node)
+                inputs[node] = input_type(node, symbols)
         graph_name = re.sub(r"[^a-z0-9_.\-]", "_", name.lower())
         names = {node: node.name for node in inputs}
         for node, spec in states.items():
             check_weight(self._tensor(spec), str(spec.target))
-            names[node], inputs[node] = str(spec.target), input_type(node)
+            names[node], inputs[node] = str(spec.target), input_type(node, symbols)
         self.graph = Graph(graph_name, [(names[node], type) for node, type in inputs.items()])
+        self.graph.symbols = symbols.symbols
         self.states = {str(spec.target): self._store(spec) for spec in states.values()}
         self.context = Context(self.graph)
         self.values: dict[fx.Node, ConvertedParts | None] = dict(zip(inputs, self.graph.inputs, strict=True))
@@ -133,7 +136,9 @@ class ProgramConverter:
         """The node's result, or something of its type if it is not supported; None if it has no type in the IR."""
         if node.target is operator.getitem:
             return self._item(node)
-        types = result_types(node)
+        if is_extent(node):
+            return self._extent(node)
+        types = result_types(node, self.symbols)
         target: Any = node.target
         convert: ComplexConverter | None = CONVERTERS.get(target)
         if is_complex(node) or any(map(is_complex, node.all_input_nodes)):
@@ -156,8 +161,21 @@ class ProgramConverter:
             result = convert(self.context, *args, **kwargs)
         except (Inexpressible, IRError) as refusal:
             return self._fail(node, str(refusal), types)
+        if not _has_types(result, types) and any(type is not None and type.symbolic for type in types):
+            return self._fail(node, "its converter needs fixed extents; leave them out of the dynamic shapes", types)
         _check_types(node, result, types)
         return result
+
+    def _extent(self, node: fx.Node) -> int | None:
+        value = node.meta["val"]
+        try:
+            if isinstance(value, torch.SymInt):
+                return self.symbols.extent(value)
+            reason = f"it computes {value} from extents that each call chooses; make them fixed"
+        except IRError as error:
+            reason = str(error)
+        self._fail(node, reason, ())
+        return None
 
     def _item(self, node: fx.Node) -> Value | None:
         source: Argument = node.args[0]
@@ -166,7 +184,7 @@ class ProgramConverter:
         if parts is None:
             return None
         if parts[index] is None:
-            return self._fail(source, f"its result number {index} is not available", result_types(node))
+            return self._fail(source, f"its result number {index} is not available", result_types(node, self.symbols))
         return parts[index]
 
     def _fail(self, node: fx.Node, reason: str, types: tuple[TensorType | None, ...]) -> Argument:
@@ -232,15 +250,29 @@ class ProgramConverter:
                     "tensor keeps its numbers; return the new value if callers need it"
                 )
         returned = [self._value(one) for one in user_results(self.program) if isinstance(one, fx.Node)]
+        if not all(isinstance(one, Value) for one in returned):
+            raise TersorError("the model returns an extent that each call chooses; return tensors only")
         return *returned, *(updates[name] for name in self.states)
 
 
-def _check_types(node: fx.Node, result: ConvertedParts, types: tuple[TensorType | None, ...]) -> None:
-    values = result if isinstance(result, tuple) else (result,)
-    for value, type in zip(values, types, strict=True):
+def _parts(
+    result: ConvertedParts, types: tuple[TensorType | None, ...]
+) -> Iterator[tuple[Value, TensorType | None]]:
+    """Each value of a result with the type that PyTorch computes."""
+    for value, type in zip(result if isinstance(result, tuple) else (result,), types, strict=True):
         for part in (value.real, value.imaginary) if isinstance(value, Complex) else (value,):
-            if part is not None and part.type != type:
-                raise IRError(
-                    f"{name_of(node.target)} at {path_of(node)!r} became {part.type}, but PyTorch computes {type}; "
-                    "this is an error in its converter, please report it"
-                )
+            if part is not None:
+                yield part, type
+
+
+def _has_types(result: ConvertedParts, types: tuple[TensorType | None, ...]) -> bool:
+    return all(part.type == type for part, type in _parts(result, types))
+
+
+def _check_types(node: fx.Node, result: ConvertedParts, types: tuple[TensorType | None, ...]) -> None:
+    for part, type in _parts(result, types):
+        if part.type != type:
+            raise IRError(
+                f"{name_of(node.target)} at {path_of(node)!r} became {part.type}, but PyTorch computes {type}; "
+                "this is an error in its converter, please report it"
+            )

@@ -9,22 +9,25 @@ from torch import fx
 from torch._subclasses import FakeTensor
 
 from ..ir import DType, IRError, TensorType, TersorError, shorten
+from .symbols import Symbols
+
+FIXED = Symbols()  # of a program without dynamic shapes
 
 
-def tensor_type(tensor: object) -> TensorType | None:
+def tensor_type(tensor: object, symbols: Symbols = FIXED) -> TensorType | None:
     """The IR type of a traced result; None if it is not a tensor, or of an element type that the IR does not have."""
     if not isinstance(tensor, torch.Tensor):
         return None
     try:
-        return TensorType(tuple(tensor.shape), DType.from_torch(tensor.dtype))
+        return TensorType(symbols.shape(tensor.shape), DType.from_torch(tensor.dtype))
     except IRError:
         return None
 
 
-def result_types(node: fx.Node) -> tuple[TensorType | None, ...]:
+def result_types(node: fx.Node, symbols: Symbols) -> tuple[TensorType | None, ...]:
     """IR types of the results of a traced call, or of the parts of those that are complex."""
     return tuple(
-        tensor_type(one.real) if isinstance(one, torch.Tensor) and one.is_complex() else tensor_type(one)
+        tensor_type(one.real if isinstance(one, torch.Tensor) and one.is_complex() else one, symbols)
         for one in _results(node)
     )
 
@@ -53,13 +56,13 @@ def strides_of(tensor: object) -> tuple[int, ...] | None:
     return strides if all(isinstance(one, int) for one in strides) else None
 
 
-def input_type(node: fx.Node) -> TensorType:
+def input_type(node: fx.Node, symbols: Symbols) -> TensorType:
     """The IR type of an input; raises TersorError, naming it, if the IR cannot hold it."""
     tensor = node.meta["val"]
     if not isinstance(tensor, torch.Tensor):
         raise TersorError(f"input {node.name!r} is not a tensor but {type(tensor).__name__}; pass tensors")
     _check_kind(tensor, f"input {node.name!r}")
-    return TensorType(tuple(tensor.shape), DType.from_torch(tensor.dtype))
+    return TensorType(symbols.shape(tensor.shape), DType.from_torch(tensor.dtype))
 
 
 def check_weight(tensor: torch.Tensor, name: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import zip_longest
 
-from .core import Value
+from .core import Op, Value
 from .graph import Graph
 from .ops import WeightOp
 from .printer import print_attrs, print_structure
@@ -31,6 +32,20 @@ def fingerprint(graph: Graph, *, numbers: bool = True) -> str:
         digest.update(line.encode())
         digest.update(b"\n")
     return digest.hexdigest()
+
+
+def first_difference(left: Graph, right: Graph) -> Op | None:
+    """The first op of ``left`` that differs from that of ``right`` at its place; None if there is none."""
+    for op, other in zip_longest(left.ops, right.ops):
+        if op is None or other is None or list(_own(op, left)) != list(_own(other, right)):
+            return op or left.ops[-1]
+    return None
+
+
+def _own(op: Op, graph: Graph) -> Iterator[str]:
+    yield f"{op.name} {'' if isinstance(op, WeightOp) else print_attrs(op.attrs)} {', '.join(map(repr, op.results))}"
+    if isinstance(op, WeightOp):
+        yield _content(graph, op.attrs.id)
 
 
 def _canonical(graph: Graph, numbers: bool = True) -> Iterator[str]:

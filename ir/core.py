@@ -268,6 +268,18 @@ class Op:
         """For `strided` ops: the result as a view of ``x``; raises RuntimeError where no strides express it."""
         raise NotImplementedError
 
+    def apart(self, index: int, axis: int) -> int | None:
+        """Along which axis of the results operand ``index``'s slices along ``axis`` stay apart; None if they may mix.
+
+        If each slice were computed by itself, with as many slices of the other operands where they have them, the
+        results would be slices of these. A reshape may join some to one slice or divide them. Overridden by ops that
+        are not elementwise.
+        """
+        operand = self._operands[index]
+        if not self.elementwise or operand is None:
+            return None
+        return axis + self.results[0].type.rank - operand.type.rank
+
     @property
     def channel_groups(self) -> int:
         """Groups of channels that an op which makes channels keeps apart; overridden by grouped convolution."""

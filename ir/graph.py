@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from .core import Op, Value
 from .errors import IRError, TersorError
+from .extents import Symbol
 from .foreign import Array, UserObject
 from .structure import Structure
 from .traits import Cost
@@ -35,6 +36,9 @@ class Graph:
     states
         Ids of the weights that the last inputs begin as, for a model that updates buffers: as many of the last outputs
         are their values after a call. Most graphs have none.
+    symbols
+        The extents of inputs that a call chooses, for a graph of several shapes; `tersor.ir.bind` makes one of fixed
+        shapes of it. Most graphs have none.
     structure
         How the model is called and what it returns around the graph's flat tensors; None if these are all there is.
     """
@@ -50,6 +54,7 @@ class Graph:
         )
         self.weights = weights if weights is not None else WeightStore()
         self.states: tuple[str, ...] = ()
+        self.symbols: tuple[Symbol, ...] = ()
         self.structure: Structure | None = None
         # Ops in a ring of links, with None between the last and the first: an op is put in or taken out at one step.
         self._next: dict[Op | None, Op | None] = {None: None}
@@ -184,7 +189,7 @@ class Graph:
         for op in self.ops:
             copy.append(clone_op(op, mapping))
         copy.outputs = tuple(mapping[value] for value in self._outputs)
-        copy.states, copy.structure = self.states, self.structure
+        copy.states, copy.symbols, copy.structure = self.states, self.symbols, self.structure
         return copy, mapping
 
     def evaluate(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .binding import bind_with_map, fits, numbers_of
 from .core import Op, Value
 from .errors import IRError
 from .graph import Graph
@@ -27,7 +28,8 @@ def evaluate(
     Parameters
     ----------
     inputs
-        One tensor per graph input, of the input's logical shape and element type; state may be left out.
+        One tensor per graph input, of the input's logical shape and element type; state may be left out. The shapes
+        choose the graph's symbols, if it has any.
     observe
         Called after each op with its results; calibration and debugging hook in here.
 
@@ -47,6 +49,11 @@ def evaluate(
     """
     inputs = graph.with_state(inputs)
     check_inputs(graph, inputs)
+    origins: dict[Op, Op] = {}
+    if graph.symbols:
+        declared = [(value.name, value.shape) for value in graph.inputs]
+        numbers = numbers_of(graph.symbols, declared, [tensor.shape for tensor in inputs])
+        graph, origins = bind_with_map(graph, numbers)
     environment: dict[Value, torch.Tensor] = dict(zip(graph.inputs, inputs, strict=True))
     remaining = Counter(use_value for op in graph.ops for use_value in op.inputs)
     remaining.update(graph.outputs)
@@ -56,7 +63,7 @@ def evaluate(
             tensors = evaluate_op(op, operands)
             environment.update(zip(op.results, tensors, strict=True))
             if observe is not None:
-                observe(op, tensors)
+                observe(origins.get(op, op), tensors)
             for value in op.inputs:
                 remaining[value] -= 1
                 if not remaining[value]:
@@ -82,7 +89,7 @@ def check_inputs(graph: Graph, inputs: Sequence[torch.Tensor]) -> None:
         names = ", ".join(f"{value.name}: {value.type}" for value in wanted)
         raise IRError(f"{graph.name} takes {len(wanted)} inputs ({names}), got {len(inputs)}")
     for value, tensor in zip(wanted, inputs, strict=True):
-        if tuple(tensor.shape) != value.shape:
+        if not fits(tensor.shape, value.shape):
             raise IRError(f"input {value.name!r} must have shape {list(value.shape)}, got {list(tensor.shape)}")
         if DType.from_torch(tensor.dtype) is not value.type.dtype:
             raise IRError(f"input {value.name!r} must be {value.type.dtype.value}, got {tensor.dtype}; cast it first")

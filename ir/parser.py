@@ -12,6 +12,7 @@ from typing import NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 from . import ops as _ops  # noqa: F401  (defines the kinds of op)
 from .core import Attrs, Op, Value
 from .errors import IRError, shorten
+from .extents import Extent, Symbol, evaluate
 from .foreign import Annotation, Array, Instance
 from .graph import Graph
 from .names import suggest
@@ -28,10 +29,10 @@ _TOKEN = re.compile(
       |(?P<string>"(?:[^"\\\n]|\\.)*")
       |(?P<value>%[A-Za-z0-9_.]+)
       |(?P<symbol>@[A-Za-z0-9_.\-]+)
-      |(?P<type>[a-z]+[0-9]*\[[0-9,]*\](?:@c[0-9]+)?)
+      |(?P<type>(?:[bfiu]+[0-9]+|bool)\[(?:[0-9A-Za-z_+*/%()\-,]*)\](?:@c[0-9]+)?)
       |(?P<number>-?(?:[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?|inf\b|nan\b))
       |(?P<word>[A-Za-z_][A-Za-z0-9_]*)
-      |(?P<punctuation>[(){}\[\],:=*])""",
+      |(?P<punctuation>[(){}\[\],:=*+/%\-])""",
     re.VERBOSE,
 )
 
@@ -75,6 +76,7 @@ class _Parser:
         self.tokens = _tokenize(text)
         self.position = 0
         self.weights = weights
+        self.extents: dict[str, Extent] = {}
         first = text.split("\n", 1)[0]
         if first.startswith(HEADER) and first.removeprefix(HEADER).strip() != str(IR_VERSION):
             version = shorten(first.removeprefix(HEADER))
@@ -123,6 +125,7 @@ class _Parser:
     def parse_graph(self, keyword: str) -> Graph:
         self.take("word", keyword)
         name = self.take("symbol").text[1:]
+        symbols = self.parse_symbols() if keyword == "graph" else ()
         self.take("punctuation", "(")
         inputs: list[tuple[str, TensorType]] = []
         states: list[str] = []
@@ -135,6 +138,7 @@ class _Parser:
             elif states:
                 self.fail(f"input {shorten(value)!r} comes after state")
         graph = Graph(name, inputs, self.weights if keyword == "graph" else None)
+        graph.symbols = symbols
         values = {value.name: value for value in graph.inputs}
         if len(values) != len(inputs):
             self.fail("two inputs have one name")
@@ -152,6 +156,26 @@ class _Parser:
         if self.accept("takes"):
             graph.structure = self.parse_structure()
         return graph
+
+    def parse_symbols(self) -> tuple[Symbol, ...]:
+        symbols: list[Symbol] = []
+        if self.accept("["):
+            for _ in self.items("]"):
+                token = self.take("word")
+                self.take("punctuation", "=")
+                hint = self.parse_attr()
+                self.take("word", "in")
+                bounds = self.parse_attr()
+                if not (_fits(hint, int) and _fits(bounds, tuple[float, float]) and _fits(bounds[0], int)):
+                    self.fail("a symbol is written as batch=2 in [1,64], or with inf as the upper bound", token)
+                try:
+                    symbols.append(Symbol(token.text, hint, bounds[0], None if bounds[1] == math.inf else bounds[1]))
+                except IRError as error:
+                    self.fail(str(error), token)
+        self.extents = {symbol.name: symbol.extent for symbol in symbols}
+        if len(self.extents) != len(symbols):
+            self.fail("two symbols have one name")
+        return tuple(symbols)
 
     def parse_structure(self) -> Structure:
         positional, keyword = self.parse_tree(), self.parse_tree()
@@ -232,7 +256,7 @@ class _Parser:
     def parse_type(self) -> TensorType:
         token = self.take("type")
         try:
-            return TensorType.parse(token.text)
+            return TensorType.parse(token.text, self.extents)
         except IRError as error:
             self.fail(str(error), token)
 
@@ -279,6 +303,8 @@ class _Parser:
             return self.parse_string()
         if token.kind == "type":
             return self.parse_type()
+        if self.extents and self.next_is_formula():
+            return self.parse_formula()
         self.position += 1
         if token.kind == "number":
             return int(token.text) if re.fullmatch(r"-?[0-9]+", token.text) else _float(token.text)
@@ -287,6 +313,25 @@ class _Parser:
         if token.text not in DType._value2member_map_:
             self.fail(f"{shorten(token.text)!r} is not an attribute value", token)
         return DType(token.text)
+
+
+    def next_is_formula(self) -> bool:
+        token, following = self.tokens[self.position : self.position + 2]
+        starts = token.text in ("(", "-") or (token.kind == "word" and token.text in self.extents)
+        return starts or (token.kind == "number" and following.text in ("*", "+", "-", "/", "%"))
+
+    def parse_formula(self) -> int:
+        start, depth, text = self.next, 0, ""
+        while depth or self.next.text not in (",", "]", "}", ")"):
+            if self.next.kind not in ("word", "number", "punctuation"):
+                self.fail("a formula of an extent does not end", start)
+            depth += {"(": 1, ")": -1}.get(self.next.text, 0)
+            text += self.next.text
+            self.position += 1
+        try:
+            return evaluate(text, self.extents)
+        except IRError as error:
+            self.fail(str(error), start)
 
 
 def _fits(value: Instance, hint: Annotation) -> bool:

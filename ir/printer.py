@@ -10,6 +10,8 @@ One op a line, defaults of attributes left out, values numbered in execution ord
 
 The last line says how the model is called and what it returns, with a star for each tensor. An input with the name of
 a weight behind it is state: it begins as that weight, and the output at its place from the end is its next value.
+A graph of several shapes names its symbols, each with the number that passes assume and its bounds, and writes extents
+as formulas: ``graph @net[batch=2 in [1,inf]](%x: f32[batch,3,8,8])``.
 """
 
 from __future__ import annotations
@@ -108,7 +110,8 @@ def _graph_lines(graph: Graph, keyword: str, indent: str) -> Iterator[str]:
     names = value_names(graph)
     first = ["" for _ in graph.user_inputs] + [f" = {json.dumps(id)}" for id in graph.states]
     inputs = ", ".join(f"%{names[value]}: {value.type}{id}" for value, id in zip(graph.inputs, first, strict=True))
-    yield f"{indent}{keyword}@{graph_symbol(graph)}({inputs}) {{"
+    symbols = f"[{', '.join(map(str, graph.symbols))}]" if graph.symbols else ""
+    yield f"{indent}{keyword}@{graph_symbol(graph)}{symbols}({inputs}) {{"
     for op in graph.ops:
         yield from _op_lines(op, names, indent + "  ")
     returned = ", ".join(f"%{names[value]}" for value in graph.outputs)

@@ -71,5 +71,9 @@ class Cost:
     macs: int = 0
     bytes: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("macs", "bytes"):  # plain numbers, where extents are at their hints
+            object.__setattr__(self, name, int(getattr(self, name)))
+
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.macs + other.macs, self.bytes + other.bytes)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
 
 from .errors import IRError, TersorError, shorten
+from .extents import evaluate, is_symbolic, plain
 
 _TorchDType = torch.dtype  # inside of DType, `torch` is a property
 
@@ -76,7 +78,8 @@ class TensorType:
     Attributes
     ----------
     shape
-        Logical extents; every pass and every reference evaluation sees only these.
+        Logical extents; every pass and every reference evaluation sees only these. Those that a call chooses are of
+        class `tersor.ir.extents.Extent`.
     dtype
         Element type.
     channel_block
@@ -90,7 +93,7 @@ class TensorType:
     channel_block: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(int(extent) for extent in self.shape))
+        object.__setattr__(self, "shape", tuple(map(plain, self.shape)))
         if any(extent < 0 for extent in self.shape):
             raise IRError(f"negative extent in shape {shorten(list(self.shape))}")
         if self.channel_block < 0 or (self.channel_block and len(self.shape) < 2):
@@ -122,6 +125,11 @@ class TensorType:
         return self.shape[0] * channels * math.prod(self.shape[2:])
 
     @property
+    def symbolic(self) -> bool:
+        """Whether the shape depends on extents that a call chooses."""
+        return any(map(is_symbolic, self.shape))
+
+    @property
     def logical(self) -> TensorType:
         """The same type in plain layout."""
         return self.with_layout(0)
@@ -149,16 +157,23 @@ class TensorType:
         return f"{self.dtype.value}[{','.join(map(str, self.shape))}]{layout}"
 
     @classmethod
-    def parse(cls, text: str) -> TensorType:
-        """Read a type as ``str`` writes it, for example ``f32[1,64,56,56]@c16``."""
+    def parse(cls, text: str, extents: Mapping[str, int] | None = None) -> TensorType:
+        """Read a type as ``str`` writes it, for example ``f32[1,64,56,56]@c16``.
+
+        ``extents`` says what names stand for: an `Extent`, or a number.
+        """
         match = _TYPE.fullmatch(text.strip())
         if match is None or match["dtype"] not in _NAMES:
             raise IRError(f"{shorten(text)!r} is not a tensor type; expected something like f32[1,3,224,224]")
-        shape = tuple(int(extent) for extent in match["shape"].split(",") if extent)
+        known = extents or {}
+        shape = tuple(
+            int(extent) if extent.isdigit() else evaluate(extent, known) for extent in match["shape"].split(",") if extent
+        )
         return cls(shape, DType(match["dtype"]), int(match["block"] or 0))
 
 
-_TYPE = re.compile(r"(?P<dtype>[a-z]+[0-9]*)\[(?P<shape>[0-9]*(?:,[0-9]+)*)\](?:@c(?P<block>[0-9]+))?")
+EXTENT = r"[0-9A-Za-z_+*/%()\-]+"  # a number or a formula, as a regular expression
+_TYPE = re.compile(rf"(?P<dtype>[a-z]+[0-9]*)\[(?P<shape>(?:{EXTENT}(?:,{EXTENT})*)?)\](?:@c(?P<block>[0-9]+))?")
 
 
 def check_memory(size: int, what: str) -> None:

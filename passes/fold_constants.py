@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 
 from ..ir import Graph, Op, Rewriter, Value, is_constant
-from ..ir.ops import WeightOp
+from ..ir.ops import FullOp, WeightOp
 from .base import Pass, PassContext, Result
 from .matching import replace, tensor, weight_name
 from .registry import register_pass
@@ -56,12 +56,14 @@ class FoldConstants(Pass):
         for op in graph.ops:
             if isinstance(op, WeightOp):
                 _fold_scalar_weight(op, rewriter)
-            elif op.graph is graph and op.inputs and all(is_constant(value) for value in op.inputs):
+            elif op.graph is graph and not isinstance(op, FullOp) and all(map(is_constant, op.inputs)):
                 self._fold(op, rewriter)
         return Result(rewriter.changed)
 
     def _fold(self, op: Op, rewriter: Rewriter) -> None:
         if len(op.results) != 1 or op.result.type.channel_block or not op.result.uses:
+            return
+        if op.result.type.symbolic or any(isinstance(one.op, FullOp) and not one.op.known for one in op.inputs):
             return
         operands = [tensor(value) for value in op.operands]
         if any(value is not None and known is None for value, known in zip(op.operands, operands, strict=True)):
@@ -110,5 +112,5 @@ def _filled_with(result: torch.Tensor) -> float | int | bool | None:
 
 
 def _source(op: Op) -> Value:
-    """The operand that names the result: the first weight."""
-    return next((value for value in op.inputs if isinstance(value.op, WeightOp)), op.inputs[0])
+    """The value that names the result: the first weight."""
+    return next((value for value in op.inputs if isinstance(value.op, WeightOp)), (*op.inputs, op.result)[0])

@@ -6,20 +6,21 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..ir import Attrs, IRError, Op, Rewriter, Value
+from ..ir import Attrs, IRError, Op, Rewriter, Value, is_symbolic
 from ..ir.ops import FullOp, WeightOp
 
 
 def scalar(value: Value | None) -> float | int | bool | None:
-    """The number that fills ``value``, if it is a `FullOp` of any shape; else None."""
-    return value.op.attrs.value if value is not None and isinstance(value.op, FullOp) else None
+    """The number that fills ``value``, if it is a `FullOp` of any shape and the number is known; else None."""
+    number = value.op.attrs.value if value is not None and isinstance(value.op, FullOp) else None
+    return None if is_symbolic(number) else number
 
 
 def tensor(value: Value | None) -> torch.Tensor | None:
-    """The numbers of a constant, or None if ``value`` is no constant or its weight is not loaded."""
+    """The numbers of a constant, or None if ``value`` is no constant, its shape is open, or its weight is not loaded."""
     op = value.op if value is not None else None
     if isinstance(op, FullOp):
-        return op.evaluate()
+        return op.evaluate() if op.known else None
     if isinstance(op, WeightOp) and op.graph is not None and op.attrs.id in op.graph.weights:
         return op.evaluate()
     return None

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from .codegen.build import compile_graph
     from .machines.catalog import detect_host, list_targets, resolve_target
     from .machines.target import Cpu, Gpu, Target
-    from .runtime.compiled_model import CompiledModel
+    from .runtime.compiled_model import CompiledFamily, CompiledModel
+    from .runtime.dynamic import DynamicExecutable
     from .runtime.executable import BenchmarkResult, Executable
 
 _HOMES = {
     "BenchmarkResult": "runtime.executable",
     "Cpu": "machines.target",
+    "DynamicExecutable": "runtime.dynamic",
     "Gpu": "machines.target",
     "Executable": "runtime.executable",
     "Target": "machines.target",
@@ -62,21 +64,30 @@ def load(path: str | Path, *, threads: int | None = None) -> Executable:
         When the model returns objects of a class that this process does not know: a dict or a tuple comes back instead.
     """
     from ..ir import TersorWarning
-    from .runtime.executable import Executable
 
-    executable = Executable(_read(path), threads=threads)
+    executable = _executable(_read(path), threads=threads)
     if executable.classes_note:
         warnings.warn(executable.classes_note, TersorWarning, stacklevel=2)
     return executable
 
 
-def _read(path: str | Path, *, runnable: bool = True) -> CompiledModel:
+def _executable(model: CompiledModel | CompiledFamily, *, threads: int | None = None) -> Executable:
+    from .runtime.compiled_model import CompiledFamily
+    from .runtime.dynamic import DynamicExecutable
+    from .runtime.executable import Executable
+
+    if isinstance(model, CompiledFamily):
+        return DynamicExecutable(model, threads=threads)
+    return Executable(model, threads=threads)
+
+
+def _read(path: str | Path, *, runnable: bool = True) -> CompiledModel | CompiledFamily:
     from .packaging.artifact import read
 
     return read(path, runnable=runnable)
 
 
-def _save(model: CompiledModel, path: str | Path) -> Path:
+def _save(model: CompiledModel | CompiledFamily, path: str | Path) -> Path:
     from .packaging.artifact import save
 
     return save(model, path)

@@ -8,6 +8,7 @@ import torch
 from torch._ops import OpOverload
 
 from ...ir import Value
+from ...ir.ops import AddOp, IotaOp, MulOp
 from ..context import Context, Number
 from ..registry import Argument, Converter, converter, register_each
 
@@ -62,6 +63,8 @@ def _computed(overload: OpOverload) -> Converter:
     name = str(overload).split(".")[1]
 
     def convert(ctx: Context, *args: Argument, **options: object) -> Value:
+        if ctx.result_type.symbolic:
+            ctx.refuse(f"its result is {ctx.result_type}; leave that extent out of the dynamic shapes")
         placement = {"device": "cpu", "dtype": ctx.dtype.torch, "pin_memory": False, "layout": torch.strided}
         return ctx.constant(overload(*args, **placement), name)
 
@@ -70,9 +73,6 @@ def _computed(overload: OpOverload) -> Converter:
 
 # Tensors without operands are computed now and kept as weights.
 _FACTORIES = (
-    aten.arange.default,
-    aten.arange.start,
-    aten.arange.start_step,
     aten.linspace.default,
     aten.eye.default,
     aten.eye.m,
@@ -80,3 +80,19 @@ _FACTORIES = (
     aten.triu_indices.default,
 )
 register_each({overload: overload for overload in _FACTORIES}, _computed)
+
+
+@converter(aten.arange.default)
+def arange(ctx: Context, end: Number, **options: object) -> Value:
+    return arange_start_step(ctx, 0, end)
+
+
+@converter(aten.arange.start, aten.arange.start_step)
+def arange_start_step(ctx: Context, start: Number, end: Number, step: Number = 1, **options: object) -> Value:
+    type = ctx.result_type
+    if not type.symbolic:
+        return ctx.constant(torch.arange(start, end, step, dtype=type.dtype.torch), "arange")
+    numbers = ctx.emit(IotaOp, attrs=IotaOp.attrs_type(count=type.shape[0], dtype=type.dtype))
+    if step != 1:
+        numbers = ctx.emit(MulOp, numbers, ctx.operand(step, type.dtype))
+    return ctx.emit(AddOp, numbers, ctx.operand(start, type.dtype)) if start != 0 else numbers

@@ -70,8 +70,13 @@ def repeat(ctx: Context, x: Value, repeats: Sequence[int]) -> Value:
 
 
 def _bounds(extent: int, start: int | None, stop: int | None, step: int) -> tuple[int, int]:
-    first, last, _ = slice(start, stop, step).indices(extent)
-    return first, max(first, last)
+    first = _position(0 if start is None else start, extent)
+    return first, max(first, _position(extent if stop is None else stop, extent))
+
+
+def _position(index: int, extent: int) -> int:
+    """Where a slice with a positive step begins or ends, counted from the front."""
+    return max(index + extent, 0) if index < 0 else min(index, extent)
 
 
 @converter(aten.slice.Tensor)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..core import Attrs, Op
+from ..extents import Extent
 from ..traits import ChannelFlow
 from ..types import DType, TensorType
 
@@ -49,6 +50,11 @@ class FullOp(Op, name="full", attrs=FullAttrs):
     channels = ChannelFlow.SOURCE
 
     @property
+    def known(self) -> bool:
+        """Whether number and shape do not depend on extents that a call chooses."""
+        return not (isinstance(self.attrs.value, Extent) or self.result.type.symbolic)
+
+    @property
     def keeps_finite(self) -> bool:
         """Whether the number is finite."""
         return math.isfinite(self.attrs.value)
@@ -62,3 +68,23 @@ class FullOp(Op, name="full", attrs=FullAttrs):
 
     def evaluate(self) -> torch.Tensor:
         return torch.full(self.attrs.shape, self.attrs.value, dtype=self.attrs.dtype.torch)
+
+
+@dataclass(frozen=True)
+class IotaAttrs(Attrs):
+    """As many numbers as ``count``."""
+
+    count: int
+    dtype: DType = DType.I64
+
+
+class IotaOp(Op, name="iota", attrs=IotaAttrs):
+    """The numbers 0, 1, 2, … [count]: a constant of an extent that is not known yet."""
+
+    always_finite = True
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        return (TensorType((self.attrs.count,), self.attrs.dtype),)
+
+    def evaluate(self) -> torch.Tensor:
+        return torch.arange(self.attrs.count, dtype=self.attrs.dtype.torch)

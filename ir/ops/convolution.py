@@ -68,6 +68,9 @@ class ConvolutionOp(LayerOp):
             raise self.error(f"the {window} window is larger than the padded operand {x}")
         return TensorType((x.shape[0], weight.shape[0], *extents), dtype)
 
+    def apart(self, index: int, axis: int) -> int | None:
+        return 0 if (index, axis) == (0, 0) else None
+
     def macs(self) -> int:
         return self.result.type.size * self.weight.type.size // self.weight.shape[0]
 

@@ -49,6 +49,11 @@ class ReshapeOp(StridedOp, name="reshape", attrs=ShapeAttrs):
     def strided_view(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(self.attrs.shape)
 
+    def apart(self, index: int, axis: int) -> int | None:
+        before, shape = math.prod(self.x.shape[:axis]), self.attrs.shape
+        places = [place for place in range(len(shape)) if math.prod(shape[:place]) == before]
+        return places[-1] if places else None  # those before it have extent 1
+
 
 @dataclass(frozen=True)
 class PermuteAttrs(Attrs):
@@ -72,6 +77,9 @@ class PermuteOp(StridedOp, name="permute", attrs=PermuteAttrs):
     def strided_view(self, x: torch.Tensor) -> torch.Tensor:
         return x.permute(self.attrs.dims)
 
+    def apart(self, index: int, axis: int) -> int | None:
+        return int(self.attrs.dims.index(axis))
+
 
 class ExpandOp(StridedOp, name="expand", attrs=ShapeAttrs):
     """Broadcast to a larger shape."""
@@ -86,6 +94,9 @@ class ExpandOp(StridedOp, name="expand", attrs=ShapeAttrs):
 
     def strided_view(self, x: torch.Tensor) -> torch.Tensor:
         return x.expand(self.attrs.shape)
+
+    def apart(self, index: int, axis: int) -> int | None:
+        return axis + len(self.attrs.shape) - self.x.type.rank
 
 
 @dataclass(frozen=True)
@@ -115,13 +126,16 @@ class SliceOp(StridedOp, name="slice", attrs=SliceAttrs):
         if not 0 <= attrs.axis < x.rank or not 0 <= attrs.start <= attrs.stop <= x.shape[attrs.axis] or attrs.step < 1:
             raise self.error(f"{attrs} is outside of {x}")
         shape = list(x.shape)
-        shape[attrs.axis] = len(range(attrs.start, attrs.stop, attrs.step))
+        shape[attrs.axis] = -((attrs.start - attrs.stop) // attrs.step)
         return (x.with_shape(tuple(shape)),)
 
     def strided_view(self, x: torch.Tensor) -> torch.Tensor:
         index = [slice(None)] * x.ndim
         index[self.attrs.axis] = slice(self.attrs.start, self.attrs.stop, self.attrs.step)
         return x[tuple(index)]
+
+    def apart(self, index: int, axis: int) -> int | None:
+        return None if axis == self.attrs.axis else axis
 
 
 @dataclass(frozen=True)
@@ -159,6 +173,9 @@ class ConcatOp(Op, name="concat", attrs=AxisAttrs):
 
     def evaluate(self, *parts: torch.Tensor) -> torch.Tensor:
         return torch.cat(parts, self.attrs.axis)
+
+    def apart(self, index: int, axis: int) -> int | None:
+        return None if axis == self.attrs.axis else axis
 
 
 @dataclass(frozen=True)
@@ -209,6 +226,9 @@ class ChannelShuffleOp(Op, name="channel_shuffle", attrs=ChannelShuffleAttrs):
     def evaluate(self, *parts: torch.Tensor) -> torch.Tensor:
         return torch.cat(parts, 1)[:, list(self.sources)]
 
+    def apart(self, index: int, axis: int) -> int | None:
+        return None if axis == 1 else axis
+
 
 @dataclass(frozen=True)
 class PadAttrs(Attrs):
@@ -241,6 +261,9 @@ class PadOp(Op, name="pad", attrs=PadAttrs):
         ]
         return functional.pad(x, amounts, value=self.attrs.value)
 
+    def apart(self, index: int, axis: int) -> int | None:
+        return None if self.attrs.before[axis] or self.attrs.after[axis] else axis
+
 
 class TableOp(Op):
     """Base of the ops that look rows of a table [V, D] up: indices are integers of at least 0 and below V."""
@@ -260,6 +283,9 @@ class EmbeddingOp(TableOp, name="embedding"):
 
     def evaluate(self, table: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         return functional.embedding(indices, table)
+
+    def apart(self, index: int, axis: int) -> int | None:
+        return axis if index == 1 else None
 
     def cost(self) -> Cost:
         """Of the table, only the rows that are picked are read."""

@@ -38,6 +38,9 @@ class DistanceOp(Op, name="distance", attrs=DistanceAttrs):
     def evaluate(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.cdist(x, y, self.attrs.p, compute_mode="donot_use_mm_for_euclid_dist")
 
+    def apart(self, index: int, axis: int) -> int | None:
+        return axis if axis < self.x.type.rank - 2 else None
+
     def macs(self) -> int:
         """One power and addition for each pair and coordinate."""
         return math.prod(self.result.shape) * self.x.shape[-1]

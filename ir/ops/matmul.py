@@ -47,6 +47,9 @@ class LinearOp(LayerOp, name="linear", attrs=LinearAttrs):
             return functional.linear(x.to(bias.dtype), weight.to(bias.dtype), bias).to(x.dtype)
         return functional.linear(x, weight, bias)
 
+    def apart(self, index: int, axis: int) -> int | None:
+        return axis if index == 0 and axis < self.x.type.rank - 1 else None
+
     def macs(self) -> int:
         return self.result.type.size * self.weight.shape[1]
 
@@ -80,6 +83,11 @@ class MatmulOp(Op, name="matmul", attrs=MatmulAttrs):
 
     def evaluate(self, lhs: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
         return torch.matmul(lhs, rhs.transpose(-1, -2) if self.attrs.transpose_rhs else rhs)
+
+    def apart(self, index: int, axis: int) -> int | None:
+        rank = self.inputs[index].type.rank
+        rows = index == 0 and axis == rank - 2
+        return axis + self.result.type.rank - rank if rows or axis < rank - 2 else None
 
     def macs(self) -> int:
         return self.result.type.size * self.lhs.shape[-1]
@@ -144,6 +152,10 @@ class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
             seen = torch.ones(scores, dtype=torch.bool, device=mask.device).tril()
             mask = mask & seen if mask.dtype is torch.bool else mask.masked_fill(~seen, -math.inf)
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
+
+    def apart(self, index: int, axis: int) -> int | None:
+        rank = self.inputs[index].type.rank
+        return axis + self.result.type.rank - rank if axis < rank - 2 else None
 
     def macs(self) -> int:
         scores = self.query.type.size // self.query.shape[-1] * self.key.shape[-2]

@@ -49,6 +49,9 @@ class BatchNormOp(Op, name="batch_norm", attrs=EpsilonAttrs):
     ) -> torch.Tensor:
         return functional.batch_norm(x, mean, variance, gamma, beta, training=False, eps=self.attrs.eps)
 
+    def apart(self, index: int, axis: int) -> int | None:
+        return axis if index == 0 and axis != 1 else None
+
 
 @dataclass(frozen=True)
 class LayerNormAttrs(Attrs):
@@ -84,6 +87,9 @@ class LayerNormOp(Op, name="layer_norm", attrs=LayerNormAttrs):
     ) -> torch.Tensor:
         return functional.layer_norm(x, x.shape[-self.attrs.dims :], gamma, beta, self.attrs.eps)
 
+    def apart(self, index: int, axis: int) -> int | None:
+        return axis if index == 0 and axis < self.x.type.rank - self.attrs.dims else None
+
 
 @dataclass(frozen=True)
 class SoftmaxAttrs(Attrs):
@@ -113,3 +119,6 @@ class SoftmaxOp(Op, name="softmax", attrs=SoftmaxAttrs):
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
         function = torch.log_softmax if self.attrs.log else torch.softmax
         return function(x, self.attrs.axis)
+
+    def apart(self, index: int, axis: int) -> int | None:
+        return None if axis == self.attrs.axis else axis

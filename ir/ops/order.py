@@ -28,6 +28,9 @@ class ScanOp(Op):
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
         return type(self).function(x, self.attrs.axis).to(x.dtype)
 
+    def apart(self, index: int, axis: int) -> int | None:
+        return None if axis == self.attrs.axis else axis
+
 
 class CumSumOp(ScanOp, name="cumsum", attrs=AxisAttrs):
     """Sums; those of f32 are added up in f64, as in PyTorch."""
@@ -109,6 +112,9 @@ class SortOp(Op, name="sort", attrs=SortAttrs):
             raise self.error(f"{attrs} does not fit {x}")
         return (x.with_shape((*x.shape[: attrs.axis], attrs.count, *x.shape[attrs.axis + 1 :])),)
 
+    def apart(self, index: int, axis: int) -> int | None:
+        return None if axis == self.attrs.axis else axis
+
     def _sorted(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         attrs = self.attrs
         found = torch.sort(x, dim=attrs.axis, descending=attrs.descending, stable=True)
@@ -154,3 +160,6 @@ class SearchOp(Op, name="search", attrs=SearchAttrs):
 
     def evaluate(self, rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         return torch.searchsorted(rows.contiguous(), numbers.contiguous(), right=self.attrs.right)
+
+    def apart(self, index: int, axis: int) -> int | None:
+        return axis if axis < self.inputs[index].type.rank - 1 else None

@@ -75,6 +75,9 @@ class PoolOp(Op):
             raise self.error(f"window {attrs.kernel} is larger than the padded operand {x}")
         return (x.with_shape((*x.shape[:2], *extents)),)
 
+    def apart(self, index: int, axis: int) -> int | None:
+        return axis if axis < 2 else None
+
 
 class Pool2dOp(PoolOp):
     """Base of the poolings of images."""
@@ -180,3 +183,6 @@ class AdaptiveAvgPool2dOp(Op, name="adaptive_avg_pool2d", attrs=AdaptivePoolAttr
             window = tuple(x.shape[2 + i] // self.attrs.size[i] for i in range(2))
             return mean_of_sums(functional.avg_pool2d(x.double(), window, divisor_override=1), math.prod(window))
         return functional.adaptive_avg_pool2d(x, self.attrs.size)
+
+    def apart(self, index: int, axis: int) -> int | None:
+        return axis if axis < 2 else None

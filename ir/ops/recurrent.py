@@ -56,6 +56,10 @@ class RecurrentOp(Op):
     def macs(self) -> int:
         return self.gates.type.size * self.units
 
+    def apart(self, index: int, axis: int) -> int | None:
+        samples = 1 if index == 0 else 0  # of the gates, and of the states that they begin with
+        return 1 if index != 1 and axis == samples else None
+
     def step(self, gates: torch.Tensor, hidden: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         """The next state [N, H] from one step's gates [N, G * H] and the product of state and weight."""
         raise NotImplementedError

@@ -39,6 +39,11 @@ class ReduceOp(FunctionOp):
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
         return type(self).function(x, self.attrs.axes, keepdim=self.attrs.keepdim)
 
+    def apart(self, index: int, axis: int) -> int | None:
+        if axis in self.attrs.axes:
+            return None
+        return axis if self.attrs.keepdim else axis - sum(one < axis for one in self.attrs.axes)
+
     @property
     def storage(self) -> Storage:
         """Reductions of whole planes, such as global pooling, work on channel blocks too; of integers, means only."""
@@ -120,6 +125,11 @@ class ArgumentOp(FunctionOp):
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
         numbers = x.to(torch.uint8) if x.dtype is torch.bool else x
         return type(self).function(numbers, self.attrs.axis, keepdim=self.attrs.keepdim)
+
+    def apart(self, index: int, axis: int) -> int | None:
+        if axis == self.attrs.axis:
+            return None
+        return axis - (axis > self.attrs.axis and not self.attrs.keepdim)
 
 
 class ArgMaxOp(ArgumentOp, name="argmax", attrs=ArgumentAttrs, function=torch.argmax):

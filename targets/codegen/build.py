@@ -9,7 +9,7 @@ from ..machines.catalog import host_machine
 from ..machines.families import backend_of, family_of
 from ..machines.target import Cpu, Target
 from ..machines.toolchain import find_toolchain
-from ..runtime.compiled_model import CompiledModel
+from ..runtime.compiled_model import CompiledModel, SharedConstants
 from ..runtime.executable import Executable, Report
 from ..runtime.model_info import KernelInfo, ModelInfo, described
 from ..runtime.ports import ports
@@ -27,6 +27,7 @@ def compile_graph(
     choose: Choose | None = None,
     report: Report = None,
     begin: Callable[[str], None] = lambda stage: None,
+    shared: SharedConstants | None = None,
 ) -> Executable:
     """Compile an optimized graph, to which the pass ``layout`` has been applied, for ``target``.
 
@@ -40,6 +41,8 @@ def compile_graph(
         What the passes did, kept with the executable.
     begin
         Told the name of each stage when it starts.
+    shared
+        The constants of programs for other shapes, which this one shares where they are equal; not for GPUs.
 
     Raises
     ------
@@ -65,7 +68,8 @@ def compile_graph(
     compiled = call_interruptibly(lambda: build(module, target))
     begin("link")
     code = LinkedCode.link(compiled, toolchain, runs_here=family_of(target).machine == host_machine())
-    model = CompiledModel(describe(program, functions, plan), code, program.constants, lambda: graph, graph.structure)
+    constants = program.constants if shared is None else shared(program.constants)
+    model = CompiledModel(describe(program, functions, plan), code, constants, lambda: graph, graph.structure)
     return Executable(model, report=report, threads=threads)
 
 

@@ -8,6 +8,9 @@
 ``graph.safetensors``  its weights
 =====================  ===================================================================================
 
+In a model of several shapes, ``graph.ir`` has symbols. Each program has code and a graph of its own (``program-1.so``,
+``program-1.ir``), and all share the constants and the weights.
+
 `read` checks what it reads before it maps any code: all but the weights of the graph, which are as large as the
 constants and are checked when the graph is asked for. The manifest must fit the graph, and the code's own signature,
 before any of it runs (see `checks`). The digests find damage, not malice: whoever can write the file
@@ -22,6 +25,7 @@ import platform
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -35,19 +39,18 @@ from ...ir.files import replacing, temporary_folder
 from ...ir.storage import ir_text
 from ..machines.catalog import host_features, host_machine, native_name
 from ..machines.families import backend_of, family_of
-from ..runtime.compiled_model import CompiledModel
+from ..machines.target import Target
+from ..runtime.compiled_model import CompiledFamily, CompiledModel, Numbers
 from .archive import ALIGNMENT, Archive, ArchiveWriter
-from .checks import ELF_HEADER_BYTES, check_code, check_graph, check_target, is_library_for
-from .manifest import ArtifactError, Constant, Manifest
+from .checks import ELF_HEADER_BYTES, check_code, check_graph, check_program, check_target, is_library_for
+from .manifest import CODE, GRAPH, ArtifactError, Constant, Manifest, Member, ProgramEntry
 
 if TYPE_CHECKING:
     from ..runtime.virtual_machine import LinkedCode
 
 SUFFIX = ".tersor"
 _MODEL_SUFFIXES = (".pt2", ".ir")  # of files that run no code when loaded: no artifact is taken for one
-MANIFEST, CODE, CONSTANTS = "manifest.json", "model.so", "constants.bin"
-GRAPH, WEIGHTS = "graph.ir", "graph.safetensors"
-_MEMBERS = frozenset({CODE, CONSTANTS, GRAPH, WEIGHTS})
+MANIFEST, CONSTANTS, WEIGHTS = "manifest.json", "constants.bin", "graph.safetensors"
 
 _VERSIONED = ("tersor", "torch", "apache-tvm")
 _DTYPES = {
@@ -56,7 +59,7 @@ _DTYPES = {
 _COPY_BYTES = 4 << 20  # read at a time when a file is copied into the archive
 
 
-def save(model: CompiledModel, path: str | Path) -> Path:
+def save(model: CompiledModel | CompiledFamily, path: str | Path) -> Path:
     """Write an artifact; an existing file is replaced only when the new one is complete.
 
     Returns
@@ -70,13 +73,14 @@ def save(model: CompiledModel, path: str | Path) -> Path:
         When the file cannot be written.
     """
     path = Path(path)
-    check_target(model.info.target)
+    contents = _Contents.of(model)
+    check_target(contents.target)
     with replacing(path) as fresh:
-        _write(model, fresh)
+        _write(contents, fresh)
     return path
 
 
-def read(path: str | Path, *, runnable: bool = True) -> CompiledModel:
+def read(path: str | Path, *, runnable: bool = True) -> CompiledModel | CompiledFamily:
     """Read what `save` wrote; its code is loaded, its graph is read when it is asked for.
 
     Parameters
@@ -95,22 +99,32 @@ def read(path: str | Path, *, runnable: bool = True) -> CompiledModel:
         from ..machines.features import obstacle_here  # needs TVM
         from ..runtime.virtual_machine import LinkedCode
 
-        model = manifest.model
         with _again():
-            check_target(model.target)
-        foreign = not runnable and obstacle_here(model.target)
+            check_target(manifest.target)
+        foreign = not runnable and obstacle_here(manifest.target)
         if not foreign:
             _check_host(path, manifest)
-        archive.check({name: manifest.members[name] for name in (CODE, CONSTANTS, GRAPH)})
+        archive.check({name: member for name, member in manifest.members.items() if name != WEIGHTS})
         constants = _map_constants(archive[CONSTANTS], manifest.constants)
-        graph = _parse_graph(archive, None)
-        with _again():
-            check_graph(model, graph)
-        code = LinkedCode(bytes(archive[CODE]), None) if foreign else _load_code(archive[CODE], manifest)
-        if not foreign and backend_of(model.target) is None:
+        whole = _parse_graph(archive, GRAPH, None)
+        models = []
+        for entry in manifest.programs:
+            graph = whole if entry.graph == GRAPH else _parse_graph(archive, entry.graph, None)
             with _again():
-                check_code(model, manifest.constants, code.module)
-    return CompiledModel(model, code, constants, partial(_read_graph, path, archive, manifest), graph.structure)
+                check_graph(entry.model, graph)
+                check_program(entry, whole, graph, len(constants))
+            data = archive[entry.code]
+            code = LinkedCode(bytes(data), None) if foreign else _load_code(data, manifest)
+            if not foreign and backend_of(manifest.target) is None:
+                with _again():
+                    check_code(entry.model, [manifest.constants[index] for index in entry.constants], code.module)
+            used = tuple(constants[index] for index in entry.constants)
+            read_graph = partial(_read_graph, path, archive, manifest, entry.graph)
+            models.append(CompiledModel(entry.model, code, used, read_graph, graph.structure))
+    if not whole.symbols:
+        return models[0]
+    programs = tuple((entry.numbers, model) for entry, model in zip(manifest.programs, models, strict=True))
+    return CompiledFamily(programs, whole, partial(_read_graph, path, archive, manifest))
 
 
 def load_graph(path: str | Path) -> Graph:
@@ -144,32 +158,78 @@ def is_artifact(path: str | Path) -> bool:
 # Writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write(model: CompiledModel, path: Path) -> None:
+@dataclass(frozen=True)
+class _Contents:
+    """What is written: the graph, each program with the name of its files, and the constants of all."""
+
+    graph: Graph
+    programs: tuple[tuple[str, Numbers, CompiledModel], ...]
+    constants: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def of(cls, model: CompiledModel | CompiledFamily) -> _Contents:
+        if isinstance(model, CompiledModel):
+            return cls(model.graph, ((Path(CODE).stem, {}, model),), model.constants)
+        programs = tuple(
+            (f"program-{index}", numbers, one) for index, (numbers, one) in enumerate(model.programs, start=1)
+        )
+        unique = {id(constant): constant for _, _, one in programs for constant in one.constants}
+        return cls(model.graph, programs, tuple(unique.values()))
+
+    @property
+    def target(self) -> Target:
+        return self.programs[0][2].info.target
+
+    @property
+    def entries(self) -> tuple[ProgramEntry, ...]:
+        places = {id(constant): index for index, constant in enumerate(self.constants)}
+        return tuple(
+            ProgramEntry(
+                model=model.info,
+                constants=tuple(places[id(constant)] for constant in model.constants) if numbers else self._all,
+                code=f"{name}.so",
+                graph=f"{name}.ir" if numbers else GRAPH,
+                numbers=numbers,
+            )
+            for name, numbers, model in self.programs
+        )
+
+    @property
+    def _all(self) -> tuple[int, ...]:
+        return tuple(range(len(self.constants)))
+
+
+def _write(contents: _Contents, path: Path) -> None:
     from ..machines.features import required_features  # needs TVM
 
     scratch = path.parent
-    (scratch / GRAPH).write_text(ir_text(model.graph), encoding="utf-8")
-    model.graph.weights.save(scratch / WEIGHTS)
-    target = model.info.target
-    constants, constants_bytes = index_constants(model.constants)
+    contents.graph.weights.save(scratch / WEIGHTS)
+    target, entries = contents.target, contents.entries
+    constants, constants_bytes = index_constants(contents.constants)
     with ArchiveWriter(path) as archive:
-        members = {
-            CODE: archive.add(CODE, len(model.code.code), [model.code.code]),
-            CONSTANTS: archive.add(CONSTANTS, constants_bytes, constant_chunks(model.constants)),
-            GRAPH: archive.add(GRAPH, (scratch / GRAPH).stat().st_size, _file_chunks(scratch / GRAPH)),
-            WEIGHTS: archive.add(WEIGHTS, (scratch / WEIGHTS).stat().st_size, _file_chunks(scratch / WEIGHTS)),
-        }
+        members = {CONSTANTS: archive.add(CONSTANTS, constants_bytes, constant_chunks(contents.constants))}
+        for entry, (_, _, model) in zip(entries, contents.programs, strict=True):
+            members[entry.code] = archive.add(entry.code, len(model.code.code), [model.code.code])
+            if entry.graph != GRAPH:
+                members[entry.graph] = _add_text(archive, entry.graph, model.graph)
+        members[GRAPH] = _add_text(archive, GRAPH, contents.graph)
+        members[WEIGHTS] = archive.add(WEIGHTS, (scratch / WEIGHTS).stat().st_size, _file_chunks(scratch / WEIGHTS))
         manifest = Manifest(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions={name: version(name) for name in _VERSIONED},
             system=platform.system(),
             machine=family_of(target).machine,
             features=required_features(target),
-            model=model.info,
+            programs=entries,
             constants=constants,
             members=members,
         )
         archive.add_index(MANIFEST, manifest.to_text().encode())
+
+
+def _add_text(archive: ArchiveWriter, name: str, graph: Graph) -> Member:
+    text = ir_text(graph).encode()
+    return archive.add(name, len(text), [text])
 
 
 def index_constants(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Constant, ...], int]:
@@ -229,11 +289,12 @@ def _open(path: Path) -> tuple[Archive, Manifest]:
             f"is a compiled model, whose code would run; if you trust where it comes from, give it the suffix {SUFFIX}"
         )
     manifest = Manifest.from_text(text)
+    wanted = {CONSTANTS, GRAPH, WEIGHTS} | {name for one in manifest.programs for name in (one.code, one.graph)}
     for problem, names in (
-        ("lacks", _MEMBERS - archive.names),
-        ("has an unknown member", archive.names - _MEMBERS - {MANIFEST}),
-        ("has no hash of", _MEMBERS - manifest.members.keys()),
-        ("has a hash of an unknown member", manifest.members.keys() - _MEMBERS),
+        ("lacks", wanted - archive.names),
+        ("has an unknown member", archive.names - wanted - {MANIFEST}),
+        ("has no hash of", wanted - manifest.members.keys()),
+        ("has a hash of an unknown member", manifest.members.keys() - wanted),
     ):
         if names:
             raise ArtifactError(f"{problem} {min(names)!r}; use the file as `tersor compile` wrote it")
@@ -248,21 +309,21 @@ def _check_host(path: Path, manifest: Manifest) -> None:
     if (manifest.system, manifest.machine) != (here, host_machine()):
         made_for = f"{manifest.system} on {manifest.machine}"
         raise ArtifactError(f"compiled for {made_for}, this machine is {here} on {machine}; {remedy}")
-    missing = sorted({*manifest.features, *required_features(manifest.model.target)} - host_features())
+    missing = sorted({*manifest.features, *required_features(manifest.target)} - host_features())
     if missing:
-        target = manifest.model.target.name
+        target = manifest.target.name
         raise ArtifactError(f"compiled for {target}, this processor lacks {', '.join(missing)}; {remedy}")
-    backend = backend_of(manifest.model.target)
-    obstacle = "" if backend is None else backend.obstacle_here(manifest.model.target)
+    backend = backend_of(manifest.target)
+    obstacle = "" if backend is None else backend.obstacle_here(manifest.target)
     if obstacle:
-        raise ArtifactError(f"compiled for {manifest.model.target.name}, {obstacle}; {remedy}")
+        raise ArtifactError(f"compiled for {manifest.target.name}, {obstacle}; {remedy}")
     made_with, installed = manifest.versions.get("apache-tvm", "an unknown version"), version("apache-tvm")
     if made_with != installed:
         raise ArtifactError(
             f"compiled with TVM {made_with}, whose code TVM {installed} cannot run; "
             f"compile it again: tersor compile {path} -o NEW{SUFFIX}"
         )
-    if manifest.features != required_features(manifest.model.target):
+    if manifest.features != required_features(manifest.target):
         raise ArtifactError("features of the manifest are not those of the target; compile the model again")
 
 
@@ -289,7 +350,7 @@ def _load_code(data: memoryview, manifest: Manifest) -> LinkedCode:
         raise ArtifactError(
             f"its code cannot be loaded, it is no library for {manifest.machine}; compile the model again"
         )
-    backend = backend_of(manifest.model.target)
+    backend = backend_of(manifest.target)
     with temporary_folder() as private:  # readable by this user only
         library = private / CODE
         try:
@@ -304,15 +365,15 @@ def _load_code(data: memoryview, manifest: Manifest) -> LinkedCode:
             ) from error
 
 
-def _read_graph(path: Path, archive: Archive, manifest: Manifest) -> Graph:
+def _read_graph(path: Path, archive: Archive, manifest: Manifest, member: str = GRAPH) -> Graph:
     with _about(path):
-        archive.check({name: manifest.members[name] for name in (GRAPH, WEIGHTS)})
-        return _parse_graph(archive, archive[WEIGHTS])
+        archive.check({name: manifest.members[name] for name in (member, WEIGHTS)})
+        return _parse_graph(archive, member, archive[WEIGHTS])
 
 
-def _parse_graph(archive: Archive, weights: memoryview | None) -> Graph:
+def _parse_graph(archive: Archive, member: str, weights: memoryview | None) -> Graph:
     try:
         store = None if weights is None else WeightStore(safetensors.torch.load(bytes(weights)))
-        return parse(str(archive[GRAPH], "utf-8"), store)
+        return parse(str(archive[member], "utf-8"), store)
     except (TersorError, safetensors.SafetensorError, ValueError) as error:
         raise ArtifactError(f"the graph in it is not readable ({error}); compile the model again") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...ir import Graph, IRError, verify_interface
+from ...ir import Graph, IRError, TersorError, bind, check_numbers, verify_interface
 from ...ir.printer import graph_symbol, value_names
 from ..machines.catalog import TARGETS
 from ..machines.families import FAMILIES
@@ -17,7 +17,7 @@ from ..machines.target import Cpu, Target
 from ..runtime.model_info import KernelInfo, ModelInfo, Port, described
 from ..runtime.ports import STORED_AS, ports
 from ..runtime.signature import Buffer, read_signature
-from .manifest import ArtifactError, Constant
+from .manifest import ArtifactError, Constant, ProgramEntry
 
 if TYPE_CHECKING:
     import tvm
@@ -89,6 +89,34 @@ def check_graph(info: ModelInfo, graph: Graph) -> None:
         work = (kernel.op, kernel.location, kernel.macs, kernel.bytes)
         if work not in known and not (_copies(kernel) and kernel.location in places):
             raise ArtifactError(f"kernel {index} of the manifest belongs to no op of the graph")
+
+
+def check_program(entry: ProgramEntry, whole: Graph, graph: Graph, constants: int) -> None:
+    """See that a program of an artifact is for numbers that the artifact's graph may be bound to, and reads what is there.
+
+    Parameters
+    ----------
+    whole, graph
+        The artifact's graph, and the program's.
+    constants
+        How many the artifact has.
+
+    Raises
+    ------
+    ArtifactError
+        When it is not.
+    """
+    try:
+        check_numbers(whole.symbols, entry.numbers)
+        inputs, outputs = ports(bind(whole, entry.numbers) if whole.symbols else whole)
+    except TersorError as error:
+        raise ArtifactError(f"a program does not fit the graph ({error})") from error
+    _agree("inputs", "graph", [port.type for port in entry.model.inputs], [port.type for port in inputs])
+    _agree("outputs", "graph", entry.model.outputs, outputs)
+    if graph.symbols and whole is not graph:
+        raise ArtifactError("the graph of a program must have fixed shapes")
+    if any(not 0 <= index < constants for index in entry.constants):
+        raise ArtifactError("a program reads constants that the manifest does not have")
 
 
 def check_code(info: ModelInfo, constants: Iterable[Constant], module: tvm.runtime.Module) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ...ir import TersorError
+from ...ir.foreign import Json
 from ..machines.catalog import TARGETS
-from ..machines.target import Gpu
+from ..machines.target import Gpu, Target
 from ..runtime.model_info import ModelInfo
 from ..templates.codec import CodecError, decode, encode
 
-SCHEMA = 3  # 2 had neither states nor structure
-_OLDEST = 2
+SCHEMA = 4  # 3 had one program, 2 neither states nor structure
+_OLDEST, _LAST_OF_ONE_PROGRAM = 2, 3
+
+CODE, GRAPH = "model.so", "graph.ir"  # members of an artifact of one program
 
 
 class ArtifactError(TersorError):
@@ -38,6 +41,29 @@ class Constant:
 
 
 @dataclass(frozen=True)
+class ProgramEntry:
+    """One program of an artifact.
+
+    Attributes
+    ----------
+    model
+        Inputs, outputs, target and kernels.
+    constants
+        Which of the manifest's constants the code reads, in the order of the code.
+    code, graph
+        The members with its code, and with the graph that it was made of.
+    numbers
+        What the symbols of ``graph.ir`` are in it; nothing in an artifact of fixed shapes.
+    """
+
+    model: ModelInfo
+    constants: tuple[int, ...]
+    code: str
+    graph: str
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What stands in ``manifest.json``.
 
@@ -51,10 +77,10 @@ class Manifest:
         Operating system and architecture that the code runs on, as `platform.system` and `platform.machine` name them.
     features
         Instruction sets that the processor must have, in the names of /proc/cpuinfo.
-    model
-        Inputs, outputs, target and kernels.
+    programs
+        All programs, at least one; they are for one target.
     constants
-        In the order of the code's constants.
+        What lies in ``constants.bin``, in this order.
     members
         All members of the archive but the manifest itself.
     schema
@@ -66,10 +92,15 @@ class Manifest:
     system: str
     machine: str
     features: tuple[str, ...]
-    model: ModelInfo
+    programs: tuple[ProgramEntry, ...]
     constants: tuple[Constant, ...]
     members: Mapping[str, Member]
     schema: int = SCHEMA
+
+    @property
+    def target(self) -> Target:
+        """What the code was compiled for."""
+        return self.programs[0].model.target
 
     def to_text(self) -> str:
         """The text of ``manifest.json``."""
@@ -100,11 +131,25 @@ class Manifest:
             raise ArtifactError(
                 f"schema {schema} is older than {_OLDEST}, the oldest known here; compile the model again"
             )
+        if schema <= _LAST_OF_ONE_PROGRAM:
+            tree = _with_programs(tree)
         try:
             decoded: Manifest = decode(cls, tree, "manifest")
         except CodecError as error:
             raise ArtifactError(str(error)) from error
-        known = TARGETS.get(decoded.model.target.name)
+        if not decoded.programs or any(one.model.target != decoded.target for one in decoded.programs):
+            raise ArtifactError("the manifest must have programs for one target")
+        known = TARGETS.get(decoded.target.name)
         if isinstance(known, Gpu):  # older manifests describe a GPU as if it were a processor
-            return replace(decoded, model=replace(decoded.model, target=known))
+            programs = (replace(one, model=replace(one.model, target=known)) for one in decoded.programs)
+            return replace(decoded, programs=tuple(programs))
         return decoded
+
+
+def _with_programs(tree: Json) -> Json:
+    """What an older manifest says, in today's form."""
+    count = len(tree["constants"]) if isinstance(tree.get("constants"), list) else 0
+    entry = {"constants": list(range(count)), "code": CODE, "graph": GRAPH}
+    if "model" in tree:
+        entry["model"] = tree["model"]
+    return {name: value for name, value in tree.items() if name != "model"} | {"programs": [entry]}

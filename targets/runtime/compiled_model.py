@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -50,3 +51,46 @@ class CompiledModel:
         graph = self.graph.clone()
         graph.weights = WeightStore({**graph.weights, **state})
         return replace(self, read_graph=lambda: graph)
+
+
+Numbers = Mapping[str, int]  # what symbols are: extents by name
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledFamily:
+    """A model compiled for several shapes.
+
+    Attributes
+    ----------
+    programs
+        The shapes, as numbers of the graph's symbols, each with the program for them; at least one.
+    graph_without_weights
+        The graph with symbols that all programs were made of; it need not have weights.
+    read_graph
+        Returns the same graph with its weights; called once, when it is first asked for.
+    """
+
+    programs: tuple[tuple[Numbers, CompiledModel], ...]
+    graph_without_weights: Graph
+    read_graph: Callable[[], Graph]
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph that was compiled, kept so that the model is never lost."""
+        return self.read_graph()
+
+
+class SharedConstants:
+    """Keeps one of all constants that hold the same bytes, so that programs of several shapes share packed weights."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[torch.dtype, int, bytes], torch.Tensor] = {}
+
+    def __call__(self, constants: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """The same constants, those that are known already in place of equal ones."""
+        return tuple(self._known.setdefault(_contents(constant), constant) for constant in constants)
+
+
+def _contents(tensor: torch.Tensor) -> tuple[torch.dtype, int, bytes]:
+    data = tensor.view(torch.uint8).numpy().data if tensor.numel() else b""
+    return tensor.dtype, tensor.numel(), hashlib.sha256(data).digest()

@@ -181,15 +181,20 @@ class Executable:
         """
         inputs = self._leaves(args, kwargs)
         flat = self._flatten(inputs)
-        as_numpy = bool(inputs) and isinstance(inputs[0], np.ndarray)
-        if as_numpy and any(port.type.dtype is DType.BF16 for port in self.info.user_outputs):
+        self._check_kind(inputs)
+        return self._returned(inputs, self._shaped(self._run(flat, keep_state=True), self.info.user_outputs))
+
+    def _check_kind(self, inputs: Sequence[Array]) -> None:
+        """Raise TersorError if NumPy cannot hold what is returned for inputs of its kind."""
+        if _as_numpy(inputs) and any(port.type.dtype is DType.BF16 for port in self.info.user_outputs):
             raise TersorError(f"{self.info.name} returns bfloat16, which NumPy does not have; give torch tensors")
-        outputs: list[Array] = self._shaped(self._run(flat, keep_state=True), self.info.user_outputs)
-        if as_numpy:
-            outputs = [output.numpy() for output in outputs]
+
+    def _returned(self, inputs: Sequence[Array], outputs: Sequence[torch.Tensor]) -> UserObject:
+        """What a call with ``inputs`` returns, made of the flat outputs."""
+        arrays: list[Array] = [output.numpy() for output in outputs] if _as_numpy(inputs) else list(outputs)
         if self._structure is not None:
-            return self._structure.result.build(iter(outputs))
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+            return self._structure.result.build(iter(arrays))
+        return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
     def flat(self, *inputs: Array) -> tuple[torch.Tensor, ...]:
         """Run the model on one array per input; returns its flat outputs and then its new state, which is not kept."""
@@ -371,11 +376,14 @@ class Executable:
                 f"{self.info.name} was compiled for {self.info.target.name}, {self._obstacle}; "
                 f"save it and run it there, or compile it for {native_name()}"
             )
+        self._check_count(inputs)
+        return [_flat_input(value, port) for value, port in zip(inputs, self.info.user_inputs, strict=True)]
+
+    def _check_count(self, inputs: Sequence[Array]) -> None:
         ports = self.info.user_inputs
         if len(inputs) != len(ports):
             wanted = ", ".join(f"{port.name}: {port.type}" for port in ports)
             raise TersorError(f"{self.info.name} takes {len(ports)} inputs ({wanted}), got {len(inputs)}")
-        return [_flat_input(value, port) for value, port in zip(inputs, ports, strict=True)]
 
     def __repr__(self) -> str:
         ports = ", ".join(f"{port.name}: {port.type}" for port in self.info.user_inputs)
@@ -383,12 +391,18 @@ class Executable:
         return f"<tersor executable {self.info.name}({ports}) for {self.info.target.name}{threads}>"
 
 
+def _as_numpy(inputs: Sequence[Array]) -> bool:
+    return bool(inputs) and isinstance(inputs[0], np.ndarray)
+
+
 def _from_artifact(artifact: bytes, threads: int, state: Mapping[str, torch.Tensor]) -> Executable:
     """What `Executable.__reduce__` pickled, with fewer threads on a machine that has fewer."""
     with temporary_folder() as folder:
         path = folder / "pickled.tersor"
         path.write_bytes(artifact)
-        executable = Executable(READERS["artifact"](path, runnable=False))
+        model = READERS["artifact"](path, runnable=False)
+    assert isinstance(model, CompiledModel), "models of several shapes are pickled by `DynamicExecutable`"
+    executable = Executable(model)
     executable.threads = min(threads, _most_threads(executable.info.target))
     executable.state = state
     return executable

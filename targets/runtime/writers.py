@@ -1,6 +1,7 @@
-"""Who writes a compiled model to a file and reads it, by the form of the file; `tersor.targets` fills the tables in.
+"""Who writes a compiled model to a file and reads it, by the form of the file, and who makes a program for a new shape.
 
-So the runtime knows nothing of packaging, and executables have methods that save them nevertheless.
+`tersor.targets` fills in the first two tables, and ``import tersor`` the third. So the runtime knows nothing of packaging
+and compilation, and executables have methods that save them, and make programs, nevertheless.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .compiled_model import CompiledModel
+    from .compiled_model import CompiledFamily, CompiledModel
+    from .dynamic import Make
 
 WRITERS: dict[str, Callable[..., Path]] = {}
-READERS: dict[str, Callable[..., CompiledModel]] = {}
+READERS: dict[str, Callable[..., CompiledModel | CompiledFamily]] = {}
+MAKERS: dict[str, Make] = {}

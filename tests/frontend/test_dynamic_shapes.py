@@ -1,0 +1,142 @@
+"""Modules with dynamic shapes as graphs with symbols: right at every shape, or refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from tersor import TersorError, from_torch, run_passes
+from tersor.ir import Symbol, parse, verify
+
+
+class Function(nn.Module):
+    """A module that calls a function."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: torch.Tensor) -> object:
+        return self.function(*inputs)
+
+
+class Convolutions(nn.Module):
+    """Convolutions with a residual, pooling and a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.head((x + torch.relu(self.second(x))).mean((2, 3)))
+
+
+class Transformer(nn.Module):
+    """A token and position embedding, masked attention, and a head for the first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(20, 16), nn.Embedding(32, 16)
+        self.packed, self.norm, self.head = nn.Linear(16, 48), nn.LayerNorm(16), nn.Linear(16, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        count, length = ids.shape
+        x = self.tokens(ids) + self.positions(torch.arange(length))
+        query, key, value = self.packed(self.norm(x)).view(count, length, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        mask = torch.ones(length, length, dtype=torch.bool).tril()
+        y = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.head(x + y.transpose(1, 2).flatten(2))[:, -1]
+
+
+def ids(*shape: int) -> torch.Tensor:
+    return torch.arange(shape[0] * shape[1]).view(shape) % 20
+
+
+CASES = {
+    "batch of images": (Convolutions(), lambda b, n: (torch.randn(b, 3, 16, 16),), {"x": {0: "batch"}}),
+    "images of any size": (
+        Convolutions(),
+        lambda b, n: (torch.randn(b, 3, 2 * n, n + 3),),
+        {"x": {0: "batch", 2: 2 * Dim("n", min=2), 3: Dim("w", min=3)}},
+    ),
+    "sequences": (Transformer(), lambda b, n: (ids(b, n),), {"ids": {0: "batch", 1: Dim("n", max=32)}}),
+    "recurrent": (nn.LSTM(4, 6, batch_first=True), lambda b, n: (torch.randn(b, 5, 4),), ({0: "batch"},)),
+    "two inputs": (
+        Function(lambda x, y: torch.cat([x, y[:, 1:]], 1).softmax(0)),
+        lambda b, n: (torch.randn(b, n), torch.randn(b, 4)),
+        (({0: "batch", 1: "n"}, {0: "batch"}),),
+    ),
+    "slices": (
+        Function(lambda x: (x[:, 1:], x[:, -2], x[:, ::2], x[:, :-1], x[:, 0:1].expand(-1, x.shape[1]))),
+        lambda b, n: (torch.randn(b, n),),
+        (({0: "batch", 1: Dim("n", min=4)},),),
+    ),
+    "counts": (Function(lambda x: x.flatten() * x.shape[0] + x.shape[1] // 2), lambda b, n: (ids(b, n),), (({0: "b", 1: "n"},),)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_graphs_are_right_at_every_shape(name: str) -> None:
+    module, draw, dynamic_shapes = CASES[name]
+    module.eval()
+    graph = from_torch(module, draw(1, 8), dynamic_shapes)
+    verify(graph)
+    assert str(parse(str(graph))) == str(graph)
+    optimized = run_passes(graph, "decompose,fold-constants,dce,O3,fold-batchnorm", target="x86:avx2")
+    for count, length in ((1, 8), (3, 8), (4, 5), (1, 12), (17, 4)):
+        inputs = draw(count, length)
+        with torch.no_grad():
+            leaves = torch.utils._pytree.tree_leaves(module(*inputs))
+        for computed in (graph, optimized):
+            for expected, actual in zip(leaves, computed.evaluate(*inputs), strict=True):
+                torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_symbols_have_the_users_names_and_bounds() -> None:
+    x = torch.randn(3, 8)
+    graph = from_torch(nn.ReLU(), x, {"input": {0: Dim("batch", min=1, max=64), 1: "width"}})
+    assert graph.symbols == (Symbol("batch", 3, 1, 64), Symbol("width", 8))
+    program = torch.export.export(nn.ReLU(), (x,), dynamic_shapes=({0: Dim("batch", max=64)},))
+    (symbol,) = from_torch(program).symbols
+    assert symbol.most == 64
+    with pytest.raises(TersorError, match="leave dynamic_shapes out"):
+        from_torch(program, dynamic_shapes={"input": {0: "batch"}})
+
+
+class Counter(nn.Module):
+    """Updates a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += x.sum(0)
+        return x * 2
+
+
+@pytest.mark.parametrize(
+    ("module", "dynamic_shapes", "message"),
+    [
+        (Function(lambda x: x.view(2, -1)), (({0: "n"},),), "cannot trace.*Not all values of n"),
+        (Function(lambda x: x + torch.ones(4, 3)), (({0: "n"},),), "cannot trace.*n"),
+        (Function(lambda x: x / x.shape[0]), (({0: "n"},),), "computes a number from the extent n"),
+        (Function(lambda x: (x, x.shape[0])), (({0: "n"},),), "returns an extent"),
+        (Function(lambda x: x @ torch.eye(x.shape[1])), (({1: "n"},),), "aten.eye.default.*leave that extent out"),
+        (Function(lambda x: x.flip(0)), (({0: "n"},),), "leave"),
+        (Counter(), {"x": {0: "n"}}, "updates its buffer 'count', which needs fixed shapes"),
+        (nn.ReLU(), {"y": {0: "n"}}, "names 'y'; the inputs are input"),
+        (nn.ReLU(), {"input": {0: "a b"}}, "'a b' is no name"),
+        (nn.ReLU(), {"input": {5: "n"}}, r"dimension 5 of an input of shape \[4, 3\]"),
+    ],
+)
+def test_what_needs_fixed_shapes_is_refused(module: nn.Module, dynamic_shapes: object, message: str) -> None:
+    with pytest.raises(TersorError, match=message):
+        from_torch(module.eval(), torch.randn(4, 3), dynamic_shapes)
