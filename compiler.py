@@ -318,7 +318,9 @@ def compile_for_shapes(
     Programs that are made later are compared with the imported graph.
     """
     if options.tune:
-        raise TersorError("tuning needs fixed shapes: tune the model at one shape, and give log_dir the folder of records")
+        raise TersorError(
+            "tuning needs fixed shapes: tune the model at one shape, and give log_dir the folder of records"
+        )
     wanted = [_numbers(graph, shape) for shape in shapes or ()] or [example.numbers]
     for numbers in wanted:
         check_numbers(graph.symbols, numbers)

@@ -21,9 +21,7 @@ def make_program(executable: DynamicExecutable, numbers: Numbers, shared: Shared
     from .ir import bind
 
     target, graph = executable.info.target, executable.graph
-    program = program_for(
-        graph, target, numbers, shared, executable.threads, choose=load_choices(target, None)
-    )
+    program = program_for(graph, target, numbers, shared, executable.threads, choose=load_choices(target, None))
     bound = bind(graph, numbers)
     check_agreement(program, Reference.of(bound, bound, None), as_pipeline("dce"), runs=runs_here(target))
     return program

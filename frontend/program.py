@@ -255,9 +255,7 @@ class ProgramConverter:
         return *returned, *(updates[name] for name in self.states)
 
 
-def _parts(
-    result: ConvertedParts, types: tuple[TensorType | None, ...]
-) -> Iterator[tuple[Value, TensorType | None]]:
+def _parts(result: ConvertedParts, types: tuple[TensorType | None, ...]) -> Iterator[tuple[Value, TensorType | None]]:
     """Each value of a result with the type that PyTorch computes."""
     for value, type in zip(result if isinstance(result, tuple) else (result,), types, strict=True):
         for part in (value.real, value.imaginary) if isinstance(value, Complex) else (value,):

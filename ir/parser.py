@@ -314,7 +314,6 @@ class _Parser:
             self.fail(f"{shorten(token.text)!r} is not an attribute value", token)
         return DType(token.text)
 
-
     def next_is_formula(self) -> bool:
         token, following = self.tokens[self.position : self.position + 2]
         starts = token.text in ("(", "-") or (token.kind == "word" and token.text in self.extents)

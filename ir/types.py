@@ -167,7 +167,9 @@ class TensorType:
             raise IRError(f"{shorten(text)!r} is not a tensor type; expected something like f32[1,3,224,224]")
         known = extents or {}
         shape = tuple(
-            int(extent) if extent.isdigit() else evaluate(extent, known) for extent in match["shape"].split(",") if extent
+            int(extent) if extent.isdigit() else evaluate(extent, known)
+            for extent in match["shape"].split(",")
+            if extent
         )
         return cls(shape, DType(match["dtype"]), int(match["block"] or 0))
 

@@ -92,7 +92,9 @@ def test_wrong_shapes_name_input_and_bound(images: tuple[nn.Module, DynamicExecu
 
 def test_a_program_is_made_where_samples_mix_or_another_extent_varies(tmp_path: Path) -> None:
     module = Transformer().eval()
-    executable = tersor.compile(module, ids(2, 8), dynamic_shapes={"ids": {0: "batch", 1: torch.export.Dim("n", max=32)}})
+    executable = tersor.compile(
+        module, ids(2, 8), dynamic_shapes={"ids": {0: "batch", 1: torch.export.Dim("n", max=32)}}
+    )
     assert isinstance(executable, DynamicExecutable)
     assert executable.shapes == ({"batch": 2, "n": 8},)
     check(module, executable, ids(4, 8))  # in two pieces
@@ -105,9 +107,7 @@ def test_a_program_is_made_where_samples_mix_or_another_extent_varies(tmp_path: 
     assert loaded.shapes[-1] == {"batch": 1, "n": 6}
 
 
-def test_without_a_compiler_the_message_names_what_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_compiler_the_message_names_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Softmax(0))
     executable = tersor.compile(module, torch.randn(3, 4), dynamic_shapes=({0: "n"},))
     loaded = tersor.load(executable.save(tmp_path / "model.tersor"))
@@ -124,7 +124,9 @@ def test_a_pass_that_keeps_a_number_for_a_formula_is_found(monkeypatch: pytest.M
                 op.set_operand(1, op.operands[0])
         return copy
 
-    monkeypatch.setattr(checking, "bind", lambda graph, numbers: frozen(graph, numbers) if spoilt(graph) else bind(graph, numbers))
+    monkeypatch.setattr(
+        checking, "bind", lambda graph, numbers: frozen(graph, numbers) if spoilt(graph) else bind(graph, numbers)
+    )
 
     def spoilt(graph: Graph) -> bool:
         return any(op.rule for op in graph.ops)
@@ -134,7 +136,9 @@ def test_a_pass_that_keeps_a_number_for_a_formula_is_found(monkeypatch: pytest.M
             return (x + 0) @ y.T + y[0, 0]
 
     with pytest.raises(checking.DisagreementError, match="differs from the imported one where n="):
-        tersor.compile(Sum(), (torch.randn(4, 4), torch.randn(4, 4)), pipeline="canonicalize", dynamic_shapes=({0: "n"}, None))
+        tersor.compile(
+            Sum(), (torch.randn(4, 4), torch.randn(4, 4)), pipeline="canonicalize", dynamic_shapes=({0: "n"}, None)
+        )
 
 
 def test_shapes_must_be_numbers_of_the_symbols() -> None:

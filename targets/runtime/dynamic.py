@@ -203,7 +203,8 @@ class DynamicExecutable(Executable):
             results.append(self.at(**{**numbers, self._samples.symbol: size}).flat(*part))
             start += size
         return tuple(
-            torch.cat(parts, axis) for parts, axis in zip(zip(*results, strict=True), self._samples.outputs, strict=True)
+            torch.cat(parts, axis)
+            for parts, axis in zip(zip(*results, strict=True), self._samples.outputs, strict=True)
         )
 
     def _made(self, numbers: Numbers) -> Executable:
@@ -211,7 +212,9 @@ class DynamicExecutable(Executable):
         wanted = ", ".join(f"{name}={number}" for name, number in numbers.items())
         known = "; ".join(", ".join(f"{name}={number}" for name, number in one.items()) for one in self.shapes)
         if make is None:
-            raise TersorError(f"{self.info.name} has no program for {wanted}, only for {known}; compile it for that shape")
+            raise TersorError(
+                f"{self.info.name} has no program for {wanted}, only for {known}; compile it for that shape"
+            )
         try:
             program = make(self, numbers, self._shared)
         except TersorError as error:

@@ -48,7 +48,7 @@ def test_what_does_not_vary_is_a_plain_number() -> None:
 def test_extents_are_equal_where_their_formulas_are() -> None:
     assert (HEIGHT + 1) // 2 == (HEIGHT - 1) // 2 + 1
     assert BATCH != 4
-    assert 4 != BATCH
+    assert BATCH != 4
     assert BATCH != HEIGHT
     assert len({BATCH, BATCH * 1, 4}) == 2
     assert TensorType((BATCH, 3)) != TensorType((4, 3))
