@@ -1,4 +1,4 @@
-"""Programs for shapes that a loaded artifact has none for: registered with `tersor.targets`, which cannot compile itself."""
+"""Programs for shapes that a loaded artifact has none for; registered with `tersor.targets`, which cannot make them."""
 
 from __future__ import annotations
 

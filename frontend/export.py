@@ -322,7 +322,9 @@ def _refuse_foreign_calls(program: ExportedProgram) -> None:
         foreign = [node for node in foreign if not is_extent(node)]
     if causes or foreign:
         reason = "its result has a shape that depends on the data; keep all elements, or a fixed number as topk does"
-        first = [one for one in causes if not any(depends_on_data(node.meta.get("val")) for node in one.all_input_nodes)]
+        first = [
+            one for one in causes if not any(depends_on_data(node.meta.get("val")) for node in one.all_input_nodes)
+        ]
         raise UnsupportedError(
             [refused(node, reason) for node in first or causes] + [refused(node) for node in foreign]
         )

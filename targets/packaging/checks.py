@@ -92,7 +92,7 @@ def check_graph(info: ModelInfo, graph: Graph) -> None:
 
 
 def check_program(entry: ProgramEntry, whole: Graph, graph: Graph, constants: int) -> None:
-    """See that a program of an artifact is for numbers that the artifact's graph may be bound to, and reads what is there.
+    """See that a program of an artifact is for numbers that its graph may be bound to, and reads what is there.
 
     Parameters
     ----------

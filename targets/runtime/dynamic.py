@@ -119,7 +119,7 @@ class DynamicExecutable(Executable):
     def benchmark(
         self, *inputs: Array, repeat: int = 50, warmup: int = 5, min_seconds: float = 0.2, kernels: bool = False
     ) -> BenchmarkResult:
-        """Time calls of the program for the shapes of ``inputs``, see `Executable.benchmark`; of the first if omitted."""
+        """Time calls of the program for ``inputs``, or of the first program, see `Executable.benchmark`."""
         arrays = self._leaves(inputs, {}) if inputs else self.random_inputs()
         program = self.at(**self._chosen(arrays))
         return program.benchmark(*arrays, repeat=repeat, warmup=warmup, min_seconds=min_seconds, kernels=kernels)

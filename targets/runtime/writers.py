@@ -1,6 +1,6 @@
 """Who writes a compiled model to a file and reads it, by the form of the file, and who makes a program for a new shape.
 
-`tersor.targets` fills in the first two tables, and ``import tersor`` the third. So the runtime knows nothing of packaging
+`tersor.targets` fills in the first two tables, and `tersor.shapes` the third. So the runtime knows nothing of packaging
 and compilation, and executables have methods that save them, and make programs, nevertheless.
 """
 

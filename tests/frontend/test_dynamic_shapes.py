@@ -78,8 +78,12 @@ CASES = {
         lambda b, n: (torch.randn(b, n),),
         (({0: "batch", 1: Dim("n", min=4)},),),
     ),
-    "counts": (Function(lambda x: x.flatten() * x.shape[0] + x.shape[1] // 2), lambda b, n: (ids(b, n),), (({0: "b", 1: "n"},),)),
-}  # fmt: skip
+    "counts": (
+        Function(lambda x: x.flatten() * x.shape[0] + x.shape[1] // 2),
+        lambda b, n: (ids(b, n),),
+        (({0: "b", 1: "n"},),),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
