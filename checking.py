@@ -186,8 +186,8 @@ def check_formulas(imported: Graph, optimized: Graph, example: Reference, pipeli
     if difference > TOLERANCE and difference > ROUNDING * float32_rounding(elsewhere.imported, elsewhere.inputs):
         chosen = ", ".join(f"{name}={number}" for name, number in numbers.items())
         raise DisagreementError(
-            f"the optimized graph differs from the imported one where {chosen}, by {difference:.3g} of an output's scale. "
-            "This is an error of Tersor, please report it; compile the model without dynamic_shapes meanwhile"
+            f"the optimized graph differs from the imported one where {chosen}, by {difference:.3g} of an output's "
+            "scale. This is an error of Tersor, please report it; compile the model without dynamic_shapes meanwhile"
         )
 
 
