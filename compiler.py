@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 
@@ -349,7 +350,7 @@ def compile_for_shapes(
     for numbers in wanted:
         named = ", ".join(f"{name}={number}" for name, number in numbers.items())
         reference = example.at(numbers) if options.check else None
-        programs.append(make(numbers, shared, reference, lambda stage, named=named: begin(f"{stage} ({named})")))
+        programs.append(make(numbers, shared, reference, partial(_begin_for, begin, named)))
 
     def make_later(executable: DynamicExecutable, numbers: Numbers, shared: SharedConstants) -> Executable:
         reference = Reference.of(bind(graph, numbers), bind(graph, numbers), None) if options.check else None
@@ -373,6 +374,10 @@ def program_for(
     """Code for an optimized graph with symbols, where they are ``numbers``."""
     bound = passes.run_passes(bind(graph, numbers), f"fold-constants,{FINAL_PASSES}", target=target)
     return compile_graph(bound, target, threads=threads, choose=choose, begin=begin, shared=shared)
+
+
+def _begin_for(begin: Callable[[str], None], shape: str, stage: str) -> None:
+    begin(f"{stage} ({shape})")
 
 
 def _numbers(graph: Graph, shape: Mapping[str, int] | int) -> dict[str, int]:

@@ -7,8 +7,7 @@ from typing import NoReturn
 
 import torch
 
-from ..ir import Attrs, DType, Graph, Op, TensorType, Value
-from ..ir.extents import plain
+from ..ir import Attrs, DType, Extent, Graph, Op, TensorType, Value
 from ..ir.ops import CastOp, ExpandOp, FullOp, PermuteOp, ReshapeOp, SliceOp, WeightOp
 from .registry import Inexpressible
 
@@ -153,4 +152,6 @@ def _stand_in(x: Value | Number) -> torch.Tensor | Number:
 def _as_dtype(number: Number, dtype: DType) -> Number:
     if dtype.is_floating:
         return float(number)
-    return bool(number) if dtype is DType.BOOL else plain(number)
+    if dtype is DType.BOOL:
+        return bool(number)
+    return number if isinstance(number, Extent) else int(number)

@@ -166,7 +166,7 @@ class ProgramConverter:
         _check_types(node, result, types)
         return result
 
-    def _extent(self, node: fx.Node) -> int | None:
+    def _extent(self, node: fx.Node) -> Argument:
         value = node.meta["val"]
         try:
             if isinstance(value, torch.SymInt):

@@ -17,7 +17,7 @@ from ..ir import IRError, Symbol, TersorError, shorten
 from ..ir.foreign import UserObject
 
 if TYPE_CHECKING:
-    import sympy
+    import sympy  # type: ignore[import-untyped]
 
 _FEWEST = 2  # extents below are constants to `torch.export`
 
@@ -119,7 +119,7 @@ def is_extent(node: fx.Node) -> bool:
 def with_dims(
     module: torch.nn.Module, args: Sequence[UserObject], kwargs: Mapping[str, UserObject], dynamic_shapes: UserObject
 ) -> UserObject:
-    """``dynamic_shapes`` with a `torch.export.Dim` for each name that stands for one, and all arguments of the model."""
+    """``dynamic_shapes`` with a `torch.export.Dim` for each name that stands for one, and all the model's arguments."""
     dims: dict[str, UserObject] = {}
     if isinstance(dynamic_shapes, Mapping):
         arguments = list(_combine_args(module, tuple(args), dict(kwargs)))
@@ -169,7 +169,7 @@ def names_of(
     tensors = [index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     values = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder") if _is_user_input(program, node)]
     given = dict(zip(tensors, [value for value in values if isinstance(value, torch.Tensor)], strict=True))
-    names = {}
+    names: dict[sympy.Symbol, str] = {}
     for index, dims in _dims_of_leaves(module, args, kwargs, dynamic_shapes).items():
         for axis, dim in dims.items():
             size, root = given[index].shape[axis], getattr(dim, "root", dim)
@@ -198,7 +198,7 @@ def _dims_of_leaves(
             raise TersorError(f"dynamic_shapes names dimension {wrong} of an input of shape {list(leaf.shape)}")
         found[places[id(leaf)]] = {axis: dim for axis, dim in dims.items() if dim is not None and type(dim) is not int}
 
-    combined = _combine_args(module, tuple(args), dict(kwargs))
+    combined: UserObject = _combine_args(module, tuple(args), dict(kwargs))
     if isinstance(dynamic_shapes, tuple | list):
         combined = type(dynamic_shapes)(combined.values())
     _tree_map_with_path(note, combined, dynamic_shapes, tree_name="inputs")

@@ -88,11 +88,11 @@ def numbers_of(
             raise _misfit(symbols, name, declared, shape)
         for extent, number in zip(declared, shape, strict=True):
             if isinstance(extent, Extent):
-                for symbol, value in _solved(extent, number):
-                    if at(extent, {symbol: value}) != number:
+                for variable, value in _solved(extent, number):
+                    if at(extent, {variable: value}) != number:
                         raise _misfit(symbols, name, declared, shape)
-                    found.setdefault(symbol, (value, name))
-    numbers = {symbol: number for symbol, (number, _) in found.items()}
+                    found.setdefault(variable, (value, name))
+    numbers = {variable: number for variable, (number, _) in found.items()}
     for symbol in symbols:
         if symbol.name not in numbers:
             raise TersorError(f"no input says what {symbol.name} is")
@@ -104,7 +104,7 @@ def numbers_of(
     for (name, declared), shape in zip(inputs, shapes, strict=True):
         wanted = [at(extent, numbers) for extent in declared]
         if wanted != list(shape):
-            chosen = ", ".join(f"{symbol} = {number} in input {where!r}" for symbol, (number, where) in found.items())
+            chosen = ", ".join(f"{one} = {number} in input {where!r}" for one, (number, where) in found.items())
             raise TersorError(f"input {name!r} must have shape {wanted}, since {chosen}; got {list(shape)}")
     return numbers
 

@@ -244,7 +244,7 @@ def _evaluated(node: ast.expr, numbers: Mapping[str, int]) -> int:
 
 
 def _combined(
-    one: int, other: int, compute: Callable[[int, int], int], combine: Callable[[Terms, Terms], Terms | None]
+    one: int, other: int, compute: Callable[[int, int], int], combine: Callable[[Terms, Terms], Terms]
 ) -> int:
     if not isinstance(one, int) or not isinstance(other, int):
         return NotImplemented

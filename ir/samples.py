@@ -1,8 +1,8 @@
 """Whether the samples of a batch stay apart in a graph: then a batch may be computed in parts.
 
 An op says by `Op.apart` along which axis of the result the slices of an operand along some axis stay apart. From there
-it follows for the graph, or it does not: an op that says nothing is taken to mix samples. A sample may be several slices
-that follow one another, as where windows of images are taken for images.
+it follows for the graph, or it does not: an op that says nothing is taken to mix samples. A sample may be several
+slices that follow one another, as where windows of images are taken for images.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def scalar(value: Value | None) -> float | int | bool | None:
 
 
 def tensor(value: Value | None) -> torch.Tensor | None:
-    """The numbers of a constant, or None if ``value`` is no constant, its shape is open, or its weight is not loaded."""
+    """The numbers of a constant; None if ``value`` is no constant, not known yet, or its weight is not loaded."""
     op = value.op if value is not None else None
     if isinstance(op, FullOp):
         return op.evaluate() if op.known else None

@@ -122,7 +122,7 @@ class Counter(nn.Module):
         self.register_buffer("count", torch.zeros(3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.count += x.sum(0)
+        self.get_buffer("count").add_(x.sum(0))
         return x * 2
 
 

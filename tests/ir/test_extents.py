@@ -65,7 +65,8 @@ def test_formulas_have_the_numbers_of_what_they_were_made_of(tree: object) -> No
     def value(node: object, numbers: Mapping[str, int]) -> int:
         if isinstance(node, str):
             return numbers[node] if node.isalpha() else int(node)
-        left, operation, right = node  # type: ignore[misc]
+        assert isinstance(node, tuple)
+        left, operation, right = node
         x, y = value(left, numbers), value(right, numbers)
         return {"+": x + y, "-": x - y, "*": x * y}[operation]
 

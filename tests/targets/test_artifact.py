@@ -128,7 +128,8 @@ def test_the_file_may_be_replaced_or_deleted_while_in_use(
 
 def test_the_manifest_tells_all(artifact: Path, executable: Executable) -> None:
     manifest = read_manifest(artifact)
-    assert manifest.model == executable.info
+    (program,) = manifest.programs
+    assert program.model == executable.info
     assert manifest.versions["apache-tvm"] == version("apache-tvm")
     assert set(manifest.members) == set(MEMBERS)
     assert set(manifest.features) >= set(resolve_cpu(executable.info.target).features)
@@ -142,8 +143,8 @@ def test_older_manifests_that_describe_a_gpu_as_a_processor_are_read(name: str, 
     tree = json.loads(contents(artifact)[MANIFEST])
     as_it_was = Cpu(name, "cuda", "x86-64", 16, 63, 196608, 41943040, 0, 108, channel_blocks=False)
     for target in (as_it_was, TARGETS[name]):
-        tree["model"]["target"] = encode(target)
-        assert Manifest.from_text(json.dumps(tree)).model.target is TARGETS[name]
+        tree["programs"][0]["model"]["target"] = encode(target)
+        assert Manifest.from_text(json.dumps(tree)).target is TARGETS[name]
     for forged in (replace(as_it_was, name="cuda:sm_99"), Gpu("cuda:sm_99", "cuda", "sm_90", 132, 1, 2)):
         with pytest.raises(ArtifactError, match="cuda:sm_99"):
             check_target(forged)
@@ -391,6 +392,7 @@ def test_an_artifact_from_before_structures_and_states(
 ) -> None:
     def edit(manifest: dict[str, Any]) -> None:
         manifest["schema"] = 2
+        manifest["model"] = manifest.pop("programs")[0]["model"]
         del manifest["model"]["states"]
 
     text = contents(artifact)["graph.ir"].partition(b" takes ")[0]
@@ -400,7 +402,7 @@ def test_an_artifact_from_before_structures_and_states(
 
 
 def test_states_that_the_graph_lacks_are_refused(artifact: Path, tmp_path: Path, refused: Any) -> None:
-    path = rewrite(artifact, tmp_path / "states.tersor", set_at("model", "states", to=["x"]))
+    path = rewrite(artifact, tmp_path / "states.tersor", set_at("programs", 0, "model", "states", to=["x"]))
     assert "states of the manifest are not those of the graph" in refused(path)
     text = contents(artifact)["graph.ir"].replace(b"gives *", b"gives (*, *)")
     path = rewrite(artifact, tmp_path / "structure.tersor", lambda manifest: None, graph_ir=text)
@@ -444,12 +446,29 @@ def set_at(*keys: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (set_at("versions", to=[]), "manifest.versions must be an object"),
         (set_at("features", to="avx2"), "manifest.features must be a list"),
         (set_at("features", to=[7]), "manifest.features[0] must be text"),
-        (set_at("model", "name", to=None), "manifest.model.name must be text"),
-        (set_at("model", "inputs", 0, "type", to="f33[1]"), "manifest.model.inputs[0].type: 'f33[1]' is not a tensor"),
-        (set_at("model", "inputs", 0, "shape", to=[1]), "manifest.model.inputs[0] has an unknown field 'shape'"),
-        (set_at("model", "kernels", 0, "macs", to=1.5), "manifest.model.kernels[0].macs must be a whole number"),
-        (set_at("model", "target", "cores", to=True), "manifest.model.target.cores must be a whole number"),
-        (set_at("model", to={}), "manifest.model lacks 'name'"),
+        (set_at("programs", 0, "model", "name", to=None), "manifest.programs[0].model.name must be text"),
+        (
+            set_at("programs", 0, "model", "inputs", 0, "type", to="f33[1]"),
+            "manifest.programs[0].model.inputs[0].type: 'f33[1]' is not a tensor",
+        ),
+        (
+            set_at("programs", 0, "model", "inputs", 0, "shape", to=[1]),
+            "manifest.programs[0].model.inputs[0] has an unknown field 'shape'",
+        ),
+        (
+            set_at("programs", 0, "model", "kernels", 0, "macs", to=1.5),
+            "manifest.programs[0].model.kernels[0].macs must be a whole number",
+        ),
+        (
+            set_at("programs", 0, "model", "target", "cores", to=True),
+            "manifest.programs[0].model.target.cores must be a whole number",
+        ),
+        (set_at("programs", 0, "model", to={}), "manifest.programs[0].model lacks 'name'"),
+        (set_at("programs", to=[]), "must have programs for one target"),
+        (set_at("programs", 0, "constants", 0, to=10**6), "reads constants that the manifest does not have"),
+        (set_at("programs", 0, "constants", 0, to=-1), "reads constants that the manifest does not have"),
+        (set_at("programs", 0, "code", to="evil.so"), "lacks 'evil.so'"),
+        (set_at("programs", 0, "numbers", to={"n": 3}), "no extent is called 'n'"),
         (set_at("constants", 0, "offset", to=-64), "constant 0 of the manifest is not within constants.bin"),
         (set_at("constants", 0, "count", to=10**18), "constant 0 of the manifest is not within constants.bin"),
         (set_at("constants", 0, "dtype", to="load"), "constant 0 of the manifest is not within constants.bin"),

@@ -179,8 +179,8 @@ def test_its_manifest_fits_its_graph(artifact: Path):
     from tersor.targets.packaging.artifact import load_graph
     from tersor.targets.packaging.checks import check_graph, check_target
 
-    check_target(read_manifest(artifact).model.target)
-    check_graph(read_manifest(artifact).model, load_graph(artifact))
+    check_target(read_manifest(artifact).target)
+    check_graph(read_manifest(artifact).programs[0].model, load_graph(artifact))
 
 
 def test_the_kernels_are_in_the_file_as_a_binary(artifact: Path, tmp_path: Path):
