@@ -165,12 +165,10 @@ class TensorType:
         match = _TYPE.fullmatch(text.strip())
         if match is None or match["dtype"] not in _NAMES:
             raise IRError(f"{shorten(text)!r} is not a tensor type; expected something like f32[1,3,224,224]")
-        known = extents or {}
-        shape = tuple(
-            int(extent) if extent.isdigit() else evaluate(extent, known)
-            for extent in match["shape"].split(",")
-            if extent
-        )
+        parts = [extent for extent in match["shape"].split(",") if extent]
+        if not extents and not all(map(str.isdigit, parts)):
+            raise IRError(f"{shorten(text)!r} is not a tensor type; expected something like f32[1,3,224,224]")
+        shape = tuple(int(extent) if extent.isdigit() else evaluate(extent, extents or {}) for extent in parts)
         return cls(shape, DType(match["dtype"]), int(match["block"] or 0))
 
 

@@ -427,6 +427,9 @@ def test_a_manifest_that_is_not_json_is_refused(artifact: Path, tmp_path: Path, 
         assert message in refused(path)
 
 
+PROGRAM = "manifest.programs[0].model"
+
+
 def set_at(*keys: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
     """An edit of one field."""
 
@@ -446,7 +449,7 @@ def set_at(*keys: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
         (set_at("versions", to=[]), "manifest.versions must be an object"),
         (set_at("features", to="avx2"), "manifest.features must be a list"),
         (set_at("features", to=[7]), "manifest.features[0] must be text"),
-        (set_at("programs", 0, "model", "name", to=None), "manifest.programs[0].model.name must be text"),
+        (set_at("programs", 0, "model", "name", to=None), f"{PROGRAM}.name must be text"),
         (
             set_at("programs", 0, "model", "inputs", 0, "type", to="f33[1]"),
             "manifest.programs[0].model.inputs[0].type: 'f33[1]' is not a tensor",
@@ -463,7 +466,7 @@ def set_at(*keys: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
             set_at("programs", 0, "model", "target", "cores", to=True),
             "manifest.programs[0].model.target.cores must be a whole number",
         ),
-        (set_at("programs", 0, "model", to={}), "manifest.programs[0].model lacks 'name'"),
+        (set_at("programs", 0, "model", to={}), f"{PROGRAM} lacks 'name'"),
         (set_at("programs", to=[]), "must have programs for one target"),
         (set_at("programs", 0, "constants", 0, to=10**6), "reads constants that the manifest does not have"),
         (set_at("programs", 0, "constants", 0, to=-1), "reads constants that the manifest does not have"),
