@@ -24,9 +24,11 @@ from .compress import compress
 from .log import log
 from .opt import opt
 from .options import (
+    AtOption,
     CheckOption,
     ConstantOption,
     DataOption,
+    DynamicOption,
     JsonOption,
     LogDirOption,
     ModelArgument,
@@ -38,6 +40,7 @@ from .options import (
     ThreadsOption,
     load_named,
     print_json,
+    read_numbers,
 )
 from .rpc import rpc_server, rpc_tracker
 from .tune import tune
@@ -106,6 +109,8 @@ def compile(
     threads: SplitOption = None,
     shape: ShapeOption = None,
     constant: ConstantOption = None,
+    dynamic: DynamicOption = None,
+    at: AtOption = None,
     data: DataOption = None,
     tune: Annotated[
         int, typer.Option(min=0, help="Kernel candidates to measure first; `tersor tune` shows the progress.")
@@ -122,6 +127,7 @@ def compile(
       tersor compile model.pt2 -o model.tersor
       tersor compile package.module:factory --target x86:znver4 -p O2 -o model.tersor
       tersor compile model.onnx --shape x=1,3,224,224 -o model.tersor
+      tersor compile nets:make --dynamic x=batch,3,224,224 --at batch=1 --at batch=8 -o model.tersor
       tersor compile old.tersor -o new.tersor    (again, from the graph that it contains)
       tersor compile model.pt2 --target arm:cortex-a72 --bundle model-a72.tar.gz
     """
@@ -143,7 +149,7 @@ def compile(
     import_plugins(plugin or ())
     options = CompileOptions(target, pipeline, tune=tune, log_dir=log_dir, threads=threads, check=check)
     with progress() as shown:
-        executable, _ = _compile(model, options, data or (), shown.begin, shape, constant)
+        executable, _ = _compile(model, options, data or (), shown.begin, shape, constant, dynamic, at)
         shown.begin("write")
         if output is not None:
             executable.save(output)
@@ -156,7 +162,7 @@ def compile(
         agreement = None if executable.report.agreement is None else executable.report.agreement.to_json()
         print_json(result | {"passes": executable.report.to_json(), "agreement": agreement, "seconds": shown.seconds})
         return
-    console = Console()
+    console = Console(markup=False)
     print(executable.report)
     console.print(f"{executable!r}: {describe_kernels(executable.info)}", highlight=False, soft_wrap=True)
     if executable.report.agreement is not None:
@@ -193,6 +199,9 @@ def run(
     if output is not None:
         check_output(output, ports)
     outputs = executable.flat(*read_inputs(inputs or (), executable.info.user_inputs))[: len(ports)]
+    ports = tuple(
+        replace(port, type=port.type.with_shape(tuple(one.shape))) for port, one in zip(ports, outputs, strict=True)
+    )  # which may be dynamic
     if output is not None:
         write_outputs(output, outputs, ports)
     if as_json:
@@ -261,7 +270,7 @@ def bench(
         tables = {"comparison": None if comparison is None else asdict(comparison)}
         print_json({"model": describe_model(executable.info), "latency": result.to_json()} | tables)
         return
-    console = Console()
+    console = Console(markup=False)
     console.print(f"{executable!r}: {result}", highlight=False, soft_wrap=True)
     if kernels:
         print_table(kernels_table(result.kernels))
@@ -330,16 +339,24 @@ def _compile(
     begin: Callable[[str], None],
     shapes: Sequence[str] | None,
     constants: Sequence[str] | None,
+    dynamic: Sequence[str] | None = None,
+    at: Sequence[str] | None = None,
 ) -> tuple[Executable, LoadedModel | None]:
     """Compile what MODEL names; also returns the model itself, unless it is the graph of an artifact."""
     from ..checking import Reference
-    from ..compiler import compile_in_stages
+    from ..compiler import compile_for_shapes, compile_in_stages
     from ..compression.data import open_data
+    from ..ir import TersorError
 
     begin("load")
-    graph, loaded = load_named(model, shapes, constants)
+    wanted = read_numbers(at)
+    graph, loaded = load_named(model, shapes, constants, dynamic)
     source, inputs = (graph, None) if loaded is None else (loaded.model, loaded.example_inputs)
     options = replace(options, calibration=open_data(data, graph))
+    if graph.symbols:
+        return compile_for_shapes(graph, options, wanted, Reference.of(source, graph, inputs), begin=begin), loaded
+    if wanted:
+        raise TersorError(f"--at is for models with dynamic shapes, and {model} has none; say what varies by --dynamic")
     reference = Reference.of(source, graph, inputs) if options.check else None
     return compile_in_stages(graph, options, reference=reference, begin=begin), loaded
 

@@ -34,6 +34,20 @@ ConstantOption = Annotated[
     list[str] | None,
     typer.Option("--constant", metavar="NAME=16000", help="Fix an ONNX file's input, by one number or several."),
 ]
+DynamicOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic",
+        metavar="NAME=batch,3,224,224",
+        help="Extents of a module's input that vary, by name among those that do not; for each input that has any.",
+    ),
+]
+AtOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--at", metavar="batch=8", help="Compile a program for this shape of a model with dynamic shapes; repeatable."
+    ),
+]
 TargetOption = Annotated[str, typer.Option(help="Machine to compile for; see `tersor targets`.")]
 PipelineOption = Annotated[str, typer.Option("-p", "--pipeline", help="Passes and presets, comma-separated.")]
 LogDirOption = Annotated[
@@ -86,18 +100,64 @@ def read_constants(model: str, given: Sequence[str] | None) -> dict[str, float |
     return constants
 
 
+def read_dynamic(model: str, given: Sequence[str] | None) -> dict[str, dict[int, str]] | None:
+    """Names of dynamic extents by input and dimension, from ``--dynamic``; raises TersorError if they make no sense."""
+    from ..ir import TersorError
+
+    if given and ":" not in model:
+        raise TersorError(f"--dynamic is for package.module:factory; {model} has the shapes that it was saved with")
+    dynamic = {}
+    for text in given or ():
+        name, _, extents = text.rpartition("=")
+        parts = extents.split(",")
+        if not name or not all(part.isdigit() or part.isidentifier() for part in parts):
+            raise TersorError(f"--dynamic {text}: must be NAME=EXTENT,EXTENT,…, for example x=batch,3,224,224")
+        dynamic[name] = {axis: part for axis, part in enumerate(parts) if not part.isdigit()}
+    return dynamic or None
+
+
+def check_dynamic(graph: Graph, given: Sequence[str] | None) -> None:
+    """Raise TersorError unless the extents that ``--dynamic`` gives are those of the graph's inputs."""
+    from ..ir import TersorError
+
+    types = {value.name: value.type for value in graph.user_inputs}
+    for text in given or ():
+        name, _, extents = text.rpartition("=")
+        if name in types and [str(extent) for extent in types[name].shape] != extents.split(","):
+            raise TersorError(f"--dynamic {text}: the input is {types[name]} in the example that the factory returns")
+
+
+def read_numbers(given: Sequence[str] | None) -> list[dict[str, int]]:
+    """Shapes from ``--at``, as numbers by name; raises TersorError where they make no sense."""
+    from ..ir import TersorError
+
+    shapes = []
+    for text in given or ():
+        parts = [part.partition("=")[::2] for part in text.split(",")]
+        if not all(name and number.isdigit() for name, number in parts):
+            raise TersorError(f"--at {text}: must be NAME=NUMBER or NAME=NUMBER,NAME=NUMBER, for example batch=8")
+        shapes.append({name: int(number) for name, number in parts})
+    return shapes
+
+
 def load_named(
-    model: str, shapes: Sequence[str] | None = None, constants: Sequence[str] | None = None
+    model: str,
+    shapes: Sequence[str] | None = None,
+    constants: Sequence[str] | None = None,
+    dynamic: Sequence[str] | None = None,
 ) -> tuple[Graph, LoadedModel | None]:
     """The graph that MODEL names, and the model itself, unless it is the graph of an artifact."""
     from ..frontend import load_model
     from ..targets.packaging.artifact import is_artifact, load_graph
 
     by_name, numbers = read_shapes(model, shapes), read_constants(model, constants)
+    dynamic_shapes = read_dynamic(model, dynamic)
     if is_artifact(model):
         return load_graph(model), None
     loaded = load_model(model, by_name, numbers)
-    return loaded.to_graph(), loaded
+    graph = loaded.to_graph(dynamic_shapes)
+    check_dynamic(graph, dynamic)
+    return graph, loaded
 
 
 def print_json(value: Json) -> None:

@@ -41,7 +41,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, markup=False)
         self._status = self._console.status("starting")
         self._stage = ""
         self._started = 0.0
@@ -328,7 +328,7 @@ def describe_model(info: ModelInfo) -> dict[str, Json]:
 
 def console() -> Console:
     """Where results go: as wide as the terminal; in a pipe or a file no line is cut or wrapped."""
-    made = Console(highlight=False)
+    made = Console(highlight=False, markup=False)
     if not made.is_terminal:
         made.width = _UNLIMITED
     return made

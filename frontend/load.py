@@ -47,9 +47,11 @@ class LoadedModel:
     model: nn.Module | ExportedProgram | Graph
     example_inputs: ExampleInputs
 
-    def to_graph(self) -> Graph:
+    def to_graph(self, dynamic_shapes: UserObject = None) -> Graph:
         """The model as a graph (see `from_torch`)."""
-        return self.model if isinstance(self.model, Graph) else from_torch(self.model, self.example_inputs)
+        if isinstance(self.model, Graph):
+            return self.model
+        return from_torch(self.model, self.example_inputs, dynamic_shapes)
 
 
 def load_model(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..ir import Graph, Op, TersorError, Value, WeightStore, check_inputs
+from ..ir import Graph, Op, TersorError, Value, WeightStore, at_hints, check_inputs
 from ..ir.foreign import UserObject
 from ..ir.ops import BatchNormOp, DequantizeOp, FusedOp, QuantizeOp, WeightOp
 from .registry import Argument
@@ -37,7 +37,7 @@ class GraphModule(nn.Module):
     Parameters
     ----------
     graph
-        Is copied; later changes of it do not matter.
+        Is copied; later changes of it do not matter. Where it has symbols, the module has the shapes of their hints.
     momentum
         Weight of a new batch in the stored statistics of batch normalisations, in training mode. Graphs do not
         record it; PyTorch's default is 0.1.
@@ -46,7 +46,7 @@ class GraphModule(nn.Module):
     def __init__(self, graph: Graph, momentum: float = 0.1) -> None:
         super().__init__()
         self.momentum = momentum
-        self._program = _Program(graph)
+        self._program = _Program(at_hints(graph))
         self._keys: dict[str, str] = {}
         for op in graph.ops:
             if isinstance(op, WeightOp) and op.attrs.id not in self._keys:

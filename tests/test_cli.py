@@ -139,6 +139,40 @@ def test_an_onnx_file(tersor: Callable[..., Result], folder: Path, tmp_path: Pat
     assert 'takes ("x": *) {} gives {"y": *}' in text
 
 
+def test_dynamic_shapes(tersor: Callable[..., Result], folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.tersor"
+    result = tersor("compile", MODEL, "--dynamic", "x=batch,3,8,8", "--at", "batch=1", "--at", "batch=2", "-o", output)
+    assert result.code == 0
+    assert "x: f32[batch,3,8,8]" in result.out
+    assert "generate code (batch=2)" in result.err
+    assert tersor("run", output, "--input", "x.npy", "--output", tmp_path / "y.npy").code == 0
+    assert_expected(np.load(tmp_path / "y.npy"), folder)
+    np.save(tmp_path / "three.npy", np.repeat(np.load(folder / "x.npy"), 3, axis=0))
+    shown = tersor("run", output, "--input", tmp_path / "three.npy")
+    assert "[3,4]" in shown.out.replace(" ", "")
+    assert tersor("bench", output, "--repeat", "1", "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((MODEL, "--dynamic", "x=batch,3,8,9"), "the input is f32[batch,3,8,8] in the example"),
+        ((MODEL, "--dynamic", "y=batch,3"), "names 'y'; the inputs are x"),
+        ((MODEL, "--dynamic", "x=batch;3"), "must be NAME=EXTENT"),
+        ((MODEL, "--dynamic", "x=batch,3,8,8", "--at", "n=2"), "no extent is called 'n'"),
+        ((MODEL, "--dynamic", "x=batch,3,8,8", "--at", "batch"), "must be NAME=NUMBER"),
+        ((MODEL, "--at", "batch=2"), "has none; say what varies by --dynamic"),
+        (("model.pt2", "--dynamic", "x=batch,3,8,8"), "has the shapes that it was saved with"),
+    ],
+)
+def test_wrong_dynamic_shapes(
+    arguments: tuple[str, ...], message: str, tersor: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = tersor("compile", *arguments, "-o", tmp_path / "out.tersor")
+    assert result.code == 2
+    assert message in " ".join(result.err.split())
+
+
 def test_compile_for_another_target_and_thread_count(tersor: Callable[..., Result], tmp_path: Path) -> None:
     result = tersor(
         "compile", "model.ir", "-o", tmp_path / "m.tersor", "--target", "x86:avx2", "-p", "O1", "--threads", 1, "--json"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...ir import Graph, Op, Value, is_constant
+from ...ir import Graph, Op, TersorError, Value, is_constant
 from ...ir.ops import ConcatOp, SliceOp
 from ..machines.target import Cpu
 from ..templates.option import Option, Workload
@@ -94,7 +94,12 @@ def lower(graph: Graph, target: Cpu, choose: Choose | None = None) -> Program:
     ------
     CompileError
         When an op has no template; all such ops are listed.
+    TersorError
+        When the graph has symbols.
     """
+    if graph.symbols:
+        names = ", ".join(symbol.name for symbol in graph.symbols)
+        raise TersorError(f"{graph.name} has dynamic shapes ({names}); choose one by tersor.ir.bind, or export without")
     return _Lowering(graph, target, choose).run()
 
 
