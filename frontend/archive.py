@@ -110,7 +110,10 @@ def _build_program(members: dict[str, bytearray]) -> ExportedProgram:
     if members.get("byteorder", b"little") != b"little":
         raise TersorError(f"comes from a machine of the other byte order; {AGAIN} on a machine like this one")
     if b'"as_expr"' in members[_MODEL]:
-        raise TersorError("has dynamic shapes, which are not supported; export it without dynamic_shapes")
+        raise TersorError(
+            "has dynamic shapes, which are not read from files; export it without dynamic_shapes, or give tersor.compile "
+            "the module (tersor compile: package.module:factory and --dynamic)"
+        )
     data = json.loads(members[_MODEL])
     _check_version(members["archive_version"], data)
     with _errors_of_other_versions(data["torch_version"]):

@@ -248,16 +248,6 @@ def test_not_a_module():
         from_torch(lambda x: x, X)
 
 
-def test_dynamic_shapes():
-    module = nn.Linear(4, 2)
-    batch = torch.export.Dim("batch")
-    with pytest.raises(TersorError, match="leave dynamic_shapes out"):
-        from_torch(module, X, dynamic_shapes={"input": {0: batch}})
-    program = torch.export.export(module, (X,), dynamic_shapes={"input": {0: batch}})
-    with pytest.raises(TersorError, match=r"input 'input' has dynamic shape .*without dynamic_shapes"):
-        from_torch(program)
-
-
 def test_a_program_exported_in_training_mode():
     program = torch.export.export(nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5)).train(), (X,))
     with pytest.raises(TersorError, match=r"eval\(\)"):

@@ -390,7 +390,7 @@ def test_archive_with_a_foreign_function(pt2):
 def test_archive_with_dynamic_shapes(tmp_path):
     path = tmp_path / "net.pt2"
     torch.export.save(torch.export.export(Net().eval(), (X,), dynamic_shapes={"x": {0: torch.export.Dim("n")}}), path)
-    assert "has dynamic shapes, which are not supported" in refusal(path)
+    assert "has dynamic shapes, which are not read from files" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["models/model.json", "data/weights/model_weights_config.json", "archive_format"])
