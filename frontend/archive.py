@@ -111,8 +111,8 @@ def _build_program(members: dict[str, bytearray]) -> ExportedProgram:
         raise TersorError(f"comes from a machine of the other byte order; {AGAIN} on a machine like this one")
     if b'"as_expr"' in members[_MODEL]:
         raise TersorError(
-            "has dynamic shapes, which are not read from files; export it without dynamic_shapes, or give tersor.compile "
-            "the module (tersor compile: package.module:factory and --dynamic)"
+            "has dynamic shapes, which are not read from files; export it without dynamic_shapes, or give "
+            "tersor.compile the module (tersor compile: package.module:factory and --dynamic)"
         )
     data = json.loads(members[_MODEL])
     _check_version(members["archive_version"], data)
