@@ -31,8 +31,8 @@ from .targets.tuning.tuned import Tuned, load_tuned
 # What code generation needs of a graph, whatever the pipeline: before it, ops that have kernels, weights that are
 # constants, and nothing that nobody reads; after it, no batch norm left, and a physical layout for every value.
 PREPARING_PASSES = "decompose,fold-constants,dce"
-REQUIRED_PASSES = "fold-batchnorm"
-FINAL_PASSES = "layout"  # for graphs of fixed shapes
+SHAPELESS_PASSES, FINAL_PASSES = "fold-batchnorm", "layout"  # the last ones need fixed shapes
+REQUIRED_PASSES = f"{SHAPELESS_PASSES},{FINAL_PASSES}"
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class CompileOptions:
     @property
     def passes(self) -> Pipeline:
         """The passes asked for, and those that code generation needs."""
-        return self._pipeline(PREPARING_PASSES, self.pipeline, REQUIRED_PASSES, FINAL_PASSES)
+        return self._pipeline(PREPARING_PASSES, self.pipeline, REQUIRED_PASSES)
 
     @property
     def shapeless_passes(self) -> Pipeline:
         """Those of `passes` that a graph of several shapes goes through before it is bound to each of them."""
-        return self._pipeline(PREPARING_PASSES, self.pipeline, REQUIRED_PASSES)
+        return self._pipeline(PREPARING_PASSES, self.pipeline, SHAPELESS_PASSES)
 
     @staticmethod
     def _pipeline(*parts: str) -> Pipeline:
@@ -205,7 +205,7 @@ def latency_of(pipeline: Pipeline, target: Target | None, log_dir: Path | None =
     tuned = load_tuned(target, log_dir)
 
     def program(graph: Graph) -> Executable:
-        optimized = passes.run_passes(at_hints(graph), f"O3,{REQUIRED_PASSES},{FINAL_PASSES}", target=target)
+        optimized = passes.run_passes(at_hints(graph), f"O3,{REQUIRED_PASSES}", target=target)
         return compile_graph(optimized, target, threads=min(target.cores, os.cpu_count() or 1), choose=tuned)
 
     return MeasuredLatency(program)

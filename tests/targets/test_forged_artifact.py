@@ -19,7 +19,8 @@ from . import forged
 TIMEOUT = 900  # seconds, on a machine that does other things
 # What may be another without harm: nothing follows from it but what is shown.
 FREE = re.compile(
-    r"schema$|created|versions\.(tersor|torch)|model\.target\.(l._bytes|cores|name)|model\.kernels\.\d+\.(knobs|tuned|bytes|location)"
+    r"schema$|created|versions\.(tersor|torch)|programs$|"
+    r"programs\.\d+\.model\.(target\.(l._bytes|cores|name)|kernels\.\d+\.(knobs|tuned|bytes|location))"
 )
 
 
@@ -36,13 +37,14 @@ class Tagger(nn.Module):
         return torch.where(mask, found, found * 2.0).softmax(-1), found > 0.5
 
 
-@pytest.fixture(scope="module")
-def tagger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An artifact, and a file of inputs and outputs."""
+@pytest.fixture(scope="module", params=[None, {"rows": {0: "n"}, "mask": {0: "n"}}], ids=["fixed", "dynamic"])
+def tagger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An artifact of fixed or dynamic shapes, and a file of inputs and outputs."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tagger")
     inputs = (torch.tensor([[1, 9, 0]]), torch.tensor([[[True], [False], [True]]]))
-    executable = tersor.compile(Tagger().eval(), inputs)
+    shapes = None if request.param is None else [1, 2]
+    executable = tersor.compile(Tagger().eval(), inputs, dynamic_shapes=request.param, shapes=shapes)
     torch.save((inputs, executable(*inputs)), folder / "expected.pt")
     return executable.save(folder / "model.tersor"), folder / "expected.pt"
 
