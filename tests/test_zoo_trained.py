@@ -20,7 +20,7 @@ from benchmarks.zoo.trained.mtcnn import suppress
 from benchmarks.zoo.trained.sources import Programs, TorchSource
 from benchmarks.zoo.trained.stand_ins import stand_ins
 
-QUICK = {"efficientnet_lite0": "chelsea 285", "minilm": "sentence 2"}
+QUICK = {"minilm": "sentence 2"}
 AGREEMENT = 2e-4  # of the detector of rapidocr_v4, of which ONNX Runtime is 1.1e-4 from double precision, we 3e-5
 
 

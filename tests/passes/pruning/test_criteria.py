@@ -129,7 +129,7 @@ def test_taylor_is_what_zeroing_does_where_the_rest_is_linear():
     """Behind the last hidden layer the network is linear, so first order is exact, and signs average to squares."""
     _, graph, data = network()
     index = group_index(graph, "hidden")
-    found = np.mean([scores_with_seed(graph, data, seed)[index] for seed in range(400)], axis=0)
+    found = np.mean([scores_with_seed(graph, data, seed)[index] for seed in range(100)], axis=0)
     changes = []
     for channel in range(7):
         less = without(graph, "hidden", channel)
@@ -137,7 +137,7 @@ def test_taylor_is_what_zeroing_does_where_the_rest_is_linear():
         sizes = [graph.evaluate(*one)[0].double().square().mean() for one in data]
         squares = [part.square().sum(1).mean() / size for part, size in zip(parts, sizes, strict=True)]
         changes.append(torch.stack(squares).mean().item())
-    np.testing.assert_allclose(found / found.mean(), np.array(changes) / np.mean(changes), rtol=0.1, atol=0.02)
+    np.testing.assert_allclose(found / found.mean(), np.array(changes) / np.mean(changes), rtol=0.2, atol=0.04)
 
 
 def scores_with_seed(graph: Graph, data: Batches, seed: int) -> list[np.ndarray]:
