@@ -86,7 +86,7 @@ class DynamicExecutable(Executable):
     @property
     def shapes(self) -> tuple[Numbers, ...]:
         """The numbers of the symbols that there are programs for, for example ``({"batch": 1}, {"batch": 8})``."""
-        return tuple(self._named(key) for key in self._programs)
+        return tuple(self._named(key) for key in list(self._programs))  # another thread may add one
 
     def at(self, **numbers: int) -> Executable:
         """The program for a shape, for example ``exe.at(batch=8)``; it is made if there is none.
