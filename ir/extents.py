@@ -24,7 +24,7 @@ NumberT = TypeVar("NumberT", bound=int)
 Terms = Mapping[tuple[str, ...], int]  # coefficients of products of factors; the empty product is the constant
 
 _WITNESSES = 6  # assignments beside the hints
-_LARGEST_WITNESS = 4096
+_LARGEST_WITNESS = 1 << 20
 _LONGEST_FORMULA = 2000  # characters
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED = frozenset({"inf", "nan", "true", "false", "none", "return", "body", "in"})
@@ -71,11 +71,11 @@ class Symbol:
 
     @property
     def extent(self) -> Extent:
-        """The symbol as an extent."""
+        """The symbol as an extent; witnesses do not keep to the bounds, within which two symbols may hardly differ."""
         numbers = random.Random(self.name)
-        low = max(self.least, 2)
-        high = max(min(self.most or _LARGEST_WITNESS, _LARGEST_WITNESS), low)
-        return Extent({(self.name,): 1}, (self.hint, *(numbers.randint(low, high) for _ in range(_WITNESSES))))
+        return Extent(
+            {(self.name,): 1}, (self.hint, *(numbers.randint(2, _LARGEST_WITNESS) for _ in range(_WITNESSES)))
+        )
 
     def __str__(self) -> str:
         return f"{self.name}={self.hint} in [{self.least},{'inf' if self.most is None else self.most}]"

@@ -50,6 +50,7 @@ def test_extents_are_equal_where_their_formulas_are() -> None:
     assert BATCH != 4
     assert BATCH != 4
     assert BATCH != HEIGHT
+    assert Symbol("a", 2, 1, 2).extent != Symbol("b", 2, 1, 2).extent
     assert len({BATCH, BATCH * 1, 4}) == 2
     assert TensorType((BATCH, 3)) != TensorType((4, 3))
 
