@@ -105,6 +105,7 @@ def _add(op: Op, a: Expr, b: Expr) -> Expr:
 @emits(ir_ops.SubOp)
 def _sub(op: Op, a: Expr, b: Expr) -> Expr:
     if _is_same_float(a, b):  # written as a - a, TVM would make it 0, which is wrong for infinities and NaN
+        a = integers.rounded(a)  # else LLVM might merge one of the two with the product that it is, and round it less
         return a + (like(a, -0.0) - a)
     return a - b
 

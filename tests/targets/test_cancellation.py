@@ -47,3 +47,16 @@ def test_sums_do_not_cancel(name: str):
         # A mean is rounded to float32, which leaves half a unit in its last place of what is subtracted from it.
         rounding = offset * 2**-24 * 2 if name.startswith(("centred", "logsumexp")) else 0.0
         assert difference < TOLERANCE + rounding, f"offset {offset}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "product",
+    [lambda x: x.mean(1, keepdim=True), lambda x: x * 0.3, lambda x: F.silu(x) * x],
+    ids=["mean", "mul", "silu"],
+)
+def test_a_product_less_itself_is_zero(product: Function, dtype: torch.dtype):
+    """One of the two must not be merged with its multiplication, and so be rounded less than the other."""
+    module = Lambda(lambda x: (value := product(x)) - value.clone())
+    x = torch.randn(7, 9, 40, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    assert not tersor.compile(module, x, check=False)(x).any()
