@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from .frontend import in_eval_mode, split_inputs
-from .ir import Graph, Op, TersorError, bind, evaluate, numbers_of, shorten
+from .ir import Graph, Op, TersorError, bind, evaluate, numbers_of, shorten, told
 from .ir.foreign import UserObject
 from .passes import Agreement, Exactness, Pipeline, bisect, run_passes
 from .passes.numeric import distance, float32_rounding, seeded_inputs
@@ -184,10 +184,10 @@ def check_formulas(imported: Graph, optimized: Graph, example: Reference, pipeli
     before, after = elsewhere.imported.evaluate(*elsewhere.inputs), bind(optimized, numbers).evaluate(*elsewhere.inputs)
     difference = distance(before, after)
     if difference > TOLERANCE and difference > ROUNDING * float32_rounding(elsewhere.imported, elsewhere.inputs):
-        chosen = ", ".join(f"{name}={number}" for name, number in numbers.items())
         raise DisagreementError(
-            f"the optimized graph differs from the imported one where {chosen}, by {difference:.3g} of an output's "
-            "scale. This is an error of Tersor, please report it; compile the model without dynamic_shapes meanwhile"
+            f"the optimized graph differs from the imported one where {told(numbers)}, by {difference:.3g} of an "
+            "output's scale. This is an error of Tersor, please report it; compile the model without dynamic_shapes "
+            "meanwhile"
         )
 
 

@@ -13,7 +13,7 @@ from typing import TypeGuard
 from . import passes
 from .checking import Reference, check_agreement, check_formulas
 from .frontend import from_torch
-from .ir import Graph, TersorError, TersorWarning, at_hints, bind, check_numbers, shorten, weights_loaded
+from .ir import Graph, TersorError, TersorWarning, at_hints, bind, check_numbers, shorten, told, weights_loaded
 from .ir.foreign import Instance, UserObject
 from .passes import PassManager, Pipeline, as_pipeline
 from .passes.instruments import PassStages
@@ -348,12 +348,12 @@ def compile_for_shapes(
     shared = SharedConstants()
     programs = []
     for numbers in wanted:
-        named = ", ".join(f"{name}={number}" for name, number in numbers.items())
         reference = example.at(numbers) if options.check else None
-        programs.append(make(numbers, shared, reference, partial(_begin_for, begin, named)))
+        programs.append(make(numbers, shared, reference, partial(_begin_for, begin, told(numbers))))
 
     def make_later(executable: DynamicExecutable, numbers: Numbers, shared: SharedConstants) -> Executable:
-        reference = Reference.of(bind(graph, numbers), bind(graph, numbers), None) if options.check else None
+        bound = bind(graph, numbers)
+        reference = Reference.of(bound, bound, None) if options.check else None
         return make(numbers, shared, reference, lambda stage: None)
 
     entries = tuple(zip(wanted, (program.model for program in programs), strict=True))

@@ -5,7 +5,7 @@ Nothing in here knows a frontend, a pass or a target.
 
 from . import ops
 from .analysis import dataflow, is_constant, live_ops, post_dominators
-from .binding import at_hints, bind, check_numbers, numbers_of
+from .binding import at_hints, bind, check_numbers, numbers_of, told
 from .compare import fingerprint, structurally_equal
 from .core import Attrs, Op, Operand, Use, Value
 from .errors import IRError, TersorError, TersorWarning, shorten

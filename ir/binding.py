@@ -48,6 +48,11 @@ def check_numbers(symbols: Sequence[Symbol], numbers: Mapping[str, int]) -> None
             raise TersorError(f"{symbol.name} must be {symbol.bounds}, got {numbers[symbol.name]}")
 
 
+def told(numbers: Mapping[str, int]) -> str:
+    """Numbers of symbols in a message, for example ``batch=1, height=224``."""
+    return ", ".join(f"{name}={number}" for name, number in numbers.items())
+
+
 def hints(graph: Graph) -> dict[str, int]:
     """The numbers that passes assume for a graph's symbols."""
     return {symbol.name: symbol.hint for symbol in graph.symbols}

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...ir import DType, Graph, Op, Rewriter, TensorType, TersorError, Value
+from ...ir import DType, Graph, Op, Rewriter, TensorType, Value
 from ...ir.ops import ClampOp, ConcatOp, LayerOp, MulOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
@@ -37,7 +37,7 @@ from ..matching import numbers, place_before, prune, tensor, weight_name
 from ..registry import register_pass
 from ..unfuse import take_apart
 from .channels import axis_behind, input_axis, is_equivariant, multiply_inputs
-from .placement import find_notes, float_layers
+from .placement import float_layers, refuse_notes
 from .streaming import watch
 
 _RULE = "equalize-concat"
@@ -56,10 +56,7 @@ class EqualizeConcat(Pass):
         has_concat = any(isinstance(op, ConcatOp) for part in graph.parts for op in part.ops)
         if not has_concat or not any(float_layers(part) for part in graph.parts):
             return Result(False)
-        if find_notes(graph):
-            raise TersorError(
-                f"values are noted to be stored as integers already; run {_RULE} before quantize-annotate"
-            )
+        refuse_notes(graph, _RULE)
         rewriter = context.rewriter(graph)
         then = (Fuse(),) if take_apart(graph, rewriter, _RULE) else ()
         found = _concatenations(graph, rewriter)

@@ -37,7 +37,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ...ir import Graph, Op, Rewriter, TersorError, Value
+from ...ir import Graph, Op, Rewriter, Value
 from ...ir.ops import ClampOp, LayerOp, MaxPool2dOp, MinimumOp, ReluOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
@@ -54,7 +54,7 @@ from .channels import (
     output_axis,
     per_channel,
 )
-from .placement import check_patterns, find_notes, float_layers, refusal
+from .placement import check_patterns, float_layers, refusal, refuse_notes
 from .streaming import watch
 
 _RULE = "cross-layer-equalization"
@@ -82,10 +82,7 @@ class CrossLayerEqualization(Pass):
     before_notes = True
 
     def run(self, graph: Graph, context: PassContext) -> Result:
-        if find_notes(graph):
-            raise TersorError(
-                f"values are noted to be stored as integers already; run {_RULE} before quantize-annotate"
-            )
+        refuse_notes(graph, _RULE)
         rewriter = context.rewriter(graph)
         then = (Fuse(),) if take_apart(graph, rewriter, _RULE) else ()
         check_patterns(graph, self.skip)

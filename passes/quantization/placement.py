@@ -63,6 +63,12 @@ def refusal(op: LayerOp, skip: Sequence[str]) -> str:
     return f"sums of {terms} products may not fit into i32" if terms > MOST_TERMS else ""
 
 
+def refuse_notes(graph: Graph, rule: str) -> None:
+    """Raise TersorError if a graph has notes, which a rewrite of what they are about would make wrong."""
+    if find_notes(graph):
+        raise TersorError(f"values are noted to be stored as integers already; run {rule} before quantize-annotate")
+
+
 def check_patterns(graph: Graph, skip: Sequence[str]) -> None:
     """Raise TersorError for a pattern that is no layer's name."""
     names = [op.location for op in float_layers(graph)]

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...ir import DType, Graph, Rewriter, TersorError, Value
+from ...ir import DType, Graph, Rewriter, Value
 from ...ir.ops import LayerNormOp, LayerOp, LinearOp, MulOp, WeightOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
@@ -47,7 +47,7 @@ from .channels import (
     output_axis,
     per_channel,
 )
-from .placement import check_patterns, find_notes, float_layers, name_of, refusal
+from .placement import check_patterns, float_layers, name_of, refusal, refuse_notes
 from .sample import Sample
 from .scheme import QuantizationStep, representable_weight
 from .streaming import watch
@@ -85,10 +85,7 @@ class SmoothQuant(Pass):
             raise ValueError(f"alpha must be from 0 to 1, or none, not {self.alpha:g}")
 
     def run(self, graph: Graph, context: PassContext) -> Result:
-        if find_notes(graph):
-            raise TersorError(
-                f"values are noted to be stored as integers already; run {_RULE} before quantize-annotate"
-            )
+        refuse_notes(graph, _RULE)
         rewriter = context.rewriter(graph)
         then = (Fuse(),) if take_apart(graph, rewriter, _RULE) else ()
         check_patterns(graph, self.skip)

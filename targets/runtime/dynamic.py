@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ...ir import Graph, TersorError, check_numbers, numbers_of
+from ...ir import Graph, TersorError, check_numbers, numbers_of, told
 from ...ir.files import temporary_folder
 from ...ir.foreign import Array, UserObject
 from ...ir.samples import Samples, find_samples
@@ -139,8 +139,9 @@ class DynamicExecutable(Executable):
 
     def save_bundle(self, path: str | Path, *, runtime: str | Path | None = None) -> Path:
         """Raise TersorError: a bundle holds one program, which ``exe.at(...)`` names."""
-        example = ", ".join(f"{name}={number}" for name, number in self.shapes[0].items())
-        raise TersorError(f"a bundle holds the program for one shape: use exe.at({example}).save_bundle(...)")
+        raise TersorError(
+            f"a bundle holds the program for one shape: use exe.at({told(self.shapes[0])}).save_bundle(...)"
+        )
 
     def __copy__(self) -> DynamicExecutable:
         """Another executable of the same code and weights: calls of both can run at the same time."""
@@ -209,8 +210,7 @@ class DynamicExecutable(Executable):
 
     def _made(self, numbers: Numbers) -> Executable:
         make = self._make or MAKERS.get("program")
-        wanted = ", ".join(f"{name}={number}" for name, number in numbers.items())
-        known = "; ".join(", ".join(f"{name}={number}" for name, number in one.items()) for one in self.shapes)
+        wanted, known = told(numbers), "; ".join(map(told, self.shapes))
         if make is None:
             raise TersorError(
                 f"{self.info.name} has no program for {wanted}, only for {known}; compile it for that shape"
@@ -225,8 +225,7 @@ class DynamicExecutable(Executable):
         return program
 
     def __repr__(self) -> str:
-        known = "; ".join(", ".join(f"{name}={number}" for name, number in one.items()) for one in self.shapes)
-        return f"{super().__repr__().removesuffix('>')}, programs for {known}>"
+        return f"{super().__repr__().removesuffix('>')}, programs for {'; '.join(map(told, self.shapes))}>"
 
 
 def _from_artifact(artifact: bytes, threads: int) -> DynamicExecutable:
