@@ -124,14 +124,21 @@ def _request_tiles() -> bool:
 
 @functools.cache
 def processor_name() -> str:
-    """What the processor calls itself."""
-    return _entry(_cpuinfo(), "model name", "CPU part") or platform.processor() or platform.machine()
+    """What the processor calls itself; family and model too where a virtual machine hides which one it is."""
+    return _name_in(_cpuinfo()) or platform.processor() or platform.machine()
 
 
 def usable_cores() -> int:
     """Physical cores that this process may run on."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+def _name_in(cpuinfo: str) -> str:
+    name, family, model = (_entry(cpuinfo, key) for key in ("model name", "cpu family", "model"))
+    number = name.partition("@")[0]  # behind it stands the clock frequency
+    hidden = family and number and not any(map(str.isdigit, number))  # "AMD EPYC" may be any of five generations
+    return f"{name} (family {family}, model {model})" if hidden else name or _entry(cpuinfo, "CPU part")
 
 
 def _cpuinfo() -> str:

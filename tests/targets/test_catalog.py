@@ -112,6 +112,7 @@ RIGHT = {
     # It has all of Zen 4's features, but LLVM's code for a Zen 4 uses SSE4a as well.
     "vm-sapphire-rapids-without-amx": "x86:icelake-server",
     "vm-skylake-without-avx512": "x86:avx2",
+    "vm-zen3": "x86:znver3",
 }
 
 
@@ -129,6 +130,13 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def cpuinfo_of(processor: str) -> str:
     return (CPUINFO / f"{processor}.txt").read_text(encoding="utf-8")
+
+
+def test_a_processor_whose_number_is_hidden_is_told_by_family_and_model():
+    assert catalog._name_in(cpuinfo_of("vm-zen3")) == "AMD EPYC (family 25, model 1)"
+    assert catalog._name_in(cpuinfo_of("vm-skylake-without-avx512")).endswith("@ 2.00GHz (family 6, model 85)")
+    assert catalog._name_in(cpuinfo_of("zen3")) == "AMD EPYC 7763 64-Core Processor"
+    assert catalog._name_in("") == ""
 
 
 def test_every_stored_processor_has_a_right_answer():
