@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from .frontend import Arguments, from_onnx, from_torch
     from .ir import TersorError
     from .passes import list_passes, register_pass
+    from .passes.calibration import CalibrationData
     from .targets import load
 
     __version__: str
 
 _MODULES = {
     "Arguments": ".frontend",
+    "CalibrationData": ".passes.calibration",
     "TersorError": ".ir",
     "compile": ".compiler",
     "compress": ".compression.compress",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from .ir import Graph, TersorError, TersorWarning, at_hints, bind, check_numbers
 from .ir.foreign import Instance, UserObject
 from .passes import PassManager, Pipeline, as_pipeline
 from .passes.instruments import PassStages
+from .passes.manager import check_data
 from .passes.report import Report
 from .targets import Cpu, DynamicExecutable, Executable, Target, compile_graph, resolve_target
 from .targets.runtime.compiled_model import CompiledFamily, Numbers, SharedConstants
@@ -47,7 +48,7 @@ class CompileOptions:
 
     target: str | Target = "x86:native"
     pipeline: str = "O3"
-    calibration: Iterable[UserObject] | None = None
+    calibration: UserObject = None
     tune: int = 0
     log_dir: Path | None = None
     threads: int | None = None
@@ -90,7 +91,7 @@ def compile(
     *,
     target: str | Target = "x86:native",
     pipeline: str = "O3",
-    calibration: Iterable[UserObject] | None = None,
+    calibration: UserObject = None,
     tune: int = 0,
     log_dir: str | Path | None = None,
     threads: int | None = None,
@@ -111,7 +112,10 @@ def compile(
     pipeline
         Text of passes and presets, for example ``"O3"``.
     calibration
-        Batches of inputs, one sequence of tensors each, for passes that need data.
+        Inputs for passes that need data: an iterable of batches, such as a list or a `torch.utils.data.DataLoader`, a
+        function that returns one, or a `tersor.CalibrationData`. A batch is a tensor or array, a sequence of them (one
+        for each input) or a dict by input names. Labels behind them are left out, longer batches are cut, and samples
+        may come without a batch dimension.
     tune
         Kernel candidates to measure before compiling, those that ``log_dir`` holds included: calling again with the
         same folder measures nothing. 0 uses what is recorded.
@@ -148,6 +152,7 @@ def compile(
     """
     folder = None if log_dir is None else Path(log_dir)
     options = CompileOptions(target, pipeline, calibration, tune, folder, threads, check)
+    check_data(options.passes, calibration is not None)
     graph = as_graph(graph_or_module, example_inputs, dynamic_shapes)
     if graph.symbols:
         return compile_for_shapes(graph, options, shapes, Reference.of(graph_or_module, graph, example_inputs))
@@ -162,7 +167,7 @@ def run_passes(
     pipeline: str,
     *,
     target: str | Target | None = None,
-    calibration: Iterable[UserObject] | None = None,
+    calibration: UserObject = None,
     log_dir: str | Path | None = None,
     **options: Instance,
 ) -> Graph:
@@ -178,7 +183,7 @@ def run_passes(
         The machine to optimize for: a name, a `Target`, or None for passes that need none. Passes that decide by time
         measure when code for it runs here; otherwise they do all that they were asked for.
     calibration
-        Batches of inputs, one sequence of tensors each, for passes that need data.
+        Inputs for passes that need data, see `compile`.
     log_dir
         A folder of tuning records for passes that measure, used on top of those that ship with Tersor.
     options

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
 from ..ir.foreign import Array, UserObject
-
-Shape = tuple[int, ...]
-
-
-def split(inputs: Sequence[Array], shapes: Sequence[Shape]) -> Iterator[tuple[Array, ...]]:
-    """Parts of the wanted shapes.
-
-    Parameters
-    ----------
-    inputs
-        Tensors or arrays.
-    shapes
-        Those that a model takes.
-
-    Yields
-    ------
-    The inputs themselves, unless all are the same whole number of times as long as wanted along dimension 0.
-    """
-    count = _times(inputs, shapes)
-    if count < 2:
-        yield tuple(inputs)
-        return
-    for index in range(count):
-        yield tuple(
-            value[index * shape[0] : (index + 1) * shape[0]] for value, shape in zip(inputs, shapes, strict=True)
-        )
+from ..passes.calibration import Shape, split
 
 
 def run_in_parts(run: Callable[..., UserObject], inputs: Sequence[Array], shapes: Sequence[Shape]) -> UserObject:
@@ -50,16 +25,3 @@ def _join(parts: Sequence[UserObject]) -> UserObject:
     if not hasattr(parts[0], "__dlpack__"):  # a constant
         return parts[0]
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(tuple(parts))
-
-
-def _times(inputs: Sequence[Array], shapes: Sequence[Shape]) -> int:
-    """How many times longer all inputs are; 1 if they are not, or do not fit."""
-    if len(inputs) != len(shapes) or not shapes:
-        return 1
-    counts = {_ratio(tuple(getattr(value, "shape", ())), shape) for value, shape in zip(inputs, shapes, strict=True)}
-    return counts.pop() if len(counts) == 1 else 1
-
-
-def _ratio(given: Shape, wanted: Shape) -> int:
-    fits = bool(wanted) and bool(wanted[0]) and len(given) == len(wanted) and given[1:] == wanted[1:]
-    return given[0] // wanted[0] if fits and given[0] and given[0] % wanted[0] == 0 else 1

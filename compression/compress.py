@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from ..compiler import CompileOptions, as_graph
-from ..ir import Graph, TersorError
+from ..ir import TersorError
 from ..ir.files import check_writable
 from ..ir.foreign import UserObject
+from ..passes.calibration import read_calibration
+from ..passes.manager import check_data
 from ..targets import Target
-from .data import CalibrationData
 from .evaluation import Evaluation, Model
 from .plan import make_plan
 from .result import Compressed
@@ -23,7 +24,7 @@ def compress(
     example_inputs: UserObject = None,
     *,
     pipeline: str,
-    data: Callable[[], Iterable[UserObject]] | Iterable[UserObject] | None = None,
+    data: UserObject = None,
     target: str | Target = "x86:native",
     evaluate: Callable[[Model], float] | None = None,
     max_drop: float | None = None,
@@ -45,14 +46,12 @@ def compress(
         compresses. Passes that change no numbers belong to the step that they prepare. Before a model is compiled, O3
         is applied, whatever the pipeline says.
     data
-        Batches of inputs for passes that need data, and to compare outputs on: an iterable that can be iterated
-        repeatedly, or a function that returns one. A batch is a tensor or array, a sequence of them (one for each
-        input) or a dict by input names. Read anew for each use, never held as a whole. Random inputs stand in for it
-        where outputs are compared.
+        Calibration data for passes that need some, and to compare outputs on, in any form that `tersor.compile` takes.
+        Random inputs stand in for it where outputs are compared.
     target
         A name (see ``tersor targets``) or a `Target`.
     evaluate
-        Takes a callable that computes the model (torch tensors or NumPy arrays in, the same kind out), returns a number
+        Takes a module that computes the model (torch tensors or NumPy arrays in, the same kind out), returns a number
         that is larger for better models, for example the accuracy from 0 to 1. It is given the compiled program of each
         step, or an interpreter where the target's code does not run here.
     max_drop
@@ -83,6 +82,7 @@ def compress(
     plan = make_plan(pipeline)
     record = CompileOptions(target=target, threads=threads).machine
     check_max_drop(max_drop, evaluate is not None)
+    check_data(plan.pipeline, data is not None)
     if output is not None:
         check_writable(output)
     graph = as_graph(graph_or_module, example_inputs)
@@ -91,17 +91,13 @@ def compress(
         plan=plan,
         target=record,
         threads=threads,
-        data=_as_data(data, graph),
+        data=read_calibration(data, graph, "data"),
         evaluation=_as_evaluation(evaluate),
         max_drop=max_drop,
         log_dir=None if log_dir is None else Path(log_dir),
         output=None if output is None else Path(output),
     )
     return Session(job, observer or StepObserver()).run()
-
-
-def _as_data(data: UserObject, graph: Graph) -> CalibrationData | None:
-    return data if data is None or isinstance(data, CalibrationData) else CalibrationData(data, graph)
 
 
 def _as_evaluation(evaluate: UserObject) -> Evaluation | None:

@@ -3,45 +3,81 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
 import torch
+from torch import nn
 
-from ..ir import Graph, TersorError
+from ..ir import Graph, TersorError, shorten
 from ..ir.foreign import Array, UserObject
 from ..ir.imports import find_function
+from ..ir.ops import WeightOp
+from ..passes.calibration import Shape
 from ..targets import Executable
-from .batches import Shape, run_in_parts
+from .batches import run_in_parts
 
 
-class Model:
+class Model(nn.Module):
     """What a user's function is given: called like the PyTorch model, torch tensors or NumPy arrays in, the same out.
 
     Batches that are a whole number of times as long as those that the model was exported with are computed in parts.
+    Functions that were written for a module find what they ask for: ``model.eval()``, ``model.to("cpu")``,
+    ``next(model.parameters()).device``. It cannot be trained, moved or cast.
 
     Parameters
     ----------
     run
         Takes and returns tensors or arrays of the exported shapes.
     shapes
-        Those of the inputs.
+        Those of the inputs, by name.
+    weights
+        What `parameters` lists.
     """
 
-    def __init__(self, run: Callable[..., UserObject], shapes: Sequence[Shape]) -> None:
+    def __init__(
+        self, run: Callable[..., UserObject], shapes: Mapping[str, Shape], weights: Iterable[torch.Tensor] = ()
+    ) -> None:
+        super().__init__()
         self._run = run
-        self._shapes = tuple(shapes)
+        self._shapes = dict(shapes)
+        tensors = list(weights) or [torch.empty(0)]
+        self.weights = nn.ParameterList(nn.Parameter(tensor, requires_grad=False) for tensor in tensors)
+        self.eval()
 
-    def __call__(self, *inputs: Array) -> UserObject:
+    def forward(self, *inputs: Array, **named: Array) -> UserObject:
         """The outputs; TersorError where the inputs do not fit."""
-        return run_in_parts(self._run, inputs, self._shapes)
+        if named:
+            missing = [name for name in [*self._shapes][len(inputs) :] if name not in named]
+            if missing or len(inputs) + len(named) != len(self._shapes):
+                given = ", ".join([*map(str, range(len(inputs))), *named])
+                raise TersorError(f"the model takes the inputs {', '.join(self._shapes)}, got {shorten(given)}")
+            inputs = (*inputs, *(named[name] for name in [*self._shapes][len(inputs) :]))
+        return run_in_parts(self._run, inputs, [*self._shapes.values()])
+
+    def train(self, mode: bool = True) -> Model:
+        """Evaluation mode is the only one; raises TersorError for the other."""
+        if mode:
+            raise TersorError("the model is a compiled program, which cannot be trained; leave out model.train()")
+        super().train(False)
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Model:
+        moved = fn(torch.empty(0))
+        if moved.device.type != "cpu" or moved.dtype is not torch.float32:
+            raise TersorError(
+                "the model is a compiled program, which stays on the CPU and in its own types; "
+                f"leave out what moves it to {moved.device.type} or makes it {str(moved.dtype).removeprefix('torch.')}"
+            )
+        return self
 
 
 def compiled_model(executable: Executable) -> Model:
     """A compiled program, which must run on this machine."""
-    return Model(executable, [port.type.shape for port in executable.info.user_inputs])
+    shapes = {port.name: port.type.shape for port in executable.info.user_inputs}
+    return Model(executable, shapes, weights_of(executable.graph))
 
 
 def interpreted_model(graph: Graph) -> Model:
@@ -54,7 +90,13 @@ def interpreted_model(graph: Graph) -> Model:
             outputs = [output.numpy() for output in outputs]
         return graph.returned(outputs)
 
-    return Model(run, [value.shape for value in graph.user_inputs])
+    return Model(run, {value.name: value.shape for value in graph.user_inputs}, weights_of(graph))
+
+
+def weights_of(graph: Graph) -> list[torch.Tensor]:
+    """All tensors that a graph's weight ops name, each once."""
+    ids = {op.attrs.id for op in graph.ops if isinstance(op, WeightOp)}
+    return [graph.weights[id] for id in sorted(ids)]
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from ..compiler import REQUIRED_PASSES, latency_of, load_choices, runs_here
 from ..ir import Graph, TersorError, fingerprint
 from ..ir.files import put, scratch_folder, writing
-from ..ir.ops import WeightOp
 from ..passes import PassManager, PassOutcome, PassRecord, Pipeline, Report, parse_pipeline
+from ..passes.calibration import Batches
 from ..passes.instruments import PassStages
 from ..targets import Executable, Target, compile_graph
 from ..targets.tuning.measured_latency import LEAST_NOISE
-from .data import CalibrationData
-from .evaluation import Evaluation
+from .evaluation import Evaluation, weights_of
 from .judge import Figures, Judge
 from .machine import describe_machine, describe_versions
 from .plan import StepPlan
@@ -71,7 +68,7 @@ class Job:
     plan: StepPlan
     target: Target
     threads: int | None = None
-    data: CalibrationData | None = None
+    data: Batches | None = None
     evaluation: Evaluation | None = None
     max_drop: float | None = None
     log_dir: Path | None = None
@@ -171,7 +168,7 @@ class Session:
         file = None if folder is None else executable.save(folder / f"{len(self._steps)}.tersor")
         self._observer.begin(f"judge {name}")
         figures = judge(executable)
-        weights = _weights(finished.graph)
+        weights = weights_of(finished.graph)
         step = Step(
             name=name,
             macs=outcome.graph.cost().macs,
@@ -240,11 +237,6 @@ class Session:
             versions=describe_versions(),
             date=self._began.isoformat(sep=" ", timespec="seconds"),
         )
-
-
-def _weights(graph: Graph) -> list[torch.Tensor]:
-    ids = {op.attrs.id for op in graph.ops if isinstance(op, WeightOp)}
-    return [graph.weights[id] for id in sorted(ids)]
 
 
 def _is_slower(step: Step, best: Step) -> bool:

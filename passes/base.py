@@ -203,6 +203,11 @@ class Pass:
         return ()
 
     @property
+    def needs_data(self) -> bool:
+        """Whether the pass fails without calibration data; asked before the first pass runs."""
+        return False
+
+    @property
     def tolerance(self) -> float:
         """Tolerance of the numeric check, relative to the largest magnitude of an output."""
         return math.inf if self.may_change_all else self.exactness.tolerance

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-import torch
-
 from ..ir import Graph, IRError, RewriteLog, TersorError, verify, weights_loaded
+from ..ir.foreign import UserObject
 from .base import Latency, Machine, Pass, PassContext, PassError
+from .calibration import read_calibration
 from .instruments.base import CheckFailure, Instrument, PassStep
 from .pipeline import Pipeline, as_pipeline, print_pass
 from .report import PassRecord, Report
@@ -51,7 +51,7 @@ class PassManager:
         graph: Graph,
         *,
         target: Machine | None = None,
-        calibration: Iterable[Sequence[torch.Tensor]] | None = None,
+        calibration: UserObject = None,
         latency: Latency | None = None,
     ) -> PassOutcome:
         """Run all passes on a clone of ``graph``.
@@ -66,7 +66,8 @@ class PassManager:
         loaded = weights_loaded(graph)  # once: passes add weights to graphs that were read from text alone too
         verify(graph, weights=loaded)
         graph = graph.clone()
-        batches = tuple(calibration) if isinstance(calibration, Iterator) else calibration
+        check_data(self.pipeline, calibration is not None)
+        batches = read_calibration(calibration, graph)
         context = PassContext(target, batches, RewriteLog(limit=self.bisect_limit), latency)
         for instrument in self.instruments:
             instrument.begin(graph, self.pipeline)
@@ -136,12 +137,21 @@ class PassManager:
         raise PassError("; ".join([message, *filter(None, notes)]), log.applied) from error
 
 
+def check_data(pipeline: Pipeline, given: bool) -> None:
+    """Raise TersorError where a pass needs calibration data and there is none: before any work, not after it."""
+    one = None if given else next((one for one in pipeline.passes if one.needs_data), None)
+    if one is not None:
+        raise TersorError(
+            f"pass {one.name!r} needs calibration data: give at least one batch of inputs (calibration=..., or --data)"
+        )
+
+
 def run_passes(
     graph: Graph,
     pipeline: str | Pipeline | Sequence[Pass],
     *,
     target: Machine | None = None,
-    calibration: Iterable[Sequence[torch.Tensor]] | None = None,
+    calibration: UserObject = None,
     latency: Latency | None = None,
     instruments: Sequence[Instrument] = (),
     bisect_limit: int | None = None,
@@ -157,7 +167,7 @@ def run_passes(
     target
         The machine to optimize for, for passes that ask.
     calibration
-        Batches of inputs (one sequence of tensors each), for passes that ask.
+        Batches of inputs, for passes that ask, in any form that `tersor.passes.calibration` takes.
     latency
         Measures on the target, for passes that decide by time.
     instruments

@@ -38,8 +38,8 @@ def batches():
 def nothing():
     return []
 
-def labelled():
-    yield torch.zeros(1, 3, 6, 6), torch.zeros(1)
+def crowded():
+    yield torch.zeros(1, 3, 6, 6), torch.zeros(1), torch.zeros(1)
 
 def broken():
     raise RuntimeError("no such data set")
@@ -205,7 +205,7 @@ def test_ctrl_c(tersor: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("options", "message"),
     [
         ({"data": "tersor_compress_me:nothing"}, "tersor_compress_me:nothing: yields no batch"),
-        ({"data": "tersor_compress_me:labelled"}, "batch 0 does not fit: "),
+        ({"data": "tersor_compress_me:crowded"}, "batch 0 does not fit: "),
         ({"data": "tersor_compress_me:broken"}, "broken: raised RuntimeError: no such data set"),
         ({"data": "tersor_compress_me:batch"}, "did you mean 'batches'?"),
         ({"data": "nothing.npy"}, "nothing.npy: no such file"),

@@ -14,8 +14,8 @@ from torch import nn
 import tersor
 from tersor import TersorError
 from tersor.compression.batches import run_in_parts
-from tersor.compression.data import CalibrationData, open_data
-from tersor.compression.evaluation import Evaluation, Model, interpreted_model
+from tersor.compression.data import open_data
+from tersor.compression.evaluation import Evaluation, Model, interpreted_model, weights_of
 from tersor.compression.plan import make_plan
 from tersor.compression.result import Compressed, CompressError, End
 from tersor.compression.session import StepObserver
@@ -107,78 +107,6 @@ def test_a_pipeline_that_compresses_nothing(text: str):
 # Data -------------------------------------------------------------------------------------------------------------
 
 
-def test_data_in_every_form(graph):
-    (x,) = batches(1)
-    name = graph.inputs[0].name
-    for batch in (x, x.numpy(), (x,), [x.numpy()], {name: x, "other": 1}):
-        ((found,),) = CalibrationData([batch], graph)
-        assert torch.equal(found, x)
-
-
-def test_data_is_read_anew_each_time(graph):
-    data = CalibrationData(batches, graph)
-    assert [len(list(data)) for _ in range(2)] == [3, 3]
-
-
-def test_longer_batches_are_cut(graph):
-    (long,) = batches(1, size=6)
-    found = list(CalibrationData([long], graph))
-    assert torch.equal(torch.cat([x for (x,) in found]), long)
-    assert len(found) == 3
-
-
-def test_data_is_streamed(graph):
-    alive = []
-
-    def loader() -> Iterator[torch.Tensor]:
-        for number in range(1000):
-            alive.append(number)
-            yield torch.zeros(2, 3, 6, 6)
-
-    next(iter(CalibrationData(loader, graph)))
-    assert alive == [0]
-
-
-def broken() -> Iterator[torch.Tensor]:
-    yield from batches(1)
-    raise RuntimeError("disk\nis gone")
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        (3, "data: is a int; give a function that returns an iterable of batches"),
-        ("text", "data: is a str; give"),
-        (iter([]), "data: can be read only once; give the function that makes it, or a list"),
-        ([], "data: yields no batch; give at least one"),
-        (lambda: None, "data: returns a NoneType, not an iterable of batches"),
-        (lambda: 1 // 0, "data: raised ZeroDivisionError: "),
-        (broken, "data: raised RuntimeError: disk is gone"),
-        (
-            [torch.zeros(3, 3, 6, 6)],
-            r"data: batch 0 does not fit: .* must have shape \[2, 3, 6, 6\], got \[3, 3, 6, 6\]$",
-        ),
-        ([torch.zeros(2, 3, 6)], r"batch 0 does not fit: .* got \[2, 3, 6\]"),
-        ([torch.zeros(2, 3, 6, 6, dtype=torch.float64)], "must be f32, got torch.float64; cast it first"),
-        ([(torch.zeros(2, 3, 6, 6), torch.zeros(2))], "takes 1 inputs .*, got 2; yield inputs without labels"),
-        ([{"images": 1}], "batch 0 does not fit: it has no array for input"),
-        ([["a"]], "it holds a str; inputs are torch tensors or NumPy arrays"),
-        ([np.full((2, 3, 6, 6), "x")], "an array of <U1 cannot be used"),
-    ],
-)
-def test_bad_data(graph, source: Any, message: str):
-    with pytest.raises(TersorError, match=message):
-        list(CalibrationData(source, graph))
-
-
-def test_a_loader_that_is_exhausted_after_one_pass(graph):
-    stream = batches()
-    data = CalibrationData(lambda: stream, graph)
-    assert len(list(data)) == 3
-    with pytest.raises(TersorError, match="has no batches the second time; return a new iterable for each call"):
-        list(data)
-
-
 def test_bad_data_stops_before_any_work(graph):
     with pytest.raises(TersorError, match="data: yields no batch"):
         compress(graph, data=[])
@@ -215,6 +143,29 @@ def test_models_take_longer_batches(graph):
         model(x[:5])
 
 
+def test_functions_for_modules_find_what_they_ask_for(graph):
+    (x,) = batches(1)
+    model = interpreted_model(graph)
+    assert isinstance(model, nn.Module)
+    assert model.eval() is model
+    assert model.to("cpu").to(torch.float32).cpu().float() is model
+    assert not model.training
+    assert next(model.parameters()).device == x.device
+    assert sum(one.numel() for one in model.parameters()) == sum(one.numel() for one in weights_of(graph))
+    assert not any(one.requires_grad for one in model.parameters())
+    assert torch.equal(model(**{graph.inputs[0].name: x}), model(x))
+    assert list(Model(lambda: (), {}).parameters())
+    for misuse, message in (
+        (lambda: model.train(), "cannot be trained; leave out model.train"),
+        (lambda: model.half(), "leave out what moves it to cpu or makes it float16"),
+        (lambda: model.to("meta"), "leave out what moves it to meta"),
+        (lambda: model(images=x), "the model takes the inputs input, got images"),
+        (lambda: model(x, x), "takes 1 inputs"),
+    ):
+        with pytest.raises(TersorError, match=message):
+            misuse()
+
+
 def test_outputs_are_joined():
     (x,) = batches(1, size=4)
     both = run_in_parts(lambda part: (part + 1, part.sum((1, 2, 3))), (x,), [(2, 3, 6, 6)])
@@ -222,7 +173,7 @@ def test_outputs_are_joined():
     assert torch.equal(both[1], x.sum((1, 2, 3)))
 
 
-ANY_MODEL = Model(lambda *inputs: inputs, ())
+ANY_MODEL = Model(lambda *inputs: inputs, {})
 
 
 @pytest.mark.parametrize("value", [0.5, np.float32(0.5), torch.tensor(0.5), np.array([0.5])])

@@ -50,7 +50,7 @@ from ..referee import Keep, Referee
 from ..registry import register_pass
 from ..unfuse import take_apart
 from .budgets import Remainder, channels_budget, macs_budget, params_budget
-from .criteria import Scoring, find_criterion, score
+from .criteria import Scoring, find_criterion, needs_data, score
 from .criteria.registry import CRITERIA
 from .groups import ChannelGroup, ChannelMap, find_channels
 from .layer_shares import shares_of_groups
@@ -154,6 +154,10 @@ class PruneChannels(Pass):
             RECONSTRUCTIONS.find(self.reconstruct)
         _function(self.loss, _LOSS)
         _function(self.train, _TRAIN)
+
+    @property
+    def needs_data(self) -> bool:
+        return self.reconstruct is not None or needs_data(self.criterion)
 
     @property
     def _ratios(self) -> dict[str, float]:

@@ -29,10 +29,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ...ir import Graph, Op, Rewriter, TersorError, Value, check_inputs, evaluate_op
+from ...ir import Graph, Op, Rewriter, TersorError, Value, evaluate_op
 from ...ir.ops import BatchNormOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..matching import prune, weight_name
+from ..numeric import calibration_batches
 from ..registry import register_pass
 
 _RULE = "reestimate-batchnorm"
@@ -59,6 +60,10 @@ class ReestimateBatchNorm(Pass):
         if self.chunk < 1:
             raise ValueError(f"chunk is a number of batches, 1 or more, not {self.chunk}")
 
+    @property
+    def needs_data(self) -> bool:
+        return True
+
     def run(self, graph: Graph, context: PassContext) -> Result:
         norms = [op for op in graph.ops if isinstance(op, BatchNormOp)]
         if not norms:
@@ -67,7 +72,7 @@ class ReestimateBatchNorm(Pass):
             )
         found: dict[Op, list[_Moments]] = defaultdict(list)
         count = 0
-        for batches in _chunks(context, self.chunk):
+        for batches in _chunks(graph, context, self.chunk):
             count += len(batches)
             for op, moments in _measure(graph, batches).items():
                 found[op].append(moments)
@@ -87,20 +92,14 @@ class _Moments:
     count: int
 
 
-def _chunks(context: PassContext, size: int) -> Iterator[list[Batch]]:
-    batches = iter(context.calibration or ())
-    first = list(itertools.islice(batches, size))
-    if not first:
-        raise TersorError("needs calibration data: give at least one batch of inputs (calibration=...)")
-    while first:
-        yield first
-        first = list(itertools.islice(batches, size))
+def _chunks(graph: Graph, context: PassContext, size: int) -> Iterator[list[Batch]]:
+    batches = iter(calibration_batches(graph, context.calibration))
+    while chunk := list(itertools.islice(batches, size)):
+        yield chunk
 
 
 def _measure(graph: Graph, batches: Sequence[Batch]) -> dict[Op, _Moments]:
     """Run all batches op by op; batch normalisations use the moments over all of them."""
-    for batch in batches:
-        check_inputs(graph, batch)
     environments: list[dict[Value, torch.Tensor]] = [
         dict(zip(graph.inputs, graph.with_state(batch), strict=True)) for batch in batches
     ]

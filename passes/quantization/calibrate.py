@@ -56,6 +56,10 @@ class QuantizeCalibrate(Pass):
     def __post_init__(self) -> None:
         parse_calibrator(self.method)
 
+    @property
+    def needs_data(self) -> bool:
+        return True
+
     def run(self, graph: Graph, context: PassContext) -> Result:
         notes = find_notes(graph)
         if not notes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence, Sized
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
 from ...ir import Graph, Op, TersorError, Value, evaluate
 from ..base import PassContext
+from ..calibration import Batches
 from ..numeric import calibration_batches
 from ..progress import Remaining
 from .placement import name_of
@@ -21,7 +22,8 @@ def watch(
     State goes from batch to batch, as it will from call to call. Raises TersorError where there is no data, where a
     batch does not fit, or where it makes numbers of a wanted value that are not finite.
     """
-    count, total = 0, len(context.calibration) if isinstance(context.calibration, Sized) else None
+    count = 0
+    total = context.calibration.total if isinstance(context.calibration, Batches) else None
     remaining = Remaining(context.progress, "calibration batches", total)
 
     def tell(value: Value, tensor: torch.Tensor) -> None:

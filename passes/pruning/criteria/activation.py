@@ -17,16 +17,18 @@ import torch
 from ....ir import Op, TersorError, Value, evaluate
 from ..groups import ChannelGroup
 from ..readers import readers_of
-from .registry import Scores, Scoring, mean_of_relative, means, register_criterion
+from .registry import Scores, Scoring, mean_of_relative, means, on_data, register_criterion
 
 
 @register_criterion("activation-mean")
+@on_data
 def activation_mean(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[Scores]:
     """See the module."""
     return _score(groups, scoring, torch.abs)
 
 
 @register_criterion("activation-zeros")
+@on_data
 def activation_zeros(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[Scores]:
     """See the module."""
     return _score(groups, scoring, lambda x: x != 0)

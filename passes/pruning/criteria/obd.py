@@ -20,10 +20,11 @@ import torch
 from ..gradients import Objective, gradients, run_differentiably
 from ..groups import ChannelGroup
 from ..readers import Reader, readers_of
-from .registry import Scores, Scoring, mean_of_relative, register_criterion
+from .registry import Scores, Scoring, mean_of_relative, on_data, register_criterion
 
 
 @register_criterion("obd")
+@on_data
 def obd(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[Scores]:
     """See the module; channels that a computed weight reads stay."""
     readers = scoring.readers

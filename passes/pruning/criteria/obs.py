@@ -21,10 +21,11 @@ from ..moments import LayerSums, collect, refusal
 from ..readers import Reader, readers_of
 from ..reconstruction import Reading
 from ..reconstruction.obs import Surgeon
-from .registry import Scores, Scoring, mean_of_relative, register_criterion
+from .registry import Scores, Scoring, mean_of_relative, on_data, register_criterion
 
 
 @register_criterion("obs")
+@on_data
 def obs(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[Scores]:
     """See the module; channels that no layer with sums of its own reads stay."""
     found = [reader for reader in scoring.readers if not refusal(reader)]

@@ -85,6 +85,18 @@ Criterion = Callable[[Sequence[ChannelGroup], Scoring], list[Scores]]
 CRITERIA: NameTable[Criterion] = NameTable("criterion", family="pruning")
 
 register_criterion = CRITERIA.register
+_ON_DATA: set[Criterion] = set()
+
+
+def on_data(criterion: Criterion) -> Criterion:
+    """Decorator: say that a criterion asks for calibration data, so that a run without any fails at once."""
+    _ON_DATA.add(criterion)
+    return criterion
+
+
+def needs_data(name: str) -> bool:
+    """Whether a criterion says that it asks for calibration data."""
+    return find_criterion(name) in _ON_DATA
 
 
 def find_criterion(name: str) -> Criterion:

@@ -24,10 +24,11 @@ from ....ir import Op
 from ..gradients import Objective, gradients, run_differentiably
 from ..groups import ChannelGroup
 from ..readers import Reader, readers_of
-from .registry import Scores, Scoring, mean_of_relative, register_criterion
+from .registry import Scores, Scoring, mean_of_relative, on_data, register_criterion
 
 
 @register_criterion("taylor")
+@on_data
 def taylor(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[Scores]:
     """See the module."""
     readers = scoring.readers

@@ -95,9 +95,9 @@ def test_bisection_leaves_norms_alone():
     ("calibration", "message"),
     [
         (None, "needs calibration data"),
-        ([], "needs calibration data"),
+        ([], "yields no batch"),
         ([(torch.zeros(2, 3, 8, 9),)], r"must have shape \[2, 3, 8, 8\], got \[2, 3, 8, 9\]"),
-        ([(torch.zeros(2, 3, 8, 8), torch.zeros(2))], "takes 1 inputs"),
+        ([(torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.zeros(2))], "takes 1 inputs"),
         ([(torch.full((2, 3, 8, 8), math.nan),)], "activations that are not finite at batch_norm at '1'"),
     ],
 )

@@ -309,12 +309,12 @@ def test_calibrating_twice_changes_nothing():
     ("data", "message"),
     [
         (None, "needs calibration data: give at least one batch"),
-        ([], "needs calibration data: give at least one batch"),
-        ([(torch.ones(2, 4, 6, 6),)], r"calibration batch 0 does not fit: input 'x' must have shape \[1, 4, 6, 6\]"),
+        ([], "calibration data: yields no batch; give at least one batch"),
         (
-            [(torch.rand(SHAPE),), (torch.rand(SHAPE), torch.rand(SHAPE))],
-            "calibration batch 1 does not fit: .*1 inputs",
+            [(torch.ones(1, 4, 6, 5),)],
+            r"calibration data: batch 0 does not fit: input 'x' must have shape \[1, 4, 6, 6\]",
         ),
+        ([(torch.rand(SHAPE),), (torch.rand(SHAPE),) * 3], "calibration data: batch 1 does not fit: .*1 inputs"),
         ([(torch.rand(SHAPE).double(),)], "batch 0 does not fit: input 'x' must be f32"),
         ([(torch.full(SHAPE, torch.nan),)], "batch 0 makes numbers at input 'x' that are not finite"),
         ([(torch.zeros(SHAPE),)] * 2, "makes every number at input 'x' 0; give data that varies, .*skip="),
