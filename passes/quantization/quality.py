@@ -17,6 +17,12 @@ from ...ir import Graph, Op, Value, evaluate
 from .integer_graph import Stored
 
 _BATCHES = 8  # of the calibration data, that are compared at most
+_WORST = 5
+_POOR = 20.0  # dB: below, noise is a tenth of the signal or more
+_ADVICE = (
+    "try method=auto, other passes in accuracy=[...] (gptq, adaround, cross-layer-equalization; smooth-quant for"
+    " transformers), or min_sqnr=... to leave what costs most in floating point"
+)
 
 
 @dataclass
@@ -51,6 +57,14 @@ class Quality:
     def output_notes(self) -> tuple[str, ...]:
         """A line for each output."""
         return tuple(f"output {index}: SQNR {ratio.decibels:.1f} dB" for index, ratio in enumerate(self.outputs))
+
+    @property
+    def worst_note(self) -> str:
+        """The values that are stored worst, and what to try where the outputs suffer."""
+        worst = sorted(self.values, key=lambda value: value[1].decibels)[:_WORST]
+        named = ", ".join(f"{name} {ratio.decibels:.1f} dB" for name, ratio in worst)
+        poor = any(ratio.decibels < _POOR for ratio in self.outputs)
+        return f"lowest ratios of stored values: {named}" + (f"; {_ADVICE}" if poor else "")
 
     @property
     def value_notes(self) -> tuple[str, ...]:

@@ -48,6 +48,9 @@ class Quantize(Pass):
         Names of layers that stay in floating point; ``*`` stands for anything.
     keep
         Whether only layers change that the target measures faster on integers, or all that can.
+    min_sqnr
+        Signal-to-noise ratio in dB that each output keeps on calibration data: of the layers, those compute on integers
+        that save the most time within it.
     """
 
     activations: Annotated[DType, QUANTIZED] = DType.U8
@@ -55,6 +58,7 @@ class Quantize(Pass):
     accuracy: tuple[str, ...] = ("equalize-concat", "bias-correction")
     skip: tuple[str, ...] = ()
     keep: Keep = Keep.FASTER
+    min_sqnr: float | None = None
 
     exactness = Exactness.APPROXIMATE
     measures = True
@@ -62,6 +66,7 @@ class Quantize(Pass):
     def __post_init__(self) -> None:
         QuantizeAnnotate(self.activations)
         QuantizeCalibrate(self.method)
+        QuantizeRealize(self.keep, self.min_sqnr)
         _ = self.corrections  # raises what is wrong with their names
 
     @property
@@ -74,4 +79,4 @@ class Quantize(Pass):
         first = tuple(one for one in self.corrections if one.before_notes)
         then = tuple(one for one in self.corrections if not one.before_notes)
         notes = (QuantizeAnnotate(self.activations, self.skip), QuantizeCalibrate(self.method))
-        return (*first, *notes, *then, QuantizeRealize(self.keep), Fuse())
+        return (*first, *notes, *then, QuantizeRealize(self.keep, self.min_sqnr), Fuse())

@@ -21,28 +21,34 @@ puts into the layer's kernel; so run ``fuse`` (or ``O3``) behind this pass. Outp
 The referee decides layer by layer: with ``keep=faster`` a layer that the target does not measure faster on integers
 stays as it is, and what would be stored as integers for it alone too. But a layer in floating point makes its
 neighbours write and read four times the bytes. So where some layers are not faster alone, the whole graph is measured
-with and without them, and they follow the others if it is faster with them. The report gives milliseconds of each
-layer, and the error of outputs and stored values on the first calibration batches. Fails where notes have no range yet.
+with and without them, and they follow the others if it is faster with them. Then, with ``min_sqnr``, layers stay in
+floating point until the outputs keep this ratio (`budget`). A layer that stays gets the numbers back that it had before
+accuracy passes prepared it for integers. The report gives milliseconds of each layer, and the error of outputs and
+stored values on the first calibration batches. Fails where notes have no range yet.
 Scheme: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
 CVPR 2018; Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference", 2018.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 
-from ...ir import Graph, Rewriter, TersorError, graph_of, weights_loaded
-from ...ir.ops import LayerOp, ObserveOp
+import torch
+
+from ...ir import Graph, Rewriter, TersorError, Value, graph_of, is_constant, weights_loaded
+from ...ir.ops import LayerOp, ObserveOp, WeightOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
-from ..matching import replace
+from ..matching import prune, replace, tensor
 from ..numeric import seeded_inputs
 from ..referee import Keep, Referee, Trial
 from ..registry import register_pass
 from ..report import Verdict
 from ..unfuse import take_apart
 from .annotate import check_order
+from .budget import choose_layers
 from .integer_graph import IntegerGraph, Stored, integer_twin, step_of
 from .placement import find_notes, float_layers, name_of, refusal, stored_as_integers
 from .quality import measure_quality
@@ -60,12 +66,19 @@ class QuantizeRealize(Pass):
     ----------
     keep
         Whether only layers change that the target measures faster on integers, or all that can.
+    min_sqnr
+        Signal-to-noise ratio in dB that each output keeps: layers that cost too much of it stay in floating point.
     """
 
     keep: Keep = Keep.FASTER
+    min_sqnr: float | None = None
 
     exactness = Exactness.APPROXIMATE
     measures = True
+
+    def __post_init__(self) -> None:
+        if self.min_sqnr is not None and not self.min_sqnr > 0:
+            raise ValueError(f"min_sqnr is a ratio in dB, above 0, not {self.min_sqnr:g}")
 
     def run(self, graph: Graph, context: PassContext) -> Result:
         check_order(graph, context, _RULE)
@@ -84,16 +97,29 @@ class QuantizeRealize(Pass):
 
     def _realize(self, exact: Graph, graph: Graph, rewriter: Rewriter, context: PassContext) -> tuple[str, ...]:
         referee = Referee(self.keep, context.latency, context.verdicts)
-        layers, lines = _judge(graph, referee)
+        draft = _Draft(exact, graph)
+        batches = [seeded_inputs(exact)] if context.calibration is None else context.calibration
+        verdicts, lines = _judge(draft, referee)
+        layers = list(verdicts)
+        if layers and self.min_sqnr is not None:
+            gains = [(_name(op), _gain(op, verdict)) for op, verdict in verdicts.items()]
+            selection = choose_layers(
+                _without_notes(exact),
+                gains,
+                lambda numbers: draft.planned([layers[index] for index in numbers])[0],
+                batches,
+                self.min_sqnr,
+                context.progress,
+            )
+            layers, lines = [layers[index] for index in selection.chosen], (*selection.notes, *lines)
         if layers:
-            planned, stored = _planned(graph, layers)
+            planned, stored = draft.planned(layers)
             named = [(name_of(op.x), op.result, one) for op, one in zip(find_notes(exact), stored, strict=True) if one]
-            batches = [seeded_inputs(exact)] if context.calibration is None else context.calibration
             quality = measure_quality(exact, planned, named, batches)
             whole = referee.judge_whole(_without_notes(exact), planned, "; ".join(quality.output_notes))
-            lines = (whole.note, *quality.value_notes, *lines)
+            lines = (whole.note, quality.worst_note, *quality.value_notes, *lines)
             layers = layers if whole.stays else []
-        _drop_notes(graph, layers, rewriter)
+        _leave_in_floating_point(exact, graph, layers, rewriter)
         if layers:
             IntegerGraph(rewriter, _RULE, layers).build()
             tidy(graph, rewriter, _RULE)
@@ -106,20 +132,48 @@ def _exact(graph: Graph, calibrated: Graph | None) -> Graph:
         return graph.clone()
     exact = calibrated.clone()
     take_apart(exact, Rewriter(exact), _RULE)
-    return exact if len(find_notes(exact)) == len(find_notes(graph)) else graph.clone()
+    same = all(len(find(exact)) == len(find(graph)) for find in (find_notes, float_layers))
+    return exact if same else graph.clone()
 
 
-def _judge(graph: Graph, referee: Referee) -> tuple[list[LayerOp], tuple[str, ...]]:
+@dataclass(frozen=True)
+class _Draft:
+    """Integer graphs of a graph with notes, as copies.
+
+    Attributes
+    ----------
+    exact
+        The graph before accuracy passes.
+    graph
+        The graph.
+    """
+
+    exact: Graph
+    graph: Graph
+
+    def planned(self, layers: Sequence[LayerOp]) -> tuple[Graph, list[Stored | None]]:
+        """The graph with some layers on integers, and for each note the integers that it became, if it did."""
+        copy, mapping = self.graph.clone_with_map()
+        twins = [op for op in (mapping[layer.result].op for layer in layers) if isinstance(op, LayerOp)]
+        rewriter = Rewriter(copy)
+        _leave_in_floating_point(self.exact, copy, twins, rewriter)
+        integers = IntegerGraph(rewriter, _RULE, twins)
+        integers.build()
+        tidy(copy, rewriter, _RULE)
+        return copy, [integers.stored.get(mapping[note.result]) for note in find_notes(self.graph)]
+
+
+def _judge(draft: _Draft, referee: Referee) -> tuple[dict[LayerOp, Verdict | None], tuple[str, ...]]:
     """Layers that are to compute on integers, and the referee's lines where it has measured."""
-    layers = [op for op in float_layers(graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]
+    layers = [op for op in float_layers(draft.graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]
     if referee.latency is None:
-        return layers, ()
+        return dict.fromkeys(layers), ()
     alone = Referee(referee.keep, referee.latency)
     verdicts = {op: alone.judge(_trial(op)) for op in layers}
     slow = [op for op in layers if not verdicts[op].stays]
     together: tuple[Verdict, ...] = ()
     if 0 < len(slow) < len(layers):
-        fewer, every = (_planned(graph, part)[0] for part in ([op for op in layers if op not in slow], layers))
+        fewer, every = (draft.planned(part)[0] for part in ([op for op in layers if op not in slow], layers))
         verdict = alone.judge(Trial(f"layers that alone are not faster ({len(slow)})", ((fewer, every),)))
         together = (verdict,)
         if verdict.stays:
@@ -127,36 +181,61 @@ def _judge(graph: Graph, referee: Referee) -> tuple[list[LayerOp], tuple[str, ..
             verdicts, slow = verdicts | kept, []
     final = (*verdicts.values(), *together)
     referee.verdicts.extend(final)
-    return [op for op in layers if op not in slow], tuple(verdict.note for verdict in final)
+    return {op: verdicts[op] for op in layers if op not in slow}, tuple(verdict.note for verdict in final)
+
+
+def _name(op: LayerOp) -> str:
+    return op.location or op.describe()
+
+
+def _gain(op: LayerOp, verdict: Verdict | None) -> float:
+    """What a layer on integers saves: seconds where they were measured, else its multiply-adds."""
+    if verdict is None or verdict.times is None:
+        return float(op.macs())
+    return max(0.0, verdict.times.before - verdict.times.after)
 
 
 def _trial(op: LayerOp) -> Trial:
     """A layer alone, in floating point and on integers."""
     assert isinstance(op.x.op, ObserveOp)
-    return Trial(op.location or op.describe(), ((graph_of(op), integer_twin(op, step_of(op.x.op))),))
+    return Trial(_name(op), ((graph_of(op), integer_twin(op, step_of(op.x.op))),))
 
 
-def _planned(graph: Graph, layers: Sequence[LayerOp]) -> tuple[Graph, list[Stored | None]]:
-    """The integer graph as a copy, and for each note of ``graph`` the integers that it became, if it did."""
-    copy, mapping = graph.clone_with_map()
-    twins = [op for op in (mapping[layer.result].op for layer in layers) if isinstance(op, LayerOp)]
-    rewriter = Rewriter(copy)
-    _drop_notes(copy, twins, rewriter)
-    integers = IntegerGraph(rewriter, _RULE, twins)
-    integers.build()
-    tidy(copy, rewriter, _RULE)
-    return copy, [integers.stored.get(mapping[note.result]) for note in find_notes(graph)]
-
-
-def _drop_notes(graph: Graph, layers: Iterable[LayerOp], rewriter: Rewriter) -> None:
-    """Remove notes about values that ``layers`` do not need as integers."""
+def _leave_in_floating_point(exact: Graph, graph: Graph, layers: Sequence[LayerOp], rewriter: Rewriter) -> None:
+    """Take back what only layers on integers need: notes, and the numbers that accuracy passes gave other layers."""
+    pairs = list(zip(float_layers(exact), float_layers(graph), strict=True))
     needed = stored_as_integers(graph, layers)
-    for op in find_notes(graph):
-        if op.x not in needed and rewriter.commit(_RULE, op):
-            replace(rewriter, op, op.x)
+    for note in find_notes(graph):
+        if note.x not in needed and rewriter.commit(_RULE, note):
+            replace(rewriter, note, note.x)
+    for before, op in pairs:
+        if op not in layers:
+            for index in (1, 2):  # weight and bias
+                _restore(before.operands[index], op, index, rewriter)
+
+
+def _restore(before: Value | None, op: LayerOp, index: int, rewriter: Rewriter) -> None:
+    old, now = tensor(before), tensor(op.operands[index])
+    same = old is now if old is None or now is None else torch.equal(old, now)
+    computed = any(value is not None and not is_constant(value) for value in (before, op.operands[index]))
+    if same or computed or not rewriter.commit(_RULE, op):
+        return
+    made = op.operands[index]
+    rewriter.set_operand(op, index, None if before is None or old is None else _weight(before, old, rewriter))
+    if made is not None:
+        prune(rewriter, (made,))
+
+
+def _weight(before: Value, numbers: torch.Tensor, rewriter: Rewriter) -> Value:
+    """A weight of another graph, under its own id where this one has it still."""
+    stored = rewriter.graph.weights
+    id = before.op.attrs.id if isinstance(before.op, WeightOp) else _RULE
+    if id in stored and before.op is not None and torch.equal(stored[id], numbers):
+        return rewriter.create(WeightOp, (), before.op.attrs).result
+    return rewriter.weight(numbers, id)
 
 
 def _without_notes(graph: Graph) -> Graph:
     copy = graph.clone()
-    _drop_notes(copy, (), Rewriter(copy))
+    _leave_in_floating_point(graph, copy, (), Rewriter(copy))
     return copy

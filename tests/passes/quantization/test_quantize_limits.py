@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tersor.ir import DType, Graph, Op, TersorError, ops, structurally_equal
-from tersor.ir.ops import AvgPool2dOp, Conv2dOp, DequantizeOp, QuantizeOp, ReluOp, SoftmaxOp
+from tersor.ir.ops import AvgPool2dOp, Conv2dOp, DequantizeOp, FusedOp, QuantizeOp, ReluOp, SoftmaxOp
 from tersor.passes import PassManager, as_pipeline, run_passes
+from tersor.passes.matching import numbers
 from tersor.targets import resolve_target
 from tersor.tests.checks import kinds, record_of, refusals
 from tersor.tests.passes.quantization.networks import FEWEST_DECIBELS, STEPS, builder, data, decibels, quantized
@@ -125,10 +126,26 @@ def test_layers_that_are_not_faster_alone_follow_their_neighbours():
     assert any(re.match(r"layers that alone are not faster \(1\): .* 1 -> 0.9 ms", note) for note in notes)
 
 
-def test_a_graph_that_would_be_slower_stays_whole():
+@pytest.mark.parametrize("accuracy", ["", "bias-correction", "gptq"])
+def test_a_layer_that_stays_has_the_numbers_that_it_had(accuracy: str):
+    """Accuracy passes prepare a layer for integers; in floating point it would be wrong by as much."""
     graph = three_layers()
-    outcome = quantized(graph, "quantize{accuracy=[]}", latency=StubLatency(whole=1.5))
-    assert structurally_equal(outcome.graph, run_passes(graph, "fuse"))
+    outcome = quantized(graph, f"quantize{{accuracy=[{accuracy}]}}", latency=StubLatency(slow=9))
+    stays = next(op for op in outcome.graph.ops if isinstance(op, FusedOp) and op.location == "b")
+    assert stays.body is not None
+    assert next(op for op in stays.body.ops if isinstance(op, Conv2dOp)).result.type.dtype is DType.F32
+    before = next(op for op in graph.ops if op.location == "b" and isinstance(op, Conv2dOp))
+    for mine, other in zip(stays.inputs[1:], before.inputs[1:], strict=True):
+        assert torch.equal(numbers(mine), numbers(other))
+
+
+@pytest.mark.parametrize("accuracy", ["", "bias-correction", "gptq", "equalize-concat,adaround"])
+def test_a_graph_that_would_be_slower_stays_whole(accuracy: str):
+    graph = three_layers()
+    outcome = quantized(graph, f"quantize{{accuracy=[{accuracy}]}}", latency=StubLatency(whole=1.5))
+    assert kinds(outcome.graph) == kinds(run_passes(graph, "fuse"))
+    for batch in data(graph):
+        assert torch.equal(outcome.graph.evaluate(*batch)[0], graph.evaluate(*batch)[0])
     assert any(note.startswith("whole graph undone, slower") for note in record_of(outcome, "quantize-realize").notes)
 
 
