@@ -50,7 +50,7 @@ class LayerNoise:
 
 
 @dataclass(frozen=True)
-class Selection:
+class LayerChoice:
     """The layers that may compute on integers: their numbers, and lines for the report."""
 
     chosen: tuple[int, ...]
@@ -64,7 +64,7 @@ def choose_layers(
     batches: Iterable[Sequence[torch.Tensor]],
     min_sqnr: float,
     progress: Callable[[str], None],
-) -> Selection:
+) -> LayerChoice:
     """The layers to put on integers, so that each output keeps ``min_sqnr`` decibels.
 
     Parameters
@@ -103,7 +103,7 @@ def choose_layers(
         ]
     else:
         chosen, measured = (), without
-    return Selection(chosen, _notes(found, chosen, measured, min_sqnr))
+    return LayerChoice(chosen, _notes(found, chosen, measured, min_sqnr))
 
 
 def noise_of(graph: Graph, data: Sequence[tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]]) -> Shares:
