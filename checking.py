@@ -2,7 +2,7 @@
 
 The model itself runs once on the example inputs, and so does the program; where the target's code does not run on this
 machine, the interpreter runs the optimized graph in its place. After exact and close passes outputs must agree, up to
-what float32 itself loses; after approximate ones the signal-to-noise ratio is reported.
+what rounding itself loses; after approximate ones the signal-to-noise ratio is reported.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .frontend import in_eval_mode, split_inputs
 from .ir import Graph, Op, TersorError, bind, evaluate, numbers_of, shorten, told
 from .ir.foreign import UserObject
 from .passes import Agreement, Exactness, Pipeline, bisect, run_passes
-from .passes.numeric import distance, float32_rounding, seeded_inputs
+from .passes.numeric import distance, own_rounding, seeded_inputs
 from .targets import Executable, compile_graph
 
 Tensors = tuple[torch.Tensor, ...]
 
 TOLERANCE = 1e-3  # of the scale of an output, after exact and close passes
-ROUNDING = 4.0  # float32 may be off so many times what its own rounding costs the model
+ROUNDING = 4.0  # a program may be off so many times what rounding costs the model itself
 
 
 class DisagreementError(TersorError):
@@ -142,7 +142,7 @@ def check_agreement(executable: Executable, reference: Reference, pipeline: Pipe
     ------
     DisagreementError
         When all passes are exact or close, but outputs differ by more than `TOLERANCE` of their scale and by more than
-        the rounding of float32 explains, or NaN or infinity stands elsewhere. It names the first layer that differs.
+        `own_rounding` explains, or NaN or infinity stands elsewhere. It names the first layer that differs.
     """
     subject = "program" if runs else "graph"
     exact = all(one.exactness is not Exactness.APPROXIMATE for one in pipeline.passes)
@@ -155,7 +155,7 @@ def check_agreement(executable: Executable, reference: Reference, pipeline: Pipe
     agreement = Agreement.between(subject, exact, expected, actual)
     if not exact or agreement.difference <= TOLERANCE:
         return agreement
-    own = float32_rounding(reference.imported, reference.inputs)
+    own = own_rounding(reference.imported, reference.inputs)
     if agreement.difference <= ROUNDING * own:
         return replace(agreement, rounding=own)
     raise DisagreementError(
@@ -183,7 +183,7 @@ def check_formulas(imported: Graph, optimized: Graph, example: Reference, pipeli
     elsewhere = example.at(numbers)
     before, after = elsewhere.imported.evaluate(*elsewhere.inputs), bind(optimized, numbers).evaluate(*elsewhere.inputs)
     difference = distance(before, after)
-    if difference > TOLERANCE and difference > ROUNDING * float32_rounding(elsewhere.imported, elsewhere.inputs):
+    if difference > TOLERANCE and difference > ROUNDING * own_rounding(elsewhere.imported, elsewhere.inputs):
         raise DisagreementError(
             f"the optimized graph differs from the imported one where {told(numbers)}, by {difference:.3g} of an "
             "output's scale. This is an error of Tersor, please report it; compile the model without dynamic_shapes "

@@ -29,9 +29,10 @@ from .targets.tuning.records import best
 from .targets.tuning.scheduler import Budget
 from .targets.tuning.tuned import Tuned, load_tuned
 
-# What code generation needs of a graph, whatever the pipeline: before it, ops that have kernels, weights that are
-# constants, and nothing that nobody reads; after it, no batch norm left, and a physical layout for every value.
-PREPARING_PASSES = "decompose,fold-constants,dce"
+# What code generation needs of a graph, whatever the pipeline: before it, ops that have kernels, layers on integers
+# where the model has these, weights that are constants, and nothing that nobody reads; after it, no batch norm left,
+# and a physical layout for every value.
+PREPARING_PASSES = "decompose,integer-layers,fold-constants,dce"
 SHAPELESS_PASSES, FINAL_PASSES = "fold-batchnorm", "layout"  # the last ones need fixed shapes
 REQUIRED_PASSES = f"{SHAPELESS_PASSES},{FINAL_PASSES}"
 

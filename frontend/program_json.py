@@ -29,7 +29,7 @@ from torch.export import default_decompositions
 
 from ..ir import TersorError, shorten
 from ..ir.foreign import Annotation, Instance, Json
-from .registry import CONVERTERS
+from .registry import CONVERTERS, FOREIGN_CONVERTERS, FOREIGN_MODULES, load_foreign
 
 Record = TypeVar("Record")
 
@@ -37,7 +37,8 @@ _NAME = re.compile(r"(?:[A-Za-z_][A-Za-z0-9_]*)?")
 _TEXT = re.compile(r"[\w .,:/+@<>=()\[\]*|&-]*")  # nothing that ends a string literal or a line
 _STACK_ITEM = r"[\w .@/+:-]*,[\w .@/+:-]*,[\w .<>-]*"
 _STACK = re.compile(rf"{_STACK_ITEM}(?:;{_STACK_ITEM})*")
-_TARGET = re.compile(r"torch\.ops\.(aten|prims)\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)
+_TARGET = re.compile(r"torch\.ops\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)
+_NAMESPACES = ("aten", "prims")
 _REGION = "torch.ops.higher_order.wrap_with_set_grad_enabled"  # PyTorch inlines it
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_async", "_functional_assert_async")
 _SHOWN = 8
@@ -202,6 +203,11 @@ def _is_allowed(target: str) -> bool:
     if match is None:
         return False
     namespace, name, overload = match.groups()
+    if namespace in FOREIGN_MODULES and f"{namespace}::{name}.{overload}" in FOREIGN_CONVERTERS:
+        load_foreign(namespace)
+        return True
+    if namespace not in _NAMESPACES:
+        return False
     operator = getattr(getattr(getattr(torch.ops, namespace), name, None), overload, None)
     if not isinstance(operator, OpOverload):
         return False

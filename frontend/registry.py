@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -39,6 +41,8 @@ DROPOUTS = (
 CONVERTERS: dict[OpOverload, Converter] = {}
 COMPLEX_CONVERTERS: dict[OpOverload, ComplexConverter] = {}
 FOREIGN_CONVERTERS: dict[str, Converter] = {}  # of operators that other packages define, which may not be loaded
+FOREIGN_MODULES = {"quantized_decomposed": "torch.ao.quantization.fx._decomposed"}  # which define the operators
+KEPT_ON_CONSTANTS: set[str] = set()  # those of them that are not computed, but kept, where all operands are constants
 
 
 class Inexpressible(Exception):
@@ -63,11 +67,15 @@ def converter(*overloads: OpOverload) -> Callable[[ConverterT], ConverterT]:
     return register
 
 
-def foreign_converter(*names: str) -> Callable[[ConverterT], ConverterT]:
-    """Register a function as the converter of operators of other packages, for example ``package::name.default``."""
+def foreign_converter(*names: str, of_constants: bool = False) -> Callable[[ConverterT], ConverterT]:
+    """Register a function as the converter of operators of other packages, for example ``package::name.default``.
+
+    With ``of_constants`` a `Tracer` lets calls on constants become ops, too, instead of computing them.
+    """
 
     def register(function: ConverterT) -> ConverterT:
         FOREIGN_CONVERTERS.update(dict.fromkeys(names, function))
+        KEPT_ON_CONSTANTS.update(names if of_constants else ())
         return function
 
     return register
@@ -75,9 +83,25 @@ def foreign_converter(*names: str) -> Callable[[ConverterT], ConverterT]:
 
 def adopt(overload: OpOverload) -> None:
     """Give an operator of another package its converter, if there is one."""
-    name = f"{overload.name()}.default" if overload._overloadname == "default" else overload.name()
+    name = _full_name(overload)
     if name in FOREIGN_CONVERTERS:
         CONVERTERS.setdefault(overload, FOREIGN_CONVERTERS[name])
+
+
+@functools.cache
+def load_foreign(namespace: str) -> Any:
+    """The operators of a namespace that is in `FOREIGN_MODULES`; its module is loaded, which takes a while."""
+    importlib.import_module(FOREIGN_MODULES[namespace])
+    return getattr(torch.ops, namespace)
+
+
+def is_kept_on_constants(overload: OpOverload) -> bool:
+    """Whether a call becomes an op even where all operands are constants."""
+    return _full_name(overload) in KEPT_ON_CONSTANTS
+
+
+def _full_name(overload: OpOverload) -> str:
+    return f"{overload.name()}.default" if overload._overloadname == "default" else overload.name()
 
 
 def complex_converter(*overloads: OpOverload) -> Callable[[ComplexConverterT], ComplexConverterT]:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..ir import IRError, Value
 from .context import Context
 from .export import decompositions, tracing
-from .registry import CONVERTERS, Argument, Converted, Inexpressible
+from .registry import CONVERTERS, Argument, Converted, Inexpressible, adopt, is_kept_on_constants
 from .tensors import strides_of, tensor_type
 
 _LOG = logging.getLogger("torch._subclasses.fake_tensor")
@@ -89,8 +89,9 @@ class Tracer(TorchDispatchMode):
     ) -> Argument:
         kwargs = kwargs or {}
         stand_ins = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
-        if not stand_ins:
+        if not stand_ins and not is_kept_on_constants(func):
             return func(*args, **kwargs)
+        adopt(func)
         if func.namespace == "prim":  # PyTorch asks for a tensor's device
             with self._fakes:
                 return func(*args, **kwargs)

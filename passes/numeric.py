@@ -11,8 +11,9 @@ import torch
 
 from ..ir import DType, Graph, IRError, TersorError, Value, check_inputs, check_memory, evaluate_op
 from ..ir.foreign import Json
-from ..ir.ops import EmbeddingOp, ScatterOp
+from ..ir.ops import EmbeddingOp, QuantizeOp, ScatterOp
 
+_EDGE = 0.01  # of a step: how far sums of integers with a rounded bias may be from the model's own
 _RANGES = {DType.U8: (0, 256), DType.I8: (-128, 128)}  # of bytes that index no table
 
 
@@ -78,7 +79,8 @@ class Agreement:
     decibels
         Signal-to-noise ratio of the worst floating-point output; infinite where outputs are the same.
     rounding
-        What float32 costs the model itself, measured where ``difference`` was too large to be taken for granted.
+        What rounding costs the model itself (`own_rounding`), measured where ``difference`` was too large to be taken
+        for granted.
     skipped
         Why nothing was compared; empty if it was.
     """
@@ -110,7 +112,7 @@ class Agreement:
         if not self.exact:
             apart = f"signal-to-noise ratio {self.decibels:.1f} dB, {apart}"
         if self.rounding is not None:
-            apart += f"; float32 itself costs this model {self.rounding:.2g}"
+            apart += f"; rounding itself costs this model {self.rounding:.2g}"
         return f"{self.subject} compared with the model on its example inputs: {apart}"
 
 
@@ -151,6 +153,31 @@ def _deviation(index: int, expected: torch.Tensor, actual: torch.Tensor) -> Devi
     difference = torch.where(same, 0.0, (expected - actual).abs().nan_to_num(math.inf, math.inf))
     scale = torch.where(expected.isfinite(), expected.abs(), 0.0).max().item()
     return Deviation(index, difference.max().item(), scale or 1.0)
+
+
+def own_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
+    """How far ``graph`` may be from itself, as a share of an output's scale: `float32_rounding` or `step_rounding`."""
+    return max(float32_rounding(graph, inputs), step_rounding(graph, inputs))
+
+
+def step_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
+    """How far outputs move when all numbers that the graph rounds to integers move by up to a hundredth of the step.
+
+    Those on the edge between two integers become the other one then. It is 0 for graphs that round none.
+    """
+    if not any(isinstance(op, QuantizeOp) for op in graph.ops):
+        return 0.0
+    inputs = graph.with_state(inputs)
+    generator = torch.Generator().manual_seed(0)
+    environment: dict[Value, torch.Tensor] = dict(zip(graph.inputs, inputs, strict=True))
+    with torch.no_grad():
+        for op in graph.ops:
+            operands = [None if value is None else environment[value] for value in op.operands]
+            if isinstance(op, QuantizeOp):
+                x = environment[op.x]
+                operands[0] = x + (torch.rand(x.shape, generator=generator) * 2 - 1) * _EDGE * op.attrs.scale
+            environment.update(zip(op.results, evaluate_op(op, operands), strict=True))
+    return distance(graph.evaluate(*inputs), tuple(environment[value] for value in graph.outputs))
 
 
 def float32_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:

@@ -24,7 +24,7 @@ from .base import Pass
 from .options import BARE, KEY, Quoted, RawValue, convert, print_value
 from .registry import find_pass, pass_names
 
-_FOLD, _TIDY = "canonicalize,fold-constants,fold-batchnorm", "canonicalize,cse,dce"
+_FOLD, _TIDY = "canonicalize,integer-layers,fold-constants,fold-batchnorm", "canonicalize,cse,dce"
 PRESETS = {  # exact or close passes only; compression is always asked for by name
     "O0": "",
     "O1": "canonicalize,dce",

@@ -23,6 +23,7 @@ from . import (
     normalization,
     order,
     pooling,
+    quantization,
     recurrent,
     reduction,
     resizing,

@@ -13,7 +13,7 @@ import torch
 from ...ir import DType, TensorType, TersorError, shorten
 from ...ir.names import suggest
 from . import operators as _operators  # noqa: F401  (fills the table of operators)
-from .known import DTYPES, Attribute
+from .known import DTYPES, TYPE_NAMES, Attribute
 from .registry import OPERATORS
 
 if TYPE_CHECKING:
@@ -26,8 +26,11 @@ OPSETS = range(9, 24)
 CONTROL_FLOW = ("If", "Loop", "Scan")
 _STANDARD = ("", "ai.onnx")
 _NAMES_SHOWN = 3
-_QUANTIZED = re.compile(r"Quantize|^QLinear|Integer$")
-_QUANTIZED_HINT = "models in integers are not imported, take the one in float32 and -p O3,quantize"
+_QUANTIZED = re.compile(r"Quantize|(^|:)Q[A-Z]|Integer")
+_QUANTIZED_HINT = (
+    "of models in integers, those of QuantizeLinear and DequantizeLinear between ordinary operators (QDQ) are "
+    "imported, and those in float32 with -p O3,quantize"
+)
 _HINTS = {
     "NonMaxSuppression": "how many boxes are left depends on the data, so cut the model off before it "
     "(onnx.utils.extract_model), and call torchvision.ops.nms on the result",
@@ -290,7 +293,8 @@ class _Reader:
 
         name = shorten(proto.name)
         if proto.data_type not in DTYPES:
-            self.problems.append(f"tensor {name!r} has element type {proto.data_type} of ONNX, which is not supported")
+            kind = TYPE_NAMES.get(proto.data_type, f"{proto.data_type} of ONNX")
+            self.problems.append(f"tensor {name!r} has element type {kind}, which is not supported")
             return None
         try:
             array = numpy_helper.to_array(proto, str(self.path.parent))

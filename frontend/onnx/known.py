@@ -23,6 +23,22 @@ DTYPES = {
     11: torch.float64,
     16: torch.bfloat16,
 }
+# Names of those that the IR does not have, for messages.
+TYPE_NAMES = {
+    4: "uint16",
+    8: "string",
+    12: "uint32",
+    13: "uint64",
+    14: "complex64",
+    15: "complex128",
+    17: "float8e4m3fn",
+    18: "float8e4m3fnuz",
+    19: "float8e5m2",
+    20: "float8e5m2fnuz",
+    21: "uint4",
+    22: "int4",
+    23: "float4e2m1",
+}
 
 Attribute = Any  # of a node: a number, a text, a tensor, a graph, or a list of these
 
@@ -65,7 +81,7 @@ def number(x: Attribute) -> Attribute:
 def dtype_of(code: int) -> torch.dtype:
     """The element type with a number in ONNX files."""
     if code not in DTYPES:
-        refuse(f"element type {code} of ONNX")
+        refuse(f"element type {TYPE_NAMES.get(code, f'{code} of ONNX')}")
     return DTYPES[code]
 
 

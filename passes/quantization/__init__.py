@@ -11,6 +11,7 @@ from . import (  # registers passes
     concatenation,
     equalization,
     gptq,
+    integer_layers,
     quantize,
     realize,
     smooth_quant,

@@ -1,4 +1,5 @@
-"""Make integers of a graph with calibrated notes: the rewriting behind ``quantize-realize``.
+"""Make integers of a graph with notes, or with dequantized values: the rewriting behind ``quantize-realize`` and
+``integer-layers``.
 
 One sweep in execution order. Each value that is stored as integers is remembered with the step that they stand for;
 readers take the integers where they know what to do with them, and else numbers made of these by a ``dequantize`` of
@@ -7,16 +8,18 @@ their own: one that two ops share would be stored as f32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
 
 from ...ir import DType, Graph, OnIntegers, Op, Rewriter, TensorType, Value
 from ...ir.ops import AvgPool2dOp, DequantizeOp, MulOp, ObserveOp, PadOp, QuantizeOp, SubOp, WeightOp
-from ..matching import numbers, prune, weight_name
+from ...ir.ops.integers import QUANTIZED
+from ..matching import numbers, prune, scalar, weight_name
+from .given_integers import source_of
 from .placement import LayerOp
-from .scheme import QuantizationStep, integer_layer
+from .scheme import IntegerLayer, QuantizationStep, integer_layer
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ def step_of(note: Op) -> QuantizationStep:
     return QuantizationStep.covering(note.attrs.low, note.attrs.high, note.attrs.dtype)
 
 
+def rounded_layer(op: LayerOp, input_scale: float) -> IntegerLayer:
+    """The integers of a layer with floating-point weights."""
+    return integer_layer(numbers(op.weight), None if op.bias is None else numbers(op.bias), input_scale)
+
+
 class IntegerGraph:
     """Rewrites a graph in place.
 
@@ -42,17 +50,26 @@ class IntegerGraph:
     rule
         Name of the rewrites.
     layers
-        Layers to compute on integers, where their operand has a note.
+        Layers to compute on integers, where their operand is stored as such.
+    integers_of
+        The integers of a layer whose operand has the scale given; None leaves the layer as it is.
 
     Attributes
     ----------
     stored
-        For the results of all notes, and of what moves integers, the integers.
+        For the results of all notes and dequantizations, and of what moves integers, the integers.
     """
 
-    def __init__(self, rewriter: Rewriter, rule: str, layers: Iterable[LayerOp]) -> None:
+    def __init__(
+        self,
+        rewriter: Rewriter,
+        rule: str,
+        layers: Iterable[LayerOp],
+        integers_of: Callable[[LayerOp, float], IntegerLayer | None] = rounded_layer,
+    ) -> None:
         self._rewriter = rewriter
         self._rule = rule
+        self._integers_of = integers_of
         self._layers = set(layers)
         self.stored: dict[Value, Stored] = {}
 
@@ -71,16 +88,40 @@ class IntegerGraph:
         first = stored[0] if stored else None
         if isinstance(op, ObserveOp):
             self._store(op)
+        elif isinstance(op, DequantizeOp):
+            self._read(op)
+        elif isinstance(op, QuantizeOp) and first is not None and first.step == _step(op):
+            self._forward(op, first)
         elif first is not None and op in self._layers:
             self._sum(op, first)
         elif first is not None and op.on_integers is OnIntegers.MOVES and _can_move(op, stored):
             self._move(op, [one for one in stored if one is not None])
         elif first is not None and op.on_integers is OnIntegers.MEANS and _can_average(op, first.step):
             self._average(op, first)
-        elif any(stored) and self._rewriter.commit(self._rule, op):
-            for index, value in enumerate(op.operands):
-                if value in self.stored:
-                    self._rewriter.set_operand(op, index, self._number(self.stored[value]))
+        else:
+            self._give_numbers(op)
+
+    def _read(self, op: DequantizeOp) -> None:
+        """Remember that a value stands for the integers that it is made from."""
+        scale = scalar(op.scale)
+        if op.x.type.dtype in QUANTIZED and scale is not None:
+            self.stored[op.result] = Stored(op.x, QuantizationStep(float(scale), op.attrs.zero_point, op.x.type.dtype))
+
+    def _forward(self, op: QuantizeOp, x: Stored) -> None:
+        """The integers of a value that is quantized to the same ones again."""
+        if self._rewriter.commit(self._rule, op):
+            self._rewriter.replace(op, x.integers)
+
+    def _give_numbers(self, op: Op) -> None:
+        """Let an op that knows floating point only read a ``dequantize`` that nothing else reads."""
+        missing = {index: one for index, one in enumerate(op.operands) if one is not None and self._is_shared(one)}
+        if missing and self._rewriter.commit(self._rule, op):
+            for index, value in missing.items():
+                self._rewriter.set_operand(op, index, self._number(self.stored[value]))
+
+    def _is_shared(self, value: Value) -> bool:
+        """Whether a value stands for integers, and is no number that has one reader."""
+        return value in self.stored and not (isinstance(value.op, DequantizeOp) and value.has_one_use)
 
     def _store(self, note: ObserveOp) -> None:
         step = step_of(note)
@@ -96,16 +137,20 @@ class IntegerGraph:
     def _sum(self, op: Op, x: Stored) -> None:
         """``dequantize(op(integers))``, with a scale for each channel."""
         assert isinstance(op, LayerOp)
-        if not self._rewriter.commit(self._rule, op):  # it goes on reading the note, which stays then
+        layer = self._integers_of(op, x.step.scale)
+        if layer is None or not self._rewriter.commit(self._rule, op):  # it goes on reading the note, which stays then
             return
         rewriter, operands = self._rewriter, op.inputs[1:]
-        layer = integer_layer(numbers(op.weight), None if op.bias is None else numbers(op.bias), x.step.scale)
-        weight = rewriter.weight(layer.weight, weight_name(op.weight, "i8"))
-        bias = None if layer.bias is None else rewriter.weight(layer.bias, weight_name(op.bias, "i32"))
+        weight = rewriter.weight(layer.weight, weight_name(source_of(op.weight), "i8"))
+        bias = None
+        if layer.bias is not None and op.bias is not None:
+            bias = rewriter.weight(layer.bias, weight_name(source_of(op.bias), "i32"))
         attrs = replace(op.attrs, zero_point=x.step.zero_point)
         sums = rewriter.create(type(op), (x.integers, weight, bias), attrs).result
         scales = layer.scales.float().reshape(scale_shape(op))
-        number = rewriter.create(DequantizeOp, (sums, rewriter.weight(scales, weight_name(op.weight, "scale"))))
+        number = rewriter.create(
+            DequantizeOp, (sums, rewriter.weight(scales, weight_name(source_of(op.weight), "scale")))
+        )
         rewriter.replace(op, number.result)
         prune(rewriter, operands)
 
@@ -131,7 +176,7 @@ class IntegerGraph:
         """Outputs of the graph are floating-point numbers."""
         graph = self._rewriter.graph
         for index, value in enumerate(graph.outputs):
-            if value in self.stored and value.op is not None and self._rewriter.commit(self._rule, value.op):
+            if self._is_shared(value) and value.op is not None and self._rewriter.commit(self._rule, value.op):
                 self._rewriter.set_output(index, self._number(self.stored[value]))
 
     def _number(self, stored: Stored) -> Value:
@@ -140,6 +185,10 @@ class IntegerGraph:
 
     def _constant(self, number: float) -> Value:
         return self._rewriter.full(float(number), TensorType(()))
+
+
+def _step(op: QuantizeOp) -> QuantizationStep:
+    return QuantizationStep(op.attrs.scale, op.attrs.zero_point, op.attrs.dtype)
 
 
 def scale_shape(op: LayerOp) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from ...ir.ops.integers import integer_range
 
 LARGEST_WEIGHT = 127
 # Half of the range of i32 is for the bias, half for the products of the largest u8 and i8 numbers.
-_LARGEST_BIAS = 2**30
+LARGEST_BIAS = 2**30
 MOST_TERMS = 2**30 // (255 * 128)  # in one sum
 _SMALLEST_SCALE = 1e-30  # far from numbers that f32 cannot hold any more
 
@@ -101,7 +101,7 @@ def integer_layer(weight: torch.Tensor, bias: torch.Tensor | None, input_scale: 
     """
     scales = weight_scales(weight)
     if bias is not None:
-        scales = torch.maximum(scales, bias.double().abs() / (input_scale * _LARGEST_BIAS))
+        scales = torch.maximum(scales, bias.double().abs() / (input_scale * LARGEST_BIAS))
     sums = scales * input_scale
     integers = None if bias is None else (bias.double() / sums).round().to(torch.int32)
     return IntegerLayer(rounded_weight(weight, scales).to(torch.int8), integers, sums)

@@ -522,7 +522,7 @@ def test_all_problems_at_once(tmp_path):
     b.node("Frobnicate", "x")
     b.node("Frobnicate", "y")
     b.node("Relu", "x", slope=2.0)
-    b.node("QuantizeLinear", "x", b.constant(1.0, np.float32))
+    b.node("QLinearAdd", "x", b.constant(1.0, np.float32), domain="com.microsoft")
     b.node("Add", "x", kept)
     b.node("Bernoulli", "x", keep=False)  # nothing depends on it
     model = b.proto(opset=7, shapes={"x": ["batch", 3], "y": [None, 3]})
@@ -537,8 +537,9 @@ def test_all_problems_at_once(tmp_path):
         "input 'y' is [?,3]: give its shape, by shapes={'y': (…)} or --shape y=N,3",
         "operator Frobnicate is not supported (at 'node/0', 'node/1')",
         "attribute 'slope' of operator Relu is not supported (at 'node/2')",
-        "operator QuantizeLinear is not supported: models in integers are not imported, take the one in float32 and "
-        "-p O3,quantize (at 'node/3')",
+        "operator com.microsoft::QLinearAdd is not supported: of models in integers, those of QuantizeLinear and "
+        "DequantizeLinear between ordinary operators (QDQ) are imported, and those in float32 with -p O3,quantize "
+        "(at 'node/3')",
     ]
 
 

@@ -13,6 +13,7 @@ from . import (
     movement,
     normalization,
     pooling,
+    quantization,
     recurrent,
     reduction,
     resizing,
