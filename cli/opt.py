@@ -18,7 +18,9 @@ def opt(
     pipeline: Annotated[str, typer.Option("-p", "--pipeline", help="Passes and presets, comma-separated.")] = "O2",
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Where to write IR text and weights; text only to stdout if omitted."),
+        typer.Option(
+            "-o", "--output", help="Where to write IR text and weights, or an .onnx file; text to stdout if omitted."
+        ),
     ] = None,
     verify_each: Annotated[bool, typer.Option("--verify-each", help="Verify the graph after each pass.")] = False,
     check_each: Annotated[
@@ -51,7 +53,7 @@ def opt(
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run passes on an IR file: IR text in, IR text out.
+    """Run passes on an IR file: IR text in, IR text or ONNX out.
 
     \b
     Examples:
@@ -60,6 +62,7 @@ def opt(
       tersor opt model.ir -p "O3,quantize" --target x86:native --data nets:batches -o integers.ir
       tersor opt model.ir -p O3 --bisect
       tersor opt model.onnx --shape x=1,3,224,224 -p canonicalize -o model.ir
+      tersor opt model.ir -p "O2,quantize{keep=all}" --data nets:batches -o integers.onnx
     """
     from ..passes import PassManager, as_pipeline
     from ..passes import bisect as find_culprit

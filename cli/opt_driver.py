@@ -96,8 +96,10 @@ def read_inputs(graph: Graph, path: Path) -> tuple[torch.Tensor, ...]:
 
 
 def write_graph(graph: Graph, path: Path) -> None:
-    """Write IR text, and its weights if they are loaded; raises TersorError when that is not possible."""
-    if weights_loaded(graph):
+    """Write IR text, with weights if they are loaded, or an ONNX file; raises TersorError when that is not possible."""
+    if path.suffix == ".onnx":
+        graph.to_onnx(path)
+    elif weights_loaded(graph):
         save_ir(graph, path)
     else:
         write_text(path, str(graph))

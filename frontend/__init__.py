@@ -5,4 +5,5 @@ from .export import Arguments, in_eval_mode, split_inputs
 from .from_onnx import from_onnx
 from .from_torch import from_torch
 from .load import LoadedModel, load_model
+from .to_onnx import to_onnx
 from .to_torch import GraphModule, to_torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from .core import Op, Value
@@ -43,6 +44,7 @@ class Graph:
         How the model is called and what it returns around the graph's flat tensors; None if these are all there is.
     """
 
+    _write_onnx: ClassVar[Callable[[Graph, str | Path], None] | None] = None
     _to_module: ClassVar[Callable[[Graph], torch.nn.Module] | None] = None
 
     def __init__(
@@ -213,6 +215,23 @@ class Graph:
         if Graph._to_module is None:
             raise TersorError("nothing makes modules of graphs yet: import tersor.frontend first")
         return Graph._to_module(self)
+
+    def to_onnx(self, path: str | Path) -> None:
+        """Write an ONNX file with the same numbers (`tersor.frontend.to_onnx`, which is registered by that folder).
+
+        Raises
+        ------
+        TersorError
+            Listing all ops that cannot be written; or when ``tersor.frontend`` is not imported.
+        """
+        if Graph._write_onnx is None:
+            raise TersorError("nothing writes ONNX files of graphs yet: import tersor.frontend first")
+        Graph._write_onnx(self, path)
+
+    @classmethod
+    def register_to_onnx(cls, write: Callable[[Graph, str | Path], None]) -> None:
+        """Say what `to_onnx` calls."""
+        cls._write_onnx = staticmethod(write)
 
     @classmethod
     def register_to_torch(cls, make: Callable[[Graph], torch.nn.Module]) -> None:

@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tersor import from_onnx
 from tersor.cli.main import main
 from tersor.ir import DType, Graph, TensorType, load_ir, parse, save_ir, structurally_equal
 from tersor.ir.ops import AddOp, EmbeddingOp, ReluOp, SigmoidOp
 from tersor.passes import parse_pipeline, run_passes
+from tersor.passes.numeric import seeded_inputs
 from tersor.tests.passes import example_passes  # noqa: F401  (registers them)
 from tersor.tests.random_graphs import GraphBuilder
 
@@ -63,6 +65,13 @@ def test_text_and_weights_to_a_file(tersor, source, graph, tmp_path):
     target = tmp_path / "new" / "out.ir"
     assert tersor("opt", source, "-p", "O3", "-o", target) == (0, "", "")
     assert structurally_equal(load_ir(target), run_passes(graph, "O3"))
+
+
+def test_onnx_to_a_file(tersor, source, graph, tmp_path):
+    target = tmp_path / "new" / "out.onnx"
+    assert tersor("opt", source, "-p", "fold-batchnorm", "-o", target) == (0, "", "")
+    inputs = seeded_inputs(graph)
+    torch.testing.assert_close(from_onnx(target).evaluate(*inputs), graph.evaluate(*inputs))
 
 
 def test_text_alone(tersor, graph, tmp_path):

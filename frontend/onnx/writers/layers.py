@@ -1,0 +1,78 @@
+"""Convolutions, linear layers, matrix products, attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ....ir import DType, Value, ops
+from ....ir.ops.integers import QUANTIZED
+from ..writer import Writer, writes
+from .quantization import check_read_as_numbers
+
+
+def window(op: ops.Conv2dOp | ops.Conv3dOp) -> dict[str, Any]:
+    """The attributes of a convolution."""
+    attrs = op.attrs
+    return {
+        "strides": list(attrs.stride),
+        "pads": list(attrs.padding),
+        "dilations": list(attrs.dilation),
+        "group": attrs.groups,
+    }
+
+
+@writes(ops.Conv2dOp, ops.Conv3dOp)
+def conv(writer: Writer, op: ops.Conv2dOp) -> str | None:
+    if op.x.type.dtype in QUANTIZED:
+        check_read_as_numbers(op)
+        return None
+    bias = "" if op.bias is None else writer.name(op.bias)
+    return writer.node("Conv", writer.name(op.x), writer.name(op.weight), bias, **window(op))
+
+
+@writes(ops.LinearOp)
+def linear(writer: Writer, op: ops.LinearOp) -> str | None:
+    if op.x.type.dtype in QUANTIZED:
+        check_read_as_numbers(op)
+        return None
+    bias = "" if op.bias is None else writer.name(op.bias)
+    if op.x.type.rank == 2:
+        return writer.node("Gemm", writer.name(op.x), writer.name(op.weight), bias, transB=1)
+    product = writer.node("MatMul", writer.name(op.x), transposed(writer, op.weight))
+    return writer.node("Add", product, bias) if bias else product
+
+
+@writes(ops.MatmulOp)
+def matmul(writer: Writer, op: ops.MatmulOp) -> str:
+    rhs = transposed(writer, op.rhs) if op.attrs.transpose_rhs else writer.name(op.rhs)
+    return writer.node("MatMul", writer.name(op.lhs), rhs)
+
+
+@writes(ops.AttentionOp)
+def attention(writer: Writer, op: ops.AttentionOp) -> str:
+    """``softmax(query key^T * scale + mask) value``."""
+    dtype = op.query.type.dtype.torch
+    query = writer.node("Mul", writer.name(op.query), writer.number(op.scale, dtype))
+    scores = writer.node("MatMul", query, transposed(writer, op.key))
+    nothing, never = writer.number(0.0, dtype), writer.number(-math.inf, dtype)
+    if op.mask is not None:
+        mask = writer.name(op.mask)
+        if op.mask.type.dtype is DType.BOOL:
+            mask = writer.node("Where", mask, nothing, never)
+        scores = writer.node("Add", scores, mask)
+    if op.attrs.causal:
+        seen = torch.ones(int(op.query.shape[-2]), int(op.key.shape[-2]), dtype=torch.bool).tril()
+        scores = writer.node("Where", writer.tensor(seen, "seen"), scores, never)
+    return writer.node("MatMul", writer.node("Softmax", scores, axis=-1), writer.name(op.value))
+
+
+def transposed(writer: Writer, value: Value) -> str:
+    """The last two dimensions exchanged: of a constant in the file, else by a node."""
+    numbers = writer.known(value)
+    if numbers is not None:
+        return writer.tensor(numbers.transpose(-1, -2).contiguous(), f"{writer.name(value)}.transposed")
+    *leading, rows, columns = range(value.type.rank)
+    return writer.node("Transpose", writer.name(value), perm=[*leading, columns, rows])

@@ -1,0 +1,76 @@
+"""Integers: QuantizeLinear and DequantizeLinear around floating-point operators, which runtimes compute on integers.
+
+Layers that sum integers are written where their sums become numbers::
+
+    dequantize(conv2d(q, w, b) {zero_point=z}, s)   ->   Conv(DequantizeLinear(q, 1, z), DequantizeLinear(w, s),
+                                                              DequantizeLinear(b, s))
+
+Only the product of the scales of operand and weight is known, so the weight has it, and the operand the scale 1.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ....ir import DType, Value, ops
+from ....ir.ops import LayerOp
+from ....ir.ops.integers import QUANTIZED
+from ...registry import Inexpressible
+from ..writer import Writer, writes
+
+
+@writes(ops.QuantizeOp)
+def quantize(writer: Writer, op: ops.QuantizeOp) -> str:
+    scale = writer.number(op.attrs.scale, torch.float32)
+    zero = writer.number(op.attrs.zero_point, op.attrs.dtype.torch)
+    return writer.node("QuantizeLinear", writer.name(op.x), scale, zero)
+
+
+@writes(ops.DequantizeOp)
+def dequantize(writer: Writer, op: ops.DequantizeOp) -> str:
+    scale = writer.known(op.scale)
+    if scale is None:
+        raise Inexpressible("a scale that is computed")
+    layer = writer.origin(op.x).op
+    if isinstance(layer, LayerOp) and layer.x.type.dtype in QUANTIZED:
+        return _layer(writer, layer, scale)
+    wide = [axis for axis, extent in enumerate(scale.shape, op.x.type.rank - scale.dim()) if extent != 1]
+    if len(wide) > 1:
+        raise Inexpressible("scales along several dimensions")
+    if op.x.type.dtype is DType.I32 and op.attrs.zero_point:
+        raise Inexpressible("a zero point of i32 numbers")
+    return _numbers(writer, op.x, scale.flatten() if wide else scale.reshape(()), op.attrs.zero_point, *wide)
+
+
+def check_read_as_numbers(op: LayerOp) -> None:
+    """Raise Inexpressible unless the sums of an integer layer are only read by ops that make numbers of them."""
+    if not op.result.users or not all(isinstance(user, ops.DequantizeOp) for user in op.result.users):
+        raise Inexpressible("integer sums that are read by anything but a dequantize")
+
+
+def _numbers(writer: Writer, x: Value, scale: torch.Tensor, zero_point: int, axis: int | None = None) -> str:
+    """A DequantizeLinear node; with an axis if there are several scales."""
+    names = [writer.name(x), writer.tensor(scale.contiguous(), "scale")]
+    if x.type.dtype is not DType.I32:  # which has none
+        names.append(writer.tensor(torch.full_like(scale, zero_point, dtype=x.type.dtype.torch), "zero_point"))
+    return writer.node("DequantizeLinear", *names, **({} if axis is None else {"axis": axis}))
+
+
+def _layer(writer: Writer, op: LayerOp, scale: torch.Tensor) -> str:
+    from .layers import window
+
+    channels = int(op.weight.shape[0])
+    scales = scale.flatten().expand(channels) if scale.numel() == 1 else scale.flatten()
+    if scales.numel() != channels:
+        raise Inexpressible("scales along another dimension than that of the channels")
+    x = _numbers(writer, op.x, torch.tensor(1.0), op.attrs.zero_point)
+    bias = "" if op.bias is None else _numbers(writer, op.bias, scales, 0, 0)
+    if isinstance(op, ops.Conv2dOp):
+        return writer.node("Conv", x, _numbers(writer, op.weight, scales, 0, 0), bias, **window(op))
+    if not isinstance(op, ops.LinearOp):
+        raise Inexpressible("sums of integers; only those of conv2d and linear are written")
+    if op.x.type.rank == 2:
+        return writer.node("Gemm", x, _numbers(writer, op.weight, scales, 0, 0), bias, transB=1)
+    weight = writer.node("Transpose", _numbers(writer, op.weight, scales, 0, 0), perm=[1, 0])
+    product = writer.node("MatMul", x, weight)
+    return writer.node("Add", product, bias) if bias else product
