@@ -356,7 +356,10 @@ def _compile(
     if graph.symbols:
         return compile_for_shapes(graph, options, wanted, Reference.of(source, graph, inputs), begin=begin), loaded
     if wanted:
-        raise TersorError(f"--at is for models with dynamic shapes, and {model} has none; say what varies by --dynamic")
+        raise TersorError(
+            f"--at is for models with dynamic shapes, and {model} has none; say what varies by --dynamic, or when "
+            "exporting it"
+        )
     reference = Reference.of(source, graph, inputs) if options.check else None
     return compile_in_stages(graph, options, reference=reference, begin=begin), loaded
 

@@ -39,7 +39,8 @@ DynamicOption = Annotated[
     typer.Option(
         "--dynamic",
         metavar="NAME=batch,3,224,224",
-        help="Extents of a module's input that vary, by name among those that do not; for each input that has any.",
+        help="Extents of a module's input that vary, by name among those that do not; for each input that has any. "
+        "A .pt2 file has its own, which get these names.",
     ),
 ]
 AtOption = Annotated[
@@ -104,15 +105,19 @@ def read_dynamic(model: str, given: Sequence[str] | None) -> dict[str, dict[int,
     """Names of dynamic extents by input and dimension, from ``--dynamic``; raises TersorError if they make no sense."""
     from ..ir import TersorError
 
-    if given and ":" not in model:
-        raise TersorError(f"--dynamic is for package.module:factory; {model} has the shapes that it was saved with")
+    is_program = Path(model).suffix == ".pt2"
+    if given and ":" not in model and not is_program:
+        raise TersorError(
+            f"--dynamic is for package.module:factory and .pt2 files; {model} has the shapes that it was saved with"
+        )
     dynamic = {}
     for text in given or ():
         name, _, extents = text.rpartition("=")
         parts = extents.split(",")
-        if not name or not all(part.isdigit() or part.isidentifier() for part in parts):
+        computed = is_program and all(re.fullmatch(r"[\w+*-]+", part) for part in parts)  # as the program has them
+        if not name or not (computed or all(part.isdigit() or part.isidentifier() for part in parts)):
             raise TersorError(f"--dynamic {text}: must be NAME=EXTENT,EXTENT,…, for example x=batch,3,224,224")
-        dynamic[name] = {axis: part for axis, part in enumerate(parts) if not part.isdigit()}
+        dynamic[name] = {axis: part for axis, part in enumerate(parts) if part.isidentifier()}
     return dynamic or None
 
 
@@ -124,7 +129,7 @@ def check_dynamic(graph: Graph, given: Sequence[str] | None) -> None:
     for text in given or ():
         name, _, extents = text.rpartition("=")
         if name in types and [str(extent) for extent in types[name].shape] != extents.split(","):
-            raise TersorError(f"--dynamic {text}: the input is {types[name]} in the example that the factory returns")
+            raise TersorError(f"--dynamic {text}: the input is {types[name]} in the example or the file")
 
 
 def read_numbers(given: Sequence[str] | None) -> list[dict[str, int]]:

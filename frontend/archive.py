@@ -4,7 +4,7 @@
 that it makes from the archive, so it is never given one. The archive is read once, strictly; its program becomes
 PyTorch's records by an allow-list (`program_json`); its tensors are made from raw bytes within their bounds; its
 example inputs pass the restricted unpickler (``weights_only``). PyTorch builds the program from these alone. At last
-every call is computed again on shapes, so what the file says about types is true.
+every call is computed again on shapes (`recompute`), so what the file says about types is true.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from torch import fx
 from torch._export.serde import schema
 from torch._export.serde.serialize import ExportedProgramDeserializer, deserialize_scalar_type
-from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
-from torch.utils._pytree import TreeSpec, tree_leaves, treespec_loads
+from torch.utils._pytree import TreeSpec, treespec_loads
 
 from ..ir import TersorError, check_memory, shorten
 from ..ir.foreign import Json, UserObject
 from .export import tracing
+from .file_extents import read_dynamic_inputs
 from .program_json import AGAIN, damaged, read_program, read_record
+from .recompute import recompute
 from .structure import CLASSES
 
 _MODEL = "models/model.json"
@@ -109,11 +109,6 @@ def _build_program(members: dict[str, bytearray]) -> ExportedProgram:
         raise TersorError(f"contains compiled code, which is refused; {AGAIN} without compiling it")
     if members.get("byteorder", b"little") != b"little":
         raise TersorError(f"comes from a machine of the other byte order; {AGAIN} on a machine like this one")
-    if b'"as_expr"' in members[_MODEL]:
-        raise TersorError(
-            "has dynamic shapes, which are not read from files; export it without dynamic_shapes, or give "
-            "tersor.compile the module (tersor compile: package.module:factory and --dynamic)"
-        )
     data = json.loads(members[_MODEL])
     _check_version(members["archive_version"], data)
     with _errors_of_other_versions(data["torch_version"]):
@@ -132,7 +127,7 @@ def _read_program(members: dict[str, bytearray], data: Json) -> ExportedProgram:
     with tracing():
         program = ExportedProgramDeserializer().deserialize(record, weights, constants, samples)
     program.graph_module.meta[CLASSES] = data["graph_module"]["module_call_graph"][0]["signature"]["out_spec"]
-    _check_types(program)
+    recompute(program, read_dynamic_inputs(record, data))
     return program
 
 
@@ -219,47 +214,3 @@ def _fits(value: UserObject, spec: TreeSpec) -> bool:
         return False
     items = value.values() if isinstance(value, dict) else value
     return all(_fits(item, child) for item, child in zip(items, spec.children(), strict=True))
-
-
-# Types ------------------------------------------------------------------------------------------------------------
-
-
-def _check_types(program: ExportedProgram) -> None:
-    """Compute all calls on shapes, and raise TersorError where the file says something else about a type."""
-    inputs = []
-    sources = iter(tree_leaves(program.example_inputs or ()))
-    for node, spec in zip(program.graph.find_nodes(op="placeholder"), program.graph_signature.input_specs, strict=True):
-        declared = node.meta["val"]
-        given = next(sources, declared) if spec.target is None else program.state_dict.get(spec.target)
-        given = program.constants[spec.target] if given is None and spec.target is not None else given
-        _compare(node, given)
-        inputs.append(declared)
-    check_memory(sum(value.nbytes for value in inputs if isinstance(value, torch.Tensor)), "its inputs and weights")
-    mode = next((value.fake_mode for value in inputs if isinstance(value, FakeTensor)), None)
-    with mode or FakeTensorMode(), torch.no_grad():
-        _Recomputation(program.graph_module).run(*map(_copied, inputs))
-
-
-class _Recomputation(fx.Interpreter):
-    def run_node(self, node: fx.Node) -> UserObject:
-        result = super().run_node(node)
-        if node.op == "call_function":
-            _compare(node, result)
-        return result
-
-
-def _copied(value: UserObject) -> UserObject:
-    """A tensor of the same type, which calls may write to."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
-
-
-def _compare(node: fx.Node, computed: UserObject) -> None:
-    declared = [_type(value) for value in tree_leaves(node.meta.get("val"))]
-    if declared != [_type(value) for value in tree_leaves(computed)]:
-        raise TersorError(f"declares a type for {node.name!r} that it does not have; {AGAIN}")
-
-
-def _type(value: UserObject) -> UserObject:
-    return (value.dtype, tuple(value.shape)) if isinstance(value, torch.Tensor) else value

@@ -11,10 +11,11 @@ from ..ir import Graph, TersorError, TersorWarning
 from ..ir.compare import first_difference
 from ..ir.foreign import UserObject
 from . import converters as _converters  # noqa: F401  (fills the table of converters)
+from .conditions import check_conditions
 from .export import ExampleInputs, export, lower
 from .program import ProgramConverter, class_name
 from .structure import structure_of
-from .symbols import Symbols
+from .symbols import Symbols, given_names
 
 
 def from_torch(
@@ -40,8 +41,8 @@ def from_torch(
     dynamic_shapes
         Which extents of inputs a call chooses, as `torch.export.export` takes it: for each argument, by position or by
         name, a dict from dimensions to `torch.export.Dim`, or to a name, for example ``{"x": {0: "batch"}}``. The graph
-        then has these ``symbols``. A program has its own. An example of extent 1 is repeated for the export, which
-        would take it for a constant.
+        then has these ``symbols``. An example of extent 1 is repeated for the export, which would take it for a
+        constant. A program has symbols of its own, which names here replace.
 
     Returns
     -------
@@ -67,12 +68,12 @@ def from_torch(
     if isinstance(module, nn.Module):
         (program, symbols), name = export(module, example_inputs, dynamic_shapes), type(module).__name__
     elif isinstance(module, ExportedProgram):
-        if dynamic_shapes is not None:
-            raise TersorError("a program has the dynamic shapes that it was exported with; leave dynamic_shapes out")
-        program, symbols, name = module, Symbols(module), class_name(module)
+        names = None if dynamic_shapes is None else given_names(module, dynamic_shapes)
+        program, symbols, name = module, Symbols(module, names), class_name(module)
     else:
         kind = type(module).__name__
         raise TersorError(f"from_torch takes an nn.Module or a torch.export.ExportedProgram, not {kind}")
+    check_conditions(program, symbols)
     program = lower(program)
     converter = ProgramConverter(program, name, symbols)
     graph = converter.convert()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from ..ir import DType, Graph, TensorType, TersorError, check_memory, load_ir
+from ..ir import DType, Graph, TensorType, TersorError, at_hints, check_memory, load_ir
 from ..ir.foreign import UserObject
 from .archive import load_program
 from .export import Arguments, ExampleInputs, split_inputs
@@ -116,7 +116,7 @@ def _load_file(path: Path, shapes: Mapping[str, Sequence[int]] | None, constants
     program = load_program(path)
     if program.example_inputs is not None:
         return LoadedModel(program, _simplest(*program.example_inputs))
-    types = [value.type for value in from_torch(program).user_inputs]
+    types = [value.type for value in at_hints(from_torch(program)).user_inputs]
     return LoadedModel(program, example_tensors(types))
 
 

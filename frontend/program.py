@@ -32,6 +32,8 @@ from .tensors import FIXED, check_weight, input_type, is_complex, is_row_major, 
 def class_name(program: ExportedProgram) -> str:
     """Name of the class of the module that was exported."""
     for node in program.graph.nodes:
+        if is_extent(node):  # which PyTorch may have put there, with a name of its own
+            continue
         for _, kind in (node.meta.get("nn_module_stack") or {}).values():
             return (kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
     return "program"

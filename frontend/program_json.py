@@ -5,7 +5,8 @@ guards and formulas, and resolves dotted targets by attribute. So nothing is pas
 are those of PyTorch's schema, values have the declared types, names are identifiers, other text has no character that
 could end a string literal, operators are those of a fixed kind, and tree specs consist of tuples, lists and dicts:
 tuples stand for objects of other classes, whose names are kept as text (`tersor.frontend.structure`).
-What a graph does not need (guards, traces, custom metadata) is left out.
+What a graph does not need (guards, traces, custom metadata) is left out. Formulas of extents that vary become the
+numbers of the example; `file_extents` reads those of inputs.
 """
 
 from __future__ import annotations
@@ -40,13 +41,18 @@ _STACK = re.compile(rf"{_STACK_ITEM}(?:;{_STACK_ITEM})*")
 _TARGET = re.compile(r"torch\.ops\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)
 _NAMESPACES = ("aten", "prims")
 _REGION = "torch.ops.higher_order.wrap_with_set_grad_enabled"  # PyTorch inlines it
+# Arithmetic on extents; no powers, which take for ever on large numbers.
+_EXTENT_CALLS = (
+    *("torch.ops.aten.sym_size.int", "torch.ops.aten.sym_numel.default"),
+    *("_operator.add", "_operator.sub", "_operator.mul", "_operator.floordiv", "_operator.mod", "_operator.neg"),
+)
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_async", "_functional_assert_async")
 _SHOWN = 8
 _OUTWARD = ("from_file", "set_data")  # operators on files and on the identity of tensors
 PLAIN_CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 _DIALECTS = ("", "ATEN", "TRAINING")
 _FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
-_INT64 = 1 << 63
+INT64 = 1 << 63
 
 
 def read_record(kind: type[Record], data: Json) -> Record:
@@ -91,7 +97,7 @@ def _build(kind: Annotation, data: Json, where: str) -> Instance:
         if isinstance(data, str):
             return _FLOATS[data] if data in _FLOATS else _checked(float, data, where)
         return float(data) if type(data) is int else _checked(float, data, where)
-    if kind is int and type(data) is int and not -_INT64 <= data < _INT64:
+    if kind is int and type(data) is int and not -INT64 <= data < INT64:
         raise _malformed(where, data)
     return _checked(kind, data, where)
 
@@ -100,6 +106,8 @@ def _build_union(kind: Annotation, data: Json, where: str) -> Instance:
     if len(_checked(dict, data, where)) != 1:
         raise _malformed(where, data)
     ((tag, value),) = data.items()
+    if (kind, tag) == (schema.SymInt, "as_expr"):
+        return kind.create(as_int=_example_of(value, where))
     if tag not in _hints(kind) or tag in _REFUSED:
         raise TersorError(f"has {shorten(tag)!r} in {where}, which is not supported; keep tensors and numbers only")
     return kind.create(**{tag: _build_field(kind, tag, value)})
@@ -190,7 +198,8 @@ def _dialects(data: Json, where: str) -> list[str]:
 def _calls(data: Json, where: str) -> list[schema.Node]:
     """The calls of a graph; those that are refused are all named at once."""
     targets = [_checked(str, _checked(dict, call, where).get("target"), where) for call in _checked(list, data, where)]
-    refused = dict.fromkeys(shorten(target) for target in targets if target != _REGION and not _is_allowed(target))
+    allowed = {_REGION, *_EXTENT_CALLS}
+    refused = dict.fromkeys(shorten(target) for target in targets if target not in allowed and not _is_allowed(target))
     if refused:
         names = ", ".join(map(repr, [*refused][:_SHOWN])) + (", ..." if len(refused) > _SHOWN else "")
         raise TersorError(f"calls {names}, which a graph cannot hold; export a model of PyTorch's ATen operators")
@@ -220,6 +229,21 @@ def _is_allowed(target: str) -> bool:
         and name not in _OUTWARD
         and all(str(result.type) in ("Tensor", "List[Tensor]") for result in operator._schema.returns)
     )
+
+
+# Extents ----------------------------------------------------------------------------------------------------------
+
+
+def _example_of(data: Json, where: str) -> int:
+    """An extent's number in the example, in place of its formula, which is not read here (see `file_extents`)."""
+    if set(_checked(dict, data, where)) - {"expr_str", "hint"} or not isinstance(data.get("expr_str"), str):
+        raise _malformed(where, data)
+    hint = data.get("hint")
+    if hint is None:
+        raise TersorError("has extents that depend on the data; keep all elements, or a fixed number as topk does")
+    if set(_checked(dict, hint, where)) != {"as_int"}:
+        raise _malformed(where, data)
+    return int(_build(int, hint["as_int"], where))
 
 
 # Structure of arguments and results -------------------------------------------------------------------------------

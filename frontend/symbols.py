@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add, floordiv, mod, mul
@@ -13,11 +14,13 @@ from torch.export import Dim, ExportedProgram
 from torch.export.dynamic_shapes import _combine_args, _tree_map_with_path
 from torch.utils import _pytree as pytree
 
-from ..ir import IRError, Symbol, TersorError, shorten
+from ..ir import Extent, IRError, Symbol, TersorError, shorten
 from ..ir.foreign import UserObject
 
 if TYPE_CHECKING:
     import sympy  # type: ignore[import-untyped]
+
+Model = torch.nn.Module | ExportedProgram
 
 _FEWEST = 2  # extents below are constants to `torch.export`
 
@@ -53,6 +56,11 @@ class Symbols:
     def symbols(self) -> tuple[Symbol, ...]:
         """In the order of the inputs that have them."""
         return tuple(self._symbols.values())
+
+    @property
+    def by_torch_name(self) -> dict[str, int]:
+        """The symbols as extents, by the names that PyTorch gives them."""
+        return {str(symbol): extent for symbol, extent in self._extents.items()}
 
     def elsewhere(self) -> Symbols:
         """The same with other hints, where the bounds allow any."""
@@ -117,7 +125,7 @@ def is_extent(node: fx.Node) -> bool:
 
 
 def with_dims(
-    module: torch.nn.Module, args: Sequence[UserObject], kwargs: Mapping[str, UserObject], dynamic_shapes: UserObject
+    module: Model, args: Sequence[UserObject], kwargs: Mapping[str, UserObject], dynamic_shapes: UserObject
 ) -> UserObject:
     """``dynamic_shapes`` with a `torch.export.Dim` for each name that stands for one, and all the model's arguments."""
     dims: dict[str, UserObject] = {}
@@ -178,12 +186,43 @@ def names_of(
     return names
 
 
+def given_names(program: ExportedProgram, dynamic_shapes: UserObject) -> dict[sympy.Symbol, str]:
+    """Names for the symbols of a program, which it has of its own, by the extents of inputs that they are.
+
+    Raises
+    ------
+    TersorError
+        When an extent is fixed, or computed from symbols, or when names are not one for each symbol.
+    """
+    values = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder") if _is_user_input(program, node)]
+    args, kwargs = pytree.tree_unflatten(values, program.call_spec.in_spec)
+    names: dict[sympy.Symbol, str] = {}
+    dims = with_dims(program, args, kwargs, dynamic_shapes)
+    for index, wanted in _dims_of_leaves(program, args, kwargs, dims).items():
+        shape = Symbols(program).shape(values[index].shape)
+        for axis, dim in wanted.items():
+            symbol = values[index].shape[axis].node.expr if isinstance(shape[axis], Extent) else None
+            if symbol is None or not symbol.is_Symbol:
+                raise TersorError(
+                    f"dynamic_shapes calls dimension {axis} of an input of shape {list(shape)} {dim.__name__!r}, but "
+                    "only an extent that the program has a symbol for can have a name; others are as they were exported"
+                )
+            if names.setdefault(symbol, dim.__name__) != dim.__name__:
+                raise TersorError(f"dynamic_shapes calls the one extent {symbol} {names[symbol]} and {dim.__name__}")
+    repeated = next((name for name, count in Counter(names.values()).items() if count > 1), None)
+    if repeated is not None:
+        raise TersorError(
+            f"dynamic_shapes calls several extents {repeated}, which the program takes for different ones"
+        )
+    return names
+
+
 def _is_user_input(program: ExportedProgram, node: fx.Node) -> bool:
     return node.name in program.graph_signature.user_inputs
 
 
 def _dims_of_leaves(
-    module: torch.nn.Module, args: Sequence[UserObject], kwargs: Mapping[str, UserObject], dynamic_shapes: UserObject
+    module: Model, args: Sequence[UserObject], kwargs: Mapping[str, UserObject], dynamic_shapes: UserObject
 ) -> dict[int, dict[int, UserObject]]:
     """For each tensor among the inputs, by its number among all: its dynamic dimensions, by axis."""
     places = {id(leaf): index for index, leaf in enumerate(pytree.tree_leaves((tuple(args), dict(kwargs))))}

@@ -76,6 +76,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             main(["compile", MODEL, "-o", "model.tersor"])
     model, inputs = cast(nn.Module, loaded.model), cast(tuple[torch.Tensor], loaded.example_inputs)
     torch.export.save(torch.export.export(model, inputs), folder / "model.pt2")
+    twice, batch = torch.cat([*inputs, *inputs]), torch.export.Dim("batch")
+    program = torch.export.export(model, (twice,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, folder / "dynamic.pt2")
     names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamic_axes": {"x": {0: "batch"}}}
     torch.onnx.export(model, inputs, folder / "net.onnx", dynamo=False, opset_version=17, **names)
     save_ir(loaded.to_graph(), folder / "model.ir")
@@ -139,9 +142,10 @@ def test_an_onnx_file(tersor: Callable[..., Result], folder: Path, tmp_path: Pat
     assert 'takes ("x": *) {} gives {"y": *}' in text
 
 
-def test_dynamic_shapes(tersor: Callable[..., Result], folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [MODEL, "dynamic.pt2"])
+def test_dynamic_shapes(model: str, tersor: Callable[..., Result], folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.tersor"
-    result = tersor("compile", MODEL, "--dynamic", "x=batch,3,8,8", "--at", "batch=1", "--at", "batch=2", "-o", output)
+    result = tersor("compile", model, "--dynamic", "x=batch,3,8,8", "--at", "batch=1", "--at", "batch=2", "-o", output)
     assert result.code == 0
     assert "x: f32[batch,3,8,8]" in result.out
     assert "generate code (batch=2)" in result.err
@@ -162,7 +166,14 @@ def test_dynamic_shapes(tersor: Callable[..., Result], folder: Path, tmp_path: P
         ((MODEL, "--dynamic", "x=batch,3,8,8", "--at", "n=2"), "no extent is called 'n'"),
         ((MODEL, "--dynamic", "x=batch,3,8,8", "--at", "batch"), "must be NAME=NUMBER"),
         ((MODEL, "--at", "batch=2"), "has none; say what varies by --dynamic"),
-        (("model.pt2", "--dynamic", "x=batch,3,8,8"), "has the shapes that it was saved with"),
+        (("model.ir", "--dynamic", "x=batch,3,8,8"), "has the shapes that it was saved with"),
+        (
+            ("model.pt2", "--dynamic", "x=batch,3,8,8"),
+            "dimension 0 of an input of shape [1, 3, 8, 8] 'batch', but only",
+        ),
+        (("dynamic.pt2", "--dynamic", "x=batch,3,8,9"), "the input is f32[batch,3,8,8] in the example or the file"),
+        (("dynamic.pt2", "--dynamic", "x=2*batch,3,8,8"), "the input is f32[s77,3,8,8] in the example or the file"),
+        (("dynamic.pt2", "--at", "batch=2"), "no extent is called 'batch'; the model's are: s77"),
     ],
 )
 def test_wrong_dynamic_shapes(

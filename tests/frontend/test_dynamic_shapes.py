@@ -110,8 +110,56 @@ def test_symbols_have_the_users_names_and_bounds() -> None:
     program = torch.export.export(nn.ReLU(), (x,), dynamic_shapes=({0: Dim("batch", max=64)},))
     (symbol,) = from_torch(program).symbols
     assert symbol.most == 64
-    with pytest.raises(TersorError, match="leave dynamic_shapes out"):
-        from_torch(program, dynamic_shapes={"input": {0: "batch"}})
+    (symbol,) = from_torch(program, dynamic_shapes={"input": {0: "images"}}).symbols
+    assert symbol == Symbol("images", 3, 1, 64)
+
+
+@pytest.mark.parametrize(
+    ("dynamic_shapes", "message"),
+    [
+        ({"x": {1: "n"}}, r"dimension 1 of an input of shape \[s\d+, 4\] 'n', but only"),
+        ({"x": {0: "a"}, "y": {0: "a"}}, "dynamic_shapes calls several extents a"),
+        ({"x": {0: "a"}, "z": {0: "b"}}, r"dynamic_shapes calls the one extent s\d+ a and b"),
+        ({"y": {1: "n"}}, r"of shape \[s\d+, 2\*s\d+\] 'n', but only"),
+        ({"w": {0: "n"}}, "names 'w'; the inputs are x, y, z"),
+    ],
+)
+def test_names_for_a_program_are_those_of_its_symbols(dynamic_shapes: object, message: str) -> None:
+    class Three(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+            return x.sum() + y + z.sum()
+
+    batch = Dim("batch")
+    inputs = torch.randn(3, 4), torch.randn(5, 6), torch.randn(3)
+    dims = {"x": {0: batch}, "y": {0: Dim("n"), 1: 2 * batch}, "z": {0: batch}}
+    program = torch.export.export(Three(), inputs, dynamic_shapes=dims)
+    with pytest.raises(TersorError, match=message):
+        from_torch(program, dynamic_shapes=dynamic_shapes)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x, y: x + 1 if x.shape[0] % 2 == 0 else x * 2, r"only right where \(x.shape\[0\] % 2\) == 0, .*s77=3"),
+        (lambda x, y: x if x.shape[0] != 37 else y, "only right where x.shape.0. != 37"),
+        (lambda x, y: y[: x.shape[0]], "only right where x.shape.0. <= y.shape.0."),
+        (lambda x, y: x if x.shape[0] > 3 else y, ""),  # a bound, which symbols have
+    ],
+)
+def test_what_a_program_is_made_for_only_in_part(function: Callable[..., object], message: str) -> None:
+    """PyTorch holds the branch that it took, and the condition as a guard."""
+
+    class Both(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> object:
+            return function(x, y)
+
+    inputs, auto = (torch.randn(4, 3), torch.randn(8, 3)), {0: Dim.AUTO}
+    program = torch.export.export(Both(), inputs, dynamic_shapes={"x": auto, "y": auto})
+    if message:
+        with pytest.raises(TersorError, match=message):
+            from_torch(program)
+    else:
+        assert from_torch(program).symbols[0].least == 4
 
 
 class Counter(nn.Module):

@@ -387,12 +387,6 @@ def test_archive_with_a_foreign_function(pt2):
     assert "calls 'torch.os.abort', which a graph cannot hold" in refusal(pt2)
 
 
-def test_archive_with_dynamic_shapes(tmp_path):
-    path = tmp_path / "net.pt2"
-    torch.export.save(torch.export.export(Net().eval(), (X,), dynamic_shapes={"x": {0: torch.export.Dim("n")}}), path)
-    assert "has dynamic shapes, which are not read from files" in refusal(path)
-
-
 @pytest.mark.parametrize("name", ["models/model.json", "data/weights/model_weights_config.json", "archive_format"])
 @pytest.mark.parametrize("data", [b"", b"{", b'{"config": {}}', b"[]"])
 def test_damaged_archive(pt2, name, data):
