@@ -53,6 +53,13 @@ def compress(
     report: Annotated[
         Path | None, typer.Option(help="The HTML page to write; the output's name with .html if omitted.")
     ] = None,
+    to_torch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.pt2",
+            help="Also write the module for further training: .pt2, or .safetensors for its state alone.",
+        ),
+    ] = None,
     log_dir: LogDirOption = None,
     plugin: PluginOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print all that the passes report.")] = False,
@@ -68,13 +75,15 @@ def compress(
       tersor compress nets:make -p "O3,prune-channels{macs=0.6},low-rank,quantize" --data nets:batches -o small.tersor
       tersor compress nets:make -p "O3,low-rank,quantize" --data nets:batches --evaluate nets:accuracy --max-drop 0.01
                       -o small.tersor --report small.html
+      tersor compress nets:make -p "prune-channels{macs=0.6},O3" -o small.tersor --to-torch small.pt2
     """
     from ..compression.compress import check_max_drop
     from ..compression.compress import compress as run
     from ..compression.data import open_data
     from ..compression.evaluation import open_evaluation
-    from ..compression.plan import make_plan
+    from ..compression.plan import make_plan, only_narrows
     from ..compression.result import CompressError
+    from ..frontend import check_module_path
     from ..ir import TersorError
     from ..ir.files import check_writable
     from ..targets import resolve_target
@@ -87,8 +96,12 @@ def compress(
         check_writable(path)
     if page.resolve() == output.resolve():
         raise TersorError(f"{page} is the output already; give the report another name")
+    if to_torch is not None:
+        check_module_path(to_torch)
     import_plugins(plugin or ())
-    make_plan(pipeline)
+    plan = make_plan(pipeline)
+    if to_torch is not None and all(map(only_narrows, plan.steps)):
+        raise TersorError("--to-torch: this pipeline makes no smaller network that could be trained; leave it out")
     resolve_target(target)
     check_max_drop(max_drop, evaluate is not None)
     evaluation = open_evaluation(evaluate)
@@ -109,23 +122,26 @@ def compress(
                 observer=StepsShown(shown),
             )
     except CompressError as error:
-        _show(error.compressed, page, verbose, as_json)
+        _show(error.compressed, page, to_torch, verbose, as_json)
         raise
     except KeyboardInterrupt as error:
         Console(stderr=True).print("interrupted before the first step was made: nothing is written")
         raise typer.Exit(_INTERRUPTED) from error
-    _show(compressed, page, verbose, as_json)
+    _show(compressed, page, to_torch, verbose, as_json)
     if compressed.is_interrupted:
         raise typer.Exit(_INTERRUPTED)
 
 
-def _show(compressed: Compressed, page: Path, verbose: bool, as_json: bool) -> None:
-    """Write the page, and print the table and where everything is."""
+def _show(compressed: Compressed, page: Path, module: Path | None, verbose: bool, as_json: bool) -> None:
+    """Write the page and the module, and print the table and where everything is."""
     from .tables import decision_lines, print_table, steps_table
 
     compressed.save_page(page)
+    if module is not None:
+        compressed.save_module(module)
     if as_json:
-        print_json(compressed.to_json() | {"report": str(page)})
+        to_torch = None if module is None else {"file": str(module), "after": compressed.trained_from}
+        print_json(compressed.to_json() | {"report": str(page), "to_torch": to_torch})
         return
     console = Console(highlight=False)
     print_table(steps_table(compressed))
@@ -137,3 +153,5 @@ def _show(compressed: Compressed, page: Path, verbose: bool, as_json: bool) -> N
         console.print(f"advice: {compressed.advice}", markup=False, soft_wrap=True)
     console.print(f"kept {compressed.best.name}: {compressed.headline}", style="bold", markup=False, soft_wrap=True)
     console.print(f"wrote {compressed.output} and {page}", markup=False, soft_wrap=True)
+    if module is not None:
+        console.print(f"wrote {module}, the module after {compressed.trained_from}", markup=False, soft_wrap=True)

@@ -21,6 +21,8 @@ from ..passes.pipeline import Preset
 
 Element = Pass | Preset
 
+_NARROW = ("narrow", "quantize")  # purposes of passes that store the same numbers in fewer bits
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -63,3 +65,8 @@ def make_plan(text: str | Pipeline) -> StepPlan:
         )
     steps[-1] += waiting
     return StepPlan(pipeline, Pipeline(tuple(start)), tuple(Pipeline(tuple(step)) for step in steps))
+
+
+def only_narrows(step: Pipeline) -> bool:
+    """Whether a step stores the numbers of the network in fewer bits, and leaves it as large: nothing to train."""
+    return all(one.purpose in _NARROW for one in step.passes if one.exactness is Exactness.APPROXIMATE)

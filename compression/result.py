@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from ..ir import TersorError
+from ..frontend import save_module
+from ..ir import Graph, TersorError
 from ..ir.foreign import Json
 from ..passes import PassRecord, Report
 from ..targets import Executable
@@ -148,6 +149,10 @@ class Compressed:
         Why no further step was made, and a line that says so; empty when all were.
     setting
         What was asked for, and where it ran.
+    trainable
+        The model after the last kept step that made the network itself smaller, for `save_module` and ``to_torch()``.
+    trained_from
+        The name of that step.
     output
         The file that the program was written to, if one was asked for.
     """
@@ -158,6 +163,8 @@ class Compressed:
     end: End
     reason: str
     setting: Setting
+    trainable: Graph
+    trained_from: str
     output: Path | None = field(default=None)
 
     @property
@@ -213,6 +220,11 @@ class Compressed:
         from .page import write_page
 
         return write_page(self, Path(path))
+
+    def save_module(self, path: str | Path) -> Path:
+        """Write `trainable` as a module with the names of the user's own; see `tersor.frontend.save_module`."""
+        save_module(self.trainable, path)
+        return Path(path)
 
     def to_json(self) -> dict[str, Json]:
         """A dictionary of JSON types."""

@@ -20,7 +20,7 @@ from ..targets.tuning.measured_latency import LEAST_NOISE
 from .evaluation import Evaluation, weights_of
 from .judge import Figures, Judge
 from .machine import describe_machine, describe_versions
-from .plan import StepPlan
+from .plan import StepPlan, only_narrows
 from .result import Compressed, CompressError, End, Setting, Step, score_text
 
 ORIGINAL = "original"
@@ -82,6 +82,7 @@ class _Made:
     step: Step
     executable: Executable
     file: Path | None
+    graph: Graph  # before what code generation needs
 
 
 class Session:
@@ -118,6 +119,7 @@ class Session:
         job = self._job
         outcome = self._passes(job.plan.start, job.graph)
         best = made = self._made(ORIGINAL, outcome, self._judge.original, folder, time.perf_counter())
+        self._trainable = made
         for number, pipeline in enumerate(job.plan.steps, start=1):
             started = time.perf_counter()
             try:
@@ -139,6 +141,8 @@ class Session:
                 return self._result(best, End.DROP, self._drop_line(made.step, best.step))
             if job.max_drop is None or not _is_slower(made.step, best.step):
                 best = made = self._placed(made)
+                if not only_narrows(pipeline):
+                    self._trainable = made
         return self._result(best, End.COMPLETE, "")
 
     def _passes(self, pipeline: Pipeline, graph: Graph) -> PassOutcome:
@@ -181,7 +185,7 @@ class Session:
             records=outcome.report.records,
             seconds=time.perf_counter() - started,
         )
-        return _Made(self._noted(step), executable, file)
+        return _Made(self._noted(step), executable, file, outcome.graph)
 
     def _unchanged(self, before: _Made, name: str, outcome: PassOutcome, started: float) -> _Made:
         """A step of which nothing stayed: the model is the one before."""
@@ -201,7 +205,7 @@ class Session:
             return made
         with writing(self._job.output):
             put(made.file, self._job.output)
-        return _Made(made.step, made.executable, None)
+        return replace(made, file=None)
 
     def _is_too_far(self, step: Step) -> bool:
         limit, original = self._job.max_drop, self._steps[0].score
@@ -221,7 +225,17 @@ class Session:
         self._placed(best)
         kept = next(index for index, step in enumerate(self._steps) if step is best.step)
         setting = self._setting(best.executable.threads)
-        return Compressed(best.executable, tuple(self._steps), kept, end, reason, setting, self._job.output)
+        return Compressed(
+            best.executable,
+            tuple(self._steps),
+            kept,
+            end,
+            reason,
+            setting,
+            trainable=self._trainable.graph,
+            trained_from=self._trainable.step.name,
+            output=self._job.output,
+        )
 
     def _setting(self, threads: int) -> Setting:
         job = self._job

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..ir import Graph, Op, TersorError, Value, WeightStore, at_hints, check_inputs
+from ..ir import Graph, Op, TersorError, Value, WeightStore, at_hints, check_inputs, names_of
 from ..ir.foreign import UserObject
 from ..ir.ops import BatchNormOp, DequantizeOp, FusedOp, QuantizeOp, WeightOp
 from .registry import Argument
@@ -26,8 +26,9 @@ class GraphModule(nn.Module):
     """Runs a graph by the reference semantics of its ops, differentiably.
 
     Floating-point weights become parameters, except the statistics of batch normalisations; these and integer weights
-    become buffers. All are copies. The keys of ``state_dict()`` are the weights' ids; a part of an id that would hide
-    an attribute or another weight gets an underscore.
+    become buffers. All are copies. The keys of ``state_dict()`` are the names of the user's own module, also of weights
+    that passes have changed (`tersor.ir.names_of`); a part of a name that would hide an attribute or another weight
+    gets an underscore.
 
     The module starts in evaluation mode, in which it computes what the graph computes. In training mode (``train()``),
     batch normalisations use the statistics of the batch and update the stored ones, as in PyTorch; nothing else
@@ -45,16 +46,15 @@ class GraphModule(nn.Module):
 
     def __init__(self, graph: Graph, momentum: float = 0.1) -> None:
         super().__init__()
-        self.momentum = momentum
+        self._momentum = momentum
         self._program = _Program(at_hints(graph))
-        self._keys: dict[str, str] = {}
-        for op in graph.ops:
-            if isinstance(op, WeightOp) and op.attrs.id not in self._keys:
-                tensor = graph.weights[op.attrs.id].detach().clone()
-                trainable = tensor.is_floating_point() and op.attrs.id not in self._program.statistics
-                self._keys[op.attrs.id] = _register(self, op.attrs.id, tensor, trainable)
-        for id in graph.states:
-            self._keys[id] = _register(self, id, graph.weights[id].detach().clone(), False)
+        read = dict.fromkeys(op.attrs.id for op in graph.ops if isinstance(op, WeightOp))
+        names = names_of([*read, *graph.states])
+        self._keys: dict[str, str] = {}  # of the state, by id
+        for id in names:
+            tensor = graph.weights[id].detach().clone()
+            trainable = tensor.is_floating_point() and id not in self._program.statistics and id not in graph.states
+            self._keys[id] = _register(self, names[id], tensor, trainable)
         self.eval()
 
     def forward(self, *args: UserObject, **kwargs: UserObject) -> UserObject:
@@ -77,7 +77,7 @@ class GraphModule(nn.Module):
             buffer.copy_(value)
         return graph.returned(results)
 
-    def numbers(self) -> dict[str, torch.Tensor]:
+    def numbers_by_id(self) -> dict[str, torch.Tensor]:
         """The present numbers of the graph's weights and states, by id; detached, not copied."""
         return {id: self._held(id).detach() for id in self._keys}
 
@@ -115,7 +115,7 @@ class GraphModule(nn.Module):
         beta: torch.Tensor | None = None,
     ) -> torch.Tensor:
         return functional.batch_norm(
-            x, mean, variance, gamma, beta, training=True, momentum=self.momentum, eps=op.attrs.eps
+            x, mean, variance, gamma, beta, training=True, momentum=self._momentum, eps=op.attrs.eps
         )
 
 
@@ -156,10 +156,10 @@ class _Program:
         return self  # never changes, so that copies of the module can share it
 
 
-def _register(root: nn.Module, id: str, tensor: torch.Tensor, trainable: bool) -> str:
-    """Add a weight under ``id``, making the modules on its path, and return its key in the state."""
+def _register(root: nn.Module, wanted: str, tensor: torch.Tensor, trainable: bool) -> str:
+    """Add a weight under the name ``wanted``, making the modules on its path, and return its key in the state."""
     owner, key = root, []
-    *path, name = id.split(".")
+    *path, name = wanted.split(".")
     for part in path:
         while not part or (hasattr(owner, part) and part not in owner._modules):
             part += "_"

@@ -2,11 +2,16 @@
 
 Folding and compression make fresh ids; an id keeps its tensor for the life of the graph. Stores are cheap to copy,
 since copies share the tensors. On disk a store is one safetensors file.
+
+An id is a name, and what was done to the tensor: ``features.0.weight..pruned..folded`` takes the place of
+``features.0.weight``. No name of PyTorch contains two dots in a row. So a user can be told the names that are known
+from the model (`names_of`), whatever became of the tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from .errors import IRError
+
+CHANGED = ".."  # between a name and each change of the tensor
 
 _DIGEST = "digest"  # the metadata that ties weights to their text
 _UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, RuntimeError)
@@ -38,9 +45,9 @@ class WeightStore(Mapping[str, torch.Tensor]):
 
     def add(self, tensor: torch.Tensor, hint: str) -> str:
         """Store ``tensor`` (detached, on the CPU, contiguous) under a fresh id that begins with ``hint``."""
-        id, suffix = hint, 1
+        id, number = hint, 1
         while id in self._tensors:
-            id, suffix = f"{hint}_{suffix}", suffix + 1  # no dot: an id must not look like the child of another
+            id, number = f"{hint}{'_' if CHANGED in hint else CHANGED}{number}", number + 1
         stored = tensor.detach().cpu().contiguous()
         # Any strides count as contiguous where there is one element; its bytes are read by those of a new tensor.
         self._tensors[id] = stored.clone(memory_format=torch.contiguous_format) if stored.numel() == 1 else stored
@@ -89,6 +96,38 @@ class WeightStore(Mapping[str, torch.Tensor]):
         if not Path(path).is_file():
             raise IRError(f"{path}: no such weights file; IR text needs its .safetensors file beside it")
         return cls(read_tensors(path))
+
+
+def changed_id(id: str, change: str) -> str:
+    """The id of a tensor that takes the place of the tensor ``id``: ``"conv.weight"`` -> ``"conv.weight..folded"``."""
+    name, *changes = id.split(CHANGED)
+    changes = [re.sub(r"_\d+$", "", one) for one in changes]  # a number that told equal ids apart
+    return CHANGED.join([name, *(one for one in changes if one and not one.isdigit() and one != change), change])
+
+
+def name_of(id: str) -> str:
+    """The name in an id: ``"conv.weight..pruned..folded"`` -> ``"conv.weight"``."""
+    return id.partition(CHANGED)[0]
+
+
+def names_of(ids: Iterable[str]) -> dict[str, str]:
+    """Names for ``ids``, all of them different, by id.
+
+    Each gets the name in its id, if no other has it. Of several the one that was not changed gets it, or else the
+    first. The others get their last change too: ``"conv.weight..pruned..folded"`` -> ``"conv.weight_folded"``.
+    """
+    names = dict.fromkeys(ids, "")
+    taken: set[str] = set()
+    for id in sorted(names, key=lambda one: CHANGED in one):  # stable, the unchanged ones first
+        name, number = name_of(id), 1
+        if name in taken:
+            name = f"{name}_{id.rpartition(CHANGED)[2] or number}"
+        longer = name
+        while name in taken:
+            name, number = f"{longer}_{number}", number + 1
+        names[id] = name
+        taken.add(name)
+    return names
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:

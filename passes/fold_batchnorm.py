@@ -7,7 +7,7 @@ Before::
 
 After::
 
-    %2 = conv2d(%x, %weight.folded, %bias.folded)
+    %2 = conv2d(%x, %weight..folded, %bias..folded)
 
 In inference, batch normalisation is an affine map per channel: with ``scale = gamma / sqrt(variance + eps)``,
 
@@ -30,7 +30,7 @@ import torch
 from ..ir import Graph, Rewriter
 from ..ir.ops import AddOp, BatchNormOp, LayerOp, LinearOp, MulOp
 from .base import Exactness, Pass, PassContext, Result
-from .matching import numbers, replace, tensor, weight_name
+from .matching import bias_name, numbers, replace, tensor, weight_name
 from .registry import register_pass
 
 _RULE = "fold-batchnorm"
@@ -72,11 +72,10 @@ def _fold_into_layer(op: BatchNormOp, rewriter: Rewriter) -> bool:
         return rewriter.refuse(_RULE, op, "a folded weight or bias is not finite")
     if not rewriter.commit(_RULE, op):
         return False
-    bias_name = weight_name(op.beta or op.mean, "folded") if layer.bias is None else weight_name(layer.bias, "folded")
     operands = (
         layer.x,
         rewriter.weight(weight, weight_name(layer.weight, "folded")),
-        rewriter.weight(bias, bias_name),
+        rewriter.weight(bias, bias_name(layer, "folded")),
     )
     folded = rewriter.create(type(layer), operands, layer.attrs, location=layer.location)
     replace(rewriter, op, folded.result)

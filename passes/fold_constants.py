@@ -25,7 +25,7 @@ import torch
 from ..ir import Graph, Op, Rewriter, Value, is_constant
 from ..ir.ops import FullOp, WeightOp
 from .base import Pass, PassContext, Result
-from .matching import replace, tensor, weight_name
+from .matching import part_name, replace, tensor
 from .registry import register_pass
 
 _RULE = "fold-constants"
@@ -87,7 +87,7 @@ class FoldConstants(Pass):
         if filled is not None:
             value = rewriter.full(filled, op.result.type.logical)
         else:
-            value = rewriter.weight(result, weight_name(_source(op), "folded"))
+            value = rewriter.weight(result, part_name(_source(op), "folded"))
         replace(rewriter, op, value)
 
     def _grows(self, op: Op) -> bool:

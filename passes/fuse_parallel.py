@@ -43,7 +43,7 @@ from ..ir.ops import (
     SliceOp,
 )
 from .base import Exactness, Pass, PassContext, Result
-from .matching import numbers, prune, tensor, weight_name
+from .matching import numbers, part_name, prune, tensor
 from .registry import register_pass
 
 _CHANNEL_QUANTUM = 16  # the widest channel block of any target in float32: slices at multiples of it fit every block
@@ -127,12 +127,10 @@ def _join(layers: list[LayerOp], rewriter: Rewriter) -> None:
     first = min(layers, key=rewriter.graph.ops.index)
     if not rewriter.commit("fuse-parallel", first):
         return
-    weight = rewriter.weight(
-        torch.cat([numbers(layer.weight) for layer in layers]), weight_name(first.weight, "joined")
-    )
+    weight = rewriter.weight(torch.cat([numbers(layer.weight) for layer in layers]), part_name(first.weight, "joined"))
     bias = None
     if any(layer.bias is not None for layer in layers):
-        bias = rewriter.weight(torch.cat([_bias(layer) for layer in layers]), weight_name(first.weight, "bias"))
+        bias = rewriter.weight(torch.cat([_bias(layer) for layer in layers]), part_name(first.weight, "joined_bias"))
     joined: Op = rewriter.create(type(first), (first.x, weight, bias), first.attrs)
     for op in chains[0][1:]:
         joined = rewriter.create(type(op), (joined.result,), op.attrs, location=op.location)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..ir import Attrs, IRError, Op, Rewriter, Value, is_symbolic
-from ..ir.ops import FullOp, WeightOp
+from ..ir import Attrs, IRError, Op, Rewriter, Value, changed_id, is_symbolic, name_of
+from ..ir.ops import FullOp, LayerOp, WeightOp
 
 
 def scalar(value: Value | None) -> float | int | bool | None:
@@ -34,10 +34,37 @@ def numbers(value: Value) -> torch.Tensor:
     return known
 
 
-def weight_name(value: Value, suffix: str) -> str:
-    """An id for a new weight that tells where it comes from: ``"conv1.weight"`` -> ``"conv1.weight.folded"``."""
-    stem = value.op.attrs.id if isinstance(value.op, WeightOp) else (value.op.location if value.op else value.name)
-    return f"{stem}.{suffix}" if stem and not stem.endswith(f".{suffix}") else stem or suffix
+def weight_name(value: Value, change: str) -> str:
+    """An id for a weight that takes the place of ``value``: ``"conv1.weight"`` -> ``"conv1.weight..folded"``.
+
+    What takes the place of no weight is named after the location of the op that computes ``value``.
+    """
+    return changed_id(value.op.attrs.id, change) if isinstance(value.op, WeightOp) else part_name(value, change)
+
+
+def part_name(value: Value, part: str) -> str:
+    """An id for a weight made of ``value`` that stands for something else, such as a factor of it.
+
+    ``"conv1.weight..pruned"`` -> ``"conv1.weight.core"``.
+    """
+    name = _stem(value)
+    return name if name.endswith(f".{part}") or name == part else f"{name}.{part}".lstrip(".")
+
+
+def bias_name(layer: LayerOp, change: str) -> str:
+    """An id for another bias of a layer; for its first one, from the name of the weight: ``"conv1.bias..folded"``."""
+    if layer.bias is not None and isinstance(layer.bias.op, WeightOp):
+        return weight_name(layer.bias, change)
+    path = _stem(layer.weight).split(".")
+    name = ".".join([*path[: path.index("weight")], "bias"]) if "weight" in path else f"{'.'.join(path)}_bias"
+    return changed_id(name, change)
+
+
+def _stem(value: Value) -> str:
+    """The name of a weight, or the location of what computes ``value``."""
+    if isinstance(value.op, WeightOp):
+        return name_of(value.op.attrs.id)
+    return value.op.location if value.op is not None else value.name
 
 
 def rewrite(rule: str, op: Op, rewriter: Rewriter, make: Callable[[], Value]) -> bool:

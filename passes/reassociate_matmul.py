@@ -29,7 +29,7 @@ import torch
 from ..ir import Graph, Op, Rewriter, Value
 from ..ir.ops import AddOp, LinearOp, MatmulOp, PermuteOp
 from .base import Exactness, Pass, PassContext, Result
-from .matching import numbers, replace, tensor, weight_name
+from .matching import numbers, part_name, replace, tensor
 from .registry import register_pass
 
 _RULE = "reassociate-matmul"
@@ -167,7 +167,7 @@ class _Chain:
             product = product @ factor.matrix()
         value = self.factors[first].value
         stored = product.mT.contiguous().to(value.type.dtype.torch)
-        return _Factor(self.rewriter.weight(stored, weight_name(value, "product")), True)
+        return _Factor(self.rewriter.weight(stored, part_name(value, "product")), True)
 
     def _plain(self, factor: _Factor) -> Value:
         """The factor as a value of its own, transposed if need be."""
@@ -175,7 +175,7 @@ class _Chain:
             return factor.value
         known = tensor(factor.value)
         if known is not None:
-            return self.rewriter.weight(known.mT.contiguous(), weight_name(factor.value, "transposed"))
+            return self.rewriter.weight(known.mT.contiguous(), part_name(factor.value, "transposed"))
         *leading, rows, columns = range(factor.value.type.rank)
         attrs = PermuteOp.attrs_type(dims=(*leading, columns, rows))
         return self.rewriter.create(PermuteOp, (factor.value,), attrs).result

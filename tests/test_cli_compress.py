@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tersor as package
 from tersor.cli.main import main
+from tersor.cli.options import load_named
 from tersor.compression.page import render
 from tersor.compression.result import Compressed, End, Setting, Step
 from tersor.ir import Refusal
@@ -152,6 +154,19 @@ def test_json_holds_every_decision(tersor: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "m.html").exists()
 
 
+def test_the_module_for_further_training(tersor: Run, tmp_path: Path) -> None:
+    code, out, err = tersor(*arguments(f"{PRUNE},O3,quantize", to_torch="m.pt2"))
+    assert code == 0, err
+    assert out.splitlines()[-1] == f"wrote m.pt2, the module after {PRUNE}"
+    state = torch.export.load(tmp_path / "m.pt2").state_dict
+    assert set(state) == {f"{layer}.{name}" for layer in (0, 1, 3) for name in ("weight", "bias")} | {
+        "1.running_mean",
+        "1.running_var",
+    }
+    assert state["0.weight"].shape[0] < 16
+    assert load_named("m.pt2")[0].inputs[0].name == "input"
+
+
 def test_max_drop(tersor: Run, tmp_path: Path) -> None:
     code, out, _ = tersor(*arguments(evaluate="tersor_compress_me:falling", max_drop=0.15))
     assert code == 0
@@ -224,6 +239,9 @@ def test_ctrl_c(tersor: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"output": "nowhere/m.tersor"}, "nowhere is not an existing directory; create it first"),
         ({"report": "nowhere/m.html"}, "nowhere is not an existing directory; create it first"),
         ({"report": "m.tersor"}, "m.tersor is the output already"),
+        ({"to_torch": "m.pth"}, "m.pth: a module is written as .pt2 (a program of torch.export) or .safetensors"),
+        ({"to_torch": "nowhere/m.pt2"}, "nowhere is not an existing directory; create it first"),
+        ({"to_torch": "m.pt2", "pipeline": "O3,quantize"}, "--to-torch: this pipeline makes no smaller network"),
         ({"plugin": "tersor_no_plugin"}, "plugin 'tersor_no_plugin' cannot be imported"),
     ],
 )
@@ -244,7 +262,7 @@ def test_names_cannot_write_the_page() -> None:
     steps = tuple(Step(one, 1, 1, 1, None, None, 0.0, records=records) for one in (name, f"{name}2"))
     setting = Setting(name, name, name, 1, name, name, None, name, {name: name}, name)
     unused: Any = None
-    text = render(Compressed(unused, steps, 0, End.FAILED, name, setting, Path(name)))
+    text = render(Compressed(unused, steps, 0, End.FAILED, name, setting, unused, name, Path(name)))
     page = Page(text)
     assert page.open == []
     assert "onload" in "".join(page.words)

@@ -33,7 +33,7 @@ from ...ir import Graph, Op, Rewriter, TersorError, Value, graph_of, weights_loa
 from ...ir.ops import FusedOp, LayerOp, RelayoutOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
-from ..matching import replace, weight_name
+from ..matching import part_name, replace
 from ..numeric import first_batch, largest_deviation
 from ..referee import Keep, Referee, Trial, Verdict, output_errors
 from ..registry import register_pass
@@ -187,7 +187,7 @@ def _replace(graph: Graph, chains: dict[Op | None, _Chain], rewriter: Rewriter) 
         parts, attrs = chain.factors.parts, chain.factors.attrs(op)
         if chain.factors not in made:
             made[chain.factors] = [
-                rewriter.weight(weight, weight_name(op.weight, part))
+                rewriter.weight(weight, part_name(op.weight, part))
                 for weight, part in zip(chain.weights, parts, strict=True)
             ]
         value, weights = op.x, made[chain.factors]

@@ -8,9 +8,9 @@ Before::
 
 After, with 40 of the 64 channels kept::
 
-    %1 = conv2d(%x, %w1.pruned, %b1.pruned)   : f32[1,40,56,56]
+    %1 = conv2d(%x, %w1..pruned, %b1..pruned) : f32[1,40,56,56]
     %2 = relu(%1)                             : f32[1,40,56,56]
-    %3 = conv2d(%2, %w2.pruned, %b2)          : f32[1,128,56,56]
+    %3 = conv2d(%2, %w2..pruned, %b2)         : f32[1,128,56,56]
 
 A channel goes with everything that belongs to it: the filter that makes it, its bias and normalisation, its slice of
 all weights that read it, and the channels of other layers that are added to it or otherwise tied (see `groups`). The

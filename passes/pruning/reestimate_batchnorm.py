@@ -6,7 +6,7 @@ Before::
 
 After::
 
-    %2 = batch_norm(%1, %mean.reestimated, %variance.reestimated, %gamma, %beta)
+    %2 = batch_norm(%1, %mean..reestimated, %variance..reestimated, %gamma, %beta)
 
 After pruning or factorizing, activations have other means and variances than those that were stored in training; the
 right ones often recover much of the accuracy without any training (Li et al., "EagleEye", ECCV 2020).

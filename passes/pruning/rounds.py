@@ -23,7 +23,7 @@ Train = Callable[[nn.Module], object]
 
 
 class _Trainable(Protocol):
-    def numbers(self) -> dict[str, torch.Tensor]: ...
+    def numbers_by_id(self) -> dict[str, torch.Tensor]: ...
 
 
 def trained(
@@ -43,7 +43,7 @@ def trained(
         train(module)
     except Exception as error:  # the user's own code
         raise TersorError(f"train: {name} raised {type(error).__name__}: {one_line(error)}") from error
-    found = cast(_Trainable, module).numbers()
+    found = cast(_Trainable, module).numbers_by_id()
     result = {}
     for op, cut_op in zip(graph.ops, small.ops, strict=True):
         if not isinstance(op, WeightOp):

@@ -7,7 +7,7 @@ Before::
 
 After::
 
-    %3 = conv2d(%2, %w, %b.corrected)
+    %3 = conv2d(%2, %w, %b..corrected)
 
 With rounded weights W + D a layer's outputs are off by D x, on average by D E[x]; the new bias is ``b - D E[x]``. The
 expectation of a convolution is the convolution of the expectation, so one mean operand a layer is all that is kept of
@@ -28,7 +28,7 @@ import torch
 from ...ir import Graph, Rewriter, Value
 from ...ir.ops import LayerOp, ObserveOp
 from ..base import Exactness, Pass, PassContext, Result
-from ..matching import numbers, prune, weight_name
+from ..matching import bias_name, numbers, prune
 from ..registry import register_pass
 from .placement import float_layers, refusal
 from .scheme import representable_weight
@@ -84,8 +84,7 @@ def _correct(op: LayerOp, mean: torch.Tensor, rewriter: Rewriter) -> float:
     if not rewriter.commit(_RULE, op):
         return 0.0
     old = torch.zeros_like(correction) if bias is None else numbers(bias).double()
-    name = weight_name(weight if bias is None else bias, _SUFFIX if bias is not None else f"bias.{_SUFFIX}")
-    rewriter.set_operand(op, 2, rewriter.weight((old - correction).float(), name))
+    rewriter.set_operand(op, 2, rewriter.weight((old - correction).float(), bias_name(op, _SUFFIX)))
     if bias is not None:
         prune(rewriter, (bias,))
     return correction.abs().max().item()

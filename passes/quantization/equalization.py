@@ -41,7 +41,7 @@ from ...ir import Graph, Op, Rewriter, Value
 from ...ir.ops import ClampOp, LayerOp, MaxPool2dOp, MinimumOp, ReluOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
-from ..matching import numbers, prune, weight_name
+from ..matching import bias_name, numbers, prune, weight_name
 from ..registry import register_pass
 from ..unfuse import take_apart
 from .channels import (
@@ -280,7 +280,7 @@ def _multiply_read(edge: _Edge, rewriter: Rewriter) -> None:
 def _give(op: LayerOp, index: int, tensor: torch.Tensor, rewriter: Rewriter) -> None:
     """Another weight or bias, placed before the layer."""
     old = op.operands[index]
-    name = weight_name(op.weight, f"bias.{_SUFFIX}") if old is None else weight_name(old, _SUFFIX)
+    name = bias_name(op, _SUFFIX) if old is None else weight_name(old, _SUFFIX)
     rewriter.set_operand(op, index, rewriter.weight(tensor.float(), name))
     if old is not None:
         prune(rewriter, (old,))

