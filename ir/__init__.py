@@ -22,4 +22,4 @@ from .structure import Structure, Tree
 from .traits import ChannelFlow, Cost, Narrowing, OnIntegers, Storage
 from .types import DType, TensorType, check_memory
 from .verifier import verify, verify_interface, weights_loaded
-from .weights import WeightStore, changed_id, name_of, names_of
+from .weights import WeightStore, changed_id, changes_of, name_of, names_of

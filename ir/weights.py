@@ -100,9 +100,13 @@ class WeightStore(Mapping[str, torch.Tensor]):
 
 def changed_id(id: str, change: str) -> str:
     """The id of a tensor that takes the place of the tensor ``id``: ``"conv.weight"`` -> ``"conv.weight..folded"``."""
-    name, *changes = id.split(CHANGED)
-    changes = [re.sub(r"_\d+$", "", one) for one in changes]  # a number that told equal ids apart
-    return CHANGED.join([name, *(one for one in changes if one and not one.isdigit() and one != change), change])
+    return CHANGED.join([name_of(id), *(one for one in changes_of(id) if one != change), change])
+
+
+def changes_of(id: str) -> list[str]:
+    """What was done to a tensor, without numbers that tell ids apart: ``"conv.weight..folded_1"`` -> ``["folded"]``."""
+    changes = (re.sub(r"_?\d+$", "", one) for one in id.split(CHANGED)[1:])
+    return [one for one in changes if one]
 
 
 def name_of(id: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..ir import Attrs, IRError, Op, Rewriter, Value, changed_id, is_symbolic, name_of
+from ..ir import Attrs, IRError, Op, Rewriter, Value, changed_id, changes_of, is_symbolic, name_of
 from ..ir.ops import FullOp, LayerOp, WeightOp
 
 
@@ -49,6 +49,11 @@ def part_name(value: Value, part: str) -> str:
     """
     name = _stem(value)
     return name if name.endswith(f".{part}") or name == part else f"{name}.{part}".lstrip(".")
+
+
+def was_changed(value: Value | None, change: str) -> bool:
+    """Whether ``value`` is a weight of which `weight_name` or `bias_name` says so."""
+    return value is not None and isinstance(value.op, WeightOp) and change in changes_of(value.op.attrs.id)
 
 
 def bias_name(layer: LayerOp, change: str) -> str:

@@ -28,7 +28,7 @@ import torch
 from ...ir import Graph, Rewriter, Value
 from ...ir.ops import LayerOp, ObserveOp
 from ..base import Exactness, Pass, PassContext, Result
-from ..matching import bias_name, numbers, prune
+from ..matching import bias_name, numbers, prune, was_changed
 from ..registry import register_pass
 from .placement import float_layers, refusal
 from .scheme import representable_weight
@@ -51,15 +51,10 @@ class BiasCorrection(Pass):
             return Result(False, ("no layer is to be quantized; put it after quantize-calibrate",))
         means = _mean_operands(graph, layers, context)
         rewriter = context.rewriter(graph)
-        shares = [_correct(op, means[op.x], rewriter) for op in layers if not _is_corrected(op)]
+        shares = [_correct(op, means[op.x], rewriter) for op in layers if not was_changed(op.bias, _SUFFIX)]
         if not shares:
             return Result(False)
         return Result(rewriter.changed, (f"{len(shares)} biases corrected, by {max(shares):.3g} at most",))
-
-
-def _is_corrected(op: LayerOp) -> bool:
-    """Whether an earlier run has corrected this layer: its bias says so."""
-    return op.bias is not None and _SUFFIX in op.bias.op.attrs.id.split(".")
 
 
 def _mean_operands(graph: Graph, layers: Sequence[LayerOp], context: PassContext) -> dict[Value, torch.Tensor]:

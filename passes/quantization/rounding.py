@@ -24,9 +24,9 @@ from collections.abc import Sequence
 import torch
 
 from ...ir import Graph, Rewriter, TersorError, Value
-from ...ir.ops import LayerOp, ObserveOp, WeightOp
+from ...ir.ops import LayerOp, ObserveOp
 from ..base import Exactness, Pass, PassContext, Result
-from ..matching import bias_name, numbers, prune, weight_name
+from ..matching import bias_name, numbers, prune, was_changed, weight_name
 from ..progress import Remaining
 from .integer_graph import step_of
 from .moments import Moments, in_portions
@@ -64,7 +64,7 @@ class RoundingPass(Pass):
         if not layers:
             return Result(False, ("no layer is to be quantized; put it after quantize-calibrate",))
         self._check(layers)
-        layers = [op for op in layers if _SUFFIX not in _id(op.weight)]
+        layers = [op for op in layers if not was_changed(op.weight, _SUFFIX)]
         rewriter = context.rewriter(graph)
         remaining = Remaining(context.progress, "weights of layers", sum(op.weight.type.size for op in layers))
         before = after = 0.0
@@ -85,7 +85,7 @@ class RoundingPass(Pass):
             assert isinstance(op.x.op, ObserveOp)
             if not op.x.op.attrs.is_calibrated:
                 raise TersorError(f"the range of {name_of(op.x)} is not known; run quantize-calibrate first")
-            if op.bias is not None and _CORRECTED in _id(op.bias):
+            if was_changed(op.bias, _CORRECTED):
                 raise TersorError(
                     f"{op.describe()} has a corrected bias already; put {self.name} before bias-correction"
                 )
@@ -144,8 +144,3 @@ def _give(op: LayerOp, rows: torch.Tensor, moments: Moments, rewriter: Rewriter)
     rewriter.set_operand(op, 1, rewriter.weight(rows.reshape(old.shape).float(), weight_name(weight, _SUFFIX)))
     rewriter.set_operand(op, 2, rewriter.weight(corrected.float(), bias_name(op, _SUFFIX)))
     prune(rewriter, tuple(one for one in (weight, bias) if one is not None))
-
-
-def _id(value: Value) -> list[str]:
-    """The parts of a weight's name."""
-    return value.op.attrs.id.split(".") if isinstance(value.op, WeightOp) else []

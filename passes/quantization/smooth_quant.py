@@ -32,10 +32,10 @@ from dataclasses import dataclass
 import torch
 
 from ...ir import DType, Graph, Rewriter, Value
-from ...ir.ops import LayerNormOp, LayerOp, LinearOp, MulOp, WeightOp
+from ...ir.ops import LayerNormOp, LayerOp, LinearOp, MulOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
-from ..matching import numbers, prune, replace, tensor, weight_name
+from ..matching import numbers, prune, replace, tensor, was_changed, weight_name
 from ..registry import register_pass
 from ..unfuse import take_apart
 from .channels import (
@@ -106,7 +106,7 @@ class SmoothQuant(Pass):
         kind = LayerOp if self.convolutions else LinearOp
         found: dict[Value, list[LayerOp]] = {}
         for op in float_layers(graph):
-            if isinstance(op, kind) and not refusal(op, self.skip) and not _is_smoothed(op):
+            if isinstance(op, kind) and not refusal(op, self.skip) and not was_changed(op.weight, _SUFFIX):
                 found.setdefault(op.x, []).append(op)
         return {value: layers for value, layers in found.items() if len({input_axis(op) for op in layers}) == 1}
 
@@ -121,10 +121,6 @@ class SmoothQuant(Pass):
         if not errors[best] < _GAIN * before:
             return None, ""
         return best, f"{name_of(value)}: alpha {best:g}, error {before:.3g} -> {errors[best]:.3g}"
-
-
-def _is_smoothed(op: LayerOp) -> bool:
-    return isinstance(op.weight.op, WeightOp) and _SUFFIX in op.weight.op.attrs.id.split(".")
 
 
 @dataclass

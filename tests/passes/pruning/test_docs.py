@@ -52,7 +52,8 @@ def test_prune_in_steps():
         module.train()
         decayed = [one for name, one in module.named_parameters() if name.endswith("weight")]
         others = [one for name, one in module.named_parameters() if name.endswith("bias")]
-        optimizer = torch.optim.SGD([{"params": decayed, "weight_decay": 0.1}, {"params": others}], lr=0.01)
+        optimizer = torch.optim.SGD(others, lr=0.01)
+        optimizer.add_param_group({"params": decayed, "weight_decay": 0.1})
         module(images[:32]).square().sum().backward()
         optimizer.step()
         for name in names:
