@@ -120,7 +120,10 @@ def steps_table(compressed: Compressed) -> Table:
 
 def decision_lines(compressed: Compressed, *, verbose: bool) -> Iterator[str]:
     """What the referee decided in each pass: how many rewrites stay, and what all together do; or all notes."""
+    from ..passes.report import staircase_lines
+
     for record in (record for step in compressed.steps for record in step.records):
+        yield from staircase_lines(record.staircases)
         if verbose:
             yield from (f"{record.name}: {note}" for note in record.notes)
             continue

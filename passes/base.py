@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ..ir import Graph, Op, RewriteLog, Rewriter, TensorType, TersorError
-from .report import Verdict
+from .report import Staircase, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -175,11 +175,14 @@ class Result:
         Lines for the report.
     then
         Passes that the manager runs next, under the same instruments: ``fuse`` where fused groups were taken apart.
+    staircases
+        Time against channels, for the report.
     """
 
     changed: bool
     notes: tuple[str, ...] = ()
     then: tuple[Pass, ...] = ()
+    staircases: tuple[Staircase, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,7 @@ class Pass:
     measures: ClassVar[bool] = False  # asks `PassContext.latency`: callers that can measure should give one
     may_change_all: ClassVar[bool] = False  # outputs may be anywhere, so only their number and shape are checked
     before_notes: ClassVar[bool] = False  # an accuracy pass of ``quantize`` that comes before ``quantize-annotate``
+    advice: ClassVar[Mapping[str, str]] = {}  # what to say where the value of an option cannot be read
     repairs: ClassVar[bool] = False  # wins back accuracy that the pass before it has cost: judge them together
 
     @property

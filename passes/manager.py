@@ -121,6 +121,7 @@ class PassManager:
             tuple(dict.fromkeys(log.refused[refused:])),
             (*result.notes, *context.notes[notes:]),
             tuple(context.verdicts[judged:]),
+            result.staircases,
         )
         for instrument in self.instruments:
             try:

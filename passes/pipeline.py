@@ -192,7 +192,8 @@ class _Parser:
             try:
                 given[name] = convert(self.value(), hints[name])
             except ValueError as error:
-                self.fail(f"option {name!r} of pass {kind.name!r}: {error}", start)
+                advice = f"; {kind.advice[name]}" if name in kind.advice else ""
+                self.fail(f"option {name!r} of pass {kind.name!r}: {error}{advice}", start)
         return given
 
     def value(self) -> RawValue:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from ..ir import Refusal
 from ..ir.foreign import Json
 from .numeric import Agreement
+
+_WIDTH = 80  # columns of a terminal
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,43 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Staircase:
+    """Measured time of the layers of one group of channels, against how many there are.
+
+    Attributes
+    ----------
+    name
+        Of the layers that make the channels.
+    steps
+        Channels, and seconds with that many of them and all other groups whole; ascending.
+    chosen
+        How many stay.
+    """
+
+    name: str
+    steps: tuple[tuple[int, float], ...]
+    chosen: int
+
+    def lines(self, width: int = _WIDTH) -> list[str]:
+        """A table of at most ``width`` columns: the chosen count in brackets, then ``channels: microseconds``."""
+        cells = []
+        for count, seconds in self.steps:
+            shown = f"[{count}]" if count == self.chosen else f"{count}"
+            cells.append(f"{shown:>6}: {seconds * 1e6:<6.4g}")
+        columns = max(1, (width - 2) // len(cells[0])) if cells else 1
+        rows = ["".join(cells[start : start + columns]).rstrip() for start in range(0, len(cells), columns)]
+        return [f"{self.name} keeps {self.chosen} of {self.steps[-1][0]} channels", *(f"  {row}" for row in rows)]
+
+
+def staircase_lines(staircases: Sequence[Staircase]) -> list[str]:
+    """The tables of all groups, with what they mean before them; none where there are no groups."""
+    if not staircases:
+        return []
+    head = "channels: measured microseconds of the layers that make or read them; [chosen]"
+    return [head, *(line for one in staircases for line in one.lines())]
+
+
+@dataclass(frozen=True)
 class PassRecord:
     """One pass of a run.
 
@@ -107,6 +147,8 @@ class PassRecord:
         Lines that the pass wants the user to see.
     verdicts
         What the referee decided, in this order.
+    staircases
+        Time against channels, of a pass that chose counts by it.
     """
 
     name: str
@@ -119,6 +161,7 @@ class PassRecord:
     refused: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    staircases: tuple[Staircase, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """A dictionary of JSON types."""
@@ -148,13 +191,18 @@ class Report:
         return sum(record.seconds for record in self.records)
 
     def __str__(self) -> str:
-        """One line a pass, its name last, since options may be long; passes that changed nothing are in brackets."""
+        """One line a pass, its name last, since options may be long; passes that changed nothing are in brackets.
+
+        Staircases follow.
+        """
         lines = [f"{'ms':>9}  {'ops':>14}  {'rewrites':>8}  {'refused':>7}  pass"]
         for one in self.records:
             ops = f"{one.ops_before} -> {one.ops_after}"
             name = one.text if one.changed else f"({one.text})"
             counts = f"{len(one.applied):>8}  {len(one.refused):>7}"
             lines.append(f"{one.seconds * 1e3:>9.2f}  {ops:>14}  {counts}  {name}")
+        for one in self.records:
+            lines += staircase_lines(one.staircases)
         return "\n".join(lines)
 
     def to_json(self) -> list[dict[str, Json]]:

@@ -16,9 +16,10 @@ A channel goes with everything that belongs to it: the filter that makes it, its
 all weights that read it, and the channels of other layers that are added to it or otherwise tied (see `groups`). The
 result is the network whose weights are zero at all these places, without the zeros. What is left is chosen by one
 threshold for the whole network, or one share for all layers (`select`), on the scores of a criterion (`criteria`), such
-that what may be left is met (`budgets`, `layer_shares`). With ``reconstruct`` the layers that read pruned channels get
-other weights, by least squares on calibration data (`rebuild`). With ``rounds`` all of this is done step by step, with
-training in between (`rounds`): channels that are gone stay gone.
+that what may be left is met (`budgets`, `layer_shares`); with ``latency`` by measured time (`by_time`). With
+``reconstruct`` the layers that read pruned channels get other weights, by least squares on calibration data
+(`rebuild`). With ``rounds`` all of this is done step by step, with training in between (`rounds`): channels that are
+gone stay gone.
 
 Groups made by ``fuse`` are taken apart first and fused again afterwards. Layers whose channels reach an output of the
 graph, or an op that reads all channels together (layer normalisation, softmax, attention), stay as they are; the report
@@ -33,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -48,8 +49,10 @@ from ..fuse import Fuse
 from ..numeric import CalibrationBatches, first_batch, largest_deviation
 from ..referee import Keep, Referee
 from ..registry import register_pass
+from ..report import Staircase
 from ..unfuse import take_apart
 from .budgets import Remainder, channels_budget, macs_budget, params_budget
+from .by_time import Clock
 from .criteria import Scoring, find_criterion, needs_data, score
 from .criteria.registry import CRITERIA
 from .groups import ChannelGroup, ChannelMap, find_channels
@@ -78,6 +81,8 @@ class PruneChannels(Pass):
         Ratio of the graph's multiply-adds that is left at most, between 0 and 1; 0.5 if nothing else is asked for.
     params
         Ratio of the graph's parameters that is left at most, between 0 and 1.
+    latency
+        Ratio of the graph's measured time that is left, between 0 and 1; needs a target whose code runs here.
     ratio
         Share of the channels that goes, below 1: one number, or a table by names of layers, as in
         {features.3: 0.25, "classifier*": 0}.
@@ -113,6 +118,7 @@ class PruneChannels(Pass):
     macs: float | None = None
     criterion: Annotated[str, CRITERIA] = "l1"
     params: float | None = None
+    latency: float | None = None
     ratio: float | dict[str, float] | None = None
     loss: str | None = None
     reconstruct: Annotated[str | None, RECONSTRUCTIONS] = None
@@ -129,9 +135,11 @@ class PruneChannels(Pass):
     exactness = Exactness.APPROXIMATE
     may_change_all = True  # before fine-tuning
     measures = True
+    advice: ClassVar[Mapping[str, str]] = {"keep": "layers that keep all their channels are named by skip=[…]"}
 
     def __post_init__(self) -> None:
-        for name, left, noun in (("macs", self.macs, "multiply-adds"), ("params", self.params, "parameters")):
+        lefts = {"macs": self.macs, "params": self.params, "latency": self.latency}
+        for (name, left), noun in zip(lefts.items(), ("multiply-adds", "parameters", "measured time"), strict=True):
             if left is not None and not 0 < left < 1:
                 raise ValueError(f"{name} is the ratio of {noun} to leave, above 0 and below 1, not {left:g}")
         for share in self._ratios.values():
@@ -169,6 +177,11 @@ class PruneChannels(Pass):
             raise TersorError("the graph's weights are not loaded, so no channel can be scored or removed")
         if any(isinstance(op, RelayoutOp) for op in graph.ops):
             raise TersorError("layouts are chosen already; run prune-channels before layout")
+        if self.latency is not None and context.latency is None:
+            raise TersorError(
+                f"latency={self.latency:g} needs a clock: name a target whose code runs on this machine, such as"
+                " x86:native, or ask for macs instead"
+            )
         original = graph.clone()
         rewriter = context.rewriter(graph)
         fused = take_apart(graph, rewriter, _RULE)
@@ -178,7 +191,7 @@ class PruneChannels(Pass):
         _check(channels)
         for op, reason in channels.held:
             rewriter.refuse(_RULE, op, reason)
-        plan = self._plan(graph, channels, context)
+        plan = self._plan(original, graph, channels, context)
         whole = self._judge(original, graph, channels, plan, context)
         for group, mask in zip(channels.groups, plan.masks, strict=True):
             if not mask.all() and not rewriter.commit(_RULE, group.layers[0]):
@@ -187,18 +200,22 @@ class PruneChannels(Pass):
         kept = stay(channels, plan.masks)
         if not kept.all():
             shrink(graph, channels, kept, rewriter, plan.numbers)
-        return Result(rewriter.changed, whole, (Fuse(),) if fused else ())
+        return Result(rewriter.changed, whole, (Fuse(),) if fused else (), self._staircases(channels, plan))
 
-    def _plan(self, graph: Graph, channels: ChannelMap, context: PassContext) -> _Plan:
+    def _plan(self, original: Graph, graph: Graph, channels: ChannelMap, context: PassContext) -> _Plan:
         """What goes, round by round; ``graph`` stays as it is."""
         plan = _Plan([np.ones(group.size, bool) for group in channels.groups])
         fixed = shares_of_groups(channels, self.skip, self._ratios_of_layers(), self.floor)
+        if self.latency is not None and context.latency is not None:
+            limits = Limits(self.floor, self.multiple or context.lanes(1))
+            skipped = frozenset(index for index, share in fixed.items() if not share)
+            plan.clock = Clock(original, graph, channels, context.latency, limits, context.progress, skipped)
         train = _function(self.train, _TRAIN)
         rebuilder = self._rebuilder(graph, channels, context)
         for turn in range(1, self.rounds + 1):
             present = [mask.copy() for mask in plan.masks]
             plan.masks = self._choose(graph, channels, plan, context, fixed, turn)
-            if context.latency:
+            if context.latency and plan.clock is None:  # which knows already what is faster
                 referee = Referee(self.keep, context.latency, context.verdicts)
                 plan.notes = judge_groups(graph, channels, plan.masks, referee, _describe)
                 plan.masks = [mask & there for mask, there in zip(plan.masks, present, strict=True)]
@@ -211,6 +228,8 @@ class PruneChannels(Pass):
                 if train is not None:
                     plan.numbers = trained(graph, channels, stay(channels, plan.masks), plan.numbers, train)
         plan.notes = plan.notes or _group_notes(channels, plan.masks)
+        if plan.clock is not None:
+            plan.notes = (*plan.clock.notes, *plan.notes)
         if self.rounds > 1:
             between = "" if self.train is None else f", with training by {self.train} in between"
             plan.notes = (f"{self.rounds} rounds{between}", *plan.notes)
@@ -265,12 +284,15 @@ class PruneChannels(Pass):
                 shares.setdefault(index, share)
         limits = Limits(self.floor, self.multiple or context.lanes(1))
         budgets = tuple(self._budgets(graph, channels, part))
-        return select(channels, scores, Wanted(budgets, limits, self.scope, self.schedule, shares), plan.masks)
+        wanted = Wanted(budgets, limits, self.scope, self.schedule, shares)
+        if plan.clock is not None and self.latency is not None:
+            return plan.clock.choose(scores, wanted, plan.masks, self.latency**part)
+        return select(channels, scores, wanted, plan.masks)
 
     def _budgets(self, graph: Graph, channels: ChannelMap, part: float) -> Iterator[Remainder]:
         """What may be left when a part of all rounds is over."""
         macs = self.macs
-        if self.macs is self.params is self.ratio is None:
+        if self.macs is self.params is self.latency is self.ratio is None:
             macs = _MACS
         if macs is not None:
             yield macs_budget(channels, macs**part)
@@ -278,6 +300,10 @@ class PruneChannels(Pass):
             yield params_budget(graph, channels, self.params**part)
         if isinstance(self.ratio, float) and self.scope is Scope.GLOBAL:
             yield channels_budget(channels, (1 - self.ratio) ** part)
+
+    def _staircases(self, channels: ChannelMap, plan: _Plan) -> tuple[Staircase, ...]:
+        names = [_layer_names(group) for group in channels.groups]
+        return () if plan.clock is None else plan.clock.staircases(plan.masks, names)
 
     def _ratios_of_layers(self) -> dict[str, float]:
         return self.ratio if isinstance(self.ratio, dict) else {}
@@ -295,11 +321,14 @@ class _Plan:
         Weights that become others, in full extents.
     notes
         Lines for the report.
+    clock
+        Chooses by time, if that is asked for.
     """
 
     masks: Masks
     numbers: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    clock: Clock | None = None
 
 
 def _function(spec: str | None, purpose: str) -> Callable[..., UserObject] | None:
@@ -321,10 +350,13 @@ def _group_notes(channels: ChannelMap, masks: Sequence[NDArray[np.bool_]]) -> tu
 
 
 def _describe(group: ChannelGroup, mask: NDArray[np.bool_]) -> str:
+    return f"{mask.sum() * group.width} of {group.size * group.width} channels: {_layer_names(group)}"
+
+
+def _layer_names(group: ChannelGroup) -> str:
     names = [op.location or op.describe() for op in group.layers]
     more = f" and {len(names) - _NAMED_LAYERS} more" if len(names) > _NAMED_LAYERS else ""
-    kept = f"{mask.sum() * group.width} of {group.size * group.width} channels"
-    return f"{kept}: {', '.join(names[:_NAMED_LAYERS])}{more}"
+    return f"{', '.join(names[:_NAMED_LAYERS])}{more}"
 
 
 def _parameters_note(original: Graph, graph: Graph) -> str:

@@ -122,7 +122,7 @@ def select(
 
     def masks(level: int) -> Masks:
         return [
-            _strongest(one, choice.limits.kept(group, wanted(index, level)))
+            strongest(one, choice.limits.kept(group, wanted(index, level)))
             for index, (group, one) in enumerate(zip(channels.groups, scores, strict=True))
         ]
 
@@ -206,7 +206,7 @@ def _fail(choice: Wanted, kept: NDArray[np.bool_]) -> None:
     )
 
 
-def _strongest(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+def strongest(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
     """The ``count`` largest, but none of minus infinity; of equal ones, the first."""
     mask = np.zeros(len(scores), bool)
     mask[np.argsort(-scores, kind="stable")[:count]] = True

@@ -39,7 +39,7 @@ def test_network():
     assert [op.x.type.dtype for op in graph.ops if isinstance(op, MaxPool2dOp | MeanOp)] == [DType.U8] * 2
     assert kinds(graph).count("quantize") == 4
     weights = [op.weight.op.attrs.id for op in graph.ops if isinstance(op, LayerOp)]
-    assert weights == ["first.integers.i8", "second.integers.i8", "head.integers.i8"]
+    assert weights == ["first.integers..i8", "second.integers..i8", "head.integers..i8"]
     assert "relu" not in kinds(graph)[: kinds(graph).index("quantize", 2)]  # saturation does it
 
 
