@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ...ir import DType, Graph, Op, Value
+from ...ir import DType, Graph, Op, Value, name_of
 from ...ir.ops import FullOp, FusedOp, WeightOp
 from ..registry import Inexpressible
 from .known import DTYPES
@@ -84,7 +84,7 @@ class Writer:
             numbers = self.known(value)
             if numbers is None:
                 raise Inexpressible("it reads what could not be written")
-            hint = value.op.attrs.id if isinstance(value.op, WeightOp) else "number"
+            hint = name_of(value.op.attrs.id) if isinstance(value.op, WeightOp) else "number"
             self._names[value] = self.tensor(numbers, hint)
         return self._names[value]
 
