@@ -118,10 +118,18 @@ class Network:
         """Path of the ONNX file, whose inputs are named ``input_0``, ``input_1``, …"""
         path = self.folder / "model.onnx"
         names = [f"input_{index}" for index in range(len(self.inputs))]
-        # The TorchScript-based exporter, deprecated as it is, needs no package beyond torch.
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(self.module, self.inputs, path, dynamo=False, opset_version=ONNX_OPSET, input_names=names)
+        # The TorchScript-based exporter, deprecated as it is, needs no package beyond torch. It does not know the one
+        # operator that PyTorch's own encoder layers are in evaluation.
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                torch.onnx.export(
+                    self.module, self.inputs, path, dynamo=False, opset_version=ONNX_OPSET, input_names=names
+                )
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
         return path
 
     @cached_property

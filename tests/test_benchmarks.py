@@ -121,6 +121,15 @@ def test_peers_agree_with_pytorch(peer: str, tmp_path) -> None:
     assert difference(network.expected, PEERS[peer](network, threads=1).run(network.arrays)) < 1e-5
 
 
+def test_peers_take_encoder_layers_of_pytorch(tmp_path) -> None:
+    """In evaluation these are one operator to PyTorch, which its exporter does not know."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    network = Network(nn.TransformerEncoder(layer, 1).eval(), (torch.randn(1, 4, 8),), tmp_path)
+    assert difference(network.expected, PEERS["onnxruntime"](network, threads=1).run(network.arrays)) < 1e-5
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 @pytest.mark.parametrize("peer", [name for name in PEERS if name not in ("torch-compile", "onnxruntime")])
 def test_peers_compute_in_bf16_and_return_float32(peer: str, tmp_path) -> None:
     reason = PEERS[peer].available()
