@@ -275,6 +275,9 @@ class OpenVino:
     def __init__(self, network: Network, threads: int) -> None:
         import openvino
 
+        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if network.precision is Precision.BF16 and "BF16" not in capabilities:
+            raise UnsupportedModel("its CPU plugin computes in float32 where a processor has no bf16 instructions")
         model = self._prepared(openvino.Core().read_model(network.onnx_path))
         settings = {
             "PERFORMANCE_HINT": "LATENCY",

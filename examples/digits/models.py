@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import tersor
-from tersor.ir import Graph
+from tersor.ir import Graph, name_of
 from tersor.ir.ops import BatchNormOp
 
 from . import data
@@ -112,7 +112,8 @@ def _graph(name: str, batch: int) -> Graph:
 
 def _reset(module: nn.Module, graph: Graph, seed: int) -> None:
     """Random weights as before training (He et al. 2015), normalisations that do nothing yet, no biases."""
-    scales = {op.gamma.op.attrs.id for op in graph.ops if isinstance(op, BatchNormOp) and op.gamma is not None}
+    norms = [op for op in graph.ops if isinstance(op, BatchNormOp) and op.gamma is not None]
+    scales = {name_of(op.gamma.op.attrs.id) for op in norms}
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1:

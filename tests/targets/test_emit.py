@@ -140,7 +140,7 @@ def compare(graph: Graph, dtype: DType, pipeline: str) -> None:
         defined = defined_for(kind, attrs, *inputs[:2])
         assert_same(actual[defined], expected[defined], name, TOLERANCES.get(dtype, 1e-5))
         zeros = defined & (inputs[0] == 0) & ~expected.isnan()
-        if expected.is_floating_point():
+        if expected.is_floating_point() and kind is not ops.GeluOp:  # PyTorch's gelu(-0.0) depends on the processor
             assert torch.equal(actual[zeros].signbit(), expected[zeros].signbit()), f"{name}: sign at zero"
 
 

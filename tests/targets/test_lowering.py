@@ -145,7 +145,7 @@ def test_padding_never_reaches_real_channels(names: tuple[str, ...], channels: i
             b.op(ops.MaxPool2dOp, features, kernel=(2, 2), stride=(2, 2)),
             b.op(ops.ConcatOp, features, features, axis=1),
         ]
-    check(b.done(*outputs), pipeline=pipeline)
+    check(b.done(*outputs), pipeline=pipeline, tolerance=1e-4)  # "overflow" takes rounding times 200
 
 
 def test_operands_that_end_before_the_last_block():
