@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import networkx
 import torch
 
-from ..ir import DType, Graph, IRError, TersorError, Value, check_inputs, check_memory, evaluate_op
+from ..ir import DType, Graph, IRError, Op, TersorError, Value, check_inputs, check_memory, evaluate_op
 from ..ir.foreign import Json
 from ..ir.ops import EmbeddingOp, QuantizeOp, ScatterOp
 
@@ -167,17 +167,14 @@ def step_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
     """
     if not any(isinstance(op, QuantizeOp) for op in graph.ops):
         return 0.0
-    inputs = graph.with_state(inputs)
     generator = torch.Generator().manual_seed(0)
-    environment: dict[Value, torch.Tensor] = dict(zip(graph.inputs, inputs, strict=True))
-    with torch.no_grad():
-        for op in graph.ops:
-            operands = [None if value is None else environment[value] for value in op.operands]
-            if isinstance(op, QuantizeOp):
-                x = environment[op.x]
-                operands[0] = x + (torch.rand(x.shape, generator=generator) * 2 - 1) * _EDGE * op.attrs.scale
-            environment.update(zip(op.results, evaluate_op(op, operands), strict=True))
-    return distance(graph.evaluate(*inputs), tuple(environment[value] for value in graph.outputs))
+
+    def moved(op: Op, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(op, QuantizeOp):
+            return x
+        return x + (torch.rand(x.shape, generator=generator) * 2 - 1) * _EDGE * op.attrs.scale
+
+    return distance(graph.evaluate(*inputs), _evaluate_with(graph, inputs, moved))
 
 
 def float32_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
@@ -185,20 +182,26 @@ def float32_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
 
     It is 0 where that is not known, since an op takes float32 only, as fused ones do.
     """
-    inputs = graph.with_state(inputs)
-    environment: dict[Value, torch.Tensor] = dict(zip(graph.inputs, map(_widened, inputs), strict=True))
+
+    def widened(op: Op, x: torch.Tensor) -> torch.Tensor:
+        return x.double() if x.is_floating_point() else x
+
     try:
-        with torch.no_grad():
-            for op in graph.ops:
-                operands = [None if value is None else environment[value] for value in op.operands]
-                environment.update(zip(op.results, map(_widened, evaluate_op(op, operands)), strict=True))
-        return distance(tuple(environment[value] for value in graph.outputs), graph.evaluate(*inputs))
+        return distance(_evaluate_with(graph, inputs, widened), graph.evaluate(*inputs))
     except IRError:
         return 0.0
 
 
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+def _evaluate_with(
+    graph: Graph, inputs: Sequence[torch.Tensor], operand: Callable[[Op, torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """The outputs where each op is given, in the place of each of its operands, what ``operand`` makes of it."""
+    environment: dict[Value, torch.Tensor] = dict(zip(graph.inputs, graph.with_state(inputs), strict=True))
+    with torch.no_grad():
+        for op in graph.ops:
+            operands = [None if value is None else operand(op, environment[value]) for value in op.operands]
+            environment.update(zip(op.results, evaluate_op(op, operands), strict=True))
+    return tuple(environment[value] for value in graph.outputs)
 
 
 def difference(

@@ -26,11 +26,11 @@ from collections.abc import Sequence
 import torch
 
 from ...ir import Graph, Rewriter, Value
-from ...ir.ops import LayerOp, ObserveOp
+from ...ir.ops import LayerOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..matching import bias_name, numbers, prune, was_changed
 from ..registry import register_pass
-from .placement import float_layers, refusal
+from .placement import noted_layers
 from .scheme import representable_weight
 from .streaming import watch
 
@@ -46,7 +46,7 @@ class BiasCorrection(Pass):
     repairs = True
 
     def run(self, graph: Graph, context: PassContext) -> Result:
-        layers = [op for op in float_layers(graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]
+        layers = noted_layers(graph)
         if not layers:
             return Result(False, ("no layer is to be quantized; put it after quantize-calibrate",))
         means = _mean_operands(graph, layers, context)

@@ -57,7 +57,7 @@ def source_of(value: Value) -> Value:
 
 
 def given_refusal(op: LayerOp) -> str:
-    """Why a layer with a dequantized weight cannot sum integers; empty if it can, None if its weight is no such."""
+    """Why a layer with a dequantized weight cannot sum integers; empty if it can."""
     weight = given_integers(op.weight)
     if weight is None:
         return "its weight is computed, or has several zero points"

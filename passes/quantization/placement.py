@@ -63,6 +63,11 @@ def refusal(op: LayerOp, skip: Sequence[str]) -> str:
     return f"sums of {terms} products may not fit into i32" if terms > MOST_TERMS else ""
 
 
+def noted_layers(graph: Graph) -> list[LayerOp]:
+    """Layers whose operand is noted to be stored as integers, and that can sum these."""
+    return [op for op in float_layers(graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]
+
+
 def refuse_notes(graph: Graph, rule: str) -> None:
     """Raise TersorError if a graph has notes, which a rewrite of what they are about would make wrong."""
     if find_notes(graph):

@@ -50,7 +50,7 @@ from ..unfuse import take_apart
 from .annotate import check_order
 from .budget import choose_layers
 from .integer_graph import IntegerGraph, Stored, integer_twin, step_of
-from .placement import find_notes, float_layers, name_of, refusal, stored_as_integers
+from .placement import find_notes, float_layers, name_of, noted_layers, stored_as_integers
 from .quality import measure_quality
 from .tidy import tidy
 
@@ -102,7 +102,7 @@ class QuantizeRealize(Pass):
         verdicts, lines = _judge(draft, referee)
         layers = list(verdicts)
         if layers and self.min_sqnr is not None:
-            gains = [(_name(op), _gain(op, verdict)) for op, verdict in verdicts.items()]
+            gains = [(name_of(op.result), _gain(op, verdict)) for op, verdict in verdicts.items()]
             selection = choose_layers(
                 _without_notes(exact),
                 gains,
@@ -165,7 +165,7 @@ class _Draft:
 
 def _judge(draft: _Draft, referee: Referee) -> tuple[dict[LayerOp, Verdict | None], tuple[str, ...]]:
     """Layers that are to compute on integers, and the referee's lines where it has measured."""
-    layers = [op for op in float_layers(draft.graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]
+    layers = noted_layers(draft.graph)
     if referee.latency is None:
         return dict.fromkeys(layers), ()
     alone = Referee(referee.keep, referee.latency)
@@ -184,10 +184,6 @@ def _judge(draft: _Draft, referee: Referee) -> tuple[dict[LayerOp, Verdict | Non
     return {op: verdicts[op] for op in layers if op not in slow}, tuple(verdict.note for verdict in final)
 
 
-def _name(op: LayerOp) -> str:
-    return op.location or op.describe()
-
-
 def _gain(op: LayerOp, verdict: Verdict | None) -> float:
     """What a layer on integers saves: seconds where they were measured, else its multiply-adds."""
     if verdict is None or verdict.times is None:
@@ -198,7 +194,7 @@ def _gain(op: LayerOp, verdict: Verdict | None) -> float:
 def _trial(op: LayerOp) -> Trial:
     """A layer alone, in floating point and on integers."""
     assert isinstance(op.x.op, ObserveOp)
-    return Trial(_name(op), ((graph_of(op), integer_twin(op, step_of(op.x.op))),))
+    return Trial(name_of(op.result), ((graph_of(op), integer_twin(op, step_of(op.x.op))),))
 
 
 def _leave_in_floating_point(exact: Graph, graph: Graph, layers: Sequence[LayerOp], rewriter: Rewriter) -> None:

@@ -30,7 +30,7 @@ from ..matching import bias_name, numbers, prune, was_changed, weight_name
 from ..progress import Remaining
 from .integer_graph import step_of
 from .moments import Moments, in_portions
-from .placement import float_layers, name_of, refusal
+from .placement import name_of, noted_layers
 from .scheme import rounded_weight, weight_scales
 from .streaming import watch
 
@@ -60,7 +60,7 @@ class RoundingPass(Pass):
         raise NotImplementedError
 
     def run(self, graph: Graph, context: PassContext) -> Result:
-        layers = [op for op in float_layers(graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]
+        layers = noted_layers(graph)
         if not layers:
             return Result(False, ("no layer is to be quantized; put it after quantize-calibrate",))
         self._check(layers)
