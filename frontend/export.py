@@ -68,8 +68,6 @@ _DECOMPOSED_TOO = (
     aten.unbind_copy.int,
     aten.view_copy.default,
     aten.linalg_vector_norm.default,
-    aten.upsample_bilinear2d.default,
-    aten.upsample_bilinear2d.vec,
     aten.upsample_nearest2d.default,
     aten.upsample_nearest2d.vec,
 )

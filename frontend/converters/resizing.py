@@ -1,4 +1,4 @@
-"""Resizing by filters that are known now: one product with a constant matrix for each axis.
+"""Resizing: interpolation of images is an op; other filters are one product with a constant matrix for each axis.
 
 The columns of a matrix are what PyTorch's own operator makes of the unit vectors.
 """
@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch._ops import OpOverload
 
-from ...ir import Value
-from ...ir.ops import MatmulOp
+from ...ir import DType, Value
+from ...ir.ops import AddOp, ClampOp, FloorOp, MatmulOp, ResizeOp
+from ...ir.ops.resizing import ResizeAttrs
 from ..context import Context
-from ..registry import Converted, Converter, register_each
+from ..registry import Converted, Converter, converter, register_each
 
 aten = torch.ops.aten
 Filter = Callable[[int, int, bool, float | None], torch.Tensor]  # [size, extent] of extent, size, corners and scale
@@ -73,17 +74,57 @@ register_each(
     {
         aten._upsample_bilinear2d_aa.default: _rows(aten._upsample_bilinear2d_aa.default),
         aten._upsample_bicubic2d_aa.default: _rows(aten._upsample_bicubic2d_aa.default),
-        aten.upsample_bicubic2d.default: _rows(aten.upsample_bicubic2d.default),
         aten.upsample_trilinear3d.default: _linear,
     },
     _converter,
 )
 
 
-def _by_factors(entry: tuple[Filter, int]) -> Converter:
-    """The overload that gives all factors at once, or none, for ``entry``: a filter, and how many axes it resizes."""
-    filter, axes = entry
+@converter(aten.upsample_trilinear3d.vec)
+def resize_volume(
+    ctx: Context,
+    x: Value,
+    output_size: Sequence[int] | None,
+    align_corners: bool,
+    scale_factors: Sequence[float] | None = None,
+) -> Value:
+    return _resized(ctx, x, _linear, align_corners, scale_factors or (None,) * 3)
 
+
+def _interpolated(
+    ctx: Context, x: Value, mode: str, align_corners: bool, scales: Sequence[float | None] | None
+) -> Value:
+    height, width = ctx.result_type.shape[-2:]
+    tall, wide = (float(scale or 0) for scale in scales or (None, None))
+    if x.type.dtype.is_floating:
+        return ctx.emit(ResizeOp, x, attrs=ResizeAttrs((height, width), mode, align_corners, (tall, wide)))
+    between = ResizeAttrs((x.shape[-2], width), mode, align_corners, (0.0, wide))
+    columns = _rounded(ctx, ctx.emit(ResizeOp, ctx.cast(x, DType.F32), attrs=between))
+    rows = ResizeAttrs((height, width), mode, align_corners, (tall, 0.0))
+    return ctx.cast(_rounded(ctx, ctx.emit(ResizeOp, columns, attrs=rows)), x.type.dtype)
+
+
+def _rounded(ctx: Context, x: Value) -> Value:
+    """The nearest byte, as PyTorch rounds those of an image after each axis."""
+    nearest = ctx.emit(FloorOp, ctx.emit(AddOp, x, ctx.operand(0.5, DType.F32)))
+    return ctx.emit(ClampOp, nearest, attrs=ClampOp.attrs_type(min=0.0, max=255.0))
+
+
+def _by_axis(mode: str) -> Converter:
+    def convert(
+        ctx: Context,
+        x: Value,
+        output_size: Sequence[int],
+        align_corners: bool,
+        scales_h: float | None = None,
+        scales_w: float | None = None,
+    ) -> Value:
+        return _interpolated(ctx, x, mode, align_corners, (scales_h, scales_w))
+
+    return convert
+
+
+def _by_factors(mode: str) -> Converter:
     def convert(
         ctx: Context,
         x: Value,
@@ -91,15 +132,10 @@ def _by_factors(entry: tuple[Filter, int]) -> Converter:
         align_corners: bool,
         scale_factors: Sequence[float] | None = None,
     ) -> Value:
-        return _resized(ctx, x, filter, align_corners, scale_factors or (None,) * axes)
+        return _interpolated(ctx, x, mode, align_corners, scale_factors)
 
     return convert
 
 
-register_each(
-    {
-        aten.upsample_bicubic2d.vec: (_rows(aten.upsample_bicubic2d.default), 2),
-        aten.upsample_trilinear3d.vec: (_linear, 3),
-    },
-    _by_factors,
-)
+register_each({aten.upsample_bilinear2d.default: "bilinear", aten.upsample_bicubic2d.default: "bicubic"}, _by_axis)
+register_each({aten.upsample_bilinear2d.vec: "bilinear", aten.upsample_bicubic2d.vec: "bicubic"}, _by_factors)

@@ -21,4 +21,5 @@ from .pooling import *
 from .quantization import *
 from .recurrent import *
 from .reduction import *
+from .resizing import *
 from .special import *

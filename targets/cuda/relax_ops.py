@@ -6,6 +6,7 @@ stored. Reductions of half-precision numbers are computed in float32, as the ref
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ...ir import DType, Op
 from ...ir import ops as ir_ops
 from ...ir.ops.pooling import Pool2dOp
 from ...ir.ops.reduction import ReduceOp
+from ...ir.ops.resizing import ResizeOp
 
 R = relax.op
 
@@ -242,6 +244,28 @@ def _avg_pool(op: Pool2dOp, x: relax.Expr, axes: Axes) -> relax.Expr:
         return R.multiply(whole, relax.const(factors.permute(axes.order(range(4))).contiguous().numpy(), "float32"))
 
     return _in_float(op, x, average)
+
+
+@emits(ir_ops.ResizeOp)
+def _resize(op: ResizeOp, x: relax.Expr, axes: Axes) -> relax.Expr:
+    """Elements that are looked up, times their weights, along the height and then the width."""
+
+    def interpolated(wide: relax.Expr) -> relax.Expr:
+        for axis in range(2):
+            taps = op.taps(axis)
+            shape = [1, 1, 1, 1]
+            shape[axes(2 + axis)] = -1
+            terms = [
+                R.multiply(
+                    R.take(wide, relax.const(places.contiguous().numpy(), "int32"), axis=axes(2 + axis)),
+                    relax.const(weights.reshape(shape).contiguous().numpy()),
+                )
+                for places, weights in zip(taps.places.t(), taps.weights.t(), strict=True)
+            ]
+            wide = functools.reduce(R.add, terms)
+        return wide
+
+    return _in_float(op, x, interpolated)
 
 
 def _window_padding(op: Pool2dOp) -> tuple[int, int, int, int]:

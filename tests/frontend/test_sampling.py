@@ -10,6 +10,8 @@ from torch.nn import functional as F
 IMAGE, VOLUME = (2, 5, 9, 11), (2, 5, 4, 5, 6)
 
 RESIZED = {
+    "bilinear": {"size": (17, 13), "mode": "bilinear"},
+    "bilinear, by factors": {"scale_factor": (1.7, 0.6), "mode": "bilinear"},
     "bicubic": {"size": (17, 13), "mode": "bicubic"},
     "bicubic, aligned": {"scale_factor": 1.7, "mode": "bicubic", "align_corners": True},
     "bicubic, one axis": {"size": (9, 20), "mode": "bicubic"},
@@ -33,8 +35,17 @@ def test_resized_volume(size, align, check):
 
 
 def test_filters_are_products(check):
-    graph = check(lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), torch.randn(IMAGE))
+    graph = check(lambda x: F.interpolate(x, size=(4, 5), mode="bicubic", antialias=True), torch.randn(IMAGE))
     assert [op.name for op in graph.ops if op.inputs] == ["matmul", "matmul"]
+
+
+def test_interpolation_is_one_op(check):
+    graph = check(lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), torch.randn(IMAGE))
+    assert [op.name for op in graph.ops] == ["resize"]
+
+
+def test_interpolated_bytes(check):
+    check(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), torch.randint(0, 255, IMAGE, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("align", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,9 @@ def test_movement_and_reduction(tmp_path):
         yield from (torch.softmax(x, 1), torch.log_softmax(x, 3), functional.layer_norm(x, (6, 6)))
         yield from (functional.max_pool2d(x, 3, 2, 1), functional.max_pool2d(x, 2, 4, ceil_mode=True))
         yield from (functional.avg_pool2d(x, 3, 2, 1), functional.avg_pool2d(x, 2, count_include_pad=False))
+        for mode, align in itertools.product(("bilinear", "bicubic"), (False, True)):
+            for size in ({"size": (4, 11)}, {"scale_factor": (1.7, 0.6)}, {"scale_factor": 2}):
+                yield functional.interpolate(x, **size, mode=mode, align_corners=align)
         yield from (functional.adaptive_avg_pool2d(x, 1), functional.layer_norm(x, (6,), torch.ones(6), torch.ones(6)))
 
     inputs = torch.randn(2, 4, 6, 6), torch.randn(5, 3), torch.tensor([[0, 1], [1, 0]])

@@ -4,4 +4,4 @@ Importing this package fills the table in `tersor.frontend.onnx.writer`. To writ
 `Writer` and the op, and decorate it with ``@writes(TheOp)``.
 """
 
-from . import elementwise, layers, movement, quantization, reduction
+from . import elementwise, layers, movement, quantization, reduction, resizing

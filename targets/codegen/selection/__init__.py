@@ -17,4 +17,5 @@ from . import (
     pooling,
     recurrent,
     reduction,
+    resizing,
 )
