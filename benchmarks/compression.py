@@ -3,13 +3,13 @@
 ::
 
     python -m benchmarks.compression int8          # ours and OpenVINO's int8 beside float32, five networks
-    python -m benchmarks.compression pruned        # ResNet-18 with half of its multiply-adds
+    python -m benchmarks.compression pruned        # four networks with half of their multiply-adds, and of their time
     python -m benchmarks.compression agreement     # EfficientNet-Lite0 on photographs, int8 against float32
     python -m benchmarks.compression all           # all three, int8 of two networks only: some minutes
     python -m benchmarks.compression page docs/compression.md      # write the tables of the results file into a page
 
-Each command replaces its part of the results file, ``int8`` that of each network. All latencies are medians of
-interleaved blocks, batch 1.
+Each command replaces its part of the results file, ``int8`` and ``pruned`` that of each network. All latencies are
+medians of interleaved blocks, batch 1.
 """
 
 from __future__ import annotations
@@ -47,11 +47,13 @@ MARKERS = (
 )
 MODELS = "resnet18,efficientnet_lite0,mobilenetv2,resnet50,squeezenet11"
 FEW_MODELS = "resnet18,efficientnet_lite0"
-PRUNED_MODEL = "resnet18"
+PRUNED_MODELS = "resnet18,vgg16,resnet50,mobilenetv2"
+FEW_PRUNED_MODELS = "resnet18"
 CALIBRATION_IMAGES = 8
 QUANTIZE = "O3,quantize"
-PRUNE = "prune-channels{macs=0.5},O3"
-FLOAT32, INT8, PRUNED = "tersor", "tersor int8", "tersor pruned"
+PRUNE = "prune-channels{{{}}},O3"
+FLOAT32, INT8 = "tersor", "tersor int8"
+HALF_MACS, HALF_TIME, SAME_MACS = "macs=0.5", "latency=0.5", "macs, as many"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -98,19 +100,17 @@ def int8(
 
 
 @app.command()
-def pruned(pipeline: Pipe = PRUNE, threads: Threads = 2, rounds: Rounds = 4, json_path: Json = RESULTS) -> None:
-    """Time ResNet-18 before and after channels are removed."""
-    module, inputs = load(PRUNED_MODEL)
-    build = partial(tersor.compile, module, inputs, threads=threads)
-    built = (
-        timed(lambda: ExecutableRunner(build(), FLOAT32)),
-        timed(lambda: ExecutableRunner(build(pipeline=pipeline), PRUNED)),
-    )
-    comparison = _compare(PRUNED_MODEL, built, inputs, threads, rounds)
-    macs = {runner.name: _macs(runner.executable) for runner, _ in built}
-    result = asdict(comparison) | {"pipeline": pipeline, "macs": macs}
-    console.print(pruned_sheet(result).view())
-    keep("pruned", result, threads, json_path)
+def pruned(models: Models = PRUNED_MODELS, threads: Threads = 2, rounds: Rounds = 4, json_path: Json = RESULTS) -> None:
+    """Time networks before and after channels are removed: by multiply-adds, and by measured time.
+
+    What measured time is worth is seen beside the network that has as many multiply-adds, but was pruned by these.
+    """
+    results = {}
+    for model in models.split(","):
+        with console.status(f"{model}: pruning, compiling and timing"):
+            results[model] = _pruned(model, threads, rounds)
+        keep("pruned", {model: results[model]}, threads, json_path)
+    console.print(pruned_sheet(results.values()).view())
 
 
 @app.command()
@@ -131,7 +131,7 @@ def everything(
     """Do all of it."""
     int8(models=models, threads=threads, rounds=rounds, json_path=json_path)
     agreement(threads=threads, json_path=json_path)
-    pruned(threads=threads, rounds=rounds, json_path=json_path)
+    pruned(models=FEW_PRUNED_MODELS, threads=threads, rounds=rounds, json_path=json_path)
 
 
 @app.command("page")
@@ -170,6 +170,19 @@ def _measured(model: str, pipeline: str, threads: int, rounds: int) -> Record:
     return asdict(comparison) | {"pipeline": pipeline, "layers": _layers(integers[0][0].executable)}
 
 
+def _pruned(model: str, threads: int, rounds: int) -> Record:
+    module, inputs = load(model)
+
+    def build(name: str, pipeline: str = "O3") -> tuple[ExecutableRunner, float]:
+        return timed(lambda: ExecutableRunner(tersor.compile(module, inputs, pipeline=pipeline, threads=threads), name))
+
+    built = [build(FLOAT32), *(build(half, PRUNE.format(half)) for half in (HALF_MACS, HALF_TIME))]
+    macs = [_macs(runner.executable) for runner, _ in built]
+    built.append(build(SAME_MACS, PRUNE.format(f"macs={macs[-1] / macs[0]:.4f}")))
+    comparison = _compare(model, built, inputs, threads, rounds)
+    return asdict(comparison) | {"macs": {runner.name: _macs(runner.executable) for runner, _ in built}}
+
+
 def _compare(
     model: str, built: Sequence[tuple[Runner, float]], inputs: Sequence[torch.Tensor], threads: int, rounds: int
 ) -> Comparison:
@@ -192,7 +205,7 @@ def keep(part: str, content: object, threads: int, path: Path | None) -> None:
     """Replace one part of the results file; of a part by network, those that are given."""
     if path is not None:
         old = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        content = old.get(part, {}) | content if part == "int8" else content
+        content = old.get(part, {}) | content if isinstance(content, dict) else content
         about = {"machine": machine(), "versions": versions((*PACKAGES, "nncf")), "threads": threads}
         write(old | about | {part: content}, path)
 
@@ -222,15 +235,17 @@ def int8_sheet(results: Iterable[Record]) -> Sheet:
     return Sheet("Milliseconds in float32 and in int8; OpenVINO in int8; layers in int8", header, tuple(rows))
 
 
-def pruned_sheet(result: Record) -> Sheet:
+def pruned_sheet(results: Iterable[Record]) -> Sheet:
     """Latency and multiply-adds before and after."""
-    found, macs = medians(result), result["macs"]
-    rows = [
-        (name, f"{macs[name] / 1e6:.0f}", milliseconds(found[name]), f"{times(found[FLOAT32] / found[name])}x")
-        for name in (FLOAT32, PRUNED)
-    ]
-    header = (result["model"], "million multiply-adds", "ms", "faster")
-    return Sheet(f"Milliseconds of {result['model']} after {result['pipeline']}", header, tuple(rows))
+    header = ("network", "pruned by", "M macs", "ms", "faster")
+    rows = []
+    for result in results:
+        found, macs = medians(result), result["macs"]
+        for name in macs:
+            gain = f"{times(found[FLOAT32] / found[name])}x"
+            how = "" if name == FLOAT32 else name
+            rows.append((result["model"], how, f"{macs[name] / 1e6:.0f}", milliseconds(found[name]), gain))
+    return Sheet("Milliseconds before and after prune-channels", header, tuple(rows))
 
 
 def agreement_sheet(results: Sequence[Record]) -> Sheet:
@@ -249,7 +264,7 @@ def page(content: Record) -> str:
     conditions = f"{computer['processor']}, {content['threads']} threads, batch 1; {made_by}."
     sheets = (
         int8_sheet(content["int8"].values()),
-        pruned_sheet(content["pruned"]),
+        pruned_sheet(content["pruned"].values()),
         agreement_sheet(content["agreement"]),
     )
     return "\n\n".join([conditions, *(sheet.markdown() for sheet in sheets)]) + "\n"

@@ -35,19 +35,20 @@ INT8 = {
     }
 }
 PRUNED = {
-    "model": "net",
-    "pipeline": "prune-channels{macs=0.5},O3",
-    "rows": rows(tersor=0.008, tersor_pruned=0.004),
-    "macs": {"tersor": 2_000_000, "tersor pruned": 1_000_000},
+    "net": {
+        "model": "net",
+        "rows": [*rows(tersor=0.008), *({**row, "runner": "macs=0.5"} for row in rows(half=0.004))],
+        "macs": {"tersor": 2_000_000, "macs=0.5": 1_000_000},
+    }
 }
 AGREEMENT = [{"runner": "tersor int8", "same": 138, "crops": 140, "error": 0.05}]
 
 
 def test_tables_have_the_ratios_that_matter() -> None:
     assert compression.int8_sheet(INT8.values()).rows == (("net", "8.000", "2.000", "4.00x", "4.000", "0.50", "20/21"),)
-    assert compression.pruned_sheet(PRUNED).rows[1] == ("tersor pruned", "1", "4.000", "2.00x")
+    assert compression.pruned_sheet(PRUNED.values()).rows[1] == ("net", "macs=0.5", "1", "4.000", "2.00x")
     assert compression.agreement_sheet(AGREEMENT).rows == (("tersor int8", "138 of 140", "98.6%", "5.0%"),)
-    for sheet in (compression.int8_sheet(INT8.values()), compression.pruned_sheet(PRUNED)):
+    for sheet in (compression.int8_sheet(INT8.values()), compression.pruned_sheet(PRUNED.values())):
         assert Console(width=200).measure(sheet.view()).maximum <= 80
 
 

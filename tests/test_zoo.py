@@ -90,11 +90,21 @@ def test_a_process_that_dies_later_keeps_what_was_found() -> None:
     assert record["stage"] == "import" and record["failed"] == "compile" and record["ops"] == 1
 
 
+SHORT_KERNELS = {"count": 9, "median": 1e-6, "seconds": 9e-6, "shares": {"matmul": 1.0}}
+LONG_KERNELS = {"count": 2, "median": 1e-3, "seconds": 2e-3, "shares": {"conv2d": 0.75, "resize": 0.25}}
+
+
+def times(ours: float, theirs: float) -> dict[str, float]:
+    return {"tersor": ours, "onnxruntime": theirs}
+
+
 def test_the_page_says_what_was_found(tmp_path) -> None:
     sizes = {"import_seconds": 1.0, "ops": 7, "parameters": 5_000_000, "macs": 2_000_000, "machine": "Abacus"}
-    numbers = {"compile_seconds": 2.0, "difference": 3e-6, "latency": {"tersor": 1e-3, "onnxruntime": 2e-3}}
+    numbers = {"compile_seconds": 2.0, "difference": 3e-6, "latency": times(1e-3, 2e-3)}
     results: dict[str, dict] = {
         "unet": {"stage": "latency", **sizes, **numbers},
+        "alexnet": {"stage": "latency", **sizes, **numbers, "latency": times(2e-5, 1e-5), "kernels": SHORT_KERNELS},
+        "vgg11": {"stage": "latency", **sizes, **numbers, "latency": times(2e-3, 1e-3), "kernels": LONG_KERNELS},
         "vit": {"stage": "import", **sizes},
         "ssd": {
             "stage": None,
@@ -107,9 +117,13 @@ def test_the_page_says_what_was_found(tmp_path) -> None:
     path = tmp_path / "models.md"
     write_page(path, {name: {"model": name, **record} for name, record in results.items()}, {})
     page = path.read_text("utf-8")
-    assert f"The zoo has {len(ZOO)} configurations. 3 were tried, and 2 of them import.\n1 were compiled" in page
-    assert "1 with success, 1 of them within 0.0001 of PyTorch's result.\n1 was timed. Processor: Abacus." in page
+    assert f"The zoo has {len(ZOO)} configurations. 5 were tried, and 4 of them import.\n3 were compiled" in page
+    assert "3 with success, 3 of them within 0.0001 of PyTorch's result.\n3 were timed. Processor: Abacus." in page
     assert "| unet | 5.00 | 2.0 | 7 | 1.0 | 2.0 | 3.0e-06 | 1.000 | 2.00 |" in page
+    assert "3 models were timed beside ONNX Runtime. The geometric mean of its time over ours is **0.79**." in page
+    short = "9 kernels, half of them shorter than 1.0 µs, which is the cost of calling one; 11 µs outside of kernels"
+    assert f"| alexnet | 0.020 | 0.50 | {short}; 100% in `matmul` |" in page
+    assert "| vgg11 | 2.000 | 0.50 | 75% in `conv2d`, 25% in `resize` |" in page
     assert "| vit | 5.00 | 2.0 | 7 | 1.0 |  |  |  |  |" in page
     assert "| ssd | import | refused: aten.x.default (a \\| b) |" in page
     assert all(f"| {name} |" in page for name in ZOO)

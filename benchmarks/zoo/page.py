@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, Undefined
@@ -19,6 +20,8 @@ from .stages import THREADS, Record, Stage
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 REASON = 320  # characters of one
+SLOW = 0.8  # of a peer's speed: below it, the page says where the time goes
+SHORT = 2e-6  # seconds of a kernel that does little more than being called
 
 
 def write_page(path: Path, results: Mapping[str, Record], trained: Mapping[str, Record]) -> None:
@@ -34,7 +37,7 @@ def write_page(path: Path, results: Mapping[str, Record], trained: Mapping[str, 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters.update(times=_times, reason=_reason, cell=_cell)
+    templates.filters.update(times=_times, reason=_reason, cell=_cell, speed=_speed, spent=_spent)
     tolerance = AGREEMENT[Precision.FLOAT32]
     text = templates.get_template("models.md.jinja").render(
         threads=THREADS,
@@ -46,6 +49,10 @@ def write_page(path: Path, results: Mapping[str, Record], trained: Mapping[str, 
         tolerance=tolerance,
         machines=sorted({record["machine"] for record in known}),
         failed=[record for record in known if "failed" in record],
+        mean=_geometric_mean([one for record in known if (one := _speed(record)) is not None]),
+        compared=sum(_speed(record) is not None for record in known),
+        slow=[record for record in known if (_speed(record) or SLOW) < SLOW],
+        limit=SLOW,
         families=families,
         trained=list(trained.values()),
     )
@@ -55,6 +62,31 @@ def write_page(path: Path, results: Mapping[str, Record], trained: Mapping[str, 
 def _passed(record: Record) -> list[Stage]:
     stages = list(Stage)
     return [] if record["stage"] is None else stages[: stages.index(Stage(record["stage"])) + 1]
+
+
+def _speed(record: Record) -> float | None:
+    """The peer's time over ours, where both were measured."""
+    latency = record.get("latency", {})
+    return latency["onnxruntime"] / latency["tersor"] if "onnxruntime" in latency else None
+
+
+def _geometric_mean(numbers: Sequence[float]) -> float:
+    return statistics.geometric_mean(numbers) if numbers else 0.0
+
+
+def _spent(record: Record) -> str:
+    """Where the time of a call goes."""
+    kernels = record.get("kernels")
+    if kernels is None:
+        return "not measured"
+    shares = ", ".join(f"{share:.0%} in `{template}`" for template, share in kernels["shares"].items())
+    if kernels["median"] > SHORT:
+        return shares
+    outside = record["latency"]["tersor"] - kernels["seconds"]
+    return (
+        f"{kernels['count']} kernels, half of them shorter than {kernels['median'] * 1e6:.1f} µs, which is the cost of "
+        f"calling one; {max(0.0, outside) * 1e6:.0f} µs outside of kernels; {shares}"
+    )
 
 
 def _times(number: Json, factor: float, digits: int) -> str:

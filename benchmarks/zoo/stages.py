@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 import warnings
@@ -31,6 +32,7 @@ Record = dict[str, Json]
 THREADS = 2
 BATCH = 4  # of the passes that settle batch normalisations
 PASSES = 2
+LARGEST = 3  # templates that are named
 
 
 class Stage(StrEnum):
@@ -162,7 +164,23 @@ def timed(module: nn.Module, inputs: tuple[torch.Tensor, ...], executable: Execu
         except Exception as error:
             found["no_peer"] = _in_one_line(error)
         latencies = measure(runners, network.arrays, Schedule(rounds=3))
-    return found | {"latency": {name: one.median for name, one in latencies.items()}}
+    return found | {"latency": {name: one.median for name, one in latencies.items()}, "kernels": kernels(executable)}
+
+
+def kernels(executable: Executable) -> Record:
+    """How many kernels a call runs, the median of their seconds, and what share of a call each template takes."""
+    times = executable.benchmark(kernels=True).kernels
+    shares: dict[str, float] = {}
+    for one in times:
+        shares[one.kernel.template] = shares.get(one.kernel.template, 0.0) + one.seconds
+    total = sum(shares.values())
+    ordered = sorted(shares, key=shares.__getitem__, reverse=True)
+    return {
+        "count": len(times),
+        "median": statistics.median(one.seconds for one in times) if times else 0.0,
+        "seconds": total,
+        "shares": {template: shares[template] / total for template in ordered[:LARGEST]},
+    }
 
 
 def outputs_of(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[np.ndarray]:

@@ -1,8 +1,10 @@
 """Measured latency of graphs and ops, for passes that decide by time: compiled, and run on this machine.
 
-Graphs that are compared are timed alternately, so that what slows the machine for a while slows both. Other programs
-only ever add time: what counts is the fastest of many executions, which a busy machine leaves undisturbed now and then.
-Programs that do the same work, whatever their weights, are measured once.
+Graphs that are compared are timed alternately, so that what slows the machine for a while slows both. They are timed in
+blocks of executions: after another program's weights have gone through the caches, a network needs several before it is
+as fast as when it runs alone, and a smaller one needs fewer. Other programs only ever add time: what counts is the
+fastest of many executions, which a busy machine leaves undisturbed now and then. Programs that do the same work,
+whatever their weights, are measured once.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ class Patience:
         Executions before anything is timed.
     witnesses
         How many of the fastest executions of each program must agree, within `LEAST_NOISE`, to stop.
+    block
+        Timed executions in a row.
     least, most
         Timed executions of each program.
     seconds
@@ -38,6 +42,7 @@ class Patience:
 
     warmup: int = 3
     witnesses: int = 4
+    block: int = 6
     least: int = 30
     most: int = 2000
     seconds: float = 0.8
@@ -132,9 +137,9 @@ class Series:
             sample()
 
     def add(self) -> None:
-        """Execute once untimed, which pays for what another program pushed out of the caches, and once timed."""
+        """Execute once untimed, which pays for most of what another program pushed out of the caches; then a block."""
         self._sample()
-        self._seconds.append(self._sample())
+        self._seconds.extend(self._sample() for _ in range(self._patience.block))
 
     @property
     def seconds(self) -> float:
@@ -155,7 +160,7 @@ def time_alternately(samples: Sequence[Sample], patience: Patience) -> list[Seri
     """Time programs alternately until the fastest executions of each agree, or patience ends."""
     start = time.perf_counter()
     found = [Series(sample, patience) for sample in samples]
-    for done in range(1, patience.most + 1):
+    for done in range(patience.block, patience.most + patience.block, patience.block):
         for series in found:
             series.add()
         agreed = done >= patience.least and all(series.spread <= LEAST_NOISE for series in found)
