@@ -32,7 +32,7 @@ from .targets.tuning.tuned import Tuned, load_tuned
 # What code generation needs of a graph, whatever the pipeline: before it, ops that have kernels, layers on integers
 # where the model has these, weights that are constants, and nothing that nobody reads; after it, no batch norm left,
 # and a physical layout for every value.
-PREPARING_PASSES = "decompose,integer-layers,fold-constants,dce"
+PREPARING_PASSES = "fold-empty,decompose,integer-layers,fold-constants,dce"
 SHAPELESS_PASSES, FINAL_PASSES = "fold-batchnorm", "layout"  # the last ones need fixed shapes
 REQUIRED_PASSES = f"{SHAPELESS_PASSES},{FINAL_PASSES}"
 
@@ -378,7 +378,7 @@ def program_for(
     begin: Callable[[str], None] = lambda stage: None,
 ) -> Executable:
     """Code for an optimized graph with symbols, where they are ``numbers``."""
-    bound = passes.run_passes(bind(graph, numbers), f"fold-constants,{FINAL_PASSES}", target=target)
+    bound = passes.run_passes(bind(graph, numbers), f"fold-empty,fold-constants,{FINAL_PASSES}", target=target)
     return compile_graph(bound, target, threads=threads, choose=choose, begin=begin, shared=shared)
 
 

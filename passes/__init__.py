@@ -11,6 +11,7 @@ from . import (  # registers passes
     decompose,
     fold_batchnorm,
     fold_constants,
+    fold_empty,
     fuse,
     fuse_elementwise,
     fuse_epilogue,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ...ir import Graph, Op, TersorError, Value, is_constant
-from ...ir.ops import ConcatOp, SliceOp
+from ...ir.ops import ConcatOp, FullOp, SliceOp
 from ..machines.target import Cpu
 from ..templates.option import Option, Workload
 from ..templates.registry import Spec
@@ -242,6 +242,8 @@ class _Lowering:
 
     def _output(self, value: Value, taken: Sequence[Value]) -> Value:
         """The buffer to return for ``value``: one that nobody else has, be it the caller or another output."""
+        if not value.type.size:
+            return Value(value.type)  # which no kernel writes
         view = self.contiguous(value)
         foreign = view.base in self.graph.inputs or is_constant(view.base)
         if foreign or view.base in self._places or view.base in taken:
@@ -252,7 +254,10 @@ class _Lowering:
 
 
 def _empty_tensors(graph: Graph) -> list[str]:
-    """Tensors without elements, which kernels have no code for."""
-    inputs = [f"input {value.name!r}: {value.type}" for value in graph.inputs if not value.type.size]
-    made = [f"{op.describe()} makes {result.type}" for op in graph.ops for result in op.results if not result.type.size]
-    return [f"{place}, which has no elements; leave it out of the model" for place in (*inputs, *made)]
+    """Tensors without elements, which kernels have no code for; constants, inputs and outputs may be such."""
+    found = []
+    for op in graph.ops:
+        if not isinstance(op, FullOp):
+            found += [f"{op.describe()} makes {result.type}" for result in op.results if not result.type.size]
+            found += [f"{op.describe()} reads {value.type}" for value in op.inputs if not value.type.size]
+    return [f"{place}, which has no elements; leave it out of the model" for place in dict.fromkeys(found)]

@@ -70,6 +70,9 @@ def plan_memory(program: Program) -> MemoryPlan:
             if value in places:
                 base = places[value].base
                 buffers.setdefault(base, _Buffer(_bytes(base), index, index)).last = index
+    for base in program.outputs:
+        if base in places:  # without elements, so that no call writes it
+            buffers.setdefault(base, _Buffer(_bytes(base), 0, 0))
     returned = [base for base in buffers if base in program.outputs]
     arena = _pack([buffer for base, buffer in buffers.items() if base not in returned])
     storage_of = {base: index for index, base in enumerate(returned, start=ARENA + 1)}

@@ -41,6 +41,8 @@ def relax_module(program: Program, plan: MemoryPlan) -> tuple[tvm.IRModule, tupl
     functions: dict[str, tirx.PrimFunc] = {}
     with builder.function(ENTRY, [*inputs.values(), constants], private=False, pure=False):
         buffers = _Buffers(builder, inputs, constants, plan)
+        if not program.calls:  # TVM cannot link a module without machine code
+            builder.add_func(_nothing(), "nothing")
         for call in program.calls:
             key = call.kernel.key
             if key not in functions:
@@ -50,6 +52,12 @@ def relax_module(program: Program, plan: MemoryPlan) -> tuple[tvm.IRModule, tupl
             builder.emit(relax.Call(functions[key], arguments))
         builder.emit_func_output(relax.Tuple([buffers[value] for value in program.outputs]))
     return builder.get(), tuple(str(functions[call.kernel.key].name_hint) for call in program.calls)
+
+
+def _nothing() -> tirx.PrimFunc:
+    """A kernel that is never called."""
+    function = tirx.PrimFunc([], tirx.Evaluate(0))
+    return function.with_attr({"global_symbol": "nothing", "tirx.is_scheduled": True})
 
 
 def _check_size(function: tirx.PrimFunc, call: Call) -> None:
