@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from .frontend import in_eval_mode, split_inputs
-from .ir import Graph, Op, TersorError, bind, evaluate, numbers_of, shorten, told
+from .ir import Graph, Op, TersorError, bind, elsewhere, evaluate, numbers_of, shorten, told
 from .ir.foreign import UserObject
 from .passes import Agreement, Exactness, Pipeline, bisect, run_passes
 from .passes.numeric import distance, own_rounding, seeded_inputs
@@ -67,13 +67,13 @@ class Reference:
     @property
     def numbers(self) -> dict[str, int]:
         """What the shapes of the example inputs choose for the symbols of the imported graph."""
-        declared = [(value.name, value.shape) for value in self.imported.inputs]
+        declared = [(value.name, value.shape) for value in self.imported.user_inputs]
         return numbers_of(self.imported.symbols, declared, [tensor.shape for tensor in self.inputs])
 
     def at(self, numbers: Mapping[str, int]) -> Reference:
         """The same on inputs of another shape: parts of the example inputs, or repetitions."""
         imported = bind(self.imported, numbers)
-        fitted = (_fitted(tensor, value.shape) for tensor, value in zip(self.inputs, imported.inputs, strict=True))
+        fitted = (_fitted(tensor, value.shape) for tensor, value in zip(self.inputs, imported.user_inputs, strict=True))
         leaves, tree = pytree.tree_flatten((self.args, self.kwargs))
         given = [next(fitted) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(given, tree)
@@ -176,14 +176,14 @@ def check_formulas(imported: Graph, optimized: Graph, example: Reference, pipeli
     DisagreementError
         When the graphs differ there.
     """
-    numbers = {symbol.name: symbol.elsewhere().hint for symbol in imported.symbols}
+    numbers = elsewhere(imported.symbols)
     if any(one.exactness is Exactness.APPROXIMATE for one in pipeline.passes):
         bind(optimized, numbers)
         return
-    elsewhere = example.at(numbers)
-    before, after = elsewhere.imported.evaluate(*elsewhere.inputs), bind(optimized, numbers).evaluate(*elsewhere.inputs)
+    other = example.at(numbers)
+    before, after = other.imported.evaluate(*other.inputs), bind(optimized, numbers).evaluate(*other.inputs)
     difference = distance(before, after)
-    if difference > TOLERANCE and difference > ROUNDING * own_rounding(elsewhere.imported, elsewhere.inputs):
+    if difference > TOLERANCE and difference > ROUNDING * own_rounding(other.imported, other.inputs):
         raise DisagreementError(
             f"the optimized graph differs from the imported one where {told(numbers)}, by {difference:.3g} of an "
             "output's scale. This is an error of Tersor, please report it; compile the model without dynamic_shapes "

@@ -1,9 +1,10 @@
 """Conditions on extents that PyTorch found while it traced a model: its guards, which are read and never run.
 
 Where a model asks ``if x.shape[1] % 2 == 0:``, the program holds one of its branches only, and PyTorch keeps the
-condition as text, for example ``(L['x'].size()[1] % 2) == 0``. A graph has bounds for its symbols, but no conditions
-between them. So all conditions must hold for all shapes within the bounds. This is tried at many of them, the smallest
-among them, since a condition on whole numbers that fails anywhere nearly always fails there.
+condition as text, for example ``(L['x'].size()[1] % 2) == 0``. A graph has bounds for its symbols, and
+relations between them that calls are checked for, such as ``x.shape[0] <= y.shape[0]``. All other conditions must hold
+for all shapes within these. This is tried at many of them, the smallest among them, since a condition on whole numbers
+that fails anywhere nearly always fails there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils._pytree import TreeSpec
 
-from ..ir import Symbol, TersorError, shorten
+from ..ir import Relation, Symbol, TersorError, shorten
 from ..ir.binding import at
 from ..ir.foreign import UserObject
 from .symbols import Symbols
@@ -46,29 +47,54 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
+_RELATIONS: dict[type[ast.cmpop], str] = {
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: "<",
+    ast.GtE: "<=",
+}
 _FUNCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max, "IntInfinity": lambda: math.inf}
 
 
-def check_conditions(program: ExportedProgram, symbols: Symbols) -> None:
-    """Raise TersorError unless shapes within the bounds of the symbols satisfy all conditions of a program."""
+def relations_of(program: ExportedProgram, symbols: Symbols) -> tuple[Relation, ...]:
+    """The conditions of a program that relate several symbols, where shapes within the bounds may violate them.
+
+    Raises TersorError unless shapes within the bounds, which satisfy these, satisfy all other conditions.
+    """
     if not symbols.symbols:
-        return
+        return ()
     texts = program.graph_module.meta.get(CONDITIONS)
     texts = [*program._guards_code, *_computed_bounds(program)] if texts is None else texts
     if len(texts) > _MOST:
         raise TersorError(f"the program has more than {_MOST} conditions on its shapes")
-    if not texts:
-        return
-    names = _names(program, symbols)
+    names = _names(program, symbols) if texts else {}
     conditions = [_Condition(text, names) for text in texts]
-    for numbers in _assignments(symbols.symbols):
-        for condition in conditions:
+    assignments = list(_assignments(symbols.symbols))
+    violated = [one for one in conditions if not all(map(one.holds, assignments))]
+    found = {condition: condition.relation(symbols.symbols) for condition in violated}
+    relations = tuple(dict.fromkeys(relation for relation in found.values() if relation is not None))
+    if _leave_all_free(symbols, relations):
+        violated = [condition for condition in violated if found[condition] is None]
+        assignments = [numbers for numbers in assignments if all(one.holds(numbers) for one in relations)]
+    for numbers in assignments:
+        for condition in violated:
             if not condition.holds(numbers):
                 where = ", ".join(f"{name}={number}" for name, number in numbers.items())
                 raise TersorError(
                     f"the program is only right where {condition}, but its bounds also admit {where}; export it with "
                     "dynamic_shapes that say so, such as 2*Dim('n') for even numbers, or Dim('n', min=4)"
                 )
+    return relations
+
+
+def _leave_all_free(symbols: Symbols, relations: Sequence[Relation]) -> bool:
+    """Whether relations hold for the hints, and for others in which no symbol has its hint: such as ``n<=m``."""
+    hints = {symbol.name: symbol.hint for symbol in symbols.symbols}
+    others = symbols.related(relations).elsewhere().symbols
+    varied = all(one.hint != hints[one.name] or one.elsewhere().hint == one.hint for one in others)
+    return varied and all(relation.holds(hints) for relation in relations)
 
 
 def _computed_bounds(program: ExportedProgram) -> Iterator[str]:
@@ -141,6 +167,18 @@ class _Condition:
             return False
         except (LookupError, TypeError, ValueError, RecursionError) as error:
             raise self._unknown() from error
+
+    def relation(self, symbols: Sequence[Symbol]) -> Relation | None:
+        """The condition in formulas of several symbols, if it compares two of them."""
+        calls = any(isinstance(node, ast.Call) and isinstance(node.func, ast.Name) for node in ast.walk(self.tree))
+        if calls or not isinstance(self.tree, ast.Compare) or len(self.tree.ops) != 1:
+            return None
+        kind, extents = type(self.tree.ops[0]), {symbol.name: symbol.extent for symbol in symbols}
+        left, right = (self._number(side, extents) for side in (self.tree.left, self.tree.comparators[0]))
+        if kind in (ast.Gt, ast.GtE):
+            left, right = right, left
+        relation = Relation(f"{left}{_RELATIONS[kind]}{right}")
+        return relation if len(relation.symbols) > 1 else None
 
     def _unknown(self) -> TersorError:
         return TersorError(

@@ -11,7 +11,7 @@ from ..ir import Graph, TersorError, TersorWarning
 from ..ir.compare import first_difference
 from ..ir.foreign import UserObject
 from . import converters as _converters  # noqa: F401  (fills the table of converters)
-from .conditions import check_conditions
+from .conditions import relations_of
 from .export import ExampleInputs, export, lower
 from .program import ProgramConverter, class_name
 from .structure import structure_of
@@ -73,14 +73,10 @@ def from_torch(
     else:
         kind = type(module).__name__
         raise TersorError(f"from_torch takes an nn.Module or a torch.export.ExportedProgram, not {kind}")
-    check_conditions(program, symbols)
+    symbols = symbols.related(relations_of(program, symbols))
     program = lower(program)
     converter = ProgramConverter(program, name, symbols)
     graph = converter.convert()
-    if graph.symbols and graph.states:
-        raise TersorError(
-            f"the model updates its buffer {graph.states[0]!r}, which needs fixed shapes; leave dynamic_shapes out"
-        )
     if graph.symbols:
         _check_formulas(graph, ProgramConverter(program, name, symbols.elsewhere()).convert())
     graph.structure = structure_of(program)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import add, floordiv, mod, mul
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.dynamic_shapes import _combine_args, _tree_map_with_path
 from torch.utils import _pytree as pytree
 
-from ..ir import Extent, IRError, Symbol, TersorError, shorten
+from ..ir import Extent, IRError, Relation, Symbol, TersorError, elsewhere, shorten
 from ..ir.foreign import UserObject
 
 if TYPE_CHECKING:
@@ -63,9 +64,21 @@ class Symbols:
         return {str(symbol): extent for symbol, extent in self._extents.items()}
 
     def elsewhere(self) -> Symbols:
-        """The same with other hints, where the bounds allow any."""
+        """The same with other hints, where bounds and relations allow any."""
+        numbers = elsewhere(self.symbols)
+        return self._changed(lambda one: replace(one, hint=numbers[one.name]))
+
+    def related(self, relations: Iterable[Relation]) -> Symbols:
+        """The same with relations, each of which the last of its symbols has."""
+        names = [one.name for one in self.symbols]
+        of_name: dict[str, list[Relation]] = {}
+        for relation in relations:
+            of_name.setdefault(max(relation.symbols, key=names.index), []).append(relation)
+        return self._changed(lambda one: replace(one, relations=tuple(of_name.get(one.name, ()))))
+
+    def _changed(self, change: Callable[[Symbol], Symbol]) -> Symbols:
         other = Symbols()
-        other._symbols = {symbol: one.elsewhere() for symbol, one in self._symbols.items()}
+        other._symbols = {symbol: change(one) for symbol, one in self._symbols.items()}
         other._extents = {symbol: one.extent for symbol, one in other._symbols.items()}
         return other
 

@@ -5,11 +5,11 @@ Nothing in here knows a frontend, a pass or a target.
 
 from . import ops
 from .analysis import dataflow, is_constant, live_ops, post_dominators
-from .binding import at_hints, bind, check_numbers, numbers_of, told
+from .binding import at_hints, bind, check_numbers, elsewhere, numbers_of, told
 from .compare import fingerprint, structurally_equal
 from .core import Attrs, Op, Operand, Use, Value
 from .errors import IRError, TersorError, TersorWarning, shorten
-from .extents import Extent, Symbol, is_symbolic
+from .extents import Extent, Relation, Symbol, is_symbolic
 from .graph import Graph, clone_op
 from .interpreter import check_inputs, evaluate, evaluate_op
 from .isolate import graph_of

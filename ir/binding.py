@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice, product
 
 from .core import Attrs, Op, Value
 from .errors import TersorError
-from .extents import Extent, Symbol, evaluate
+from .extents import Extent, Relation, Symbol, evaluate
 from .foreign import Instance
 from .graph import Graph
 from .types import TensorType
 
 Shape = Sequence[int]
+
+_COMBINATIONS = 1000
 
 
 def bind(graph: Graph, numbers: Mapping[str, int]) -> Graph:
@@ -46,6 +49,36 @@ def check_numbers(symbols: Sequence[Symbol], numbers: Mapping[str, int]) -> None
             raise TersorError(f"extent {symbol.name} has no number; give one for each of: {names}")
         if not symbol.admits(numbers[symbol.name]):
             raise TersorError(f"{symbol.name} must be {symbol.bounds}, got {numbers[symbol.name]}")
+    broken = _broken(symbols, numbers)
+    if broken is not None:
+        raise TersorError(f"the model is only right where {broken}, got {told(numbers)}")
+
+
+def _broken(symbols: Sequence[Symbol], numbers: Mapping[str, int]) -> Relation | None:
+    """The first relation that numbers do not satisfy."""
+    relations = (relation for symbol in symbols for relation in symbol.relations)
+    return next((relation for relation in relations if not relation.holds(numbers)), None)
+
+
+def elsewhere(symbols: Sequence[Symbol]) -> dict[str, int]:
+    """Numbers near the hints, other than these for as many symbols as bounds and relations allow: for comparisons."""
+    best = {symbol.name: symbol.hint for symbol in symbols}
+    choices = [(*_others(symbol), symbol.hint) for symbol in symbols]
+    most = -1
+    for numbers in islice(product(*choices), _COMBINATIONS):
+        found = dict(zip(best, numbers, strict=True))
+        changed = sum(symbol.hint != found[symbol.name] for symbol in symbols)
+        if changed > most and _broken(symbols, found) is None:
+            best, most = found, changed
+        if most == sum(len(one) > 1 for one in choices):
+            break
+    return best
+
+
+def _others(symbol: Symbol) -> Iterator[int]:
+    """Numbers beside a hint, that of `Symbol.elsewhere` first."""
+    near = dict.fromkeys((symbol.elsewhere().hint, symbol.hint + 2, symbol.hint - 1))
+    return (number for number in near if number != symbol.hint and number >= 2 and symbol.admits(number))
 
 
 def told(numbers: Mapping[str, int]) -> str:
@@ -106,6 +139,10 @@ def numbers_of(
                 f"input {found[symbol.name][1]!r} has {symbol.name} = {numbers[symbol.name]}, "
                 f"which must be {symbol.bounds}"
             )
+    broken = _broken(symbols, numbers)
+    if broken is not None:
+        chosen = " and ".join(f"{one} = {numbers[one]} in input {found[one][1]!r}" for one in broken.symbols)
+        raise TersorError(f"the model is only right where {broken}, but {chosen}")
     for (name, declared), shape in zip(inputs, shapes, strict=True):
         wanted = [at(extent, numbers) for extent in declared]
         if wanted != list(shape):

@@ -27,7 +27,39 @@ _WITNESSES = 6  # assignments beside the hints
 _LARGEST_WITNESS = 1 << 20
 _LONGEST_FORMULA = 2000  # characters
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_RELATIONS: dict[str, Callable[[int, int], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+_RELATION = re.compile(r"(?P<left>[\w+*/%() -]+)(?P<operator><=|<|==|!=)(?P<right>[\w+*/%() -]+)")
 _RESERVED = frozenset({"inf", "nan", "true", "false", "none", "return", "body", "in"})
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What the extents of a call must satisfy together, as text: two formulas, compared, for example ``n<=2*batch``."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not _RELATION.fullmatch(self.text):
+            raise IRError(f"{shorten(repr(self.text))} is no relation of extents: two formulas, and <, <=, == or !=")
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Names of the symbols in it."""
+        return tuple(dict.fromkeys(_NAME.findall(self.text)))
+
+    def holds(self, numbers: Mapping[str, int]) -> bool:
+        """Whether it is true where symbols are ``numbers``."""
+        match = _RELATION.fullmatch(self.text)
+        assert match is not None
+        return _RELATIONS[match["operator"]](evaluate(match["left"], numbers), evaluate(match["right"], numbers))
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -42,12 +74,15 @@ class Symbol:
         The number that passes assume where they need one; 2 or more.
     least, most
         Bounds of what calls may choose; ``most`` is None where there is none.
+    relations
+        What else must be true, of this symbol and those before it.
     """
 
     name: str
     hint: int
     least: int = 1
     most: int | None = None
+    relations: tuple[Relation, ...] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name in _RESERVED:
@@ -78,7 +113,9 @@ class Symbol:
         )
 
     def __str__(self) -> str:
-        return f"{self.name}={self.hint} in [{self.least},{'inf' if self.most is None else self.most}]"
+        bounds = f"{self.name}={self.hint} in [{self.least},{'inf' if self.most is None else self.most}]"
+        relations = " and ".join(f'"{relation}"' for relation in self.relations)
+        return f"{bounds} where {relations}" if relations else bounds
 
 
 class Extent(int):

@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 from . import ops as _ops  # noqa: F401  (defines the kinds of op)
 from .core import Attrs, Op, Value
 from .errors import IRError, shorten
-from .extents import Extent, Symbol, evaluate
+from .extents import Extent, Relation, Symbol, evaluate
 from .foreign import Annotation, Array, Instance
 from .graph import Graph
 from .names import suggest
@@ -166,16 +166,27 @@ class _Parser:
                 hint = self.parse_attr()
                 self.take("word", "in")
                 bounds = self.parse_attr()
+                relations = self.parse_relations()
                 if not (_fits(hint, int) and _fits(bounds, tuple[float, float]) and _fits(bounds[0], int)):
                     self.fail("a symbol is written as batch=2 in [1,64], or with inf as the upper bound", token)
                 try:
-                    symbols.append(Symbol(token.text, hint, bounds[0], None if bounds[1] == math.inf else bounds[1]))
+                    most = None if bounds[1] == math.inf else bounds[1]
+                    symbols.append(Symbol(token.text, hint, bounds[0], most, tuple(map(Relation, relations))))
                 except IRError as error:
                     self.fail(str(error), token)
         self.extents = {symbol.name: symbol.extent for symbol in symbols}
         if len(self.extents) != len(symbols):
             self.fail("two symbols have one name")
+        for name in (name for symbol in symbols for one in symbol.relations for name in one.symbols):
+            if name not in self.extents:
+                self.fail(f"a relation names {shorten(name)}, which is no symbol")
         return tuple(symbols)
+
+    def parse_relations(self) -> list[str]:
+        relations = [self.parse_string()] if self.accept("where") else []
+        while relations and self.accept("and"):
+            relations.append(self.parse_string())
+        return relations
 
     def parse_structure(self) -> Structure:
         positional, keyword = self.parse_tree(), self.parse_tree()

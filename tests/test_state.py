@@ -15,7 +15,7 @@ import tersor
 from tersor import TersorError
 from tersor.frontend import from_torch
 from tersor.ir import parse, structurally_equal, verify
-from tersor.targets import Executable
+from tersor.targets import DynamicExecutable, Executable
 
 TOLERANCE = 1e-5
 
@@ -172,3 +172,23 @@ def test_approximate_pipelines_keep_state(pipeline: str, model: Stream) -> None:
         result = executable(CHUNKS[0])
     assert int(result["count"]) == 4
     torch.testing.assert_close(executable.state["inner.past"], CHUNKS[0][:, :, -4:])
+
+
+def test_programs_of_several_shapes_have_one_state(model: Stream, tmp_path: Path) -> None:
+    executable = tersor.compile(model, CHUNKS[0], dynamic_shapes={"x": {2: "n"}}, shapes=[6, 3])
+    assert isinstance(executable, DynamicExecutable)
+    reference = copy.deepcopy(model)
+    for count, chunk in zip((6, 3, 6, 5), CHUNKS, strict=False):  # there is no program for 5
+        assert_same(executable(chunk[..., :count]), reference(chunk[..., :count]))
+    assert executable.shapes[-1] == {"n": 5}
+    assert int(executable.at(n=3).state["count"]) == int(executable.state["count"]) == 4
+    others = [copy.copy(executable), pickle.loads(pickle.dumps(executable))]
+    others.append(tersor.load(executable.save(tmp_path / "going_on.tersor", keep_state=True)))
+    anew = tersor.load(executable.save(tmp_path / "anew.tersor"))
+    executable.flat(CHUNKS[4])  # keeps nothing
+    expected = reference(CHUNKS[4])
+    for one in (executable, *others):
+        assert_same(one(CHUNKS[4]), expected)
+    executable.reset_state()
+    for one in (executable, anew):
+        assert_same(one(CHUNKS[0]), copy.deepcopy(model)(CHUNKS[0]))

@@ -79,6 +79,12 @@ class CompiledFamily:
         """The graph that was compiled, kept so that the model is never lost."""
         return self.read_graph()
 
+    def beginning_with(self, state: Mapping[str, torch.Tensor]) -> CompiledFamily:
+        """The same programs with another initial state."""
+        graph = self.graph.clone()
+        graph.weights = WeightStore({**graph.weights, **state})
+        return replace(self, read_graph=lambda: graph)
+
 
 class SharedConstants:
     """Keeps one of all constants that hold the same bytes, so that programs of several shapes share packed weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class DynamicExecutable(Executable):
 
     A call runs the program for the shapes of its inputs. If there is none, but the samples of a batch do not mix and
     programs for smaller batches add up to this one, they run one after another. Else a program is made and kept. Inputs
-    are never padded.
+    are never padded. All programs continue from one state.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class DynamicExecutable(Executable):
         self._programs: dict[tuple[int, ...], Executable] = {}
         for numbers, model in family.programs:
             shared = replace(model, constants=self._shared(model.constants))
-            self._programs[self._key(numbers)] = Executable(shared, threads=self.threads)
+            self._programs[self._key(numbers)] = self._joined(Executable(shared, threads=self.threads, held=self._held))
         self._numbers: dict[_Shapes, Numbers] = {}
         self._samples: Samples | None = find_samples(graph)
 
@@ -107,6 +107,8 @@ class DynamicExecutable(Executable):
         inputs = self._leaves(args, kwargs)
         numbers = self._chosen(inputs)
         program = self._programs.get(self._key(numbers))
+        if program is None and self.info.states:  # no batch is cut, since each sample changes the state
+            program = self.at(**numbers)
         if program is not None:
             return program(*inputs)
         self._check_kind(inputs)
@@ -133,9 +135,12 @@ class DynamicExecutable(Executable):
         return next(iter(self._programs.values())).random_inputs(seed)
 
     def save(self, path: str | Path, *, keep_state: bool = False) -> Path:
-        """Write one ``.tersor`` artifact with all programs that there are now; returns its path."""
-        programs = tuple((self._named(key), program.model) for key, program in self._programs.items())
-        return WRITERS["artifact"](replace(self.family, programs=programs), path)
+        """Write one ``.tersor`` artifact with all programs that there are now; returns its path.
+
+        With ``keep_state``, the present state is its initial one.
+        """
+        family = self._present_family()
+        return WRITERS["artifact"](family.beginning_with(self.state) if keep_state else family, path)
 
     def save_bundle(self, path: str | Path, *, runtime: str | Path | None = None) -> Path:
         """Raise TersorError: a bundle holds one program, which ``exe.at(...)`` names."""
@@ -144,15 +149,27 @@ class DynamicExecutable(Executable):
         )
 
     def __copy__(self) -> DynamicExecutable:
-        """Another executable of the same code and weights: calls of both can run at the same time."""
-        programs = tuple((self._named(key), program.model) for key, program in self._programs.items())
-        family = replace(self.family, programs=programs)
-        return DynamicExecutable(family, make=self._make, report=self.report, threads=self.threads)
+        """Another executable of the same code and weights: calls of both can run at the same time.
+
+        It begins with the present state, and keeps its own from then on.
+        """
+        copy = DynamicExecutable(self._present_family(), make=self._make, report=self.report, threads=self.threads)
+        copy._state = self._state
+        return copy
 
     def __reduce__(self) -> tuple[Callable[..., Executable], tuple[object, ...]]:
         """Pickle as the bytes of an artifact; the report is left out."""
         with temporary_folder() as folder:
-            return _from_artifact, (self.save(folder / "model.tersor").read_bytes(), self.threads)
+            return _from_artifact, (self.save(folder / "model.tersor").read_bytes(), self.threads, self.state)
+
+    def _present_family(self) -> CompiledFamily:
+        programs = tuple((self._named(key), program.model) for key, program in self._programs.items())
+        return replace(self.family, programs=programs)
+
+    def _joined(self, program: Executable) -> Executable:
+        """A program that continues from the state of all programs, one call after the other."""
+        program._held, program._lock = self._held, self._lock
+        return program
 
     # Choosing a program -------------------------------------------------------------------------------------------
 
@@ -222,13 +239,13 @@ class DynamicExecutable(Executable):
                 f"{self.info.name} has no program for {wanted} (only for {known}), and none can be made here: {error}"
             ) from error
         program.threads = self.threads
-        return program
+        return self._joined(program)
 
     def __repr__(self) -> str:
         return f"{super().__repr__().removesuffix('>')}, programs for {'; '.join(map(told, self.shapes))}>"
 
 
-def _from_artifact(artifact: bytes, threads: int) -> DynamicExecutable:
+def _from_artifact(artifact: bytes, threads: int, state: Mapping[str, torch.Tensor]) -> DynamicExecutable:
     with temporary_folder() as folder:
         path = folder / "pickled.tersor"
         path.write_bytes(artifact)
@@ -236,6 +253,7 @@ def _from_artifact(artifact: bytes, threads: int) -> DynamicExecutable:
     assert isinstance(family, CompiledFamily), "models of one shape are pickled by `Executable`"
     executable = DynamicExecutable(family)
     executable.threads = min(threads, executable.threads)
+    executable.state = state
     return executable
 
 

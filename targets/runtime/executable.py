@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,13 @@ class BenchmarkResult:
         )
 
 
+class HeldState:
+    """The state that calls continue from: flat tensors, which are replaced and never written into."""
+
+    def __init__(self, values: Iterable[torch.Tensor]) -> None:
+        self.values = list(values)
+
+
 class Executable:
     """A compiled model; made by `tersor.compile` or `tersor.load`.
 
@@ -103,6 +110,8 @@ class Executable:
         What the passes did, when the model was compiled in this process.
     threads
         Threads of one call; all usable cores by default.
+    held
+        The state, where other programs continue from the same; the initial one by default.
     """
 
     def __init__(
@@ -111,6 +120,7 @@ class Executable:
         *,
         report: Report = None,
         threads: int | None = None,
+        held: HeldState | None = None,
     ) -> None:
         self.model = model
         self.info = model.info
@@ -118,10 +128,10 @@ class Executable:
         self._structure = None if model.structure is None else model.structure.with_classes()
         self._plain_inputs = [PlainInput(port) for port in model.info.user_inputs]
         self._state_ports = model.info.inputs[len(model.info.user_inputs) :]
-        self._state = [
-            _flat_input(model.graph.weights[name], port).clone()
+        self._held = held or HeldState(
+            _flat_input(self.graph.weights[name], port).clone()
             for name, port in zip(model.info.states, self._state_ports, strict=True)
-        ]
+        )
         self._obstacle = obstacle_here(model.info.target)
         self._vm: Machine = None if model.code.module is None else _machine(model)
         self._lock = call_lock()
@@ -131,6 +141,14 @@ class Executable:
     def graph(self) -> Graph:
         """The graph that was compiled, kept so that the model is never lost."""
         return self.model.graph
+
+    @property
+    def _state(self) -> list[torch.Tensor]:
+        return self._held.values
+
+    @_state.setter
+    def _state(self, values: list[torch.Tensor]) -> None:
+        self._held.values = values
 
     @property
     def classes_note(self) -> str:

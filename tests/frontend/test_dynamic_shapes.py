@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 from tersor import TersorError, from_torch, run_passes
-from tersor.ir import Symbol, parse, verify
+from tersor.ir import Relation, Symbol, bind, elsewhere, parse, verify
 
 
 class Function(nn.Module):
@@ -142,7 +142,6 @@ def test_names_for_a_program_are_those_of_its_symbols(dynamic_shapes: object, me
     [
         (lambda x, y: x + 1 if x.shape[0] % 2 == 0 else x * 2, r"only right where \(x.shape\[0\] % 2\) == 0, .*s77=3"),
         (lambda x, y: x if x.shape[0] != 37 else y, "only right where x.shape.0. != 37"),
-        (lambda x, y: y[: x.shape[0]], "only right where x.shape.0. <= y.shape.0."),
         (lambda x, y: x if x.shape[0] > 3 else y, ""),  # a bound, which symbols have
     ],
 )
@@ -162,18 +161,6 @@ def test_what_a_program_is_made_for_only_in_part(function: Callable[..., object]
         assert from_torch(program).symbols[0].least == 4
 
 
-class Counter(nn.Module):
-    """Updates a buffer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("count", torch.zeros(3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.get_buffer("count").add_(x.sum(0))
-        return x * 2
-
-
 @pytest.mark.parametrize(
     ("module", "dynamic_shapes", "message"),
     [
@@ -183,7 +170,6 @@ class Counter(nn.Module):
         (Function(lambda x: (x, x.shape[0])), (({0: "n"},),), "returns an extent"),
         (Function(lambda x: x @ torch.eye(x.shape[1])), (({1: "n"},),), "aten.eye.default.*leave that extent out"),
         (Function(lambda x: x.flip(0)), (({0: "n"},),), "leave"),
-        (Counter(), {"x": {0: "n"}}, "updates its buffer 'count', which needs fixed shapes"),
         (nn.ReLU(), {"y": {0: "n"}}, "names 'y'; the inputs are input"),
         (nn.ReLU(), {"input": {0: "a b"}}, "'a b' is no name"),
         (nn.ReLU(), {"input": {5: "n"}}, r"dimension 5 of an input of shape \[4, 3\]"),
@@ -192,3 +178,39 @@ class Counter(nn.Module):
 def test_what_needs_fixed_shapes_is_refused(module: nn.Module, dynamic_shapes: object, message: str) -> None:
     with pytest.raises(TersorError, match=message):
         from_torch(module.eval(), torch.randn(4, 3), dynamic_shapes)
+
+
+def test_relations_between_extents_are_kept_and_checked() -> None:
+    class Front(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.cat([y[: x.shape[0]] * 2, x]) if x.shape[0] <= y.shape[0] else x
+
+    module, inputs = Front(), (torch.randn(4, 3), torch.randn(8, 3))
+    auto = {0: Dim.AUTO}
+    program = torch.export.export(module, inputs, dynamic_shapes={"x": auto, "y": auto})
+    graph = from_torch(program, dynamic_shapes={"x": {0: "n"}, "y": {0: "m"}})
+    assert [symbol.relations for symbol in graph.symbols] == [(), (Relation("n<=m"),)]
+    assert 'm=8 in [2,inf] where "n<=m"' in str(graph)
+    assert parse(str(graph)).symbols == graph.symbols
+    for n, m in ((2, 2), (3, 8), (8, 9)):
+        x, y = torch.randn(n, 3), torch.randn(m, 3)
+        torch.testing.assert_close(graph.evaluate(x, y)[0], module(x, y))
+    with pytest.raises(TersorError, match="only right where n<=m, but n = 5 in input 'x' and m = 4 in input 'y'"):
+        graph.evaluate(torch.randn(5, 3), torch.randn(4, 3))
+    with pytest.raises(TersorError, match="only right where n<=m, got n=5, m=4"):
+        bind(graph, {"n": 5, "m": 4})
+
+
+def test_numbers_elsewhere_keep_to_bounds_and_relations() -> None:
+    symbols = (Symbol("n", 4), Symbol("m", 8, relations=(Relation("2*n<=m"),)), Symbol("k", 3, 3, 3))
+    numbers = elsewhere(symbols)
+    assert numbers["n"] != 4
+    assert numbers["m"] != 8
+    assert numbers["k"] == 3
+    assert 2 * numbers["n"] <= numbers["m"]
+
+
+@pytest.mark.parametrize("text", ["n", "n<m<k", "n => m", "n<=m;1", ""])
+def test_relations_are_two_formulas_compared(text: str) -> None:
+    with pytest.raises(TersorError, match="is no relation of extents"):
+        Relation(text)
