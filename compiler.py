@@ -12,7 +12,7 @@ from typing import TypeGuard
 
 from . import passes
 from .checking import Reference, check_agreement, check_formulas
-from .frontend import from_torch
+from .frontend import from_torch, load_onnx
 from .ir import Graph, TersorError, TersorWarning, at_hints, bind, check_numbers, shorten, told, weights_loaded
 from .ir.foreign import Instance, UserObject
 from .passes import PassManager, Pipeline, as_pipeline
@@ -105,9 +105,10 @@ def compile(
     Parameters
     ----------
     graph_or_module
-        A `tersor.ir.Graph`, an ``nn.Module`` or an ``ExportedProgram``; never changed.
+        A `tersor.ir.Graph`, an ``nn.Module`` or an ``ExportedProgram``, never changed; or the path of an ONNX file.
     example_inputs
-        What the module is called with (see `tersor.from_torch`); not needed for the other two.
+        What the module is called with (see `tersor.from_torch`); not needed for a graph or a program, nor for a file
+        that says how large its inputs are.
     target
         A name (see ``tersor targets``) or a `Target`.
     pipeline
@@ -132,10 +133,10 @@ def compile(
         signal-to-noise ratio is reported. False leaves that out.
     dynamic_shapes
         Which extents of a module's inputs a call chooses, see `tersor.from_torch`, for example
-        ``{"x": {0: "batch"}}``.
+        ``{"x": {0: "batch"}}``. For an ONNX file see `tersor.from_onnx`.
     shapes
         The shapes to compile programs for, as numbers of these extents: ``[{"batch": 1}, {"batch": 8}]``, or ``[1, 8]``
-        if there is only one. By default, that of the example inputs.
+        if there is only one. By default, that of the example inputs, which an ONNX file does not have.
 
     Returns
     -------
@@ -154,6 +155,9 @@ def compile(
     folder = None if log_dir is None else Path(log_dir)
     options = CompileOptions(target, pipeline, calibration, tune, folder, threads, check)
     check_data(options.passes, calibration is not None)
+    if isinstance(graph_or_module, str | Path):
+        loaded = load_onnx(Path(graph_or_module), example_inputs, dynamic_shapes, shapes)
+        graph_or_module, example_inputs, dynamic_shapes = loaded.model, loaded.example_inputs, None
     graph = as_graph(graph_or_module, example_inputs, dynamic_shapes)
     if graph.symbols:
         return compile_for_shapes(graph, options, shapes, Reference.of(graph_or_module, graph, example_inputs))

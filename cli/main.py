@@ -128,6 +128,7 @@ def compile(
       tersor compile package.module:factory --target x86:znver4 -p O2 -o model.tersor
       tersor compile model.onnx --shape x=1,3,224,224 -o model.tersor
       tersor compile nets:make --dynamic x=batch,3,224,224 --at batch=1 --at batch=8 -o model.tersor
+      tersor compile model.onnx --dynamic x=batch,3,32*h,32*w --at batch=1,h=7,w=7 -o model.tersor
       tersor compile old.tersor -o new.tersor    (again, from the graph that it contains)
       tersor compile model.pt2 --target arm:cortex-a72 --bundle model-a72.tar.gz
     """
@@ -350,7 +351,9 @@ def _compile(
 
     begin("load")
     wanted = read_numbers(at)
-    graph, loaded = load_named(model, shapes, constants, dynamic)
+    if dynamic and not wanted and Path(model).suffix == ".onnx":
+        raise TersorError("say which shapes to compile programs for, for example --at batch=1")
+    graph, loaded = load_named(model, shapes, constants, dynamic, next(iter(wanted), None))
     source, inputs = (graph, None) if loaded is None else (loaded.model, loaded.example_inputs)
     options = replace(options, calibration=open_data(data, graph))
     if graph.symbols:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ..frontend import LoadedModel
     from ..ir import Graph
     from ..ir.foreign import Json
+
+DimensionsOfInput = dict[int, str] | tuple[str | int, ...]  # names of some dimensions, or what all are
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
 PluginOption = Annotated[
@@ -39,8 +41,8 @@ DynamicOption = Annotated[
     typer.Option(
         "--dynamic",
         metavar="NAME=batch,3,224,224",
-        help="Extents of a module's input that vary, by name among those that do not; for each input that has any. "
-        "A .pt2 file has its own, which get these names.",
+        help="Extents that vary of an input of a module or an ONNX file, by name among those that do not; for each "
+        "input that has any. A .pt2 file has its own, which get these names.",
     ),
 ]
 AtOption = Annotated[
@@ -101,23 +103,27 @@ def read_constants(model: str, given: Sequence[str] | None) -> dict[str, float |
     return constants
 
 
-def read_dynamic(model: str, given: Sequence[str] | None) -> dict[str, dict[int, str]] | None:
+def read_dynamic(model: str, given: Sequence[str] | None) -> dict[str, DimensionsOfInput] | None:
     """Names of dynamic extents by input and dimension, from ``--dynamic``; raises TersorError if they make no sense."""
     from ..ir import TersorError
 
-    is_program = Path(model).suffix == ".pt2"
-    if given and ":" not in model and not is_program:
+    suffix = Path(model).suffix
+    if given and ":" not in model and suffix not in (".pt2", ".onnx"):
         raise TersorError(
-            f"--dynamic is for package.module:factory and .pt2 files; {model} has the shapes that it was saved with"
+            f"--dynamic is for package.module:factory, .pt2 and .onnx files; {model} has the shapes that it was saved "
+            "with"
         )
-    dynamic = {}
+    dynamic: dict[str, DimensionsOfInput] = {}
     for text in given or ():
         name, _, extents = text.rpartition("=")
         parts = extents.split(",")
-        computed = is_program and all(re.fullmatch(r"[\w+*-]+", part) for part in parts)  # as the program has them
+        computed = suffix in (".pt2", ".onnx") and all(re.fullmatch(r"[\w+*-]+", part) for part in parts)
         if not name or not (computed or all(part.isdigit() or part.isidentifier() for part in parts)):
             raise TersorError(f"--dynamic {text}: must be NAME=EXTENT,EXTENT,…, for example x=batch,3,224,224")
-        dynamic[name] = {axis: part for axis, part in enumerate(parts) if part.isidentifier()}
+        if suffix == ".onnx":  # all extents
+            dynamic[name] = tuple(int(part) if part.isdigit() else part for part in parts)
+        else:  # a program has its own, of which symbols alone get names
+            dynamic[name] = {axis: part for axis, part in enumerate(parts) if part.isidentifier()}
     return dynamic or None
 
 
@@ -150,8 +156,12 @@ def load_named(
     shapes: Sequence[str] | None = None,
     constants: Sequence[str] | None = None,
     dynamic: Sequence[str] | None = None,
+    hints: Mapping[str, int] | None = None,
 ) -> tuple[Graph, LoadedModel | None]:
-    """The graph that MODEL names, and the model itself, unless it is the graph of an artifact."""
+    """The graph that MODEL names, and the model itself, unless it is the graph of an artifact.
+
+    ``hints`` are numbers of dynamic extents of an ONNX file (see `from_onnx`).
+    """
     from ..frontend import load_model
     from ..targets.packaging.artifact import is_artifact, load_graph
 
@@ -159,7 +169,7 @@ def load_named(
     dynamic_shapes = read_dynamic(model, dynamic)
     if is_artifact(model):
         return load_graph(model), None
-    loaded = load_model(model, by_name, numbers)
+    loaded = load_model(model, by_name, numbers, dynamic_shapes, hints)
     graph = loaded.to_graph(dynamic_shapes)
     check_dynamic(graph, dynamic)
     return graph, loaded

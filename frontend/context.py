@@ -32,6 +32,8 @@ class Context:
         not a tensor of an element type of the IR.
     used_results
         Which of several results something reads.
+    keeps_constants
+        Whether tensors of no other tensor are to become ops, too, since their shapes may follow from symbols.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -41,6 +43,7 @@ class Context:
         self.strides: tuple[int, ...] | None = None
         self.types: tuple[TensorType | None, ...] = ()
         self.used_results: frozenset[object] = frozenset()
+        self.keeps_constants = False
 
     @property
     def result_type(self) -> TensorType:

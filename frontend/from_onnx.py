@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..ir import Graph, IRError, Structure, Tree, shorten
+from ..ir.foreign import UserObject
 from . import converters as _converters  # noqa: F401  (fills the table of converters)
 from .context import Context
 from .onnx.control_flow import CONTROL_FLOW
 from .onnx.file import Constants, OnnxError, OnnxGraph, OnnxModel, OnnxNode, Shapes, read_onnx
+from .onnx.known import is_known
 from .onnx.registry import OPERATORS
 from .registry import Inexpressible
+from .several_shapes import Conversion, Types, convert_for_symbols
 from .tracer import Tracer
 
 Tensors = Mapping[str, torch.Tensor | None]
@@ -23,7 +28,13 @@ Tensors = Mapping[str, torch.Tensor | None]
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 
-def from_onnx(path: str | Path, shapes: Shapes | None = None, constants: Constants | None = None) -> Graph:
+def from_onnx(
+    path: str | Path,
+    shapes: Shapes | Sequence[Sequence[int]] | None = None,
+    constants: Constants | None = None,
+    dynamic_shapes: UserObject = None,
+    hints: Mapping[str, int] | None = None,
+) -> Graph:
     """Convert an ONNX file to a graph.
 
     Takes the package ``onnx`` (``pip install 'tersor[onnx]'``). What does not depend on the inputs is computed now:
@@ -35,10 +46,19 @@ def from_onnx(path: str | Path, shapes: Shapes | None = None, constants: Constan
     path
         A file of opset 9 to 23. External data is read from within the file's folder only. No code in a file is run.
     shapes
-        For inputs with symbolic dimensions: all extents, by input name.
+        For inputs with symbolic dimensions: all extents, by input name or in the file's order. Those that are dynamic
+        are examples.
     constants
         Numbers, nested lists of them, or arrays, by input name: those inputs have these numbers in all calls, and are
         no inputs of the graph. So they may decide what the model does: ``constants={"sr": 16000}``.
+    dynamic_shapes
+        Which extents of inputs a call chooses, for example ``{"x": {0: "batch", 2: "32*height"}}``: for each input, by
+        name or in the file's order, a dict from dimensions to names, formulas in names, or `torch.export.Dim`, which
+        may give bounds; or a sequence with all dimensions, in which numbers are fixed. ``True`` stands for the symbolic
+        dimensions of the file, with the names that it has for them. The graph then has these ``symbols``. The file is
+        converted at several shapes, and formulas are found for what differs.
+    hints
+        Numbers of the symbols that passes assume, and where conversions begin; by default those of ``shapes``.
 
     Returns
     -------
@@ -55,20 +75,29 @@ def from_onnx(path: str | Path, shapes: Shapes | None = None, constants: Constan
         When the file is no ONNX file, or the package is missing.
     """
     path = Path(path)
-    model = read_onnx(path, shapes or {}, constants or {})
-    return _Importer(path, model).convert()
+    model = read_onnx(path, shapes or {}, constants or {}, dynamic_shapes, hints)
+    if not model.symbols:
+        return _Importer(path, model).convert()
+
+    def convert(types: Types, varying: frozenset[str]) -> Conversion:
+        importer = _Importer(path, replace(model, types=types), varying)
+        graph = importer.convert()
+        return Conversion(graph, {name: tuple(found) for name, found in importer.constants.items()})
+
+    return convert_for_symbols(convert, model.types, model.symbols, str(path))
 
 
 class _Importer:
-    """Builds the graph of one model, node by node."""
+    """Builds the graph of one model, node by node; nodes of the names in ``varying`` compute nothing at once."""
 
-    def __init__(self, path: Path, model: OnnxModel) -> None:
-        self.path, self.model = path, model
+    def __init__(self, path: Path, model: OnnxModel, varying: frozenset[str] = frozenset()) -> None:
+        self.path, self.model, self.varying = path, model, varying
         name = re.sub(r"[^a-z0-9_.\-]", "_", (model.graph.name or path.stem).lower())
         self.built = Graph(name, list(model.types.items()))
         self.context = Context(self.built)
         self.tracer = Tracer(self.context)
         self.problems: list[str] = []
+        self.constants: dict[str, list[tuple[int, ...]]] = {}  # shapes of what was computed at once, by names of nodes
 
     def convert(self) -> Graph:
         """The graph; raises OnnxError with everything that could not be converted."""
@@ -114,6 +143,8 @@ class _Importer:
         except (Inexpressible, IRError, *_MISFITS) as error:
             self._note(node, " ".join(str(error).split()) + self._advice(node))
             return []
+        found = [tuple(one.shape) for one in results if one is not None and is_known(one)]
+        self.constants.setdefault(node.label, []).extend(found)
         for index, name in enumerate(node.outputs):
             if name and (index >= len(results) or results[index] is None) and node.operator not in CONTROL_FLOW:
                 self._note(node, f"its output number {index} is not available")
@@ -126,7 +157,8 @@ class _Importer:
         operator = OPERATORS[node.operator]
         given = {"opset": self.model.opset, "outputs": len(node.outputs)}
         facts = {name: given[name] for name in operator.facts}
-        results = operator.function(*operands, **node.attributes, **facts)
+        with self.tracer.keeping_constants() if node.label in self.varying else nullcontext():
+            results = operator.function(*operands, **node.attributes, **facts)
         return results if isinstance(results, tuple) else (results,)
 
     def _advice(self, node: OnnxNode) -> str:

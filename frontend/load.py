@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,11 @@ class LoadedModel:
 
 
 def load_model(
-    spec: str, shapes: Mapping[str, Sequence[int]] | None = None, constants: Constants | None = None
+    spec: str,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    constants: Constants | None = None,
+    dynamic_shapes: UserObject = None,
+    hints: Mapping[str, int] | None = None,
 ) -> LoadedModel:
     """Load the model that ``spec`` names; no code from a file is ever run.
 
@@ -65,8 +69,8 @@ def load_model(
         Path of a ``.pt2`` file (`torch.export.save`), of an ``.onnx`` file, or of an IR text file with its weights
         beside it, or ``package.module:factory``. The factory, found from the current directory as by ``python -m``,
         takes no arguments and returns ``(module, example_inputs)``.
-    shapes, constants
-        For an ONNX file (see `from_onnx`).
+    shapes, constants, dynamic_shapes, hints
+        For an ONNX file (see `from_onnx`); models of other kinds take dynamic shapes when they become graphs.
 
     Raises
     ------
@@ -77,10 +81,53 @@ def load_model(
     if path.is_dir():
         raise TersorError(f"{spec}: is a directory; name {_KNOWN}")
     if path.exists():
-        return _load_file(path, shapes, constants)
+        return _load_file(path, lambda: from_onnx(path, shapes, constants, dynamic_shapes, hints))
     if ":" in spec:
         return LoadedModel(*_checked_factory_result(spec, call_factory(spec)))
     raise TersorError(f"{spec}: no such file; name {_KNOWN}")
+
+
+def load_onnx(
+    path: Path,
+    example_inputs: ExampleInputs | None = None,
+    dynamic_shapes: UserObject = None,
+    shapes: Sequence[Mapping[str, int] | int] | None = None,
+) -> LoadedModel:
+    """The graph of an ONNX file, and example inputs in its order.
+
+    Parameters
+    ----------
+    example_inputs
+        Tensors, by name or in the order of the file; random ones if omitted.
+    dynamic_shapes
+        Which extents a call chooses (see `from_onnx`).
+    shapes
+        Numbers of these extents that programs are made for; the first are their hints.
+
+    Raises
+    ------
+    TersorError
+        When it is another file, cannot be converted, or the example inputs are not those that it takes.
+    """
+    if path.suffix != ".onnx":
+        raise TersorError(
+            f"{path}: is no ONNX file, of which only a path is enough; load others by torch.export.load or load_ir"
+        )
+    if dynamic_shapes is not None and example_inputs is None and not shapes:
+        raise TersorError(f"{path}: say which shapes to compile programs for, for example shapes=[{{'batch': 1}}]")
+    args, named = ((), {}) if example_inputs is None else split_inputs(example_inputs)
+    if (args and named) or not all(isinstance(one, torch.Tensor) for one in (*args, *named.values())):
+        raise TersorError(f"{path}: example_inputs must be tensors, all by name or all in the order of the inputs")
+    sizes = {name: tuple(one.shape) for name, one in named.items()} if named else [tuple(one.shape) for one in args]
+    first = next(iter(shapes or ()), None)
+    graph = from_onnx(path, sizes, None, dynamic_shapes, first if isinstance(first, Mapping) else None)
+    names = [value.name for value in graph.user_inputs]
+    missing = [name for name in names if name not in named] if named else names[len(args) :]
+    if missing and example_inputs is not None:
+        raise TersorError(f"{path}: example_inputs lack {', '.join(missing)}")
+    if example_inputs is None:
+        return LoadedModel(graph, example_tensors([value.type for value in at_hints(graph).user_inputs]))
+    return LoadedModel(graph, tuple(named[name] for name in names) if named else args)
 
 
 def example_tensors(types: list[TensorType], seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -99,7 +146,7 @@ def _example_tensor(type: TensorType, generator: torch.Generator) -> torch.Tenso
     return torch.full(type.shape, type.dtype is DType.BOOL, dtype=type.dtype.torch)
 
 
-def _load_file(path: Path, shapes: Mapping[str, Sequence[int]] | None, constants: Constants | None) -> LoadedModel:
+def _load_file(path: Path, import_onnx: Callable[[], Graph]) -> LoadedModel:
     if not path.is_file():
         raise TersorError(f"{path}: is not a regular file but a device, pipe or socket; name a file on disk")
     kind = _kind(path)
@@ -111,8 +158,8 @@ def _load_file(path: Path, shapes: Mapping[str, Sequence[int]] | None, constants
     if kind == _COMPILED:
         raise TersorError(f"{path}: is a compiled model already; use it with `tersor run` or `tersor bench`")
     if kind in (_TEXT, _ONNX):
-        graph = load_ir(path) if kind == _TEXT else from_onnx(path, shapes, constants)
-        return LoadedModel(graph, example_tensors([value.type for value in graph.user_inputs]))
+        graph = load_ir(path) if kind == _TEXT else import_onnx()
+        return LoadedModel(graph, example_tensors([value.type for value in at_hints(graph).user_inputs]))
     program = load_program(path)
     if program.example_inputs is not None:
         return LoadedModel(program, _simplest(*program.example_inputs))

@@ -42,6 +42,7 @@ class Tracer(TorchDispatchMode):
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
         self._values: dict[int, tuple[torch.Tensor, Value]] = {}  # by the identity of a tensor, which is kept alive
         self._names: dict[int, str] = {}
+        self._computes = True  # what is called on tensors with numbers only
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -52,6 +53,15 @@ class Tracer(TorchDispatchMode):
                 yield
         finally:
             _LOG.disabled = was_disabled
+
+    @contextmanager
+    def keeping_constants(self) -> Iterator[None]:
+        """Let calls become ops even where all operands have numbers, or where there are none."""
+        self._computes, self.context.keeps_constants = False, True
+        try:
+            yield
+        finally:
+            self._computes, self.context.keeps_constants = True, False
 
     def stand_in(self, value: Value) -> torch.Tensor:
         """A tensor without numbers that stands for ``value``."""
@@ -89,7 +99,7 @@ class Tracer(TorchDispatchMode):
     ) -> Argument:
         kwargs = kwargs or {}
         stand_ins = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
-        if not stand_ins and not is_kept_on_constants(func):
+        if self._computes and not stand_ins and not is_kept_on_constants(func):
             return func(*args, **kwargs)
         adopt(func)
         if func.namespace == "prim":  # PyTorch asks for a tensor's device

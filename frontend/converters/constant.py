@@ -63,7 +63,7 @@ def _computed(overload: OpOverload) -> Converter:
     name = str(overload).split(".")[1]
 
     def convert(ctx: Context, *args: Argument, **options: object) -> Value:
-        if ctx.result_type.symbolic:
+        if ctx.result_type.symbolic or ctx.keeps_constants:
             ctx.refuse(f"its result is {ctx.result_type}; leave that extent out of the dynamic shapes")
         placement = {"device": "cpu", "dtype": ctx.dtype.torch, "pin_memory": False, "layout": torch.strided}
         return ctx.constant(overload(*args, **placement), name)
@@ -90,7 +90,7 @@ def arange(ctx: Context, end: Number, **options: object) -> Value:
 @converter(aten.arange.start, aten.arange.start_step)
 def arange_start_step(ctx: Context, start: Number, end: Number, step: Number = 1, **options: object) -> Value:
     type = ctx.result_type
-    if not type.symbolic:
+    if not type.symbolic and not ctx.keeps_constants:
         return ctx.constant(torch.arange(start, end, step, dtype=type.dtype.torch), "arange")
     numbers = ctx.emit(IotaOp, attrs=IotaOp.attrs_type(count=type.shape[0], dtype=type.dtype))
     if step != 1:

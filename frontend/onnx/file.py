@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...ir import DType, TensorType, TersorError, shorten
+from ...ir import DType, Symbol, TensorType, TersorError, shorten
+from ...ir.foreign import UserObject
 from ...ir.names import suggest
 from . import operators as _operators  # noqa: F401  (fills the table of operators)
 from .known import DTYPES, TYPE_NAMES, Attribute
 from .registry import OPERATORS
+from .symbolic_inputs import symbolic_shapes
 
 if TYPE_CHECKING:
     import onnx
@@ -90,17 +92,28 @@ class OnnxGraph:
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """What an ONNX file holds: the version of the standard operators, the types of inputs, and the graph."""
+    """What an ONNX file holds: the version of the standard operators, the types of inputs, and the graph.
+
+    ``symbols`` are those of the types, where calls choose extents.
+    """
 
     opset: int
     types: Mapping[str, TensorType]
     graph: OnnxGraph
+    symbols: tuple[Symbol, ...] = ()
 
 
-def read_onnx(path: Path, shapes: Shapes, constants: Constants) -> OnnxModel:
+def read_onnx(
+    path: Path,
+    shapes: Shapes | Sequence[Sequence[int]],
+    constants: Constants,
+    dynamic_shapes: UserObject = None,
+    hints: Mapping[str, int] | None = None,
+) -> OnnxModel:
     """Read a file; ``shapes`` says how large the inputs with symbolic dimensions are.
 
-    Inputs that are named in ``constants`` become weights.
+    Inputs that are named in ``constants`` become weights. Those in ``dynamic_shapes`` have symbols (`symbolic_shapes`),
+    of which ``hints`` may give the numbers.
 
     Raises
     ------
@@ -120,6 +133,13 @@ def read_onnx(path: Path, shapes: Shapes, constants: Constants) -> OnnxModel:
 
         model = inliner.inline_local_functions(model)
     reader = _Reader(path, model)
+    shapes = reader.by_name(shapes, constants)
+    symbols: tuple[Symbol, ...] = ()
+    if dynamic_shapes is not None:
+        try:
+            shapes, symbols = symbolic_shapes(dynamic_shapes, reader.declared(constants), shapes, hints or {})
+        except TersorError as error:
+            raise TersorError(f"{path}: {error}") from error
     types, numbers = reader.inputs(shapes, constants)
     graph = reader.graph(model.graph)
     graph = replace(graph, weights={**graph.weights, **numbers})
@@ -131,7 +151,7 @@ def read_onnx(path: Path, shapes: Shapes, constants: Constants) -> OnnxModel:
             reader.problems.append(f"is not a valid ONNX file ({' '.join(str(error).split())[:300]})")
     if reader.problems:
         raise OnnxError(path, reader.problems)
-    return OnnxModel(reader.opset, types, graph)
+    return OnnxModel(reader.opset, types, graph, symbols)
 
 
 def _check_package() -> None:
@@ -189,6 +209,21 @@ class _Reader:
             {name: tensor for name, tensor in numbers.items() if tensor is not None},
         )
 
+    def by_name(self, shapes: Shapes | Sequence[Sequence[int]], constants: Constants) -> Shapes:
+        """Shapes by input name, which may be given in the order of the inputs."""
+        if isinstance(shapes, Mapping):
+            return shapes
+        names = list(self.declared(constants))
+        if len(shapes) > len(names):
+            raise TersorError(f"{self.path}: has {len(names)} inputs ({', '.join(names)}), but {len(shapes)} are given")
+        return dict(zip(names, shapes, strict=False))
+
+    def declared(self, constants: Constants) -> dict[str, list[Any] | None]:
+        """Extents of the inputs that are neither weights nor constants; names, or ``?``, for symbolic dimensions."""
+        weights = {one.name for one in self.model.graph.initializer}
+        inputs = [one for one in self.model.graph.input if one.name not in weights and one.name not in constants]
+        return {one.name: _extents(one) for one in inputs}
+
     def _numbers(self, proto: onnx.ValueInfoProto, given: Attribute) -> torch.Tensor | None:
         """A constant in the place of an input; a single number where the input is a tensor of one element, too."""
         try:
@@ -210,7 +245,7 @@ class _Reader:
         if not proto.type.HasField("tensor_type") or kind.elem_type not in DTYPES:
             self.problems.append(f"input {name!r} is no tensor of an element type that is supported")
             return None
-        declared: list[Any] = [one.dim_value if one.dim_value > 0 else one.dim_param or "?" for one in kind.shape.dim]
+        declared = _extents(proto) or []
         shown = f"[{','.join(map(str, declared))}]" if kind.HasField("shape") else "of any rank"
         extents = declared if given is None else list(given)
         example = ",".join(str(extent) if isinstance(extent, int) else "N" for extent in declared) or "…"
@@ -307,6 +342,14 @@ class _Reader:
         if dtype is torch.bfloat16:
             return torch.from_numpy(array.view("int16").copy()).view(dtype)
         return torch.from_numpy(array.copy())
+
+
+def _extents(proto: onnx.ValueInfoProto) -> list[Any] | None:
+    """What a file says of an input's shape; None if it says nothing."""
+    kind = proto.type.tensor_type
+    if not kind.HasField("shape"):
+        return None
+    return [one.dim_value if one.dim_value > 0 else one.dim_param or "?" for one in kind.shape.dim]
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:

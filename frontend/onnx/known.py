@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..registry import Inexpressible
 
@@ -57,15 +58,21 @@ def known(x: Attribute) -> Attribute:
     """A tensor's numbers, nested in lists; what is no tensor, as it is."""
     if not is_known(x):
         refuse("an input that says a shape, an axis or the like depends on the data")
-    return x.tolist() if isinstance(x, torch.Tensor) else x
+    if not isinstance(x, torch.Tensor):
+        return x
+    with _disable_current_modes():  # it is no op of the graph, whatever becomes of the results
+        return x.tolist()
 
 
 def numbers(x: torch.Tensor | Sequence[Attribute] | int | float | None) -> list[Attribute]:
     """All numbers of a tensor or an attribute; none for None."""
-    flat = known(x.reshape(-1) if isinstance(x, torch.Tensor) else x)
-    if flat is None:
-        return []
-    return list(flat) if isinstance(flat, list | tuple) else [flat]
+    return [] if x is None else _flat(known(x))
+
+
+def _flat(nested: Attribute) -> list[Attribute]:
+    if not isinstance(nested, list | tuple):
+        return [nested]
+    return [number for one in nested for number in _flat(one)]
 
 
 def number(x: Attribute) -> Attribute:

@@ -32,8 +32,9 @@ def constant(
 
 @operator("ConstantOfShape")
 def constant_of_shape(shape: Tensor, *, value: Tensor | None = None) -> Tensor:
-    filling = torch.zeros(1) if value is None else value
-    return torch.full(numbers(shape), filling.item(), dtype=filling.dtype)
+    if value is None:
+        return torch.zeros(numbers(shape))
+    return torch.full(numbers(shape), number(value), dtype=value.dtype)
 
 
 @operator("Range")
