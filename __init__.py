@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import ir
     from .compiler import compile, run_passes
     from .compression.compress import compress
+    from .compression.sensitivity.analyze import analyze_sensitivity
     from .frontend import Arguments, from_onnx, from_torch
     from .ir import TersorError
     from .passes import list_passes, register_pass
@@ -25,6 +26,7 @@ _MODULES = {
     "CalibrationData": ".passes.calibration",
     "TersorError": ".ir",
     "compile": ".compiler",
+    "analyze_sensitivity": ".compression.sensitivity.analyze",
     "compress": ".compression.compress",
     "from_onnx": ".frontend",
     "from_torch": ".frontend",

@@ -152,7 +152,7 @@ def _existing(log_dir: Path) -> Path:
 
 
 def _describe(workload: Workload, record: Record) -> dict[str, Json]:
-    from ..targets.templates.codec import encode
+    from ..ir.codec import encode
 
     outcome = record.outcome
     return {

@@ -20,6 +20,7 @@ import typer
 import typer.core
 from rich.console import Console
 
+from .analyze import analyze
 from .compress import compress
 from .log import log
 from .opt import opt
@@ -86,6 +87,7 @@ app = typer.Typer(
 
 app.command(rich_help_panel=MAKE)(compress)
 app.command(rich_help_panel=LOOK)(opt)
+app.add_typer(analyze, rich_help_panel=LOOK)
 app.command(rich_help_panel=TUNE)(tune)
 app.add_typer(log, rich_help_panel=TUNE)
 app.command(rich_help_panel=SERVE)(rpc_tracker)

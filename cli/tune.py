@@ -121,7 +121,7 @@ def tune(
 
 def describe(result: TuningResult) -> dict[str, Json]:
     """A session's result as JSON types; what was not timed is null."""
-    from ..targets.templates.codec import encode
+    from ..ir.codec import encode
 
     described: dict[str, Json] = encode(
         {

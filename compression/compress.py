@@ -13,7 +13,7 @@ from ..ir.foreign import UserObject
 from ..passes.calibration import read_calibration
 from ..passes.manager import check_data
 from ..targets import Target
-from .evaluation import Evaluation, Model
+from .evaluation import Model, as_evaluation
 from .plan import make_plan
 from .result import Compressed
 from .session import Job, Session, StepObserver
@@ -92,20 +92,12 @@ def compress(
         target=record,
         threads=threads,
         data=read_calibration(data, graph, "data"),
-        evaluation=_as_evaluation(evaluate),
+        evaluation=as_evaluation(evaluate),
         max_drop=max_drop,
         log_dir=None if log_dir is None else Path(log_dir),
         output=None if output is None else Path(output),
     )
     return Session(job, observer or StepObserver()).run()
-
-
-def _as_evaluation(evaluate: UserObject) -> Evaluation | None:
-    if evaluate is None or isinstance(evaluate, Evaluation):
-        return evaluate
-    if not callable(evaluate):
-        raise TersorError(f"evaluate must be a function that takes a model, not a {type(evaluate).__name__}")
-    return Evaluation(evaluate, getattr(evaluate, "__name__", "evaluate"))
 
 
 def check_max_drop(max_drop: float | None, has_evaluate: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -80,12 +80,13 @@ def compiled_model(executable: Executable) -> Model:
     return Model(executable, shapes, weights_of(executable.graph))
 
 
-def interpreted_model(graph: Graph) -> Model:
-    """What a graph means, where its code does not run."""
+def interpreted_model(graph: Graph, evaluate: Callable[..., Sequence[torch.Tensor]] | None = None) -> Model:
+    """What a graph means, where its code does not run; ``evaluate`` computes its outputs if not the interpreter."""
+    evaluate = evaluate or graph.evaluate
 
     def run(*inputs: Array) -> UserObject:
         as_arrays = bool(inputs) and isinstance(inputs[0], np.ndarray)
-        outputs: list[Array] = list(graph.evaluate(*(torch.as_tensor(value) for value in inputs)))
+        outputs: list[Array] = list(evaluate(*(torch.as_tensor(value) for value in inputs)))
         if as_arrays:
             outputs = [output.numpy() for output in outputs]
         return graph.returned(outputs)
@@ -128,6 +129,15 @@ class Evaluation:
         if not math.isfinite(number):
             raise TersorError(f"{self.name}: returned {float(number)}; return a finite number, larger for better")
         return float(number)
+
+
+def as_evaluation(evaluate: UserObject) -> Evaluation | None:
+    """What a user gives for ``evaluate``; None for nothing."""
+    if evaluate is None or isinstance(evaluate, Evaluation):
+        return evaluate
+    if not callable(evaluate):
+        raise TersorError(f"evaluate must be a function that takes a model, not a {type(evaluate).__name__}")
+    return Evaluation(evaluate, getattr(evaluate, "__name__", "evaluate"))
 
 
 def open_evaluation(name: str | None) -> Evaluation | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..ir.files import write_text
 from .charts import Chart
@@ -19,7 +19,17 @@ def write_page(compressed: Compressed, path: Path) -> Path:
 
 
 def render(compressed: Compressed) -> str:
-    """The page as text: ``page.html``, which turns everything that is not its own into harmless text."""
+    """The page as text: ``page.html``."""
+    return template("page.html").render(
+        result=compressed,
+        notices=_notices(compressed),
+        styles=[_style(compressed, index) for index in range(len(compressed.steps))],
+        charts=_charts(compressed),
+    )
+
+
+def template(name: str) -> Template:
+    """A page by its path in this folder; it turns everything that is not its own into harmless text."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -28,12 +38,7 @@ def render(compressed: Compressed) -> str:
         lstrip_blocks=True,
     )
     templates.filters |= {"score": score_text, "score_change": score_change}
-    return templates.get_template("page.html").render(
-        result=compressed,
-        notices=_notices(compressed),
-        styles=[_style(compressed, index) for index in range(len(compressed.steps))],
-        charts=_charts(compressed),
-    )
+    return templates.get_template(name)
 
 
 def _notices(compressed: Compressed) -> Iterator[str]:

@@ -24,36 +24,25 @@ error, on the first calibration batch or on seeded random inputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 
-from ...ir import Graph, Op, Rewriter, TersorError, Value, graph_of, weights_loaded
-from ...ir.ops import FusedOp, LayerOp, RelayoutOp
+from ...ir import Graph, Op, Rewriter, TersorError, weights_loaded
+from ...ir.ops import FusedOp, RelayoutOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
-from ..matching import part_name, replace
 from ..numeric import first_batch, largest_deviation
 from ..referee import Keep, Referee, Trial, Verdict, output_errors
 from ..registry import register_pass
 from ..unfuse import take_apart
 from .candidate import find_candidates
-from .methods import Factorization, Ranks
+from .chain import RULE as _RULE
+from .chain import Chain, alone, put_chains
+from .methods import Ranks
 from .methods.registry import METHODS
 from .ranks import Request, parse_rank_rule
 from .ranks.registry import RANK_RULES
-
-_RULE = "low-rank"
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """What a layer is to be replaced by; layers that share a weight share ``factors`` and ``weights``."""
-
-    factors: Factorization
-    ranks: Ranks
-    weights: tuple[torch.Tensor, ...]
 
 
 @register_pass(_RULE, purpose="factorize")
@@ -65,7 +54,7 @@ class LowRank(Pass):
     method
         How a layer is factorized: ``svd``, ``spatial``, ``tucker2``.
     ranks
-        How ranks are chosen: ``vbmf``, ``energy:0.9``, ``macs:0.5``, ``fixed:32``.
+        How ranks are chosen: ``vbmf``, ``energy:0.9``, ``macs:0.5``, ``fixed:32``, ``sensitivity:scan.json``.
     keep
         Whether only layers stay that the target measures faster, or all.
     multiple
@@ -112,25 +101,25 @@ class LowRank(Pass):
         if any(isinstance(op, FusedOp) for op in graph.ops):
             return Result(rewriter.changed, ("left out by the bisection limit",))
         twins: dict[Op | None, Op] = dict(zip(planned.ops, graph.ops, strict=True))
-        _replace(graph, {twins[op]: chain for op, chain in kept.items()}, rewriter)
+        put_chains(graph, {twins[op]: chain for op, chain in kept.items()}, rewriter)
         return Result(rewriter.changed, (*notes, whole.note), (Fuse(),) if fused else ())
 
-    def _chains(self, graph: Graph, context: PassContext, rewriter: Rewriter) -> dict[Op, _Chain]:
+    def _chains(self, graph: Graph, context: PassContext, rewriter: Rewriter) -> dict[Op, Chain]:
         """What each layer is to become that does fewer multiply-adds then; all others are refused."""
         candidates, refused = find_candidates(graph, METHODS.find(self.method))
         for op, reason in refused:
             rewriter.refuse(_RULE, op, reason)
         request = Request(graph.cost().macs, self.multiple or context.lanes(1))
         chosen = parse_rank_rule(self.ranks).choose(candidates, request)
-        chains: dict[Op, _Chain] = {}
+        chains: dict[Op, Chain] = {}
         for candidate, ranks in zip(candidates, chosen, strict=True):
             reason = _pointless(candidate.macs, ranks, 0 if ranks is None else candidate.macs_at(ranks))
             if reason or ranks is None:
                 for op in candidate.layers:
                     rewriter.refuse(_RULE, op, reason)
                 continue
-            weights = tuple(one.float() for one in candidate.factors.weights(ranks))
-            chains.update((op, _Chain(candidate.factors, ranks, weights)) for op in candidate.layers)
+            chain = Chain.cut(candidate.factors, ranks)
+            chains.update((op, chain) for op in candidate.layers)
         return dict(sorted(chains.items(), key=lambda item: graph.ops.index(item[0])))
 
 
@@ -146,11 +135,9 @@ def _shown(ranks: Ranks) -> str:
     return "x".join(map(str, ranks))
 
 
-def _judge(
-    graph: Graph, chains: dict[Op, _Chain], referee: Referee, batch: Sequence[torch.Tensor]
-) -> dict[Op, Verdict]:
+def _judge(graph: Graph, chains: dict[Op, Chain], referee: Referee, batch: Sequence[torch.Tensor]) -> dict[Op, Verdict]:
     """The referee's verdict on each chain by itself."""
-    pairs = {op: _pair(op, chain) for op, chain in chains.items()}
+    pairs = {op: alone(op, chain) for op, chain in chains.items()}
     errors = output_errors(graph, {op: after for op, (_, after) in pairs.items()}, batch)
     return {
         op: referee.judge(
@@ -160,38 +147,10 @@ def _judge(
     }
 
 
-def _pair(op: Op, chain: _Chain) -> tuple[Graph, Graph]:
-    """The layer alone, and its chain alone."""
-    before = graph_of(op)
-    after = before.clone()
-    _replace(after, {after.outputs[0].op: chain}, Rewriter(after))
-    return before, after
-
-
 def _judge_whole(
-    graph: Graph, planned: Graph, kept: dict[Op, _Chain], referee: Referee, batch: Sequence[torch.Tensor]
+    graph: Graph, planned: Graph, kept: dict[Op, Chain], referee: Referee, batch: Sequence[torch.Tensor]
 ) -> Verdict:
     changed, mapping = planned.clone_with_map()
-    _replace(changed, {mapping[op.results[0]].op: chain for op, chain in kept.items()}, Rewriter(changed))
+    put_chains(changed, {mapping[op.results[0]].op: chain for op, chain in kept.items()}, Rewriter(changed))
     error = largest_deviation(graph, changed, [batch])
     return referee.judge_whole(graph, changed, f"before fine-tuning, {error}" if error else "")
-
-
-def _replace(graph: Graph, chains: dict[Op | None, _Chain], rewriter: Rewriter) -> None:
-    """Replace layers by their chains; those that shared a weight share its factors, which stand before the first."""
-    made: dict[Factorization, list[Value]] = {}
-    for op in graph.ops:
-        if op not in chains or not isinstance(op, LayerOp) or not rewriter.commit(_RULE, op):
-            continue
-        chain = chains[op]
-        parts, attrs = chain.factors.parts, chain.factors.attrs(op)
-        if chain.factors not in made:
-            made[chain.factors] = [
-                rewriter.weight(weight, part_name(op.weight, part))
-                for weight, part in zip(chain.weights, parts, strict=True)
-            ]
-        value, weights = op.x, made[chain.factors]
-        for index, weight in enumerate(weights):
-            bias = op.bias if index == len(weights) - 1 else None
-            value = rewriter.create(type(op), (value, weight, bias), attrs[index]).result
-        replace(rewriter, op, value)

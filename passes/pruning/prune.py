@@ -16,10 +16,10 @@ A channel goes with everything that belongs to it: the filter that makes it, its
 all weights that read it, and the channels of other layers that are added to it or otherwise tied (see `groups`). The
 result is the network whose weights are zero at all these places, without the zeros. What is left is chosen by one
 threshold for the whole network, or one share for all layers (`select`), on the scores of a criterion (`criteria`), such
-that what may be left is met (`budgets`, `layer_shares`); with ``latency`` by measured time (`by_time`). With
-``reconstruct`` the layers that read pruned channels get other weights, by least squares on calibration data
-(`rebuild`). With ``rounds`` all of this is done step by step, with training in between (`rounds`): channels that are
-gone stay gone.
+that what may be left is met (`budgets`, `layer_shares`); with ``latency`` by measured time (`by_time`), with
+``sensitivity`` by what each group costs alone (`equal_loss`). With ``reconstruct`` the layers that read pruned channels
+get other weights, by least squares on calibration data (`rebuild`). With ``rounds`` all of this is done step by step,
+with training in between (`rounds`): channels that are gone stay gone.
 
 Groups made by ``fuse`` are taken apart first and fused again afterwards. Layers whose channels reach an output of the
 graph, or an op that reads all channels together (layer normalisation, softmax, attention), stay as they are; the report
@@ -50,11 +50,13 @@ from ..numeric import CalibrationBatches, first_batch, largest_deviation
 from ..referee import Keep, Referee
 from ..registry import register_pass
 from ..report import Staircase
+from ..sensitivity import read_scan
 from ..unfuse import take_apart
 from .budgets import Remainder, channels_budget, macs_budget, params_budget
 from .by_time import Clock
 from .criteria import Scoring, find_criterion, needs_data, score
 from .criteria.registry import CRITERIA
+from .equal_loss import Losses, loss_note, losses_of_groups
 from .groups import ChannelGroup, ChannelMap, find_channels
 from .layer_shares import shares_of_groups
 from .rebuild import Rebuilder
@@ -95,6 +97,9 @@ class PruneChannels(Pass):
     reconstruct
         How channels are chosen by what the next layers return, which are then fitted by least squares on calibration
         data; refit keeps the choice of the criterion, without this nothing is fitted.
+    sensitivity
+        A file that ``tersor analyze sensitivity`` wrote: every group loses what costs it the same by itself, and the
+        criterion says which channels these are.
     skip
         Names of layers that keep all their channels; ``*`` stands for anything, as in ``skip=[features.0,layer4.*]``.
     scope
@@ -122,6 +127,7 @@ class PruneChannels(Pass):
     ratio: float | dict[str, float] | None = None
     loss: str | None = None
     reconstruct: Annotated[str | None, RECONSTRUCTIONS] = None
+    sensitivity: str | None = None
     skip: tuple[str, ...] = ()
     scope: Scope = Scope.GLOBAL
     schedule: PruningSchedule = PruningSchedule.UNIFORM
@@ -157,6 +163,13 @@ class PruneChannels(Pass):
             raise ValueError("train is for what happens between rounds; ask for rounds=2 or more")
         if self.schedule is not PruningSchedule.UNIFORM and self.scope is Scope.GLOBAL:
             raise ValueError("schedule=triangle needs scope=layer; with scope=global one threshold decides")
+        if self.sensitivity is not None:
+            if self.scope is Scope.LAYER or self.latency is not None:
+                other = "scope=layer" if self.scope is Scope.LAYER else "latency"
+                raise ValueError(f"sensitivity decides how much of each layer goes; leave {other} out")
+            if isinstance(self.ratio, dict) and self.macs is self.params is None:
+                raise ValueError("sensitivity needs macs or params beside a table of ratios: what is left to share out")
+            read_scan(self.sensitivity)
         find_criterion(self.criterion)
         if self.reconstruct is not None:
             RECONSTRUCTIONS.find(self.reconstruct)
@@ -206,6 +219,8 @@ class PruneChannels(Pass):
         """What goes, round by round; ``graph`` stays as it is."""
         plan = _Plan([np.ones(group.size, bool) for group in channels.groups])
         fixed = shares_of_groups(channels, self.skip, self._ratios_of_layers(), self.floor)
+        if self.sensitivity is not None:
+            plan.losses = losses_of_groups(channels, self.sensitivity, fixed)
         if self.latency is not None and context.latency is not None:
             limits = Limits(self.floor, self.multiple or context.lanes(1))
             skipped = frozenset(index for index, share in fixed.items() if not share)
@@ -228,6 +243,8 @@ class PruneChannels(Pass):
                 if train is not None:
                     plan.numbers = trained(graph, channels, stay(channels, plan.masks), plan.numbers, train)
         plan.notes = plan.notes or _group_notes(channels, plan.masks)
+        if plan.losses:
+            plan.notes = (loss_note(plan.losses, plan.masks), *plan.notes)
         if plan.clock is not None:
             plan.notes = (*plan.clock.notes, *plan.notes)
         if self.rounds > 1:
@@ -284,7 +301,7 @@ class PruneChannels(Pass):
                 shares.setdefault(index, share)
         limits = Limits(self.floor, self.multiple or context.lanes(1))
         budgets = tuple(self._budgets(graph, channels, part))
-        wanted = Wanted(budgets, limits, self.scope, self.schedule, shares)
+        wanted = Wanted(budgets, limits, self.scope, self.schedule, shares, plan.losses)
         if plan.clock is not None and self.latency is not None:
             return plan.clock.choose(scores, wanted, plan.masks, self.latency**part)
         return select(channels, scores, wanted, plan.masks)
@@ -323,12 +340,15 @@ class _Plan:
         Lines for the report.
     clock
         Chooses by time, if that is asked for.
+    losses
+        What groups cost by themselves, if a scan was given.
     """
 
     masks: Masks
     numbers: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     clock: Clock | None = None
+    losses: Losses = field(default_factory=dict)
 
 
 def _function(spec: str | None, purpose: str) -> Callable[..., UserObject] | None:

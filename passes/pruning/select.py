@@ -2,9 +2,10 @@
 
 With ``scope=global`` this number is a threshold: of each group, the channels whose score is above it stay. With
 ``scope=layer`` it is the share of channels that each group loses, whatever their scores in other groups are; a schedule
-gives later groups a larger share. The most important channels of a group stay, but at least a fraction (``floor``), at
-least one, and rounded up to a multiple (``multiple``) of filters, so that the target's vectors are full. What a budget
-counts can only fall as the number rises, so the lowest one that meets all budgets is found by bisection.
+gives later groups a larger share. With losses of a scan (`equal_loss`) it is the loss that each group may cause alone.
+The most important channels of a group stay, but at least a fraction (``floor``), at least one, and rounded up to a
+multiple (``multiple``) of filters, so that the target's vectors are full. What a budget counts can only fall as the
+number rises, so the lowest one that meets all budgets is found by bisection.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from ...ir import TersorError
 from .budgets import Remainder
+from .equal_loss import Losses
 from .groups import ChannelGroup, ChannelMap
 
 _SHARES = 2048  # steps of the share of channels that go, for ``scope=layer``
@@ -81,6 +83,8 @@ class Wanted:
         See the module.
     shares
         Shares of channels that go, by index of the group, of groups that no budget decides about.
+    losses
+        By index of each other group, what it costs when 1, 2, … of its channels go, ascending; none to go by scores.
     """
 
     budgets: tuple[Remainder, ...]
@@ -88,6 +92,7 @@ class Wanted:
     scope: Scope = Scope.GLOBAL
     schedule: PruningSchedule = PruningSchedule.UNIFORM
     shares: Mapping[int, float] = field(default_factory=dict)
+    losses: Losses = field(default_factory=dict)
 
 
 def select(
@@ -152,6 +157,16 @@ def _levels(
 
     if not choice.budgets or not free:
         return 1, lambda index, level: fixed(index) if index in shares else there[index]
+    if choice.losses:
+        allowed = np.unique(np.concatenate([one[np.isfinite(one)] for one in choice.losses.values()]))
+
+        def by_loss(index: int, level: int) -> int:
+            if index in shares:
+                return fixed(index)
+            gone = int(np.searchsorted(choice.losses[index], allowed[level - 1], side="right")) if level else 0
+            return min(there[index], groups[index].size - gone)
+
+        return len(allowed) + 1, by_loss
     if choice.scope is Scope.LAYER:
         weights = choice.schedule.weights(len(groups))
         most = 1 / weights[free].min()
@@ -194,7 +209,8 @@ def stay(channels: ChannelMap, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np
 
 def _fail(choice: Wanted, kept: NDArray[np.bool_]) -> None:
     budget = next(one for one in choice.budgets if not one.is_met(kept))
-    bounds = f"(floor={choice.limits.floor:g}, in multiples of {choice.limits.multiple})"
+    scanned = ", as far as the scan goes" if choice.losses else ""
+    bounds = f"(floor={choice.limits.floor:g}, in multiples of {choice.limits.multiple}{scanned})"
     if kept.all():
         raise TersorError(
             f"nothing to prune: no group may shrink {bounds}; ask for a lower floor or multiple"

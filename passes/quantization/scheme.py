@@ -76,22 +76,22 @@ class IntegerLayer:
     scales: torch.Tensor
 
 
-def weight_scales(weight: torch.Tensor) -> torch.Tensor:
-    """float64 scale of each output channel (dimension 0): the largest magnitude becomes 127."""
-    largest = weight.double().flatten(1).abs().amax(1)
-    return (largest / LARGEST_WEIGHT).clamp(min=_SMALLEST_SCALE)
+def weight_scales(weight: torch.Tensor, largest: int = LARGEST_WEIGHT) -> torch.Tensor:
+    """float64 scale of each output channel (dimension 0): its largest magnitude becomes the integer ``largest``."""
+    magnitudes = weight.double().flatten(1).abs().amax(1)
+    return (magnitudes / largest).clamp(min=_SMALLEST_SCALE)
 
 
-def rounded_weight(weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+def rounded_weight(weight: torch.Tensor, scales: torch.Tensor, largest: int = LARGEST_WEIGHT) -> torch.Tensor:
     """The integers of a weight, as float64, for scales of its dimension 0."""
     steps = weight.double() / _per_channel(scales, weight)
-    return steps.round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
+    return steps.round().clamp(-largest, largest)
 
 
-def representable_weight(weight: torch.Tensor) -> torch.Tensor:
-    """A weight after rounding to integers and back, as float64."""
-    scales = weight_scales(weight)
-    return rounded_weight(weight, scales) * _per_channel(scales, weight)
+def representable_weight(weight: torch.Tensor, largest: int = LARGEST_WEIGHT) -> torch.Tensor:
+    """A weight after rounding to integers up to ``largest`` and back, as float64."""
+    scales = weight_scales(weight, largest)
+    return rounded_weight(weight, scales, largest) * _per_channel(scales, weight)
 
 
 def integer_layer(weight: torch.Tensor, bias: torch.Tensor | None, input_scale: float) -> IntegerLayer:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ...ir import TersorError
+from ...ir.codec import CodecError, decode, encode
 from ...ir.foreign import Json
 from ..machines.catalog import TARGETS
 from ..machines.target import Gpu, Target
 from ..runtime.model_info import ModelInfo
-from ..templates.codec import CodecError, decode, encode
 
 SCHEMA = 4  # 3 had one program, 2 neither states nor structure
 _OLDEST, _LAST_OF_ONE_PROGRAM = 2, 3

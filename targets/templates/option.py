@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...ir.codec import CodecError, UnknownNameError, decode
 from ...ir.foreign import Annotation, Instance, Json
-from .codec import CodecError, UnknownNameError, decode
 from .registry import Knobs, Spec, knobs_type, spec_type
 
 

@@ -19,8 +19,8 @@ from itertools import groupby
 from pathlib import Path
 
 from ...ir import TersorError
+from ...ir.codec import CodecError, UnknownNameError, decode, encode
 from ...ir.foreign import Json
-from ..templates.codec import CodecError, UnknownNameError, decode, encode
 from ..templates.registry import TEMPLATES, template_version
 from .records import SCHEMA, Record
 

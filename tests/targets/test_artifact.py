@@ -17,6 +17,7 @@ import torch
 
 import tersor
 from tersor.ir import Graph, structurally_equal
+from tersor.ir.codec import encode
 from tersor.targets import Cpu, Executable, Gpu, list_targets
 from tersor.targets.machines.catalog import TARGETS, resolve_cpu
 from tersor.targets.machines.features import required_features
@@ -27,7 +28,6 @@ from tersor.targets.packaging.artifact import CODE, CONSTANTS, GRAPH, MANIFEST, 
 from tersor.targets.packaging.checks import check_target
 from tersor.targets.packaging.manifest import SCHEMA, ArtifactError, Manifest
 from tersor.targets.runtime.virtual_machine import LinkedCode
-from tersor.targets.templates.codec import encode
 
 from .forged import contents, read_manifest, rewrite
 

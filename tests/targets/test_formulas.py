@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tersor.ir import DType, Graph, TensorType, ops
+from tersor.ir.codec import encode
 from tersor.targets.machines.catalog import resolve_cpu
-from tersor.targets.templates.codec import encode
 from tersor.targets.templates.loops.formula import OpSpec, build_op
 from tersor.tests.random_graphs import GraphBuilder
 

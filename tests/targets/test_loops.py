@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tersor.ir import DType, TensorType, ops
+from tersor.ir.codec import encode
 from tersor.targets.codegen.options import Options
 from tersor.targets.machines.catalog import resolve_cpu
-from tersor.targets.templates.codec import encode
 from tersor.targets.templates.loops import AdaptivePoolSpec, IntegerReduceSpec, LoopKnobs
 from tersor.targets.templates.option import Option, Workload
 from tersor.tests.random_graphs import GraphBuilder

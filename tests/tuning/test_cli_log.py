@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tersor.cli.main import main
+from tersor.ir.codec import encode
 from tersor.targets.codegen.options import Options
 from tersor.targets.machines.catalog import resolve_cpu
-from tersor.targets.templates.codec import encode
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.targets.templates.option import Workload
 from tersor.targets.tuning.log import append, log_files, read_log

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tersor.ir import DType, Graph, TensorType, Value, ops
+from tersor.ir.codec import decode, encode
 from tersor.passes import run_passes
 from tersor.targets import compile_graph
 from tersor.targets.codegen.lowering import lower
 from tersor.targets.machines.catalog import resolve_cpu
-from tersor.targets.templates.codec import decode, encode
 from tersor.targets.templates.option import Workload
 from tersor.targets.tuning.extract import extract_tasks
 from tersor.targets.tuning.task import Task, check_outputs, seeded_graph, seeded_inputs

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from tersor.cli import log_management as manage
+from tersor.ir.codec import encode
 from tersor.targets.codegen.options import Options
 from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.templates import registry
-from tersor.targets.templates.codec import encode
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.targets.templates.option import Option, Workload
 from tersor.targets.tuning import log, tuned

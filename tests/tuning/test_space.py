@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tersor.ir import Graph, TensorType, ops
+from tersor.ir.codec import CodecError, UnknownNameError, decode, encode
 from tersor.passes import run_passes
 from tersor.targets import compile_graph
 from tersor.targets.codegen.options import Options
 from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.templates import registry
-from tersor.targets.templates.codec import CodecError, UnknownNameError, decode, encode
 from tersor.targets.templates.conv2d import depthwise, winograd
 from tersor.targets.templates.conv2d import tiling as conv2d_tiling
 from tersor.targets.templates.conv2d.spec import Conv2dSpec

@@ -62,3 +62,8 @@ class Factorization(ABC):
 METHODS: NameTable[type[Factorization]] = NameTable("method", family="low-rank")
 
 register_method = METHODS.register
+
+
+def name_of_method(factors: Factorization) -> str:
+    """What the method of a factorization is registered as."""
+    return next(name for name, kind in METHODS.entries.items() if type(factors) is kind)

@@ -1,4 +1,4 @@
 """Rules for ranks: one a file."""
 
-from . import energy, fixed, macs, vbmf  # registers rules
+from . import energy, fixed, macs, sensitivity, vbmf  # registers rules
 from .registry import Choice, RankRule, Request, parse_rank_rule, register_rank_rule

@@ -132,7 +132,7 @@ def test_full_rank_is_refused():
         ("fixed:1.5", "ranks=fixed:1.5: expected an integer, got '1.5'"),
         ("vbmf:3", "rank rule vbmf takes no number, got 'vbmf:3'"),
         ("energi:0.9", "unknown rank rule 'energi'; did you mean 'energy'?"),
-        ("8", "unknown rank rule '8'; known: energy, fixed, macs, vbmf"),
+        ("8", "unknown rank rule '8'; known: energy, fixed, macs, sensitivity, vbmf"),
     ],
 )
 def test_mistakes(ranks: str, message: str):

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from ...ir import IRError, TensorType
-from ...ir.errors import shorten
-from ...ir.foreign import Annotation, Instance, Json
+from .errors import IRError, shorten
+from .foreign import Annotation, Instance, Json
+from .types import TensorType
 
 _LARGEST = 2**63  # beyond all integers
 _NAMES: dict[Annotation, str] = {int: "a whole number", str: "text", bool: "true or false", types.NoneType: "null"}
