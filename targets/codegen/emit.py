@@ -222,7 +222,7 @@ _FUNCTIONS: dict[type[Op], Callable[..., Expr]] = {
     ir_ops.TanhOp: vector_math.tanh,
     ir_ops.ExpOp: vector_math.exp,
     ir_ops.ErfOp: vector_math.erf,
-    ir_ops.LogOp: tirx.log,
+    ir_ops.LogOp: vector_math.log,
     ir_ops.Log1pOp: vector_math.log1p,
     ir_ops.Expm1Op: vector_math.expm1,
     ir_ops.SinOp: tirx.sin,

@@ -41,6 +41,18 @@ def test_exp_beyond_the_range_of_float32():
     torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_log_is_within_two_units_in_the_last_place(target):
+    x = torch.cat([torch.logspace(-44.5, 38.5, 20_011), torch.linspace(0.5, 2.0, 20_011)])
+    exact = x.double().log()
+    unit = torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent.clamp(min=-125) - 24)
+    assert ((apply(vector_math.log, x, target).double() - exact).abs() / unit)[x != 1].max() <= 2
+    inf, nan = float("inf"), float("nan")
+    special = torch.tensor([0.0, -0.0, 1.0, inf, -inf, nan, -1.0, -1e-45, 1e-45])
+    expected = torch.tensor([-inf, -inf, 0.0, inf, nan, nan, nan, nan, -103.278929903431851103])
+    torch.testing.assert_close(apply(vector_math.log, special, target), expected, rtol=2e-7, atol=0, equal_nan=True)
+
+
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     """PyTorch's; of -inf it is infinity times 0, so NaN."""
     return torch.nn.functional.gelu(x, approximate="tanh")

@@ -4,8 +4,9 @@ TVM's own ``exp``, ``tanh`` and ``erf`` turn into one libm call for each lane. T
 a whole vector. They are written while a PrimFunc is being built (intermediate values are bound by statements), and
 work for any number of lanes.
 
-Sources of the coefficients: ``exp``: Cephes ``expf`` (S. L. Moshier, netlib.org/cephes); ``tanh`` and ``erf``: the
-rational minimax approximations of Eigen (``generic_fast_tanh_float``, ``generic_fast_erf_float``).
+Sources of the coefficients: ``exp`` and ``log``: Cephes ``expf`` and ``logf`` (S. L. Moshier, netlib.org/cephes);
+``tanh`` and ``erf``: the rational minimax approximations of Eigen (``generic_fast_tanh_float``,
+``generic_fast_erf_float``).
 """
 
 from __future__ import annotations
@@ -35,6 +36,22 @@ _EXP_POLYNOMIAL = (
     4.1665795894e-2,
     1.6666665459e-1,
     5.0000001201e-1,
+)
+
+_EXPM1_SMALLEST = -50.0  # exp(-50) - 1 rounds to -1
+_EXPM1_SMALL = 2.0**-25  # nearer to zero, exp(x) - 1 rounds to x
+
+_LOG_DENORMAL = 23  # denormal numbers times 2^23 are normal ones
+_LOG_POLYNOMIAL = (
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
 )
 
 _TANH_LARGEST = 7.90531110763549805
@@ -156,6 +173,35 @@ def exp_nonpositive(value: Expr) -> Expr:
 
 
 @_by_library_in_float64
+def log(value: Expr) -> Expr:
+    """Natural logarithm of each lane, within 2 units in the last place, denormal numbers included.
+
+    ``x = m * 2^e`` for ``m`` from ``sqrt(1/2)`` to ``sqrt(2)``; ``log m`` is a polynomial of ``m - 1``.
+    """
+    lanes = lanes_of(value)
+    integer = dtype_of(value).replace("float", "int")
+    x, zero = in_register(value), constant(0.0, lanes)
+    is_denormal = x < constant(2.0**-126, lanes)
+    normal = in_register(tirx.Select(is_denormal, x * constant(2.0**_LOG_DENORMAL, lanes), x))
+    bits = in_register(T.reinterpret(integer, normal))
+    shifted = T.shift_right(bits, constant(23, lanes, "int32")) - constant(126, lanes, "int32")
+    power = in_register(T.cast(shifted, dtype_of(value)))
+    power = in_register(tirx.Select(is_denormal, power - constant(float(_LOG_DENORMAL), lanes), power))
+    of_half = (bits & constant(0x007FFFFF, lanes, "int32")) | constant(0x3F000000, lanes, "int32")
+    half = in_register(T.reinterpret(dtype_of(value), of_half))  # from 1/2 to 1
+    is_small = half < constant(math.sqrt(0.5), lanes)
+    e = in_register(tirx.Select(is_small, power - constant(1.0, lanes), power))
+    z = in_register(tirx.Select(is_small, half + half, half) - constant(1.0, lanes))
+    square = in_register(z * z)
+    tail = in_register(_polynomial(z, _LOG_POLYNOMIAL) * z * square + e * constant(_LN2_LOW, lanes))
+    result = in_register(tail - constant(0.5, lanes) * square + z + e * constant(_LN2_HIGH, lanes))
+    limits = tirx.Select(x > zero, x, constant(float("nan"), lanes))  # of infinity and of negative numbers
+    limits = tirx.Select(x == zero, constant(float("-inf"), lanes), limits)
+    is_finite = tirx.And(x > zero, x < constant(float("inf"), lanes))
+    return in_register(tirx.Select(is_finite, result, limits))
+
+
+@_by_library_in_float64
 def log1p(value: Expr) -> Expr:
     """``log(1 + x)`` for each lane, exact to rounding near zero too.
 
@@ -164,20 +210,27 @@ def log1p(value: Expr) -> Expr:
     lanes = lanes_of(value)
     x, one, infinity = in_register(value), constant(1.0, lanes), constant(float("inf"), lanes)
     u = in_register(one + x)
-    result = in_register(tirx.log(u) * in_register(x / in_register(u - one)))
+    result = in_register(log(u) * in_register(x / in_register(u - one)))
     return in_register(tirx.Select(u == one, x, tirx.Select(u < infinity, result, u)))
 
 
 @_by_library_in_float64
 def expm1(value: Expr) -> Expr:
-    """``exp(x) - 1`` for each lane, exact to rounding near zero too: the inverse of `log1p`'s formula."""
+    """``exp(x) - 1`` for each lane, exact to rounding near zero too.
+
+    ``2^n * (exp(r) - 1) + (2^n - 1)`` for ``x = n * ln 2 + r``, all of it halved, so that ``2^128`` stays in range.
+    """
     lanes = lanes_of(value)
-    x, one = in_register(value), constant(1.0, lanes)
-    u = in_register(exp(x))
-    below = in_register(u - one)
-    corrected = in_register(below * in_register(x / tirx.log(u)))
-    near = tirx.And(x > constant(-0.5, lanes), x < one)  # elsewhere u - 1 loses nothing
-    return in_register(tirx.Select(u == one, x, tirx.Select(near, corrected, below)))
+    x = in_register(value)
+    bounded = in_register(maximum(in_register(minimum(x, _EXP_LARGEST)), _EXPM1_SMALLEST))
+    exponent = in_register(_round(bounded * constant(_LOG2_E, lanes)))
+    power = in_register(T.cast(exponent, dtype_of(exponent).replace("float", "int")))
+    half = in_register(_power_of_two(power - constant(1, lanes, "int32")))
+    r = _remainder(bounded, exponent)
+    fraction = in_register(_polynomial(r, _EXP_POLYNOMIAL) * (r * r) + r)
+    result = in_register((half * fraction + (half - constant(0.5, lanes))) * constant(2.0, lanes))
+    is_itself = tirx.And(x > constant(-_EXPM1_SMALL, lanes), x < constant(_EXPM1_SMALL, lanes))
+    return in_register(tirx.Select(is_itself, x, result))
 
 
 def sigmoid(value: Expr) -> Expr:
@@ -228,10 +281,15 @@ def _like(vector: Expr, number: float) -> Expr:
 
 def _exp_mantissa(x: Expr, exponent: Expr) -> Expr:
     """``exp(x - exponent * ln 2)``, for ``exponent`` the rounded base-2 exponent of the result."""
+    r = _remainder(x, exponent)
+    return _polynomial(r, _EXP_POLYNOMIAL) * (r * r) + r + constant(1.0, lanes_of(x))
+
+
+def _remainder(x: Expr, exponent: Expr) -> Expr:
+    """``x - exponent * ln 2``, for an integer exponent."""
     lanes = lanes_of(x)
     r = in_register(x - exponent * constant(_LN2_HIGH, lanes))
-    r = in_register(r - exponent * constant(_LN2_LOW, lanes))
-    return _polynomial(r, _EXP_POLYNOMIAL) * (r * r) + r + constant(1.0, lanes)
+    return in_register(r - exponent * constant(_LN2_LOW, lanes))
 
 
 def _scaled(mantissa: Expr, exponent: Expr) -> Expr:
