@@ -150,6 +150,7 @@ class Op:
     wide_operands: ClassVar[int | None] = None  # operands from this one on stay float32 when the op is made narrow
     channels: ClassVar[ChannelFlow] = ChannelFlow.OTHER
     channel_axis: ClassVar[int] = 1  # dimension of the result along which an op that makes channels puts them
+    absorbing: ClassVar[tuple[int, ...]] = ()  # operands of which zeros make zeros of the result, where they stay apart
     default_storage: ClassVar[Storage] = Storage.PLAIN  # layout that its kernels work on; see `storage`
     on_integers: ClassVar[OnIntegers] = OnIntegers.NOTHING
 

@@ -98,9 +98,14 @@ class Rewriter:
         body: Graph | None = None,
         location: str | None = None,
         after: bool = False,
+        at: Op | None = None,
     ) -> OpT:
-        """Make an op right before the committed one (or right ``after`` it), by default with its location."""
+        """Make an op right before the committed one (or right ``after`` it), by default with its location.
+
+        With ``at`` it is placed at that op instead.
+        """
         anchor = self._committed()
+        anchor = anchor if at is None else at
         location = anchor.location if location is None else location
         op = kind(tuple(operands), attrs, body=body, location=location, rule=self._rule)
         self.graph.insert(op, before=self.graph.following(anchor) if after else anchor)

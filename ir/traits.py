@@ -28,7 +28,11 @@ class ChannelFlow(Enum):
     EXPAND = "expand"  # extents of 1 are repeated
     REDUCE = "reduce"  # the indices along `axes` are combined, all others stay apart
     SHUFFLE = "shuffle"  # the operands' channels follow one another, are shuffled, and a range is kept
-    OTHER = "other"  # nothing is known: no extent may change across this op
+    RECURRENT = "recurrent"  # a unit of the state goes with its row of each gate; see `ops.RecurrentOp`
+    # Indices of the last `dims` dimensions are normalised together, others stay apart; see `ops.LayerNormOp`.
+    NORMALIZES = "normalizes"
+    MULTIPLIES = "multiplies"  # a product of matrices; see `ops.MatmulOp`
+    OTHER = "other"  # indices that stay apart (`Op.apart`) reach the result, no other extent may change
 
 
 class Storage(Enum):

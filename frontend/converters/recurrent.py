@@ -10,6 +10,7 @@ from ...ir import TensorType, Value
 from ...ir.ops import (
     AddOp,
     ConcatOp,
+    FullOp,
     GruOp,
     LinearOp,
     LstmOp,
@@ -133,6 +134,8 @@ def _groups(params: Sequence[Value], size: int) -> list[Sequence[Value]]:
 
 
 def _row(ctx: Context, x: Value, index: int) -> Value:
+    if isinstance(x.op, FullOp):  # a state that nobody gave: layers do not share it, so that each can be pruned alone
+        return ctx.full(x.op.attrs.value, x.type.with_shape(x.shape[1:]))
     return ctx.reshape(ctx.slice(x, 0, index, index + 1), x.shape[1:])
 
 

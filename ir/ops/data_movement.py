@@ -275,6 +275,8 @@ class TableOp(Op):
 class EmbeddingOp(TableOp, name="embedding"):
     """Rows of a table [V, D] picked by an integer tensor [...] -> [..., D]."""
 
+    absorbing = (0,)
+
     def infer_types(self) -> tuple[TensorType, ...]:
         table, indices = self.table.type, self.indices.type
         if table.rank != 2 or indices.dtype not in (DType.I64, DType.I32):
@@ -285,7 +287,8 @@ class EmbeddingOp(TableOp, name="embedding"):
         return functional.embedding(indices, table)
 
     def apart(self, index: int, axis: int) -> int | None:
-        return axis if index == 1 else None
+        columns = index == 0 and axis == 1
+        return axis if index == 1 else self.indices.type.rank if columns else None
 
     def cost(self) -> Cost:
         """Of the table, only the rows that are picked are read."""

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from ..core import Attrs, Op, Operand
-from ..traits import Narrowing
+from ..traits import ChannelFlow, Narrowing
 from ..types import TensorType, broadcast_shapes
 from .integers import QUANTIZED, exact_sums, sum_type
 from .layer import LayerOp
@@ -66,6 +66,8 @@ class MatmulOp(Op, name="matmul", attrs=MatmulAttrs):
 
     lhs = Operand()
     rhs = Operand()
+    absorbing = (0, 1)
+    channels = ChannelFlow.MULTIPLIES
     leads_group = True
     default_narrowing = Narrowing.LEADS
 
@@ -112,6 +114,7 @@ class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
     key = Operand()
     value = Operand()
     mask = Operand(optional=True)
+    absorbing = (2,)
     leads_group = True
     default_narrowing = Narrowing.LEADS
     wide_operands = 3

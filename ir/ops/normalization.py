@@ -55,10 +55,14 @@ class BatchNormOp(Op, name="batch_norm", attrs=EpsilonAttrs):
 
 @dataclass(frozen=True)
 class LayerNormAttrs(Attrs):
-    """``dims`` is the number of trailing dimensions normalised together."""
+    """``dims`` is the number of trailing dimensions normalised together.
+
+    Statistics count ``absent`` zeros besides: those of channels that were pruned.
+    """
 
     dims: int = 1
     eps: float = 1e-5
+    absent: int = 0
 
 
 class LayerNormOp(Op, name="layer_norm", attrs=LayerNormAttrs):
@@ -70,11 +74,14 @@ class LayerNormOp(Op, name="layer_norm", attrs=LayerNormAttrs):
     leads_group = True
     default_narrowing = Narrowing.FOLLOWS
     wide_operands = 1
+    channels = ChannelFlow.NORMALIZES
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, dims = self.x.type, self.attrs.dims
         if not 1 <= dims <= x.rank or not x.dtype.is_floating:
             raise self.error(f"cannot normalise {dims} trailing dimensions of {x}")
+        if self.attrs.absent < 0:
+            raise self.error(f"absent is a number of zeros, not {self.attrs.absent}")
         for parameter in self.inputs[1:]:
             if parameter.shape != x.shape[-dims:]:
                 raise self.error(
@@ -85,7 +92,14 @@ class LayerNormOp(Op, name="layer_norm", attrs=LayerNormAttrs):
     def evaluate(
         self, x: torch.Tensor, gamma: torch.Tensor | None = None, beta: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return functional.layer_norm(x, x.shape[-self.attrs.dims :], gamma, beta, self.attrs.eps)
+        shape = x.shape[-self.attrs.dims :]
+        if not self.attrs.absent:
+            return functional.layer_norm(x, shape, gamma, beta, self.attrs.eps)
+        rows = functional.pad(x.flatten(-self.attrs.dims), (0, self.attrs.absent))
+        whole = functional.layer_norm(rows, rows.shape[-1:], eps=self.attrs.eps)
+        result = whole[..., : rows.shape[-1] - self.attrs.absent].reshape(x.shape)
+        result = result if gamma is None else result * gamma
+        return result if beta is None else result + beta
 
     def apart(self, index: int, axis: int) -> int | None:
         return axis if index == 0 and axis < self.x.type.rank - self.attrs.dims else None

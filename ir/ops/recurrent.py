@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 
 from ..core import Attrs, Op, Operand
+from ..traits import ChannelFlow
 from ..types import TensorType
 
 
@@ -30,6 +31,7 @@ class RecurrentOp(Op):
     weight = Operand()
     hidden = Operand()
     gate_count: ClassVar[int]
+    channels = ChannelFlow.RECURRENT
 
     @property
     def units(self) -> int:

@@ -6,15 +6,18 @@ channel, met at different places; labels that are tied stand or fall together. W
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import networkx
 import numpy as np
 from numpy.typing import NDArray
 
-from ...ir import Op
+from ...ir import Op, Value
 
 Labels = NDArray[np.int64]  # the labels of the indices along one dimension
+Dims = tuple[Labels, ...]  # the labels of a value, one array for each dimension
+Mixed = tuple[bool, ...]  # for each dimension of a value, whether some op reads it as a whole, see `mixing`
 
 FIXED = 0  # label of an index that always stays: of the batch, of positions in a picture, of the graph's inputs
 
@@ -25,12 +28,29 @@ def fixed(extent: int) -> Labels:
 
 
 class Atoms:
-    """Collects labels, ties between them, and pins."""
+    """Collects labels, ties between them, and pins.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    mixed
+        Of values, which dimensions are of no use to labels, since some later op reads them as a whole.
+    held
+        For each label whether it is known to stay, if that is known.
+
+    Attributes
+    ----------
+    vanishing
+        Values that are zero at all indices that may go, in the network whose weights are zero there. What channels add
+        to a sum over them then is nothing, so that a sum may do without.
+    """
+
+    def __init__(self, mixed: Mapping[Value, Mixed], held: NDArray[np.bool_] | None = None) -> None:
         self._count = 1
         self._ties: list[NDArray[np.int64]] = []
         self._pins: list[tuple[Labels, str]] = []
+        self.mixed = mixed
+        self._held = held
+        self.vanishing: set[Value] = set()
         self.pieces: list[Labels] = []
 
     def fresh(self, extent: int) -> Labels:
@@ -39,15 +59,22 @@ class Atoms:
         self._count += extent
         return np.arange(first, self._count, dtype=np.int64)
 
+    def may_go(self, labels: Labels) -> bool:
+        """Whether some of these indices are not known to stay."""
+        held = labels == FIXED if self._held is None else self._held[labels]
+        return not bool(held.all())
+
     def tie(self, left: Labels, right: Labels, op: Op) -> None:
         """Indices at the same place of two arrays, which are broadcast, go together because of ``op``."""
         left, right = np.broadcast_arrays(left, right)
         differ = left != right
-        pairs = np.stack([left[differ], right[differ]], axis=1)
-        held = (pairs == FIXED).any(axis=1)
+        first, second = left[differ], right[differ]
+        held = (first == FIXED) | (second == FIXED)
         if held.any():
-            self.pin(pairs[held], f"tied to channels that must stay, at {op.describe()}")
-        self._ties.append(np.unique(pairs[~held], axis=0))
+            pairs = np.concatenate([first[held], second[held]])
+            self.pin(pairs, f"tied to channels that must stay, at {op.describe()}")
+        codes = np.unique(first[~held] * self._count + second[~held])  # many times faster than unique rows
+        self._ties.append(np.stack(np.divmod(codes, self._count), axis=1))
 
     def pin(self, labels: Labels, reason: str) -> None:
         """These indices must stay."""
@@ -94,6 +121,11 @@ class Resolved:
     classes: Labels
     free: Labels
     reasons: dict[int, str]
+
+    @property
+    def held(self) -> NDArray[np.bool_]:
+        """For each label whether it must stay."""
+        return self.free == FIXED
 
     def reason(self, labels: Labels) -> str:
         """Why the first of these indices that must stay does; empty if all may go."""

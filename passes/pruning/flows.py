@@ -7,94 +7,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from ...ir import Attrs, ChannelFlow, Op
-from .atoms import FIXED, Atoms, Labels, fixed
-from .reshape import regroup
-
-Dims = tuple[Labels, ...]  # the labels of a value, one array for each dimension
-Kept = tuple[NDArray[np.bool_], ...]  # which indices of a value stay, one array for each dimension
-
-
-def cut(tensor: torch.Tensor, masks: Sequence[NDArray[np.bool_]]) -> torch.Tensor:
-    """What stays of a tensor; one mask for each dimension."""
-    for dim, mask in enumerate(masks):
-        tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
-    return tensor
+from ...ir.ops import MeanOp, WeightOp
+from .apart import Opaque, Other
+from .atoms import Atoms, Dims, Mixed, fixed
+from .flow import Flow, Kept, Moving, Shaped
+from .layer_flows import Multiplies, Normalizes, Produces, Recurrent
+from .reshape import mixes_regrouped, regroup
 
 
-class Flow(Protocol):
-    """What pruning knows of the ops with one `ChannelFlow`."""
-
-    def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
-        """Labels of the only result; ties labels of operands that go together."""
-        ...
-
-    def resize(self, op: Op, operands: Sequence[Kept], result: Kept) -> Attrs:
-        """The attributes of ``op``, when only these indices stay."""
-        ...
-
-
-def _extents(kept: Kept) -> tuple[int, ...]:
-    return tuple(int(one.sum()) for one in kept)
-
-
-class _Unchanged:
-    """Base of the flows whose ops have no attribute that depends on an extent."""
-
-    def resize(self, op: Op, operands: Sequence[Kept], result: Kept) -> Attrs:
-        return op.attrs
-
-
-class Other(_Unchanged):
-    """Nothing may change."""
-
-    def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
-        for dims in operands:
-            for labels in dims:
-                atoms.pin(labels, f"{op.describe()} reads all channels together")
-        return tuple(fixed(extent) for extent in op.results[0].shape)
-
-
-class _Shaped:
-    """Base of the flows whose ops name the shape of their result."""
-
-    def resize(self, op: Op, operands: Sequence[Kept], result: Kept) -> Attrs:
-        return replace(op.attrs, shape=_extents(result))
-
-
-class Source(_Shaped):
+class Source(Shaped):
     """A filled tensor, or a weight, which the pass cuts itself since its attributes name it."""
 
     def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
         return tuple(atoms.fresh(extent) for extent in op.result.shape)
 
+    def vanishes(self, op: Op, operands: Sequence[Dims], result: Dims, atoms: Atoms) -> bool:
+        return isinstance(op, WeightOp) or op.attrs.value == 0
 
-class Identity(_Unchanged):
+
+class Identity(Other):
     """Elementwise ops with broadcasting; pooling and batch normalisation."""
 
     def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
-        return _broadcast(op, operands, atoms) if op.elementwise else _per_channel(op, operands, atoms)
+        return super().trace(op, operands, atoms) if op.elementwise else _per_channel(op, operands, atoms)
 
+    def vanishes(self, op: Op, operands: Sequence[Dims], result: Dims, atoms: Atoms) -> bool:
+        if op.elementwise:
+            return super().vanishes(op, operands, result, atoms)
+        others = len(operands) > 1 and any(atoms.may_go(labels) for dim, labels in enumerate(result) if dim != 1)
+        return all(value in atoms.vanishing for value in op.inputs) and not others
 
-def _broadcast(op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
-    shape = op.result.shape
-    result: list[Labels | None] = [None] * len(shape)
-    for dims in operands:
-        for dim, labels in enumerate(dims, start=len(shape) - len(dims)):
-            known = result[dim]
-            if len(labels) != shape[dim]:
-                atoms.pin(labels, f"broadcast by {op.describe()}")
-            elif known is None:
-                result[dim] = labels
-            else:
-                atoms.tie(known, labels, op)
-    return tuple(fixed(extent) if found is None else found for found, extent in zip(result, shape, strict=True))
+    def mixes(self, op: Op, index: int, result: Mixed) -> Mixed:
+        if op.elementwise:
+            return super().mixes(op, index, result)
+        return (result[1],) if index else (*result[:2], *[True] * len(result[2:]))
 
 
 def _per_channel(op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
@@ -106,35 +56,7 @@ def _per_channel(op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
     return (batch, channels, *(fixed(extent) for extent in op.result.shape[2:]))
 
 
-class Produces:
-    """Convolution and linear layers."""
-
-    def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
-        x, (filters, kernels, *window), *vectors = operands
-        axis, groups = op.channel_axis % len(x), op.channel_groups
-        inputs, positions = x[axis], x[axis + 1 :]
-        for labels in (*window, *positions):
-            atoms.pin(labels, f"{op.describe()} reads them as positions")
-        for (vector,) in vectors:
-            atoms.tie(filters, vector, op)
-        if groups == 1:
-            atoms.tie(inputs, kernels, op)
-        elif groups == len(inputs):  # depthwise: with a channel go the filters that read it
-            atoms.pin(kernels, f"{op.describe()} reads one channel with each filter")
-            atoms.tie(filters.reshape(groups, -1), inputs[:, None], op)
-        else:  # each slice of the weight serves one channel of every group, and groups must stay equal in size
-            shares = filters.reshape(groups, -1)
-            atoms.tie(inputs.reshape(groups, -1), kernels, op)
-            atoms.tie(shares, shares[:1], op)
-        return (*x[:axis], filters, *(fixed(extent) for extent in op.result.shape[axis + 1 :]))
-
-    def resize(self, op: Op, operands: Sequence[Kept], result: Kept) -> Attrs:
-        inputs = operands[0][op.channel_axis]
-        depthwise = 1 < op.channel_groups == len(inputs)
-        return replace(op.attrs, groups=int(inputs.sum())) if depthwise else op.attrs
-
-
-class Concat(_Unchanged):
+class Concat(Moving):
     """Joined along an axis."""
 
     def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
@@ -150,21 +72,27 @@ def _joined(op: Op, parts: Sequence[Dims], axis: int, atoms: Atoms) -> Dims:
     return (*parts[0][:axis], joined, *parts[0][axis + 1 :])
 
 
-class Reshape(_Shaped):
+class Reshape(Shaped):
     """Dimensions merged and split."""
 
     def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
         return regroup(op, operands[0], op.result.shape, atoms)
 
+    def mixes(self, op: Op, index: int, result: Mixed) -> Mixed:
+        return mixes_regrouped(op.inputs[0].shape, op.result.shape, result)
 
-class Permute(_Unchanged):
+
+class Permute(Moving):
     """Dimensions in another order."""
 
     def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
         return tuple(operands[0][dim] for dim in op.attrs.dims)
 
+    def mixes(self, op: Op, index: int, result: Mixed) -> Mixed:
+        return tuple(result[op.attrs.dims.index(dim)] for dim in range(len(result)))
 
-class Slice:
+
+class Slice(Moving):
     """A range along an axis; with steps, that axis must stay as it is."""
 
     def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
@@ -176,18 +104,31 @@ class Slice:
         atoms.keep_some(taken)
         return (*dims[: attrs.axis], taken, *dims[attrs.axis + 1 :])
 
+    def mixes(self, op: Op, index: int, result: Mixed) -> Mixed:
+        """An axis of which one index is taken has a meaning of its own for each, such as query, key and value."""
+        axis = op.attrs.axis
+        whole = result[axis] or op.attrs.step != 1 or op.result.shape[axis] == 1
+        return (*result[:axis], whole, *result[axis + 1 :])
+
     def resize(self, op: Op, operands: Sequence[Kept], result: Kept) -> Attrs:
         kept = operands[0][op.attrs.axis]
         return replace(op.attrs, start=int(kept[: op.attrs.start].sum()), stop=int(kept[: op.attrs.stop].sum()))
 
 
-class Pad:
+class Pad(Moving):
     """New indices before and after, which can go like the others."""
 
     def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
-        make = [atoms.fresh if (labels != FIXED).any() else fixed for labels in operands[0]]
-        amounts = zip(make, op.attrs.before, operands[0], op.attrs.after, strict=True)
-        return tuple(np.concatenate([new(before), labels, new(after)]) for new, before, labels, after in amounts)
+        result = []
+        for labels, *extents in zip(operands[0], op.attrs.before, op.attrs.after, strict=True):
+            before, after = map(atoms.fresh, extents)
+            if not atoms.may_go(labels):
+                before, after = map(fixed, extents)
+            result.append(np.concatenate([before, labels, after]))
+        return tuple(result)
+
+    def vanishes(self, op: Op, operands: Sequence[Dims], result: Dims, atoms: Atoms) -> bool:
+        return op.inputs[0] in atoms.vanishing and op.attrs.value == 0
 
     def resize(self, op: Op, operands: Sequence[Kept], result: Kept) -> Attrs:
         sides = zip(result, op.attrs.before, op.attrs.after, strict=True)
@@ -195,26 +136,37 @@ class Pad:
         return replace(op.attrs, before=tuple(one for one, _ in counts), after=tuple(one for _, one in counts))
 
 
-class Expand(_Shaped):
+class Expand(Shaped, Other):
     """Extents of 1 repeated, new dimensions in front."""
 
-    def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
-        return _broadcast(op, operands, atoms)
+    vanishes = Moving.vanishes
 
 
-class Reduce(_Unchanged):
-    """Sums, means and the like over some axes."""
+class Reduce(Moving):
+    """Sums, means and the like over some axes.
+
+    Zeros add nothing to a sum, so such channels can go; a mean is still taken over as many as there were.
+    """
 
     def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
         (dims,), attrs = operands, op.attrs
-        for axis in attrs.axes:
-            atoms.pin(dims[axis], f"{op.describe()} combines them")
+        if not op.linear or op.inputs[0] not in atoms.vanishing:
+            for axis in attrs.axes:
+                atoms.pin(dims[axis], f"{op.describe()} combines them")
         if attrs.keepdim:
             return tuple(fixed(1) if dim in attrs.axes else labels for dim, labels in enumerate(dims))
         return tuple(labels for dim, labels in enumerate(dims) if dim not in attrs.axes)
 
+    def mixes(self, op: Op, index: int, result: Mixed) -> Mixed:
+        places = [op.apart(index, axis) for axis in range(op.inputs[0].type.rank)]
+        return tuple(place is None or result[place] for place in places)
 
-class Shuffle:
+    def correction(self, op: Op, operands: Sequence[Kept]) -> float:
+        shares = [operands[0][axis].mean() for axis in op.attrs.axes]
+        return float(np.prod(shares)) if isinstance(op, MeanOp) else 1.0
+
+
+class Shuffle(Moving):
     """Channel shuffle: the groups must stay equal, so channel i of each of them goes together."""
 
     def trace(self, op: Op, operands: Sequence[Dims], atoms: Atoms) -> Dims:
@@ -236,6 +188,9 @@ FLOWS: dict[ChannelFlow, Flow] = {
     ChannelFlow.SOURCE: Source(),
     ChannelFlow.IDENTITY: Identity(),
     ChannelFlow.PRODUCES: Produces(),
+    ChannelFlow.RECURRENT: Recurrent(),
+    ChannelFlow.NORMALIZES: Normalizes(),
+    ChannelFlow.MULTIPLIES: Multiplies(),
     ChannelFlow.CONCAT: Concat(),
     ChannelFlow.RESHAPE: Reshape(),
     ChannelFlow.PERMUTE: Permute(),
@@ -246,8 +201,9 @@ FLOWS: dict[ChannelFlow, Flow] = {
     ChannelFlow.SHUFFLE: Shuffle(),
     ChannelFlow.OTHER: Other(),
 }
+_OPAQUE = Opaque()
 
 
 def flow_of(op: Op) -> Flow:
     """The flow that ``op`` declares; nothing is known of ops with several results."""
-    return FLOWS[op.channels] if len(op.results) == 1 else FLOWS[ChannelFlow.OTHER]
+    return FLOWS[op.channels] if len(op.results) == 1 else _OPAQUE

@@ -21,8 +21,9 @@ that what may be left is met (`budgets`, `layer_shares`); with ``latency`` by me
 get other weights, by least squares on calibration data (`rebuild`). With ``rounds`` all of this is done step by step,
 with training in between (`rounds`): channels that are gone stay gone.
 
-Groups made by ``fuse`` are taken apart first and fused again afterwards. Layers whose channels reach an output of the
-graph, or an op that reads all channels together (layer normalisation, softmax, attention), stay as they are; the report
+Groups made by ``fuse`` are taken apart first and fused again afterwards. A channel may be a group of
+a group norm, an attention head or a unit of a recurrent layer, with all that belongs to it (`groups`). Layers whose
+channels reach an output of the graph, or an op that reads them together (softmax), stay as they are; the report
 says why. Fails when nothing can be pruned, when the ratio would empty a layer, and after ``layout``. Where the target
 can be measured, the referee decides (`tersor.passes.referee`): with ``keep=faster`` a group gets its channels back
 unless the layers that make and read them are faster together without (`trial`). The report gives multiply-adds,
@@ -40,7 +41,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ir import Graph, TersorError, weights_loaded
+from ...ir import Graph, Rewriter, TersorError, live_ops, weights_loaded
 from ...ir.foreign import UserObject
 from ...ir.imports import find_function
 from ...ir.ops import FusedOp, RelayoutOp, WeightOp
@@ -198,6 +199,7 @@ class PruneChannels(Pass):
         original = graph.clone()
         rewriter = context.rewriter(graph)
         fused = take_apart(graph, rewriter, _RULE)
+        _drop_dead(graph, rewriter)
         if any(isinstance(op, FusedOp) for op in graph.ops):
             return Result(rewriter.changed, ("left out by the bisection limit",))
         channels = find_channels(graph)
@@ -353,6 +355,14 @@ class _Plan:
 
 def _function(spec: str | None, purpose: str) -> Callable[..., UserObject] | None:
     return None if spec is None else find_function(spec, purpose)
+
+
+def _drop_dead(graph: Graph, rewriter: Rewriter) -> None:
+    """Ops that no output depends on would tie channels, as the last states of recurrent layers that nobody reads do."""
+    live = live_ops(graph)
+    for op in reversed(graph.ops):
+        if op not in live and rewriter.commit(_RULE, op):
+            rewriter.erase(op)
 
 
 def _check(channels: ChannelMap) -> None:

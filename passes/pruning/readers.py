@@ -1,8 +1,8 @@
 """Layers that read channels: what a channel does to the network, it does through them.
 
 Setting a channel's slice of all kernels that read it to zero changes the outputs exactly as removing the channel does,
-since nothing else carries it to an output. So what the removal of a channel costs can be told from what these layers
-read. A depthwise convolution passes channels on, and does not count.
+since nothing else carries it to an output; but units of a recurrent layer also read one another. So what the removal of
+a channel costs can be told from what these layers read. A depthwise convolution passes channels on, and does not count.
 """
 
 from __future__ import annotations

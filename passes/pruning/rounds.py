@@ -45,9 +45,8 @@ def trained(
         raise TersorError(f"train: {name} raised {type(error).__name__}: {one_line(error)}") from error
     found = cast(_Trainable, module).numbers_by_id()
     result = {}
-    for op, cut_op in zip(graph.ops, small.ops, strict=True):
-        if not isinstance(op, WeightOp):
-            continue
+    weights, cut_weights = ([op for op in one.ops if isinstance(op, WeightOp)] for one in (graph, small))
+    for op, cut_op in zip(weights, cut_weights, strict=True):
         tensor = found[cut_op.attrs.id].detach().cpu()
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise TersorError(f"train: {name} left numbers in {op.attrs.id!r} that are not finite")

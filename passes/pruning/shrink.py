@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ir import Attrs, Graph, Rewriter, TensorType, WeightStore
-from ...ir.ops import WeightOp
+from ...ir import Attrs, Graph, Op, Rewriter, TensorType, Value, WeightStore
+from ...ir.ops import FullOp, MulOp, WeightOp
 from ..matching import weight_name
-from .flows import cut, flow_of
+from .flow import cut
+from .flows import flow_of
 from .groups import ChannelMap
 
 Numbers = Mapping[str, torch.Tensor]  # other numbers of weights, by id, in the extents before anything is removed
@@ -42,7 +43,23 @@ def shrink(
             if not is_whole or op.attrs.id in numbers:
                 rewriter.update(op, _cut(graph, op, results[0], "refit" if is_whole else "pruned", numbers, fresh))
         elif not is_whole:
-            rewriter.update(op, flow_of(op).resize(op, operands, results[0]))
+            flow = flow_of(op)
+            rewriter.update(op, flow.resize(op, operands, results[0]))
+            factor = flow.correction(op, operands)
+            if factor != 1:
+                masks[_scale(op, factor, rewriter)] = results[0]
+
+
+def _scale(op: Op, factor: float, rewriter: Rewriter) -> Value:
+    """Multiply what all readers of ``op`` get; returns it."""
+    made = op.results[0]
+    attrs = FullOp.attrs_type(value=factor, dtype=made.type.dtype)
+    scalar = rewriter.create(FullOp, (), attrs, at=op).result
+    scaled = rewriter.create(MulOp, (made, scalar), at=op, after=True)
+    for use in made.uses:
+        if use.user is not scaled:
+            use.user.set_operand(use.index, scaled.result)
+    return scaled.result
 
 
 def _cut(

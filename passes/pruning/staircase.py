@@ -146,7 +146,7 @@ def measure(
 
 def _sides(op: Op, channels: ChannelMap) -> tuple[list[int], list[int], list[int]]:
     """Indices of the groups that an op with a kernel of its own only reads, only makes, and both."""
-    if not op.leads_group or not any(is_constant(value) for value in op.inputs):
+    if not op.macs() and not (op.leads_group and any(is_constant(value) for value in op.inputs)):
         return [], [], []
     values = [value for value in op.inputs if not is_constant(value)]
     read = _groups([one for value in values for one in channels.classes[value]], channels)

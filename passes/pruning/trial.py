@@ -16,7 +16,8 @@ from ...ir import DType, Graph, Op, TensorType, Value, is_constant
 from ...ir.ops import WeightOp
 from ..matching import numbers
 from ..referee import Referee, Trial
-from .flows import Kept, cut, flow_of
+from .flow import Kept, cut
+from .flows import flow_of
 from .groups import ChannelGroup, ChannelMap
 from .select import stay
 
@@ -49,9 +50,9 @@ def judge_groups(
         before = after.copy()
         before[group.channels] = True
         touched = [
-            layer.op
-            for layer in channels.layers
-            if np.isin(np.concatenate([layer.outputs, layer.inputs]), group.channels).any()
+            work.op
+            for work in (*channels.layers, *channels.products)
+            if np.isin(np.concatenate(work.dims), group.channels).any()
         ]
         pairs = tuple((layer_alone(op, channels, before), layer_alone(op, channels, after)) for op in touched)
         verdict = referee.judge(Trial(describe(group, mask), pairs))

@@ -212,12 +212,21 @@ def _layer_norm(op: ir_ops.LayerNormOp, x: relax.Expr, *parameters: relax.Expr, 
     last = list(range(-op.attrs.dims, 0))
     name = relax.BlockBuilder.current().emit
 
-    def centred(values: relax.Expr) -> relax.Expr:
-        return name(R.subtract(values, R.mean(values, last, keepdims=True)))
+    def averaged(values: relax.Expr, beside: relax.Expr) -> relax.Expr:
+        """The mean, with as many numbers ``beside`` as are absent."""
+        mean = R.mean(values, last, keepdims=True)
+        if not op.attrs.absent:
+            return mean
+        count = math.prod(op.x.shape[-op.attrs.dims :])
+        share = scalar(op.attrs.absent / (count + op.attrs.absent), DType.F32)
+        return name(R.add(mean, R.multiply(R.subtract(beside, mean), share)))
 
     def normalised(wide: relax.Expr) -> relax.Expr:
-        distance = centred(centred(wide))  # a mean is rounded, so what is left has one too
-        variance = R.mean(R.multiply(distance, distance), last, keepdims=True)
+        distance, beside = wide, scalar(0.0, DType.F32)
+        for _ in range(2):  # a mean is rounded, so what is left has one too
+            mean = averaged(distance, beside)
+            distance, beside = name(R.subtract(distance, mean)), R.subtract(beside, mean)
+        variance = averaged(R.multiply(distance, distance), R.multiply(beside, beside))
         result = R.multiply(distance, R.rsqrt(R.add(variance, scalar(op.attrs.eps, DType.F32))))
         for apply, parameter in zip((R.multiply, R.add), parameters, strict=False):
             result = result if parameter is None else apply(result, R.astype(parameter, "float32"))

@@ -17,6 +17,7 @@ from tersor.ir import Graph
 from tersor.passes.numeric import seeded_inputs
 
 from ..quantized_modules import Residual
+from ..random_graphs import GraphBuilder
 from .test_onnx import saved
 from .test_onnx_quantized import network
 
@@ -133,6 +134,16 @@ def test_quantized(pipeline, tmp_path):
     assert {"QuantizeLinear", "DequantizeLinear", "Conv", "Gemm"} <= set(kinds(model))
     back = run_passes(from_onnx(tmp_path / "net.onnx"), "integer-layers")
     assert str(back).count(": i32[2,") == 3  # they are sums of integers again
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("affine", [True, False])
+def test_norms_that_count_absent_zeros(dims, affine, tmp_path):
+    b = GraphBuilder({"x": ir.TensorType((2, 3, 20))})
+    shape = (3, 20)[-dims:]
+    parameters = (b.weight(*shape), b.weight(*shape)) if affine else ()
+    model = check(b.done(b.op(ir.ops.LayerNormOp, *b.graph.inputs, *parameters, dims=dims, absent=12)), tmp_path)
+    assert "LayerNormalization" in kinds(model)
 
 
 def test_round_trip_of_a_file(tmp_path):

@@ -215,6 +215,8 @@ def test_samples_stay_apart_where_the_graph_says_so(line: str) -> None:
          " %2 = add(%x, %1) : f32[n,4]\n return %2", None),
         ("%0 = full {value=n, dtype=f32} : f32[]\n %1 = mul(%x, %0) : f32[n,4]\n return %1", None),
         ("%0 = full {value=1.0, shape=[4]} : f32[4]\n return %0", None),
+        ("%0 = permute(%x) {dims=[1,0]} : f32[4,n]\n %1 = full {value=1, shape=[3], dtype=i64} : i64[3]\n"
+         " %2 = embedding(%0, %1) : f32[3,n]\n return %2", 1),
     ],
 )  # fmt: skip
 def test_samples_beside_constants(body: str, axis: int | None) -> None:

@@ -143,6 +143,15 @@ def test_layer_norm_of_rows_with_a_large_mean(offset: float):
     )
 
 
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("pipeline", [FLOAT, HALF])
+def test_layer_norm_that_counts_absent_zeros(pipeline: str, dims: int):
+    b = GraphBuilder({"x": TensorType((2, 3, 20))})
+    shape = (3, 20)[-dims:]
+    parameters = b.weight(*shape), b.weight(*shape)
+    check(b.done(b.op(LayerNormOp, b.graph.inputs[0], *parameters, dims=dims, absent=12)), pipeline)
+
+
 # What TVM schedules -----------------------------------------------------------------------------------------------
 
 

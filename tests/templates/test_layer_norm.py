@@ -71,6 +71,22 @@ def test_epilogue_sees_logical_coordinates(cols):
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("cols", [1, 7, 40, 384])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_absent_zeros_count(cols, offset):
+    x = torch.randn(3, cols, generator=torch.Generator().manual_seed(cols)) + offset
+    spec = LayerNormSpec(3, cols, has_scale=False, has_shift=False, absent=9)
+    result = run(build(spec, AVX512, candidates(spec, AVX512)[0]), AVX512, x, out_elements=x.numel())
+    whole = torch.nn.functional.pad(x.double(), (0, 9))
+    expected = torch.nn.functional.layer_norm(whole, (cols + 9,))[:, :cols]
+    torch.testing.assert_close(result.reshape(3, cols).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_negative_number_of_zeros_is_refused():
+    with pytest.raises(ValueError, match="absent must not be negative"):
+        LayerNormSpec(4, 4, absent=-1)
+
+
 def test_a_negative_epsilon_is_refused():
     with pytest.raises(ValueError, match="epsilon must not be negative"):
         LayerNormSpec(4, 4, -1.0)

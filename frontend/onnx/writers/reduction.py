@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ....ir import DType, Value, ops
@@ -84,12 +86,29 @@ def softmax(writer: Writer, op: ops.SoftmaxOp) -> str:
 
 @writes(ops.LayerNormOp)
 def layer_norm(writer: Writer, op: ops.LayerNormOp) -> str:
+    if op.attrs.absent:
+        return _with_zeros_beside(writer, op)
     shape = op.x.shape[-op.attrs.dims :]
     gamma = _or_filled(writer, op.gamma, 1.0, shape, op.x.type.dtype)
     beta = "" if op.beta is None else writer.name(op.beta)
     return writer.node(
         "LayerNormalization", writer.name(op.x), gamma, beta, axis=-op.attrs.dims, epsilon=float(op.attrs.eps)
     )
+
+
+def _with_zeros_beside(writer: Writer, op: ops.LayerNormOp) -> str:
+    """The zeros that statistics count are appended, and cut off again."""
+    rows, count = op.x.shape[: -op.attrs.dims], math.prod(op.x.shape[-op.attrs.dims :])
+    flat = writer.node("Reshape", writer.name(op.x), writer.numbers((*rows, count)))
+    padding = [0] * (2 * len(rows) + 1) + [op.attrs.absent]
+    whole = writer.node("Pad", flat, writer.numbers(padding), writer.number(0.0, op.x.type.dtype.torch))
+    ones = _or_filled(writer, None, 1.0, (count + op.attrs.absent,), op.x.type.dtype)
+    normed = writer.node("LayerNormalization", whole, ones, "", axis=-1, epsilon=float(op.attrs.eps))
+    ranges = [writer.numbers([one]) for one in (0, count, len(rows), 1)]
+    result = writer.node("Reshape", writer.node("Slice", normed, *ranges), writer.numbers(op.x.shape))
+    for kind, parameter in (("Mul", op.gamma), ("Add", op.beta)):
+        result = result if parameter is None else writer.node(kind, result, writer.name(parameter))
+    return result
 
 
 @writes(ops.BatchNormOp)

@@ -43,7 +43,8 @@ def select_layer_norm(group: Group, context: KernelContext) -> Kernel:
     gamma, beta = group.anchor_operand(1), group.anchor_operand(2)
     parameters = tuple(_parameter(value, context) for value in (gamma, beta) if value is not None)
     shape = data.shape if op.attrs.dims == 1 else (rows, columns)
-    spec = layer_norm.LayerNormSpec(rows, columns, op.attrs.eps, gamma is not None, beta is not None, shape, dtype)
+    affine, absent = (gamma is not None, beta is not None), op.attrs.absent
+    spec = layer_norm.LayerNormSpec(rows, columns, op.attrs.eps, *affine, shape, dtype, absent)
     epilogue = FusedEpilogue(group, context, result, kernel_shape=shape)
     return fused_kernel(context.choose("layer_norm", spec), context, (context.contiguous(data), *parameters), epilogue)
 

@@ -39,6 +39,8 @@ class LayerNormSpec:
         Number of rows, and elements that each is normalized over.
     epsilon
         Added to the (biased) variance.
+    absent
+        Zeros of each row that mean and variance count besides, but that are not there.
     has_scale, has_shift
         Whether there are ``cols`` learned factors and summands.
     shape
@@ -55,11 +57,14 @@ class LayerNormSpec:
     has_shift: bool = True
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
+    absent: int = 0
 
     def __post_init__(self) -> None:
         check_rows(self.rows, self.cols, self.shape, self.dtype)
         if self.epsilon < 0:
             raise ValueError(f"epsilon must not be negative, not {self.epsilon}")
+        if self.absent < 0:
+            raise ValueError(f"absent must not be negative, not {self.absent}")
 
     @property
     def size(self) -> int:
@@ -104,18 +109,20 @@ def build(spec: LayerNormSpec, target: Cpu, knobs: RowKnobs, epilogue: Epilogue 
                 at = VectorAt((*indices, offset), len(indices), lanes, first + offset)
                 out.store(value, at)
 
-            _write_row(row, spec.epsilon, read, write)
+            _write_row(row, spec, read, write)
 
     return make_prim_func("layer_norm", inputs, output, body, epilogue)
 
 
 def _write_row(
-    row: RowVectors, epsilon: float, read: Callable[[Index, int], Expr], write: Callable[[Index, Expr], None]
+    row: RowVectors, spec: LayerNormSpec, read: Callable[[Index, int], Expr], write: Callable[[Index, Expr], None]
 ) -> None:
     lanes = row.lanes
     rest = row.load_rest(read, 0.0) if row.rest else None
-    share = constant(1.0 / row.length, lanes)  # taken of each term, so that no sum of large numbers overflows
-    mean = broadcast(in_register(*_sums(row, rest, read, lambda value: value * share)), lanes)
+    count = row.length + spec.absent
+    share = constant(1.0 / count, lanes)  # taken of each term, so that no sum of large numbers overflows
+    center = in_register(*_sums(row, rest, read, lambda value: value * share))
+    mean = broadcast(center, lanes)
 
     def distance(value: Expr) -> Expr:
         return value - mean
@@ -124,10 +131,13 @@ def _write_row(
         return distance(value) * distance(value) * share
 
     remainder, squares = _sums(row, rest, read, lambda value: distance(value) * share, squared)
+    if spec.absent:  # zeros, each of which is the mean away from it
+        remainder = remainder - center * constant(spec.absent / count, 1)
+        squares = squares + center * center * constant(spec.absent / count, 1)
     remainder = in_register(remainder)
     excess = minimum(in_register(remainder * remainder), _LARGEST)  # finite, so that an infinite variance stays one
     variance = maximum(in_register(squares - excess), 0.0)
-    factor = broadcast(in_register(constant(1.0, 1) / T.sqrt(variance + constant(epsilon, 1))), lanes)
+    factor = broadcast(in_register(constant(1.0, 1) / T.sqrt(variance + constant(spec.epsilon, 1))), lanes)
     remainder = broadcast(remainder, lanes)
 
     def normalised(value: Expr) -> Expr:

@@ -45,7 +45,7 @@ def pruned(graph: Graph, channels: ChannelMap, masks: Masks) -> Graph:
     mapped = {values[value]: dims for value, dims in channels.classes.items()}
     rewriter = Rewriter(copy)
     assert rewriter.commit("test", copy.ops[-1])
-    shrink(copy, ChannelMap(channels.groups, (), mapped, channels.count, 0, ()), stay(channels, masks), rewriter)
+    shrink(copy, ChannelMap(channels.groups, (), (), mapped, channels.count, 0, ()), stay(channels, masks), rewriter)
     copy.weights.keep(op.attrs.id for op in copy.ops if isinstance(op, WeightOp))
     return copy
 
