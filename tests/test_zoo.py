@@ -115,7 +115,7 @@ def test_the_page_says_what_was_found(tmp_path) -> None:
         },
     }
     path = tmp_path / "models.md"
-    write_page(path, {name: {"model": name, **record} for name, record in results.items()}, {})
+    write_page(path, {name: {"model": name, **record} for name, record in results.items()}, {}, {})
     page = path.read_text("utf-8")
     assert f"The zoo has {len(ZOO)} configurations. 5 were tried, and 4 of them import.\n3 were compiled" in page
     assert "3 with success, 3 of them within 0.0001 of PyTorch's result.\n3 were timed. Processor: Abacus." in page

@@ -141,7 +141,7 @@ def test_the_page_shows_networks_of_a_package(tmp_path) -> None:
     network = {"runtime": "X", "calls": 2, "difference": 1e-6, "parameters": 1_000_000, "macs": 2e6, "latency": latency}
     answers = {"package": "p 1", "task": "t", "theirs": "a|b", "ours": "a|b", "same": True, "machine": "Abacus"}
     record = answers | {"model": "m", "networks": [{"name": name} | network for name in ("n", "o")]}
-    write_page(tmp_path / "models.md", {}, {"m": record})
+    write_page(tmp_path / "models.md", {}, {"m": record}, {})
     page = (tmp_path / "models.md").read_text("utf-8")
     assert "| m | p 1 | t | a\\|b | a\\|b | yes |" in page and "Processor: Abacus." in page
     assert "| m: o | X | 1.00 | 2 | 2.0 | 1.0e-06 | 3.000 | 2.000 | 1.50 |" in page

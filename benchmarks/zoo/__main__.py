@@ -24,7 +24,7 @@ from tersor.targets.codegen import relax_module  # noqa: F401  (likewise: it bri
 from .catalog import ZOO
 from .page import PAGE, write_page
 from .stages import Record, Stage
-from .suite import RESULTS, TRAINED_RESULTS, in_one_line, read_results, run
+from .suite import PRUNED_RESULTS, RESULTS, TRAINED_RESULTS, in_one_line, read_results, run
 
 
 def say(record: Record) -> None:
@@ -46,7 +46,7 @@ def main(
     if unknown:
         raise typer.BadParameter(f"the zoo has no {', '.join(unknown)}", param_hint="--models")
     results = run([ZOO[name] for name in names], stage, json_path, limit, say, again)
-    write_page(page, results, read_results(TRAINED_RESULTS))
+    write_page(page, results, read_results(TRAINED_RESULTS), read_results(PRUNED_RESULTS))
 
 
 if __name__ == "__main__":

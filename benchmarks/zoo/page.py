@@ -24,8 +24,16 @@ SLOW = 0.8  # of a peer's speed: below it, the page says where the time goes
 SHORT = 2e-6  # seconds of a kernel that does little more than being called
 
 
-def write_page(path: Path, results: Mapping[str, Record], trained: Mapping[str, Record]) -> None:
-    """Write the page from the last record of each model and of each package, by the template ``models.md.jinja``."""
+def write_page(
+    path: Path, results: Mapping[str, Record], trained: Mapping[str, Record], pruned: Mapping[str, Record]
+) -> None:
+    """Write the page from the last record of each model and of each package, by the template ``models.md.jinja``.
+
+    Parameters
+    ----------
+    results, trained, pruned
+        What `benchmarks.zoo`, `benchmarks.zoo.trained` and `benchmarks.zoo.pruning` found.
+    """
     known = [results[name] for name in ZOO if name in results]
     families: dict[str, list[Record]] = {}
     for name, entry in ZOO.items():
@@ -37,7 +45,7 @@ def write_page(path: Path, results: Mapping[str, Record], trained: Mapping[str, 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters.update(times=_times, reason=_reason, cell=_cell, speed=_speed, spent=_spent)
+    templates.filters.update(times=_times, reason=_reason, cell=_cell, short=_short, speed=_speed, spent=_spent)
     tolerance = AGREEMENT[Precision.FLOAT32]
     text = templates.get_template("models.md.jinja").render(
         threads=THREADS,
@@ -55,8 +63,22 @@ def write_page(path: Path, results: Mapping[str, Record], trained: Mapping[str, 
         limit=SLOW,
         families=families,
         trained=list(trained.values()),
+        **_of_pruned([pruned[name] for name in ZOO if name in pruned]),
     )
     write_text(path, text)
+
+
+def _of_pruned(records: list[Record]) -> dict[str, list[Record]]:
+    """What the template of pruning asks for."""
+    fine = [record for record in records if "failed" not in record]
+    return {
+        "pruned": records,
+        "pruned_failed": [record for record in records if "failed" in record],
+        "whole": [record for record in fine if "left" in record and "why_less" not in record],
+        "less": [record for record in fine if "left" in record and "why_less" in record],
+        "nothing": [record for record in fine if "left" not in record],
+        "programs": [record for record in fine if "as_program" in record],
+    }
 
 
 def _passed(record: Record) -> list[Stage]:
@@ -93,10 +115,14 @@ def _times(number: Json, factor: float, digits: int) -> str:
     return "" if number is None or isinstance(number, Undefined) else f"{number * factor:.{digits}f}"
 
 
+def _short(text: str) -> str:
+    return shorten(text, REASON)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
 def _reason(record: Record) -> str:
     reason = "refused: " + ", ".join(record["refused"]) if record.get("refused") else record["why"]
-    return shorten(_cell(reason), REASON)
+    return _short(_cell(reason))

@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tersor.targets import Executable
 
 Record = dict[str, Json]
+Tensors = tuple[torch.Tensor, ...]
+Steps = Mapping[StrEnum, Callable[[], Record]]  # what is done at each stage
 THREADS = 2
 BATCH = 4  # of the passes that settle batch normalisations
 PASSES = 2
@@ -78,24 +80,37 @@ class UnusableEntry(Exception):
     """PyTorch itself cannot run a module on its inputs: the zoo is wrong, not the compiler."""
 
 
-def examine(entry: Entry, stage: Stage, record: Callable[[Record], None]) -> None:
-    """Go through the stages; all that is known so far is recorded after each of them.
+def examine(entry: Entry, stage: StrEnum, record: Callable[[Record], None]) -> None:
+    """Go through the stages of `Stage`, see `go_through`."""
+    made: list[Executable] = []  # the compiled model, which is no part of a record
+
+    def steps(module: nn.Module, inputs: Tensors) -> Steps:
+        return {
+            Stage.IMPORT: lambda: imported(module, inputs),
+            Stage.COMPILE: lambda: compiled(module, entry, inputs, made),
+            Stage.LATENCY: lambda: timed(module, inputs, made[0]),
+        }
+
+    go_through(entry, steps, stage, record)
+
+
+def go_through(
+    entry: Entry,
+    steps: Callable[[nn.Module, Tensors], Steps],
+    stage: StrEnum,
+    record: Callable[[Record], None],
+) -> None:
+    """Build a model and take steps up to a stage; all that is known so far is recorded after each of them.
 
     A failure ends it, and is recorded as ``failed``, the stage, and ``why``, in one line; ``refused`` lists operators.
     """
     known: Record = {"stage": None}
-    made: list[Executable] = []  # the compiled model, which is no part of a record
     try:
         module, inputs = entry.build()
     except Exception as error:
-        record(known | {"failed": Stage.IMPORT.value, "why": f"it cannot be built: {_in_one_line(error)}"})
+        record(known | {"failed": next(iter(type(stage))).value, "why": f"it cannot be built: {_in_one_line(error)}"})
         return
-    steps: dict[Stage, Callable[[], Record]] = {
-        Stage.IMPORT: lambda: imported(module, inputs),
-        Stage.COMPILE: lambda: compiled(module, entry, inputs, made),
-        Stage.LATENCY: lambda: timed(module, inputs, made[0]),
-    }
-    for step, work in steps.items():
+    for step, work in steps(module, inputs).items():
         try:
             known |= work() | {"stage": step.value}
         except Exception as error:  # of whatever kind: the others of the zoo go on

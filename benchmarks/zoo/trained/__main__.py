@@ -20,7 +20,7 @@ import typer
 
 from benchmarks.harness import machine
 from benchmarks.zoo.page import PAGE, write_page
-from benchmarks.zoo.suite import RESULTS, TRAINED_RESULTS, read_results
+from benchmarks.zoo.suite import PRUNED_RESULTS, RESULTS, TRAINED_RESULTS, read_results
 
 from .case import INSTALL
 from .catalog import TRAINED
@@ -49,7 +49,7 @@ def main(
             file.write(json.dumps(record) + "\n")
         differing |= not record["same"]
         _say(f"{name}: {'the same' if record['same'] else 'ANOTHER'} answer: {record['ours']}")
-    write_page(page, read_results(RESULTS), read_results(json_path))
+    write_page(page, read_results(RESULTS), read_results(json_path), read_results(PRUNED_RESULTS))
     sys.exit(differing)
 
 
