@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from tersor.passes import run_passes
 from tersor.tests.passes.pruning.zeroing import check_exact
 
 UNITS = 10
-GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
+GATES: dict[Callable[..., nn.RNNBase], int] = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 
 
 class Reading(nn.Module):
@@ -42,13 +44,13 @@ def imported(model: nn.Module, *inputs: torch.Tensor) -> tersor.ir.Graph:
 
 @pytest.mark.parametrize("kind", GATES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_units(kind: type[nn.RNNBase], bias: bool):
+def test_units(kind: Callable[..., nn.RNNBase], bias: bool):
     (group,) = check_exact(imported(Reading(kind(5, UNITS, bias=bias, batch_first=True)))).groups
     assert (group.size, group.width) == (UNITS, GATES[kind])
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_layers_and_directions_are_apart(kind: type[nn.RNNBase]):
+def test_layers_and_directions_are_apart(kind: Callable[..., nn.RNNBase]):
     channels = check_exact(imported(Reading(kind(5, UNITS, num_layers=2, bidirectional=True))))
     assert [group.size for group in channels.groups] == [UNITS] * 4
 
