@@ -113,6 +113,16 @@ def test_channels_lose_what_pruning_loses(graph: Graph, scan: SensitivityScan, n
     assert point.value == pytest.approx(1 - kept / curve(scan, "channels", name).size[0])
 
 
+def test_a_group_that_several_layers_read() -> None:
+    b = GraphBuilder({"x": TensorType((2, 3, 6, 6))})
+    x = b.op(ReluOp, b.conv(b.graph.inputs[0], 8, location="stem"))
+    early = b.op(ReluOp, b.conv(x, 4, location="early"))
+    graph = b.done(b.op(AddOp, b.conv(early, 5, location="late"), b.conv(x, 5, location="beside")))
+    scanned = curve(analyze(graph, axes=["channels"], settings={"channels": (0.5,)}), "channels", "stem")
+    pruned = run_passes(graph, "prune-channels{ratio={stem:0.5},floor=0}")
+    assert scanned.points[0].error == pytest.approx(relative_error(graph, pruned), rel=1e-4)
+
+
 def test_ranks_lose_what_chains_lose(graph: Graph, scan: SensitivityScan) -> None:
     for method, name in (("tucker2", "1.0"), ("spatial", "1.0"), ("svd", "3")):
         found = curve(scan, "ranks", name, method)
