@@ -151,10 +151,9 @@ def check_compiled(cases: Sequence[tuple[Call, Graph]]) -> None:
 
 
 def is_computed(case: tuple[Call, Graph]) -> bool:
-    """Whether a graph has ops, and no tensors without elements, which nothing is compiled for."""
+    """Whether a graph computes something."""
     _, graph = case
-    values = (*graph.inputs, *(result for op in graph.ops for result in op.results))
-    return bool(graph.outputs) and any(op.inputs for op in graph.ops) and all(value.type.size for value in values)
+    return bool(graph.outputs) and any(op.inputs for op in graph.ops)
 
 
 @pytest.mark.slow
