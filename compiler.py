@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from . import passes
+from . import training as _training  # noqa: F401  (registers modules of graphs with notes)
 from .checking import Reference, check_agreement, check_formulas
 from .frontend import from_torch, load_onnx
 from .ir import Graph, TersorError, TersorWarning, at_hints, bind, check_numbers, shorten, told, weights_loaded

@@ -33,6 +33,7 @@ from .places import place_of_error, place_of_trace
 from .quiet import quiet
 from .registry import CONVERTERS, DROPOUTS, Argument, adopt
 from .symbols import Symbols, depends_on_data, is_extent, names_of, widened, with_dims
+from .to_torch import GraphModule
 
 aten = torch.ops.aten
 
@@ -79,7 +80,7 @@ def export(
     """Trace a module for inference; neither its mode nor its tensors change."""
     args, kwargs = split_inputs(example_inputs)
     try:
-        module = in_eval_mode(module)
+        module = _for_inference(in_eval_mode(module))
         register_caches(module)
         dims = None if dynamic_shapes is None else with_dims(module, args, kwargs, dynamic_shapes)
         with tracing(), _assignments_as_writes(module), known_numbers(module):
@@ -140,6 +141,16 @@ def in_eval_mode(module: nn.Module) -> nn.Module:
         return module
     shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, shared).eval()
+
+
+def _for_inference(module: nn.Module) -> nn.Module:
+    """The module, or a copy that shares its tensors, where parts of it are not what inference runs."""
+    parts = [part for part in module.modules() if isinstance(part, GraphModule)]
+    others = {id(part): other for part in parts if (other := part.for_inference()) is not part}
+    if not others:
+        return module
+    shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, {**shared, **others})
 
 
 @contextmanager

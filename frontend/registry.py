@@ -41,7 +41,10 @@ DROPOUTS = (
 CONVERTERS: dict[OpOverload, Converter] = {}
 COMPLEX_CONVERTERS: dict[OpOverload, ComplexConverter] = {}
 FOREIGN_CONVERTERS: dict[str, Converter] = {}  # of operators that other packages define, which may not be loaded
-FOREIGN_MODULES = {"quantized_decomposed": "torch.ao.quantization.fx._decomposed"}  # which define the operators
+FOREIGN_MODULES = {  # which define the operators
+    "quantized_decomposed": "torch.ao.quantization.fx._decomposed",
+    "tersor": f"{__package__}.ir_operator",
+}
 KEPT_ON_CONSTANTS: set[str] = set()  # those of them that are not computed, but kept, where all operands are constants
 
 

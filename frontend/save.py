@@ -35,7 +35,8 @@ def save_module(graph: Graph, path: str | Path) -> None:
     Parameters
     ----------
     graph
-        Computes with floating-point numbers. Where it has symbols, the program has the shapes of their hints.
+        Where it has symbols, the program has the shapes of their hints. One of 8-bit integers calls the operator
+        ``tersor::op``, which is known where ``tersor`` was imported.
     path
         ``.pt2``: a program that `torch.export.load`, `tersor.from_torch` and the command line read, called like the
         user's module. ``.safetensors``: its ``state_dict()``.
@@ -43,7 +44,7 @@ def save_module(graph: Graph, path: str | Path) -> None:
     Raises
     ------
     TersorError
-        For another suffix, a graph of 8-bit integers, or when the file cannot be written.
+        For another suffix, or when the file cannot be written.
     """
     check_module_path(path)
     module = GraphModule(graph)

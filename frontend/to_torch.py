@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -10,13 +10,33 @@ from torch.nn import functional
 
 from ..ir import Graph, Op, TersorError, Value, WeightStore, at_hints, check_inputs, names_of
 from ..ir.foreign import UserObject
-from ..ir.ops import BatchNormOp, DequantizeOp, FusedOp, QuantizeOp, WeightOp
+from ..ir.ops import BatchNormOp, FusedOp, ObserveOp, WeightOp
+from . import ir_operator
 from .registry import Argument
 
+QuantizedMaker = Callable[[Graph, str], "GraphModule | None"]
+_makers: list[QuantizedMaker] = []
 
-def to_torch(graph: Graph) -> GraphModule:
-    """Make a trainable module with the same numbers as ``graph``; see `GraphModule`."""
+
+def to_torch(graph: Graph, quantizer: str = "lsq") -> GraphModule:
+    """Make a trainable module with the same numbers as ``graph``; see `GraphModule`.
+
+    Where the graph computes with 8-bit integers, or has calibrated notes about them (``quantize-calibrate``), it is a
+    `tersor.training.QuantizedModule`, which rounds as the integer graph does; ``quantizer`` says how its step sizes
+    learn.
+    """
+    for make in _makers:
+        module = make(graph, quantizer)
+        if module is not None:
+            return module
+    if any(isinstance(op, ObserveOp) for part in graph.parts for op in part.ops):
+        raise TersorError("nothing makes modules of graphs with notes yet: import tersor.training first")
     return GraphModule(graph)
+
+
+def register_quantized(make: QuantizedMaker) -> None:
+    """Say what makes modules of graphs of integers, or with notes about these; of other graphs it returns None."""
+    _makers.append(make)
 
 
 Graph.register_to_torch(to_torch)
@@ -32,8 +52,8 @@ class GraphModule(nn.Module):
 
     The module starts in evaluation mode, in which it computes what the graph computes. In training mode (``train()``),
     batch normalisations use the statistics of the batch and update the stored ones, as in PyTorch; nothing else
-    differs: dropout does not exist in a graph. ``tersor.from_torch`` turns the module into a graph again, unless it is
-    one of 8-bit integers: these run, but have no operators in PyTorch that could be exported.
+    differs: dropout does not exist in a graph. ``tersor.from_torch`` turns the module into a graph again. Ops on 8-bit
+    integers, for which PyTorch has no operators, are exported as calls of ``tersor::op`` (`ir_operator`).
 
     Parameters
     ----------
@@ -67,15 +87,17 @@ class GraphModule(nn.Module):
         flat = not kwargs and all(isinstance(one, torch.Tensor) for one in args)
         if graph.structure is not None and not (flat and len(args) == len(graph.user_inputs)):
             inputs = graph.structure.flatten(args, kwargs)
-        if self._program.is_quantized and torch.compiler.is_exporting():
-            raise TersorError("it computes with 8-bit integers; export the model that it was quantized from")
         check_inputs(graph, inputs)
         state = [self._held(id) for id in graph.states]
-        results = self._run(graph, [*inputs, *state])
+        results = self._compute([*inputs, *state])
         updates = [value.detach().clone() for value in results[len(graph.user_outputs) :]]
         for buffer, value in zip(state, updates, strict=True):
             buffer.copy_(value)
         return graph.returned(results)
+
+    def for_inference(self) -> nn.Module:
+        """What `from_torch` exports in place of this module: itself."""
+        return self
 
     def numbers_by_id(self) -> dict[str, torch.Tensor]:
         """The present numbers of the graph's weights and states, by id; detached, not copied."""
@@ -86,6 +108,10 @@ class GraphModule(nn.Module):
         owner, _, name = self._keys[id].rpartition(".")
         held: torch.Tensor = getattr(self.get_submodule(owner), name)
         return held
+
+    def _compute(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The outputs of the graph, new state included."""
+        return self._run(self._program.graph, inputs)
 
     def _run(self, graph: Graph, inputs: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         values: dict[Value, torch.Tensor] = dict(zip(graph.inputs, inputs, strict=True))
@@ -103,6 +129,8 @@ class GraphModule(nn.Module):
             return self._run(op.body, operands)
         if self.training and op in self._program.trainable_norms:
             return self._train_batch_norm(op, *operands)
+        if torch.compiler.is_exporting() and ir_operator.is_foreign_to_pytorch(op):
+            return ir_operator.call(op, operands)
         return op.evaluate(*operands)
 
     def _train_batch_norm(
@@ -128,8 +156,6 @@ class _Program:
         Ids of the weights that batch normalisations read as mean or variance.
     trainable_norms
         Batch normalisations of which both statistics are weights, so that they can be updated.
-    is_quantized
-        Whether some of the ops compute with 8-bit integers.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -138,7 +164,6 @@ class _Program:
         self.statistics: set[str] = set()
         self.trainable_norms: set[Op] = set()
         self._find_norms(self.graph, {})
-        self.is_quantized = any(isinstance(op, QuantizeOp | DequantizeOp) for part in graph.parts for op in part.ops)
 
     def _find_norms(self, graph: Graph, weights: Mapping[Value, str]) -> None:
         weights = dict(weights)
@@ -156,8 +181,11 @@ class _Program:
         return self  # never changes, so that copies of the module can share it
 
 
-def _register(root: nn.Module, wanted: str, tensor: torch.Tensor, trainable: bool) -> str:
-    """Add a weight under the name ``wanted``, making the modules on its path, and return its key in the state."""
+def free_place(root: nn.Module, wanted: str) -> tuple[nn.Module, str, str]:
+    """Where something called ``wanted`` can be added: the module, its name there, and its whole name.
+
+    The modules on the path are made where they are missing.
+    """
     owner, key = root, []
     *path, name = wanted.split(".")
     for part in path:
@@ -169,8 +197,14 @@ def _register(root: nn.Module, wanted: str, tensor: torch.Tensor, trainable: boo
         key.append(part)
     while not name or hasattr(owner, name):
         name += "_"
+    return owner, name, ".".join([*key, name])
+
+
+def _register(root: nn.Module, wanted: str, tensor: torch.Tensor, trainable: bool) -> str:
+    """Add a weight under the name ``wanted``, and return its key in the state."""
+    owner, name, key = free_place(root, wanted)
     if trainable:
         owner.register_parameter(name, nn.Parameter(tensor))
     else:
         owner.register_buffer(name, tensor)
-    return ".".join([*key, name])
+    return key

@@ -45,7 +45,7 @@ class Graph:
     """
 
     _write_onnx: ClassVar[Callable[[Graph, str | Path], None] | None] = None
-    _to_module: ClassVar[Callable[[Graph], torch.nn.Module] | None] = None
+    _to_module: ClassVar[Callable[[Graph, str], torch.nn.Module] | None] = None
 
     def __init__(
         self, name: str = "graph", inputs: Sequence[tuple[str, TensorType]] = (), weights: WeightStore | None = None
@@ -204,8 +204,14 @@ class Graph:
 
         return evaluate(self, inputs)
 
-    def to_torch(self) -> torch.nn.Module:
+    def to_torch(self, quantizer: str = "lsq") -> torch.nn.Module:
         """A trainable module with the same numbers; what makes it is registered by `tersor.frontend`.
+
+        Parameters
+        ----------
+        quantizer
+            How the step sizes of activations learn, where the graph has calibrated notes: ``lsq`` or ``pact``
+            (`tersor.training`). Other graphs have none.
 
         Raises
         ------
@@ -214,7 +220,7 @@ class Graph:
         """
         if Graph._to_module is None:
             raise TersorError("nothing makes modules of graphs yet: import tersor.frontend first")
-        return Graph._to_module(self)
+        return Graph._to_module(self, quantizer)
 
     def to_onnx(self, path: str | Path) -> None:
         """Write an ONNX file with the same numbers (`tersor.frontend.to_onnx`, which is registered by that folder).
@@ -234,7 +240,7 @@ class Graph:
         cls._write_onnx = staticmethod(write)
 
     @classmethod
-    def register_to_torch(cls, make: Callable[[Graph], torch.nn.Module]) -> None:
+    def register_to_torch(cls, make: Callable[[Graph, str], torch.nn.Module]) -> None:
         """Say what `to_torch` calls."""
         cls._to_module = staticmethod(make)
 

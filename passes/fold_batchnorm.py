@@ -51,17 +51,19 @@ class FoldBatchNorm(Pass):
             if any(tensor(value) is None for value in op.inputs[1:]):
                 rewriter.refuse(_RULE, op, "a parameter is not constant, or the weights are not loaded")
                 continue
-            _fold_into_layer(op, rewriter) or _make_affine(op, rewriter)
+            fold_into_layer(op, rewriter) or _make_affine(op, rewriter)
         return Result(rewriter.changed)
 
 
-def _fold_into_layer(op: BatchNormOp, rewriter: Rewriter) -> bool:
+def fold_into_layer(op: BatchNormOp, rewriter: Rewriter) -> LayerOp | None:
+    """Fold a batch normalisation with constant parameters; returns the layer with the new weights, None if refused."""
     layer = op.x.op
     if not isinstance(layer, LayerOp):
-        return False
-    reason = _refusal(op, layer)
+        return None
+    reason = fold_refusal(op, layer)
     if reason:
-        return rewriter.refuse(_RULE, op, reason)
+        rewriter.refuse(_RULE, op, reason)
+        return None
     scale, shift = _affine(op)
     original = numbers(layer.weight)
     weight = original.double() * scale.reshape(-1, *[1] * (layer.weight.type.rank - 1))
@@ -69,9 +71,10 @@ def _fold_into_layer(op: BatchNormOp, rewriter: Rewriter) -> bool:
     weight = weight.to(original.dtype)
     bias = bias.to((layer.bias or layer.weight).type.dtype.torch)  # a bf16 layer may have a more precise bias
     if not _same_finiteness(weight, original) or not bool(bias.isfinite().all()):
-        return rewriter.refuse(_RULE, op, "a folded weight or bias is not finite")
+        rewriter.refuse(_RULE, op, "a folded weight or bias is not finite")
+        return None
     if not rewriter.commit(_RULE, op):
-        return False
+        return None
     operands = (
         layer.x,
         rewriter.weight(weight, weight_name(layer.weight, "folded")),
@@ -79,7 +82,7 @@ def _fold_into_layer(op: BatchNormOp, rewriter: Rewriter) -> bool:
     )
     folded = rewriter.create(type(layer), operands, layer.attrs, location=layer.location)
     replace(rewriter, op, folded.result)
-    return True
+    return folded
 
 
 def _make_affine(op: BatchNormOp, rewriter: Rewriter) -> bool:
@@ -99,7 +102,7 @@ def _make_affine(op: BatchNormOp, rewriter: Rewriter) -> bool:
     return True
 
 
-def _refusal(op: BatchNormOp, layer: LayerOp) -> str:
+def fold_refusal(op: BatchNormOp, layer: LayerOp) -> str:
     """Why the batch normalisation cannot go into ``layer``; empty if it can."""
     if not layer.result.has_one_use:
         return "the layer's result is read elsewhere too"

@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-import tersor.frontend  # noqa: F401  (registers `Graph.to_torch`, whichever file runs alone)
+import tersor.training  # noqa: F401  (registers `Graph.to_torch`, whichever file runs alone)
 from tersor.targets.machines.target import Cpu
 
 # TVM's threads wait for work by yielding again and again, which takes minutes where other tests want the same cores.

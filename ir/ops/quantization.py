@@ -104,17 +104,23 @@ class DequantizeOp(Op, name="dequantize", attrs=DequantizeAttrs):
 
 @dataclass(frozen=True)
 class ObserveAttrs(Attrs):
-    """``low`` and ``high`` are the range of the numbers, 0 and 0 as long as it is not known."""
+    """``low`` and ``high`` are the range of the numbers, 0 and 0 as long as it is not known.
+
+    ``weight_bits`` are those of the weights that layers multiply the integers with.
+    """
 
     dtype: DType = DType.U8
     low: float = 0.0
     high: float = 0.0
+    weight_bits: int = 8
 
     def __post_init__(self) -> None:
         if self.dtype not in QUANTIZED:
             raise ValueError(f"dtype must be u8 or i8, not {self.dtype.value}")
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
             raise ValueError(f"low and high must be finite and in order, not {self.low} and {self.high}")
+        if not 2 <= self.weight_bits <= 8:
+            raise ValueError(f"weight_bits must be 2 to 8, not {self.weight_bits}")
 
     @property
     def is_calibrated(self) -> bool:

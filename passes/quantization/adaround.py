@@ -20,7 +20,6 @@ import torch
 
 from ..registry import register_pass
 from .rounding import RoundingPass
-from .scheme import LARGEST_WEIGHT
 
 _STRETCH, _OFFSET = 1.2, -0.1  # of the sigmoid, whose ends are cut off
 _WARM_UP = 0.2
@@ -49,10 +48,10 @@ class AdaRound(RoundingPass):
         if not self.strength > 0:
             raise ValueError(f"strength must be above 0, not {self.strength:g}")
 
-    def choose(self, steps: torch.Tensor, scales: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+    def choose(self, steps: torch.Tensor, scales: torch.Tensor, covariance: torch.Tensor, largest: int) -> torch.Tensor:
         is_largest = steps.abs() == steps.abs().amax(2, keepdim=True)  # keeps its row's scale
-        down = torch.where(is_largest, steps.round(), steps.floor()).clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
-        free = ~is_largest & (down < LARGEST_WEIGHT)
+        down = torch.where(is_largest, steps.round(), steps.floor()).clamp(-largest, largest)
+        free = ~is_largest & (down < largest)
         fraction = torch.where(free, steps - down, 0.0)
         nearest = (fraction.round() - fraction) * scales
         error = ((nearest @ covariance) * nearest).sum().item()

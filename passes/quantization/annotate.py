@@ -15,6 +15,10 @@ Which ones is decided by `placement` from the traits of the ops. The graph still
 ``quantize-calibrate`` fills in the ranges, ``quantize-realize`` makes integers of it. In between the graph is text like
 any other: notes can be removed or changed by hand.
 
+With ``weight_bits=4`` notes say so: the weights of layers that read them become integers from -7 to 7, which are stored
+in 8 bits. ``keep_norms`` is for training (`tersor.training`): batch normalisations stay behind their layers, and notes
+stand where they would without them. Fold them (``fold-batchnorm``) before ``quantize-realize``.
+
 Groups made by ``fuse`` are taken apart. Refused, with the reason in the report: layers that ``skip`` names, weights
 computed at run time, and sums that may not fit into i32. Fails after ``layout``, where batch normalisations are not
 folded, and for targets without integer kernels.
@@ -27,10 +31,12 @@ from typing import Annotated
 from ...ir import DType, Graph, OnIntegers, Rewriter, TersorError, Value
 from ...ir.ops import BatchNormOp, ObserveOp, RelayoutOp
 from ...ir.ops.integers import QUANTIZED
+from ...ir.ops.quantization import ObserveAttrs
 from ..base import Pass, PassContext, Result
 from ..registry import register_pass
 from ..unfuse import take_apart
 from .placement import check_patterns, float_layers, refusal, stored_as_integers
+from .scheme import WEIGHT_BITS
 
 _RULE = "quantize-annotate"
 
@@ -45,20 +51,28 @@ class QuantizeAnnotate(Pass):
         ``u8`` or ``i8``.
     skip
         Names of layers that stay in floating point; ``*`` stands for anything, as in ``skip=[head,layer4.*]``.
+    weight_bits
+        Bits of the weights as integers, 2 to 8.
+    keep_norms
+        Whether batch normalisations may stand between a layer and the next rounding.
     """
 
     activations: Annotated[DType, QUANTIZED] = DType.U8
     skip: tuple[str, ...] = ()
+    weight_bits: int = WEIGHT_BITS
+    keep_norms: bool = False
 
     def __post_init__(self) -> None:
         if self.activations not in QUANTIZED:
             raise ValueError(f"activations must be u8 or i8, not {self.activations.value}")
+        if not 2 <= self.weight_bits <= 8:
+            raise ValueError(f"weight_bits must be 2 to 8, not {self.weight_bits}")
 
     def run(self, graph: Graph, context: PassContext) -> Result:
         rewriter = context.rewriter(graph)
         if not any(float_layers(part) for part in graph.parts):
             return Result(False, ("no layer computes in floating point",))
-        check_order(graph, context, _RULE)
+        check_order(graph, context, _RULE, "O2 or O3", self.keep_norms)
         take_apart(graph, rewriter, _RULE)
         check_patterns(graph, self.skip)
         layers = []
@@ -69,24 +83,28 @@ class QuantizeAnnotate(Pass):
             else:
                 layers.append(op)
         stored = stored_as_integers(graph, layers)
-        noted = sum(_note(value, self.activations, rewriter) for value in stored)
+        kind = ObserveAttrs(dtype=self.activations, weight_bits=self.weight_bits)
+        noted = sum(_note(value, kind, rewriter) for value in stored)
         note = f"{len(layers)} layers can compute on integers, {len(stored)} values are stored as such, {noted} new"
         return Result(rewriter.changed, (note,))
 
 
-def check_order(graph: Graph, context: PassContext, rule: str) -> None:
-    """Raise TersorError where a graph, or a target, cannot be quantized."""
+def check_order(graph: Graph, context: PassContext, rule: str, folding: str, keep_norms: bool = False) -> None:
+    """Raise TersorError where a graph, or a target, cannot be quantized.
+
+    Batch normalisations behind layers are folded by the passes ``folding``, unless ``keep_norms``.
+    """
     if context.target is not None and not context.target.integer_kernels:
         raise TersorError(f"{context.target.name} has no kernels for 8-bit integers; leave out {rule}")
     for op in graph.ops:
         if isinstance(op, RelayoutOp):
             raise TersorError(f"layouts are chosen already; run {rule} before layout")
         layer = op.x.op if isinstance(op, BatchNormOp) else None
-        if layer is not None and layer.on_integers is OnIntegers.SUMS:
-            raise TersorError(f"{op.describe()} is not folded into the layer before it; put O2 or O3 before {rule}")
+        if layer is not None and layer.on_integers is OnIntegers.SUMS and not keep_norms:
+            raise TersorError(f"{op.describe()} is not folded into the layer before it; put {folding} before {rule}")
 
 
-def _note(value: Value, dtype: DType, rewriter: Rewriter) -> bool:
+def _note(value: Value, kind: ObserveAttrs, rewriter: Rewriter) -> bool:
     """Let all ops that read ``value`` read a note about it; False if they do already, or bisection forbids it."""
     readers = [use for use in value.uses if not isinstance(use.user, Graph)]
     if not readers or any(isinstance(use.user, ObserveOp) for use in readers):
@@ -95,7 +113,7 @@ def _note(value: Value, dtype: DType, rewriter: Rewriter) -> bool:
     anchor = value.op or min(value.users, key=positions.__getitem__)
     if not rewriter.commit(_RULE, anchor):
         return False
-    note = rewriter.create(ObserveOp, (value,), ObserveOp.attrs_type(dtype=dtype), after=value.op is not None)
+    note = rewriter.create(ObserveOp, (value,), kind, after=value.op is not None)
     for use in readers:
         assert not isinstance(use.user, Graph)
         rewriter.set_operand(use.user, use.index, note.result)

@@ -30,8 +30,8 @@ from ...ir.ops import LayerOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..matching import bias_name, numbers, prune, was_changed
 from ..registry import register_pass
-from .placement import noted_layers
-from .scheme import representable_weight
+from .placement import noted_layers, weight_bits
+from .scheme import largest_weight, representable_weight
 from .streaming import watch
 
 _RULE = "bias-correction"
@@ -72,7 +72,7 @@ def _correct(op: LayerOp, mean: torch.Tensor, rewriter: Rewriter) -> float:
     """Give a layer another bias; returns the largest correction."""
     weight, bias = op.weight, op.bias
     exact = numbers(weight).double()
-    shift = op.evaluate(mean, representable_weight(exact) - exact, None)
+    shift = op.evaluate(mean, representable_weight(exact, largest_weight(weight_bits(op))) - exact, None)
     assert isinstance(shift, torch.Tensor)
     channel = op.channel_axis % shift.ndim
     correction = shift.mean([axis for axis in range(shift.ndim) if axis != channel])

@@ -108,10 +108,10 @@ def observe_ranges(
             f"calibration data makes every number at {name_of(op.inputs[0])}{more} {number + 0.0:g};"
             " give data that varies, or leave the layers that read it out with skip=[...]"
         )
-    return choose(_groups(graph, notes), observers, samples), count
+    return choose(tied_notes(graph, notes), observers, samples), count
 
 
-def _groups(graph: Graph, notes: Sequence[Op]) -> list[list[Op]]:
+def tied_notes(graph: Graph, notes: Sequence[Op]) -> list[list[Op]]:
     """Notes between which integers are only moved, so that one range is for all of them; in the order of ``notes``."""
     about = {underlying(op.inputs[0]): op for op in notes}
     ties = networkx.Graph()

@@ -16,7 +16,6 @@ import torch
 
 from ..registry import register_pass
 from .rounding import RoundingPass
-from .scheme import LARGEST_WEIGHT
 
 _BLOCK = 128
 
@@ -37,7 +36,7 @@ class Gptq(RoundingPass):
         if not self.damping > 0:
             raise ValueError(f"damping must be above 0, not {self.damping:g}")
 
-    def choose(self, steps: torch.Tensor, scales: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+    def choose(self, steps: torch.Tensor, scales: torch.Tensor, covariance: torch.Tensor, largest: int) -> torch.Tensor:
         variances = covariance.diagonal(dim1=1, dim2=2)
         order = variances.argsort(1, descending=True)
         terms = order.shape[1]
@@ -46,11 +45,11 @@ class Gptq(RoundingPass):
         sorted_covariance = rows.gather(2, order[:, None, :].expand_as(covariance))
         damping = self.damping * variances.mean(1).clamp(min=1e-30)
         damped = sorted_covariance + damping[:, None, None] * torch.eye(terms, dtype=torch.float64)
-        found = round_in_order(sorted_steps, damped)
+        found = round_in_order(sorted_steps, damped, largest)
         return torch.empty_like(found).scatter_(2, order[:, None, :].expand_as(found), found)
 
 
-def round_in_order(steps: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+def round_in_order(steps: torch.Tensor, covariance: torch.Tensor, largest: int) -> torch.Tensor:
     """Integers for weights in units of their scales, from the first term to the last.
 
     The largest weight of each row becomes the largest integer, so that the row keeps its scale.
@@ -61,6 +60,8 @@ def round_in_order(steps: torch.Tensor, covariance: torch.Tensor) -> torch.Tenso
         float64 [groups, outputs, terms].
     covariance
         float64 [groups, terms, terms], positive definite.
+    largest
+        Integer; its negative is the smallest.
     """
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(covariance)), upper=True)
     magnitudes = steps.abs()
@@ -72,7 +73,7 @@ def round_in_order(steps: torch.Tensor, covariance: torch.Tensor) -> torch.Tenso
         for index in range(stop - start):
             term = start + index
             weight = block[:, :, index]
-            nearest = weight.round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
+            nearest = weight.round().clamp(-largest, largest)
             integer = torch.where(pinned == term, steps[:, :, term].round(), nearest)
             integers[:, :, term] = integer
             errors[:, :, index] = (weight - integer) / factor[:, term, term, None]

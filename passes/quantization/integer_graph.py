@@ -18,7 +18,7 @@ from ...ir.ops import AvgPool2dOp, DequantizeOp, MulOp, ObserveOp, PadOp, Quanti
 from ...ir.ops.integers import QUANTIZED
 from ..matching import numbers, prune, scalar, weight_name
 from .given_integers import source_of
-from .placement import LayerOp
+from .placement import LayerOp, weight_bits
 from .scheme import IntegerLayer, QuantizationStep, integer_layer
 
 
@@ -37,7 +37,9 @@ def step_of(note: Op) -> QuantizationStep:
 
 def rounded_layer(op: LayerOp, input_scale: float) -> IntegerLayer:
     """The integers of a layer with floating-point weights."""
-    return integer_layer(numbers(op.weight), None if op.bias is None else numbers(op.bias), input_scale)
+    return integer_layer(
+        numbers(op.weight), None if op.bias is None else numbers(op.bias), input_scale, weight_bits(op)
+    )
 
 
 class IntegerGraph:
@@ -96,7 +98,7 @@ class IntegerGraph:
             self._sum(op, first)
         elif first is not None and op.on_integers is OnIntegers.MOVES and _can_move(op, stored):
             self._move(op, [one for one in stored if one is not None])
-        elif first is not None and op.on_integers is OnIntegers.MEANS and _can_average(op, first.step):
+        elif first is not None and op.on_integers is OnIntegers.MEANS and can_average(op, first.step):
             self._average(op, first)
         else:
             self._give_numbers(op)
@@ -208,7 +210,7 @@ def integer_twin(op: LayerOp, step: QuantizationStep) -> Graph:
         type = TensorType(tuple(tensor.shape), DType.from_torch(tensor.dtype))
         return graph.append(WeightOp((), WeightOp.attrs_type(id=graph.weights.add(tensor, hint), type=type))).result
 
-    layer = integer_layer(numbers(op.weight), None if op.bias is None else numbers(op.bias), step.scale)
+    layer = rounded_layer(op, step.scale)
     bias = None if layer.bias is None else constant(layer.bias, "bias")
     attrs = replace(op.attrs, zero_point=step.zero_point)
     sums = graph.append(type(op)((graph.inputs[0], constant(layer.weight, "weight"), bias), attrs)).result
@@ -225,7 +227,7 @@ def _can_move(op: Op, stored: list[Stored | None]) -> bool:
     return len(steps) == 1 and not (isinstance(op, PadOp) and op.attrs.value)
 
 
-def _can_average(op: Op, step: QuantizationStep) -> bool:
+def can_average(op: Op, step: QuantizationStep) -> bool:
     """Whether padding, which adds 0 to integer sums, adds what stands for zero."""
     counts_padding = isinstance(op, AvgPool2dOp) and op.attrs.count_include_pad and any(op.attrs.padding)
     return not (counts_padding and step.zero_point)

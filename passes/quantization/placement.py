@@ -15,9 +15,9 @@ from fnmatch import fnmatchcase
 from typing import cast
 
 from ...ir import DType, Graph, OnIntegers, Op, TersorError, Value, is_constant
-from ...ir.ops import LayerOp, ObserveOp
+from ...ir.ops import BatchNormOp, LayerOp, ObserveOp
 from ..matching import tensor
-from .scheme import MOST_TERMS
+from .scheme import MOST_TERMS, WEIGHT_BITS
 
 
 def find_notes(graph: Graph) -> list[ObserveOp]:
@@ -38,6 +38,12 @@ def name_of(value: Value) -> str:
     if value.op is None:
         return f"input {value.name!r}"
     return value.op.location or value.op.describe()
+
+
+def weight_bits(op: LayerOp) -> int:
+    """Bits of a layer's weight as integers, which the note about its operand says."""
+    note = op.x.op
+    return note.attrs.weight_bits if isinstance(note, ObserveOp) else WEIGHT_BITS
 
 
 def float_layers(graph: Graph) -> list[LayerOp]:
@@ -103,7 +109,7 @@ class _Placement:
             if op.on_integers is OnIntegers.MEANS:
                 self.want_if_made_of_integers(op.inputs[0])
         for op in graph.ops:
-            if op.elementwise and not isinstance(op, ObserveOp):
+            if _is_elementwise(op) and not isinstance(op, ObserveOp):
                 self._join(op)
 
     def want(self, value: Value) -> None:
@@ -117,7 +123,7 @@ class _Placement:
         if op.on_integers in (OnIntegers.MOVES, OnIntegers.MEANS):
             for operand in _data(op):
                 self.want(operand)
-        elif op.elementwise:
+        elif _is_elementwise(op):
             for source in self._sources(value):
                 if source.op is not None and source.op.on_integers is OnIntegers.MOVES and not source.op.view:
                     self.want(source)
@@ -139,14 +145,14 @@ class _Placement:
                 if operand in seen:
                     continue
                 seen.add(operand)
-                if operand.op is not None and operand.op.elementwise and operand not in self.stored:
+                if operand.op is not None and _is_elementwise(operand.op) and operand not in self.stored:
                     pending.append(operand)
                 else:
                     found[operand] = None
         return list(found)
 
     def _origins(self, value: Value) -> list[Value]:
-        is_computed = value.op is not None and value.op.elementwise and value not in self.stored
+        is_computed = value.op is not None and _is_elementwise(value.op) and value not in self.stored
         return self._sources(value) if is_computed else [value]
 
     def _is_integer_made(self, value: Value) -> bool:
@@ -160,7 +166,7 @@ class _Placement:
             if one in seen or one.op is None:
                 continue
             seen.add(one)
-            if one.op.elementwise or one.op.on_integers in (OnIntegers.MOVES, OnIntegers.MEANS):
+            if _is_elementwise(one.op) or one.op.on_integers in (OnIntegers.MOVES, OnIntegers.MEANS):
                 pending.extend(_data(one.op))
         return False
 
@@ -184,7 +190,12 @@ def _data(op: Op) -> list[Value]:
     return [underlying(value) for value in values if not is_constant(value)]
 
 
+def _is_elementwise(op: Op) -> bool:
+    """Whether an op can be computed in registers; batch normalisations become multiplications, or are gone, at last."""
+    return op.elementwise or isinstance(op, BatchNormOp)
+
+
 def _reads_integers(value: Value) -> bool:
     """Whether all readers of ``value`` can take integers, or floating-point numbers made of these in registers."""
     readers = [user for op in value.users for user in (op.result.users if isinstance(op, ObserveOp) else (op,))]
-    return all(op.elementwise or op.on_integers is not OnIntegers.NOTHING for op in readers)
+    return all(_is_elementwise(op) or op.on_integers is not OnIntegers.NOTHING for op in readers)

@@ -27,6 +27,7 @@ from .annotate import QuantizeAnnotate
 from .calibrate import QuantizeCalibrate
 from .calibrators.registry import CALIBRATORS
 from .realize import QuantizeRealize
+from .scheme import WEIGHT_BITS
 
 
 @register_pass("quantize", purpose="quantize")
@@ -46,6 +47,8 @@ class Quantize(Pass):
         ``gptq``, ``adaround`` or ``bias-correction`` on calibrated notes.
     skip
         Names of layers that stay in floating point; ``*`` stands for anything.
+    weight_bits
+        Bits of the weights as integers, 2 to 8.
     keep
         Whether only layers change that the target measures faster on integers, or all that can.
     min_sqnr
@@ -57,6 +60,7 @@ class Quantize(Pass):
     method: Annotated[str, CALIBRATORS] = "minmax"
     accuracy: tuple[str, ...] = ("equalize-concat", "bias-correction")
     skip: tuple[str, ...] = ()
+    weight_bits: int = WEIGHT_BITS
     keep: Keep = Keep.FASTER
     min_sqnr: float | None = None
 
@@ -64,7 +68,7 @@ class Quantize(Pass):
     measures = True
 
     def __post_init__(self) -> None:
-        QuantizeAnnotate(self.activations)
+        QuantizeAnnotate(self.activations, self.skip, self.weight_bits)
         QuantizeCalibrate(self.method)
         QuantizeRealize(self.keep, self.min_sqnr)
         _ = self.corrections  # raises what is wrong with their names
@@ -78,5 +82,5 @@ class Quantize(Pass):
     def steps(self) -> tuple[Pass, ...]:
         first = tuple(one for one in self.corrections if one.before_notes)
         then = tuple(one for one in self.corrections if not one.before_notes)
-        notes = (QuantizeAnnotate(self.activations, self.skip), QuantizeCalibrate(self.method))
+        notes = (QuantizeAnnotate(self.activations, self.skip, self.weight_bits), QuantizeCalibrate(self.method))
         return (*first, *notes, *then, QuantizeRealize(self.keep, self.min_sqnr), Fuse())

@@ -37,8 +37,8 @@ from dataclasses import replace as replace_fields
 
 import torch
 
-from ...ir import Graph, Rewriter, TersorError, Value, graph_of, is_constant, weights_loaded
-from ...ir.ops import LayerOp, ObserveOp, WeightOp
+from ...ir import Graph, Op, Rewriter, TersorError, Value, graph_of, is_constant, weights_loaded
+from ...ir.ops import BatchNormOp, LayerOp, ObserveOp, WeightOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
 from ..matching import prune, replace, tensor
@@ -81,7 +81,7 @@ class QuantizeRealize(Pass):
             raise ValueError(f"min_sqnr is a ratio in dB, above 0, not {self.min_sqnr:g}")
 
     def run(self, graph: Graph, context: PassContext) -> Result:
-        check_order(graph, context, _RULE)
+        check_order(graph, context, _RULE, "fold-batchnorm")
         rewriter = context.rewriter(graph)
         notes = [op for part in graph.parts for op in find_notes(part)]
         if not notes:
@@ -132,8 +132,13 @@ def _exact(graph: Graph, calibrated: Graph | None) -> Graph:
         return graph.clone()
     exact = calibrated.clone()
     take_apart(exact, Rewriter(exact), _RULE)
-    same = all(len(find(exact)) == len(find(graph)) for find in (find_notes, float_layers))
+    same = all(len(find(exact)) == len(find(graph)) for find in (find_notes, float_layers, _norms))
     return exact if same else graph.clone()
+
+
+def _norms(graph: Graph) -> list[Op]:
+    """Batch normalisations: layers that they are folded into have other weights than before."""
+    return [op for op in graph.ops if isinstance(op, BatchNormOp)]
 
 
 @dataclass(frozen=True)

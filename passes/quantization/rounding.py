@@ -10,8 +10,8 @@ After::
     %3 = conv2d(%2, %w.rounded, %b.rounded)
 
 The new weights are integers times the scale of their channel, so ``quantize-realize`` rounds them to these integers.
-For that, the largest weight of a channel, from which its scale is computed, always becomes 127. The new bias makes the
-mean of each output what it was; the methods make the variance of the error small.
+For that, the largest weight of a channel, from which its scale is computed, always becomes the largest
+integer. The new bias makes the mean of each output what it was; the methods make the variance of the error small.
 
 Layers are taken in execution order, as many at a time as the moments of their operands fit into memory (`moments`).
 Those that come later see what the earlier ones make with their new weights.
@@ -30,8 +30,8 @@ from ..matching import bias_name, numbers, prune, was_changed, weight_name
 from ..progress import Remaining
 from .integer_graph import step_of
 from .moments import Moments, in_portions
-from .placement import name_of, noted_layers
-from .scheme import rounded_weight, weight_scales
+from .placement import name_of, noted_layers, weight_bits
+from .scheme import largest_weight, rounded_weight, weight_scales
 from .streaming import watch
 
 _SUFFIX = "rounded"  # of the ids of weights, so that a second run leaves them alone
@@ -45,7 +45,7 @@ class RoundingPass(Pass):
     exactness = Exactness.APPROXIMATE
     repairs = True
 
-    def choose(self, steps: torch.Tensor, scales: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+    def choose(self, steps: torch.Tensor, scales: torch.Tensor, covariance: torch.Tensor, largest: int) -> torch.Tensor:
         """Integers for the weights of a layer.
 
         Parameters
@@ -56,6 +56,8 @@ class RoundingPass(Pass):
             float64 [groups, outputs, 1].
         covariance
             float64 [groups, terms, terms]: of the rows that the weights are multiplied with.
+        largest
+            Integer that a weight may become; its negative is the smallest.
         """
         raise NotImplementedError
 
@@ -93,14 +95,15 @@ class RoundingPass(Pass):
     def _round(self, op: LayerOp, moments: Moments, rewriter: Rewriter) -> tuple[float, float]:
         """Give a layer other weights; returns the error of the nearest integers and of the chosen ones, relative."""
         weight = numbers(op.weight).double()
-        scales = weight_scales(weight)
+        largest = largest_weight(weight_bits(op))
+        scales = weight_scales(weight, largest)
         groups, outputs = op.channel_groups, len(weight) // op.channel_groups
         rows, factors = weight.reshape(groups, outputs, -1), scales.reshape(groups, outputs, 1)
-        nearest = rounded_weight(weight, scales).reshape(rows.shape)
+        nearest = rounded_weight(weight, scales, largest).reshape(rows.shape)
         chosen, errors, power = [], [0.0, 0.0], 0.0
         parts = zip(*(one.split(moments.blocks, 2) for one in (rows, nearest)), moments.covariances(), strict=True)
         for exact, near, covariance in parts:
-            found = self.choose(exact / factors, factors, covariance)
+            found = self.choose(exact / factors, factors, covariance, largest)
             one, other = (_error((q * factors - exact), covariance) for q in (near, found))
             chosen.append(found if other < one else near)
             errors = [errors[0] + one, errors[1] + min(one, other)]

@@ -1,8 +1,8 @@
 """From ranges and weights to scales, zero points and integers: ``number = scale * (q - zero_point)``.
 
 Activations: one scale and zero point a tensor, chosen so that zero is an integer (it pads, and most activations have
-many zeros). Weights: one scale for each output channel, no zero point, from -127 to 127. Biases have the scale of the
-sums that they are added to.
+many zeros). Weights: one scale for each output channel, no zero point, from -127 to 127, or closer to zero where fewer
+bits are asked for. Biases have the scale of the sums that they are added to.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from ...ir import DType
 from ...ir.ops.integers import integer_range
 
-LARGEST_WEIGHT = 127
+WEIGHT_BITS = 8  # where nothing else is said
+LARGEST_WEIGHT = 127  # of so many bits
 # Half of the range of i32 is for the bias, half for the products of the largest u8 and i8 numbers.
 LARGEST_BIAS = 2**30
 MOST_TERMS = 2**30 // (255 * 128)  # in one sum
@@ -76,6 +77,11 @@ class IntegerLayer:
     scales: torch.Tensor
 
 
+def largest_weight(bits: int) -> int:
+    """Largest integer of a weight; its negative is the smallest, so that 8 bits reach from -127 to 127."""
+    return (1 << bits - 1) - 1
+
+
 def weight_scales(weight: torch.Tensor, largest: int = LARGEST_WEIGHT) -> torch.Tensor:
     """float64 scale of each output channel (dimension 0): its largest magnitude becomes the integer ``largest``."""
     magnitudes = weight.double().flatten(1).abs().amax(1)
@@ -94,17 +100,24 @@ def representable_weight(weight: torch.Tensor, largest: int = LARGEST_WEIGHT) ->
     return rounded_weight(weight, scales, largest) * _per_channel(scales, weight)
 
 
-def integer_layer(weight: torch.Tensor, bias: torch.Tensor | None, input_scale: float) -> IntegerLayer:
-    """Quantize a layer whose operand has the scale ``input_scale``.
+def integer_layer(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    input_scale: float,
+    bits: int = WEIGHT_BITS,
+    scales: torch.Tensor | None = None,
+) -> IntegerLayer:
+    """Quantize a layer whose operand has the scale ``input_scale``; scales of its weight are given, or `weight_scales`.
 
     A channel whose weights are so small beside its bias that the bias would not fit gets a coarser scale.
     """
-    scales = weight_scales(weight)
+    largest = largest_weight(bits)
+    scales = weight_scales(weight, largest) if scales is None else scales.double()
     if bias is not None:
         scales = torch.maximum(scales, bias.double().abs() / (input_scale * LARGEST_BIAS))
     sums = scales * input_scale
     integers = None if bias is None else (bias.double() / sums).round().to(torch.int32)
-    return IntegerLayer(rounded_weight(weight, scales).to(torch.int8), integers, sums)
+    return IntegerLayer(rounded_weight(weight, scales, largest).to(torch.int8), integers, sums)
 
 
 def _per_channel(scales: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -57,23 +57,28 @@ def _is_redundant(bound: Op, op: QuantizeOp) -> bool:
 
 
 def _fold_scale(op: QuantizeOp, rewriter: Rewriter, rule: str) -> None:
-    leaves = _leaves(op.x)
-    if op.attrs.scale == 1 or not leaves or not rewriter.commit(rule, op):
-        return
+    leaves = leaves_of(op.x)
+    if op.attrs.scale != 1 and leaves and rewriter.commit(rule, op):
+        rescale(op, leaves, 1.0, rewriter)
+
+
+def rescale(op: QuantizeOp, leaves: list[Op], scale: float, rewriter: Rewriter) -> None:
+    """Give a ``quantize`` another scale, and the scalings that its operand is a sum of too."""
+    divisor = op.attrs.scale / scale
     for leaf in leaves:
         old = leaf.inputs[1]
         number = scalar(old)
         if number is not None:
-            fresh = rewriter.full(number / op.attrs.scale, TensorType(old.shape))
+            fresh = rewriter.full(number / divisor, TensorType(old.shape))
         else:
-            fresh = rewriter.weight((numbers(old).double() / op.attrs.scale).float(), weight_name(old, _SUFFIX))
+            fresh = rewriter.weight((numbers(old).double() / divisor).float(), weight_name(old, _SUFFIX))
         place_before(rewriter, fresh.op, leaf)
         rewriter.set_operand(leaf, 1, fresh)
         prune(rewriter, (old,))
-    rewriter.update(op, replace(op.attrs, scale=1.0))
+    rewriter.update(op, replace(op.attrs, scale=scale))
 
 
-def _leaves(value: Value) -> list[Op] | None:
+def leaves_of(value: Value) -> list[Op] | None:
     """The scalings that ``value`` is a sum of; None if it is something else, or is read elsewhere."""
     op = value.op
     if op is None or not value.has_one_use:
@@ -82,5 +87,5 @@ def _leaves(value: Value) -> list[Op] | None:
         return [op] if isinstance(op.inputs[1].op, WeightOp | FullOp) else None
     if not isinstance(op, AddOp | ReluOp):
         return None
-    parts = [_leaves(operand) for operand in op.inputs]
+    parts = [leaves_of(operand) for operand in op.inputs]
     return None if None in parts else [leaf for part in parts if part is not None for leaf in part]

@@ -9,7 +9,7 @@ from torch import nn
 
 import tersor
 from tersor.frontend import load_model, save_module
-from tersor.ir import TersorError
+from tersor.ir import TersorError, fingerprint, structurally_equal
 from tersor.tests.integer_graphs import small_resnet
 
 
@@ -51,9 +51,17 @@ def test_a_state_alone(graph, tmp_path):
     graph.to_torch().load_state_dict(state)
 
 
+def test_a_program_of_integers(tmp_path):
+    save_module(small_resnet(), tmp_path / "small.pt2")
+    again = tersor.from_torch(torch.export.load(tmp_path / "small.pt2"))
+    assert fingerprint(again, numbers=False) == fingerprint(small_resnet(), numbers=False)
+    x = torch.randn(1, 3, 22, 18)
+    assert torch.equal(again.evaluate(x)[0], small_resnet().evaluate(x)[0])
+    loaded = load_model(str(tmp_path / "small.pt2")).to_graph()
+    assert structurally_equal(loaded, again)
+
+
 def test_what_cannot_be_written(graph, tmp_path):
     with pytest.raises(TersorError, match=r"small.pt: a module is written as .pt2 .* or .safetensors"):
         save_module(graph, tmp_path / "small.pt")
-    with pytest.raises(TersorError, match="8-bit integers; export the model that it was quantized from"):
-        save_module(small_resnet(), tmp_path / "small.pt2")
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from tersor.frontend import GraphModule, from_torch, to_torch
 from tersor.ir import DType, Graph, TensorType
 from tersor.ir.ops import AddOp, BatchNormOp, FusedOp, ReluOp, WeightOp
 from tersor.passes import run_passes
-from tersor.tests.integer_graphs import small_resnet
+from tersor.tests.integer_graphs import random_integer_graph, small_resnet
 
 
 class Net(nn.Module):
@@ -183,14 +183,43 @@ def test_ids_that_would_hide_something_get_an_underscore(same):
     same(from_torch(module, x).evaluate(x)[0], graph.evaluate(x)[0])
 
 
-def test_integers_run_but_are_not_exported():
+def test_integers_run_and_are_exported():
     graph = small_resnet()
-    module = to_torch(graph)
+    module = GraphModule(graph)
     x = torch.randn(1, 3, 22, 18)
     assert torch.equal(module(x), graph.evaluate(x)[0])
     assert {str(tensor.dtype) for tensor in module.buffers()} == {"torch.int8", "torch.int32"}
-    with pytest.raises(ir.TersorError, match="it computes with 8-bit integers; export the model that it was quantized"):
-        from_torch(module, x)
+    again = from_torch(module, x)
+    assert ir.fingerprint(again, numbers=False) == ir.fingerprint(graph, numbers=False)
+    assert torch.equal(again.evaluate(x)[0], graph.evaluate(x)[0])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_integers_are_exported(seed: int):
+    graph = random_integer_graph(seed, 7)
+    x = torch.randn(graph.inputs[0].shape, generator=torch.Generator().manual_seed(seed))
+    again = from_torch(GraphModule(graph), x)
+    assert "quantize" in {op.name for op in again.ops}
+    for actual, expected in zip(again.evaluate(x), graph.evaluate(x), strict=True):
+        assert torch.equal(actual, expected)
+
+
+def test_a_foreign_text_in_a_program_is_refused():
+    class Hostile(nn.Module):
+        def __init__(self, text):
+            super().__init__()
+            self.text = text
+
+        def forward(self, x):
+            return torch.ops.tersor.op([x], self.text.encode().hex())
+
+    with pytest.raises(ir.TersorError, match="a call of tersor::op holds one op that reads its inputs"):
+        from_torch(Hostile("graph @g(%x: f32[2]) {\n  return %x\n}"), torch.ones(2))
+    with pytest.raises(ir.TersorError, match="unknown op"):
+        from_torch(Hostile("graph @g(%x: f32[2]) {\n  %0 = run(%x) : f32[2]\n  return %0\n}"), torch.ones(2))
+    text = "graph @g(%x: f32[3]) {\n  %0 = relu(%x) : f32[3]\n  return %0\n}"
+    with pytest.raises(ir.TersorError, match=r"its text is about f32\[3\], which its operands are not"):
+        from_torch(Hostile(text), torch.ones(2))
 
 
 NAMES = [

@@ -201,3 +201,15 @@ def test_bisection_leaves_a_graph_that_runs():
 def decibels_or_equal(exact: Graph, approximate: Graph) -> float:
     same = all(torch.equal(exact.evaluate(*one)[0], approximate.evaluate(*one)[0]) for one in data(exact))
     return math.inf if same else decibels(exact, approximate)
+
+
+def test_weights_of_fewer_bits():
+    b = builder()
+    graph = b.done(b.conv(b.op(ops.ReluOp, b.conv(b.graph.inputs[0], 8)), 4))
+    for pipeline in ("quantize{weight_bits=4}", "quantize{weight_bits=4,accuracy=[gptq]}"):
+        after = quantized(graph, pipeline).graph
+        integers = [tensor for tensor in after.weights.values() if tensor.dtype is torch.int8]
+        assert [int(one.abs().max()) for one in integers] == [7, 7]
+        assert 8 < decibels(graph, after) < 30
+    with pytest.raises(TersorError, match=r"weight_bits must be 2 to 8, not 1"):
+        quantized(graph, "quantize{weight_bits=1}")

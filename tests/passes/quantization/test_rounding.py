@@ -60,7 +60,7 @@ def test_gptq_is_optimal_brain_surgery_in_a_fixed_order(terms: int):
     steps = steps / steps.abs().amax(1, keepdim=True) * 127
     matrix = covariance(correlated(1000, terms))[0]
     matrix = matrix + 0.01 * matrix.diagonal().mean() * torch.eye(terms)
-    assert torch.equal(round_in_order(steps[None], matrix[None])[0], step_by_step(steps, matrix))
+    assert torch.equal(round_in_order(steps[None], matrix[None], 127)[0], step_by_step(steps, matrix))
 
 
 @pytest.mark.parametrize("method", [Gptq(), AdaRound()])
@@ -75,7 +75,7 @@ def test_near_the_best_integers(method: RoundingPass):
     for row in steps:
         corners = torch.cat([torch.full((len(choices), 1), 127.0), row[1:].floor() + choices], 1)
         best.append(errors(row[None, None], corners[None], matrix).min())
-    found = method.choose(steps[None], torch.ones(1, 20, 1, dtype=torch.float64), matrix)
+    found = method.choose(steps[None], torch.ones(1, 20, 1, dtype=torch.float64), matrix, 127)
     nearest = errors(steps[None], steps[None].round(), matrix).sum()
     assert errors(steps[None], found, matrix).sum() < 0.6 * nearest
     assert errors(steps[None], found, matrix).sum() < 4 * torch.stack(best).sum()
@@ -88,7 +88,7 @@ def test_adaround_rounds_up_or_down_and_learns():
     steps = steps / steps.abs().amax(2, keepdim=True) * 127
     matrix = covariance(correlated(2000, 60) + torch.randn(2000, 60, generator=generator).double())
     scales = torch.ones(1, 32, 1, dtype=torch.float64)
-    long, short = (AdaRound(count).choose(steps, scales, matrix) for count in (400, 1))
+    long, short = (AdaRound(count).choose(steps, scales, matrix, 127) for count in (400, 1))
     for found in (long, short):
         assert (found - steps).abs().max() < 1
         assert torch.equal(found, found.round())
