@@ -26,16 +26,17 @@ folded, and for targets without integer kernels.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
-from ...ir import DType, Graph, OnIntegers, Rewriter, TersorError, Value
+from ...ir import DType, Graph, OnIntegers, Op, Rewriter, TersorError, Value
 from ...ir.ops import BatchNormOp, ObserveOp, RelayoutOp
 from ...ir.ops.integers import QUANTIZED
 from ...ir.ops.quantization import ObserveAttrs
 from ..base import Pass, PassContext, Result
 from ..registry import register_pass
 from ..unfuse import take_apart
-from .placement import check_patterns, float_layers, refusal, stored_as_integers
+from .placement import check_patterns, float_layers, is_skipped, refusal, stored_as_integers
 from .scheme import WEIGHT_BITS
 
 _RULE = "quantize-annotate"
@@ -84,7 +85,8 @@ class QuantizeAnnotate(Pass):
                 layers.append(op)
         stored = stored_as_integers(graph, layers)
         kind = ObserveAttrs(dtype=self.activations, weight_bits=self.weight_bits)
-        noted = sum(_note(value, kind, rewriter) for value in stored)
+        skipped = {op for op in float_layers(graph) if is_skipped(op, self.skip)}
+        noted = sum(_note(value, kind, rewriter, skipped) for value in stored)
         note = f"{len(layers)} layers can compute on integers, {len(stored)} values are stored as such, {noted} new"
         return Result(rewriter.changed, (note,))
 
@@ -104,9 +106,12 @@ def check_order(graph: Graph, context: PassContext, rule: str, folding: str, kee
             raise TersorError(f"{op.describe()} is not folded into the layer before it; put {folding} before {rule}")
 
 
-def _note(value: Value, kind: ObserveAttrs, rewriter: Rewriter) -> bool:
-    """Let all ops that read ``value`` read a note about it; False if they do already, or bisection forbids it."""
-    readers = [use for use in value.uses if not isinstance(use.user, Graph)]
+def _note(value: Value, kind: ObserveAttrs, rewriter: Rewriter, skipped: Collection[Op]) -> bool:
+    """Let all ops that read ``value`` read a note about it; False if they do already, or bisection forbids it.
+
+    Layers to be skipped read the value itself: a layer that reads a note computes on integers.
+    """
+    readers = [use for use in value.uses if not isinstance(use.user, Graph) and use.user not in skipped]
     if not readers or any(isinstance(use.user, ObserveOp) for use in readers):
         return False
     positions = {op: index for index, op in enumerate(rewriter.graph.ops)}

@@ -52,9 +52,14 @@ def float_layers(graph: Graph) -> list[LayerOp]:
     return [op for op in layers if op.result.type.dtype is DType.F32]
 
 
+def is_skipped(op: Op, skip: Sequence[str]) -> bool:
+    """Whether a pattern names the layer."""
+    return any(fnmatchcase(op.location, pattern) for pattern in skip)
+
+
 def refusal(op: LayerOp, skip: Sequence[str]) -> str:
     """Why a layer stays in floating point; empty if it need not."""
-    if any(fnmatchcase(op.location, pattern) for pattern in skip):
+    if is_skipped(op, skip):
         return "it is to be skipped"
     if is_constant(underlying(op.x)):
         return "its operand is a constant"

@@ -34,6 +34,18 @@ def test_skipped_layers_stay():
         quantized(b.graph, "quantize{skip=[tail]}")
 
 
+def test_a_skipped_layer_stays_beside_one_that_reads_the_same():
+    b = builder()
+    x = b.conv(b.graph.inputs[0], 8, location="first")
+    both = b.op(ops.AddOp, b.conv(x, 8, location="body"), b.conv(x, 8, location="shortcut"))
+    graph = b.done(both)
+    outcome = quantized(graph, STEPS.replace("annotate", "annotate{skip=[shortcut]}"))
+    dtypes = {op.location: op.result.type.dtype for op in outcome.graph.ops if isinstance(op, Conv2dOp)}
+    assert dtypes == {"first": DType.I32, "body": DType.I32, "shortcut": DType.F32}
+    noted = run_passes(graph, "quantize-annotate{skip=[shortcut]}")
+    assert structurally_equal(run_passes(noted, "quantize-annotate{skip=[shortcut]}"), noted)
+
+
 def test_sums_that_may_overflow_are_refused():
     b = builder(1, 40000)
     outcome = quantized(b.done(b.linear(b.graph.inputs[0], 2)))
