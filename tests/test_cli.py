@@ -424,7 +424,7 @@ def test_one_pass_with_its_options(tersor: Callable[..., Result]) -> None:
     from tersor.passes import list_passes, parse_pipeline
 
     out = tersor("passes", "low-rank").out
-    assert "One of: energy:SHARE, fixed:NUMBER, macs:RATIO, vbmf." in out
+    assert "One of: energy:SHARE, fixed:NUMBER, macs:RATIO, sensitivity:SCAN, vbmf." in out
     assert "method: str = tucker2" in out
     for info in list_passes():
         if not any(option.required for option in info.options):

@@ -1,9 +1,9 @@
 """Which layers and values of a graph with notes are rounded in training, and the batch normalisations that go along.
 
-A batch normalisation behind a layer is folded into it for inference (Jacob et al. 2018, section 3.2). So what is
-rounded in training is the folded weight ``w gamma / sqrt(variance + eps)``, with the stored variance. It is divided by
-the same factor again before the layer computes, and the batch normalisation then does its work as ever: with the
-statistics of the batch in training (Krishnamoorthi 2018, section 3.2.2, with one convolution instead of two).
+A batch normalisation behind a layer is folded into it for inference (Jacob et al. 2018, section 3.2): each output
+channel ``w`` of the weight is multiplied by a number ``f``. A weight has a step size for each output channel, so
+rounding ``f w`` in steps of ``|f| s`` is rounding ``w`` in steps of ``s``. Therefore training rounds the weight itself,
+the batch normalisation does its work as ever, with the statistics of the batch, and step sizes need not follow these.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """A graph with calibrated notes as a module: trained with rounded numbers, evaluated in integers.
 
 In training mode, what ``quantize-realize`` will round is rounded, in floating point and with gradients
-(`quantizers`): activations at their notes, and the weights of the layers that read them, with batch normalisations
-folded into these as inference folds them (`layers`). In evaluation mode the module runs the integer graph that its
-present numbers make, op by op. So what it computes is what `from_torch` makes a graph of, and what compiled code
-computes, bit for bit. Biases are integers then, too, which training leaves unrounded.
+(`quantizers`): activations at their notes, and the weights of the layers that read them (`layers`). In evaluation mode
+the module runs the integer graph that its present numbers make, op by op. So what it computes is what `from_torch`
+makes a graph of, and what compiled code computes, bit for bit. Biases are integers then, too, which training leaves
+unrounded.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..passes.matching import numbers
 from ..passes.quantization import IntegerLayer, integer_layer
 from ..passes.quantization.integer_graph import IntegerGraph, step_of
 from ..passes.quantization.placement import name_of, underlying
+from ..passes.quantization.scheme import weight_scales
 from ..passes.quantization.tidy import tidy
 from ..passes.unfuse import take_apart
 from .divergence import check_finite, check_numbers, check_step, check_weights
@@ -112,9 +113,8 @@ class QuantizedModule(GraphModule):
         for op, layer in self._plan.layers.items():
             weight = layer.op.weight.op
             name = self._keys[weight.attrs.id] if isinstance(weight, WeightOp) else f"{layer.name}.weight"
-            with torch.no_grad():
-                folded, _ = self._folded(layer)
-            self._plan.weights[op] = self._add(f"{name}_quantizer", WeightQuantizer(folded, layer.bits, begin.get(op)))
+            rounding = WeightQuantizer(self._numbers(layer.op.weight), layer.bits, begin.get(op))
+            self._plan.weights[op] = self._add(f"{name}_quantizer", rounding)
         if integers is not None:
             self._rounded = self._remembered(GraphModule(integers))
 
@@ -132,7 +132,7 @@ class QuantizedModule(GraphModule):
 
         def integers_of(op: LayerOp, input_scale: float) -> IntegerLayer:
             layer, bias = layers[op], None if op.bias is None else numbers(op.bias)
-            scales = self._weight_quantizer(layer).steps.detach().cpu()
+            scales = self._scales(layer, numbers(op.weight))
             made = integer_layer(numbers(op.weight), bias, input_scale, layer.bits, scales)
             check_weights(layer.name, numbers(op.weight), made.weight)
             return made
@@ -168,20 +168,19 @@ class QuantizedModule(GraphModule):
         layer = self._plan.layers.get(op)
         if layer is None:
             return super()._evaluate(op, operands)
-        folded, factor = self._folded(layer)
-        weight = self._weight_quantizer(layer)(folded)
-        return super()._evaluate(op, [operands[0], weight if factor is None else weight / factor, *operands[2:]])
+        weight = self._weight_quantizer(layer)(operands[1])
+        return super()._evaluate(op, [operands[0], weight, *operands[2:]])
 
-    def _folded(self, layer: TrainedLayer) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A layer's weight as inference has it, and what to divide it by afterwards."""
-        weight = self._numbers(layer.op.weight)
+    def _scales(self, layer: TrainedLayer, folded: torch.Tensor) -> torch.Tensor:
+        """[O]: the step sizes of a layer's weight as inference has it, ``folded``."""
+        steps = self._weight_quantizer(layer).steps.detach().cpu()
         if layer.norm is None:
-            return weight, None
+            return steps
         factor = torch.rsqrt(self._numbers(layer.norm.variance) + layer.norm.attrs.eps)
         if layer.norm.gamma is not None:
             factor = factor * self._numbers(layer.norm.gamma)
-        factor = factor.detach().reshape(-1, *[1] * (weight.ndim - 1))
-        return weight * factor, torch.where(factor == 0, 1.0, factor)
+        scales = steps * factor.detach().cpu().abs()
+        return torch.where(scales > 0, scales, weight_scales(folded).float())  # of a channel that is 0
 
     def _numbers(self, value: Value) -> torch.Tensor:
         """The present numbers of a constant."""

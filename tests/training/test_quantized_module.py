@@ -103,9 +103,11 @@ def test_the_compiled_program_is_the_trained_module_bit_for_bit(net: Net):
         assert torch.equal(torch.as_tensor(program(part)), module(part))
 
 
+@pytest.mark.parametrize("options", ["weight_bits=2", "weight_bits=2,keep_norms=true"])
 @pytest.mark.parametrize("quantizer", ["lsq", "pact"])
-def test_training_wins_back_what_few_bits_cost(net: Net, quantizer: str):
-    graph = noted(net, "O2,quantize-annotate{weight_bits=2},quantize-calibrate")
+def test_training_wins_back_what_few_bits_cost(net: Net, quantizer: str, options: str):
+    exact_passes = "" if "keep_norms" in options else "O2,"
+    graph = noted(net, f"{exact_passes}quantize-annotate{{{options}}},quantize-calibrate")
     exact, module = accuracy(net), module_of(graph, quantizer)
     rounded = accuracy(module)
     assert exact > 0.95 and rounded < exact - 0.1
