@@ -256,3 +256,11 @@ def test_pruned_and_quantized_without_training():
     exact = studies.accuracy(models.original("vgg").module)
     small = models.changed("vgg", studies.UNTRAINED, BATCH).to_torch()
     assert exact - studies.accuracy(small) <= 0.01 + 1e-9
+
+
+@pytest.mark.slow
+def test_training_wins_back_what_two_bits_cost():
+    found = studies.few_bits("mobilenetv2", 2)
+    assert found.exact - found.rounded > 0.05
+    assert all(found.exact - tuned <= 0.01 + 1e-9 for tuned in found.tuned.values())
+    assert found.equal == 1

@@ -7,6 +7,7 @@
     python -m examples.digits prune       # half of the multiply-adds by fewer channels, beside random channels
     python -m examples.digits criteria    # half of the multiply-adds by each criterion and by reconstruction, untrained
     python -m examples.digits low-rank    # the VGG-like network at a third of its multiply-adds
+    python -m examples.digits few-bits    # weights of 4 bits: rounded, and trained on for three epochs
     python -m examples.digits compose     # pruning and integers together
     python -m examples.digits all         # all of these
 """
@@ -26,6 +27,7 @@ from benchmarks.tables import new_table
 from .models import NETWORKS, original
 from .report import changes_table, programs_table, save
 from .studies import Study, accuracy, compared_criteria, composed, factorized, pruned, quantized
+from .studies import few_bits as few_bits_of
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "digits.json"
 
@@ -85,6 +87,22 @@ def criteria(
 def low_rank(rounds: Rounds = 5, json: Json = RESULTS) -> None:
     """The VGG-like network with lower ranks."""
     _show("low-rank", "Lower ranks", [factorized(_schedule(rounds))], json)
+
+
+@app.command()
+def few_bits(
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of the weights.")] = 4,
+    networks: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(NETWORKS),
+) -> None:
+    """Weights of few bits and 8-bit activations: accuracy of rounding alone, and of training with it."""
+    columns = ("network", "float32", "rounded", "gptq", "lsq", "pact", "lsq s", "equal")
+    view = new_table(f"Weights of {bits} bits: accuracy and equal results, in percent", columns)
+    for name in networks.split(","):
+        one = few_bits_of(name, bits)
+        shares = (one.exact, one.rounded, one.careful, one.tuned["lsq"], one.tuned["pact"])
+        numbers = [f"{100 * share:.1f}" for share in shares]
+        view.add_row(one.network, *numbers, f"{one.seconds:.0f}", f"{100 * one.equal:g}")
+    console.print(view)
 
 
 @app.command()

@@ -6,9 +6,12 @@ recognises. The first call of a factory trains, which takes minutes; later ones 
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 import tersor
 from tersor.ir import Graph, name_of
 from tersor.ir.ops import BatchNormOp
+from tersor.training import QuantizedModule
 
 from . import data
 from .networks import MobileNetV2, ResNet20, Vgg
@@ -27,6 +31,7 @@ CALIBRATION = 256  # pictures
 # One fine-tuning for all: a lower rate than from scratch, as what is left of the weights is to be kept.
 FINE_TUNING = Recipe(epochs=3, rate=0.02)
 REESTIMATE = "reestimate-batchnorm"
+FEW_BITS = "quantize-annotate{{weight_bits={bits},keep_norms=true}},quantize-calibrate"
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,29 @@ def for_one_picture(name: str, pipeline: str) -> nn.Module:
     """What `fine_tuned` makes, for one picture at a time."""
     module = changed(name, f"{pipeline},{REESTIMATE}", 1).to_torch()
     module.load_state_dict(fine_tuned(name, pipeline).module.state_dict())
+    return module
+
+
+@dataclass(frozen=True)
+class CodedRecipe(Recipe):
+    """How to train a module whose own code matters: what is in the cache is of the same code."""
+
+    code: str = ""
+
+
+def with_few_bits(name: str, bits: int, quantizer: str = "lsq") -> Trained:
+    """One of `NETWORKS` trained on with weights of few bits and 8-bit activations, for `BATCH` pictures at a time."""
+    module = changed(name, FEW_BITS.format(bits=bits), BATCH).to_torch(quantizer)
+    folder = Path(inspect.getfile(QuantizedModule)).parent
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))).hexdigest()
+    recipe = CodedRecipe(**vars(FINE_TUNING), code=code)
+    return Trained(module, trained(f"{name}-{bits}-bits-{quantizer}", module, recipe))
+
+
+def few_bits_for_one_picture(name: str, bits: int, quantizer: str = "lsq") -> nn.Module:
+    """What `with_few_bits` makes, for one picture at a time."""
+    module = changed(name, FEW_BITS.format(bits=bits), 1).to_torch(quantizer)
+    module.load_state_dict(with_few_bits(name, bits, quantizer).module.state_dict())
     return module
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 import tersor
@@ -22,11 +23,13 @@ from .models import (
     calibration,
     changed,
     evaluate,
+    few_bits_for_one_picture,
     fine_tuned,
     for_one_picture,
     from_scratch,
     original,
     pruning,
+    with_few_bits,
 )
 from .training import BATCH, THREADS
 
@@ -41,6 +44,7 @@ COMPARED = (
 THIRD = "low-rank{method=tucker2,ranks=macs:0.33,multiple=16}"
 VBMF = "low-rank{method=tucker2,ranks=vbmf,multiple=16}"
 INTEGERS = "O3,quantize"
+QUANTIZERS = ("lsq", "pact")
 UNTRAINED = f"prune-channels{{macs=0.5,multiple=16,keep=all}},{REESTIMATE},{INTEGERS}"
 
 
@@ -113,6 +117,32 @@ class Study:
     scratch: float | None = None
 
 
+@dataclass(frozen=True)
+class FewBits:
+    """Accuracy of a network with weights of few bits and 8-bit activations.
+
+    Attributes
+    ----------
+    exact, rounded, careful
+        In float32, with weights rounded to the nearest, and by ``gptq``.
+    tuned
+        Trained on with rounding, by quantizer.
+    seconds
+        Of training with ``lsq``.
+    equal
+        Share of the test pictures for which the compiled program computes what the trained module does, bit for bit.
+    """
+
+    network: str
+    bits: int
+    exact: float
+    rounded: float
+    careful: float
+    tuned: dict[str, float]
+    seconds: float
+    equal: float
+
+
 def quantized(name: str, schedule: Schedule) -> Study:
     """Integers where they are measured faster, and integers everywhere."""
     module = original(name).module
@@ -170,6 +200,26 @@ def composed(schedule: Schedule) -> Study:
         "one command, no training": compiled(module, UNTRAINED),
     }
     return Study(NETWORKS["vgg"].title, timed(programs, schedule))
+
+
+def few_bits(name: str, bits: int) -> FewBits:
+    """Weights of few bits: rounded, rounded with care, and trained."""
+    rounded = f"O3,quantize{{keep=all,weight_bits={bits}}}"
+    careful = f"O3,quantize{{keep=all,weight_bits={bits},accuracy=[gptq]}}"
+    tuned = {quantizer: with_few_bits(name, bits, quantizer) for quantizer in QUANTIZERS}
+    single = few_bits_for_one_picture(name, bits)
+    images = data.load()[1].images.split(1)
+    program = tersor.compile(single, (images[0],), threads=THREADS)
+    return FewBits(
+        NETWORKS[name].title,
+        bits,
+        exact=accuracy(original(name).module),
+        rounded=accuracy(changed(name, rounded, BATCH).to_torch()),
+        careful=accuracy(changed(name, careful, BATCH).to_torch()),
+        tuned={quantizer: accuracy(one.module) for quantizer, one in tuned.items()},
+        seconds=tuned["lsq"].seconds,
+        equal=sum(torch.equal(torch.as_tensor(program(image)), single(image)) for image in images) / len(images),
+    )
 
 
 def change(name: str, pipeline: str) -> Change:
