@@ -13,12 +13,13 @@ from typing import TypeGuard
 from . import passes
 from . import training as _training  # noqa: F401  (registers modules of graphs with notes)
 from .checking import Reference, check_agreement, check_formulas
+from .evaluation import Evaluation, Model, as_evaluation, compiled_model, interpreted_model
 from .frontend import from_torch, load_onnx
 from .ir import Graph, TersorError, TersorWarning, at_hints, bind, check_numbers, shorten, told, weights_loaded
 from .ir.foreign import Instance, UserObject
 from .passes import PassManager, Pipeline, as_pipeline
 from .passes.instruments import PassStages
-from .passes.manager import check_data
+from .passes.manager import check_needs
 from .passes.report import Report
 from .targets import Cpu, DynamicExecutable, Executable, Target, compile_graph, resolve_target
 from .targets.runtime.compiled_model import CompiledFamily, Numbers, SharedConstants
@@ -55,6 +56,7 @@ class CompileOptions:
     log_dir: Path | None = None
     threads: int | None = None
     check: str | bool = "auto"
+    evaluate: Evaluation | None = None
 
     def __post_init__(self) -> None:
         if type(self.tune) is not int or self.tune < 0:
@@ -98,6 +100,7 @@ def compile(
     log_dir: str | Path | None = None,
     threads: int | None = None,
     check: str | bool = "auto",
+    evaluate: Callable[[Model], float] | None = None,
     dynamic_shapes: UserObject = None,
     shapes: Sequence[Mapping[str, int] | int] | None = None,
 ) -> Executable:
@@ -132,6 +135,9 @@ def compile(
         ``"auto"`` runs the program once beside the model on the example inputs (a graph: on random ones) and compares
         them, see `tersor.checking`. After exact and close passes they must agree; after approximate ones the
         signal-to-noise ratio is reported. False leaves that out.
+    evaluate
+        For passes that need a score: takes a module that computes the model, and returns a number that is larger for
+        better models, see `tersor.compress`.
     dynamic_shapes
         Which extents of a module's inputs a call chooses, see `tersor.from_torch`, for example
         ``{"x": {0: "batch"}}``. For an ONNX file see `tersor.from_onnx`.
@@ -154,8 +160,8 @@ def compile(
         When the program computes something else than the model; it names the first layer that differs.
     """
     folder = None if log_dir is None else Path(log_dir)
-    options = CompileOptions(target, pipeline, calibration, tune, folder, threads, check)
-    check_data(options.passes, calibration is not None)
+    options = CompileOptions(target, pipeline, calibration, tune, folder, threads, check, as_evaluation(evaluate))
+    check_needs(options.passes, data=calibration is not None, score=evaluate is not None)
     if isinstance(graph_or_module, str | Path):
         loaded = load_onnx(Path(graph_or_module), example_inputs, dynamic_shapes, shapes)
         graph_or_module, example_inputs, dynamic_shapes = loaded.model, loaded.example_inputs, None
@@ -175,6 +181,7 @@ def run_passes(
     target: str | Target | None = None,
     calibration: UserObject = None,
     log_dir: str | Path | None = None,
+    evaluate: Callable[[Model], float] | None = None,
     **options: Instance,
 ) -> Graph:
     """Optimize a graph; `tersor.passes.run_passes` with targets by name.
@@ -192,6 +199,8 @@ def run_passes(
         Inputs for passes that need data, see `compile`.
     log_dir
         A folder of tuning records for passes that measure, used on top of those that ship with Tersor.
+    evaluate
+        For passes that need a score, see `compile`.
     options
         ``instruments`` and ``bisect_limit``, see `tersor.passes.run_passes`.
 
@@ -202,8 +211,11 @@ def run_passes(
     """
     record = None if target is None else resolve_target(target)
     stages = as_pipeline(pipeline)
-    latency = latency_of(stages, record, None if log_dir is None else Path(log_dir))
-    return passes.run_passes(graph, stages, target=record, calibration=calibration, latency=latency, **options)
+    folder = None if log_dir is None else Path(log_dir)
+    latency, score = latency_of(stages, record, folder), score_of(as_evaluation(evaluate), record, folder)
+    return passes.run_passes(
+        graph, stages, target=record, calibration=calibration, latency=latency, score=score, **options
+    )
 
 
 def latency_of(pipeline: Pipeline, target: Target | None, log_dir: Path | None = None) -> MeasuredLatency | None:
@@ -213,13 +225,30 @@ def latency_of(pipeline: Pipeline, target: Target | None, log_dir: Path | None =
     """
     if target is None or not any(one.measures for one in pipeline.passes) or not runs_here(target):
         return None
+    return MeasuredLatency(_compiler_for(target, log_dir))
+
+
+def score_of(
+    evaluation: Evaluation | None, target: Target | None, log_dir: Path | None = None
+) -> Callable[[Graph], float] | None:
+    """Scores graphs as programs of the target; interpreted where there is none, or its code does not run here."""
+    if evaluation is None:
+        return None
+    if target is None or not runs_here(target):
+        return lambda graph: evaluation(interpreted_model(graph))
+    program = _compiler_for(target, log_dir)
+    return lambda graph: evaluation(compiled_model(program(graph)))
+
+
+def _compiler_for(target: Cpu, log_dir: Path | None) -> Callable[[Graph], Executable]:
+    """Makes programs of graphs that no pipeline has seen, or not the whole of one."""
     tuned = load_tuned(target, log_dir)
 
     def program(graph: Graph) -> Executable:
         optimized = passes.run_passes(at_hints(graph), f"O3,{REQUIRED_PASSES}", target=target)
         return compile_graph(optimized, target, threads=min(target.cores, os.cpu_count() or 1), choose=tuned)
 
-    return MeasuredLatency(program)
+    return program
 
 
 def runs_here(target: Target) -> TypeGuard[Cpu]:
@@ -281,7 +310,8 @@ def optimize_in_stages(
     pipeline = options.shapeless_passes if graph.symbols else options.passes
     manager = PassManager(pipeline, instruments=(PassStages(begin),))
     latency = latency_of(options.passes, target, options.log_dir)
-    outcome = manager.run(graph, target=target, calibration=options.calibration, latency=latency)
+    score = score_of(options.evaluate, target, options.log_dir)
+    outcome = manager.run(graph, target=target, calibration=options.calibration, latency=latency, score=score)
     return Optimized(outcome.graph, target, outcome.report)
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from .options import (
     ConstantOption,
     DataOption,
+    EvaluateOption,
     JsonOption,
     ModelArgument,
     PluginOption,
@@ -54,12 +55,7 @@ def sensitivity(
             "that stays, bits by their number; may be repeated.",
         ),
     ] = None,
-    evaluate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FN", help="A function that takes the model and returns a number, larger for better."
-        ),
-    ] = None,
+    evaluate: EvaluateOption = None,
     seconds: Annotated[
         float | None, typer.Option(help="Score no further model by --evaluate when so much time has passed.")
     ] = None,
@@ -86,9 +82,9 @@ def sensitivity(
       tersor compress nets:make --data nets:batches -p "prune-channels{macs=0.5,sensitivity=scan.json}" -o small.tersor
     """
     from ..compression.data import open_data
-    from ..compression.evaluation import open_evaluation
     from ..compression.sensitivity.analyze import analyze_sensitivity, check_request
     from ..compression.sensitivity.page import write_page
+    from ..evaluation import open_evaluation
     from ..ir import TersorError
     from ..ir.files import check_writable
     from .opt_driver import import_plugins

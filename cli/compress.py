@@ -11,6 +11,7 @@ from rich.console import Console
 from .options import (
     ConstantOption,
     DataOption,
+    EvaluateOption,
     JsonOption,
     LogDirOption,
     ModelArgument,
@@ -39,12 +40,7 @@ def compress(
     constant: ConstantOption = None,
     data: DataOption = None,
     target: TargetOption = "x86:native",
-    evaluate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FN", help="A function that takes the model and returns a number, larger for better."
-        ),
-    ] = None,
+    evaluate: EvaluateOption = None,
     max_drop: Annotated[
         float | None,
         typer.Option(help="Stop when the number of --evaluate falls by more, and keep the fastest model before that."),
@@ -80,9 +76,9 @@ def compress(
     from ..compression.compress import check_max_drop
     from ..compression.compress import compress as run
     from ..compression.data import open_data
-    from ..compression.evaluation import open_evaluation
     from ..compression.plan import make_plan, only_narrows
     from ..compression.result import CompressError
+    from ..evaluation import open_evaluation
     from ..frontend import check_module_path
     from ..ir import TersorError
     from ..ir.files import check_writable

@@ -30,6 +30,7 @@ from .options import (
     ConstantOption,
     DataOption,
     DynamicOption,
+    EvaluateOption,
     JsonOption,
     LogDirOption,
     ModelArgument,
@@ -114,6 +115,7 @@ def compile(
     dynamic: DynamicOption = None,
     at: AtOption = None,
     data: DataOption = None,
+    evaluate: EvaluateOption = None,
     tune: Annotated[
         int, typer.Option(min=0, help="Kernel candidates to measure first; `tersor tune` shows the progress.")
     ] = 0,
@@ -135,6 +137,7 @@ def compile(
       tersor compile model.pt2 --target arm:cortex-a72 --bundle model-a72.tar.gz
     """
     from ..compiler import CompileOptions
+    from ..evaluation import open_evaluation
     from ..ir import TersorError
     from ..ir.files import check_writable
     from ..targets.packaging.bundle import check_bundle_output
@@ -150,7 +153,10 @@ def compile(
     if bundle is not None:
         check_bundle_output(bundle)
     import_plugins(plugin or ())
-    options = CompileOptions(target, pipeline, tune=tune, log_dir=log_dir, threads=threads, check=check)
+    evaluation = open_evaluation(evaluate)
+    options = CompileOptions(
+        target, pipeline, tune=tune, log_dir=log_dir, threads=threads, check=check, evaluate=evaluation
+    )
     with progress() as shown:
         executable, _ = _compile(model, options, data or (), shown.begin, shape, constant, dynamic, at)
         shown.begin("write")
@@ -350,7 +356,9 @@ def _compile(
     from ..compiler import compile_for_shapes, compile_in_stages
     from ..compression.data import open_data
     from ..ir import TersorError
+    from ..passes.manager import check_needs
 
+    check_needs(options.passes, data=bool(data), score=options.evaluate is not None)
     begin("load")
     wanted = read_numbers(at)
     if dynamic and not wanted and Path(model).suffix == ".onnx":

@@ -67,6 +67,10 @@ DataOption = Annotated[
         "or a .npy, .npz or .safetensors file of one batch, which may be repeated.",
     ),
 ]
+EvaluateOption = Annotated[
+    str | None,
+    typer.Option(metavar="MODULE:FN", help="A function that takes the model and returns a number, larger for better."),
+]
 
 
 def read_shapes(model: str, given: Sequence[str] | None) -> dict[str, tuple[int, ...]]:

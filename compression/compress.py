@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..compiler import CompileOptions, as_graph
+from ..evaluation import Model, as_evaluation
 from ..ir import TersorError
 from ..ir.files import check_writable
 from ..ir.foreign import UserObject
 from ..passes.calibration import read_calibration
-from ..passes.manager import check_data
+from ..passes.manager import check_needs
 from ..targets import Target
-from .evaluation import Model, as_evaluation
 from .plan import make_plan
 from .result import Compressed
 from .session import Job, Session, StepObserver
@@ -82,7 +82,7 @@ def compress(
     plan = make_plan(pipeline)
     record = CompileOptions(target=target, threads=threads).machine
     check_max_drop(max_drop, evaluate is not None)
-    check_data(plan.pipeline, data is not None)
+    check_needs(plan.pipeline, data=data is not None, score=evaluate is not None)
     if output is not None:
         check_writable(output)
     graph = as_graph(graph_or_module, example_inputs)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
+from ..evaluation import Evaluation, compiled_model, interpreted_model
 from ..ir import Graph
 from ..passes.numeric import seeded_inputs
 from ..targets import Executable
 from ..targets.tuning.timing import Run, TimingPolicy, measure
-from .evaluation import Evaluation, compiled_model, interpreted_model
 from .result import PairTiming
 
 BATCHES = 8  # of the data, on which outputs are compared at most

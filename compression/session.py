@@ -9,7 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..compiler import REQUIRED_PASSES, latency_of, load_choices, runs_here
+from ..compiler import REQUIRED_PASSES, latency_of, load_choices, runs_here, score_of
+from ..evaluation import Evaluation, weights_of
 from ..ir import Graph, TersorError, fingerprint
 from ..ir.files import put, scratch_folder, writing
 from ..passes import PassManager, PassOutcome, PassRecord, Pipeline, Report, parse_pipeline
@@ -17,7 +18,6 @@ from ..passes.calibration import Batches
 from ..passes.instruments import PassStages
 from ..targets import Executable, Target, compile_graph
 from ..targets.tuning.measured_latency import LEAST_NOISE
-from .evaluation import Evaluation, weights_of
 from .judge import Figures, Judge
 from .machine import describe_machine, describe_versions
 from .plan import StepPlan, only_narrows
@@ -93,6 +93,7 @@ class Session:
         self._observer = observer
         self._began = datetime.datetime.now(datetime.UTC)
         self._latency = latency_of(job.plan.pipeline, job.target, job.log_dir)
+        self._score = score_of(job.evaluation, job.target, job.log_dir)
         self._choices = load_choices(job.target, job.log_dir)
         self._judge = Judge(job.graph, job.data, job.evaluation, runs_here(job.target))
         self._steps: list[Step] = []
@@ -147,7 +148,9 @@ class Session:
 
     def _passes(self, pipeline: Pipeline, graph: Graph) -> PassOutcome:
         manager = PassManager(pipeline, (PassStages(self._observer.begin),))
-        return manager.run(graph, target=self._job.target, calibration=self._job.data, latency=self._latency)
+        return manager.run(
+            graph, target=self._job.target, calibration=self._job.data, latency=self._latency, score=self._score
+        )
 
     def _made(
         self,

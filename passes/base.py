@@ -135,6 +135,8 @@ class PassContext:
         Rewrites applied and refused.
     latency
         Measures on the target, or None when nothing can be measured.
+    score
+        The user's number for a graph, larger for a better one, or None.
     calibrated
         A copy of the graph as ``quantize-calibrate`` left it, before accuracy passes change the weights.
     notes
@@ -149,6 +151,7 @@ class PassContext:
     calibration: Iterable[Sequence[torch.Tensor]] | None = None
     log: RewriteLog = field(default_factory=RewriteLog)
     latency: Latency | None = None
+    score: Callable[[Graph], float] | None = None
     calibrated: Graph | None = None
     notes: list[str] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
@@ -209,6 +212,11 @@ class Pass:
     @property
     def needs_data(self) -> bool:
         """Whether the pass fails without calibration data; asked before the first pass runs."""
+        return False
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether the pass fails where nobody scores models; asked before the first pass runs."""
         return False
 
     @property

@@ -14,18 +14,21 @@ tells how far the outputs are from those of the float32 graph, on the calibratio
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from ..ir import DType, Graph, Narrowing, Op, Rewriter, TensorType, Value
+from ..ir import DType, Graph, Narrowing, Op, Rewriter, TensorType, Value, graph_of
 from ..ir.ops import CastOp, FullOp, RelayoutOp, WeightOp
 from .base import Exactness, Pass, PassContext, Result
 from .fuse import Fuse
 from .matching import numbers, prune, tensor, weight_name
 from .numeric import largest_deviation, seeded_inputs
 from .unfuse import take_apart
+
+FLOATING = (DType.F32, DType.BF16, DType.F16)
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,7 @@ class HalfPrecision(Pass):
             return Result(False)
         original = graph.clone()
         fused = take_apart(graph, rewriter, self.name)
-        conversion = _Conversion(rewriter, self.name, self.dtype)
-        converted = sum(conversion.convert(op) for op in graph.ops)
+        converted = narrow(rewriter, self.name, self.dtype)
         then = (Fuse(),) if fused else ()
         if not converted:
             return Result(rewriter.changed, then=then)
@@ -61,19 +63,56 @@ class HalfPrecision(Pass):
         return Result(True, (f"{done}; {error}" if error else done,), then)
 
 
+def narrow(rewriter: Rewriter, rule: str, dtype: DType, leaders: Collection[Op] | None = None) -> int:
+    """Compute a graph in a narrow type, and count the ops that changed.
+
+    Parameters
+    ----------
+    rewriter
+        Of the graph.
+    rule
+        Name of the rewrites.
+    dtype
+        The narrow type.
+    leaders
+        Of the ops that are converted wherever they are, only these; all if None.
+    """
+    conversion = _Conversion(rewriter, rule, dtype, leaders)
+    return sum(conversion.convert(op) for op in rewriter.graph.ops)
+
+
+def leaders_of(graph: Graph, dtype: DType) -> list[Op]:
+    """The ops of a graph that can be converted wherever they are."""
+    conversion = _Conversion(Rewriter(graph), "", dtype)
+    return [
+        op for op in graph.ops if _is_float_compute(op) and conversion.is_candidate(op) and not conversion.fault(op)
+    ]
+
+
+def narrow_twin(op: Op, dtype: DType) -> Graph:
+    """A graph of an op alone, computed in a narrow type: what it reads and its result are stored so too.
+
+    Times are what it is for.
+    """
+    graph = graph_of(op)
+    narrow(Rewriter(graph), "narrow-twin", dtype)
+    return graph_of(next(one for one in graph.ops if type(one) is type(op)))
+
+
 class _Conversion:
     """Converts the ops of one graph, in execution order."""
 
-    def __init__(self, rewriter: Rewriter, rule: str, dtype: DType) -> None:
+    def __init__(self, rewriter: Rewriter, rule: str, dtype: DType, leaders: Collection[Op] | None = None) -> None:
         self._rewriter = rewriter
         self._rule = rule
         self._dtype = dtype
+        self._leaders = leaders
 
     def convert(self, op: Op) -> bool:
         """Replace ``op`` by casts, the same op on narrow numbers, and a cast back."""
-        if not self._is_candidate(op):
+        if not self.is_candidate(op):
             return False
-        reason = self._refusal(op)
+        reason = self.fault(op)
         if reason:
             return self._rewriter.refuse(self._rule, op, reason)
         if not self._rewriter.commit(self._rule, op):
@@ -84,15 +123,15 @@ class _Conversion:
         self._replace(op, result)
         return True
 
-    def _is_candidate(self, op: Op) -> bool:
+    def is_candidate(self, op: Op) -> bool:
         """Whether ``op`` is one to convert, now that everything before it is done."""
         if len(op.results) != 1 or op.result.type.dtype is not DType.F32 or not op.inputs or isinstance(op, CastOp):
             return False
-        if op.narrowing is Narrowing.LEADS:
+        if op.narrowing is Narrowing.LEADS and (self._leaders is None or op in self._leaders):
             return True
         return op.narrowing is Narrowing.FOLLOWS and any(self._source(value) is not None for value in op.inputs)
 
-    def _refusal(self, op: Op) -> str:
+    def fault(self, op: Op) -> str:
         """Why ``op`` cannot be converted; empty if it can."""
         wide = _first_wide_operand(op)
         for index, value in enumerate(op.operands):

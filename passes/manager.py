@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -53,6 +53,7 @@ class PassManager:
         target: Machine | None = None,
         calibration: UserObject = None,
         latency: Latency | None = None,
+        score: Callable[[Graph], float] | None = None,
     ) -> PassOutcome:
         """Run all passes on a clone of ``graph``.
 
@@ -66,9 +67,9 @@ class PassManager:
         loaded = weights_loaded(graph)  # once: passes add weights to graphs that were read from text alone too
         verify(graph, weights=loaded)
         graph = graph.clone()
-        check_data(self.pipeline, calibration is not None)
+        check_needs(self.pipeline, data=calibration is not None, score=score is not None)
         batches = read_calibration(calibration, graph)
-        context = PassContext(target, batches, RewriteLog(limit=self.bisect_limit), latency)
+        context = PassContext(target, batches, RewriteLog(limit=self.bisect_limit), latency, score)
         for instrument in self.instruments:
             instrument.begin(graph, self.pipeline)
         records: list[PassRecord] = []
@@ -138,13 +139,19 @@ class PassManager:
         raise PassError("; ".join([message, *filter(None, notes)]), log.applied) from error
 
 
-def check_data(pipeline: Pipeline, given: bool) -> None:
-    """Raise TersorError where a pass needs calibration data and there is none: before any work, not after it."""
-    one = None if given else next((one for one in pipeline.passes if one.needs_data), None)
-    if one is not None:
-        raise TersorError(
-            f"pass {one.name!r} needs calibration data: give at least one batch of inputs (calibration=..., or --data)"
-        )
+def check_needs(pipeline: Pipeline, *, data: bool, score: bool) -> None:
+    """Raise TersorError where a pass needs data or a score that there is not: before any work, not after it."""
+    for one in pipeline.passes:
+        if one.needs_data and not data:
+            raise TersorError(
+                f"pass {one.name!r} needs calibration data: give at least one batch of inputs (calibration=..., or "
+                "--data)"
+            )
+        if one.needs_score and not score:
+            raise TersorError(
+                f"pass {one.name!r} needs a score of the model: give a function that returns one (evaluate=..., or "
+                "--evaluate)"
+            )
 
 
 def run_passes(
@@ -154,6 +161,7 @@ def run_passes(
     target: Machine | None = None,
     calibration: UserObject = None,
     latency: Latency | None = None,
+    score: Callable[[Graph], float] | None = None,
     instruments: Sequence[Instrument] = (),
     bisect_limit: int | None = None,
 ) -> Graph:
@@ -171,6 +179,8 @@ def run_passes(
         Batches of inputs, for passes that ask, in any form that `tersor.passes.calibration` takes.
     latency
         Measures on the target, for passes that decide by time.
+    score
+        The user's number for a graph, larger for a better one, for passes that decide by it.
     instruments
         Checks, prints, dumps and so on around every pass (`tersor.passes.instruments`).
     bisect_limit
@@ -186,4 +196,4 @@ def run_passes(
     PassManager : returns a report too.
     """
     manager = PassManager(as_pipeline(pipeline), tuple(instruments), bisect_limit)
-    return manager.run(graph, target=target, calibration=calibration, latency=latency).graph
+    return manager.run(graph, target=target, calibration=calibration, latency=latency, score=score).graph

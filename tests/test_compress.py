@@ -13,12 +13,11 @@ from torch import nn
 
 import tersor
 from tersor import TersorError
-from tersor.compression.batches import run_in_parts
 from tersor.compression.data import open_data
-from tersor.compression.evaluation import Evaluation, Model, interpreted_model, weights_of
 from tersor.compression.plan import make_plan
 from tersor.compression.result import Compressed, CompressError, End
 from tersor.compression.session import StepObserver
+from tersor.evaluation import Evaluation, Model, interpreted_model, run_in_parts, weights_of
 from tersor.ir import Graph
 from tersor.targets.tuning.timing import Timing
 from tersor.tests.passes.lowrank.planted import Clock

@@ -15,12 +15,12 @@ from torch import nn
 
 import tersor
 from tersor import TersorError
-from tersor.compression.evaluation import Model
 from tersor.compression.sensitivity import sweep
 from tersor.compression.sensitivity.axes import AxisContext, make_axis
 from tersor.compression.sensitivity.chart import CurvesChart
 from tersor.compression.sensitivity.sweep import PartialRuns, errors
 from tersor.compression.sensitivity.variants import AxisPlan, Change, Variant
+from tersor.evaluation import Model
 from tersor.ir import Graph, TensorType
 from tersor.ir.ops import AddOp, Conv2dOp, LogOp, ReluOp, WeightOp
 from tersor.passes import PassManager, PipelineError, as_pipeline, parse_pipeline, run_passes

@@ -20,6 +20,7 @@ from ...ir import DType
 from ...ir.ops.integers import QUANTIZED
 from ..base import Exactness, Pass
 from ..fuse import Fuse
+from ..half_precision import FLOATING
 from ..pipeline import parse_pipeline
 from ..referee import Keep
 from ..registry import register_pass
@@ -54,6 +55,11 @@ class Quantize(Pass):
     min_sqnr
         Signal-to-noise ratio in dB that each output keeps on calibration data: of the layers, those compute on integers
         that save the most time within it.
+    max_drop
+        By how much the number may fall that ``evaluate`` gives the model: likewise.
+    others
+        Type of the layers that do not compute on integers, where it is faster: ``f32``, ``bf16`` or ``f16``. Under a
+        budget each layer has the choice of all three.
     """
 
     activations: Annotated[DType, QUANTIZED] = DType.U8
@@ -63,6 +69,8 @@ class Quantize(Pass):
     weight_bits: int = WEIGHT_BITS
     keep: Keep = Keep.FASTER
     min_sqnr: float | None = None
+    max_drop: float | None = None
+    others: Annotated[DType, FLOATING] = DType.F32
 
     exactness = Exactness.APPROXIMATE
     measures = True
@@ -70,7 +78,7 @@ class Quantize(Pass):
     def __post_init__(self) -> None:
         QuantizeAnnotate(self.activations, self.skip, self.weight_bits)
         QuantizeCalibrate(self.method)
-        QuantizeRealize(self.keep, self.min_sqnr)
+        _ = self._realize
         _ = self.corrections  # raises what is wrong with their names
 
     @property
@@ -79,8 +87,12 @@ class Quantize(Pass):
         return tuple(one for name in self.accuracy for one in parse_pipeline(name).passes)
 
     @property
+    def _realize(self) -> QuantizeRealize:
+        return QuantizeRealize(self.keep, self.min_sqnr, self.max_drop, self.others)
+
+    @property
     def steps(self) -> tuple[Pass, ...]:
         first = tuple(one for one in self.corrections if one.before_notes)
         then = tuple(one for one in self.corrections if not one.before_notes)
         notes = (QuantizeAnnotate(self.activations, self.skip, self.weight_bits), QuantizeCalibrate(self.method))
-        return (*first, *notes, *then, QuantizeRealize(self.keep, self.min_sqnr), Fuse())
+        return (*first, *notes, *then, self._realize, Fuse())

@@ -21,8 +21,9 @@ puts into the layer's kernel; so run ``fuse`` (or ``O3``) behind this pass. Outp
 The referee decides layer by layer: with ``keep=faster`` a layer that the target does not measure faster on integers
 stays as it is, and what would be stored as integers for it alone too. But a layer in floating point makes its
 neighbours write and read four times the bytes. So where some layers are not faster alone, the whole graph is measured
-with and without them, and they follow the others if it is faster with them. Then, with ``min_sqnr``, layers stay in
-floating point until the outputs keep this ratio (`budget`). A layer that stays gets the numbers back that it had before
+with and without them, and they follow the others if it is faster with them. With ``others=bf16`` the same is asked of
+16-bit numbers for what stays. Under a budget, ``min_sqnr`` or ``max_drop``, layers stay in floating point until the
+outputs keep the ratio, or the model its score (`budget`). A layer that stays gets the numbers back that it had before
 accuracy passes prepared it for integers. The report gives milliseconds of each layer, and the error of outputs and
 stored values on the first calibration batches. Fails where notes have no range yet.
 Scheme: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
@@ -31,16 +32,18 @@ CVPR 2018; Krishnamoorthi, "Quantizing deep convolutional networks for efficient
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
+from typing import Annotated
 
 import torch
 
-from ...ir import Graph, Op, Rewriter, TersorError, Value, graph_of, is_constant, weights_loaded
+from ...ir import DType, Graph, Op, Rewriter, TersorError, Value, graph_of, is_constant, weights_loaded
 from ...ir.ops import BatchNormOp, LayerOp, ObserveOp, WeightOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
+from ..half_precision import FLOATING, leaders_of, narrow, narrow_twin
 from ..matching import prune, replace, tensor
 from ..numeric import seeded_inputs
 from ..referee import Keep, Referee, Trial
@@ -48,7 +51,7 @@ from ..registry import register_pass
 from ..report import Verdict
 from ..unfuse import take_apart
 from .annotate import check_order
-from .budget import choose_layers
+from .budget import Budget, Variant, choose_variants
 from .integer_graph import IntegerGraph, Stored, integer_twin, step_of
 from .placement import find_notes, float_layers, name_of, noted_layers, stored_as_integers
 from .quality import measure_quality
@@ -68,17 +71,31 @@ class QuantizeRealize(Pass):
         Whether only layers change that the target measures faster on integers, or all that can.
     min_sqnr
         Signal-to-noise ratio in dB that each output keeps: layers that cost too much of it stay in floating point.
+    max_drop
+        By how much the user's score of the model may fall: likewise.
+    others
+        Type of the layers that do not compute on integers: ``f32``, ``bf16`` or ``f16``.
     """
 
     keep: Keep = Keep.FASTER
     min_sqnr: float | None = None
+    max_drop: float | None = None
+    others: Annotated[DType, FLOATING] = DType.F32
 
     exactness = Exactness.APPROXIMATE
     measures = True
 
     def __post_init__(self) -> None:
-        if self.min_sqnr is not None and not self.min_sqnr > 0:
-            raise ValueError(f"min_sqnr is a ratio in dB, above 0, not {self.min_sqnr:g}")
+        _ = self.budget  # raises what is wrong with it
+
+    @property
+    def budget(self) -> Budget:
+        """What the layers may cost."""
+        return Budget(self.min_sqnr, self.max_drop)
+
+    @property
+    def needs_score(self) -> bool:
+        return self.max_drop is not None
 
     def run(self, graph: Graph, context: PassContext) -> Result:
         check_order(graph, context, _RULE, "fold-batchnorm")
@@ -97,32 +114,35 @@ class QuantizeRealize(Pass):
 
     def _realize(self, exact: Graph, graph: Graph, rewriter: Rewriter, context: PassContext) -> tuple[str, ...]:
         referee = Referee(self.keep, context.latency, context.verdicts)
-        draft = _Draft(exact, graph)
+        draft = _Draft(exact, graph, self.others)
         batches = [seeded_inputs(exact)] if context.calibration is None else context.calibration
         verdicts, lines = _judge(draft, referee)
-        layers = list(verdicts)
-        if layers and self.min_sqnr is not None:
-            gains = [(name_of(op.result), _gain(op, verdict)) for op, verdict in verdicts.items()]
-            selection = choose_layers(
+        narrow, more = _judge_narrow(draft, referee)
+        plan, lines = Plan(tuple(verdicts), tuple(op for op in narrow if op not in verdicts)), (*lines, *more)
+        if plan and self.budget:
+            variants = [
+                *((op, Plan((op,)), "on integers", _gain(op, one, 1.0)) for op, one in verdicts.items()),
+                *((op, Plan((), (op,)), f"in {self.others.value}", _gain(op, one, 0.5)) for op, one in narrow.items()),
+            ]
+            numbers = {op: number for number, op in enumerate(dict.fromkeys(op for op, *_ in variants))}
+            choice = choose_variants(
                 _without_notes(exact),
-                gains,
-                lambda numbers: draft.planned([layers[index] for index in numbers])[0],
+                [Variant(numbers[op], name_of(op.result), kind, gain) for op, _, kind, gain in variants],
+                lambda chosen: draft.planned(Plan.union(variants[index][1] for index in chosen))[0],
                 batches,
-                self.min_sqnr,
+                self.budget,
+                context.score,
                 context.progress,
             )
-            layers, lines = [layers[index] for index in selection.chosen], (*selection.notes, *lines)
-        if layers:
-            planned, stored = draft.planned(layers)
+            plan, lines = Plan.union(variants[index][1] for index in choice.chosen), (*choice.notes, *lines)
+        if plan:
+            planned, stored = draft.planned(plan)
             named = [(name_of(op.x), op.result, one) for op, one in zip(find_notes(exact), stored, strict=True) if one]
             quality = measure_quality(exact, planned, named, batches)
             whole = referee.judge_whole(_without_notes(exact), planned, "; ".join(quality.output_notes))
             lines = (whole.note, quality.worst_note, *quality.value_notes, *lines)
-            layers = layers if whole.stays else []
-        _leave_in_floating_point(exact, graph, layers, rewriter)
-        if layers:
-            IntegerGraph(rewriter, _RULE, layers).build()
-            tidy(graph, rewriter, _RULE)
+            plan = plan if whole.stays else Plan()
+        draft.apply(plan, graph, rewriter)
         return lines
 
 
@@ -142,8 +162,25 @@ def _norms(graph: Graph) -> list[Op]:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Layers to compute on integers, and ops to compute in a narrow floating-point type."""
+
+    integers: tuple[LayerOp, ...] = ()
+    narrow: tuple[Op, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.integers or self.narrow)
+
+    @staticmethod
+    def union(plans: Iterable[Plan]) -> Plan:
+        """All of several plans together."""
+        parts = list(plans)
+        return Plan(tuple(op for one in parts for op in one.integers), tuple(op for one in parts for op in one.narrow))
+
+
+@dataclass(frozen=True)
 class _Draft:
-    """Integer graphs of a graph with notes, as copies.
+    """What plans make of a graph with notes.
 
     Attributes
     ----------
@@ -151,21 +188,35 @@ class _Draft:
         The graph before accuracy passes.
     graph
         The graph.
+    others
+        The narrow type.
     """
 
     exact: Graph
     graph: Graph
+    others: DType
 
-    def planned(self, layers: Sequence[LayerOp]) -> tuple[Graph, list[Stored | None]]:
-        """The graph with some layers on integers, and for each note the integers that it became, if it did."""
+    def planned(self, plan: Plan) -> tuple[Graph, list[Stored | None]]:
+        """The graph after a plan, as a copy, and for each note the integers that it became, if it did."""
         copy, mapping = self.graph.clone_with_map()
-        twins = [op for op in (mapping[layer.result].op for layer in layers) if isinstance(op, LayerOp)]
-        rewriter = Rewriter(copy)
-        _leave_in_floating_point(self.exact, copy, twins, rewriter)
-        integers = IntegerGraph(rewriter, _RULE, twins)
-        integers.build()
-        tidy(copy, rewriter, _RULE)
-        return copy, [integers.stored.get(mapping[note.result]) for note in find_notes(self.graph)]
+        twins = [[mapping[op.result].op for op in ops] for ops in (plan.integers, plan.narrow)]
+        integers = tuple(op for op in twins[0] if isinstance(op, LayerOp))
+        stored = self.apply(Plan(integers, tuple(filter(None, twins[1]))), copy, Rewriter(copy))
+        return copy, [stored.get(mapping[note.result]) for note in find_notes(self.graph)]
+
+    def apply(self, plan: Plan, graph: Graph, rewriter: Rewriter) -> dict[Value, Stored]:
+        """Rewrite the graph, or a copy of it; returns what is stored as integers."""
+        _leave_in_floating_point(self.exact, graph, plan.integers, rewriter)
+        stored: dict[Value, Stored] = {}
+        if plan.integers:
+            integers = IntegerGraph(rewriter, _RULE, plan.integers)
+            integers.build()
+            stored = integers.stored
+        if plan.narrow:
+            narrow(rewriter, _RULE, self.others, plan.narrow)
+        if plan:
+            tidy(graph, rewriter, _RULE)
+        return stored
 
 
 def _judge(draft: _Draft, referee: Referee) -> tuple[dict[LayerOp, Verdict | None], tuple[str, ...]]:
@@ -178,7 +229,8 @@ def _judge(draft: _Draft, referee: Referee) -> tuple[dict[LayerOp, Verdict | Non
     slow = [op for op in layers if not verdicts[op].stays]
     together: tuple[Verdict, ...] = ()
     if 0 < len(slow) < len(layers):
-        fewer, every = (draft.planned(part)[0] for part in ([op for op in layers if op not in slow], layers))
+        parts = tuple(op for op in layers if op not in slow), tuple(layers)
+        fewer, every = (draft.planned(Plan(part))[0] for part in parts)
         verdict = alone.judge(Trial(f"layers that alone are not faster ({len(slow)})", ((fewer, every),)))
         together = (verdict,)
         if verdict.stays:
@@ -189,10 +241,28 @@ def _judge(draft: _Draft, referee: Referee) -> tuple[dict[LayerOp, Verdict | Non
     return {op: verdicts[op] for op in layers if op not in slow}, tuple(verdict.note for verdict in final)
 
 
-def _gain(op: LayerOp, verdict: Verdict | None) -> float:
-    """What a layer on integers saves: seconds where they were measured, else its multiply-adds."""
+def _judge_narrow(draft: _Draft, referee: Referee) -> tuple[dict[Op, Verdict | None], tuple[str, ...]]:
+    """Ops that are to compute in the narrow type where they do not on integers, and the referee's lines."""
+    if draft.others is DType.F32:
+        return {}, ()
+    ops = leaders_of(draft.graph, draft.others)
+    if referee.latency is None:
+        return dict.fromkeys(ops), ()
+    verdicts: dict[Op, Verdict | None] = {}
+    lines = []
+    for op in ops:
+        name = f"{name_of(op.result)} in {draft.others.value}"
+        verdict = referee.judge(Trial(name, ((graph_of(op), narrow_twin(op, draft.others)),)))
+        lines.append(verdict.note)
+        if verdict.stays:
+            verdicts[op] = verdict
+    return verdicts, tuple(lines)
+
+
+def _gain(op: Op, verdict: Verdict | None, share: float) -> float:
+    """What a layer saves: seconds where they were measured, else a share of its multiply-adds."""
     if verdict is None or verdict.times is None:
-        return float(op.macs())
+        return share * op.macs()
     return max(0.0, verdict.times.before - verdict.times.after)
 
 

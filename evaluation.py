@@ -10,14 +10,14 @@ from numbers import Real
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from ..ir import Graph, TersorError, shorten
-from ..ir.foreign import Array, UserObject
-from ..ir.imports import find_function
-from ..ir.ops import WeightOp
-from ..passes.calibration import Shape
-from ..targets import Executable
-from .batches import run_in_parts
+from .ir import Graph, TersorError, shorten
+from .ir.foreign import Array, UserObject
+from .ir.imports import find_function
+from .ir.ops import WeightOp
+from .passes.calibration import Shape, split
+from .targets import Executable
 
 
 class Model(nn.Module):
@@ -72,6 +72,21 @@ class Model(nn.Module):
                 f"leave out what moves it to {moved.device.type} or makes it {str(moved.dtype).removeprefix('torch.')}"
             )
         return self
+
+
+def run_in_parts(run: Callable[..., UserObject], inputs: Sequence[Array], shapes: Sequence[Shape]) -> UserObject:
+    """Call ``run`` on each part of `split`, and join what it returns along dimension 0."""
+    results = [run(*part) for part in split(inputs, shapes)]
+    if len(results) == 1:
+        return results[0]
+    leaves = zip(*map(pytree.tree_leaves, results), strict=True)
+    return pytree.tree_unflatten([_join(column) for column in leaves], pytree.tree_structure(results[0]))
+
+
+def _join(parts: Sequence[UserObject]) -> UserObject:
+    if not hasattr(parts[0], "__dlpack__"):  # a constant
+        return parts[0]
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(tuple(parts))
 
 
 def compiled_model(executable: Executable) -> Model:
