@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from ...compiler import as_graph
+from ...evaluation import Model, as_evaluation
 from ...ir import Graph, Rewriter, TersorError, at_hints
 from ...ir.foreign import UserObject
 from ...ir.ops import RelayoutOp
@@ -13,7 +14,6 @@ from ...passes.calibration import read_calibration
 from ...passes.pruning.criteria import find_criterion
 from ...passes.sensitivity import SensitivityScan
 from ...passes.unfuse import take_apart
-from ..evaluation import Model, as_evaluation
 from .axes import axis_names, make_axis
 from .scan import Scanner
 

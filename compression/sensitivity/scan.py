@@ -11,11 +11,11 @@ from functools import partial
 
 import torch
 
+from ...evaluation import Evaluation, interpreted_model
 from ...ir import Graph, TersorError
 from ...passes.calibration import Batches
 from ...passes.progress import Remaining
 from ...passes.sensitivity import LossCurve, LossPoint, ScannedAxis, SensitivityScan
-from ..evaluation import Evaluation, interpreted_model
 from ..machine import describe_machine, describe_versions
 from .axes import AxisContext, SensitivityAxis
 from .sweep import Outputs, PartialRuns, errors

@@ -39,7 +39,7 @@ Data = Sequence[tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]]  # inputs
 
 
 @dataclass(frozen=True)
-class Variant:
+class LayerVariant:
     """Another way to compute a layer, and what it brings.
 
     Attributes
@@ -61,15 +61,15 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedVariant:
     """A variant, and the noise that it adds to each output alone."""
 
-    variant: Variant
+    variant: LayerVariant
     noise: Shares
 
 
 @dataclass(frozen=True)
-class Budget:
+class NoiseBudget:
     """What outputs, or the user's score, may lose.
 
     Attributes
@@ -98,7 +98,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BudgetChoice:
     """The variants that fit the budget: their numbers, and lines for the report."""
 
     chosen: tuple[int, ...]
@@ -107,13 +107,13 @@ class Choice:
 
 def choose_variants(
     exact: Graph,
-    variants: Sequence[Variant],
+    variants: Sequence[LayerVariant],
     planned: Callable[[Sequence[int]], Graph],
     batches: Iterable[Sequence[torch.Tensor]],
-    budget: Budget,
+    budget: NoiseBudget,
     score: Callable[[Graph], float] | None,
     progress: Callable[[str], None],
-) -> Choice:
+) -> BudgetChoice:
     """The variants that save the most within a budget, at most one of each layer.
 
     Parameters
@@ -135,7 +135,7 @@ def choose_variants(
     found = []
     for index, variant in enumerate(variants):
         noise = noise_of(planned((index,)), data)
-        found.append(Tried(variant, tuple(max(0.0, a - b) for a, b in zip(noise, without, strict=True))))
+        found.append(TriedVariant(variant, tuple(max(0.0, a - b) for a, b in zip(noise, without, strict=True))))
         remaining.step()
     search = _Search(found, planned, data, without)
     highest = search.everything if budget.min_sqnr is None else 10 ** (-budget.min_sqnr / 10)
@@ -145,7 +145,7 @@ def choose_variants(
         assert score is not None
         progress("scores of models within the budget")
         chosen, told = _within_drop(search, highest, exact, score, budget.max_drop)
-    return Choice(chosen, _notes(found, chosen, search.noise(chosen), budget, told))
+    return BudgetChoice(chosen, _notes(found, chosen, search.noise(chosen), budget, told))
 
 
 def noise_of(graph: Graph, data: Data) -> Shares:
@@ -168,7 +168,7 @@ class _Search:
     """
 
     def __init__(
-        self, found: Sequence[Tried], planned: Callable[[Sequence[int]], Graph], data: Data, without: Shares
+        self, found: Sequence[TriedVariant], planned: Callable[[Sequence[int]], Graph], data: Data, without: Shares
     ) -> None:
         self.found = found
         self.planned = planned
@@ -238,7 +238,7 @@ def _within_drop(
     return best, told
 
 
-def solve(variants: Sequence[Tried], allowed: Sequence[float]) -> tuple[int, ...]:
+def solve(variants: Sequence[TriedVariant], allowed: Sequence[float]) -> tuple[int, ...]:
     """Numbers of the variants that save the most while the noise of no output exceeds what is ``allowed``: exact."""
     fitting = [
         index
@@ -274,7 +274,7 @@ def decibels(share: float) -> float:
 
 
 def _notes(
-    found: Sequence[Tried], chosen: Sequence[int], measured: Shares, budget: Budget, told: str
+    found: Sequence[TriedVariant], chosen: Sequence[int], measured: Shares, budget: NoiseBudget, told: str
 ) -> tuple[str, ...]:
     """How many layers are computed in which way, and why others are not, the worst first."""
     taken = {found[index].variant.layer: found[index].variant for index in chosen}
@@ -285,7 +285,7 @@ def _notes(
     missed = f"; the best layer alone leaves {nearest:.1f} dB" if not chosen and layers else ""
     counted = ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
     head = f"{budget}: of {len(layers)} layers {counted}; {told}outputs keep {decibels(max(measured)):.1f} dB{missed}"
-    missing: dict[int, list[Tried]] = {layer: [] for layer in layers}
+    missing: dict[int, list[TriedVariant]] = {layer: [] for layer in layers}
     for one in found:
         layer = one.variant.layer
         if layer not in taken or taken[layer].gain < one.variant.gain:
@@ -294,7 +294,7 @@ def _notes(
     return (head, *(_why(tried, taken.get(tried[0].variant.layer)) for tried in worst))
 
 
-def _why(tried: Sequence[Tried], taken: Variant | None) -> str:
+def _why(tried: Sequence[TriedVariant], taken: LayerVariant | None) -> str:
     """Why a layer is not computed in one of the ways that save more."""
     costs = ", ".join(f"{one.variant.kind} it leaves {decibels(max(one.noise)):.1f} dB" for one in tried)
     now = "stays in floating point" if taken is None else f"is {taken.kind}"

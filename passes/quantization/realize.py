@@ -51,7 +51,7 @@ from ..registry import register_pass
 from ..report import Verdict
 from ..unfuse import take_apart
 from .annotate import check_order
-from .budget import Budget, Variant, choose_variants
+from .budget import LayerVariant, NoiseBudget, choose_variants
 from .integer_graph import IntegerGraph, Stored, integer_twin, step_of
 from .placement import find_notes, float_layers, name_of, noted_layers, stored_as_integers
 from .quality import measure_quality
@@ -89,9 +89,9 @@ class QuantizeRealize(Pass):
         _ = self.budget  # raises what is wrong with it
 
     @property
-    def budget(self) -> Budget:
+    def budget(self) -> NoiseBudget:
         """What the layers may cost."""
-        return Budget(self.min_sqnr, self.max_drop)
+        return NoiseBudget(self.min_sqnr, self.max_drop)
 
     @property
     def needs_score(self) -> bool:
@@ -118,30 +118,33 @@ class QuantizeRealize(Pass):
         batches = [seeded_inputs(exact)] if context.calibration is None else context.calibration
         verdicts, lines = _judge(draft, referee)
         narrow, more = _judge_narrow(draft, referee)
-        plan, lines = Plan(tuple(verdicts), tuple(op for op in narrow if op not in verdicts)), (*lines, *more)
+        plan, lines = PrecisionPlan(tuple(verdicts), tuple(op for op in narrow if op not in verdicts)), (*lines, *more)
         if plan and self.budget:
             variants = [
-                *((op, Plan((op,)), "on integers", _gain(op, one, 1.0)) for op, one in verdicts.items()),
-                *((op, Plan((), (op,)), f"in {self.others.value}", _gain(op, one, 0.5)) for op, one in narrow.items()),
+                *((op, PrecisionPlan((op,)), "on integers", _gain(op, one, 1.0)) for op, one in verdicts.items()),
+                *(
+                    (op, PrecisionPlan((), (op,)), f"in {self.others.value}", _gain(op, one, 0.5))
+                    for op, one in narrow.items()
+                ),
             ]
             numbers = {op: number for number, op in enumerate(dict.fromkeys(op for op, *_ in variants))}
             choice = choose_variants(
                 _without_notes(exact),
-                [Variant(numbers[op], name_of(op.result), kind, gain) for op, _, kind, gain in variants],
-                lambda chosen: draft.planned(Plan.union(variants[index][1] for index in chosen))[0],
+                [LayerVariant(numbers[op], name_of(op.result), kind, gain) for op, _, kind, gain in variants],
+                lambda chosen: draft.planned(PrecisionPlan.union(variants[index][1] for index in chosen))[0],
                 batches,
                 self.budget,
                 context.score,
                 context.progress,
             )
-            plan, lines = Plan.union(variants[index][1] for index in choice.chosen), (*choice.notes, *lines)
+            plan, lines = PrecisionPlan.union(variants[index][1] for index in choice.chosen), (*choice.notes, *lines)
         if plan:
             planned, stored = draft.planned(plan)
             named = [(name_of(op.x), op.result, one) for op, one in zip(find_notes(exact), stored, strict=True) if one]
             quality = measure_quality(exact, planned, named, batches)
             whole = referee.judge_whole(_without_notes(exact), planned, "; ".join(quality.output_notes))
             lines = (whole.note, quality.worst_note, *quality.value_notes, *lines)
-            plan = plan if whole.stays else Plan()
+            plan = plan if whole.stays else PrecisionPlan()
         draft.apply(plan, graph, rewriter)
         return lines
 
@@ -162,7 +165,7 @@ def _norms(graph: Graph) -> list[Op]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PrecisionPlan:
     """Layers to compute on integers, and ops to compute in a narrow floating-point type."""
 
     integers: tuple[LayerOp, ...] = ()
@@ -172,10 +175,12 @@ class Plan:
         return bool(self.integers or self.narrow)
 
     @staticmethod
-    def union(plans: Iterable[Plan]) -> Plan:
+    def union(plans: Iterable[PrecisionPlan]) -> PrecisionPlan:
         """All of several plans together."""
         parts = list(plans)
-        return Plan(tuple(op for one in parts for op in one.integers), tuple(op for one in parts for op in one.narrow))
+        return PrecisionPlan(
+            tuple(op for one in parts for op in one.integers), tuple(op for one in parts for op in one.narrow)
+        )
 
 
 @dataclass(frozen=True)
@@ -196,15 +201,15 @@ class _Draft:
     graph: Graph
     others: DType
 
-    def planned(self, plan: Plan) -> tuple[Graph, list[Stored | None]]:
+    def planned(self, plan: PrecisionPlan) -> tuple[Graph, list[Stored | None]]:
         """The graph after a plan, as a copy, and for each note the integers that it became, if it did."""
         copy, mapping = self.graph.clone_with_map()
         twins = [[mapping[op.result].op for op in ops] for ops in (plan.integers, plan.narrow)]
         integers = tuple(op for op in twins[0] if isinstance(op, LayerOp))
-        stored = self.apply(Plan(integers, tuple(filter(None, twins[1]))), copy, Rewriter(copy))
+        stored = self.apply(PrecisionPlan(integers, tuple(filter(None, twins[1]))), copy, Rewriter(copy))
         return copy, [stored.get(mapping[note.result]) for note in find_notes(self.graph)]
 
-    def apply(self, plan: Plan, graph: Graph, rewriter: Rewriter) -> dict[Value, Stored]:
+    def apply(self, plan: PrecisionPlan, graph: Graph, rewriter: Rewriter) -> dict[Value, Stored]:
         """Rewrite the graph, or a copy of it; returns what is stored as integers."""
         _leave_in_floating_point(self.exact, graph, plan.integers, rewriter)
         stored: dict[Value, Stored] = {}
@@ -230,7 +235,7 @@ def _judge(draft: _Draft, referee: Referee) -> tuple[dict[LayerOp, Verdict | Non
     together: tuple[Verdict, ...] = ()
     if 0 < len(slow) < len(layers):
         parts = tuple(op for op in layers if op not in slow), tuple(layers)
-        fewer, every = (draft.planned(Plan(part))[0] for part in parts)
+        fewer, every = (draft.planned(PrecisionPlan(part))[0] for part in parts)
         verdict = alone.judge(Trial(f"layers that alone are not faster ({len(slow)})", ((fewer, every),)))
         together = (verdict,)
         if verdict.stays:

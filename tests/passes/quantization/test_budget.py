@@ -13,7 +13,7 @@ from tersor import TersorError
 from tersor.ir import DType, Graph, structurally_equal
 from tersor.ir.ops import AddOp, Conv2dOp, ReluOp
 from tersor.passes import run_passes
-from tersor.passes.quantization.budget import Tried, Variant, decibels, solve
+from tersor.passes.quantization.budget import LayerVariant, TriedVariant, decibels, solve
 from tersor.passes.quantization.quality import Quality, Ratio
 from tersor.tests.checks import kinds, record_of
 from tersor.tests.passes.quantization.networks import builder, data, quantized
@@ -61,8 +61,8 @@ def test_a_ratio_that_nothing_keeps_leaves_the_graph_as_it_was():
     assert any("of 4 layers 0 on integers; outputs keep inf dB; the best layer alone leaves" in note for note in notes)
 
 
-def tried(layer: int, gain: float, noise: tuple[float, ...]) -> Tried:
-    return Tried(Variant(layer, str(layer), "on integers", gain), noise)
+def tried(layer: int, gain: float, noise: tuple[float, ...]) -> TriedVariant:
+    return TriedVariant(LayerVariant(layer, str(layer), "on integers", gain), noise)
 
 
 @pytest.mark.parametrize("outputs", [1, 2])
