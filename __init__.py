@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .passes import list_passes, register_pass
     from .passes.calibration import CalibrationData
     from .targets import load
+    from .training.zeros import keep_zeros
 
     __version__: str
 
@@ -30,6 +31,7 @@ _MODULES = {
     "compress": ".compression.compress",
     "from_onnx": ".frontend",
     "from_torch": ".frontend",
+    "keep_zeros": ".training.zeros",
     "list_passes": ".passes",
     "load": ".targets",
     "register_pass": ".passes",

@@ -45,7 +45,8 @@ def sensitivity(
         Path | None, typer.Option(help="The HTML page to write; the output's name with .html if omitted.")
     ] = None,
     axes: Annotated[
-        str | None, typer.Option(help="What is tried, such as channels,bits; channels, ranks and bits if omitted.")
+        str | None,
+        typer.Option(help="What is tried, such as channels,bits; channels, ranks, bits and zeros if omitted."),
     ] = None,
     settings: Annotated[
         list[str] | None,

@@ -22,6 +22,7 @@ from . import (  # registers passes
     pruning,
     quantization,
     reassociate_matmul,
+    sparsity,
     to_bf16,
     to_fp16,
 )

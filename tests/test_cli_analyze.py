@@ -104,13 +104,13 @@ def test_table_page_and_json(tersor: Run, tmp_path: Path) -> None:
     assert not set("─│┃┏") & set(out)
     assert "bits: plan" in err and "score " in err
     scan = read_scan(tmp_path / "scan.json")
-    assert [axis.name for axis in scan.axes] == ["bits", "channels", "ranks"]
+    assert [axis.name for axis in scan.axes] == ["bits", "channels", "ranks", "zeros"]
     text = (tmp_path / "scan.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
     for words in ("channels", "Layers that cannot be changed (1)", "tersor_analyze_me:mean", "3 (spatial)"):
         assert words in page.words, words
-    assert text.count("<svg") == 3 and text.count("<polyline") == 2 + 1 + 4
+    assert text.count("<svg") == 4 and text.count("<polyline") == 2 + 1 + 4 + 2
     assert not list(tmp_path.glob(".tersor-*"))
 
 
@@ -152,7 +152,7 @@ def test_ctrl_c_before(tersor: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("given", "message"),
     [
         (["--axes", "chanels"], "axes: unknown axis 'chanels'; did you mean 'channels'?"),
-        (["--axes", ""], "axes: none is given; choose from bits, channels, ranks"),
+        (["--axes", ""], "axes: none is given; choose from bits, channels, ranks, zeros"),
         (["--settings", "channels"], "--settings channels: must be AXIS=NUMBER,NUMBER,…"),
         (["--settings", "channels=a"], "--settings channels=a: must be AXIS=NUMBER,NUMBER,…"),
         (["--settings", "width=1"], "axes: unknown axis 'width'"),

@@ -123,6 +123,13 @@ def test_a_group_that_several_layers_read() -> None:
     assert scanned.points[0].error == pytest.approx(relative_error(graph, pruned), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["0.0", "3"])
+def test_zeros_lose_what_pruned_weights_lose(graph: Graph, scan: SensitivityScan, name: str) -> None:
+    (point,) = (one for one in curve(scan, "zeros", name).points if one.label == "75%")
+    pruned = run_passes(graph, f'prune-weights{{ratio={{"{name}":0.75}}}}')
+    assert point.error == pytest.approx(relative_error(graph, pruned), rel=1e-4)
+
+
 def test_ranks_lose_what_chains_lose(graph: Graph, scan: SensitivityScan) -> None:
     for method, name in (("tucker2", "1.0"), ("spatial", "1.0"), ("svd", "3")):
         found = curve(scan, "ranks", name, method)
@@ -328,7 +335,7 @@ def test_layers_of_one_name() -> None:
     ("options", "message"),
     [
         ({"axes": ["chanels"]}, r"axes: unknown axis 'chanels'; did you mean 'channels'\?"),
-        ({"axes": []}, r"axes: none is given; choose from bits, channels, ranks"),
+        ({"axes": []}, r"axes: none is given; choose from bits, channels, ranks, zeros"),
         ({"settings": {"channels": (0.5, 1.5)}}, r"settings of axis channels: a share .* below 1, not 1\.5"),
         ({"settings": {"ranks": ()}}, r"settings of axis ranks: give at least one setting"),
         ({"settings": {"bits": (4.5,)}}, r"settings of axis bits: bits are a whole number from 2 to 16, not 4\.5"),
@@ -370,10 +377,10 @@ def test_no_layer_for_an_axis() -> None:
     data = [torch.randn(1, 3, 4, 4)]
     with pytest.raises(TersorError, match=r"axis ranks: test has no layer for it: depthwise: .*; leave it out"):
         tersor.analyze_sensitivity(graph, data=data, axes=["bits", "ranks"])
-    assert [axis.name for axis in tersor.analyze_sensitivity(graph, data=data).axes] == ["bits"]
+    assert [axis.name for axis in tersor.analyze_sensitivity(graph, data=data).axes] == ["bits", "zeros"]
     b = GraphBuilder({"x": TensorType((1, 3))})
     graph = b.done(b.op(ReluOp, b.graph.inputs[0]))
-    with pytest.raises(TersorError, match=r"test has no layer that can be compressed \(bits, channels, ranks\)"):
+    with pytest.raises(TersorError, match=r"test has no layer that can be compressed \(bits, channels, ranks, zeros\)"):
         tersor.analyze_sensitivity(graph, data=[torch.randn(1, 3)])
 
 

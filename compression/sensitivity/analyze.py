@@ -47,10 +47,11 @@ def analyze_sensitivity(
         Calibration data, in any form that `tersor.compile` takes.
     axes
         What is tried: ``channels`` (a share of a group's channels goes), ``ranks`` (a layer becomes a chain of lower
-        rank), ``bits`` (a weight, or what a layer reads, is rounded). All of them if omitted.
+        rank), ``bits`` (a weight, or what a layer reads, is rounded), ``zeros`` (a share of a layer's weights becomes
+        zero). All of them if omitted.
     settings
-        Other settings than the usual ones, by axis: shares of channels that go, of the full rank that stays, bits; for
-        example ``{"channels": (0.25, 0.5, 0.75)}``.
+        Other settings than the usual ones, by axis: shares of channels that go, of the full rank that stays, bits,
+        shares of zeros; for example ``{"channels": (0.25, 0.5, 0.75)}``.
     evaluate
         Scores models, see `tersor.compress`; called once for each layer and setting, after all errors are measured.
     criterion

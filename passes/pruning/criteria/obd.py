@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from ..gradients import Objective, gradients, run_differentiably
+from ..gradients import Objective, curvatures
 from ..groups import ChannelGroup
 from ..readers import Reader, readers_of
 from .registry import Scores, Scoring, mean_of_relative, on_data, register_criterion
@@ -30,13 +30,8 @@ def obd(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[Scores]:
     readers = scoring.readers
     objective = Objective(scoring.graph, scoring.loss, scoring.seed)
     ids = list(dict.fromkeys(reader.weight_id for reader in readers if reader.weight_id is not None))
-    leaves = {id: scoring.graph.weights[id].detach().clone().requires_grad_() for id in ids}
-    curvature = {id: torch.zeros(leaf.shape, dtype=torch.float64) for id, leaf in leaves.items()}
-    for index, batch in enumerate(scoring.batches()):
-        outputs = run_differentiably(scoring.graph, batch, weights=leaves)
-        for id, found in zip(ids, gradients(objective(outputs, index), list(leaves.values())), strict=True):
-            curvature[id] += found.square()
-    costs = {id: curvature[id] * leaves[id].detach().double().square() / 2 for id in ids}
+    curvature = curvatures(objective, ids, scoring.batches())
+    costs = {id: curvature[id] * scoring.graph.weights[id].double().square() / 2 for id in ids}
     return [_score(group, readers_of(group, readers), costs) for group in groups]
 
 
