@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from ..blocks import Blocks, check_blocks
 from ..core import Attrs
 from ..traits import OnIntegers, Storage
 from ..types import DType, TensorType
@@ -33,6 +34,7 @@ class Conv2dAttrs(Attrs):
     """``padding`` is (top, left, bottom, right) zeros; the other pairs are (height, width).
 
     ``zero_point`` is the integer that stands for zero in an operand of 8-bit integers, and fills its padding.
+    ``blocks`` says where the weight of a 1x1 window is zero (`tersor.ir.blocks`).
     """
 
     stride: tuple[int, int] = (1, 1)
@@ -40,8 +42,10 @@ class Conv2dAttrs(Attrs):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     zero_point: int = 0
+    blocks: Blocks = ()
 
     def __post_init__(self) -> None:
+        check_blocks(self.blocks)
         if min(*self.stride, *self.dilation, self.groups) < 1 or min(self.padding) < 0:
             raise ValueError(f"stride, dilation and groups must be positive and padding not negative: {self}")
 
@@ -70,9 +74,6 @@ class ConvolutionOp(LayerOp):
 
     def apart(self, index: int, axis: int) -> int | None:
         return 0 if (index, axis) == (0, 0) else None
-
-    def macs(self) -> int:
-        return self.result.type.size * self.weight.type.size // self.weight.shape[0]
 
 
 class Conv2dOp(ConvolutionOp, name="conv2d", attrs=Conv2dAttrs):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from ..blocks import Blocks, check_blocks
 from ..core import Attrs, Op, Operand
 from ..traits import ChannelFlow, Narrowing
 from ..types import TensorType, broadcast_shapes
@@ -17,9 +18,16 @@ from .layer import LayerOp
 
 @dataclass(frozen=True)
 class LinearAttrs(Attrs):
-    """``zero_point`` is the integer that stands for zero in an operand of 8-bit integers."""
+    """``zero_point`` is the integer that stands for zero in an operand of 8-bit integers.
+
+    ``blocks`` says where the weight is zero (`tersor.ir.blocks`).
+    """
 
     zero_point: int = 0
+    blocks: Blocks = ()
+
+    def __post_init__(self) -> None:
+        check_blocks(self.blocks)
 
 
 class LinearOp(LayerOp, name="linear", attrs=LinearAttrs):
@@ -49,9 +57,6 @@ class LinearOp(LayerOp, name="linear", attrs=LinearAttrs):
 
     def apart(self, index: int, axis: int) -> int | None:
         return axis if index == 0 and axis < self.x.type.rank - 1 else None
-
-    def macs(self) -> int:
-        return self.result.type.size * self.weight.shape[1]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ After, with as many zeros in the weight as are asked for::
 
 A pattern says which weights are zero together (`patterns`), a criterion how much the network would miss each
 (`criteria`), and scope, a scan or a table how many of each layer go (`shares`). The pass makes zeros in place: shapes,
-ops and names of weights stay. Zeros make a model smaller to store and to send. They make it no faster, since kernels
-multiply by them.
+ops and names of weights stay. Zeros make a model smaller to store and to send. Most make it no faster, since kernels
+multiply by them. Kernels leave out whole blocks of zeros: with ``pattern=block`` layers say where these are, and the
+referee decides (`blocks`, `tersor.passes.referee`): with ``keep=faster`` a layer keeps its weights unless it is faster
+without the blocks.
 
 Layers that share a weight get the same zeros; other readers of it keep the weight as it was. Groups made by ``fuse``
 are taken apart first and fused again afterwards. Weights that are zero already go first, so a second run changes
@@ -29,21 +31,24 @@ import torch
 
 from ...ir import Graph, Op, Rewriter, TersorError, weights_loaded
 from ...ir.imports import find_function
-from ...ir.ops import FusedOp, LayerOp, RelayoutOp
+from ...ir.ops import FusedOp, RelayoutOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
 from ..numeric import first_batch, largest_deviation
 from ..pruning.select import Scope
+from ..referee import Keep, Referee
 from ..registry import register_pass
 from ..sensitivity import read_scan
 from ..unfuse import take_apart
+from .blocks import BlockWeight, judged, put_blocks, twins_of
 from .criteria import WeightScoring, find_weight_criterion, needs_data, score_weights
 from .criteria.registry import WEIGHT_CRITERIA
 from .patterns import PATTERNS, ZeroPattern, parse_pattern
 from .shares import WantedZeros, units_that_go
-from .weights import LayerWeight, find_weights, put_numbers
+from .weights import LayerWeight, find_weights
 
 _RULE = "prune-weights"
+_LANES = 16  # outputs of a block where no target says so
 _RATIO = 0.5  # where nothing is asked for
 _LOSS = "that takes outputs and returns a loss"
 
@@ -58,7 +63,8 @@ class PruneWeights(Pass):
         Share of the weights that is zero afterwards, above 0 and below 1; 0.5 if nothing else is asked for. One number,
         or a table by names of layers, as in {features.3: 0.25, "classifier*": 0}.
     pattern
-        Which weights are zero together: single; nm:2:4 for at most two of each four inputs that are not zero.
+        Which weights are zero together: single; nm:2:4 for at most two of each four inputs that are not zero;
+        block:4x16 for 4 inputs times 16 outputs, which kernels leave out; block:4 with as many outputs as a vector has.
     criterion
         What importance is: a name, or a function as ``package.module:function``.
     loss
@@ -76,6 +82,8 @@ class PruneWeights(Pass):
         Smallest fraction of a layer's weights that stays.
     seed
         For criteria that draw numbers.
+    keep
+        With pattern=block: whether only layers get zeros that the target measures faster then, or all.
     """
 
     ratio: float | dict[str, float] | None = None
@@ -87,9 +95,11 @@ class PruneWeights(Pass):
     skip: tuple[str, ...] = ()
     floor: float = 0.01
     seed: int = 0
+    keep: Keep = Keep.FASTER
 
     exactness = Exactness.APPROXIMATE
     may_change_all = True  # before fine-tuning
+    measures = True
     advice: ClassVar[Mapping[str, str]] = {"keep": "layers that keep all their weights are named by skip=[…]"}
 
     def __post_init__(self) -> None:
@@ -127,29 +137,54 @@ class PruneWeights(Pass):
             raise TersorError("layouts are chosen already; run prune-weights before layout")
         planned = graph.clone()  # everything is decided here; the graph itself changes only if a weight does
         take_apart(planned, Rewriter(planned), _RULE)
-        pattern = parse_pattern(self.pattern)
+        pattern = parse_pattern(self.pattern).for_lanes(context.lanes(_LANES))
         weights, refused = find_weights(planned, pattern)
         rewriter = context.rewriter(graph)
         for op, reason in refused:
             rewriter.refuse(_RULE, op, reason)
         _check(weights, refused)
         zeroed = self._zeroed(planned, weights, refused, pattern, context)
-        changed = {weight: kept for weight, kept in zeroed.items() if bool(weight.numbers[~kept].any())}
+        wanted = {
+            weight: BlockWeight.of(torch.where(kept, weight.numbers, 0), pattern.blocks)
+            for weight, kept in zeroed.items()
+            if not bool(kept.all())
+        }
+        changed = {weight: one for weight, one in wanted.items() if _is_new(weight, one)}
         if not changed:
             return Result(False, ("as many weights are zero already",))
+        return self._apply(graph, planned, weights, changed, context, rewriter)
+
+    def _apply(
+        self,
+        graph: Graph,
+        planned: Graph,
+        weights: Sequence[LayerWeight],
+        changed: Mapping[LayerWeight, BlockWeight],
+        context: PassContext,
+        rewriter: Rewriter,
+    ) -> Result:
+        batch = first_batch(graph, context.calibration)
+        referee = Referee(self.keep, context.latency, context.verdicts)
+        notes: tuple[str, ...] = tuple(_notes(changed))
+        if any(one.blocks for one in changed.values()):
+            changed, notes = judged(planned, changed, referee, batch)
+            if not changed:
+                return Result(False, notes)
+        after = planned.clone()
+        _put(changed, dict(zip(planned.ops, after.ops, strict=True)), Rewriter(after))
+        error = largest_deviation(planned, after, [batch])
+        apart = f"before fine-tuning, {error}" if error else ""
+        if any(one.blocks for one in changed.values()):
+            whole = referee.judge_whole(graph, after, apart)
+            notes = (*notes, whole.note)
+            if not whole.stays:
+                return Result(False, notes)
         fused = take_apart(graph, rewriter, _RULE)
         if any(isinstance(op, FusedOp) for op in graph.ops):
             return Result(rewriter.changed, ("left out by the bisection limit",))
-        before = graph.clone()
-        twins: dict[Op, Op] = dict(zip(planned.ops, graph.ops, strict=True))
-        for weight, kept in changed.items():
-            layers = [op for op in map(twins.get, weight.layers) if isinstance(op, LayerOp)]
-            if rewriter.commit(_RULE, layers[0]):
-                put_numbers(layers, torch.where(kept, weight.numbers, 0), rewriter)
-        error = largest_deviation(before, graph, [first_batch(graph, context.calibration)])
-        whole = _whole_note(zeroed)
-        notes = (f"{whole}; before fine-tuning, {error}" if error else whole, *_notes(changed))
-        return Result(rewriter.changed, notes, (Fuse(),) if fused else ())
+        _put(changed, dict(zip(planned.ops, graph.ops, strict=True)), rewriter)
+        line = _whole_note(weights, changed)
+        return Result(rewriter.changed, (f"{line}; {apart}" if apart else line, *notes), (Fuse(),) if fused else ())
 
     def _zeroed(
         self,
@@ -194,17 +229,31 @@ def _check(weights: Sequence[LayerWeight], refused: Sequence[tuple[Op, str]]) ->
     raise TersorError(f"nothing to prune: no layer can get zeros; {op.describe()} gets none, since {reason}")
 
 
-def _whole_note(zeroed: Mapping[LayerWeight, torch.Tensor]) -> str:
-    total = sum(weight.numbers.numel() for weight in zeroed)
-    before, after = total - sum(weight.zeros for weight in zeroed), sum(map(_left, zeroed, zeroed.values()))
+def _is_new(weight: LayerWeight, wanted: BlockWeight) -> bool:
+    is_marked = all(op.attrs.blocks == wanted.blocks for op in weight.layers) if wanted.blocks else True
+    return not is_marked or not torch.equal(weight.numbers, wanted.numbers)
+
+
+def _put(weights: Mapping[LayerWeight, BlockWeight], twins: Mapping[Op, Op], rewriter: Rewriter) -> None:
+    """Make the changes in a copy of the graph that they were planned on; ``twins`` are its ops."""
+    for weight, wanted in weights.items():
+        layers = twins_of(weight.layers, twins)
+        if rewriter.commit(_RULE, layers[0]):
+            put_blocks(layers, wanted, rewriter)
+
+
+def _whole_note(weights: Sequence[LayerWeight], changed: Mapping[LayerWeight, BlockWeight]) -> str:
+    total = sum(weight.numbers.numel() for weight in weights)
+    before = sum(_filled(weight.numbers) for weight in weights)
+    after = sum(_filled(changed[weight].numbers if weight in changed else weight.numbers) for weight in weights)
     return f"weights that are not zero {before} -> {after} of {total} ({after / total:.3f})"
 
 
-def _left(weight: LayerWeight, kept: torch.Tensor) -> int:
-    return int((weight.numbers * kept).count_nonzero())
-
-
-def _notes(zeroed: Mapping[LayerWeight, torch.Tensor]) -> Iterator[str]:
-    for weight, kept in zeroed.items():
-        left, total = _left(weight, kept), weight.numbers.numel()
+def _notes(changed: Mapping[LayerWeight, BlockWeight]) -> Iterator[str]:
+    for weight, wanted in changed.items():
+        left, total = _filled(wanted.numbers), wanted.numbers.numel()
         yield f"{weight.name}: {left} of {total} weights are not zero ({left / total:.3f})"
+
+
+def _filled(numbers: torch.Tensor) -> int:
+    return int(numbers.count_nonzero())

@@ -310,10 +310,13 @@ def fused_kernel(
 def layer_kernel(
     kind: str, spec: Spec, context: KernelContext, operands: tuple[Operand, torch.Tensor], epilogue: FusedEpilogue
 ) -> Kernel:
-    """The kernel of a layer, whose data and weight are ``operands``; the weight is packed as its template reads it."""
+    """The kernel of a layer, whose data and weight are ``operands``; the weight is packed as its template reads it.
+
+    A template may pack it as several tensors.
+    """
     choice, (data, weight) = context.choose(kind, spec), operands
     packed = choice.template.pack_weight(choice.spec, context.target, choice.knobs, weight)
-    return fused_kernel(choice, context, (data, packed), epilogue)
+    return fused_kernel(choice, context, (data, *(packed if isinstance(packed, tuple) else (packed,))), epilogue)
 
 
 def chosen_kernel(

@@ -64,6 +64,8 @@ TEMPLATES = {
     "reduce": Template("rows.reduce", "RowKnobs"),
     "relayout": Template("moves.relayout", "RelayoutKnobs"),
     "softmax": Template("rows.softmax", "RowKnobs"),
+    "sparse_conv2d": Template("sparse.blocks", "SparseKnobs"),
+    "sparse_linear": Template("sparse.blocks", "SparseKnobs"),
     "winograd": Template("conv2d.winograd", "WinogradKnobs"),
 }
 
@@ -83,6 +85,8 @@ SPECS = {
     "reduce": ("rows.reduce", "ReduceSpec"),
     "relayout": ("moves.relayout", "RelayoutSpec"),
     "softmax": ("rows.softmax", "SoftmaxSpec"),
+    "sparse_conv2d": ("sparse.spec", "SparseConv2dSpec"),
+    "sparse_linear": ("sparse.spec", "SparseLinearSpec"),
 }
 
 

@@ -21,6 +21,7 @@ from ..templates.matmul.spec import ACTIVATION, MatmulKnobs, MatmulSpec
 from ..templates.moves.relayout import RelayoutSpec
 from ..templates.parallelism import imbalance
 from ..templates.registry import Knobs, Spec
+from ..templates.sparse.spec import BlockSparseSpec
 from ..templates.windows.pooling import PoolSpec
 
 
@@ -75,6 +76,13 @@ def _(spec: MatmulSpec) -> Work:
     activation = spec.batch_size * right if spec.rhs == ACTIVATION else 0
     weights = 0 if spec.rhs == ACTIVATION else right
     return Work(spec.macs, rows, spec.n, spec.k, rows * spec.k + activation, weights, rows * spec.n)
+
+
+@work_of.register
+def _(spec: BlockSparseSpec) -> Work:
+    rows = spec.images * math.prod(spec.positions)
+    stored = spec.kept * spec.block_inputs * spec.block_outputs
+    return Work(spec.macs, rows, spec.outputs, stored / spec.outputs, rows * spec.inputs, stored, rows * spec.outputs)
 
 
 @work_of.register

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ...ir import DType, Graph, TensorType, WeightStore, parse
+from ...ir import DType, Graph, Op, TensorType, WeightStore, parse
+from ...ir.blocks import Blocks, cut_blocks, join_blocks
 from ...ir.ops import WeightOp
+from ..codegen.group import Group
 from ..machines.target import Cpu
 from ..templates.option import Workload
 
@@ -66,7 +68,27 @@ def seeded_graph(ir_text: str) -> Graph:
         fan_in = max(1, type.size // type.shape[0]) if type.rank > 1 else 1
         return _seeded_tensor(type, name, fan_in**-0.5)
 
-    return _graph_with(random, ir_text)
+    graph = _graph_with(random, ir_text)
+    for op in graph.ops:
+        _thin(op, graph)
+    return graph
+
+
+def _thin(op: Op, graph: Graph) -> None:
+    """Leave as many blocks of a layer's weight as its attributes say."""
+    group = Group.of(op)
+    blocks: Blocks = getattr(group.anchor.attrs, "blocks", ()) if group.anchor is not None else ()
+    if not blocks:
+        return
+    inputs, outputs, kept = blocks
+    made = group.operand(1).op
+    assert isinstance(made, WeightOp)
+    weight = graph.weights[made.attrs.id]
+    cut = cut_blocks(weight.flatten(1), inputs, outputs)
+    flat = cut.reshape(-1, inputs, outputs)
+    flat[torch.randperm(len(flat), generator=torch.Generator().manual_seed(kept))[kept:]] = 0
+    thin = join_blocks(flat.reshape(cut.shape), (weight.shape[0], weight[0].numel()))
+    graph.weights = WeightStore({**graph.weights, made.attrs.id: thin.reshape(weight.shape)})
 
 
 def hollow_graph(ir_text: str) -> Graph:

@@ -29,6 +29,7 @@ from tersor.targets.templates.registry import TEMPLATES
 from tersor.targets.templates.rows.layer_norm import LayerNormSpec
 from tersor.targets.templates.rows.reduce import ReduceSpec
 from tersor.targets.templates.rows.softmax import SoftmaxSpec
+from tersor.targets.templates.sparse.spec import SparseConv2dSpec, SparseLinearSpec
 from tersor.targets.templates.vector.builder import load
 from tersor.targets.templates.windows import pooling
 
@@ -130,6 +131,13 @@ SPECS: dict[str, list[Any]] = {
         for block in (4, 16)
     ],
     "recurrent": [RecurrentSpec(cell, 1000, batch, 1021) for cell in GATES for batch in (1, 64)],
+    "sparse_linear": [SparseLinearSpec(997, 1000, 16 * n, k, 5000, m=997) for k in (1, 8) for n in (1, 2)],
+    "sparse_conv2d": [
+        SparseConv2dSpec(1000, 64, 16 * n, k, 500, n=2, h=997, w=31, stride=stride)
+        for k in (1, 4)
+        for n in (1, 2)
+        for stride in ((1, 1), (2, 3))
+    ],
     "adaptive_pool2d": [AdaptivePoolSpec(1, 64, 997, 997, 7, 7, 16)],
     "integer_reduce": [IntegerReduceSpec("max", (4,) * 12, tuple(range(0, 12, 2)), "int32")],
 }

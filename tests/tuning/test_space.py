@@ -120,7 +120,16 @@ def pool(c: int, size: int) -> Graph:
     return b.done(b.op(ops.MaxPool2dOp, conv, kernel=(3, 3), stride=(2, 2), padding=(1, 1)))
 
 
+def block_sparse(kind: type[ops.LayerOp], *shape: int) -> Graph:
+    b = GraphBuilder({"x": TensorType(shape)})
+    weight = torch.zeros(70, shape[1], *[1] * (len(shape) - 2))
+    weight[:32, :28] = 1.0
+    return b.done(b.op(ops.ReluOp, b.op(kind, b.graph.inputs[0], b.constant(weight), blocks=(4, 16, 14))))
+
+
 NETWORKS = {
+    "block-sparse": block_sparse(ops.LinearOp, 20, 48),
+    "block-sparse 1x1": block_sparse(ops.Conv2dOp, 1, 48, 9, 9),
     "3x3": convolution(32, 40, 11, 3),
     "1x1": convolution(48, 36, 9, 1),
     "first layer": convolution(3, 32, 17, 3, stride=2),

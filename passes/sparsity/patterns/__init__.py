@@ -1,4 +1,5 @@
 """Patterns of zeros, one a file. Importing this package registers all of them."""
 
-from . import few_of_many, single  # registers patterns
+from . import block, few_of_many, single  # registers patterns
+from .block import BlockZeros
 from .registry import PATTERNS, ZeroPattern, parse_pattern, register_pattern

@@ -27,6 +27,15 @@ class ZeroPattern(ABC):
 
     fixed: ClassVar[bool] = False  # whether the pattern itself says how many weights become zero
 
+    @property
+    def blocks(self) -> tuple[int, int] | None:
+        """Inputs and outputs of the blocks that kernels may leave out; None where they multiply by the zeros."""
+        return None
+
+    def for_lanes(self, lanes: int) -> ZeroPattern:
+        """The pattern for a target with so many numbers in a vector."""
+        return self
+
     def refusal(self, op: LayerOp) -> str:
         """Why the weight of a layer cannot have this pattern; empty if it can."""
         return ""

@@ -12,6 +12,8 @@ from ....ir.ops import Conv2dOp, Conv3dOp, ConvTranspose2dOp
 from ...templates.conv2d.spec import Conv2dSpec
 from ...templates.conv2d.transposed import TransposedSpec
 from ...templates.conv2d.volume import VolumeSpec
+from ...templates.sparse.blocks import stored_blocks, supports
+from ...templates.sparse.spec import SparseConv2dSpec
 from ..group import Group
 from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, layer_kernel, selects
 from ..views import View
@@ -26,6 +28,13 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
     data, weight, layout, epilogue = _operands(group, context)
     batch, channels, height, width = data.type.shape
     outputs, _, high, wide = weight.shape
+    pointwise = (high, wide) == (1, 1) and attrs.groups == 1 and not any(attrs.padding)
+    if pointwise and dtype == "float32" and layout == "blocked":
+        matrix = weight.flatten(1)
+        if (blocks := stored_blocks(matrix, attrs.blocks)) is not None:
+            sparse = SparseConv2dSpec(outputs, channels, *blocks, n=batch, h=height, w=width, stride=attrs.stride)
+            if supports(sparse, context.target):
+                return layer_kernel("sparse_conv2d", sparse, context, (data, matrix), epilogue)
     window = ((high, wide), attrs.stride, attrs.padding, attrs.dilation, attrs.groups)
     spec = Conv2dSpec(batch, channels, height, width, outputs, *window, layout, dtype, attrs.zero_point)
     return layer_kernel("conv2d", spec, context, (data, weight), epilogue)

@@ -7,6 +7,8 @@ import math
 from ....ir import is_constant
 from ....ir.ops import LinearOp, MatmulOp, PermuteOp
 from ...templates.matmul.spec import ACTIVATION, MatmulSpec
+from ...templates.sparse.blocks import stored_blocks, supports
+from ...templates.sparse.spec import SparseLinearSpec
 from ..group import Group
 from ..kernel import (
     CompileError,
@@ -37,7 +39,12 @@ def select_linear(group: Group, context: KernelContext) -> Kernel:
     zero_point = op.attrs.zero_point
     spec = MatmulSpec(rows, outputs, inputs, a_size=buffer_size(source), dtype=dtype, zero_point=zero_point)
     epilogue = FusedEpilogue(group, context, result, bias=bias, kernel_shape=(rows, outputs))
-    return layer_kernel("matmul", spec, context, (source, context.constant(weight)), epilogue)
+    numbers = context.constant(weight)
+    if dtype == "float32" and (blocks := stored_blocks(numbers, op.attrs.blocks)) is not None:
+        sparse = SparseLinearSpec(outputs, inputs, *blocks, m=rows)
+        if supports(sparse, context.target):
+            return layer_kernel("sparse_linear", sparse, context, (source, numbers), epilogue)
+    return layer_kernel("matmul", spec, context, (source, numbers), epilogue)
 
 
 @selects(MatmulOp)
