@@ -149,6 +149,18 @@ def test_dot_products_of_bytes(target: Cpu):
     check(body, [left, right, start], (start + sums).astype(np.int32), target)
 
 
+def test_numbers_of_a_table():
+    generator = np.random.default_rng(0)
+    table = generator.standard_normal(LANES).astype(np.float32)
+    index = generator.integers(-(2**31), 2**31, LANES).astype(np.int32)
+
+    def body(inputs: Sequence[Any], out: Any) -> None:
+        operands = (load(inputs[0], 0, LANES), load(inputs[1], 0, LANES))
+        store(out, 0, T.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.x86.avx512.permvar.sf.512", *operands), LANES)
+
+    check(body, [table, index], table[index & 15], AVX512)
+
+
 @pytest.mark.parametrize("lanes", [1, 16, 32])
 def test_rounding_to_bfloat16(lanes: int):
     special = [0.0, -0.0, 1e-39, -1e-45, np.inf, -np.inf, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, 1.5, -7]

@@ -17,6 +17,7 @@ from .layer import *
 from .matmul import *
 from .normalization import *
 from .order import *
+from .packed import *
 from .pooling import *
 from .quantization import *
 from .recurrent import *

@@ -65,6 +65,32 @@ class QuantizeOp(UnaryOp, name="quantize", attrs=QuantizeAttrs):
         return (torch.round(clamped).to(torch.int32) + self.attrs.zero_point).to(self.attrs.dtype.torch)
 
 
+class QuantizeByOp(Op, name="quantize_by"):
+    """``clamp(round(x * (1 / scale)))`` of an f32 tensor as i8; the scale is f32, is computed, and broadcasts to x.
+
+    The reciprocal and the product are rounded to f32, ties of the last rounding go to the even integer. NaN becomes the
+    smallest integer.
+    """
+
+    x = Operand()
+    scale = Operand()
+    elementwise = True
+    always_finite = True
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        x, scale = self.x.type, self.scale.type
+        if x.dtype is not DType.F32 or scale.dtype is not DType.F32:
+            raise self.error(f"needs f32 operands, got {x} and {scale}")
+        if broadcast_shapes(x.shape, scale.shape) != x.shape:
+            raise self.error(f"scale {scale} does not broadcast to {x}")
+        return (x.with_dtype(DType.I8),)
+
+    def evaluate(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        low, high = integer_range(DType.I8)
+        steps = torch.nan_to_num(x * (1 / scale), nan=low, posinf=high, neginf=low)
+        return torch.round(torch.clamp(steps, low, high)).to(torch.int8)
+
+
 @dataclass(frozen=True)
 class DequantizeAttrs(Attrs):
     """``zero_point`` is the integer that stands for 0."""

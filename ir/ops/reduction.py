@@ -91,6 +91,20 @@ class MinOp(ReduceOp, name="reduce_min", attrs=ReduceAttrs, function=torch.amin)
     """Smallest element."""
 
 
+class MaxMagnitudeOp(ReduceOp, name="max_magnitude", attrs=ReduceAttrs):
+    """Largest magnitude of an element, f32."""
+
+    storage = Op.storage  # row-major
+
+    def infer_types(self) -> tuple[TensorType, ...]:
+        if self.x.type.dtype is not DType.F32:
+            raise self.error(f"needs an f32 operand, got {self.x.type}")
+        return super().infer_types()
+
+    def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.amax(x.abs(), self.attrs.axes, keepdim=self.attrs.keepdim)
+
+
 class ProdOp(ReduceOp, name="prod", attrs=ReduceAttrs):
     """Product, in the operand's element type."""
 

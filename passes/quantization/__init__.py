@@ -15,6 +15,7 @@ from . import (  # registers passes
     quantize,
     realize,
     smooth_quant,
+    weights,
 )
 from .calibrators import Calibrator, RangeObserver, register_calibrator
 from .scheme import IntegerLayer, QuantizationStep, integer_layer

@@ -12,6 +12,8 @@ Runs on calibrated notes, before ``bias-correction``, which it makes unnecessary
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..registry import register_pass
@@ -37,46 +39,76 @@ class Gptq(RoundingPass):
             raise ValueError(f"damping must be above 0, not {self.damping:g}")
 
     def choose(self, steps: torch.Tensor, scales: torch.Tensor, covariance: torch.Tensor, largest: int) -> torch.Tensor:
-        variances = covariance.diagonal(dim1=1, dim2=2)
-        order = variances.argsort(1, descending=True)
-        terms = order.shape[1]
-        sorted_steps = steps.gather(2, order[:, None, :].expand_as(steps))
-        rows = covariance.gather(1, order[:, :, None].expand_as(covariance))
-        sorted_covariance = rows.gather(2, order[:, None, :].expand_as(covariance))
-        damping = self.damping * variances.mean(1).clamp(min=1e-30)
-        damped = sorted_covariance + damping[:, None, None] * torch.eye(terms, dtype=torch.float64)
-        found = round_in_order(sorted_steps, damped, largest)
-        return torch.empty_like(found).scatter_(2, order[:, None, :].expand_as(found), found)
+        pinned = steps.abs().argmax(
+            2
+        )  # the largest of each row becomes the largest integer, so that it keeps its scale
+
+        def nearest(term: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            place = term[:, None]
+            rounded = weight.round().clamp(-largest, largest)
+            exact = steps.gather(2, place[:, :, None].expand(*pinned.shape, 1)).squeeze(2).round()
+            return torch.where(pinned == place, exact, rounded)
+
+        return round_most_varied_first(steps, covariance, self.damping, nearest)
 
 
-def round_in_order(steps: torch.Tensor, covariance: torch.Tensor, largest: int) -> torch.Tensor:
-    """Integers for weights in units of their scales, from the first term to the last.
+# Of each group, the term that a column of weights [groups, outputs] belongs to, and the column: what it is rounded to.
+Nearest = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-    The largest weight of each row becomes the largest integer, so that the row keeps its scale.
+
+def round_most_varied_first(
+    weights: torch.Tensor, covariance: torch.Tensor, damping: float, nearest: Nearest
+) -> torch.Tensor:
+    """What weights become when those of the terms with the largest variance are rounded first.
 
     Parameters
     ----------
-    steps
+    weights
+        float64 [groups, outputs, terms].
+    covariance
+        float64 [groups, terms, terms].
+    damping
+        Added to its diagonal, as a share of the mean.
+    nearest
+        Rounds the weights of one term of each group.
+    """
+    variances = covariance.diagonal(dim1=1, dim2=2)
+    order = variances.argsort(1, descending=True)
+    terms = order.shape[1]
+    rows = covariance.gather(1, order[:, :, None].expand_as(covariance))
+    sorted_covariance = rows.gather(2, order[:, None, :].expand_as(covariance))
+    added = damping * variances.mean(1).clamp(min=1e-30)
+    damped = sorted_covariance + added[:, None, None] * torch.eye(terms, dtype=torch.float64)
+    places = order[:, None, :].expand_as(weights)
+    found = round_in_order(weights.gather(2, places), damped, lambda place, one: nearest(order[:, place], one))
+    return torch.empty_like(found).scatter_(2, places, found)
+
+
+def round_in_order(
+    weights: torch.Tensor, covariance: torch.Tensor, nearest: Callable[[int, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """What weights become when they are rounded from the first term to the last.
+
+    Parameters
+    ----------
+    weights
         float64 [groups, outputs, terms].
     covariance
         float64 [groups, terms, terms], positive definite.
-    largest
-        Integer; its negative is the smallest.
+    nearest
+        Given a term and its weights [groups, outputs]: what these are rounded to.
     """
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(covariance)), upper=True)
-    magnitudes = steps.abs()
-    pinned = magnitudes.argmax(2)
-    left, integers = steps.clone(), torch.empty_like(steps)
-    for start in range(0, steps.shape[2], _BLOCK):
-        stop = min(start + _BLOCK, steps.shape[2])
+    left, rounded = weights.clone(), torch.empty_like(weights)
+    for start in range(0, weights.shape[2], _BLOCK):
+        stop = min(start + _BLOCK, weights.shape[2])
         block, errors = left[:, :, start:stop], torch.empty_like(left[:, :, start:stop])
         for index in range(stop - start):
             term = start + index
             weight = block[:, :, index]
-            nearest = weight.round().clamp(-largest, largest)
-            integer = torch.where(pinned == term, steps[:, :, term].round(), nearest)
-            integers[:, :, term] = integer
-            errors[:, :, index] = (weight - integer) / factor[:, term, term, None]
+            chosen = nearest(term, weight)
+            rounded[:, :, term] = chosen
+            errors[:, :, index] = (weight - chosen) / factor[:, term, term, None]
             block[:, :, index:] -= errors[:, :, index, None] * factor[:, None, term, term:stop]
         left[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    return integers
+    return rounded

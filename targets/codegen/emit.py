@@ -327,6 +327,12 @@ def _quantize(op: Op, a: Expr) -> Expr:
     return integers.quantize(a, op.attrs.scale, op.attrs.zero_point, STORAGE[op.attrs.dtype])
 
 
+@emits(ir_ops.QuantizeByOp)
+def _quantize_by(op: Op, a: Expr, scale: Expr) -> Expr:
+    reciprocal = integers.rounded(like(scale, 1) / scale)
+    return integers.quantize(integers.rounded(a * reciprocal), 1.0, 0, STORAGE[op.result.type.dtype])
+
+
 @emits(ir_ops.DequantizeOp)
 def _dequantize(op: Op, a: Expr, scale: Expr) -> Expr:
     return integers.dequantize(a, scale, op.attrs.zero_point)

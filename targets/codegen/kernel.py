@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from ...ir import DType, Op, TensorType, TersorError, Value, WeightStore, is_constant, print_attrs
-from ...ir.ops import DequantizeOp, FullOp, QuantizeOp, WeightOp
+from ...ir.ops import DequantizeOp, FullOp, QuantizeByOp, QuantizeOp, WeightOp
 from ...ir.ops.integers import QUANTIZED
 from ..machines.target import Cpu
 from ..templates.base import Buffer, BufferSpec, Epilogue, Expr, PrimFunc, VectorAt
@@ -28,6 +28,7 @@ from .group import Group
 from .views import View
 
 Operand = View | torch.Tensor
+_ROUNDED = (QuantizeOp, QuantizeByOp, DequantizeOp)
 
 
 class CompileError(TersorError):
@@ -225,7 +226,10 @@ class FusedEpilogue:
         if bias is not None:
             pairs.insert(0, _operand(bias, context, result, per_channel=True))
         # What stands between integers is rounded like the reference, so that it rounds to the same integers.
-        self._exact = any(isinstance(op, QuantizeOp | DequantizeOp) for op in group.epilogue)
+        on_integers = group.anchor is not None and any(one.type.dtype in QUANTIZED for one in group.anchor.inputs[:1])
+        self._exact = on_integers or any(
+            isinstance(op, QuantizeOp | QuantizeByOp | DequantizeOp) for op in group.epilogue
+        )
         numbers = [operand for _, operand in pairs if isinstance(operand, torch.Tensor)]
         self._keeps_finite = all(op.keeps_finite for op in group.epilogue) and all(map(_is_finite, numbers))
         self._views = tuple(view for view, _ in pairs)

@@ -19,6 +19,7 @@ from ..templates.conv2d import int8_amx as conv2d_int8_amx
 from ..templates.conv2d import tiling as conv2d_tiling
 from ..templates.conv2d import winograd
 from ..templates.conv2d.spec import Conv2dSpec
+from ..templates.matmul.packed import PackedSpec
 from ..templates.matmul.spec import MatmulSpec
 from ..templates.option import Option, Workload
 from ..templates.registry import Knobs, Spec, template_module
@@ -29,6 +30,7 @@ WINOGRAD_GAIN = 1.2  # estimated speed-up below which direct convolution is used
 _INTEGER_CONVOLUTIONS = ("conv2d_int8_amx", "conv2d_int8_amx_narrow", "conv2d_int8_narrow", "conv2d_int8")
 _BF16_CONVOLUTIONS = ("conv2d_bf16", "conv2d_bf16_dot", "conv2d_bf16_patches", "conv2d_bf16_narrow")
 _INTEGER_PRODUCTS = ("matmul_int8_amx", "matmul_int8")
+_PACKED_PRODUCTS = ("matmul_packed", "matmul_packed_int8")
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,10 @@ def _matmul(spec: MatmulSpec, target: Cpu) -> Iterator[Algorithm]:
     yield Algorithm("matmul", spec)
 
 
+def _matmul_packed(spec: PackedSpec, target: Cpu) -> Iterator[Algorithm]:
+    yield from _supporting(_PACKED_PRODUCTS, spec, target)
+
+
 def _attention(spec: AttentionSpec, target: Cpu) -> Iterator[Algorithm]:
     yield from _supporting(("attention_bf16",), spec, target)
     yield Algorithm("attention", spec)
@@ -170,4 +176,5 @@ _ALGORITHMS: dict[str, Callable[[Spec, Cpu], Iterator[Algorithm]]] = {
     "conv2d": _conv2d,
     "integer_reduce": _loops,
     "matmul": _matmul,
+    "matmul_packed": _matmul_packed,
 }

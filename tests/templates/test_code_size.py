@@ -20,6 +20,7 @@ from tersor.targets.templates.conv2d.spec import Conv2dSpec
 from tersor.targets.templates.conv2d.transposed import TransposedSpec
 from tersor.targets.templates.conv2d.volume import VolumeSpec
 from tersor.targets.templates.loops import AdaptivePoolSpec, IntegerReduceSpec
+from tersor.targets.templates.matmul.packed import PackedSpec
 from tersor.targets.templates.matmul.spec import ACTIVATION, MatmulSpec
 from tersor.targets.templates.moves import channel_gather, row_copy
 from tersor.targets.templates.moves.relayout import RelayoutSpec
@@ -84,6 +85,12 @@ PRODUCTS = [
     for m, n, k in [(1, 1, 1_000_000), (1_000_000, 1, 1), (31, 33, 3), (997, 997, 997)]
     for options in ({}, {"rhs": ACTIVATION, "batch": (3, 5)}, {"dtype": "bfloat16"}, {"dtype": "uint8"})
 ]
+PACKED = [
+    PackedSpec(m, n, k, bits, group, dtype=dtype)
+    for m, n, k in [(1, 1, 1_000_000), (100_000, 1, 8), (31, 33, 104), (997, 997, 1000)]
+    for bits, group in [(4, 64), (8, 8)]
+    for dtype in ("float32", "int8")
+]
 SPECS: dict[str, list[Any]] = {
     "conv2d": [
         replace(one, dtype=dtype, input_layout=layout)
@@ -105,6 +112,7 @@ SPECS: dict[str, list[Any]] = {
     ],
     "pool2d": POOLINGS,
     "matmul": PRODUCTS,
+    "matmul_packed": PACKED,
     "attention": [
         AttentionSpec(batch, queries, keys, width, width, 0.1, dtype=dtype)
         for batch, queries, keys, width in [((8,), 997, 997, 31), ((1, 1), 1, 4096, 128), ((1,), 100, 100, 4096)]

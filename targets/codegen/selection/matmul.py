@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 from ....ir import is_constant
-from ....ir.ops import LinearOp, MatmulOp, PermuteOp
+from ....ir.ops import LinearOp, MatmulOp, PackedLinearOp, PermuteOp
+from ...templates.matmul.packed import PackedSpec
 from ...templates.matmul.spec import ACTIVATION, MatmulSpec
 from ...templates.sparse.blocks import stored_blocks, supports
 from ...templates.sparse.spec import SparseLinearSpec
+from ...templates.vector.storage import NUMBERS
 from ..group import Group
 from ..kernel import (
     CompileError,
@@ -45,6 +47,25 @@ def select_linear(group: Group, context: KernelContext) -> Kernel:
         if supports(sparse, context.target):
             return layer_kernel("sparse_linear", sparse, context, (source, numbers), epilogue)
     return layer_kernel("matmul", spec, context, (source, numbers), epilogue)
+
+
+@selects(PackedLinearOp)
+def select_packed_linear(group: Group, context: KernelContext) -> Kernel:
+    """A product with a weight of few bits; leading dimensions are rows."""
+    op = group.anchor_as(PackedLinearOp)
+    data, weight, scale, bias = group.operand(0), group.operand(1), group.operand(2), group.anchor_operand(3)
+    if not (is_constant(weight) and is_constant(scale)):
+        raise CompileError(f"{op.describe()}: the weight and its scales must be constants")
+    *leading, inputs = data.shape
+    rows, outputs, source = math.prod(leading), weight.shape[0], context.contiguous(data)
+    attrs, dtype = op.attrs, NUMBERS[data.type.dtype]
+    spec = PackedSpec(rows, outputs, inputs, attrs.bits, attrs.group, buffer_size(source), dtype, attrs.zero_point)
+    result = View.whole(group.result)
+    epilogue = FusedEpilogue(group, context, result, bias=bias, kernel_shape=(rows, outputs))
+    choice = context.choose("matmul_packed", spec)
+    numbers = (context.constant(weight), context.constant(scale))
+    packed = choice.template.pack_weight(choice.spec, context.target, choice.knobs, *numbers)
+    return fused_kernel(choice, context, (source, packed), epilogue)
 
 
 @selects(MatmulOp)

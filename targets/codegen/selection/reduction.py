@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....ir.ops import MaxOp, MeanOp, MinOp, ProdOp, ReduceOp, SumOp
+from ....ir.ops import MaxMagnitudeOp, MaxOp, MeanOp, MinOp, ProdOp, ReduceOp, SumOp
 from ...templates import loops
 from ...templates.rows import reduce
 from ...templates.vector.storage import STORAGE
@@ -12,7 +12,7 @@ from ..views import View
 from .fallback import loop_kernel
 from .pooling import global_pool
 
-_FUNCTIONS = {MeanOp: "mean", SumOp: "sum", ProdOp: "prod", MaxOp: "max", MinOp: "min"}
+_FUNCTIONS = {MeanOp: "mean", SumOp: "sum", ProdOp: "prod", MaxOp: "max", MinOp: "min", MaxMagnitudeOp: "magnitude"}
 
 
 @selects(*_FUNCTIONS)

@@ -1,4 +1,4 @@
-"""Sum, mean, product, maximum or minimum over a set of axes of a plain row-major tensor.
+"""Sum, mean, product, maximum, minimum or largest magnitude over a set of axes of a plain row-major tensor.
 
 Neighbouring axes that are both reduced or both kept are merged first. If the last one is kept, a vector of results is
 accumulated down the reduced axes; if it is reduced, each result gathers whole vectors along it and folds their lanes
@@ -26,13 +26,21 @@ from ..vector.operand_types import is_integer
 from ..vector.vectors import combine_all, horizontal, lanes_of, maximum, minimum
 from .row_vectors import RowKnobs, RowVectors, flat_row, row_candidates
 
-COMBINE = {"sum": operator.add, "mean": operator.add, "prod": operator.mul, "max": maximum, "min": minimum}
-NEUTRAL = {"sum": 0, "mean": 0, "prod": 1, "max": float("-inf"), "min": float("inf")}
+MAGNITUDE = "magnitude"
+COMBINE = {
+    "sum": operator.add,
+    "mean": operator.add,
+    "prod": operator.mul,
+    "max": maximum,
+    "min": minimum,
+    MAGNITUDE: maximum,
+}
+NEUTRAL = {"sum": 0, "mean": 0, "prod": 1, "max": float("-inf"), "min": float("inf"), MAGNITUDE: 0}
 
 
 @dataclass(frozen=True)
 class ReduceSpec:
-    """``kind`` (``"sum"``, ``"mean"``, ``"prod"``, ``"max"`` or ``"min"``) of a tensor of ``shape`` over ``axes``.
+    """``kind`` (a key of `COMBINE`) of a tensor of ``shape`` over ``axes``.
 
     Axes count from 0. The result has the kept axes in their order; with or without axes of extent 1 its flat buffer is
     the same. Of 8-bit integers there is the mean only, as float32.
@@ -158,7 +166,8 @@ class _Nest:
         return {"macs": self.spec.macs, "bytes_moved": 4 * (self.spec.in_size + self.spec.out_size)}
 
     def _read(self, offset: Index, lanes: int) -> Expr:
-        return widened(load(self.x, offset, lanes), self.sums.dtype)
+        value = widened(load(self.x, offset, lanes), self.sums.dtype)
+        return tirx.abs(value) if self.spec.kind == MAGNITUDE else value
 
     def _last_columns(self, base: Index, out_base: Index, start: int) -> None:
         """The columns from ``start`` on, fewer than one step; the last vector overlaps its predecessor if it can."""
