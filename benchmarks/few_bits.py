@@ -58,23 +58,36 @@ Threads = Annotated[int, typer.Option(min=1, help="Threads of one call.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Blocks of calls for each program.")]
 
 
+class DecoderBlock(nn.Module):
+    """One layer of a decoder, for one token."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention, self.before_units = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.joined, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wider, self.narrower = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """``x`` [1, width], ``keys`` and ``values`` [heads, tokens, width of a head]."""
+        query, key, value = self.joined(self.before_attention(x)).reshape(3, self.heads, 1, -1).unbind(0)
+        past = (torch.cat((keys, key), 1), torch.cat((values, value), 1))
+        x = x + self.projection(functional.scaled_dot_product_attention(query, *past).reshape(x.shape))
+        units: torch.Tensor = self.narrower(functional.gelu(self.wider(self.before_units(x))))
+        return x + units
+
+
 class DecoderStep(nn.Module):
     """One token through a decoder of GPT-2's size, with the keys and values of the tokens before it."""
 
     def __init__(self, width: int = 768, layers: int = 12, heads: int = 12) -> None:
         super().__init__()
-        self.heads = heads
-        self.blocks = nn.ModuleList(nn.TransformerDecoderLayer(width, heads, 4 * width) for _ in range(layers))
-        self.joined = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(layers))
+        self.blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(layers))
 
     def forward(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """``x`` [1, width], ``keys`` and ``values`` [layers, heads, tokens, width of a head]."""
-        for index, (block, joined) in enumerate(zip(self.blocks, self.joined, strict=True)):
-            query, key, value = joined(block.norm1(x)).reshape(3, self.heads, 1, -1).unbind(0)
-            past = (torch.cat((keys[index], key), 1), torch.cat((values[index], value), 1))
-            seen = functional.scaled_dot_product_attention(query, *past).reshape(x.shape)
-            x = x + block.self_attn.out_proj(seen)
-            x = x + block.linear2(functional.gelu(block.linear1(block.norm2(x))))
+        for index, block in enumerate(self.blocks):
+            x = block(x, keys[index], values[index])
         return x
 
 
@@ -167,7 +180,10 @@ def _sentences() -> tuple[list[tuple[torch.Tensor, ...]], list[tuple[torch.Tenso
     tokenizer.enable_truncation(TOKENS)
     text = "\n".join(path.read_text("utf-8") for path in sorted(DOCUMENTS.glob("*.md")))
     found = re.findall(r"(?<=[.:] )[A-Z][a-z][^.:|`*\n]{30,120}\.", text)
-    encoded = [(torch.tensor([one.ids]), torch.tensor([one.attention_mask])) for one in tokenizer.encode_batch(found)]
+    encoded = [
+        tuple(torch.tensor([numbers]) for numbers in (one.ids, one.attention_mask))
+        for one in tokenizer.encode_batch(found)
+    ]
     return encoded[0 : 2 * SENTENCES : 2], encoded[1 : 2 * SENTENCES : 2]
 
 

@@ -9,12 +9,14 @@ and of their products are all that is kept, whatever the amount of data.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch.nn import functional
 
 from ...ir.ops import Conv2dOp, LayerOp
 
+LayerOpT = TypeVar("LayerOpT", bound=LayerOp)
 MOST_TERMS = 4096  # that are correlated with each other; longer rows are split into blocks that are not
 _ROWS = 4096  # of one sample
 
@@ -96,9 +98,9 @@ def _zeros(*shape: int) -> torch.Tensor:
     return torch.zeros(*shape, dtype=torch.float64)
 
 
-def in_portions(layers: Sequence[LayerOp], most_bytes: int) -> list[list[LayerOp]]:
+def in_portions(layers: Sequence[LayerOpT], most_bytes: int) -> list[list[LayerOpT]]:
     """Layers whose moments fit into memory together, in order; one at least."""
-    portions: list[list[LayerOp]] = []
+    portions: list[list[LayerOpT]] = []
     used = 0
     for op in layers:
         needed = moment_bytes(op)

@@ -23,7 +23,7 @@ from tvm.tirx.script.builder import ir as T
 from ....ir.ops.packed import GROUP_STEP, PACKED_BITS, unpack_integers
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, offset_of
-from ..vector.builder import Output, RegisterTile, bind, broadcast, constant, load, loop, make_prim_func, prefetch
+from ..vector.builder import Output, RegisterTile, bind, broadcast, constant, load, loop, make_prim_func
 from ..vector.operand_types import check_weight_shape
 from ..vector.vectors import in_register
 from .pack import RhsPanels
@@ -36,7 +36,6 @@ _BYTE = 8
 _FLIPPED = 8  # is added to integers of 4 bits, so that all of them are positive in memory
 _TABLE_LANES = 16
 _TABLE_LOOKUP = "llvm.x86.avx512.permvar.sf.512"
-_PREFETCHES = (0, 2048)
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _shared(knobs: MatmulKnobs, spec: PackedSpec, target: Cpu) -> list[MatmulKno
     product = spec.product
     panels, row_tiles = knobs.panels(product, target), knobs.row_tiles(product)
     if row_tiles == 1:
-        return [replace(knobs, column_chunks=panels, prefetch_bytes=ahead) for ahead in _PREFETCHES]
+        return [replace(knobs, column_chunks=panels)]
     weight_bytes = 4 * panels * panel_stride(spec, knobs.panel_columns(target))
     fit_l2 = -(-weight_bytes // (target.l2_bytes // 2))
     column_chunks = min(panels, -(-fit_l2 // target.cores) * target.cores)
@@ -254,10 +253,7 @@ class PackedWriter(MatmulWriter):
 
     def load_word(self, place: Index, word: Index, vector: int) -> Expr:
         """One vector of words of a group, which a register holds."""
-        at = place + word * self.columns + vector * self.lanes
-        if self.knobs.prefetch_bytes:
-            prefetch(self.rhs, at + self.knobs.prefetch_bytes * _BYTE // WORD_BITS)
-        return in_register(load(self.rhs, at, self.lanes))
+        return in_register(load(self.rhs, place + word * self.columns + vector * self.lanes, self.lanes))
 
     def scaled(self, total: Expr, part: Expr, scale: Expr) -> Expr:
         """``total + part * scale``."""
