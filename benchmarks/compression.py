@@ -4,7 +4,7 @@
 
     python -m benchmarks.compression int8          # ours and OpenVINO's int8 beside float32, five networks
     python -m benchmarks.compression pruned        # four networks with half of their multiply-adds, and of their time
-    python -m benchmarks.compression agreement     # EfficientNet-Lite0 on photographs, int8 against float32
+    python -m benchmarks.compression accuracy      # two trained networks, int8 against float32, beside three tools
     python -m benchmarks.compression all           # all three, int8 of two networks only: some minutes
     python -m benchmarks.compression page docs/compression.md      # write the tables of the results file into a page
 
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tersor
-from benchmarks import agreement as photographs
+from benchmarks import accuracy as trained
 from benchmarks.harness import PACKAGES, Comparison, ExecutableRunner, Schedule, compare, machine, timed, versions
 from benchmarks.models import image, load
 from benchmarks.nncf_peer import OpenVinoInt8
@@ -49,6 +49,7 @@ MODELS = "resnet18,efficientnet_lite0,mobilenetv2,resnet50,squeezenet11"
 FEW_MODELS = "resnet18,efficientnet_lite0"
 PRUNED_MODELS = "resnet18,vgg16,resnet50,mobilenetv2"
 FEW_PRUNED_MODELS = "resnet18"
+TRAINED_MODELS = "efficientnet_lite0,minilm"
 CALIBRATION_IMAGES = 8
 QUANTIZE = "O3,quantize"
 PRUNE = "prune-channels{{{}}},O3"
@@ -114,14 +115,14 @@ def pruned(models: Models = PRUNED_MODELS, threads: Threads = 2, rounds: Rounds 
 
 
 @app.command()
-def agreement(pipeline: Pipe = QUANTIZE, threads: Threads = 2, json_path: Json = RESULTS) -> None:
-    """Count photographs of which int8 says what float32 says, ours and OpenVINO's."""
-    with console.status(f"{photographs.MODEL}: compiling and judging"):
-        (ours, _), (theirs, _) = _quantized(photographs.MODEL, pipeline, threads)
-        found = photographs.measure_agreement(load(photographs.MODEL)[0], (ours, theirs))
-    results = [asdict(one) for one in found]
-    console.print(agreement_sheet(results).view())
-    keep("agreement", results, threads, json_path)
+def accuracy(models: Models = TRAINED_MODELS, threads: Threads = 2, json_path: Json = RESULTS) -> None:
+    """Compare the answers of integers with those of float32: ours, and those of other tools."""
+    results = {}
+    for task in (one for one in trained.TASKS if one.model in models.split(",")):
+        with console.status(task.model) as status, tempfile.TemporaryDirectory() as folder:
+            results[task.model] = [asdict(one) for one in trained.judge(task, threads, Path(folder), status.update)]
+        console.print(accuracy_sheet(task.model, results[task.model]).view())
+        keep("accuracy", {task.model: results[task.model]}, threads, json_path)
 
 
 @app.command("all")
@@ -130,7 +131,7 @@ def everything(
 ) -> None:
     """Do all of it."""
     int8(models=models, threads=threads, rounds=rounds, json_path=json_path)
-    agreement(threads=threads, json_path=json_path)
+    accuracy(threads=threads, json_path=json_path)
     pruned(models=FEW_PRUNED_MODELS, threads=threads, rounds=rounds, json_path=json_path)
 
 
@@ -150,15 +151,13 @@ def _quantized(
     """Ours and OpenVINO's, from the same data, and the seconds that each took to make."""
     module, inputs = load(model)
     calibration = [image(seed=1 + index) for index in range(CALIBRATION_IMAGES)]
-    if model == photographs.MODEL:
-        calibration = photographs.calibration_crops()
     batches = [(one,) for one in calibration]
     build = partial(tersor.compile, module, inputs, pipeline=pipeline, calibration=batches, threads=threads)
     with tempfile.TemporaryDirectory() as folder:
         network = Network(module, inputs, Path(folder))
         return (
             timed(lambda: ExecutableRunner(build(), INT8)),
-            timed(lambda: OpenVinoInt8(network, threads, calibration)),
+            timed(lambda: OpenVinoInt8(network, threads, batches)),
         )
 
 
@@ -248,13 +247,14 @@ def pruned_sheet(results: Iterable[Record]) -> Sheet:
     return Sheet("Milliseconds before and after prune-channels", header, tuple(rows))
 
 
-def agreement_sheet(results: Sequence[Record]) -> Sheet:
-    """Photographs with the same class."""
+def accuracy_sheet(model: str, results: Sequence[Record]) -> Sheet:
+    """How far answers agree with those in float32."""
+    (task,) = (one for one in trained.TASKS if one.model == model)
     rows = []
-    for one in (photographs.Answers(**result) for result in results):
-        rows.append((one.runner, f"{one.same} of {one.crops}", f"{one.share:.1%}", f"{one.error:.1%}"))
-    header = (photographs.MODEL, "same class", "share", "error of logits")
-    return Sheet("Crops of photographs, int8 against float32", header, tuple(rows))
+    for one in (trained.Answers(**result) for result in results):
+        rows.append((one.runner, f"{one.agreement:.2%}", f"{one.lowest:.4f}", f"{one.error:.2%}"))
+    header = ("integers by", "agree", "lowest cosine", "rms error")
+    return Sheet(f"{model}, {task.subject}, int8 against float32", header, tuple(rows))
 
 
 def page(content: Record) -> str:
@@ -265,7 +265,7 @@ def page(content: Record) -> str:
     sheets = (
         int8_sheet(content["int8"].values()),
         pruned_sheet(content["pruned"].values()),
-        agreement_sheet(content["agreement"]),
+        *(accuracy_sheet(model, results) for model, results in content["accuracy"].items()),
     )
     return "\n\n".join([conditions, *(sheet.markdown() for sheet in sheets)]) + "\n"
 

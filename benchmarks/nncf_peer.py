@@ -25,17 +25,37 @@ class OpenVinoInt8(OpenVino):
         Threads of one call.
     calibration
         Inputs, all of which are used.
+    fast_bias_correction
+        NNCF's default; False takes longer, and adjusts each layer's bias to the layers before it.
+    transformer
+        Whether the model is one, for which NNCF has settings of its own.
     """
 
     name: ClassVar[str] = "openvino int8"
 
-    def __init__(self, network: Network, threads: int, calibration: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        threads: int,
+        calibration: Sequence[tuple[torch.Tensor, ...]],
+        *,
+        fast_bias_correction: bool = True,
+        transformer: bool = False,
+    ) -> None:
         self.calibration = calibration
+        self.fast_bias_correction = fast_bias_correction
+        self.transformer = transformer
         super().__init__(network, threads)
 
     def _prepared(self, model: openvino.Model) -> openvino.Model:
         import nncf
 
         nncf.set_log_level(logging.ERROR)
-        data = nncf.Dataset([tensor.numpy() for tensor in self.calibration])
-        return nncf.quantize(model, data, subset_size=len(self.calibration))
+        data = nncf.Dataset([tuple(tensor.numpy() for tensor in batch) for batch in self.calibration])
+        return nncf.quantize(
+            model,
+            data,
+            subset_size=len(self.calibration),
+            fast_bias_correction=self.fast_bias_correction,
+            model_type=nncf.ModelType.TRANSFORMER if self.transformer else None,
+        )

@@ -11,10 +11,11 @@ from rich.console import Console
 from torch import nn
 
 from benchmarks import compression
-from benchmarks.agreement import Answers
+from benchmarks.accuracy import TASKS
 from benchmarks.harness import LatencyStatistics, difference
 from benchmarks.peers import Network
 from benchmarks.photographs import crops, photographs
+from benchmarks.sentences import _drawn, sentences
 
 MACHINE = {"processor": "a processor"}
 VERSIONS = {"openvino": "1.0", "nncf": "2.0"}
@@ -41,37 +42,53 @@ PRUNED = {
         "macs": {"tersor": 2_000_000, "macs=0.5": 1_000_000},
     }
 }
-AGREEMENT = [{"runner": "tersor int8", "same": 138, "crops": 140, "error": 0.05}]
+ACCURACY = {"minilm": [{"runner": "tersor", "agreement": 0.998, "lowest": 0.99, "error": 0.05}]}
 
 
 def test_tables_have_the_ratios_that_matter() -> None:
     assert compression.int8_sheet(INT8.values()).rows == (("net", "8.000", "2.000", "4.00x", "4.000", "0.50", "20/21"),)
     assert compression.pruned_sheet(PRUNED.values()).rows[1] == ("net", "macs=0.5", "1", "4.000", "2.00x")
-    assert compression.agreement_sheet(AGREEMENT).rows == (("tersor int8", "138 of 140", "98.6%", "5.0%"),)
+    assert compression.accuracy_sheet("minilm", ACCURACY["minilm"]).rows == (("tersor", "99.80%", "0.9900", "5.00%"),)
     for sheet in (compression.int8_sheet(INT8.values()), compression.pruned_sheet(PRUNED.values())):
         assert Console(width=200).measure(sheet.view()).maximum <= 80
 
 
 def test_a_page_has_all_tables() -> None:
-    parts = {"int8": INT8, "pruned": PRUNED, "agreement": AGREEMENT}
+    parts = {"int8": INT8, "pruned": PRUNED, "accuracy": ACCURACY}
     page = compression.page({"machine": MACHINE, "versions": VERSIONS, "threads": 2} | parts)
     assert "a processor, 2 threads, batch 1; openvino 1.0, nncf 2.0." in page
     assert "| net | 8.000 | 2.000 | 4.00x | 4.000 | 0.50 | 20/21 |" in page
-    assert "| tersor int8 | 138 of 140 | 98.6% | 5.0% |" in page
+    assert "| tersor | 99.80% | 0.9900 | 5.00% |" in page
 
 
 def test_a_command_replaces_its_part_only(tmp_path) -> None:
     path = tmp_path / "results.json"
     compression.keep("int8", INT8, 2, path)
-    compression.keep("agreement", AGREEMENT, 2, path)
+    compression.keep("accuracy", ACCURACY, 2, path)
     compression.keep("int8", {"other": {}}, 2, path)
     content = json.loads(path.read_text("utf-8"))
-    assert (content["int8"], content["agreement"], content["threads"]) == (INT8 | {"other": {}}, AGREEMENT, 2)
+    assert (content["int8"], content["accuracy"], content["threads"]) == (INT8 | {"other": {}}, ACCURACY, 2)
     assert "nncf" in content["versions"]
 
 
-def test_share_of_crops() -> None:
-    assert Answers("one", 3, 4, 0.1).share == 0.75
+def test_answers_say_how_far_they_agree() -> None:
+    classes, meaning = TASKS
+    right = np.array([0.0, 3.0, 1.0])
+    assert classes.agrees(np.array([0.0, 2.0, 1.0]), right) == 1
+    assert classes.agrees(np.array([4.0, 2.0, 1.0]), right) == 0
+    assert meaning.agrees(2 * right, right) == pytest.approx(1)
+    mask = torch.tensor([[1, 1, 0]])
+    states = np.array([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]]])
+    assert meaning.answer(states, (mask, mask)).tolist() == [2.0, 3.0]
+
+
+def test_sentences_are_seeded_and_apart() -> None:
+    known = sentences()
+    assert len(known) > 500
+    assert all(one.endswith(".") for one in known)
+    first, again, other = (_drawn(250, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert not set(first) & set(other)
 
 
 def test_crops_are_seeded_and_of_all_photographs() -> None:
@@ -95,7 +112,7 @@ def test_the_peer_computes_on_integers(tmp_path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
     network = Network(module, (torch.randn(1, 3, 8, 8),), tmp_path)
-    peer = OpenVinoInt8(network, 1, [torch.randn(1, 3, 8, 8) for _ in range(4)])
+    peer = OpenVinoInt8(network, 1, [(torch.randn(1, 3, 8, 8),) for _ in range(4)])
     outputs = peer.run(network.arrays)
     assert [output.dtype for output in outputs] == [np.float32]
     assert 1e-4 < difference(network.expected, outputs) < 0.1  # float32 would be below

@@ -117,14 +117,14 @@ class QuantizeRealize(Pass):
         draft = _Draft(exact, graph, self.others)
         batches = [seeded_inputs(exact)] if context.calibration is None else context.calibration
         verdicts, lines = _judge(draft, referee)
-        narrow, more = _judge_narrow(draft, referee)
-        plan, lines = PrecisionPlan(tuple(verdicts), tuple(op for op in narrow if op not in verdicts)), (*lines, *more)
+        halved, more = _judge_narrow(draft, referee)
+        plan, lines = PrecisionPlan(tuple(verdicts), tuple(op for op in halved if op not in verdicts)), (*lines, *more)
         if plan and self.budget:
             variants = [
                 *((op, PrecisionPlan((op,)), "on integers", _gain(op, one, 1.0)) for op, one in verdicts.items()),
                 *(
                     (op, PrecisionPlan((), (op,)), f"in {self.others.value}", _gain(op, one, 0.5))
-                    for op, one in narrow.items()
+                    for op, one in halved.items()
                 ),
             ]
             numbers = {op: number for number, op in enumerate(dict.fromkeys(op for op, *_ in variants))}
