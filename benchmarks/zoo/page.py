@@ -9,14 +9,12 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, Undefined
 
-from benchmarks.peers import Precision
-from benchmarks.tables import AGREEMENT
 from tersor.ir import shorten
 from tersor.ir.files import write_text
 from tersor.ir.foreign import Json
 
 from .catalog import ZOO
-from .stages import THREADS, Record, Stage
+from .stages import THREADS, TOLERANCE, Record, Stage
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 REASON = 320  # characters of one
@@ -45,16 +43,18 @@ def write_page(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters.update(times=_times, reason=_reason, cell=_cell, short=_short, speed=_speed, spent=_spent)
-    tolerance = AGREEMENT[Precision.FLOAT32]
+    templates.filters.update(
+        times=_times, reason=_reason, cell=_cell, gap=_gap, short=_short, speed=_speed, spent=_spent
+    )
     text = templates.get_template("models.md.jinja").render(
         threads=THREADS,
         count=len(ZOO),
         known=known,
         passed={stage: 0 for stage in Stage} | Counter(stage for record in known for stage in _passed(record)),
         compiled=sum(Stage.COMPILE in _passed(one) or one.get("failed") == Stage.COMPILE for one in known),
-        right=sum(record.get("difference", 1.0) <= tolerance for record in known),
-        tolerance=tolerance,
+        right=sum(record.get("difference", 1.0) <= TOLERANCE for record in known),
+        apart=[record for record in known if record.get("difference", 0.0) > TOLERANCE],
+        tolerance=TOLERANCE,
         machines=sorted({record["machine"] for record in known}),
         failed=[record for record in known if "failed" in record],
         mean=_geometric_mean([one for record in known if (one := _speed(record)) is not None]),
@@ -113,6 +113,11 @@ def _spent(record: Record) -> str:
 
 def _times(number: Json, factor: float, digits: int) -> str:
     return "" if number is None or isinstance(number, Undefined) else f"{number * factor:.{digits}f}"
+
+
+def _gap(number: Json) -> str:
+    """A relative difference."""
+    return "" if number is None or isinstance(number, Undefined) else f"{number:.1e}"
 
 
 def _short(text: str) -> str:
