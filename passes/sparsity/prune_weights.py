@@ -25,6 +25,7 @@ and how far the outputs are from those before, which says little until the netwo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -44,6 +45,8 @@ from .blocks import BlockWeight, judged, put_blocks, twins_of
 from .criteria import WeightScoring, find_weight_criterion, needs_data, score_weights
 from .criteria.registry import WEIGHT_CRITERIA
 from .patterns import PATTERNS, ZeroPattern, parse_pattern
+from .reconstruction import WEIGHT_RECONSTRUCTIONS
+from .refit import refitted, refusal
 from .shares import WantedZeros, units_that_go
 from .weights import LayerWeight, find_weights
 
@@ -51,6 +54,8 @@ _RULE = "prune-weights"
 _LANES = 16  # outputs of a block where no target says so
 _RATIO = 0.5  # where nothing is asked for
 _LOSS = "that takes outputs and returns a loss"
+
+_Zeros = tuple[torch.Tensor, int]  # which numbers of a weight stay, and how many units go
 
 
 @register_pass(_RULE, purpose="prune")
@@ -71,6 +76,9 @@ class PruneWeights(Pass):
         For criteria that need gradients (obd): a function as ``package.module:function``, which takes what the model
         returns and the number of the calibration batch, and returns one number. Without it, the distance of the
         outputs to those of the network as it is.
+    reconstruct
+        How zeros are chosen by what layers return on calibration data, whose weights are then fitted by least squares:
+        obc takes one after another and updates the others; refit keeps the choice of the criterion.
     scope
         Whether weights are compared in the whole network, or every layer loses the same share.
     sensitivity
@@ -90,6 +98,7 @@ class PruneWeights(Pass):
     pattern: Annotated[str, PATTERNS] = "single"
     criterion: Annotated[str, WEIGHT_CRITERIA] = "l1"
     loss: str | None = None
+    reconstruct: Annotated[str | None, WEIGHT_RECONSTRUCTIONS] = None
     scope: Scope = Scope.GLOBAL
     sensitivity: str | None = None
     skip: tuple[str, ...] = ()
@@ -123,12 +132,14 @@ class PruneWeights(Pass):
                 raise ValueError("sensitivity says how much of each layer goes; leave scope=layer out")
             read_scan(self.sensitivity)
         find_weight_criterion(self.criterion)
+        if self.reconstruct is not None:
+            WEIGHT_RECONSTRUCTIONS.find(self.reconstruct)
         if self.loss is not None:
             find_function(self.loss, _LOSS)
 
     @property
     def needs_data(self) -> bool:
-        return needs_data(self.criterion)
+        return self.reconstruct is not None or needs_data(self.criterion)
 
     def run(self, graph: Graph, context: PassContext) -> Result:
         if not weights_loaded(graph):
@@ -143,16 +154,35 @@ class PruneWeights(Pass):
         for op, reason in refused:
             rewriter.refuse(_RULE, op, reason)
         _check(weights, refused)
-        zeroed = self._zeroed(planned, weights, refused, pattern, context)
-        wanted = {
-            weight: BlockWeight.of(torch.where(kept, weight.numbers, 0), pattern.blocks)
-            for weight, kept in zeroed.items()
-            if not bool(kept.all())
-        }
+        chosen = self._chosen(planned, weights, refused, pattern, context)
+        numbers, fitting = self._numbers(planned, chosen, pattern, context, rewriter)
+        wanted = {weight: BlockWeight.of(one, pattern.blocks) for weight, one in numbers.items()}
         changed = {weight: one for weight, one in wanted.items() if _is_new(weight, one)}
         if not changed:
             return Result(False, ("as many weights are zero already",))
-        return self._apply(graph, planned, weights, changed, context, rewriter)
+        result = self._apply(graph, planned, weights, changed, context, rewriter)
+        return replace(result, notes=(*fitting, *result.notes))
+
+    def _numbers(
+        self,
+        graph: Graph,
+        chosen: Mapping[LayerWeight, _Zeros],
+        pattern: ZeroPattern,
+        context: PassContext,
+        rewriter: Rewriter,
+    ) -> tuple[dict[LayerWeight, torch.Tensor], tuple[str, ...]]:
+        """What weights become, and lines for the report; ``graph`` stays as it is."""
+        zeroed = {weight: torch.where(kept, weight.numbers, 0) for weight, (kept, _) in chosen.items()}
+        if self.reconstruct is None:
+            return zeroed, ()
+        fresh = {weight: one for weight, one in chosen.items() if not torch.equal(zeroed[weight], weight.numbers)}
+        for weight in [*fresh]:
+            if reason := refusal(weight):
+                rewriter.refuse(_RULE, weight.layers[0], reason)
+                del fresh[weight]
+        choose = WEIGHT_RECONSTRUCTIONS.find(self.reconstruct)
+        fitted, note = refitted(graph, fresh, pattern, choose, context)
+        return zeroed | fitted, (note,)
 
     def _apply(
         self,
@@ -186,26 +216,24 @@ class PruneWeights(Pass):
         line = _whole_note(weights, changed)
         return Result(rewriter.changed, (f"{line}; {apart}" if apart else line, *notes), (Fuse(),) if fused else ())
 
-    def _zeroed(
+    def _chosen(
         self,
         graph: Graph,
         weights: Sequence[LayerWeight],
         refused: Sequence[tuple[Op, str]],
         pattern: ZeroPattern,
         context: PassContext,
-    ) -> dict[LayerWeight, torch.Tensor]:
-        """For each weight, which of its numbers stay."""
+    ) -> dict[LayerWeight, _Zeros]:
+        """For each weight that gets zeros, which of its numbers the criterion keeps, and how many units go."""
         loss = None if self.loss is None else find_function(self.loss, _LOSS)
         scoring = WeightScoring(graph, context.calibration, self.seed, loss)
         scores = score_weights(self.criterion, weights, scoring)
         units = [_unit_scores(pattern, *pair) for pair in zip(weights, scores, strict=True)]
         counts = units_that_go(weights, units, self._request(pattern), refused)
         shapes = [weight.numbers.shape for weight in weights]
-        kept = [
-            pattern.kept(one, shape, count) if count else torch.ones(shape, dtype=torch.bool)
-            for one, shape, count in zip(units, shapes, counts, strict=True)
-        ]
-        return dict(zip(weights, kept, strict=True))
+        kept = [pattern.kept(*one) for one in zip(units, shapes, counts, strict=True)]
+        found = zip(weights, zip(kept, counts, strict=True), strict=True)
+        return {weight: zeros for weight, zeros in found if zeros[1]}
 
     def _request(self, pattern: ZeroPattern) -> WantedZeros:
         if pattern.fixed:  # which weights it is for is all that can be asked for

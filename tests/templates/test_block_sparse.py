@@ -138,6 +138,13 @@ def test_registers_are_enough():
             assert all(one.rows * one.columns * vectors + vectors + 1 <= target.vector_registers for one in found)
 
 
+@pytest.mark.parametrize(("inputs", "most"), [(1024, 8), (1536, 16), (384, 29)])
+def test_rows_of_a_tile_fit_the_cache_together(inputs, most):
+    """Of L1 with 64 sets of 8 lines, rows of 4096 bytes share one set."""
+    spec = SparseLinearSpec(384, inputs, 16, 4, 1000, m=128)
+    assert most / 2 < candidates(spec, AVX512)[0].rows <= most
+
+
 def test_pieces_have_as_many_blocks():
     weight = torch.zeros(16 * 8, 64)
     for block, count in enumerate((64, 1, 1, 1, 30, 30, 2, 1)):  # in order, one piece would have half as much again

@@ -2,4 +2,5 @@
 
 from . import block, few_of_many, single  # registers patterns
 from .block import BlockZeros
+from .few_of_many import FewOfMany
 from .registry import PATTERNS, ZeroPattern, parse_pattern, register_pattern

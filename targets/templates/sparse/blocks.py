@@ -17,6 +17,7 @@ block's inputs]``, output blocks in the order in which the pieces take them.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ from .spec import BlockSparseSpec, SparseConv2dSpec, SparseKnobs, SparseLinearSp
 __all__ = ["SparseConv2dSpec", "SparseKnobs", "SparseLinearSpec", "build", "candidates", "pack_weight"]
 
 _SHOWN = 12  # tiles that tuning may try
+_LINE, _SETS = 64, 64  # bytes of a line of L1, and how many places there are for one
 
 
 def supports(spec: BlockSparseSpec, target: Cpu) -> bool:
@@ -76,7 +78,20 @@ def _cost(spec: BlockSparseSpec, target: Cpu, height: int, width: int) -> float:
     vectors = spec.block_outputs // target.lanes()
     tiles = -(-rows // height) * -(-columns // width)
     arithmetic = max(height * width * vectors / MULTIPLY_ADDS, LATENCY_CYCLES)
-    return tiles * (arithmetic + BROADCAST_CYCLES * height * width + vectors)
+    return tiles * (arithmetic * _crowding(spec, target, height, width) + BROADCAST_CYCLES * height * width + vectors)
+
+
+def _crowding(spec: BlockSparseSpec, target: Cpu, height: int, width: int) -> float:
+    """Lines that a tile reads for one input and that share a set of L1, over what the set holds; 1 if all fit.
+
+    Rows of a matrix that are a power of two long lie in a few sets, and would push each other out of the cache before
+    the next input of the same line is read.
+    """
+    ways = max(1, target.l1_bytes // (_LINE * _SETS))
+    _, row, column = spec.steps(target)
+    places = itertools.product(range(height), range(width))
+    sets = Counter((down * row + across * column) * 4 // _LINE % _SETS for down, across in places)
+    return max(1.0, max(sets.values()) / ways)
 
 
 def pack_weight(
