@@ -22,6 +22,7 @@ from .passes.instruments import PassStages
 from .passes.manager import check_needs
 from .passes.report import Report
 from .targets import Cpu, DynamicExecutable, Executable, Target, compile_graph, resolve_target
+from .targets.codegen.kernel_cache import KernelCache
 from .targets.runtime.compiled_model import CompiledFamily, Numbers, SharedConstants
 from .targets.runtime.executable import check_threads
 from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
@@ -57,12 +58,15 @@ class CompileOptions:
     threads: int | None = None
     check: str | bool = "auto"
     evaluate: Evaluation | None = None
+    cache: bool = True
 
     def __post_init__(self) -> None:
         if type(self.tune) is not int or self.tune < 0:
             raise TersorError(f"tune must be a whole number of trials, 0 or more, not {self.tune!r}")
         if self.check not in ("auto", True, False):
             raise TersorError(f"check must be 'auto' or False, not {self.check!r}")
+        if type(self.cache) is not bool:
+            raise TersorError(f"cache must be True or False, not {self.cache!r}")
         _ = self.machine, self.passes  # raise what is wrong with their names
 
     @property
@@ -79,6 +83,11 @@ class CompileOptions:
     def _pipeline(*parts: str) -> Pipeline:
         """All parts, read one by one: mistakes have the user's columns."""
         return Pipeline(tuple(one for part in parts for one in as_pipeline(part).elements))
+
+    @property
+    def kernels(self) -> KernelCache | None:
+        """Where compiled kernels are kept, if they are."""
+        return KernelCache.of_user() if self.cache else None
 
     @property
     def machine(self) -> Target:
@@ -101,6 +110,7 @@ def compile(
     threads: int | None = None,
     check: str | bool = "auto",
     evaluate: Callable[[Model], float] | None = None,
+    cache: bool = True,
     dynamic_shapes: UserObject = None,
     shapes: Sequence[Mapping[str, int] | int] | None = None,
 ) -> Executable:
@@ -138,6 +148,9 @@ def compile(
     evaluate
         For passes that need a score: takes a module that computes the model, and returns a number that is larger for
         better models, see `tersor.compress`.
+    cache
+        Whether kernels that were compiled before are taken from the user's cache folder (``tersor cache show``), and
+        new ones are kept there.
     dynamic_shapes
         Which extents of a module's inputs a call chooses, see `tersor.from_torch`, for example
         ``{"x": {0: "batch"}}``. For an ONNX file see `tersor.from_onnx`.
@@ -160,7 +173,9 @@ def compile(
         When the program computes something else than the model; it names the first layer that differs.
     """
     folder = None if log_dir is None else Path(log_dir)
-    options = CompileOptions(target, pipeline, calibration, tune, folder, threads, check, as_evaluation(evaluate))
+    options = CompileOptions(
+        target, pipeline, calibration, tune, folder, threads, check, as_evaluation(evaluate), cache
+    )
     check_needs(options.passes, data=calibration is not None, score=evaluate is not None)
     if isinstance(graph_or_module, str | Path):
         loaded = load_onnx(Path(graph_or_module), example_inputs, dynamic_shapes, shapes)
@@ -212,41 +227,48 @@ def run_passes(
     record = None if target is None else resolve_target(target)
     stages = as_pipeline(pipeline)
     folder = None if log_dir is None else Path(log_dir)
-    latency, score = latency_of(stages, record, folder), score_of(as_evaluation(evaluate), record, folder)
+    cache = KernelCache.of_user()
+    latency, score = latency_of(stages, record, folder, cache), score_of(as_evaluation(evaluate), record, folder, cache)
     return passes.run_passes(
         graph, stages, target=record, calibration=calibration, latency=latency, score=score, **options
     )
 
 
-def latency_of(pipeline: Pipeline, target: Target | None, log_dir: Path | None = None) -> MeasuredLatency | None:
+def latency_of(
+    pipeline: Pipeline, target: Target | None, log_dir: Path | None = None, cache: KernelCache | None = None
+) -> MeasuredLatency | None:
     """Measures for the passes of a pipeline that ask, with the records of ``log_dir`` on top of those that ship.
 
-    None where no pass asks, or the target's code does not run here.
+    None where no pass asks, or the target's code does not run here. Compiled kernels are kept in ``cache``.
     """
     if target is None or not any(one.measures for one in pipeline.passes) or not runs_here(target):
         return None
-    return MeasuredLatency(_compiler_for(target, log_dir))
+    return MeasuredLatency(_compiler_for(target, log_dir, cache))
 
 
 def score_of(
-    evaluation: Evaluation | None, target: Target | None, log_dir: Path | None = None
+    evaluation: Evaluation | None,
+    target: Target | None,
+    log_dir: Path | None = None,
+    cache: KernelCache | None = None,
 ) -> Callable[[Graph], float] | None:
     """Scores graphs as programs of the target; interpreted where there is none, or its code does not run here."""
     if evaluation is None:
         return None
     if target is None or not runs_here(target):
         return lambda graph: evaluation(interpreted_model(graph))
-    program = _compiler_for(target, log_dir)
+    program = _compiler_for(target, log_dir, cache)
     return lambda graph: evaluation(compiled_model(program(graph)))
 
 
-def _compiler_for(target: Cpu, log_dir: Path | None) -> Callable[[Graph], Executable]:
+def _compiler_for(target: Cpu, log_dir: Path | None, cache: KernelCache | None) -> Callable[[Graph], Executable]:
     """Makes programs of graphs that no pipeline has seen, or not the whole of one."""
     tuned = load_tuned(target, log_dir)
 
     def program(graph: Graph) -> Executable:
         optimized = passes.run_passes(at_hints(graph), f"O3,{REQUIRED_PASSES}", target=target)
-        return compile_graph(optimized, target, threads=min(target.cores, os.cpu_count() or 1), choose=tuned)
+        threads = min(target.cores, os.cpu_count() or 1)
+        return compile_graph(optimized, target, threads=threads, choose=tuned, cache=cache)
 
     return program
 
@@ -309,8 +331,8 @@ def optimize_in_stages(
     target = options.machine
     pipeline = options.shapeless_passes if graph.symbols else options.passes
     manager = PassManager(pipeline, instruments=(PassStages(begin),))
-    latency = latency_of(options.passes, target, options.log_dir)
-    score = score_of(options.evaluate, target, options.log_dir)
+    latency = latency_of(options.passes, target, options.log_dir, options.kernels)
+    score = score_of(options.evaluate, target, options.log_dir, options.kernels)
     outcome = manager.run(graph, target=target, calibration=options.calibration, latency=latency, score=score)
     return Optimized(outcome.graph, target, outcome.report)
 
@@ -335,7 +357,13 @@ def compile_in_stages(
     else:
         tuned = load_choices(target, options.log_dir)
     executable = compile_graph(
-        optimized.graph, target, threads=options.threads, choose=tuned, report=optimized.report, begin=begin
+        optimized.graph,
+        target,
+        threads=options.threads,
+        choose=tuned,
+        report=optimized.report,
+        begin=begin,
+        cache=options.kernels,
     )
     if executable.classes_note:
         _warn(executable.classes_note)
@@ -376,7 +404,14 @@ def compile_for_shapes(
         numbers: Mapping[str, int], shared: SharedConstants, reference: Reference | None, stage: Callable[[str], None]
     ) -> Executable:
         program = program_for(
-            optimized.graph, optimized.target, numbers, shared, options.threads, choose=tuned, begin=stage
+            optimized.graph,
+            optimized.target,
+            numbers,
+            shared,
+            options.threads,
+            choose=tuned,
+            begin=stage,
+            cache=options.kernels,
         )
         report = optimized.report
         if reference is not None:
@@ -411,10 +446,11 @@ def program_for(
     *,
     choose: Tuned | None = None,
     begin: Callable[[str], None] = lambda stage: None,
+    cache: KernelCache | None = None,
 ) -> Executable:
     """Code for an optimized graph with symbols, where they are ``numbers``."""
     bound = passes.run_passes(bind(graph, numbers), f"fold-empty,fold-constants,{FINAL_PASSES}", target=target)
-    return compile_graph(bound, target, threads=threads, choose=choose, begin=begin, shared=shared)
+    return compile_graph(bound, target, threads=threads, choose=choose, begin=begin, shared=shared, cache=cache)
 
 
 def _begin_for(begin: Callable[[str], None], shape: str, stage: str) -> None:

@@ -19,9 +19,11 @@ def make_program(executable: DynamicExecutable, numbers: Numbers, shared: Shared
     from .checking import Reference, check_agreement  # seconds, which only those pay who need it
     from .compiler import as_pipeline, load_choices, program_for, runs_here
     from .ir import bind
+    from .targets.codegen.kernel_cache import KernelCache
 
     target, graph = executable.info.target, executable.graph
-    program = program_for(graph, target, numbers, shared, executable.threads, choose=load_choices(target, None))
+    choices, cache = load_choices(target, None), KernelCache.of_user()
+    program = program_for(graph, target, numbers, shared, executable.threads, choose=choices, cache=cache)
     bound = bind(graph, numbers)
     check_agreement(program, Reference.of(bound, bound, None), as_pipeline("dce"), runs=runs_here(target))
     return program

@@ -25,7 +25,7 @@ class Startup:
     Attributes
     ----------
     compile_seconds
-        `tersor.compile` on the PyTorch module, export and the import of TVM included.
+        `tersor.compile` on the PyTorch module, export and the import of TVM included; no kernel is known before.
     compile_peak_bytes
         Most memory that the compiling process held, PyTorch and the model included; None where Linux's /proc is absent.
     artifact_bytes
@@ -81,7 +81,7 @@ def compile_and_save(model: str, path: str, threads: int, pipeline: str) -> dict
 
     module, inputs = load(model)
     begin = time.perf_counter()
-    executable = tersor.compile(module, inputs, pipeline=pipeline, threads=threads)
+    executable = tersor.compile(module, inputs, pipeline=pipeline, threads=threads, cache=False)
     seconds = time.perf_counter() - begin
     peak = _peak_bytes()
     executable.save(path)

@@ -21,11 +21,13 @@ import typer.core
 from rich.console import Console
 
 from .analyze import analyze
+from .cache import cache
 from .compress import compress
 from .log import log
 from .opt import opt
 from .options import (
     AtOption,
+    CacheOption,
     CheckOption,
     ConstantOption,
     DataOption,
@@ -89,6 +91,7 @@ app = typer.Typer(
 app.command(rich_help_panel=MAKE)(compress)
 app.command(rich_help_panel=LOOK)(opt)
 app.add_typer(analyze, rich_help_panel=LOOK)
+app.add_typer(cache, rich_help_panel=LOOK)
 app.command(rich_help_panel=TUNE)(tune)
 app.add_typer(log, rich_help_panel=TUNE)
 app.command(rich_help_panel=SERVE)(rpc_tracker)
@@ -121,6 +124,7 @@ def compile(
     ] = 0,
     log_dir: LogDirOption = None,
     check: CheckOption = True,
+    cache: CacheOption = True,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -155,7 +159,7 @@ def compile(
     import_plugins(plugin or ())
     evaluation = open_evaluation(evaluate)
     options = CompileOptions(
-        target, pipeline, tune=tune, log_dir=log_dir, threads=threads, check=check, evaluate=evaluation
+        target, pipeline, tune=tune, log_dir=log_dir, threads=threads, check=check, evaluate=evaluation, cache=cache
     )
     with progress() as shown:
         executable, _ = _compile(model, options, data or (), shown.begin, shape, constant, dynamic, at)

@@ -58,9 +58,10 @@ def surroundings(graph: Graph, pipeline: Pipeline, target: str | None, data: Seq
     if target is not None:
         from ..compiler import latency_of
         from ..targets import resolve_target
+        from ..targets.codegen.kernel_cache import KernelCache
 
         machine = resolve_target(target)
-        latency = latency_of(pipeline, machine)
+        latency = latency_of(pipeline, machine, cache=KernelCache.of_user())
         options = ["--target", target, *options]
     if data:
         from ..compression.data import open_data

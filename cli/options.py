@@ -56,6 +56,9 @@ PipelineOption = Annotated[str, typer.Option("-p", "--pipeline", help="Passes an
 LogDirOption = Annotated[
     Path | None, typer.Option(help="Folder of tuning records, used on top of those that ship with Tersor.")
 ]
+CacheOption = Annotated[
+    bool, typer.Option(help="Take kernels that were compiled before from the user's cache folder, and keep new ones.")
+]
 CheckOption = Annotated[
     bool, typer.Option(help="Run the program once beside the model on the example inputs, and compare.")
 ]

@@ -110,6 +110,7 @@ def tune(
                 choose=Tuned(best(result.records)),
                 report=optimized.report,
                 begin=shown.begin,
+                cache=options.kernels,
             )
             shown.begin("write")
             executable.save(output)

@@ -17,6 +17,7 @@ from ..passes import PassManager, PassOutcome, PassRecord, Pipeline, Report, par
 from ..passes.calibration import Batches
 from ..passes.instruments import PassStages
 from ..targets import Executable, Target, compile_graph
+from ..targets.codegen.kernel_cache import KernelCache
 from ..targets.tuning.measured_latency import LEAST_NOISE
 from .judge import Figures, Judge
 from .machine import describe_machine, describe_versions
@@ -92,8 +93,8 @@ class Session:
         self._job = job
         self._observer = observer
         self._began = datetime.datetime.now(datetime.UTC)
-        self._latency = latency_of(job.plan.pipeline, job.target, job.log_dir)
-        self._score = score_of(job.evaluation, job.target, job.log_dir)
+        self._latency = latency_of(job.plan.pipeline, job.target, job.log_dir, KernelCache.of_user())
+        self._score = score_of(job.evaluation, job.target, job.log_dir, KernelCache.of_user())
         self._choices = load_choices(job.target, job.log_dir)
         self._judge = Judge(job.graph, job.data, job.evaluation, runs_here(job.target))
         self._steps: list[Step] = []
@@ -171,6 +172,7 @@ class Session:
             threads=job.threads,
             choose=self._choices,
             report=Report((*self._records, *finished.report.records)),
+            cache=KernelCache.of_user(),
         )
         file = None if folder is None else executable.save(folder / f"{len(self._steps)}.tersor")
         self._observer.begin(f"judge {name}")

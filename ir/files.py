@@ -80,6 +80,19 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def cache_folder() -> Path:
+    """Where Tersor keeps what it could make again: ``$XDG_CACHE_HOME/tersor``, by default ``~/.cache/tersor``.
+
+    A user without a home has a folder among the temporary files.
+    """
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "tersor"
+    try:
+        return Path.home() / ".cache" / "tersor"
+    except RuntimeError:  # as in containers that run under any user's number
+        return Path(tempfile.gettempdir()) / f"tersor-{os.geteuid()}"
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Where to write the file that takes the place of ``path`` when the block has ended; see `put`.

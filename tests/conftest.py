@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 import tersor.training  # noqa: F401  (registers `Graph.to_torch`, whichever file runs alone)
+from tersor.targets.codegen.kernel_cache import KernelCache
 from tersor.targets.machines.target import Cpu
 
 # TVM's threads wait for work by yielding again and again, which takes minutes where other tests want the same cores.
@@ -31,3 +33,12 @@ def llvm_level(monkeypatch: pytest.MonkeyPatch) -> None:
     programs, files and commands.
     """
     monkeypatch.setattr(Cpu, "tvm_target", lambda target: _tvm_target(target) | {"opt-level": 0})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests share compiled kernels with each other, and nothing with the user."""
+    cache = KernelCache(tmp_path_factory.mktemp("kernels"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KernelCache, "of_user", lambda: cache)
+        yield

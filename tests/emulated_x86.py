@@ -23,7 +23,8 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from tersor.targets.codegen import relax_module
+from tersor.targets.codegen import objects
+from tersor.targets.codegen.kernel_cache import KernelCache
 from tersor.targets.codegen.tir_pipeline import PIPELINE
 from tersor.targets.machines.catalog import resolve_target
 from tersor.targets.machines.features import obstacle_here
@@ -48,8 +49,15 @@ def build(prim_func: Any, target: Cpu) -> Any:
 
 def run_all_targets_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let whole programs for any x86 processor run here, until the test ends."""
-    original = relax_module.build
-    monkeypatch.setattr(relax_module, "build", lambda *program: original(*_for_this_processor(*program)))
+    original = objects.compile_kernel
+
+    def compile_kernel(function: Any, kernel: objects.KernelObject, target: Cpu) -> None:
+        module, runnable = _for_this_processor(tvm.IRModule({"main": function}), target)
+        original(module["main"], kernel, runnable)
+
+    monkeypatch.setattr(objects, "compile_kernel", compile_kernel)
+    monkeypatch.setattr(KernelCache, "read", lambda cache, key: None)
+    monkeypatch.setattr(KernelCache, "write", lambda cache, codes: None)
     monkeypatch.setattr(executable, "obstacle_here", lambda target: "" if target.family == "x86" else "another")
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from tersor.cli.main import main
 from tersor.frontend import load_model
 from tersor.ir import save_ir
+from tersor.targets.codegen.kernel_cache import KernelCache
 
 FACTORY = """
 import torch
@@ -449,3 +450,23 @@ def test_commands_are_grouped_by_use(tersor: Callable[..., Result]) -> None:
     headings = [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert headings == ["Options:", "Make:", "Measure:", "Look inside:", "Tune:", "Serve other machines:"]
     assert "..." not in out.partition("Make:")[2]
+
+
+# Compiled kernels -------------------------------------------------------------------------------------------------
+
+
+def test_kept_kernels_are_shown_and_removed(
+    tersor: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KernelCache, "of_user", lambda: KernelCache(tmp_path / "kernels"))
+    assert tersor("cache", "show").out == f"{tmp_path / 'kernels'}: 0 compiled kernels, 0.0 of at most 536.9 MB\n"
+    assert tersor("compile", MODEL, "-o", tmp_path / "a.tersor", "--no-cache").code == 0
+    assert tersor("cache", "show", "--json").json["kernels"] == 0
+    assert tersor("compile", MODEL, "-o", tmp_path / "b.tersor").code == 0
+    shown = tersor("cache", "show", "--json").json
+    assert shown["folder"] == str(tmp_path / "kernels")
+    assert 0 < shown["kernels"] < 20
+    assert 0 < shown["bytes"] < shown["limit_bytes"]
+    removed = tersor("cache", "clear")
+    assert removed.out.startswith(f"{tmp_path / 'kernels'}: removed {shown['kernels']} compiled kernels, ")
+    assert tersor("cache", "show", "--json").json["bytes"] == 0

@@ -1,20 +1,22 @@
-"""Graph to executable: lower, generate code, link."""
+"""Graph to executable: lower, compile kernels, link."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ...ir import Cost, Graph
+from ...ir.files import temporary_folder
 from ..machines.catalog import host_machine
 from ..machines.families import backend_of, family_of
 from ..machines.target import Cpu, Target
-from ..machines.toolchain import find_toolchain
+from ..machines.toolchain import check_room, find_toolchain
 from ..runtime.compiled_model import CompiledModel, SharedConstants
 from ..runtime.executable import Executable, Report
 from ..runtime.model_info import KernelInfo, ModelInfo, described
 from ..runtime.ports import ports
 from ..runtime.virtual_machine import LinkedCode
 from .interruptible import call_interruptibly
+from .kernel_cache import KernelCache
 from .lowering import Call, Choose, Program, lower
 from .memory import MemoryPlan, plan_memory
 
@@ -28,6 +30,7 @@ def compile_graph(
     report: Report = None,
     begin: Callable[[str], None] = lambda stage: None,
     shared: SharedConstants | None = None,
+    cache: KernelCache | None = None,
 ) -> Executable:
     """Compile an optimized graph, to which the pass ``layout`` has been applied, for ``target``.
 
@@ -43,6 +46,8 @@ def compile_graph(
         Told the name of each stage when it starts.
     shared
         The constants of programs for other shapes, which this one shares where they are equal; not for GPUs.
+    cache
+        Compiled kernels on disk, which are looked up and added to; not for GPUs.
 
     Raises
     ------
@@ -57,24 +62,47 @@ def compile_graph(
         return compiled_there
     assert isinstance(target, Cpu), "other kinds of machines have a backend"
 
-    from .relax_module import build, relax_module
-
-    toolchain = find_toolchain(target)  # asked before work is spent
+    find_toolchain(target)  # asked before work is spent
     begin("choose kernels")
     program = lower(graph, target, choose)
-    begin("generate code")
     plan = plan_memory(program)
-    module, functions = relax_module(program, plan)
-    compiled = call_interruptibly(lambda: build(module, target))
-    begin("link")
-    code = LinkedCode.link(compiled, toolchain, runs_here=family_of(target).machine == host_machine())
+    code, functions = generate_code(program, plan, begin=begin, cache=cache)
     constants = program.constants if shared is None else shared(program.constants)
     model = CompiledModel(describe(program, functions, plan), code, constants, lambda: graph, graph.structure)
     return Executable(model, report=report, threads=threads)
 
 
-def describe(program: Program, functions: tuple[str, ...], plan: MemoryPlan) -> ModelInfo:
-    """What the manifest and profiles say about a program."""
+def generate_code(
+    program: Program,
+    plan: MemoryPlan,
+    *,
+    begin: Callable[[str], None] = lambda stage: None,
+    cache: KernelCache | None = None,
+) -> tuple[LinkedCode, dict[str, str]]:
+    """The code of a program, and the name of the function of each kernel, by `Kernel.key`.
+
+    ``begin`` and ``cache`` are those of `compile_graph`.
+    """
+    from .objects import compile_kernels
+    from .relax_module import build, relax_module
+
+    target, toolchain = program.target, find_toolchain(program.target)
+    begin("generate code")
+    with temporary_folder() as folder:
+        check_room(folder)
+        objects = compile_kernels(program, folder, cache)
+        functions = {key: one.name for key, one in objects.items()}
+        module = relax_module(program, plan, functions)
+        compiled = call_interruptibly(lambda: build(module, target))
+        begin("link")
+        path = folder / "model.so"
+        toolchain.link(compiled, path, [one.path for one in objects.values()])
+        runs_here = family_of(target).machine == host_machine()
+        return LinkedCode.load(path) if runs_here else LinkedCode(path.read_bytes(), None), functions
+
+
+def describe(program: Program, functions: Mapping[str, str], plan: MemoryPlan) -> ModelInfo:
+    """What the manifest and profiles say about a program, whose kernels have these names by `Kernel.key`."""
     graph = program.graph
     inputs, outputs = ports(graph)
     return ModelInfo(
@@ -82,7 +110,7 @@ def describe(program: Program, functions: tuple[str, ...], plan: MemoryPlan) -> 
         inputs=inputs,
         outputs=outputs,
         target=program.target,
-        kernels=tuple(_kernel_info(call, name) for call, name in zip(program.calls, functions, strict=True)),
+        kernels=tuple(_kernel_info(call, functions[call.kernel.key]) for call in program.calls),
         activation_bytes=plan.activation_bytes,
         states=graph.states,
     )

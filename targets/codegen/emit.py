@@ -35,6 +35,11 @@ def emits(*kinds: type[Op], dtypes: Collection[DType] = frozenset(DType)) -> Cal
     return register
 
 
+def registered_emitters() -> tuple[Emitter, ...]:
+    """Every function that `emits` has registered."""
+    return tuple(emitter for emitter, _ in _EMITTERS.values())
+
+
 def can_emit(op: Op) -> bool:
     """Whether an elementwise op has a vector form on its element types."""
     _, dtypes = _EMITTERS.get(type(op), (None, frozenset[DType]()))

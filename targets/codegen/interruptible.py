@@ -7,8 +7,8 @@ stopped and ends later, with nobody to take its result. It only reads what it wa
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 _NAME = "tersor native call"
@@ -18,18 +18,23 @@ T = TypeVar("T")
 
 def call_interruptibly(call: Callable[[], T]) -> T:
     """What ``call()`` returns or raises."""
-    future: Future[T] = Future()
+    (result,) = call_in_parallel([call], 1)
+    return result
 
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # whatever it is, it belongs to who waits
-            future.set_exception(error)
 
-    threading.Thread(target=run, name=_NAME).start()
-    return future.result()
+def call_in_parallel(calls: Iterable[Callable[[], T]], most: int) -> list[T]:
+    """What all ``calls`` return, in order; up to ``most`` are made at a time, the first ones while others are drawn.
+
+    Where one raises, or drawing them does, those that have not begun are left out.
+    """
+    pool = ThreadPoolExecutor(most, thread_name_prefix=_NAME)
+    try:
+        futures = [pool.submit(call) for call in calls]
+        return [future.result() for future in futures]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def is_call_running() -> bool:
     """Whether a call is still running; if nobody waits for it any more, Python does so when it exits."""
-    return any(thread.name == _NAME for thread in threading.enumerate())
+    return any(thread.name.startswith(_NAME) for thread in threading.enumerate())

@@ -7,7 +7,7 @@ family). It answers with a `Kernel`: everything that the lowering needs, without
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import Protocol
 
@@ -102,9 +102,10 @@ class Kernel:
 
     @property
     def key(self) -> str:
-        """Kernels with equal keys share one PrimFunc."""
+        """Kernels with equal keys share one PrimFunc, in this program or in another one for the same target."""
         sizes = [one.numel() if isinstance(one, torch.Tensor) else buffer_size(one) for one in self.operands]
-        return f"{self.template} {self.spec} {self.knobs} {self.variant} {sizes} {buffer_size(self.result)}"
+        knobs = None if self.knobs is None else [getattr(self.knobs, one.name) for one in fields(self.knobs)]
+        return f"{self.template} {self.spec} {knobs} {self.variant} {sizes} {buffer_size(self.result)}"
 
 
 class KernelContext(Protocol):
@@ -130,6 +131,11 @@ class KernelContext(Protocol):
 
 Selector = Callable[[Group, KernelContext], Kernel]
 _SELECTORS: dict[type[Op] | None, Selector] = {}
+
+
+def registered_selectors() -> tuple[Selector, ...]:
+    """Every function that `selects` has registered."""
+    return tuple(_SELECTORS.values())
 
 
 def selects(*anchors: type[Op] | None) -> Callable[[Selector], Selector]:
@@ -249,7 +255,8 @@ class FusedEpilogue:
         views = " ".join(
             f"{view.type}+{view.offset}{view.strides} of {buffer_size(view)}" for view in (*self._views, self.result)
         )
-        return f"bias={self._has_bias} {' '.join(lines)} on {views}"
+        how = f"bias={self._has_bias} exact={self._exact} clears={self._clears_padding}"
+        return f"{how} {' '.join(lines)} on {views}"
 
     @property
     def is_flat(self) -> bool:

@@ -61,7 +61,7 @@ class Toolchain:
         ToolchainError
             When the compiler fails.
         """
-        _check_room(output.parent)
+        check_room(output.parent)
         compiled.export_library(
             str(output), fcompile=self.link_shared, workspace_dir=str(output.parent), addons=list(map(str, addons))
         )
@@ -143,7 +143,7 @@ def _native(programs: bool) -> Iterator[tuple[str, ...]]:
     yield from ((path,) for path in map(shutil.which, _CXX if programs else (*_CXX, *_CC)) if path is not None)
 
 
-def _check_room(folder: Path) -> None:
+def check_room(folder: Path) -> None:
     """Raise OSError where LLVM, which ends the process when it cannot write, might not be able to write."""
     largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if largest != resource.RLIM_INFINITY and largest < _ROOM:

@@ -6,7 +6,6 @@ downloaded is kept in the user's cache folder (``$XDG_CACHE_HOME/tersor``, by de
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 
 from ...ir import TersorError
-from ...ir.files import make_folder, scratch_folder, temporary_folder, writing
+from ...ir.files import cache_folder, make_folder, scratch_folder, temporary_folder, writing
 from ..machines.catalog import host_machine
 from .checks import ELF_HEADER_BYTES, is_library_for
 
@@ -48,7 +47,7 @@ def runtime_libraries(machine: str, folder: Path | None) -> Path:
         _check(folder, machine)
         return folder
     versions = "-".join(version(package) for package in PACKAGES)
-    kept = _cache() / f"runtime-{machine}-{versions}"
+    kept = cache_folder() / f"runtime-{machine}-{versions}"
     if not kept.is_dir():
         make_folder(kept.parent)
         with writing(kept), scratch_folder(beside=kept) as scratch:
@@ -71,10 +70,6 @@ def copy_runtime(folder: Path, destination: Path) -> None:
     for path in folder.iterdir():
         if path.name in LIBRARIES or path.name.startswith(_LICENSES):
             shutil.copy(path, destination)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tersor"
 
 
 def _check(folder: Path, machine: str) -> None:

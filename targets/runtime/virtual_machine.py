@@ -12,9 +12,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from ...ir.files import temporary_folder
 from ..machines.target import ALIGNMENT
-from ..machines.toolchain import Toolchain
 from .threads import signals_deferred
 
 _item = tvm_ffi.get_global_func("ffi.ArrayGetItem")  # what iterating calls, but several times faster
@@ -27,14 +25,6 @@ class LinkedCode:
 
     code: bytes
     module: tvm.runtime.Module | None
-
-    @classmethod
-    def link(cls, compiled: tvm.runtime.Executable, toolchain: Toolchain, *, runs_here: bool = True) -> LinkedCode:
-        """Link what TVM compiled, and load it if it is for this machine."""
-        with temporary_folder() as folder:
-            path = folder / "model.so"
-            toolchain.link(compiled, path)
-            return cls.load(path) if runs_here else cls(path.read_bytes(), None)
 
     @classmethod
     def load(cls, path: Path) -> LinkedCode:

@@ -15,14 +15,13 @@ import torch
 import tvm
 
 from ...ir import TersorError, Value
+from ..codegen.build import generate_code
 from ..codegen.lowering import Call, Program
 from ..codegen.memory import plan_memory
 from ..codegen.options import Options
-from ..codegen.relax_module import build, relax_module
-from ..machines.toolchain import find_toolchain
 from ..runtime.ports import STORED_AS
 from ..runtime.threads import set_threads
-from ..runtime.virtual_machine import LinkedCode, VirtualMachine, to_tvm
+from ..runtime.virtual_machine import VirtualMachine, to_tvm
 from ..templates.option import Option
 from .candidate import Built, Lowering, load_function, lower_with, tuned_call
 from .sandbox import RunResult
@@ -160,8 +159,7 @@ def _types(call: Call) -> list[tvm.runtime.Tensor]:
 
 
 def _machine(program: Program) -> VirtualMachine:
-    module, _ = relax_module(program, plan_memory(program))
-    code = LinkedCode.link(build(module, program.target), find_toolchain(program.target))
+    code, _ = generate_code(program, plan_memory(program))
     return VirtualMachine(code.module, program.constants)
 
 

@@ -17,10 +17,9 @@ import tersor
 from tersor.ir import Graph, TensorType, ops, save_ir
 from tersor.passes import run_passes
 from tersor.targets import resolve_target
-from tersor.targets.codegen import interruptible, relax_module
+from tersor.targets.codegen import interruptible, objects
 from tersor.targets.codegen.kernel import CompileError
 from tersor.targets.codegen.lowering import lower
-from tersor.targets.codegen.memory import plan_memory
 from tersor.tests.random_graphs import GraphBuilder
 
 TARGET = resolve_target("x86:avx2")
@@ -80,15 +79,15 @@ def test_long_chains_become_several_kernels(conv):
     graph = run_passes(chain(ops.ErfOp, 60, conv=conv), "fuse,layout", target=TARGET)
     program = lower(graph, TARGET)
     assert 4 <= len(program.calls) <= 10
-    assert all(relax_module.code_size(call.kernel.build()) <= relax_module.MOST_NODES for call in program.calls)
+    assert all(objects.code_size(call.kernel.build()) <= objects.MOST_NODES for call in program.calls)
 
 
-def test_too_large_a_kernel_names_its_layer(monkeypatch):
-    monkeypatch.setattr(relax_module, "MOST_NODES", 1000)
+def test_too_large_a_kernel_names_its_layer(tmp_path, monkeypatch):
+    monkeypatch.setattr(objects, "MOST_NODES", 1000)
     graph = tersor.from_torch(nn.Sequential(nn.ReLU(), nn.Softmax(-1)), (torch.randn(4, 99),))
     program = lower(run_passes(graph, "layout", target=TARGET), TARGET)
     with pytest.raises(CompileError, match=r"layer '1': template 'softmax' writes more code .* split this layer"):
-        relax_module.relax_module(program, plan_memory(program))
+        objects.compile_kernels(program, tmp_path)
 
 
 def test_an_interrupt_ends_the_wait_for_a_native_call():

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from tersor.targets import resolve_target
+from tersor.targets.codegen.objects import code_size
 from tersor.targets.codegen.options import Options
-from tersor.targets.codegen.relax_module import code_size
 from tersor.targets.templates import elementwise
 from tersor.targets.templates.attention.spec import AttentionSpec
 from tersor.targets.templates.base import BufferSpec

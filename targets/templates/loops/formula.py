@@ -59,6 +59,11 @@ def ops_with_formulas() -> tuple[type[Op], ...]:
     return (*_EXPRESSIONS, *_BODIES)
 
 
+def registered_formulas() -> tuple[Formula, ...]:
+    """Every formula that `expresses` and `writes` have registered."""
+    return (*_EXPRESSIONS.values(), *_BODIES.values())
+
+
 @dataclass(frozen=True)
 class OpSpec:
     """One op on row-major operands.

@@ -113,7 +113,7 @@ def round_in_hardware(value: Expr) -> Expr:
 def _rounding_function(lanes: int) -> str:
     floats, numbers, bits = (f"<{lanes} x {one}>" if lanes > 1 else one for one in ("float", "bfloat", "i16"))
     return f"""
-define {bits} @{_ROUNDING}{lanes}({floats} %value) alwaysinline {{
+define linkonce_odr {bits} @{_ROUNDING}{lanes}({floats} %value) alwaysinline {{
   %rounded = fptrunc {floats} %value to {numbers}
   %bits = bitcast {numbers} %rounded to {bits}
   ret {bits} %bits

@@ -1,0 +1,59 @@
+"""The commands ``tersor cache …``: look at what is kept on disk to compile sooner, and remove it."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+from .options import JsonOption, print_json
+
+cache = typer.Typer(name="cache", help="Look at the kernels that are kept, or remove them.", no_args_is_help=True)
+
+
+@cache.command()
+def show(as_json: JsonOption = False) -> None:
+    """Show where compiled kernels are kept, how many there are, and how much room they take.
+
+    \b
+    Examples:
+      tersor cache show
+      tersor cache show --json
+    """
+    from ..targets.codegen.kernel_cache import KernelCache
+
+    kernels = KernelCache.of_user()
+    use = kernels.use()
+    if as_json:
+        print_json(
+            {"folder": str(kernels.folder), "kernels": use.kernels, "bytes": use.bytes, "limit_bytes": kernels.limit}
+        )
+        return
+    size = f"{_megabytes(use.bytes)} of at most {_megabytes(kernels.limit)} MB"
+    _console().print(f"{kernels.folder}: {use.kernels} compiled kernels, {size}")
+
+
+@cache.command()
+def clear(as_json: JsonOption = False) -> None:
+    """Remove all compiled kernels; the next compilation makes those that it needs again.
+
+    \b
+    Examples:
+      tersor cache clear
+    """
+    from ..targets.codegen.kernel_cache import KernelCache
+
+    kernels = KernelCache.of_user()
+    removed = kernels.clear()
+    if as_json:
+        print_json({"folder": str(kernels.folder), "kernels": removed.kernels, "bytes": removed.bytes})
+        return
+    size = f"{_megabytes(removed.bytes)} MB"
+    _console().print(f"{kernels.folder}: removed {removed.kernels} compiled kernels, {size}")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f}"
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True, markup=False)
