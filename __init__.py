@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from .compiler import compile, run_passes
     from .compression.compress import compress
     from .compression.sensitivity.analyze import analyze_sensitivity
+    from .exits import choose_exits, measure_exits
     from .frontend import Arguments, from_onnx, from_torch
     from .ir import TersorError
     from .passes import list_passes, register_pass
     from .passes.calibration import CalibrationData
     from .targets import load
+    from .targets.runtime.exits import EarlyExits
     from .training.zeros import keep_zeros
 
     __version__: str
@@ -25,15 +27,18 @@ if TYPE_CHECKING:
 _MODULES = {
     "Arguments": ".frontend",
     "CalibrationData": ".passes.calibration",
+    "EarlyExits": ".targets.runtime.exits",
     "TersorError": ".ir",
     "compile": ".compiler",
     "analyze_sensitivity": ".compression.sensitivity.analyze",
+    "choose_exits": ".exits",
     "compress": ".compression.compress",
     "from_onnx": ".frontend",
     "from_torch": ".frontend",
     "keep_zeros": ".training.zeros",
     "list_passes": ".passes",
     "load": ".targets",
+    "measure_exits": ".exits",
     "register_pass": ".passes",
     "run_passes": ".compiler",
 }

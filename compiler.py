@@ -17,14 +17,17 @@ from .evaluation import Evaluation, Model, as_evaluation, compiled_model, interp
 from .frontend import from_torch, load_onnx
 from .ir import Graph, TersorError, TersorWarning, at_hints, bind, check_numbers, shorten, told, weights_loaded
 from .ir.foreign import Instance, UserObject
+from .ir.segments import cut_into_segments
 from .passes import PassManager, Pipeline, as_pipeline
 from .passes.instruments import PassStages
 from .passes.manager import check_needs
 from .passes.report import Report
-from .targets import Cpu, DynamicExecutable, Executable, Target, compile_graph, resolve_target
+from .targets import Cpu, DynamicExecutable, EarlyExitExecutable, Executable, Target, compile_graph, resolve_target
 from .targets.codegen.kernel_cache import KernelCache
-from .targets.runtime.compiled_model import CompiledFamily, Numbers, SharedConstants
+from .targets.runtime.compiled_model import CompiledFamily, CompiledSegments, Numbers, SharedConstants
 from .targets.runtime.executable import check_threads
+from .targets.runtime.exits import EarlyExits
+from .targets.runtime.ports import ports
 from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
 from .targets.tuning.measured_latency import MeasuredLatency
 from .targets.tuning.observer import Observer
@@ -113,6 +116,7 @@ def compile(
     cache: bool = True,
     dynamic_shapes: UserObject = None,
     shapes: Sequence[Mapping[str, int] | int] | None = None,
+    exits: EarlyExits | Sequence[float | None] | None = None,
 ) -> Executable:
     """Compile a model.
 
@@ -157,11 +161,16 @@ def compile(
     shapes
         The shapes to compile programs for, as numbers of these extents: ``[{"batch": 1}, {"batch": 8}]``, or ``[1, 8]``
         if there is only one. By default, that of the example inputs, which an ONNX file does not have.
+    exits
+        For a model whose outputs are exits, the earliest first: from which confidence on a sample leaves at each output
+        but the last, for example ``(0.9, 0.8)``; None for an exit that is never taken. A `tersor.EarlyExits` also says
+        what confidence is. See `tersor.choose_exits`.
 
     Returns
     -------
     Executable
-        A `tersor.targets.DynamicExecutable` if the model has dynamic shapes.
+        A `tersor.targets.DynamicExecutable` if the model has dynamic shapes, a `tersor.targets.EarlyExitExecutable`
+        with ``exits``.
         Callable like the model, with the same nested arguments and results; ``exe.report`` tells what each pass did,
         and ``exe.report.agreement`` what ``check`` found.
 
@@ -181,6 +190,9 @@ def compile(
         loaded = load_onnx(Path(graph_or_module), example_inputs, dynamic_shapes, shapes)
         graph_or_module, example_inputs, dynamic_shapes = loaded.model, loaded.example_inputs, None
     graph = as_graph(graph_or_module, example_inputs, dynamic_shapes)
+    if exits is not None:
+        example = Reference.of(graph_or_module, graph, example_inputs) if options.check else None
+        return compile_with_exits(graph, options, as_exits(exits), reference=example)
     if graph.symbols:
         return compile_for_shapes(graph, options, shapes, Reference.of(graph_or_module, graph, example_inputs))
     if shapes is not None:
@@ -325,11 +337,14 @@ def as_graph(graph_or_module: UserObject, example_inputs: UserObject, dynamic_sh
 
 
 def optimize_in_stages(
-    graph: Graph, options: CompileOptions, begin: Callable[[str], None] = lambda stage: None
+    graph: Graph, options: CompileOptions, begin: Callable[[str], None] = lambda stage: None, *, is_whole: bool = True
 ) -> Optimized:
-    """Everything of `compile` that comes before tuning and code generation, but the last pass for several shapes."""
+    """Everything of `compile` that comes before tuning and code generation.
+
+    The last pass is left out for several shapes, and for a graph that is no program as a whole.
+    """
     target = options.machine
-    pipeline = options.shapeless_passes if graph.symbols else options.passes
+    pipeline = options.passes if is_whole and not graph.symbols else options.shapeless_passes
     manager = PassManager(pipeline, instruments=(PassStages(begin),))
     latency = latency_of(options.passes, target, options.log_dir, options.kernels)
     score = score_of(options.evaluate, target, options.log_dir, options.kernels)
@@ -370,6 +385,60 @@ def compile_in_stages(
     if reference is not None:
         begin("compare with the model")
         agreement = check_agreement(executable, reference, options.passes, runs=runs_here(target))
+        executable.report = replace(executable.report, agreement=agreement)
+    return executable
+
+
+def as_exits(exits: EarlyExits | Sequence[float | None]) -> EarlyExits:
+    """What a user gives for exits; raises TersorError where it makes no sense."""
+    if isinstance(exits, EarlyExits):
+        return exits
+    if not isinstance(exits, tuple | list):
+        raise TersorError(f"exits: give a threshold for each output but the last, as in (0.9, 0.8), not {exits!r}")
+    try:
+        return EarlyExits(tuple(exits))
+    except ValueError as error:
+        raise TersorError(str(error)) from error
+
+
+def compile_with_exits(
+    graph: Graph,
+    options: CompileOptions,
+    exits: EarlyExits,
+    *,
+    reference: Reference | None,
+    begin: Callable[[str], None] = lambda stage: None,
+) -> EarlyExitExecutable:
+    """`compile` for a graph whose outputs are exits: it is optimized as a whole, and cut into a program for each."""
+    if graph.symbols or graph.states:
+        obstacle = "its shapes are dynamic" if graph.symbols else "it updates buffers, which not every call would reach"
+        raise TersorError(f"exits: {graph.name} cannot stop early, since {obstacle}")
+    if options.tune:
+        raise TersorError("exits: tune the model without them, and give log_dir the folder of records")
+    exits.check(ports(graph)[1])
+    cut_into_segments(graph)  # raises what is wrong with their order before any work is done
+    optimized = optimize_in_stages(graph, options, begin, is_whole=False)
+    tuned, shared = load_choices(optimized.target, options.log_dir), SharedConstants()
+    models, takes = [], []
+    for number, segment in enumerate(cut_into_segments(optimized.graph)):
+        part = passes.run_passes(segment.graph, FINAL_PASSES, target=optimized.target)
+        stage = partial(_begin_for, begin, f"exit {number}")
+        program = compile_graph(
+            part,
+            optimized.target,
+            threads=options.threads,
+            choose=tuned,
+            begin=stage,
+            shared=shared,
+            cache=options.kernels,
+        )
+        models.append(program.model)
+        takes.append(segment.takes)
+    segments = CompiledSegments(tuple(models), tuple(takes), exits, optimized.graph, lambda: optimized.graph)
+    executable = EarlyExitExecutable(segments, report=optimized.report, threads=options.threads)
+    if reference is not None:
+        begin("compare with the model")
+        agreement = check_agreement(executable, reference, options.passes, runs=runs_here(optimized.target))
         executable.report = replace(executable.report, agreement=agreement)
     return executable
 

@@ -33,6 +33,7 @@ from .options import (
     DataOption,
     DynamicOption,
     EvaluateOption,
+    ExitsOption,
     JsonOption,
     LogDirOption,
     ModelArgument,
@@ -44,6 +45,7 @@ from .options import (
     ThreadsOption,
     load_named,
     print_json,
+    read_exits,
     read_numbers,
 )
 from .rpc import rpc_server, rpc_tracker
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from ..compiler import CompileOptions
     from ..frontend import LoadedModel
     from ..targets import Executable
+    from ..targets.runtime.exits import EarlyExits
 
 # What the operating system refuses through no fault of this program.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
@@ -117,6 +120,7 @@ def compile(
     constant: ConstantOption = None,
     dynamic: DynamicOption = None,
     at: AtOption = None,
+    exits: ExitsOption = None,
     data: DataOption = None,
     evaluate: EvaluateOption = None,
     tune: Annotated[
@@ -162,7 +166,9 @@ def compile(
         target, pipeline, tune=tune, log_dir=log_dir, threads=threads, check=check, evaluate=evaluation, cache=cache
     )
     with progress() as shown:
-        executable, _ = _compile(model, options, data or (), shown.begin, shape, constant, dynamic, at)
+        executable, _ = _compile(
+            model, options, data or (), shown.begin, shape, constant, dynamic, at, read_exits(exits)
+        )
         shown.begin("write")
         if output is not None:
             executable.save(output)
@@ -354,10 +360,11 @@ def _compile(
     constants: Sequence[str] | None,
     dynamic: Sequence[str] | None = None,
     at: Sequence[str] | None = None,
+    exits: EarlyExits | None = None,
 ) -> tuple[Executable, LoadedModel | None]:
     """Compile what MODEL names; also returns the model itself, unless it is the graph of an artifact."""
     from ..checking import Reference
-    from ..compiler import compile_for_shapes, compile_in_stages
+    from ..compiler import compile_for_shapes, compile_in_stages, compile_with_exits
     from ..compression.data import open_data
     from ..ir import TersorError
     from ..passes.manager import check_needs
@@ -370,6 +377,9 @@ def _compile(
     graph, loaded = load_named(model, shapes, constants, dynamic, next(iter(wanted), None))
     source, inputs = (graph, None) if loaded is None else (loaded.model, loaded.example_inputs)
     options = replace(options, calibration=open_data(data, graph))
+    if exits is not None:
+        example = Reference.of(source, graph, inputs) if options.check else None
+        return compile_with_exits(graph, options, exits, reference=example, begin=begin), loaded
     if graph.symbols:
         return compile_for_shapes(graph, options, wanted, Reference.of(source, graph, inputs), begin=begin), loaded
     if wanted:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..frontend import LoadedModel
     from ..ir import Graph
     from ..ir.foreign import Json
+    from ..targets.runtime.exits import EarlyExits
 
 DimensionsOfInput = dict[int, str] | tuple[str | int, ...]  # names of some dimensions, or what all are
 
@@ -49,6 +50,14 @@ AtOption = Annotated[
     list[str] | None,
     typer.Option(
         "--at", metavar="batch=8", help="Compile a program for this shape of a model with dynamic shapes; repeatable."
+    ),
+]
+ExitsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--exits",
+        metavar="0.9,0.8",
+        help="The outputs are exits: the confidence from which on a call stops at each but the last; - for never.",
     ),
 ]
 TargetOption = Annotated[str, typer.Option(help="Machine to compile for; see `tersor targets`.")]
@@ -156,6 +165,21 @@ def read_numbers(given: Sequence[str] | None) -> list[dict[str, int]]:
             raise TersorError(f"--at {text}: must be NAME=NUMBER or NAME=NUMBER,NAME=NUMBER, for example batch=8")
         shapes.append({name: int(number) for name, number in parts})
     return shapes
+
+
+def read_exits(given: str | None) -> EarlyExits | None:
+    """Exits from ``--exits``; raises TersorError where they make no sense."""
+    from ..ir import TersorError
+    from ..targets.runtime.exits import EarlyExits
+
+    if given is None:
+        return None
+    try:
+        return EarlyExits(tuple(None if part.strip() == "-" else float(part) for part in given.split(",")))
+    except ValueError as error:
+        raise TersorError(
+            f"--exits {given}: must be numbers such as 0.9,0.8, or - for an exit that is not taken"
+        ) from error
 
 
 def load_named(

@@ -42,11 +42,14 @@ class Trial:
         What it replaces and by what: graphs of the layer alone, or several when it changes several layers at once.
     error
         Root mean square of the change of the layer's output, relative to that of the output; None if not known.
+    remark
+        What else there is to say of it.
     """
 
     name: str
     pairs: tuple[Pair, ...]
     error: float | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ class Referee:
         times = self._times(trial.pairs)
         stays = self.keep is Keep.ALL or times is None or passes(times)
         before, after = (sum(graph.cost().macs for graph in side) for side in zip(*trial.pairs, strict=True))
-        return Verdict(trial.name, stays, "" if stays else fault, before, after, times, trial.error)
+        return Verdict(
+            trial.name, stays, "" if stays else fault, before, after, times, trial.error, remark=trial.remark
+        )
 
     def _times(self, pairs: Sequence[Pair]) -> Times | None:
         if self.latency is None:

@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from .codegen.build import compile_graph
     from .machines.catalog import detect_host, list_targets, resolve_target
     from .machines.target import Cpu, Gpu, Target
-    from .runtime.compiled_model import CompiledFamily, CompiledModel
+    from .runtime.compiled_model import Compiled, CompiledModel
     from .runtime.dynamic import DynamicExecutable
+    from .runtime.early_exit import EarlyExitExecutable
     from .runtime.executable import BenchmarkResult, Executable
 
 _HOMES = {
     "BenchmarkResult": "runtime.executable",
     "Cpu": "machines.target",
     "DynamicExecutable": "runtime.dynamic",
+    "EarlyExitExecutable": "runtime.early_exit",
     "Gpu": "machines.target",
     "Executable": "runtime.executable",
     "Target": "machines.target",
@@ -71,23 +73,26 @@ def load(path: str | Path, *, threads: int | None = None) -> Executable:
     return executable
 
 
-def _executable(model: CompiledModel | CompiledFamily, *, threads: int | None = None) -> Executable:
-    from .runtime.compiled_model import CompiledFamily
+def _executable(model: Compiled, *, threads: int | None = None) -> Executable:
+    from .runtime.compiled_model import CompiledFamily, CompiledSegments
     from .runtime.dynamic import DynamicExecutable
+    from .runtime.early_exit import EarlyExitExecutable
     from .runtime.executable import Executable
 
+    if isinstance(model, CompiledSegments):
+        return EarlyExitExecutable(model, threads=threads)
     if isinstance(model, CompiledFamily):
         return DynamicExecutable(model, threads=threads)
     return Executable(model, threads=threads)
 
 
-def _read(path: str | Path, *, runnable: bool = True) -> CompiledModel | CompiledFamily:
+def _read(path: str | Path, *, runnable: bool = True) -> Compiled:
     from .packaging.artifact import read
 
     return read(path, runnable=runnable)
 
 
-def _save(model: CompiledModel | CompiledFamily, path: str | Path) -> Path:
+def _save(model: Compiled, path: str | Path) -> Path:
     from .packaging.artifact import save
 
     return save(model, path)

@@ -18,13 +18,14 @@ from tersor import TersorError
 from tersor.compression.sensitivity import sweep
 from tersor.compression.sensitivity.axes import AxisContext, make_axis
 from tersor.compression.sensitivity.chart import CurvesChart
-from tersor.compression.sensitivity.sweep import PartialRuns, errors
-from tersor.compression.sensitivity.variants import AxisPlan, Change, Variant
+from tersor.compression.sensitivity.sweep import errors
+from tersor.compression.sensitivity.variants import AxisPlan, Variant
 from tersor.evaluation import Model
 from tersor.ir import Graph, TensorType
 from tersor.ir.ops import AddOp, Conv2dOp, LogOp, ReluOp, WeightOp
 from tersor.passes import PassManager, PipelineError, as_pipeline, parse_pipeline, run_passes
 from tersor.passes.instruments import VerifyEach
+from tersor.passes.partial_runs import Change, PartialRuns
 from tersor.passes.sensitivity import LossCurve, LossPoint, ScannedAxis, SensitivityScan, layer_names, read_scan
 from tersor.tests.random_graphs import GraphBuilder
 

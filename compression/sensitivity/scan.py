@@ -14,12 +14,13 @@ import torch
 from ...evaluation import Evaluation, interpreted_model
 from ...ir import Graph, TersorError
 from ...passes.calibration import Batches
+from ...passes.partial_runs import Change, Outputs, PartialRuns
 from ...passes.progress import Remaining
 from ...passes.sensitivity import LossCurve, LossPoint, ScannedAxis, SensitivityScan
 from ..machine import describe_machine, describe_versions
 from .axes import AxisContext, SensitivityAxis
-from .sweep import Outputs, PartialRuns, errors
-from .variants import AxisPlan, Change, PlannedCurve, Variant
+from .sweep import errors
+from .variants import AxisPlan, PlannedCurve, Variant
 
 Axes = Mapping[str, SensitivityAxis]
 _Key = tuple[str, str, str, str]  # axis, name and kind of a curve, label of a point

@@ -5,27 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
-
 from ...ir import Graph, Op
-
-Evaluate = Callable[..., torch.Tensor]  # of an op's operands, None where one is missing, to its only result
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a graph computes in place of something else.
-
-    Attributes
-    ----------
-    weights
-        Other numbers of weights, by id; of the same shape and type.
-    ops
-        Functions in place of ops' own evaluation.
-    """
-
-    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    ops: Mapping[Op, Evaluate] = field(default_factory=dict)
+from ...passes.partial_runs import Change
 
 
 @dataclass(frozen=True)

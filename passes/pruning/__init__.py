@@ -3,6 +3,6 @@
 Importing this package registers its passes and criteria.
 """
 
-from . import prune, reestimate_batchnorm  # registers passes
+from . import prune, prune_blocks, reestimate_batchnorm  # registers passes
 from .criteria import Criterion, Scoring, register_criterion
 from .groups import ChannelGroup, ChannelMap, ChannelPlace, Layer, find_channels

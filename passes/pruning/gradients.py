@@ -58,15 +58,10 @@ class Objective:
         return found
 
     def _users(self, loss: Loss, outputs: Sequence[torch.Tensor], batch: int) -> torch.Tensor:
-        name = getattr(loss, "__name__", "it")
-        try:
-            found = loss(self.graph.returned(outputs), batch)
-        except Exception as error:  # the user's own code
-            kind = type(error).__name__
-            raise TersorError(f"the loss {name} raised {kind} on batch {batch}: {one_line(error)}") from error
-        if not isinstance(found, torch.Tensor) or found.numel() != 1 or not found.requires_grad:
-            raise TersorError(f"the loss {name} must return one number, a tensor made of the outputs without detach()")
-        return found.reshape(())
+        found = call_loss(loss, self.graph, outputs, batch)
+        if not found.requires_grad:
+            raise _wrong_loss(loss)
+        return found
 
     def _projection(self, outputs: Sequence[torch.Tensor], batch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + batch)
@@ -79,6 +74,29 @@ class Objective:
         if not parts:
             raise TersorError("no output depends on the channels as a floating-point number; give a loss")
         return torch.stack(parts).sum()
+
+
+def call_loss(loss: Loss, graph: Graph, outputs: Sequence[torch.Tensor], batch: int) -> torch.Tensor:
+    """What the user's function says of the outputs of ``graph``: one number, as a tensor of rank 0.
+
+    Raises
+    ------
+    TersorError
+        When it raises, or returns anything else.
+    """
+    try:
+        found = loss(graph.returned(outputs), batch)
+    except Exception as error:  # the user's own code
+        name, kind = getattr(loss, "__name__", "it"), type(error).__name__
+        raise TersorError(f"the loss {name} raised {kind} on batch {batch}: {one_line(error)}") from error
+    if not isinstance(found, torch.Tensor) or found.numel() != 1:
+        raise _wrong_loss(loss)
+    return found.reshape(())
+
+
+def _wrong_loss(loss: Loss) -> TersorError:
+    name = getattr(loss, "__name__", "it")
+    return TersorError(f"the loss {name} must return one number, a tensor made of the outputs without detach()")
 
 
 def run_differentiably(

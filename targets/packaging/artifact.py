@@ -9,7 +9,8 @@
 =====================  ===================================================================================
 
 In a model of several shapes, ``graph.ir`` has symbols. Each program has code and a graph of its own (``program-1.so``,
-``program-1.ir``), and all share the constants and the weights.
+``program-1.ir``), and all share the constants and the weights. So do the segments of a model with exits, whose order
+and connections follow from ``graph.ir`` (`tersor.ir.segments`); the manifest has the thresholds.
 
 `read` checks what it reads before it maps any code: all but the weights of the graph, which are as large as the
 constants and are checked when the graph is asked for. The manifest must fit the graph, and the code's own signature,
@@ -23,7 +24,7 @@ from __future__ import annotations
 import datetime
 import platform
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,9 +41,10 @@ from ...ir.storage import ir_text
 from ..machines.catalog import host_features, host_machine, native_name
 from ..machines.families import backend_of, family_of
 from ..machines.target import Target
-from ..runtime.compiled_model import CompiledFamily, CompiledModel, Numbers
+from ..runtime.compiled_model import Compiled, CompiledFamily, CompiledModel, CompiledSegments, Numbers
+from ..runtime.exits import EarlyExits
 from .archive import ALIGNMENT, Archive, ArchiveWriter
-from .checks import ELF_HEADER_BYTES, check_code, check_graph, check_program, check_target, is_library_for
+from .checks import ELF_HEADER_BYTES, check_code, check_graph, check_program, check_target, cut_as_said, is_library_for
 from .manifest import CODE, GRAPH, ArtifactError, Constant, Manifest, Member, ProgramEntry
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ SUFFIX = ".tersor"
 _MODEL_SUFFIXES = (".pt2", ".ir")  # of files that run no code when loaded: no artifact is taken for one
 MANIFEST, CONSTANTS, WEIGHTS = "manifest.json", "constants.bin", "graph.safetensors"
 
+_ONLY = Path(CODE).stem  # the name of the only program
 _VERSIONED = ("tersor", "torch", "apache-tvm")
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (*(d.torch for d in DType), torch.uint16, torch.uint32)
@@ -59,7 +62,7 @@ _DTYPES = {
 _COPY_BYTES = 4 << 20  # read at a time when a file is copied into the archive
 
 
-def save(model: CompiledModel | CompiledFamily, path: str | Path) -> Path:
+def save(model: Compiled, path: str | Path) -> Path:
     """Write an artifact; an existing file is replaced only when the new one is complete.
 
     Returns
@@ -80,7 +83,7 @@ def save(model: CompiledModel | CompiledFamily, path: str | Path) -> Path:
     return path
 
 
-def read(path: str | Path, *, runnable: bool = True) -> CompiledModel | CompiledFamily:
+def read(path: str | Path, *, runnable: bool = True) -> Compiled:
     """Read what `save` wrote; its code is loaded, its graph is read when it is asked for.
 
     Parameters
@@ -107,12 +110,15 @@ def read(path: str | Path, *, runnable: bool = True) -> CompiledModel | Compiled
         archive.check({name: member for name, member in manifest.members.items() if name != WEIGHTS})
         constants = _map_constants(archive[CONSTANTS], manifest.constants)
         whole = _parse_graph(archive, GRAPH, None)
+        with _again():
+            segments = cut_as_said(whole, manifest)
         models = []
-        for entry in manifest.programs:
+        for index, entry in enumerate(manifest.programs):
+            part = segments[index].graph if segments else whole
             graph = whole if entry.graph == GRAPH else _parse_graph(archive, entry.graph, None)
             with _again():
                 check_graph(entry.model, graph)
-                check_program(entry, whole, graph, len(constants))
+                check_program(entry, whole, part, graph, len(constants))
             data = archive[entry.code]
             code = LinkedCode(bytes(data), None) if foreign else _load_code(data, manifest)
             if not foreign and backend_of(manifest.target) is None:
@@ -121,10 +127,14 @@ def read(path: str | Path, *, runnable: bool = True) -> CompiledModel | Compiled
             used = tuple(constants[index] for index in entry.constants)
             read_graph = partial(_read_graph, path, archive, manifest, entry.graph)
             models.append(CompiledModel(entry.model, code, used, read_graph, graph.structure))
+    read_whole = partial(_read_graph, path, archive, manifest)
+    if manifest.exits is not None:
+        takes = tuple(segment.takes for segment in segments)
+        return CompiledSegments(tuple(models), takes, manifest.exits, whole, read_whole)
     if not whole.symbols:
         return models[0]
     programs = tuple((entry.numbers, model) for entry, model in zip(manifest.programs, models, strict=True))
-    return CompiledFamily(programs, whole, partial(_read_graph, path, archive, manifest))
+    return CompiledFamily(programs, whole, read_whole)
 
 
 def load_graph(path: str | Path) -> Graph:
@@ -165,16 +175,20 @@ class _Contents:
     graph: Graph
     programs: tuple[tuple[str, Numbers, CompiledModel], ...]
     constants: tuple[torch.Tensor, ...]
+    exits: EarlyExits | None = None
 
     @classmethod
-    def of(cls, model: CompiledModel | CompiledFamily) -> _Contents:
+    def of(cls, model: Compiled) -> _Contents:
         if isinstance(model, CompiledModel):
-            return cls(model.graph, ((Path(CODE).stem, {}, model),), model.constants)
-        programs = tuple(
-            (f"program-{index}", numbers, one) for index, (numbers, one) in enumerate(model.programs, start=1)
-        )
+            return cls(model.graph, ((_ONLY, {}, model),), model.constants)
+        parts: Iterable[tuple[Numbers, CompiledModel]]
+        if isinstance(model, CompiledSegments):
+            parts, exits = (({}, one) for one in model.models), model.exits
+        else:
+            parts, exits = model.programs, None
+        programs = tuple((f"program-{index}", numbers, one) for index, (numbers, one) in enumerate(parts, start=1))
         unique = {id(constant): constant for _, _, one in programs for constant in one.constants}
-        return cls(model.graph, programs, tuple(unique.values()))
+        return cls(model.graph, programs, tuple(unique.values()), exits)
 
     @property
     def target(self) -> Target:
@@ -186,9 +200,9 @@ class _Contents:
         return tuple(
             ProgramEntry(
                 model=model.info,
-                constants=tuple(places[id(constant)] for constant in model.constants) if numbers else self._all,
+                constants=self._all if name == _ONLY else tuple(places[id(constant)] for constant in model.constants),
                 code=f"{name}.so",
-                graph=f"{name}.ir" if numbers else GRAPH,
+                graph=GRAPH if name == _ONLY else f"{name}.ir",
                 numbers=numbers,
             )
             for name, numbers, model in self.programs
@@ -223,6 +237,7 @@ def _write(contents: _Contents, path: Path) -> None:
             programs=entries,
             constants=constants,
             members=members,
+            exits=contents.exits,
         )
         archive.add_index(MANIFEST, manifest.to_text().encode())
 

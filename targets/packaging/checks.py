@@ -11,13 +11,14 @@ import torch
 
 from ...ir import Graph, IRError, TersorError, bind, check_numbers, verify_interface
 from ...ir.printer import graph_symbol, value_names
+from ...ir.segments import Segment, cut_into_segments
 from ..machines.catalog import TARGETS
 from ..machines.families import FAMILIES
 from ..machines.target import Cpu, Target
 from ..runtime.model_info import KernelInfo, ModelInfo, Port, described
 from ..runtime.ports import STORED_AS, ports
 from ..runtime.signature import Buffer, read_signature
-from .manifest import ArtifactError, Constant, ProgramEntry
+from .manifest import ArtifactError, Constant, Manifest, ProgramEntry
 
 if TYPE_CHECKING:
     import tvm
@@ -91,13 +92,13 @@ def check_graph(info: ModelInfo, graph: Graph) -> None:
             raise ArtifactError(f"kernel {index} of the manifest belongs to no op of the graph")
 
 
-def check_program(entry: ProgramEntry, whole: Graph, graph: Graph, constants: int) -> None:
+def check_program(entry: ProgramEntry, whole: Graph, part: Graph, graph: Graph, constants: int) -> None:
     """See that a program of an artifact is for numbers that its graph may be bound to, and reads what is there.
 
     Parameters
     ----------
-    whole, graph
-        The artifact's graph, and the program's.
+    whole, part, graph
+        The artifact's graph, that or the segment of it which the program is for, and the program's own.
     constants
         How many the artifact has.
 
@@ -108,7 +109,7 @@ def check_program(entry: ProgramEntry, whole: Graph, graph: Graph, constants: in
     """
     try:
         check_numbers(whole.symbols, entry.numbers)
-        inputs, outputs = ports(bind(whole, entry.numbers) if whole.symbols else whole)
+        inputs, outputs = ports(bind(part, entry.numbers) if part.symbols else part)
     except TersorError as error:
         raise ArtifactError(f"a program does not fit the graph ({error})") from error
     _agree("inputs", "graph", [port.type for port in entry.model.inputs], [port.type for port in inputs])
@@ -117,6 +118,26 @@ def check_program(entry: ProgramEntry, whole: Graph, graph: Graph, constants: in
         raise ArtifactError("the graph of a program must have fixed shapes")
     if any(not 0 <= index < constants for index in entry.constants):
         raise ArtifactError("a program reads constants that the manifest does not have")
+
+
+def cut_as_said(whole: Graph, manifest: Manifest) -> tuple[Segment, ...]:
+    """The segments of an artifact's graph, one for each program; none where it has no exits.
+
+    Raises
+    ------
+    ArtifactError
+        When the graph cannot have these exits.
+    """
+    if manifest.exits is None:
+        return ()
+    try:
+        manifest.exits.check(ports(whole)[1])
+        segments = cut_into_segments(whole)
+    except TersorError as error:
+        raise ArtifactError(f"its exits do not fit the graph ({error})") from error
+    if len(segments) != len(manifest.programs) or whole.symbols or whole.states:
+        raise ArtifactError("there must be one program for each exit, of a graph with fixed shapes and without state")
+    return segments
 
 
 def check_code(info: ModelInfo, constants: Iterable[Constant], module: tvm.runtime.Module) -> None:

@@ -11,9 +11,10 @@ from ...ir.codec import CodecError, decode, encode
 from ...ir.foreign import Json
 from ..machines.catalog import TARGETS
 from ..machines.target import Gpu, Target
+from ..runtime.exits import EarlyExits
 from ..runtime.model_info import ModelInfo
 
-SCHEMA = 4  # 3 had one program, 2 neither states nor structure
+SCHEMA = 5  # 4 had no exits, 3 one program, 2 neither states nor structure
 _OLDEST, _LAST_OF_ONE_PROGRAM = 2, 3
 
 CODE, GRAPH = "model.so", "graph.ir"  # members of an artifact of one program
@@ -83,6 +84,8 @@ class Manifest:
         What lies in ``constants.bin``, in this order.
     members
         All members of the archive but the manifest itself.
+    exits
+        When a call may stop, of a model whose programs are its segments.
     schema
         Version of this format; a reader refuses newer ones and those that are too old.
     """
@@ -95,6 +98,7 @@ class Manifest:
     programs: tuple[ProgramEntry, ...]
     constants: tuple[Constant, ...]
     members: Mapping[str, Member]
+    exits: EarlyExits | None = None
     schema: int = SCHEMA
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...ir import Graph, Structure, WeightStore
+from .exits import EarlyExits
 from .model_info import ModelInfo
 
 if TYPE_CHECKING:
@@ -84,6 +85,39 @@ class CompiledFamily:
         graph = self.graph.clone()
         graph.weights = WeightStore({**graph.weights, **state})
         return replace(self, read_graph=lambda: graph)
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledSegments:
+    """A model of several exits, compiled segment by segment.
+
+    Attributes
+    ----------
+    models
+        The segments, see `tersor.ir.segments`; each returns its exit's output, and then what it hands on.
+    takes
+        For each segment, the numbers of its inputs among what is known when it begins.
+    exits
+        When a call may stop.
+    graph_without_weights
+        The graph that they were cut from; it need not have weights.
+    read_graph
+        Returns the same graph with its weights; called once, when it is first asked for.
+    """
+
+    models: tuple[CompiledModel, ...]
+    takes: tuple[tuple[int, ...], ...]
+    exits: EarlyExits
+    graph_without_weights: Graph
+    read_graph: Callable[[], Graph]
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph that was compiled, kept so that the model is never lost."""
+        return self.read_graph()
+
+
+Compiled = CompiledModel | CompiledFamily | CompiledSegments  # what an artifact holds
 
 
 class SharedConstants:

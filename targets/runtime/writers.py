@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .compiled_model import CompiledFamily, CompiledModel
+    from .compiled_model import Compiled
     from .dynamic import Make
 
 WRITERS: dict[str, Callable[..., Path]] = {}
-READERS: dict[str, Callable[..., CompiledModel | CompiledFamily]] = {}
+READERS: dict[str, Callable[..., Compiled]] = {}
 MAKERS: dict[str, Make] = {}

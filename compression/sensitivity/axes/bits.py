@@ -19,11 +19,12 @@ from ....ir import DType, Graph, Op, Value
 from ....ir.ops import LayerOp, WeightOp
 from ....passes import run_passes
 from ....passes.base import PassContext
+from ....passes.partial_runs import Change, Evaluate
 from ....passes.quantization.placement import float_layers, refusal
 from ....passes.quantization.scheme import QuantizationStep, representable_weight
 from ....passes.quantization.streaming import watch
 from ....passes.sensitivity import layer_names, name_of_layer
-from ..variants import AxisPlan, Change, Evaluate, PlannedCurve, Variant
+from ..variants import AxisPlan, PlannedCurve, Variant
 from .registry import AxisContext, SensitivityAxis, register_axis
 
 _ACTIVATIONS = DType.U8

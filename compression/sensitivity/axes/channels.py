@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from ....ir import Graph, Op
 from ....ir.ops import WeightOp
+from ....passes.partial_runs import Change
 from ....passes.pruning import ChannelGroup, ChannelMap, Scoring, find_channels
 from ....passes.pruning.criteria import score
 from ....passes.pruning.equal_loss import CHANNELS, group_names
 from ....passes.pruning.select import strongest
 from ....passes.pruning.shrink import without_channels
 from ....passes.sensitivity import name_of_layer
-from ..variants import AxisPlan, Change, PlannedCurve, Variant
+from ..variants import AxisPlan, PlannedCurve, Variant
 from .registry import AxisContext, SensitivityAxis, register_axis
 
 

@@ -18,8 +18,9 @@ from ....passes.lowrank.chain import Chain, alone
 from ....passes.lowrank.methods import Ranks
 from ....passes.lowrank.methods.registry import METHODS
 from ....passes.lowrank.ranks.sensitivity import RANKS, rank_at
+from ....passes.partial_runs import Change
 from ....passes.sensitivity import layer_names, name_of_layer
-from ..variants import AxisPlan, Change, PlannedCurve, Variant
+from ..variants import AxisPlan, PlannedCurve, Variant
 from .registry import AxisContext, SensitivityAxis, register_axis
 
 
