@@ -25,7 +25,7 @@ COUNT = awk -v total="$$(grep -c == $(1))" \
 	     if (++seen % 10 == 0) { print "      " seen " of " total " packages found"; fflush() } } \
 	 /^Installing collected/ { print "      installing"; fflush() }'
 
-.PHONY: help setup test test-all check lint types demo digits zoo zoo-trained zoo-pruned bench bench-publish clean
+.PHONY: help setup test test-all check lint types demo digits zoo zoo-trained zoo-pruned torch-pruning bench bench-publish clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,10 @@ zoo-trained: $(STAMP) ## install packages with trained networks (0.6 GB), and co
 
 zoo-pruned: $(STAMP) ## prune every architecture of the zoo by 30 %, and compare it with zeros in that place; ARGS="--stage compile" also compiles
 	@$(RUN) -m benchmarks.zoo.pruning $(ARGS)
+
+torch-pruning: $(STAMP) ## install Torch-Pruning, and prune eight networks with both; ARGS="--stage latency" compiles and times them
+	@$(PIP) install --quiet --no-deps --requirement requirements-torch-pruning.lock
+	@$(RUN) -m benchmarks.torch_pruning $(ARGS)
 
 bench: $(STAMP) ## measure the headline networks; options go into ARGS="--models resnet18 --threads 2"
 	@$(RUN) -m benchmarks.cpu $(ARGS)

@@ -36,13 +36,14 @@ class Exits(nn.Module):
         torch.manual_seed(0)
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
         self.middle, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.heads = nn.ModuleList(nn.Sequential(nn.Flatten(), nn.Linear(512, CLASSES)) for _ in range(3))
+        layers = [nn.Linear(512, CLASSES) for _ in range(3)]
         with torch.no_grad():
             for conv in (self.middle, self.last):
                 conv.weight.copy_(nn.init.dirac_(torch.empty(8, 8, 3, 3)) + 0.3 * conv.weight)
-            direction = self.heads[2][1].weight / self.heads[2][1].weight.norm()
-            for head, scale in zip(self.heads, (8.0, 12.0, 16.0), strict=True):
-                head[1].weight.copy_(scale * (direction + 0.02 * head[1].weight))
+            direction = layers[2].weight / layers[2].weight.norm()
+            for layer, scale in zip(layers, (8.0, 12.0, 16.0), strict=True):
+                layer.weight.copy_(scale * (direction + 0.02 * layer.weight))
+        self.heads = nn.ModuleList(nn.Sequential(nn.Flatten(), layer) for layer in layers)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         a = self.stem(x)
@@ -108,9 +109,13 @@ def test_each_sample_leaves_where_it_is_sure(executable: EarlyExitExecutable):
 
 def test_later_segments_do_not_run(executable: EarlyExitExecutable, monkeypatch: pytest.MonkeyPatch):
     ran: list[int] = []
-    for number, program in enumerate(executable._programs):
-        original = program.flat
-        monkeypatch.setattr(program, "flat", lambda *given, n=number, f=original: (ran.append(n), f(*given))[1])
+    run_segment = executable._run_segment
+
+    def watched(number: int, known: list[Tensor]) -> Tensor:
+        ran.append(number)
+        return run_segment(number, known)
+
+    monkeypatch.setattr(executable, "_run_segment", watched)
     for limit, wanted in ((0.0, [0]), (2.0, [0, 1, 2])):
         executable.exits, ran[:] = EarlyExits((limit, 2.0)), []
         executable(X[:BATCH])
@@ -325,6 +330,8 @@ class TwoTypes(Exits):
 
 
 class Counting(Exits):
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(1))

@@ -29,12 +29,17 @@ class Residual(nn.Module):
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 1)
-        with torch.no_grad():
-            self.second.weight *= scale
-            self.second.bias *= scale
+        scaled(self.second, scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(self.first(x).relu())
+
+
+def scaled(layer: nn.Module, scale: float) -> None:
+    """Multiply all that a layer learned."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(scale)
 
 
 def network(*scales: float) -> nn.Sequential:
@@ -226,9 +231,7 @@ def test_of_blocks_of_different_size_the_one_that_costs_least_for_its_size_goes(
             self.small, self.large = Residual(4, 0.1), Residual(4, 0.13)
             self.large.first = nn.Conv2d(4, 32, 3, padding=1)
             self.large.second = nn.Conv2d(32, 4, 1)
-            with torch.no_grad():
-                self.large.second.weight *= 0.05
-                self.large.second.bias *= 0.05
+            scaled(self.large.second, 0.05)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.large(self.small(x))
