@@ -48,6 +48,7 @@ class OnIntegers(Enum):
 
     NOTHING = "nothing"  # it is not defined for them, or means something else
     SUMS = "sums"  # exact i32 sums of products with an i8 weight
+    PRODUCTS = "products"  # exact i32 sums of products of one operand with another, both computed: see `ops.ProductOp`
     MEANS = "means"  # f32 means of the integers
     MOVES = "moves"  # some of the operands' integers, which mean what they meant before
 

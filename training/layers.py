@@ -16,7 +16,7 @@ from ..ir.ops import BatchNormOp, LayerOp
 from ..passes.fold_batchnorm import fold_refusal
 from ..passes.matching import tensor
 from ..passes.quantization.calibrate import tied_notes
-from ..passes.quantization.placement import find_notes, name_of, noted_layers, weight_bits
+from ..passes.quantization.placement import find_notes, name_of, noted_layers, noted_products, weight_bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,8 @@ class TrainingPlan:
         Notes that share a step size, since integers are moved between them.
     layers
         By op.
+    products
+        Products of computed operands that inference computes on integers; training only rounds what they read.
     notes
         The path of each note's quantizer; filled in by the module.
     weights
@@ -63,6 +65,7 @@ class TrainingPlan:
 
     groups: Sequence[Sequence[Op]]
     layers: Mapping[Op, TrainedLayer]
+    products: Sequence[Op] = ()
     notes: dict[Op, str] = field(default_factory=dict)
     weights: dict[Op, str] = field(default_factory=dict)
 
@@ -71,7 +74,7 @@ class TrainingPlan:
 
 
 def plan_of(graph: Graph, skipped: Set[Op]) -> TrainingPlan:
-    """What training rounds of a graph with its weights, without layers that are skipped.
+    """What training rounds of a graph with its weights, without layers and products that are skipped.
 
     Raises TersorError where notes have no range yet.
     """
@@ -82,7 +85,8 @@ def plan_of(graph: Graph, skipped: Set[Op]) -> TrainingPlan:
     layers: dict[Op, TrainedLayer] = {
         op: TrainedLayer(op, _norm_behind(op)) for op in noted_layers(graph) if op not in skipped
     }
-    return TrainingPlan(tied_notes(graph, notes), layers)
+    products = [op for op in noted_products(graph) if op not in skipped]
+    return TrainingPlan(tied_notes(graph, notes), layers, products)
 
 
 def _norm_behind(op: LayerOp) -> BatchNormOp | None:

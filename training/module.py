@@ -9,7 +9,7 @@ unrounded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,7 +68,9 @@ class QuantizedModule(GraphModule):
         How step sizes of activations learn: ``lsq`` or ``pact``.
     weight_scales
         The layers whose weights are rounded, with their step sizes, [O] each; by default all layers that read a
-        note, with those that ``quantize-realize`` takes.
+        note, with those that ``quantize-realize`` takes, and all products of noted values.
+    products
+        Beside those layers, the products of computed operands that are of integers in inference.
     integers
         The integer graph that the module computes as long as its numbers are those of ``graph``, where one is known.
     momentum
@@ -89,6 +91,7 @@ class QuantizedModule(GraphModule):
         quantizer: str = "lsq",
         *,
         weight_scales: Mapping[Op, torch.Tensor] | None = None,
+        products: Collection[Op] = (),
         integers: Graph | None = None,
         momentum: float = 0.1,
     ) -> None:
@@ -97,11 +100,13 @@ class QuantizedModule(GraphModule):
         except ValueError as error:
             raise TersorError(str(error)) from None
         scales = None if weight_scales is None else [weight_scales.get(op) for op in graph.ops]
+        others = [] if weight_scales is None else [op not in {*weight_scales, *products} for op in graph.ops]
         graph = at_hints(graph).clone()
         take_apart(graph, Rewriter(graph), _RULE)
         super().__init__(graph, momentum)
         begin = {} if scales is None else dict(zip(self._program.graph.ops, scales, strict=True))
-        self._plan = self._planned(graph.weights, {op for op, one in begin.items() if one is None})
+        skipped = {op for op, other in zip(self._program.graph.ops, others, strict=bool(others)) if other}
+        self._plan = self._planned(graph.weights, skipped)
         for group in self._plan.groups:
             value = underlying(group[0].inputs[0])
             made = kind(step_of(group[0]))
@@ -137,7 +142,8 @@ class QuantizedModule(GraphModule):
             check_weights(layer.name, numbers(op.weight), made.weight)
             return made
 
-        IntegerGraph(rewriter, _RULE, layers, integers_of).build()
+        products = [made for op in self._plan.products if (made := mapping[op.result].op) is not None]
+        IntegerGraph(rewriter, _RULE, [*layers, *products], integers_of).build()
         tidy(graph, rewriter, _RULE)
         graph.forget_unused_weights()
         return graph

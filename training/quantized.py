@@ -19,4 +19,6 @@ def quantized_module(graph: Graph, quantizer: str = "lsq") -> QuantizedModule | 
     made = noted_integers(graph)
     if made is None:
         return None
-    return QuantizedModule(made.graph, quantizer, weight_scales=made.weight_scales, integers=graph)
+    return QuantizedModule(
+        made.graph, quantizer, weight_scales=made.weight_scales, products=made.products, integers=graph
+    )

@@ -19,6 +19,7 @@ from .normalization import *
 from .order import *
 from .packed import *
 from .pooling import *
+from .product import *
 from .quantization import *
 from .recurrent import *
 from .reduction import *

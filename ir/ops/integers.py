@@ -1,10 +1,11 @@
-"""What convolutions, linear layers and averages of 8-bit integers have in common: element types, limits, exact sums.
+"""What layers, products and averages of 8-bit integers have in common: element types, limits, exact sums.
 
 PyTorch has no integer convolution on the CPU. Its float64 kernels compute integers below 2^53 exactly, in any order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -75,6 +76,70 @@ def exact_sums(
     if sums.numel() and sums.abs().max().item() > _LIMIT:
         raise op.error(f"a sum of products is {sums.abs().max().item():.0f} or its negative, which is no i32 number")
     return sums.to(torch.int32)
+
+
+def check_product(op: Op, terms: int, *factors: tuple[DType, int]) -> None:
+    """Refuse sums of products of two computed operands of 8-bit integers that could overflow.
+
+    Parameters
+    ----------
+    terms
+        Products in one sum.
+    factors
+        Element type of each operand, and the integer that stands for zero in it; other types have none but 0.
+
+    Raises
+    ------
+    IRError
+        When a zero point is no number of its type, or a sum may not fit into i32.
+    """
+    largest = int(terms)
+    for dtype, zero_point in factors:
+        low, high = integer_range(dtype) if dtype in QUANTIZED else (0, 0)
+        if not low <= zero_point <= high:
+            raise op.error(f"the zero point {zero_point} does not fit {dtype.value}; it must lie in {low} to {high}")
+        largest *= max(zero_point - low, high - zero_point)
+    if largest > _LIMIT:
+        raise op.error(f"sums of {terms} products may not fit into i32; keep this product in floating point")
+
+
+def exact_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``a @ b`` of integers whose sums fit into i32, as i32."""
+    return torch.matmul(a.double(), b.double()).to(torch.int32)
+
+
+def signed(integers: torch.Tensor) -> torch.Tensor:
+    """8-bit integers as i32 from -128 to 127: those of u8 less 128."""
+    return integers.to(torch.int32) - (128 if integers.dtype is torch.uint8 else 0)
+
+
+# Softmax weights as integers: 255 * 2^x for x <= 0, rounded. ``x = n + r`` with r from -1/2 to 1/2, and 2^r is
+# 1 + r * (c1 + r * (c2 + r * c3)), the polynomial with the least relative error, 1e-4; its coefficients times 255.
+LARGEST_SHARE = 255.0
+LOG2_E = 1.4426950408889634
+SHARE_POLYNOMIAL = (0.05500885 * LARGEST_SHARE, 0.24221117 * LARGEST_SHARE, 0.69328296 * LARGEST_SHARE, LARGEST_SHARE)
+LEAST_POWER = -16.0  # 255 * 2^-16 rounds to 0
+LEAST_PEAK = -3.0e38  # finite, so that a row whose scores are all -inf has weights of 0
+
+
+def softmax_shares(scores: torch.Tensor) -> torch.Tensor:
+    """``round(255 * exp(score - largest score of the row))`` of f32 scores, as i32; NaN gives 0.
+
+    Each operation on f32 numbers is rounded once, so compiled code gives the same integers.
+    """
+
+    def number(value: float) -> torch.Tensor:
+        return torch.tensor(value, dtype=torch.float32)
+
+    peaks = torch.nan_to_num(scores, nan=-math.inf, posinf=math.inf, neginf=-math.inf).amax(-1, keepdim=True)
+    distance = scores - peaks.clamp(min=LEAST_PEAK)
+    power = torch.nan_to_num(distance * number(LOG2_E), nan=LEAST_POWER, neginf=LEAST_POWER).clamp(min=LEAST_POWER)
+    exponent = torch.round(power)
+    rest = power - exponent
+    share = number(SHARE_POLYNOMIAL[0]).expand(rest.shape)
+    for coefficient in SHARE_POLYNOMIAL[1:]:
+        share = share * rest + number(coefficient)
+    return torch.round(torch.ldexp(share, exponent.to(torch.int32))).to(torch.int32)
 
 
 def mean_type(op: Op, x: TensorType, terms: int) -> DType:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
 
 from ..blocks import Blocks, check_blocks
-from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, Narrowing
-from ..types import TensorType, broadcast_shapes
-from .integers import QUANTIZED, exact_sums, sum_type
+from ..core import Attrs, Operand
+from ..traits import ChannelFlow
+from ..types import DType, TensorType, broadcast_shapes
+from .integers import QUANTIZED, check_product, exact_product, exact_sums, signed, softmax_shares, sum_type
 from .layer import LayerOp
+from .product import ProductOp
 
 
 @dataclass(frozen=True)
@@ -61,20 +63,30 @@ class LinearOp(LayerOp, name="linear", attrs=LinearAttrs):
 
 @dataclass(frozen=True)
 class MatmulAttrs(Attrs):
-    """``transpose_rhs`` multiplies by the transpose of the last two dimensions of rhs."""
+    """``transpose_rhs`` multiplies by the transpose of the last two dimensions of rhs.
+
+    ``lhs_zero`` and ``rhs_zero`` are the integers that stand for zero in operands of 8-bit integers.
+    """
 
     transpose_rhs: bool = False
+    lhs_zero: int = 0
+    rhs_zero: int = 0
 
 
-class MatmulOp(Op, name="matmul", attrs=MatmulAttrs):
-    """lhs [..., M, K] times rhs [..., K, N] -> [..., M, N]; leading dimensions are broadcast."""
+class MatmulOp(ProductOp, name="matmul", attrs=MatmulAttrs):
+    """lhs [..., M, K] times rhs [..., K, N] -> [..., M, N]; leading dimensions are broadcast.
+
+    Operands of u8 or i8 give the exact i32 sums of products of ``lhs - lhs_zero`` and ``rhs - rhs_zero``.
+    """
 
     lhs = Operand()
     rhs = Operand()
     absorbing = (0, 1)
     channels = ChannelFlow.MULTIPLIES
-    leads_group = True
-    default_narrowing = Narrowing.LEADS
+
+    @property
+    def terms(self) -> int:
+        return self.lhs.shape[-1]
 
     def infer_types(self) -> tuple[TensorType, ...]:
         lhs, rhs = self.lhs.type, self.rhs.type
@@ -86,9 +98,14 @@ class MatmulOp(Op, name="matmul", attrs=MatmulAttrs):
         batch = broadcast_shapes(lhs.shape[:-2], rhs.shape[:-2])
         if batch is None:
             raise self.error(f"leading dimensions of {lhs} and {rhs} do not broadcast")
-        return (lhs.with_shape((*batch, lhs.shape[-2], columns)),)
+        check_product(self, inner, (lhs.dtype, self.attrs.lhs_zero), (rhs.dtype, self.attrs.rhs_zero))
+        dtype = DType.I32 if lhs.dtype in QUANTIZED else lhs.dtype
+        return (TensorType((*batch, lhs.shape[-2], columns), dtype),)
 
     def evaluate(self, lhs: torch.Tensor, rhs: torch.Tensor) -> torch.Tensor:
+        if self.lhs.type.dtype in QUANTIZED:
+            right = rhs.transpose(-1, -2) if self.attrs.transpose_rhs else rhs
+            return exact_product(lhs.double() - self.attrs.lhs_zero, right.double() - self.attrs.rhs_zero)
         return torch.matmul(lhs, rhs.transpose(-1, -2) if self.attrs.transpose_rhs else rhs)
 
     def apart(self, index: int, axis: int) -> int | None:
@@ -99,20 +116,42 @@ class MatmulOp(Op, name="matmul", attrs=MatmulAttrs):
     def macs(self) -> int:
         return self.result.type.size * self.lhs.shape[-1]
 
+    def on_steps(self, scales: Sequence[float], zero_points: Sequence[int]) -> tuple[MatmulAttrs, float]:
+        lhs_zero, rhs_zero = zero_points
+        return replace(self.attrs, lhs_zero=lhs_zero, rhs_zero=rhs_zero), math.prod(scales)
+
+    def on_numbers(self, scales: Sequence[float], zero_points: Sequence[int]) -> tuple[MatmulAttrs, float] | None:
+        if (self.attrs.lhs_zero, self.attrs.rhs_zero) != tuple(zero_points):
+            return None
+        return replace(self.attrs, lhs_zero=0, rhs_zero=0), math.prod(scales)
+
 
 @dataclass(frozen=True)
 class AttentionAttrs(Attrs):
-    """``scale`` multiplies the products of queries and keys; 0 stands for 1 / sqrt(head size)."""
+    """``scale`` multiplies the products of queries and keys; 0 stands for 1 / sqrt(head size).
+
+    ``query_zero`` and ``value_zero`` are the integers that stand for zero in operands of 8-bit integers.
+    """
 
     scale: float = 0.0
     causal: bool = False
+    query_zero: int = 0
+    value_zero: int = 0
 
 
-class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
+class AttentionOp(ProductOp, name="attention", attrs=AttentionAttrs):
     """Scaled dot-product attention (Vaswani et al. 2017): softmax(scale * query key^T + mask) value.
 
     query [..., M, D], key [..., K, D], value [..., K, E], mask broadcastable to [..., M, K], either boolean (true:
     attend) or additive -> [..., M, E].
+
+    Query, key and value may be u8 or i8. Then, all sums being exact in i32 and all other steps rounded to f32,
+
+    - scores are ``(query - query_zero) key^T * scale``, plus a mask. Keys of u8 are taken less 128. Their zero point
+      does not matter: it would add the same number to all scores of a query, which softmax takes back;
+    - weights are ``round(255 * exp(score - largest))``, from 0 to 255: see `softmax_shares`;
+    - the result is f32, in units of the values: ``weights (value - value_zero)`` times the reciprocal of the sum of the
+      weights, or 0 where no key is seen.
     """
 
     query = Operand()
@@ -120,9 +159,11 @@ class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
     value = Operand()
     mask = Operand(optional=True)
     absorbing = (2,)
-    leads_group = True
-    default_narrowing = Narrowing.LEADS
     wide_operands = 3
+
+    @property
+    def terms(self) -> int:
+        return max(self.query.shape[-1], self.key.shape[-2])
 
     @property
     def scale(self) -> float:
@@ -142,11 +183,18 @@ class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
             scores = (*batch, query.shape[-2], key.shape[-2])
             if broadcast_shapes(scores, self.mask.shape) != scores:
                 raise self.error(f"mask {self.mask.type} does not broadcast to {list(scores)}")
-        return (query.with_shape((*batch, query.shape[-2], value.shape[-1])),)
+        on_integers = query.dtype in QUANTIZED
+        check_product(self, query.shape[-1], (query.dtype, self.attrs.query_zero), (key.dtype, 0))
+        weights = DType.U8 if on_integers else value.dtype
+        check_product(self, key.shape[-2], (weights, 0), (value.dtype, self.attrs.value_zero))
+        dtype = DType.F32 if on_integers else query.dtype
+        return (TensorType((*batch, query.shape[-2], value.shape[-1]), dtype),)
 
     def evaluate(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
+        if self.query.type.dtype in QUANTIZED:
+            return self._on_integers(query, key, value, mask)
         if mask is None:
             return functional.scaled_dot_product_attention(
                 query, key, value, is_causal=self.attrs.causal, scale=self.scale
@@ -161,6 +209,20 @@ class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
             mask = mask & seen if mask.dtype is torch.bool else mask.masked_fill(~seen, -math.inf)
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
 
+    def _on_integers(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        sums = exact_product(query.double() - self.attrs.query_zero, signed(key).transpose(-1, -2))
+        scores = sums.to(torch.float32) * torch.tensor(self.scale, dtype=torch.float32)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask.float()
+        if self.attrs.causal:
+            unseen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(unseen, -math.inf)
+        weights = softmax_shares(scores)
+        context = exact_product(weights, value.double() - self.attrs.value_zero).to(torch.float32)
+        return context * (1.0 / weights.sum(-1, keepdim=True).clamp(min=1).to(torch.float32))
+
     def apart(self, index: int, axis: int) -> int | None:
         rank = self.inputs[index].type.rank
         return axis + self.result.type.rank - rank if axis < rank - 2 else None
@@ -168,3 +230,14 @@ class AttentionOp(Op, name="attention", attrs=AttentionAttrs):
     def macs(self) -> int:
         scores = self.query.type.size // self.query.shape[-1] * self.key.shape[-2]
         return scores * (self.query.shape[-1] + self.value.shape[-1])
+
+    def on_steps(self, scales: Sequence[float], zero_points: Sequence[int]) -> tuple[AttentionAttrs, float]:
+        (query, key, value), (query_zero, _, value_zero) = scales, zero_points
+        attrs = replace(self.attrs, scale=self.scale * query * key, query_zero=query_zero, value_zero=value_zero)
+        return attrs, value
+
+    def on_numbers(self, scales: Sequence[float], zero_points: Sequence[int]) -> tuple[AttentionAttrs, float] | None:
+        (query, key, value), (query_zero, _, value_zero) = scales, zero_points
+        if (self.attrs.query_zero, self.attrs.value_zero) != (query_zero, value_zero):
+            return None
+        return replace(self.attrs, scale=self.scale / (query * key), query_zero=0, value_zero=0), value

@@ -6,6 +6,7 @@ Importing this package registers its passes and calibrators.
 from . import (  # registers passes
     adaround,
     annotate,
+    attention_sizes,
     bias_correction,
     calibrate,
     concatenation,

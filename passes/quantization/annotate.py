@@ -19,9 +19,9 @@ With ``weight_bits=4`` notes say so: the weights of layers that read them become
 in 8 bits. ``keep_norms`` is for training (`tersor.training`): batch normalisations stay behind their layers, and notes
 stand where they would without them. Fold them (``fold-batchnorm``) before ``quantize-realize``.
 
-Groups made by ``fuse`` are taken apart. Refused, with the reason in the report: layers that ``skip`` names, weights
-computed at run time, and sums that may not fit into i32. Fails after ``layout``, where batch normalisations are not
-folded, and for targets without integer kernels.
+Groups made by ``fuse`` are taken apart. Refused, with the reason in the report: layers and products that ``skip``
+names, weights computed at run time, products with a constant, and sums that may not fit into i32. Fails after
+``layout``, where batch normalisations are not folded, and for targets without integer kernels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,16 @@ from ...ir.ops.quantization import ObserveAttrs
 from ..base import Pass, PassContext, Result
 from ..registry import register_pass
 from ..unfuse import take_apart
-from .placement import check_patterns, float_layers, is_skipped, refusal, stored_as_integers
+from .placement import (
+    check_patterns,
+    float_layers,
+    float_products,
+    in_order,
+    is_skipped,
+    product_refusal,
+    refusal,
+    stored_as_integers,
+)
 from .scheme import WEIGHT_BITS
 
 _RULE = "quantize-annotate"
@@ -71,23 +80,23 @@ class QuantizeAnnotate(Pass):
 
     def run(self, graph: Graph, context: PassContext) -> Result:
         rewriter = context.rewriter(graph)
-        if not any(float_layers(part) for part in graph.parts):
+        if not any(float_layers(part) or float_products(part) for part in graph.parts):
             return Result(False, ("no layer computes in floating point",))
         check_order(graph, context, _RULE, "O2 or O3", self.keep_norms)
         take_apart(graph, rewriter, _RULE)
         check_patterns(graph, self.skip)
-        layers = []
-        for op in float_layers(graph):
-            reason = refusal(op, self.skip)
-            if reason:
-                rewriter.refuse(_RULE, op, reason)
-            else:
-                layers.append(op)
+        reasons: dict[Op, str] = {op: refusal(op, self.skip) for op in float_layers(graph)}
+        reasons |= {op: product_refusal(op, self.skip) for op in float_products(graph)}
+        layers = [op for op in in_order(graph, list(reasons)) if not reasons[op]]
+        for op in in_order(graph, list(reasons)):
+            if reasons[op]:
+                rewriter.refuse(_RULE, op, reasons[op])
         stored = stored_as_integers(graph, layers)
         kind = ObserveAttrs(dtype=self.activations, weight_bits=self.weight_bits)
-        skipped = {op for op in float_layers(graph) if is_skipped(op, self.skip)}
+        skipped = {op for op in reasons if is_skipped(op, self.skip)}
         noted = sum(_note(value, kind, rewriter, skipped) for value in stored)
-        note = f"{len(layers)} layers can compute on integers, {len(stored)} values are stored as such, {noted} new"
+        count = f"{len(layers)} layers and products can compute on integers"
+        note = f"{count}, {len(stored)} values are stored as such, {noted} new"
         return Result(rewriter.changed, (note,))
 
 

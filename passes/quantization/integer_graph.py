@@ -8,13 +8,24 @@ their own: one that two ops share would be stored as f32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from ...ir import DType, Graph, OnIntegers, Op, Rewriter, TensorType, Value
-from ...ir.ops import AvgPool2dOp, DequantizeOp, MulOp, ObserveOp, PadOp, QuantizeOp, SubOp, WeightOp
+from ...ir.ops import (
+    AvgPool2dOp,
+    DequantizeOp,
+    FullOp,
+    MulOp,
+    ObserveOp,
+    PadOp,
+    ProductOp,
+    QuantizeOp,
+    SubOp,
+    WeightOp,
+)
 from ...ir.ops.integers import QUANTIZED
 from ..matching import numbers, prune, scalar, weight_name
 from .given_integers import source_of
@@ -52,7 +63,7 @@ class IntegerGraph:
     rule
         Name of the rewrites.
     layers
-        Layers to compute on integers, where their operand is stored as such.
+        Layers and products to compute on integers, where their operands are stored as such.
     integers_of
         The integers of a layer whose operand has the scale given; None leaves the layer as it is.
 
@@ -66,7 +77,7 @@ class IntegerGraph:
         self,
         rewriter: Rewriter,
         rule: str,
-        layers: Iterable[LayerOp],
+        layers: Iterable[Op],
         integers_of: Callable[[LayerOp, float], IntegerLayer | None] = rounded_layer,
     ) -> None:
         self._rewriter = rewriter
@@ -94,7 +105,9 @@ class IntegerGraph:
             self._read(op)
         elif isinstance(op, QuantizeOp) and first is not None and first.step == _step(op):
             self._forward(op, first)
-        elif first is not None and op in self._layers:
+        elif isinstance(op, ProductOp) and op in self._layers and _of_one_type(op, self.stored):
+            self._multiply(op)
+        elif isinstance(op, LayerOp) and first is not None and op in self._layers:
             self._sum(op, first)
         elif first is not None and op.on_integers is OnIntegers.MOVES and _can_move(op, stored):
             self._move(op, [one for one in stored if one is not None])
@@ -136,9 +149,20 @@ class IntegerGraph:
             attrs = QuantizeOp.attrs_type(scale=step.scale, zero_point=step.zero_point, dtype=step.dtype)
             self.stored[note.result] = Stored(self._rewriter.create(QuantizeOp, (source,), attrs).result, step)
 
-    def _sum(self, op: Op, x: Stored) -> None:
+    def _multiply(self, op: ProductOp) -> None:
+        """The product of integers, times what its unit stands for."""
+        if not self._rewriter.commit(self._rule, op):  # it goes on reading the notes, which stay then
+            return
+        factors = [self.stored[value] for value in op.factors]
+        steps = [one.step for one in factors]
+        attrs, unit = op.on_steps([step.scale for step in steps], [step.zero_point for step in steps])
+        others = op.operands[len(factors) :]
+        product = self._rewriter.create(type(op), (*(one.integers for one in factors), *others), attrs).result
+        kind = DequantizeOp if product.type.dtype is DType.I32 else MulOp
+        self._rewriter.replace(op, self._rewriter.create(kind, (product, self._constant(unit))).result)
+
+    def _sum(self, op: LayerOp, x: Stored) -> None:
         """``dequantize(op(integers))``, with a scale for each channel."""
-        assert isinstance(op, LayerOp)
         layer = self._integers_of(op, x.step.scale)
         if layer is None or not self._rewriter.commit(self._rule, op):  # it goes on reading the note, which stays then
             return
@@ -219,6 +243,26 @@ def integer_twin(op: LayerOp, step: QuantizationStep) -> Graph:
     stored = QuantizeOp.attrs_type(scale=1.0, zero_point=step.zero_point, dtype=step.dtype)
     graph.outputs = (graph.append(QuantizeOp((number,), stored)).result,)
     return graph
+
+
+def product_twin(op: ProductOp, steps: Sequence[QuantizationStep]) -> Graph:
+    """A graph of the product alone on integers that mean what ``steps`` say; like `integer_twin`, for its time."""
+    factors = [TensorType(value.shape, step.dtype) for value, step in zip(op.factors, steps, strict=True)]
+    types = [*factors, *(value.type for value in op.inputs[len(factors) :])]
+    graph = Graph(op.name, [(f"x{index}", type) for index, type in enumerate(types)])
+    attrs, unit = op.on_steps([step.scale for step in steps], [step.zero_point for step in steps])
+    product = graph.append(type(op)(graph.inputs, attrs)).result
+    factor = graph.append(FullOp((), FullOp.attrs_type(value=unit))).result
+    kind = DequantizeOp if product.type.dtype is DType.I32 else MulOp
+    stored = QuantizeOp.attrs_type(scale=1.0, zero_point=steps[0].zero_point, dtype=steps[0].dtype)
+    graph.outputs = (graph.append(QuantizeOp((graph.append(kind((product, factor))).result,), stored)).result,)
+    return graph
+
+
+def _of_one_type(op: ProductOp, stored: Mapping[Value, Stored]) -> bool:
+    """Whether all factors are stored, in one type of integers, of which kernels multiply."""
+    found = [stored.get(value) for value in op.factors]
+    return len({None if one is None else one.step.dtype for one in found}) == 1 and None not in found
 
 
 def _can_move(op: Op, stored: list[Stored | None]) -> bool:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...ir import Graph, OnIntegers, Op, Rewriter, TensorType, Value
-from ...ir.ops import AddOp, DequantizeOp, LayerOp, MulOp, ObserveOp, PadOp, QuantizeOp, SubOp
+from ...ir.ops import AddOp, DequantizeOp, LayerOp, MulOp, ObserveOp, PadOp, ProductOp, QuantizeOp, SubOp
 from ...ir.ops.integers import QUANTIZED, integer_range
 from ..matching import numbers, scalar, tensor, weight_name
 from ..matching import replace as replace_op
@@ -49,10 +49,13 @@ class NotedIntegers:
         The graph.
     weight_scales
         float64 [O] for each layer that sums integers: what one unit of its weight stands for.
+    products
+        Products of computed operands that are of integers.
     """
 
     graph: Graph
     weight_scales: dict[Op, torch.Tensor]
+    products: frozenset[Op]
 
 
 def noted_integers(graph: Graph) -> NotedIntegers | None:
@@ -79,6 +82,7 @@ class _Notes:
         self.steps: dict[Value, QuantizationStep] = {}  # of integers
         self.numbers: dict[Value, Value] = {}  # the notes in their place
         self.scales: dict[Op, torch.Tensor] = {}
+        self.products: set[Op] = set()
         self.bits: dict[Op, int] = {}  # of weights, by the note that their layers read
 
     def made(self) -> NotedIntegers:
@@ -94,7 +98,7 @@ class _Notes:
             if not any(result.uses for result in op.results):
                 self.rewriter.commit(_RULE, op)
                 self.rewriter.erase(op)
-        return NotedIntegers(self.graph, self.scales)
+        return NotedIntegers(self.graph, self.scales, frozenset(self.products))
 
     # Steps ------------------------------------------------------------------------------------------------------
 
@@ -122,6 +126,8 @@ class _Notes:
             self._note(op.result, op.x)
         elif not any(value.type.dtype in QUANTIZED for value in op.inputs if tensor(value) is None):
             return
+        elif isinstance(op, ProductOp) and all(value in self.numbers for value in op.factors):
+            self._product(op)
         elif not all(value in self.numbers for value in op.inputs if tensor(value) is None):
             raise _Unknown
         elif isinstance(op, LayerOp):
@@ -180,6 +186,20 @@ class _Notes:
             return
         units = self.rewriter.create(MulOp, (mean, self._constant(1 / step.scale))).result
         replace_op(self.rewriter, op, self.rewriter.create(AddOp, (units, self._constant(step.zero_point))).result)
+
+    def _product(self, op: ProductOp) -> None:
+        """A product of numbers in place of one of integers and its unit."""
+        steps = [self.steps[value] for value in op.factors]
+        found = op.on_numbers([step.scale for step in steps], [step.zero_point for step in steps])
+        reader = op.result.users[0] if len(op.result.users) == 1 else None
+        factor = scalar(reader.inputs[1]) if isinstance(reader, DequantizeOp | MulOp) else None
+        if found is None or reader is None or reader.inputs[0] is not op.result or not factor:
+            raise _Unknown
+        attrs, unit = found
+        operands = [*(self.numbers[value] for value in op.factors), *op.operands[len(steps) :]]
+        product = self.rewriter.create(type(op), operands, attrs)
+        self.products.add(product)
+        self._put(reader, product.result, float(factor) / unit)
 
     def _layer(self, op: LayerOp) -> None:
         """A layer with floating-point weights in place of integer sums and their scale."""

@@ -1,6 +1,7 @@
 """Which layers compute on integers, and which values are therefore stored as integers.
 
-A layer that computes integer sums wants its operand as integers. That operand is best rounded where it is made, in the
+A layer that computes integer sums wants its operand as integers, and a product of computed operands, such as attention,
+all its factors. Such an operand is best rounded where it is made, in the
 epilogue of the kernel before, so the wish travels backwards: through ops that move integers (pooling, concatenation,
 reshaping) to their operands, through means to what they average, and through elementwise ops, which stay in floating
 point in registers, to concatenations and poolings that are stored before them. Where an elementwise op joins two
@@ -15,9 +16,9 @@ from fnmatch import fnmatchcase
 from typing import cast
 
 from ...ir import DType, Graph, OnIntegers, Op, TersorError, Value, is_constant
-from ...ir.ops import BatchNormOp, LayerOp, ObserveOp
+from ...ir.ops import BatchNormOp, LayerOp, ObserveOp, ProductOp
 from ..matching import tensor
-from .scheme import MOST_TERMS, WEIGHT_BITS
+from .scheme import MOST_PRODUCT_TERMS, MOST_TERMS, WEIGHT_BITS
 
 
 def find_notes(graph: Graph) -> list[ObserveOp]:
@@ -52,6 +53,18 @@ def float_layers(graph: Graph) -> list[LayerOp]:
     return [op for op in layers if op.result.type.dtype is DType.F32]
 
 
+def float_products(graph: Graph) -> list[ProductOp]:
+    """Products of computed operands that could be of integers, and are of float32 numbers."""
+    products = (cast(ProductOp, op) for op in graph.ops if op.on_integers is OnIntegers.PRODUCTS)
+    return [op for op in products if op.result.type.dtype is DType.F32 and op.factors[0].type.dtype is DType.F32]
+
+
+def in_order(graph: Graph, *ops: Sequence[Op]) -> list[Op]:
+    """Ops of a graph in execution order."""
+    wanted = {op for some in ops for op in some}
+    return [op for op in graph.ops if op in wanted]
+
+
 def is_skipped(op: Op, skip: Sequence[str]) -> bool:
     """Whether a pattern names the layer."""
     return any(fnmatchcase(op.location, pattern) for pattern in skip)
@@ -74,9 +87,29 @@ def refusal(op: LayerOp, skip: Sequence[str]) -> str:
     return f"sums of {terms} products may not fit into i32" if terms > MOST_TERMS else ""
 
 
+def product_refusal(op: ProductOp, skip: Sequence[str]) -> str:
+    """Why a product stays in floating point; empty if it need not."""
+    if is_skipped(op, skip):
+        return "it is to be skipped"
+    if any(is_constant(underlying(value)) for value in op.factors):
+        return "an operand is a constant"
+    if not op.terms:
+        return "it has no operand"
+    return f"sums of {op.terms} products may not fit into i32" if op.terms > MOST_PRODUCT_TERMS else ""
+
+
 def noted_layers(graph: Graph) -> list[LayerOp]:
     """Layers whose operand is noted to be stored as integers, and that can sum these."""
     return [op for op in float_layers(graph) if isinstance(op.x.op, ObserveOp) and not refusal(op, ())]
+
+
+def noted_products(graph: Graph) -> list[ProductOp]:
+    """Products all of whose factors are noted to be stored as integers, and that can multiply these."""
+    return [
+        op
+        for op in float_products(graph)
+        if all(isinstance(value.op, ObserveOp) for value in op.factors) and not product_refusal(op, ())
+    ]
 
 
 def refuse_notes(graph: Graph, rule: str) -> None:
@@ -86,30 +119,31 @@ def refuse_notes(graph: Graph, rule: str) -> None:
 
 
 def check_patterns(graph: Graph, skip: Sequence[str]) -> None:
-    """Raise TersorError for a pattern that is no layer's name."""
-    names = [op.location for op in float_layers(graph)]
+    """Raise TersorError for a pattern that is no layer's name, and no product's."""
+    names = [op.location for op in in_order(graph, float_layers(graph), float_products(graph))]
     for pattern in skip:
         if names and not any(fnmatchcase(name, pattern) for name in names):
             some = ", ".join(name for name in names[:3] if name)
             raise TersorError(f"skip={pattern} matches no layer; layers have names such as {some or '(none)'}")
 
 
-def stored_as_integers(graph: Graph, layers: Iterable[LayerOp]) -> dict[Value, None]:
+def stored_as_integers(graph: Graph, layers: Iterable[Op]) -> dict[Value, None]:
     """Values to be stored as integers when ``layers`` compute on integers, in the order in which they were found.
 
-    Notes that are in the graph already (`ObserveOp`) are seen through.
+    Products count as layers. Notes that are in the graph already (`ObserveOp`) are seen through.
     """
     return _Placement(graph, layers).stored
 
 
 class _Placement:
-    def __init__(self, graph: Graph, layers: Iterable[LayerOp]) -> None:
+    def __init__(self, graph: Graph, layers: Iterable[Op]) -> None:
         self.layers: set[Op | None] = set(layers)
         self.stored: dict[Value, None] = {}
         self.position = {op: index for index, op in enumerate(graph.ops)}
         for op in graph.ops:
             if op in self.layers:
-                self.want(underlying(op.inputs[0]))
+                for value in _data(op):
+                    self.want(value)
         for op in reversed(graph.ops):
             if op.on_integers is OnIntegers.MEANS:
                 self.want_if_made_of_integers(op.inputs[0])
@@ -190,8 +224,10 @@ class _Placement:
 
 
 def _data(op: Op) -> list[Value]:
-    """What an op reads besides constants, and besides a layer's weight."""
+    """What an op reads besides constants, a layer's weight, and what a product does not multiply."""
     values = op.inputs[:1] if op.on_integers is OnIntegers.SUMS else op.inputs
+    if isinstance(op, ProductOp):
+        values = op.factors
     return [underlying(value) for value in values if not is_constant(value)]
 
 

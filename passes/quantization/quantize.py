@@ -2,7 +2,7 @@
 
 ::
 
-    quantize{method=percentile:99.99}  =  equalize-concat,
+    quantize{method=percentile:99.99}  =  equalize-concat,equalize-attention,
                                           quantize-annotate,quantize-calibrate{method=percentile:99.99},
                                           bias-correction,quantize-realize,fuse
 
@@ -33,7 +33,7 @@ from .scheme import WEIGHT_BITS
 
 @register_pass("quantize", purpose="quantize")
 class Quantize(Pass):
-    """Compute convolutions, linear layers and what stands between them on 8-bit integers.
+    """Compute convolutions, linear layers, attention and what stands between them on 8-bit integers.
 
     Attributes
     ----------
@@ -43,11 +43,11 @@ class Quantize(Pass):
         How ranges are found: ``minmax``, ``percentile:99.99``, ``moving-average:0.9``, ``mse``, ``entropy``, or
         ``auto``: for each value the one with the least error of the layers that read it.
     accuracy
-        Passes that make up for rounding: ``equalize-concat``, ``cross-layer-equalization`` and ``smooth-quant``
-        before values are noted,
+        Passes that make up for rounding: ``equalize-concat``, ``equalize-attention``, ``cross-layer-equalization`` and
+        ``smooth-quant`` before values are noted,
         ``gptq``, ``adaround`` or ``bias-correction`` on calibrated notes.
     skip
-        Names of layers that stay in floating point; ``*`` stands for anything.
+        Names of layers and products that stay in floating point; ``*`` stands for anything.
     weight_bits
         Bits of the weights as integers, 2 to 8.
     keep
@@ -64,7 +64,7 @@ class Quantize(Pass):
 
     activations: Annotated[DType, QUANTIZED] = DType.U8
     method: Annotated[str, CALIBRATORS] = "minmax"
-    accuracy: tuple[str, ...] = ("equalize-concat", "bias-correction")
+    accuracy: tuple[str, ...] = ("equalize-concat", "equalize-attention", "bias-correction")
     skip: tuple[str, ...] = ()
     weight_bits: int = WEIGHT_BITS
     keep: Keep = Keep.FASTER

@@ -18,8 +18,9 @@ Activations have one scale and zero point a tensor, weights one scale for each o
 (`scheme`). Everything between the sums and the next ``quantize`` is ordinary elementwise arithmetic, which ``fuse``
 puts into the layer's kernel; so run ``fuse`` (or ``O3``) behind this pass. Outputs of the graph are numbers as before.
 
-The referee decides layer by layer: with ``keep=faster`` a layer that the target does not measure faster on integers
-stays as it is, and what would be stored as integers for it alone too. But a layer in floating point makes its
+A product of computed operands, such as attention, is one of integers where all its factors are stored as such. The
+referee decides layer by layer, and product by product: with ``keep=faster`` what the target does not measure faster on
+integers stays as it is, and what would be stored as integers for it alone too. But a layer in floating point makes its
 neighbours write and read four times the bytes. So where some layers are not faster alone, the whole graph is measured
 with and without them, and they follow the others if it is faster with them. With ``others=bf16`` the same is asked of
 16-bit numbers for what stays. Under a budget, ``min_sqnr`` or ``max_drop``, layers stay in floating point until the
@@ -40,7 +41,7 @@ from typing import Annotated
 import torch
 
 from ...ir import DType, Graph, Op, Rewriter, TersorError, Value, graph_of, is_constant, weights_loaded
-from ...ir.ops import BatchNormOp, LayerOp, ObserveOp, WeightOp
+from ...ir.ops import BatchNormOp, LayerOp, ObserveOp, ProductOp, WeightOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
 from ..half_precision import FLOATING, leaders_of, narrow, narrow_twin
@@ -52,9 +53,18 @@ from ..report import Verdict
 from ..unfuse import take_apart
 from .annotate import check_order
 from .budget import LayerVariant, NoiseBudget, choose_variants
-from .integer_graph import IntegerGraph, Stored, integer_twin, step_of
-from .placement import find_notes, float_layers, name_of, noted_layers, stored_as_integers
+from .integer_graph import IntegerGraph, Stored, integer_twin, product_twin, step_of
+from .placement import (
+    find_notes,
+    float_layers,
+    in_order,
+    name_of,
+    noted_layers,
+    noted_products,
+    stored_as_integers,
+)
 from .quality import measure_quality
+from .scheme import QuantizationStep
 from .tidy import tidy
 
 _RULE = "quantize-realize"
@@ -166,9 +176,9 @@ def _norms(graph: Graph) -> list[Op]:
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """Layers to compute on integers, and ops to compute in a narrow floating-point type."""
+    """Layers and products to compute on integers, and ops to compute in a narrow floating-point type."""
 
-    integers: tuple[LayerOp, ...] = ()
+    integers: tuple[Op, ...] = ()
     narrow: tuple[Op, ...] = ()
 
     def __bool__(self) -> bool:
@@ -204,9 +214,8 @@ class _Draft:
     def planned(self, plan: PrecisionPlan) -> tuple[Graph, list[Stored | None]]:
         """The graph after a plan, as a copy, and for each note the integers that it became, if it did."""
         copy, mapping = self.graph.clone_with_map()
-        twins = [[mapping[op.result].op for op in ops] for ops in (plan.integers, plan.narrow)]
-        integers = tuple(op for op in twins[0] if isinstance(op, LayerOp))
-        stored = self.apply(PrecisionPlan(integers, tuple(filter(None, twins[1]))), copy, Rewriter(copy))
+        twins = [tuple(filter(None, (mapping[op.result].op for op in ops))) for ops in (plan.integers, plan.narrow)]
+        stored = self.apply(PrecisionPlan(*twins), copy, Rewriter(copy))
         return copy, [stored.get(mapping[note.result]) for note in find_notes(self.graph)]
 
     def apply(self, plan: PrecisionPlan, graph: Graph, rewriter: Rewriter) -> dict[Value, Stored]:
@@ -224,9 +233,9 @@ class _Draft:
         return stored
 
 
-def _judge(draft: _Draft, referee: Referee) -> tuple[dict[LayerOp, Verdict | None], tuple[str, ...]]:
-    """Layers that are to compute on integers, and the referee's lines where it has measured."""
-    layers = noted_layers(draft.graph)
+def _judge(draft: _Draft, referee: Referee) -> tuple[dict[Op, Verdict | None], tuple[str, ...]]:
+    """Layers and products that are to compute on integers, and the referee's lines where it has measured."""
+    layers = in_order(draft.graph, noted_layers(draft.graph), noted_products(draft.graph))
     if referee.latency is None:
         return dict.fromkeys(layers), ()
     alone = Referee(referee.keep, referee.latency)
@@ -271,13 +280,22 @@ def _gain(op: Op, verdict: Verdict | None, share: float) -> float:
     return max(0.0, verdict.times.before - verdict.times.after)
 
 
-def _trial(op: LayerOp) -> Trial:
-    """A layer alone, in floating point and on integers."""
-    assert isinstance(op.x.op, ObserveOp)
-    return Trial(name_of(op.result), ((graph_of(op), integer_twin(op, step_of(op.x.op))),))
+def _trial(op: Op) -> Trial:
+    """A layer or a product alone, in floating point and on integers."""
+    if isinstance(op, ProductOp):
+        twin = product_twin(op, [_step_of(value) for value in op.factors])
+    else:
+        assert isinstance(op, LayerOp)
+        twin = integer_twin(op, _step_of(op.x))
+    return Trial(name_of(op.result), ((graph_of(op), twin),))
 
 
-def _leave_in_floating_point(exact: Graph, graph: Graph, layers: Sequence[LayerOp], rewriter: Rewriter) -> None:
+def _step_of(value: Value) -> QuantizationStep:
+    assert isinstance(value.op, ObserveOp)
+    return step_of(value.op)
+
+
+def _leave_in_floating_point(exact: Graph, graph: Graph, layers: Sequence[Op], rewriter: Rewriter) -> None:
     """Take back what only layers on integers need: notes, and the numbers that accuracy passes gave other layers."""
     pairs = list(zip(float_layers(exact), float_layers(graph), strict=True))
     needed = stored_as_integers(graph, layers)

@@ -19,6 +19,7 @@ LARGEST_WEIGHT = 127  # of so many bits
 # Half of the range of i32 is for the bias, half for the products of the largest u8 and i8 numbers.
 LARGEST_BIAS = 2**30
 MOST_TERMS = 2**30 // (255 * 128)  # in one sum
+MOST_PRODUCT_TERMS = (2**31 - 1) // 255**2  # in one sum of products of two activations
 _SMALLEST_SCALE = 1e-30  # far from numbers that f32 cannot hold any more
 
 

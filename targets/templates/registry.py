@@ -39,6 +39,7 @@ class Template:
 TEMPLATES = {
     "attention": Template("attention.float32", "AttentionKnobs"),
     "attention_bf16": Template("attention.bf16", "AttentionBf16Knobs"),
+    "attention_int8": Template("attention.int8", "AttentionKnobs"),
     "conv2d": Template("conv2d.direct", "Conv2dKnobs"),
     "conv2d_bf16": Template("conv2d.bf16", "Conv2dBf16Knobs"),
     "conv2d_bf16_dot": Template("conv2d.bf16_dot", "Conv2dKnobs"),
@@ -58,6 +59,7 @@ TEMPLATES = {
     "matmul": Template("matmul.panels", "MatmulKnobs"),
     "matmul_bf16": Template("matmul.bf16", "MatmulBf16Knobs"),
     "matmul_int8": Template("matmul.int8", "MatmulKnobs"),
+    "matmul_int8_activations": Template("matmul.int8_activations", "MatmulKnobs"),
     "matmul_int8_amx": Template("matmul.int8_amx", "MatmulInt8AmxKnobs"),
     "matmul_packed": Template("matmul.packed", "MatmulKnobs"),
     "matmul_packed_int8": Template("matmul.packed_int8", "MatmulKnobs"),

@@ -10,7 +10,7 @@ import torch
 from ....ir import DType, Value, ops
 from ....ir.ops.integers import QUANTIZED
 from ..writer import Writer, writes
-from .quantization import check_read_as_numbers
+from .quantization import check_read_as_numbers, in_units
 
 
 def window(op: ops.Conv2dOp | ops.Conv3dOp) -> dict[str, Any]:
@@ -46,7 +46,10 @@ def linear(writer: Writer, op: ops.LinearOp) -> str | None:
 
 
 @writes(ops.MatmulOp)
-def matmul(writer: Writer, op: ops.MatmulOp) -> str:
+def matmul(writer: Writer, op: ops.MatmulOp) -> str | None:
+    if op.lhs.type.dtype in QUANTIZED:
+        check_read_as_numbers(op)
+        return None
     rhs = transposed(writer, op.rhs) if op.attrs.transpose_rhs else writer.name(op.rhs)
     return writer.node("MatMul", writer.name(op.lhs), rhs)
 
@@ -54,9 +57,14 @@ def matmul(writer: Writer, op: ops.MatmulOp) -> str:
 @writes(ops.AttentionOp)
 def attention(writer: Writer, op: ops.AttentionOp) -> str:
     """``softmax(query key^T * scale + mask) value``."""
-    dtype = op.query.type.dtype.torch
-    query = writer.node("Mul", writer.name(op.query), writer.number(op.scale, dtype))
-    scores = writer.node("MatMul", query, transposed(writer, op.key))
+    dtype = op.result.type.dtype.torch
+    if op.query.type.dtype in QUANTIZED:
+        query, value = in_units(writer, op.query, op.attrs.query_zero), in_units(writer, op.value, op.attrs.value_zero)
+        key = turned(writer, in_units(writer, op.key, 0), op.key.type.rank)
+    else:
+        query, key, value = writer.name(op.query), transposed(writer, op.key), writer.name(op.value)
+    query = writer.node("Mul", query, writer.number(op.scale, dtype))
+    scores = writer.node("MatMul", query, key)
     nothing, never = writer.number(0.0, dtype), writer.number(-math.inf, dtype)
     if op.mask is not None:
         mask = writer.name(op.mask)
@@ -66,7 +74,7 @@ def attention(writer: Writer, op: ops.AttentionOp) -> str:
     if op.attrs.causal:
         seen = torch.ones(int(op.query.shape[-2]), int(op.key.shape[-2]), dtype=torch.bool).tril()
         scores = writer.node("Where", writer.tensor(seen, "seen"), scores, never)
-    return writer.node("MatMul", writer.node("Softmax", scores, axis=-1), writer.name(op.value))
+    return writer.node("MatMul", writer.node("Softmax", scores, axis=-1), value)
 
 
 def transposed(writer: Writer, value: Value) -> str:
@@ -74,5 +82,10 @@ def transposed(writer: Writer, value: Value) -> str:
     numbers = writer.known(value)
     if numbers is not None:
         return writer.tensor(numbers.transpose(-1, -2).contiguous(), f"{writer.name(value)}.transposed")
-    *leading, rows, columns = range(value.type.rank)
-    return writer.node("Transpose", writer.name(value), perm=[*leading, columns, rows])
+    return turned(writer, writer.name(value), value.type.rank)
+
+
+def turned(writer: Writer, name: str, rank: int) -> str:
+    """A node that exchanges the last two dimensions."""
+    *leading, rows, columns = range(rank)
+    return writer.node("Transpose", name, perm=[*leading, columns, rows])

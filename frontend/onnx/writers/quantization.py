@@ -5,7 +5,8 @@ Layers that sum integers are written where their sums become numbers::
     dequantize(conv2d(q, w, b) {zero_point=z}, s)   ->   Conv(DequantizeLinear(q, 1, z), DequantizeLinear(w, s),
                                                               DequantizeLinear(b, s))
 
-Only the product of the scales of operand and weight is known, so the weight has it, and the operand the scale 1.
+Only the product of the scales of operand and weight is known, so the weight has it, and the operand the scale 1. The
+same goes for products of two activations. Attention becomes that of numbers, whose weights are not rounded.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def dequantize(writer: Writer, op: ops.DequantizeOp) -> str:
     layer = writer.origin(op.x).op
     if isinstance(layer, LayerOp) and layer.x.type.dtype in QUANTIZED:
         return _layer(writer, layer, scale)
+    if isinstance(layer, ops.MatmulOp):
+        return _product(writer, layer, scale)
     wide = [axis for axis, extent in enumerate(scale.shape, op.x.type.rank - scale.dim()) if extent != 1]
     if len(wide) > 1:
         raise Inexpressible("scales along several dimensions")
@@ -42,8 +45,13 @@ def dequantize(writer: Writer, op: ops.DequantizeOp) -> str:
     return _numbers(writer, op.x, scale.flatten() if wide else scale.reshape(()), op.attrs.zero_point, *wide)
 
 
-def check_read_as_numbers(op: LayerOp) -> None:
-    """Raise Inexpressible unless the sums of an integer layer are only read by ops that make numbers of them."""
+def in_units(writer: Writer, x: Value, zero_point: int) -> str:
+    """The numbers that 8-bit integers stand for, in units of their scale."""
+    return _numbers(writer, x, torch.tensor(1.0), zero_point)
+
+
+def check_read_as_numbers(op: LayerOp | ops.MatmulOp) -> None:
+    """Raise Inexpressible unless integer sums are only read by ops that make numbers of them."""
     if not op.result.users or not all(isinstance(user, ops.DequantizeOp) for user in op.result.users):
         raise Inexpressible("integer sums that are read by anything but a dequantize")
 
@@ -56,6 +64,16 @@ def _numbers(writer: Writer, x: Value, scale: torch.Tensor, zero_point: int, axi
     return writer.node("DequantizeLinear", *names, **({} if axis is None else {"axis": axis}))
 
 
+def _product(writer: Writer, op: ops.MatmulOp, scale: torch.Tensor) -> str:
+    if scale.numel() != 1:
+        raise Inexpressible("a product of two activations with several scales")
+    rhs = _numbers(writer, op.rhs, scale.reshape(()), op.attrs.rhs_zero)
+    if op.attrs.transpose_rhs:
+        *leading, rows, columns = range(op.rhs.type.rank)
+        rhs = writer.node("Transpose", rhs, perm=[*leading, columns, rows])
+    return writer.node("MatMul", in_units(writer, op.lhs, op.attrs.lhs_zero), rhs)
+
+
 def _layer(writer: Writer, op: LayerOp, scale: torch.Tensor) -> str:
     from .layers import window
 
@@ -63,7 +81,7 @@ def _layer(writer: Writer, op: LayerOp, scale: torch.Tensor) -> str:
     scales = scale.flatten().expand(channels) if scale.numel() == 1 else scale.flatten()
     if scales.numel() != channels:
         raise Inexpressible("scales along another dimension than that of the channels")
-    x = _numbers(writer, op.x, torch.tensor(1.0), op.attrs.zero_point)
+    x = in_units(writer, op.x, op.attrs.zero_point)
     bias = "" if op.bias is None else _numbers(writer, op.bias, scales, 0, 0)
     if isinstance(op, ops.Conv2dOp):
         return writer.node("Conv", x, _numbers(writer, op.weight, scales, 0, 0), bias, **window(op))

@@ -11,6 +11,7 @@ from ....ir.ops import AttentionOp
 from ...templates.attention.spec import AttentionSpec
 from ...templates.base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, VectorAt
 from ...templates.vector.builder import broadcast, constant
+from ...templates.vector.operand_types import is_integer
 from ...templates.vector.storage import NUMBERS
 from ..addressing import load_operand
 from ..emit import as_condition
@@ -22,9 +23,12 @@ from .matmul import permuted_result
 
 @selects(AttentionOp)
 def select_attention(group: Group, context: KernelContext) -> Kernel:
-    """``attention`` or ``attention_bf16``: heads are split and merged by strides, the mask is applied to the scores."""
+    """An attention's kernel: heads are split and merged by strides, the mask is applied to the scores."""
     op = group.anchor_as(AttentionOp)
+    dtype = anchor_type(group, ignore=(group.anchor_operand(3),), integers=True)
     query, key, value = (context.view(group.operand(index)) for index in range(3))
+    if is_integer(dtype) and query.strides[-1] != 1:
+        query = context.contiguous(group.operand(0))
     *batch, queries, width = query.type.shape
     result = permuted_result(group)
     spec = AttentionSpec(
@@ -45,7 +49,9 @@ def select_attention(group: Group, context: KernelContext) -> Kernel:
         buffer_size(key),
         buffer_size(value),
         buffer_size(result),
-        anchor_type(group, ignore=(group.anchor_operand(3),)),
+        dtype,
+        op.attrs.query_zero,
+        op.attrs.value_zero,
     )
     choice = context.choose("attention", spec)
     epilogue = FusedEpilogue(group, context, result)

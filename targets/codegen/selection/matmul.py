@@ -10,6 +10,7 @@ from ...templates.matmul.packed import PackedSpec
 from ...templates.matmul.spec import ACTIVATION, MatmulSpec
 from ...templates.sparse.blocks import stored_blocks, supports
 from ...templates.sparse.spec import SparseLinearSpec
+from ...templates.vector.operand_types import is_integer
 from ...templates.vector.storage import NUMBERS
 from ..group import Group
 from ..kernel import (
@@ -70,12 +71,14 @@ def select_packed_linear(group: Group, context: KernelContext) -> Kernel:
 
 @selects(MatmulOp)
 def select_matmul(group: Group, context: KernelContext) -> Kernel:
-    """``matmul`` of two activations, read in place through any strides."""
+    """``matmul`` of two activations, read in place through any strides; rows of integers must be contiguous."""
     op = group.anchor_as(MatmulOp)
-    dtype = anchor_type(group)
+    dtype = anchor_type(group, integers=True)
     left, right = group.operand(0), group.operand(1)
     *batch, rows, columns = op.result.shape
     a, b = context.view(left), context.view(right)
+    if is_integer(dtype) and a.strides[-1] != 1:
+        a = context.contiguous(left)
     b_strides = b.strides[-2:] if not op.attrs.transpose_rhs else (b.strides[-1], b.strides[-2])
     result = permuted_result(group)
     spec = MatmulSpec(
@@ -93,6 +96,8 @@ def select_matmul(group: Group, context: KernelContext) -> Kernel:
         rhs_size=buffer_size(b),
         out_size=buffer_size(result),
         dtype=dtype,
+        zero_point=op.attrs.lhs_zero,
+        rhs_zero_point=op.attrs.rhs_zero,
     )
     return fused_kernel(context.choose("matmul", spec), context, (a, b), FusedEpilogue(group, context, result))
 

@@ -10,6 +10,7 @@ from ...machines.target import Cpu
 from ..base import row_major_strides
 from ..matmul.spec import ACTIVATION, MatmulSpec
 from ..parallelism import balance
+from ..vector.operand_types import check_operands
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class AttentionSpec:
         Element counts of the buffers; by default just large enough.
     dtype
         Element type of query, key and value; scores are float32.
+    query_zero, value_zero
+        The integers that stand for zero in queries and values of ``"uint8"`` or ``"int8"``.
     """
 
     batch: tuple[int, ...]
@@ -54,8 +57,12 @@ class AttentionSpec:
     value_size: int = 0
     out_size: int = 0
     dtype: str = "float32"
+    query_zero: int = 0
+    value_zero: int = 0
 
     def __post_init__(self) -> None:
+        check_operands(self.dtype, self.query_zero)
+        check_operands(self.dtype, self.value_zero)
         if self.key_strides and len(self.key_strides) != len(self.batch) + 2:
             raise ValueError(f"key_strides {self.key_strides} must have {len(self.batch) + 2} entries")
         # The two products check everything else, and know the sizes.

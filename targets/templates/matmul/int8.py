@@ -22,6 +22,7 @@ from . import panels as matmul
 from .pack import RhsPanels
 from .panels import MatmulWriter, Weights
 from .spec import PACKED, MatmulKnobs, MatmulSpec
+from .word_panels import join_bytes
 
 
 def supports(spec: MatmulSpec, target: Cpu) -> bool:
@@ -103,8 +104,4 @@ class _Writer(MatmulWriter):
 
     def _last_word(self, at: Index, count: int) -> Expr:
         """A word of fewer than four bytes: nothing past the end of ``a`` is read."""
-        word = tirx.const(0, "uint32")
-        for byte in range(count):
-            value = tirx.Cast("uint32", tirx.reinterpret("uint8", self.a[at + byte]))
-            word = word | (value << tirx.const(8 * byte, "uint32"))
-        return tirx.reinterpret("int32", word)
+        return tirx.reinterpret("int32", join_bytes(lambda byte: self.a[at + byte], count))

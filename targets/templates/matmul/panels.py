@@ -114,6 +114,7 @@ class MatmulWriter:
             tiles = knobs.row_tiles(spec)
 
             def row_tile(rows: int, first: Index) -> None:
+                self.begin_rows(self._row_starts(batch, rows, first))
                 with chunk_loop(column_chunk, knobs.column_chunks, self.panels) as panel:
                     self._tile(_RowTile(batch, rows, first, panels, staging), panel)
 
@@ -131,6 +132,15 @@ class MatmulWriter:
             return in_place
         return pack_activation(spec, knobs, self.lanes, self.rhs, base, column_chunk)
 
+    def begin_rows(self, starts: Sequence[Index]) -> None:
+        """What is done once for a tile of rows, which begin at ``starts``: nothing."""
+
+    def _row_starts(self, batch: Sequence[Index], rows: int, first: Index) -> list[Index]:
+        """Where rows of ``a`` begin."""
+        strides = self.spec.a_strides
+        base = offset_of(self.spec.a_offset, batch, strides) + first * strides[-2]
+        return [base + row * strides[-2] for row in range(rows)]
+
     def _tile(self, at: _RowTile, panel: Index) -> None:
         sums = self.sums(at, panel)
         rest = self.spec.n - (self.panels - 1) * self.columns
@@ -147,10 +157,8 @@ class MatmulWriter:
 
     def sums(self, at: _RowTile, panel: Index) -> RegisterTile:
         """The register tile after all steps of ``k``."""
-        spec, knobs, lanes = self.spec, self.knobs, self.lanes
-        panels = at.panels
-        base = offset_of(spec.a_offset, at.batch, spec.a_strides) + at.first * spec.a_strides[-2]
-        starts = [base + row * spec.a_strides[-2] for row in range(at.rows)]
+        knobs, lanes, panels = self.knobs, self.lanes, at.panels
+        starts = self._row_starts(at.batch, at.rows, at.first)
         rhs_base = panels.base + (panel - panels.first) * panels.panel_stride
 
         def weights(step: Index, vector: int) -> Expr:

@@ -37,9 +37,10 @@ class MatmulSpec:
         Element counts of the buffers; by default just large enough.
     dtype
         Element type of the operands, a packed weight included, and sums are float32; or ``"uint8"`` or ``"int8"``: that
-        of ``a``, with weights in int8 and sums in int32.
-    zero_point
-        The integer that stands for zero in ``a``: sums are over ``(a - zero_point) * rhs``.
+        of ``a`` and of an activation on the right, with weights in int8 and sums in int32.
+    zero_point, rhs_zero_point
+        The integers that stand for zero in ``a`` and in an activation on the right: sums are over
+        ``(a - zero_point) * (rhs - rhs_zero_point)``.
     """
 
     m: int
@@ -58,6 +59,7 @@ class MatmulSpec:
     out_size: int = 0
     dtype: str = "float32"
     zero_point: int = 0
+    rhs_zero_point: int = 0
 
     def __post_init__(self) -> None:
         if self.rhs not in (PACKED, ACTIVATION):
@@ -65,8 +67,9 @@ class MatmulSpec:
         if min(self.m, self.n, self.k, *self.batch) < 1:
             raise ValueError(f"every extent must be positive: {self}")
         check_operands(self.dtype, self.zero_point)
-        if self.rhs == PACKED and (self.rhs_strides or self.rhs_offset or self.rhs_size):
-            raise ValueError("a packed right-hand side has no strides, offset or size of its own")
+        check_operands(self.dtype, self.rhs_zero_point)
+        if self.rhs == PACKED and (self.rhs_strides or self.rhs_offset or self.rhs_size or self.rhs_zero_point):
+            raise ValueError("a packed right-hand side has no strides, offset, size or zero point of its own")
         self._fill("a", (*self.batch, self.m, self.k))
         self._fill("out", (*self.batch, self.m, self.n))
         if self.rhs == ACTIVATION:

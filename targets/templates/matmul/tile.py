@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ..base import Expr, Index
 from ..vector.arithmetic import FLOAT32, Arithmetic
 from ..vector.builder import RegisterTile, loop
+from ..vector.vectors import in_register
 
 
 def accumulate(
@@ -21,6 +22,7 @@ def accumulate(
     chains: int = 1,
     before_step: Callable[[Index], None] | None = None,
     arithmetic: Arithmetic = FLOAT32,
+    initial: Callable[[int], Expr] | None = None,
 ) -> RegisterTile:
     """Sums ``tile[row * vectors + v] = sum_k element(row, k) * vector_at(k, v)`` in registers.
 
@@ -40,9 +42,15 @@ def accumulate(
         Emits what else a step does, a prefetch for example.
     arithmetic
         What elements are, and how they are multiplied.
+    initial
+        What the sums of each vector of columns start from; 0 by default.
     """
     tile = RegisterTile(rows * vectors * chains, lanes, arithmetic.sum_type)
     tile.fill(0)
+    if initial is not None:
+        starts = [in_register(initial(vector)) for vector in range(vectors)]
+        for index in range(rows * vectors):
+            tile[index] = starts[index % vectors]
 
     def step(k: Index, chain: int) -> None:
         if before_step is not None:

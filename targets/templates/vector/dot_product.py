@@ -24,7 +24,7 @@ from .builder import RegisterTile, broadcast, constant
 from .vectors import in_register, shuffle
 
 WORD = 4  # bytes, channels
-_SIGN_BITS = -0x7F7F7F80  # 0x80808080 as an int32
+SIGN_BITS = -0x7F7F7F80  # 0x80808080 as an int32
 _X86_VNNI = {16: ("avx512_vnni", "llvm.x86.avx512.vpdpbusd.512"), 8: ("avx_vnni", "llvm.x86.avx512.vpdpbusd.256")}
 _X86_PAIRS = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd"}
 _NEON_SDOT = "llvm.aarch64.neon.sdot.v4i32.v16i8"
@@ -70,7 +70,7 @@ class DotProduct(Arithmetic):
 
     def left(self, element: Expr, lanes: int) -> Expr:
         """A word of activations, broadcast; bits are flipped before, as LLVM 22 never ends on that in a vector."""
-        flipped = element ^ tirx.const(_SIGN_BITS, "int32") if self.offset else element
+        flipped = element ^ tirx.const(SIGN_BITS, "int32") if self.offset else element
         return self.prepare(broadcast(flipped, lanes))
 
     def prepare(self, words: Expr) -> Expr:

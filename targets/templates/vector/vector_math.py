@@ -28,7 +28,7 @@ _EXP_SMALLEST = -104.0  # exp(-104) rounds to 0, also as a denormal number
 _EXP2_SMALLEST, _EXP2_LARGEST = -150.0, 128.0  # 2^-150 rounds to 0, 2^128 is infinite
 _EXP_LARGEST = 89.0  # exp(89) is infinite in float32
 _EXP_SMALLEST_NORMAL = -86.6  # below, the shortcut of exp_nonpositive would leave the range of normal numbers
-_ROUNDING = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the sum
+ROUNDING = 12582912.0  # 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the sum
 _EXP_POLYNOMIAL = (
     1.9875691500e-4,
     1.3981999507e-3,
@@ -164,8 +164,8 @@ def exp_nonpositive(value: Expr) -> Expr:
     lanes = lanes_of(value)
     integer = dtype_of(value).replace("float", "int")
     x = in_register(value)
-    shifted = in_register(x * constant(_LOG2_E, lanes) + constant(_ROUNDING, lanes))
-    exponent = in_register(shifted - constant(_ROUNDING, lanes))
+    shifted = in_register(x * constant(_LOG2_E, lanes) + constant(ROUNDING, lanes))
+    exponent = in_register(shifted - constant(ROUNDING, lanes))
     power = T.shift_left(T.reinterpret(integer, shifted), constant(23, lanes, "int32"))
     bits = T.reinterpret(integer, _exp_mantissa(x, exponent)) + power
     result = T.reinterpret(dtype_of(x), bits)

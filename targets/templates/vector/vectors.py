@@ -128,14 +128,15 @@ def load_strided(buffer: Buffer, offset: Index, stride: Index, lanes: int) -> Ex
 
 
 def transpose(rows: Sequence[Expr]) -> list[Expr]:
-    """Transpose a square of ``n`` vectors with ``n`` lanes each in registers; ``n`` is a power of two.
+    """Transpose squares of ``n`` vectors by ``n`` lanes in registers; ``n`` is a power of two.
 
-    ``log2(n)`` rounds of two-operand shuffles: round ``distance`` swaps the off-diagonal blocks of each square of
-    ``2 * distance`` rows (Eklundh's method).
+    Vectors of several times ``n`` lanes are squares side by side, each of which is transposed. ``log2(n)`` rounds of
+    two-operand shuffles: round ``distance`` swaps the off-diagonal blocks of each square of ``2 * distance`` rows
+    (Eklundh's method).
     """
     count = len(rows)
-    if count & (count - 1) or any(lanes_of(row) != count for row in rows):
-        raise ValueError(f"a square with a power of two of rows is needed, not {count} rows")
+    if count & (count - 1) or any(lanes_of(row) % count for row in rows):
+        raise ValueError(f"squares with a power of two of rows are needed, not {count} rows")
     values = list(rows)
     distance = count // 2
     while distance:
@@ -145,9 +146,9 @@ def transpose(rows: Sequence[Expr]) -> list[Expr]:
 
 
 def _swap_blocks(values: Sequence[Expr], distance: int) -> list[Expr]:
-    count = len(values)
-    keep_low = [lane if not lane & distance else lane - distance + count for lane in range(count)]
-    keep_high = [lane + distance if not lane & distance else lane + count for lane in range(count)]
+    count, lanes = len(values), lanes_of(values[0])
+    keep_low = [lane if not lane & distance else lane - distance + lanes for lane in range(lanes)]
+    keep_high = [lane + distance if not lane & distance else lane + lanes for lane in range(lanes)]
     result = list(values)
     for row in range(count):
         if row & distance:
