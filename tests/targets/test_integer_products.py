@@ -19,7 +19,8 @@ from .test_integers import TARGETS, check_exact
 
 INTEGERS = {DType.U8: (0, 255), DType.I8: (-128, 127)}
 VNNI, PAIRS = TARGETS[1], TARGETS[2]
-DRAWN = settings(max_examples=10, deadline=None, derandomize=True)
+QUICK = settings(max_examples=3, deadline=None, derandomize=True)
+DRAWN = settings(max_examples=60, deadline=None)
 EXTREMES = st.sampled_from(("random", "smallest", "largest", "either"))
 KINDS = st.sampled_from((DType.U8, DType.I8))
 
@@ -68,13 +69,24 @@ def products(draw) -> tuple[Graph, str]:
     return graph, draw(EXTREMES)
 
 
+def check_drawn(case: tuple[Graph, str], target: str) -> None:
+    graph, how = case
+    check_exact(graph, *(integers(v.type, how, seed) for seed, v in enumerate(graph.inputs)), target=target)
+
+
+@pytest.mark.parametrize("target", [VNNI, PAIRS])
+@QUICK
+@given(case=products())
+def test_drawn_products(target: str, case: tuple[Graph, str]):
+    check_drawn(case, target)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @DRAWN
 @given(case=products())
-def test_drawn_products(target: str, case: tuple[Graph, str]):
-    graph, how = case
-    x, y = (integers(value.type, how, seed) for seed, value in enumerate(graph.inputs))
-    check_exact(graph, x, y, target=target)
+def test_many_drawn_products(target: str, case: tuple[Graph, str]):
+    check_drawn(case, target)
 
 
 @pytest.mark.parametrize("dims", [(1, 0), (0, 1)])
@@ -130,8 +142,10 @@ def attention(
         "v": TensorType((*batch, keys, value_width), kind),
     }
     b = IntegerBuilder(inputs | ({} if mask is None else {"mask": mask}))
-    attrs = {"scale": scale, "query_zero": zeros[0], "value_zero": zeros[1], "causal": causal}
-    result = b.op(ops.AttentionOp, *b.graph.inputs, **attrs)
+    query_zero, value_zero = zeros
+    result = b.op(
+        ops.AttentionOp, *b.graph.inputs, scale=scale, query_zero=query_zero, value_zero=value_zero, causal=causal
+    )
     return b.done(result, b.quantize(result, scale=0.31, zero_point=101))
 
 
@@ -146,12 +160,19 @@ def attentions(draw) -> tuple[Graph, str]:
     return attention(kind, sizes, batch=batch, scale=scale, zeros=zeros, causal=causal), draw(EXTREMES)
 
 
+@pytest.mark.parametrize("target", [VNNI, PAIRS])
+@QUICK
+@given(case=attentions())
+def test_drawn_attention(target: str, case: tuple[Graph, str]):
+    check_drawn(case, target)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @DRAWN
 @given(case=attentions())
-def test_drawn_attention(target: str, case: tuple[Graph, str]):
-    graph, how = case
-    check_exact(graph, *(integers(v.type, how, seed) for seed, v in enumerate(graph.inputs)), target=target)
+def test_many_drawn_attentions(target: str, case: tuple[Graph, str]):
+    check_drawn(case, target)
 
 
 @pytest.mark.parametrize("dtype", [DType.BOOL, DType.F32])

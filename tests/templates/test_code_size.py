@@ -80,10 +80,11 @@ POOLINGS = [
     pooling.PoolSpec(1, 64, 1, 100_000, "max", (1, 1024), (1, 512), dtype="uint8"),
     pooling.PoolSpec(1, 64, 997, 997, "avg", (7, 7), (3, 3), (3, 3, 3, 3), dtype="bfloat16"),
 ]
+QUANTIZED = {"rhs": ACTIVATION, "batch": (3, 5), "dtype": "uint8", "zero_point": 100, "rhs_zero_point": 7}
 PRODUCTS = [
     MatmulSpec(m, n, k, **options)
     for m, n, k in [(1, 1, 1_000_000), (1_000_000, 1, 1), (31, 33, 3), (997, 997, 997)]
-    for options in ({}, {"rhs": ACTIVATION, "batch": (3, 5)}, {"dtype": "bfloat16"}, {"dtype": "uint8"})
+    for options in ({}, {"rhs": ACTIVATION, "batch": (3, 5)}, {"dtype": "bfloat16"}, {"dtype": "uint8"}, QUANTIZED)
 ]
 PACKED = [
     PackedSpec(m, n, k, bits, group, dtype=dtype)
@@ -116,7 +117,7 @@ SPECS: dict[str, list[Any]] = {
     "attention": [
         AttentionSpec(batch, queries, keys, width, width, 0.1, dtype=dtype)
         for batch, queries, keys, width in [((8,), 997, 997, 31), ((1, 1), 1, 4096, 128), ((1,), 100, 100, 4096)]
-        for dtype in ("float32", "bfloat16")
+        for dtype in ("float32", "bfloat16", "uint8")
     ],
     "reduce": [
         ReduceSpec(kind, shape, axes)

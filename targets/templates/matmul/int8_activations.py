@@ -28,6 +28,7 @@ from .spec import ACTIVATION, MatmulKnobs, MatmulSpec
 from .word_panels import WordPanels, join_bytes, words_of
 
 _ONES = 0x01010101
+_HALF = 2**31
 
 
 def supports(spec: MatmulSpec, target: Cpu) -> bool:
@@ -89,6 +90,7 @@ class _Writer(MatmulWriter):
             return
         self.row_terms = T.alloc_buffer((len(starts),), "int32")
         both = self.spec.k * self.left_zero * self.right_zero
+        both = (both + _HALF) % (2 * _HALF) - _HALF  # as sums are, if they do not fit
         for row, start in enumerate(starts):
             total = self._row_sum(start) * tirx.const(-self.right_zero, "int32") + tirx.const(both, "int32")
             store(self.row_terms, row, total, 1)

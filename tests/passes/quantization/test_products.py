@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from tersor.ir.ops import (
     MulOp,
     ObserveOp,
     PermuteOp,
+    ProductOp,
     QuantizeOp,
     ReluOp,
     ReshapeOp,
@@ -30,6 +33,7 @@ from tersor.tests.random_graphs import GraphBuilder
 TOKENS, HEADS, WIDTH = 9, 2, 8
 FEATURES = HEADS * WIDTH
 PASS = "equalize-attention"
+ProductT = TypeVar("ProductT", bound=ProductOp)
 NOTES = "quantize-annotate,quantize-calibrate"
 
 
@@ -62,7 +66,7 @@ def transformer(sizes: tuple[float, float, float] = (1.0, 1.0, 1.0), shift: floa
     return b.done(b.linear(merged(b, found), 6))
 
 
-def one_op(graph: Graph, kind: type) -> AttentionOp | MatmulOp | LinearOp:
+def one_op(graph: Graph, kind: type[ProductT]) -> ProductT:
     (found,) = [op for op in graph.ops if isinstance(op, kind)]
     return found
 
