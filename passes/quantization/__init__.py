@@ -16,6 +16,7 @@ from . import (  # registers passes
     quantize,
     realize,
     smooth_quant,
+    tables,
     weights,
 )
 from .calibrators import Calibrator, RangeObserver, register_calibrator

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...ir import Graph, OnIntegers, Op, Rewriter, TensorType, Value
-from ...ir.ops import AddOp, DequantizeOp, LayerOp, MulOp, ObserveOp, PadOp, ProductOp, QuantizeOp, SubOp
+from ...ir.ops import AddOp, DequantizeOp, EmbeddingOp, LayerOp, MulOp, ObserveOp, PadOp, ProductOp, QuantizeOp, SubOp
 from ...ir.ops.integers import QUANTIZED, integer_range
 from ..matching import numbers, scalar, tensor, weight_name
 from ..matching import replace as replace_op
@@ -126,6 +126,8 @@ class _Notes:
             self._note(op.result, op.x)
         elif not any(value.type.dtype in QUANTIZED for value in op.inputs if tensor(value) is None):
             return
+        elif isinstance(op, DequantizeOp) and isinstance(op.x.op, EmbeddingOp) and op.x not in self.steps:
+            return  # rows of a table, which stays as it is
         elif isinstance(op, ProductOp) and all(value in self.numbers for value in op.factors):
             self._product(op)
         elif not all(value in self.numbers for value in op.inputs if tensor(value) is None):

@@ -31,7 +31,7 @@ def quantize(writer: Writer, op: ops.QuantizeOp) -> str:
 def dequantize(writer: Writer, op: ops.DequantizeOp) -> str:
     scale = writer.known(op.scale)
     if scale is None:
-        raise Inexpressible("a scale that is computed")
+        return writer.node("Mul", in_units(writer, op.x, op.attrs.zero_point), writer.name(op.scale))
     layer = writer.origin(op.x).op
     if isinstance(layer, LayerOp) and layer.x.type.dtype in QUANTIZED:
         return _layer(writer, layer, scale)
