@@ -179,10 +179,10 @@ def test_requantization_needs_no_kernel_of_its_own():
     assert [name.partition("_")[0] for name in called] == ["relayout", "conv2d", "relayout"]
 
 
-def test_ops_without_integer_kernels_are_refused():
-    b = IntegerBuilder({"x": TensorType((4, 4), DType.I8)})
-    with pytest.raises(CompileError, match=r"softmax on i8\[4,4\]: kernels take operands of f32, bf16 or f16"):
-        lowered(b.done(b.op(ops.SoftmaxOp, b.graph.inputs[0], axis=1)))
+def test_products_of_wide_integers_are_refused():
+    b = IntegerBuilder({"x": TensorType((4, 4), DType.I32)})
+    with pytest.raises(CompileError, match=r"matmul on i32\[4,4\]: kernels take operands of f32, bf16 or f16"):
+        lowered(b.done(b.op(ops.MatmulOp, *b.graph.inputs * 2)))
 
 
 # Networks -------------------------------------------------------------------------------------------------------------
