@@ -160,3 +160,15 @@ def open_evaluation(name: str | None) -> Evaluation | None:
     if name is None:
         return None
     return Evaluation(find_function(name, "that takes a model"), name)
+
+
+def stored_bytes(weight: torch.Tensor) -> int:
+    """The size of a weight; of one with many zeros that of its other numbers, and of a bit for each number.
+
+    Two of four numbers that are not zero take as much with their places, of two bits each. Biases, and all else of one
+    dimension, are counted whole.
+    """
+    whole = weight.numel() * weight.element_size()
+    if weight.ndim < 2:
+        return whole
+    return min(whole, int(weight.count_nonzero()) * weight.element_size() + -(-weight.numel() // 8))

@@ -51,7 +51,7 @@ class Step:
     parameters
         Numbers in the weights.
     weight_bytes
-        Their size.
+        Their size, zeros left out (`tersor.evaluation.stored_bytes`).
     artifact_bytes
         Size of the file, code included; None where none was written.
     latency

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..compiler import REQUIRED_PASSES, latency_of, load_choices, runs_here, score_of
-from ..evaluation import Evaluation, weights_of
+from ..evaluation import Evaluation, stored_bytes, weights_of
 from ..ir import Graph, TersorError, fingerprint
 from ..ir.files import put, scratch_folder, writing
 from ..passes import PassManager, PassOutcome, PassRecord, Pipeline, Report, parse_pipeline
@@ -182,7 +182,7 @@ class Session:
             name=name,
             macs=outcome.graph.cost().macs,
             parameters=sum(weight.numel() for weight in weights),
-            weight_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
+            weight_bytes=sum(map(stored_bytes, weights)),
             artifact_bytes=None if file is None else file.stat().st_size,
             latency=figures.latency,
             error=figures.error,

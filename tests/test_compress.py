@@ -408,3 +408,18 @@ def test_interrupted(graph, tmp_path):
 def test_mistakes(graph, options: dict[str, Any], message: str):
     with pytest.raises(TersorError, match=message):
         compress(graph, **options)
+
+
+# Zeros --------------------------------------------------------------------------------------------------------------
+
+
+def test_zeros_count_as_size_and_not_as_speed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.ReLU(), nn.Linear(64, 32, bias=False))
+    pipeline = "prune-weights{pattern=nm:2:4},prune-weights{ratio=0.9}"
+    result = tersor.compress(model.eval(), torch.randn(4, 64), pipeline=pipeline, data=[torch.randn(4, 64)])
+    original, half, tenth = result.steps
+    assert original.weight_bytes == 4 * 64 * 96
+    assert half.weight_bytes == 2 * 64 * 96 + 64 * 96 // 8
+    assert tenth.weight_bytes == pytest.approx(4 * 0.1 * 64 * 96 + 64 * 96 // 8, abs=16)
+    assert original.parameters == half.parameters and original.macs == half.macs == tenth.macs
