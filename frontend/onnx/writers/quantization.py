@@ -16,6 +16,7 @@ import torch
 from ....ir import DType, Value, ops
 from ....ir.ops import LayerOp
 from ....ir.ops.integers import QUANTIZED
+from ....ir.ops.packed import unpack_integers
 from ...registry import Inexpressible
 from ..writer import Writer, writes
 
@@ -25,6 +26,33 @@ def quantize(writer: Writer, op: ops.QuantizeOp) -> str:
     scale = writer.number(op.attrs.scale, torch.float32)
     zero = writer.number(op.attrs.zero_point, op.attrs.dtype.torch)
     return writer.node("QuantizeLinear", writer.name(op.x), scale, zero)
+
+
+@writes(ops.QuantizeByOp)
+def quantize_by(writer: Writer, op: ops.QuantizeByOp) -> str:
+    steps = writer.node("Mul", writer.name(op.x), writer.node("Reciprocal", writer.name(op.scale)))
+    return writer.node("QuantizeLinear", steps, writer.number(1.0, torch.float32), writer.number(0, torch.int8))
+
+
+@writes(ops.PackedLinearOp)
+def packed_linear(writer: Writer, op: ops.PackedLinearOp) -> str:
+    """A product with a dequantized weight, each group of inputs of which is a row until it has its scale."""
+    weight, scale = writer.known(op.weight), writer.known(op.scale)
+    outputs, inputs = op.weight.shape[0], op.x.shape[-1]
+    group = min(op.attrs.group, inputs)
+    if weight is None or scale is None:
+        raise Inexpressible("a weight that is computed")
+    if inputs % group:
+        raise Inexpressible("a last group of inputs that is shorter than the others")
+    integers = writer.tensor(unpack_integers(weight, op.attrs.bits).reshape(-1, group), "integers")
+    scales = scale.flatten()
+    zeros = writer.tensor(torch.zeros_like(scales, dtype=torch.int8), "zero_point")
+    rows = writer.node("DequantizeLinear", integers, writer.tensor(scales, "scale"), zeros, axis=0)
+    matrix = writer.node("Transpose", writer.node("Reshape", rows, writer.numbers((outputs, inputs))), perm=[1, 0])
+    is_float = op.x.type.dtype is DType.F32
+    x = writer.name(op.x) if is_float else _numbers(writer, op.x, torch.tensor(1.0), op.attrs.zero_point)
+    product = writer.node("MatMul", x, matrix)
+    return product if op.bias is None else writer.node("Add", product, writer.name(op.bias))
 
 
 @writes(ops.DequantizeOp)

@@ -31,6 +31,12 @@ def reduce(writer: Writer, op: ops.MeanOp) -> str:
     return writer.node(_REDUCTIONS[type(op)], x, writer.numbers(op.attrs.axes), keepdims=int(op.attrs.keepdim))
 
 
+@writes(ops.MaxMagnitudeOp)
+def max_magnitude(writer: Writer, op: ops.MaxMagnitudeOp) -> str:
+    magnitudes = writer.node("Abs", writer.name(op.x))
+    return writer.node("ReduceMax", magnitudes, writer.numbers(op.attrs.axes), keepdims=int(op.attrs.keepdim))
+
+
 @writes(ops.MaxPool2dOp)
 def max_pool(writer: Writer, op: ops.MaxPool2dOp) -> str:
     """Windows that ``ceil`` adds lie in more padding, which never wins."""

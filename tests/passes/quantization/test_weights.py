@@ -124,6 +124,24 @@ def test_it_becomes_a_module(tmp_path):
     assert structurally_equal(load_ir(tmp_path / "net.ir"), graph)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_it_is_written_as_onnx(form: str, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    graph = packed(network(), f"{form},method=round" + ("" if "group" in form else ",group=32")).graph
+    x = data(graph)[0][0]
+    graph.to_onnx(tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    (actual,) = session.run(None, {"x": x.numpy()})
+    (expected,) = graph.evaluate(x)
+    torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_groups_of_two_lengths_are_not_written_as_onnx(tmp_path):
+    graph = packed(network(), "method=round,group=40").graph
+    with pytest.raises(TersorError, match="packed_linear at first: a last group of inputs that is shorter"):
+        graph.to_onnx(tmp_path / "net.onnx")
+
+
 # What stays as it is --------------------------------------------------------------------------------------------------
 
 
