@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import tersor
 from tersor import EarlyExits, TersorError
+from tersor.cli.main import main
 from tersor.exits import ExitReport
 from tersor.targets import EarlyExitExecutable
 from tersor.targets.packaging.artifact import load_graph
@@ -227,6 +228,31 @@ def test_an_older_artifact_says_nothing_of_exits(tmp_path: Path):
 
     plain = tersor.compile(nn.Linear(2, 2).eval(), torch.zeros(1, 2)).save(tmp_path / "plain.tersor")
     assert not isinstance(tersor.load(rewrite(plain, tmp_path / "older.tersor", edit)), EarlyExitExecutable)
+
+
+def example() -> tuple[nn.Module, tuple[Tensor]]:
+    """What the command line names."""
+    return MODEL, (X[:BATCH],)
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def tersor_(*arguments: object) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        return end.value.code, *capsys.readouterr()
+
+    path, name = tmp_path / "exits.tersor", f"{__name__}:example"
+    code, out, _ = tersor_("compile", name, "--exits", "0.7,-", "-o", path)
+    assert (code, "exits at max-softmax 0.7, never" in out) == (0, True)
+    loaded = tersor.load(path)
+    assert isinstance(loaded, EarlyExitExecutable)
+    check(loaded, (0.7, None))
+    np.save(tmp_path / "x.npy", X[:BATCH].numpy())
+    code, out, _ = tersor_("run", path, "--input", tmp_path / "x.npy", "--json")
+    assert len(json.loads(out)["outputs"]) == 3, "all outputs"
+    for text, message in (("0.7", "which needs 2 thresholds, not 1"), ("x,1", "must be numbers such as 0.9,0.8")):
+        code, _, error = tersor_("compile", name, "--exits", text, "-o", path)
+        assert (code, message in error.splitlines()[-1]) == (2, True)
 
 
 # Thresholds from data -----------------------------------------------------------------------------------------------

@@ -65,3 +65,20 @@ def test_prune_in_steps():
     exec(compile(program, str(DOCUMENT), "exec"), found)
     assert widths == [48, 36]
     assert sorted(found["model"].state_dict()) == sorted(key for key in model.state_dict() if "batches" not in key)
+
+
+def test_stochastic_depth_prepares_for_fewer_blocks():
+    programs = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
+    (program,) = (one for one in programs if "class StochasticDepth" in one)
+    found: dict = {"torch": torch, "nn": nn}
+    exec(compile(program, str(DOCUMENT), "exec"), found)
+    torch.manual_seed(0)
+    model = nn.Sequential(*(found["Block"](4, depth, 3) for depth in (1, 2, 3)))
+    branch = found["StochasticDepth"](0.5)(torch.ones(400, 2, 1, 1))
+    assert set(branch.unique().tolist()) == {0.0, 2.0}
+    assert 0.8 < branch.mean() < 1.2
+    images = torch.randn(2, 4, 6, 6)
+    model(images).sum().backward()
+    graph = tersor.from_torch(model.eval(), images)
+    small = tersor.run_passes(graph, "prune-blocks{count=1}", calibration=[images])
+    assert small.cost().macs * 3 == graph.cost().macs * 2
