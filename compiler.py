@@ -23,16 +23,19 @@ from .passes.instruments import PassStages
 from .passes.manager import check_needs
 from .passes.report import Report
 from .targets import Cpu, DynamicExecutable, EarlyExitExecutable, Executable, Target, compile_graph, resolve_target
+from .targets.codegen.build import compile_together
 from .targets.codegen.kernel_cache import KernelCache
 from .targets.runtime.compiled_model import CompiledFamily, CompiledSegments, Numbers, SharedConstants
 from .targets.runtime.executable import check_threads
 from .targets.runtime.exits import EarlyExits
 from .targets.runtime.ports import ports
 from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
+from .targets.tuning.log import target_folder
 from .targets.tuning.measured_latency import MeasuredLatency
 from .targets.tuning.observer import Observer
 from .targets.tuning.records import best
 from .targets.tuning.scheduler import Budget
+from .targets.tuning.times import kept_times
 from .targets.tuning.tuned import Tuned, load_tuned
 
 # What code generation needs of a graph, whatever the pipeline: before it, ops that have kernels, layers on integers
@@ -251,11 +254,16 @@ def latency_of(
 ) -> MeasuredLatency | None:
     """Measures for the passes of a pipeline that ask, with the records of ``log_dir`` on top of those that ship.
 
-    None where no pass asks, or the target's code does not run here. Compiled kernels are kept in ``cache``.
+    None where no pass asks, or the target's code does not run here. Compiled kernels are kept in ``cache``, and
+    times in ``log_dir`` or beside them; nothing is kept without a cache.
     """
     if target is None or not any(one.measures for one in pipeline.passes) or not runs_here(target):
         return None
-    return MeasuredLatency(_compiler_for(target, log_dir, cache))
+    tuned, kept = load_tuned(target, log_dir), None
+    if cache is not None:
+        folder = cache.folder.parent if log_dir is None else target_folder(log_dir, target.name)
+        kept = kept_times(folder, target, _threads(target), tuned)
+    return MeasuredLatency(_compiler_for(target, tuned, cache), kept)
 
 
 def score_of(
@@ -269,20 +277,26 @@ def score_of(
         return None
     if target is None or not runs_here(target):
         return lambda graph: evaluation(interpreted_model(graph))
-    program = _compiler_for(target, log_dir, cache)
-    return lambda graph: evaluation(compiled_model(program(graph)))
+    programs = _compiler_for(target, load_tuned(target, log_dir), cache)
+    return lambda graph: evaluation(compiled_model(*programs([graph])))
 
 
-def _compiler_for(target: Cpu, log_dir: Path | None, cache: KernelCache | None) -> Callable[[Graph], Executable]:
+def _compiler_for(
+    target: Cpu, tuned: Tuned, cache: KernelCache | None
+) -> Callable[[Sequence[Graph]], list[Executable]]:
     """Makes programs of graphs that no pipeline has seen, or not the whole of one."""
-    tuned = load_tuned(target, log_dir)
 
-    def program(graph: Graph) -> Executable:
-        optimized = passes.run_passes(at_hints(graph), f"O3,{REQUIRED_PASSES}", target=target)
-        threads = min(target.cores, os.cpu_count() or 1)
-        return compile_graph(optimized, target, threads=threads, choose=tuned, cache=cache)
+    def programs(graphs: Sequence[Graph]) -> list[Executable]:
+        pipeline = f"O3,{REQUIRED_PASSES}"
+        optimized = [passes.run_passes(at_hints(graph), pipeline, target=target) for graph in graphs]
+        return compile_together(optimized, target, threads=_threads(target), choose=tuned, cache=cache)
 
-    return program
+    return programs
+
+
+def _threads(target: Cpu) -> int:
+    """Of one call of a program that is measured here."""
+    return min(target.cores, os.cpu_count() or 1)
 
 
 def runs_here(target: Target) -> TypeGuard[Cpu]:

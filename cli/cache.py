@@ -12,7 +12,7 @@ cache = typer.Typer(name="cache", help="Look at the kernels that are kept, or re
 
 @cache.command()
 def show(as_json: JsonOption = False) -> None:
-    """Show where compiled kernels are kept, how many there are, and how much room they take.
+    """Show where compiled kernels and measured times are kept, how many there are, and how much room they take.
 
     \b
     Examples:
@@ -20,30 +20,36 @@ def show(as_json: JsonOption = False) -> None:
       tersor cache show --json
     """
     from ..targets.codegen.kernel_cache import KernelCache
+    from ..targets.tuning.times import FILE, count_times
 
     kernels = KernelCache.of_user()
-    use = kernels.use()
+    use, times = kernels.use(), kernels.folder.parent / FILE
+    count = count_times(times)
     if as_json:
-        print_json(
-            {"folder": str(kernels.folder), "kernels": use.kernels, "bytes": use.bytes, "limit_bytes": kernels.limit}
-        )
+        found = {"folder": str(kernels.folder), "kernels": use.kernels, "bytes": use.bytes}
+        print_json(found | {"limit_bytes": kernels.limit, "times_file": str(times), "times": count})
         return
     size = f"{_megabytes(use.bytes)} of at most {_megabytes(kernels.limit)} MB"
     _console().print(f"{kernels.folder}: {use.kernels} compiled kernels, {size}")
+    _console().print(f"{times}: {count} measured times of graphs")
 
 
 @cache.command()
 def clear(as_json: JsonOption = False) -> None:
-    """Remove all compiled kernels; the next compilation makes those that it needs again.
+    """Remove all compiled kernels and measured times; whatever needs them makes them again.
 
     \b
     Examples:
       tersor cache clear
     """
+    from ..ir.files import writing
     from ..targets.codegen.kernel_cache import KernelCache
+    from ..targets.tuning.times import FILE
 
     kernels = KernelCache.of_user()
-    removed = kernels.clear()
+    removed, times = kernels.clear(), kernels.folder.parent / FILE
+    with writing(times):
+        times.unlink(missing_ok=True)
     if as_json:
         print_json({"folder": str(kernels.folder), "kernels": removed.kernels, "bytes": removed.bytes})
         return

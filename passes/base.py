@@ -71,6 +71,13 @@ class TimedPair(Protocol):
 class Latency(Protocol):
     """Time on a target, measured or predicted, for passes that decide by it; `PassManager.run` is given it."""
 
+    def prepare(self, questions: Iterable[Sequence[Graph]]) -> None:
+        """Tell what will be asked next, in this order: one graph each for its seconds, or two to compare.
+
+        Several graphs are compiled together in less time than one by one. Graphs are drawn when they are needed.
+        """
+        ...
+
     def graph_seconds(self, graph: Graph) -> float:
         """Seconds of one execution of ``graph``."""
         ...

@@ -38,7 +38,7 @@ def llvm_level(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _kernels_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests share compiled kernels with each other, and nothing with the user."""
-    cache = KernelCache(tmp_path_factory.mktemp("kernels"))
+    cache = KernelCache(tmp_path_factory.mktemp("cache") / "kernels")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KernelCache, "of_user", lambda: cache)
         yield

@@ -459,7 +459,9 @@ def test_kept_kernels_are_shown_and_removed(
     tersor: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(KernelCache, "of_user", lambda: KernelCache(tmp_path / "kernels"))
-    assert tersor("cache", "show").out == f"{tmp_path / 'kernels'}: 0 compiled kernels, 0.0 of at most 536.9 MB\n"
+    (tmp_path / "measured.times").write_text('{"key":"a","seconds":[0.1],"noise":0.02}\n')
+    nothing = f"{tmp_path / 'kernels'}: 0 compiled kernels, 0.0 of at most 536.9 MB\n"
+    assert tersor("cache", "show").out == f"{nothing}{tmp_path / 'measured.times'}: 1 measured times of graphs\n"
     assert tersor("compile", MODEL, "-o", tmp_path / "a.tersor", "--no-cache").code == 0
     assert tersor("cache", "show", "--json").json["kernels"] == 0
     assert tersor("compile", MODEL, "-o", tmp_path / "b.tersor").code == 0
@@ -469,4 +471,5 @@ def test_kept_kernels_are_shown_and_removed(
     assert 0 < shown["bytes"] < shown["limit_bytes"]
     removed = tersor("cache", "clear")
     assert removed.out.startswith(f"{tmp_path / 'kernels'}: removed {shown['kernels']} compiled kernels, ")
-    assert tersor("cache", "show", "--json").json["bytes"] == 0
+    left = tersor("cache", "show", "--json").json
+    assert (left["bytes"], left["times"]) == (0, 0)

@@ -139,12 +139,11 @@ def _judge(graph: Graph, chains: dict[Op, Chain], referee: Referee, batch: Seque
     """The referee's verdict on each chain by itself."""
     pairs = {op: alone(op, chain) for op, chain in chains.items()}
     errors = output_errors(graph, {op: after for op, (_, after) in pairs.items()}, batch)
-    return {
-        op: referee.judge(
-            Trial(f"{op.location or op.describe()} at rank {_shown(chain.ranks)}", (pairs[op],), errors[op])
-        )
+    trials = [
+        Trial(f"{op.location or op.describe()} at rank {_shown(chain.ranks)}", (pairs[op],), errors[op])
         for op, chain in chains.items()
-    }
+    ]
+    return dict(zip(chains, referee.judge_all(trials), strict=True))
 
 
 def _judge_whole(

@@ -13,7 +13,7 @@ ECCV 2018, section 3.3.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -129,16 +129,23 @@ def measure(
     tasks = [(op, sides) for op in graph.ops if any(sides := _sides(op, channels))]
     total = sum(1 + sum(len(choices[group]) for side in sides for group in side) for _, sides in tasks)
     remaining = Remaining(progress, "layers at numbers of channels", total)
+
+    def counts_to_measure() -> Iterator[tuple[Op, Mapping[int, int]]]:
+        for op, sides in tasks:
+            yield op, {}
+            yield from ((op, {group: count}) for side in sides for group in side for count in choices[group])
+
+    latency.prepare((_layer_at(op, channels, counts),) for op, counts in counts_to_measure())
     layers = []
     for op, sides in tasks:
-        whole = _seconds(op, channels, {}, latency)
+        whole = latency.graph_seconds(_layer_at(op, channels, {}))
         remaining.step()
         curves: list[dict[int, _Curve]] = [{} for _ in sides]
         for side, found in zip(sides, curves, strict=True):
             for group in side:
-                shares = [_seconds(op, channels, {group: count}, latency) / whole for count in choices[group]]
-                found[group] = _Curve(choices[group], tuple(shares))
-                remaining.step(len(shares))
+                times = [latency.graph_seconds(_layer_at(op, channels, {group: n})) for n in choices[group]]
+                found[group] = _Curve(choices[group], tuple(seconds / whole for seconds in times))
+                remaining.step(len(times))
         layers.append(_LayerTime(op, whole, tuple(curves)))
     others = latency.graph_seconds(graph) - math.fsum(layer.seconds for layer in layers)
     return TimeModel(tuple(layers), max(0.0, others), tuple(choices))
@@ -159,6 +166,7 @@ def _groups(dims: Sequence[NDArray[np.int64]], channels: ChannelMap) -> set[int]
     return {index for index, group in enumerate(channels.groups) if np.isin(group.channels, classes).any()}
 
 
-def _seconds(op: Op, channels: ChannelMap, counts: Mapping[int, int], latency: Latency) -> float:
+def _layer_at(op: Op, channels: ChannelMap, counts: Mapping[int, int]) -> Graph:
+    """A layer alone, with so many channels of some groups, and all of the others."""
     masks = [np.arange(group.size) < counts.get(index, group.size) for index, group in enumerate(channels.groups)]
-    return latency.graph_seconds(layer_alone(op, channels, stay(channels, masks)))
+    return layer_alone(op, channels, stay(channels, masks))

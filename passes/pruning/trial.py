@@ -6,7 +6,7 @@ are when every other group has been decided, so that a layer between two groups 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...ir import DType, Graph, Op, TensorType, Value, is_constant
 from ...ir.ops import WeightOp
 from ..matching import numbers
-from ..referee import Referee, Trial
+from ..referee import Pair, Referee, Trial
 from .flow import Kept, cut
 from .flows import flow_of
 from .groups import ChannelGroup, ChannelMap
@@ -42,24 +42,25 @@ def judge_groups(
     -------
     A line for each group that was asked for.
     """
+    shrinking = [(group, mask) for group, mask in zip(channels.groups, masks, strict=True) if not mask.all()]
+    planned = stay(channels, masks)  # what is timed as long as every group may shrink
+    referee.prepare(pair for group, _ in shrinking for pair in _pairs(group, channels, planned))
     notes = []
-    for group, mask in zip(channels.groups, masks, strict=True):
-        if mask.all():
-            continue
-        after = stay(channels, masks)
-        before = after.copy()
-        before[group.channels] = True
-        touched = [
-            work.op
-            for work in (*channels.layers, *channels.products)
-            if np.isin(np.concatenate(work.dims), group.channels).any()
-        ]
-        pairs = tuple((layer_alone(op, channels, before), layer_alone(op, channels, after)) for op in touched)
-        verdict = referee.judge(Trial(describe(group, mask), pairs))
+    for group, mask in shrinking:
+        verdict = referee.judge(Trial(describe(group, mask), tuple(_pairs(group, channels, stay(channels, masks)))))
         notes.append(verdict.note)
         if not verdict.stays:
             mask[:] = True
     return tuple(notes)
+
+
+def _pairs(group: ChannelGroup, channels: ChannelMap, kept: NDArray[np.bool_]) -> Iterator[Pair]:
+    """The layers that a group changes, each with all of its channels, and as they are ``kept``."""
+    whole = kept.copy()
+    whole[group.channels] = True
+    for work in (*channels.layers, *channels.products):
+        if np.isin(np.concatenate(work.dims), group.channels).any():
+            yield layer_alone(work.op, channels, whole), layer_alone(work.op, channels, kept)
 
 
 def layer_alone(op: Op, channels: ChannelMap, kept: NDArray[np.bool_]) -> Graph:

@@ -239,7 +239,7 @@ def _judge(draft: _Draft, referee: Referee) -> tuple[dict[Op, Verdict | None], t
     if referee.latency is None:
         return dict.fromkeys(layers), ()
     alone = Referee(referee.keep, referee.latency)
-    verdicts = {op: alone.judge(_trial(op)) for op in layers}
+    verdicts = dict(zip(layers, alone.judge_all([_trial(op) for op in layers]), strict=True))
     slow = [op for op in layers if not verdicts[op].stays]
     together: tuple[Verdict, ...] = ()
     if 0 < len(slow) < len(layers):
@@ -262,15 +262,13 @@ def _judge_narrow(draft: _Draft, referee: Referee) -> tuple[dict[Op, Verdict | N
     ops = leaders_of(draft.graph, draft.others)
     if referee.latency is None:
         return dict.fromkeys(ops), ()
-    verdicts: dict[Op, Verdict | None] = {}
-    lines = []
-    for op in ops:
-        name = f"{name_of(op.result)} in {draft.others.value}"
-        verdict = referee.judge(Trial(name, ((graph_of(op), narrow_twin(op, draft.others)),)))
-        lines.append(verdict.note)
-        if verdict.stays:
-            verdicts[op] = verdict
-    return verdicts, tuple(lines)
+    trials = [
+        Trial(f"{name_of(op.result)} in {draft.others.value}", ((graph_of(op), narrow_twin(op, draft.others)),))
+        for op in ops
+    ]
+    verdicts = referee.judge_all(trials)
+    kept: dict[Op, Verdict | None] = {op: one for op, one in zip(ops, verdicts, strict=True) if one.stays}
+    return kept, tuple(verdict.note for verdict in verdicts)
 
 
 def _gain(op: Op, verdict: Verdict | None, share: float) -> float:

@@ -142,7 +142,7 @@ class QuantizeWeights(Pass):
         if context.latency is None or not layers:
             return list(layers), ()
         alone = Referee(self.keep, context.latency)
-        verdicts = {op: alone.judge(self._trial(op)) for op in layers}
+        verdicts = dict(zip(layers, alone.judge_all([self._trial(op) for op in layers]), strict=True))
         slow = [op for op in layers if not verdicts[op].stays]
         together: tuple[Verdict, ...] = ()
         if slow:

@@ -68,12 +68,13 @@ def judged(
     """
     pairs = {op: _alone(op, wanted) for weight, wanted in weights.items() for op in weight.layers}
     errors = output_errors(graph, {op: after for op, (_, after) in pairs.items()}, batch)
-    verdicts = {}
+    trials = []
     for weight, (inputs, outputs, kept) in ((weight, wanted.blocks) for weight, wanted in weights.items()):
         whole = filled_blocks(torch.ones(weight.numbers.flatten(1).shape), inputs, outputs).numel()
         name = f"{weight.name} with {kept} of {whole} blocks {inputs}x{outputs}"
         error = max(errors[op] for op in weight.layers)
-        verdicts[weight] = referee.judge(Trial(name, tuple(pairs[op] for op in weight.layers), error))
+        trials.append(Trial(name, tuple(pairs[op] for op in weight.layers), error))
+    verdicts = dict(zip(weights, referee.judge_all(trials), strict=True))
     kept_weights = {weight: wanted for weight, wanted in weights.items() if verdicts[weight].stays}
     return kept_weights, tuple(verdict.note for verdict in verdicts.values())
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
 
 from ...ir import Cost, Graph
 from ...ir.files import temporary_folder
@@ -65,40 +68,77 @@ def compile_graph(
     find_toolchain(target)  # asked before work is spent
     begin("choose kernels")
     program = lower(graph, target, choose)
-    plan = plan_memory(program)
-    code, functions = generate_code(program, plan, begin=begin, cache=cache)
-    constants = program.constants if shared is None else shared(program.constants)
-    model = CompiledModel(describe(program, functions, plan), code, constants, lambda: graph, graph.structure)
-    return Executable(model, report=report, threads=threads)
+    begin("generate code")
+    (made,) = generate_code([program], cache, lambda: begin("link"))
+    return _executable(made, program.constants if shared is None else shared(program.constants), report, threads)
+
+
+def compile_together(
+    graphs: Sequence[Graph],
+    target: Cpu,
+    *,
+    threads: int | None = None,
+    choose: Choose | None = None,
+    cache: KernelCache | None = None,
+) -> list[Executable]:
+    """`compile_graph` for graphs that are only to be run here: one shared object for all is made sooner than many.
+
+    The executables cannot be saved. Parameters are those of `compile_graph`.
+    """
+    made = generate_code([lower(graph, target, choose) for graph in graphs], cache)
+    return [_executable(one, one.program.constants, None, threads) for one in made]
+
+
+@dataclass(frozen=True)
+class GeneratedCode:
+    """A program with its code, and what the manifest and profiles say about it."""
+
+    program: Program
+    code: LinkedCode
+    info: ModelInfo
 
 
 def generate_code(
-    program: Program,
-    plan: MemoryPlan,
-    *,
-    begin: Callable[[str], None] = lambda stage: None,
-    cache: KernelCache | None = None,
-) -> tuple[LinkedCode, dict[str, str]]:
-    """The code of a program, and the name of the function of each kernel, by `Kernel.key`.
+    programs: Sequence[Program], cache: KernelCache | None = None, begin_link: Callable[[], None] = lambda: None
+) -> list[GeneratedCode]:
+    """The code of some programs for one target, in one shared object.
 
-    ``begin`` and ``cache`` are those of `compile_graph`.
+    Parameters
+    ----------
+    cache
+        See `compile_graph`.
+    begin_link
+        Called when all kernels are compiled.
     """
     from .objects import compile_kernels
-    from .relax_module import build, relax_module
+    from .relax_module import PlannedProgram, build, entry_name, relax_module
 
-    target, toolchain = program.target, find_toolchain(program.target)
-    begin("generate code")
+    target = programs[0].target
+    toolchain = find_toolchain(target)
+    planned = [PlannedProgram(program, plan_memory(program)) for program in programs]
     with temporary_folder() as folder:
         check_room(folder)
-        objects = compile_kernels(program, folder, cache)
+        objects = compile_kernels(programs, folder, cache)
         functions = {key: one.name for key, one in objects.items()}
-        module = relax_module(program, plan, functions)
+        module = relax_module(planned, functions)
         compiled = call_interruptibly(lambda: build(module, target))
-        begin("link")
+        begin_link()
         path = folder / "model.so"
         toolchain.link(compiled, path, [one.path for one in objects.values()])
         runs_here = family_of(target).machine == host_machine()
-        return LinkedCode.load(path) if runs_here else LinkedCode(path.read_bytes(), None), functions
+        code = LinkedCode.load(path) if runs_here else LinkedCode(path.read_bytes(), None)
+    return [
+        GeneratedCode(one.program, replace(code, entry=entry_name(index)), describe(one.program, functions, one.plan))
+        for index, one in enumerate(planned)
+    ]
+
+
+def _executable(
+    made: GeneratedCode, constants: tuple[torch.Tensor, ...], report: Report, threads: int | None
+) -> Executable:
+    graph = made.program.graph
+    model = CompiledModel(made.info, made.code, constants, lambda: graph, graph.structure)
+    return Executable(model, report=report, threads=threads)
 
 
 def describe(program: Program, functions: Mapping[str, str], plan: MemoryPlan) -> ModelInfo:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,11 +50,15 @@ class KernelObject:
     path: Path
 
 
-def compile_kernels(program: Program, folder: Path, cache: KernelCache | None = None) -> dict[str, KernelObject]:
-    """An object for each distinct kernel of a program, by `Kernel.key`.
+def compile_kernels(
+    programs: Sequence[Program], folder: Path, cache: KernelCache | None = None
+) -> dict[str, KernelObject]:
+    """An object for each distinct kernel of some programs, by `Kernel.key`.
 
     Parameters
     ----------
+    programs
+        All for one target.
     folder
         Where object files are written.
     cache
@@ -71,17 +75,19 @@ def compile_kernels(program: Program, folder: Path, cache: KernelCache | None = 
         When code cannot be kept.
     """
     calls: dict[str, Call] = {}
-    for call in program.calls:
-        calls.setdefault(call.kernel.key, call)
+    for program in programs:
+        for call in program.calls:
+            calls.setdefault(call.kernel.key, call)
+    (target,) = {program.target for program in programs}
     identity = code_identity()
-    digests = {key: _digest(key, program.target, identity) for key in calls}
+    digests = {key: _digest(key, target, identity) for key in calls}
     objects = {key: _object(call, digests[key], folder) for key, call in calls.items()}
     assert len({one.name for one in objects.values()}) == len(objects), "digests differ in their first digits"
     known = set[str]()
     if cache is not None and identity is not None and cache.is_trusted():
         known = {key for key, one in objects.items() if _copy_kept(cache, digests[key], one)}
     missing = [key for key in objects if key not in known]
-    jobs = (_job(calls[key], objects[key], program.target) for key in missing)
+    jobs = (_job(calls[key], objects[key], target) for key in missing)
     call_in_parallel(jobs, usable_cores())
     if missing and cache is not None and identity is not None:
         try:

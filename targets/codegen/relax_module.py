@@ -7,23 +7,31 @@ its weights can be mapped from a file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import tvm
 from tvm import relax, tirx
 
 from ...ir import Value
 from ..machines.target import Cpu
+from ..runtime.virtual_machine import ENTRY
 from ..templates.vector.storage import STORAGE
 from .lowering import Program
 from .memory import MemoryPlan
 from .tir_pipeline import PIPELINE
 
-ENTRY = "main"
+
+@dataclass(frozen=True)
+class PlannedProgram:
+    """A program, and where its values are."""
+
+    program: Program
+    plan: MemoryPlan
 
 
-def relax_module(program: Program, plan: MemoryPlan, functions: Mapping[str, str]) -> tvm.IRModule:
-    """The Relax module of a program.
+def relax_module(planned: Sequence[PlannedProgram], functions: Mapping[str, str]) -> tvm.IRModule:
+    """The Relax module of some programs for one target, the first of which is called `ENTRY` (see `entry_name`).
 
     Parameters
     ----------
@@ -31,18 +39,30 @@ def relax_module(program: Program, plan: MemoryPlan, functions: Mapping[str, str
         The name of the function of each kernel, by `Kernel.key`; objects that are linked with the module define them.
     """
     builder = relax.BlockBuilder()
+    builder.add_func(_nothing(), "nothing")  # TVM cannot link a module without machine code
+    for index, one in enumerate(planned):
+        _add_program(builder, entry_name(index), one.program, one.plan, functions)
+    return builder.get()
+
+
+def entry_name(index: int) -> str:
+    """What one of several programs is called."""
+    return f"{ENTRY}_{index}" if index else ENTRY
+
+
+def _add_program(
+    builder: relax.BlockBuilder, name: str, program: Program, plan: MemoryPlan, functions: Mapping[str, str]
+) -> None:
     inputs = {value: relax.Var(f"x{index}", _buffer_type(value)) for index, value in enumerate(program.graph.inputs)}
     constant_types = [relax.TensorType((t.numel(),), str(t.dtype).removeprefix("torch.")) for t in program.constants]
     constants = relax.Var("constants", relax.TupleType(constant_types))
-    with builder.function(ENTRY, [*inputs.values(), constants], private=False, pure=False):
+    with builder.function(name, [*inputs.values(), constants], private=False, pure=False):
         buffers = _Buffers(builder, inputs, constants, plan)
-        builder.add_func(_nothing(), "nothing")  # TVM cannot link a module without machine code
         for call in program.calls:
             arguments = [buffers[argument] for argument in (*call.arguments, call.result)]
             function = relax.ExternFunc(functions[call.kernel.key])
             builder.emit(relax.Call(function, arguments, ty_args=[relax.TupleType([])]))
         builder.emit_func_output(relax.Tuple([buffers[value] for value in program.outputs]))
-    return builder.get()
 
 
 def _nothing() -> tirx.PrimFunc:

@@ -223,7 +223,7 @@ def _write(contents: _Contents, path: Path) -> None:
     with ArchiveWriter(path) as archive:
         members = {CONSTANTS: archive.add(CONSTANTS, constants_bytes, constant_chunks(contents.constants))}
         for entry, (_, _, model) in zip(entries, contents.programs, strict=True):
-            members[entry.code] = archive.add(entry.code, len(model.code.code), [model.code.code])
+            members[entry.code] = archive.add(entry.code, len(model.code.alone), [model.code.alone])
             if entry.graph != GRAPH:
                 members[entry.graph] = _add_text(archive, entry.graph, model.graph)
         members[GRAPH] = _add_text(archive, GRAPH, contents.graph)

@@ -105,7 +105,7 @@ def check_bundle_output(path: Path) -> None:
 def write_model(model: CompiledModel, folder: Path) -> None:
     """Write what the runner runs: code, constants and manifest."""
     constants, _ = index_constants(model.constants)
-    (folder / CODE).write_bytes(model.code.code)
+    (folder / CODE).write_bytes(model.code.alone)
     with (folder / CONSTANTS).open("wb") as file:
         file.writelines(constant_chunks(model.constants))
     sizes = {name: (folder / name).stat().st_size for name in (CODE, CONSTANTS)}

@@ -429,8 +429,9 @@ def _from_artifact(artifact: bytes, threads: int, state: Mapping[str, torch.Tens
 def _machine(model: CompiledModel) -> Machine:
     """What runs loaded code: TVM's virtual machine on this processor, or the family's own."""
     backend = backend_of(model.info.target)
-    make = VirtualMachine if backend is None else backend.machine
-    return make(model.code.module, model.constants)
+    if backend is None:
+        return VirtualMachine(model.code.module, model.constants, model.code.entry)
+    return backend.machine(model.code.module, model.constants)
 
 
 def check_threads(threads: int, target: Target) -> int:

@@ -16,15 +16,26 @@ from ..machines.target import ALIGNMENT
 from .threads import signals_deferred
 
 _item = tvm_ffi.get_global_func("ffi.ArrayGetItem")  # what iterating calls, but several times faster
+ENTRY = "main"  # name of a program in its code
 _SKIP = 1  # what an instrument answers to have a call left out
 
 
 @dataclass(frozen=True)
 class LinkedCode:
-    """A shared object: its bytes, and the TVM module that they were loaded as; None for another architecture's."""
+    """A shared object: its bytes, and the TVM module that they were loaded as; None for another architecture's.
+
+    ``entry`` is the name of the program in it; only code of one program, which has the usual name, can be saved.
+    """
 
     code: bytes
     module: tvm.runtime.Module | None
+    entry: str = ENTRY
+
+    @property
+    def alone(self) -> bytes:
+        """The bytes, of code that is saved: whoever loads it calls the program by its usual name."""
+        assert self.entry == ENTRY, "programs that are compiled together cannot be saved"
+        return self.code
 
     @classmethod
     def load(cls, path: Path) -> LinkedCode:
@@ -51,11 +62,14 @@ class VirtualMachine:
         A TVM runtime module with the program's code.
     constants
         Its flat constants; kept alive and read in place.
+    entry
+        Its name.
     """
 
-    def __init__(self, library: tvm.runtime.Module, constants: Sequence[torch.Tensor]) -> None:
+    def __init__(self, library: tvm.runtime.Module, constants: Sequence[torch.Tensor], entry: str = ENTRY) -> None:
         self._library = library
-        self._main = relax.VirtualMachine(library, tvm.cpu())["main"]
+        self._entry = entry
+        self._main = relax.VirtualMachine(library, tvm.cpu())[entry]
         self._aligned = [t if t.data_ptr() % ALIGNMENT == 0 else t.clone() for t in constants]
         self._constants = tvm_ffi.convert([to_tvm(tensor) for tensor in self._aligned])
 
@@ -112,4 +126,4 @@ class VirtualMachine:
         with signals_deferred():
             machine = relax.VirtualMachine(self._library, tvm.cpu())
             machine.set_instrument(observe)
-            return self._call(machine["main"], inputs)
+            return self._call(machine[self._entry], inputs)

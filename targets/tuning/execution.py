@@ -17,7 +17,6 @@ import tvm
 from ...ir import TersorError, Value
 from ..codegen.build import generate_code
 from ..codegen.lowering import Call, Program
-from ..codegen.memory import plan_memory
 from ..codegen.options import Options
 from ..runtime.ports import STORED_AS
 from ..runtime.threads import set_threads
@@ -159,8 +158,8 @@ def _types(call: Call) -> list[tvm.runtime.Tensor]:
 
 
 def _machine(program: Program) -> VirtualMachine:
-    code, _ = generate_code(program, plan_memory(program))
-    return VirtualMachine(code.module, program.constants)
+    (made,) = generate_code([program])
+    return VirtualMachine(made.code.module, program.constants)
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:

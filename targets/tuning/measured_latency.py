@@ -10,12 +10,16 @@ whatever their weights, are measured once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...ir import Graph, Op, fingerprint, graph_of
+from ...ir.ops import WeightOp
 from ..runtime.executable import Executable
+from .times import GraphTimes, KeptTimes
 
+MOST_PROGRAMS = 64  # that are compiled together …
+MOST_BYTES = 256 << 20  # … and the weights that they may have
 LEAST_NOISE = 0.02  # relative: what two timings of one program differ by on a quiet machine
 CONVERSION = "relayout"  # template of the kernels that change a layout
 
@@ -38,6 +42,8 @@ class Patience:
         Timed executions of each program.
     seconds
         Stop when so much time has been spent and there are twice as many executions as witnesses, agreed or not.
+    clear
+        Two programs whose times are further apart than this many times their noise need not agree more closely.
     """
 
     warmup: int = 3
@@ -46,6 +52,7 @@ class Patience:
     least: int = 30
     most: int = 2000
     seconds: float = 0.8
+    clear: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -66,22 +73,31 @@ class MeasuredLatency:
     Parameters
     ----------
     compile
-        Makes a program of a graph to which any passes may have been applied, for this machine.
+        Makes programs of graphs to which any passes may have been applied, for this machine; of several together it
+        makes them sooner.
+    kept
+        Times that were measured before, which these are added to.
     """
 
-    def __init__(self, compile: Callable[[Graph], Executable]) -> None:
+    def __init__(
+        self, compile: Callable[[Sequence[Graph]], Sequence[Executable]], kept: KeptTimes | None = None
+    ) -> None:
         self._compile = compile
+        self._kept = kept
         self._patience = Patience()
-        self._pairs: dict[tuple[str, str], ComparedLatency] = {}
-        self._singles: dict[str, float] = {}
+        self._measured: dict[tuple[str, ...], GraphTimes] = {}
+        self._coming: Iterator[Sequence[Graph]] = iter(())
+        self._programs: dict[str, Executable] = {}  # of graphs that will be asked about
+
+    def prepare(self, questions: Iterable[Sequence[Graph]]) -> None:
+        """Tell what will be asked next: one graph each, or two to compare; drawn, and compiled, when it is needed."""
+        self._coming = iter(questions)
+        self._programs = {}
 
     def graph_seconds(self, graph: Graph) -> float:
         """Measured seconds of one execution of ``graph``."""
-        key = fingerprint(graph, numbers=False)
-        if key not in self._singles:
-            (series,) = time_alternately(samplers(self._compile(graph)), self._patience)
-            self._singles[key] = series.seconds
-        return self._singles[key]
+        (seconds,) = self._times(graph).seconds
+        return seconds
 
     def op_seconds(self, op: Op) -> float:
         """Measured seconds of one execution of ``op`` alone."""
@@ -89,14 +105,65 @@ class MeasuredLatency:
 
     def compare(self, before: Graph, after: Graph) -> ComparedLatency:
         """Measured seconds of both graphs, timed alternately."""
-        keys = (fingerprint(before, numbers=False), fingerprint(after, numbers=False))
-        if keys[0] == keys[1]:
+        if _work(before) == _work(after):
             seconds = self.graph_seconds(before)
             return ComparedLatency(seconds, seconds, LEAST_NOISE)
-        if keys not in self._pairs:
-            old, new = time_alternately(samplers(self._compile(before), self._compile(after)), self._patience)
-            self._pairs[keys] = ComparedLatency(old.seconds, new.seconds, max(old.spread, new.spread, LEAST_NOISE))
-        return self._pairs[keys]
+        times = self._times(before, after)
+        return ComparedLatency(*times.seconds, times.noise)
+
+    def _times(self, *graphs: Graph) -> GraphTimes:
+        key = tuple(map(_work, graphs))
+        times = self._known(key)
+        if times is None:
+            series = time_alternately(samplers(*self._programs_of(graphs)), self._patience)
+            noise = max(LEAST_NOISE, *(one.spread for one in series))
+            times = GraphTimes(tuple(one.seconds for one in series), noise)
+            self._measured[key] = times
+            if self._kept is not None:
+                self._kept.add(key, times)
+        return times
+
+    def _known(self, key: tuple[str, ...]) -> GraphTimes | None:
+        if key not in self._measured:
+            times = None if self._kept is None else self._kept.find(key)
+            if times is None:
+                return None
+            self._measured[key] = times
+        return self._measured[key]
+
+    def _programs_of(self, graphs: Sequence[Graph]) -> list[Executable]:
+        """Programs for graphs; where they are missing, those that will be needed next are made beside them."""
+        missing = {key: graph for graph in graphs if (key := _work(graph)) not in self._programs}
+        if missing:
+            kept = {key: self._programs[key] for key in map(_work, graphs) if key in self._programs}
+            wanted = self._next(missing)
+            self._programs = kept | dict(zip(wanted, self._compile(list(wanted.values())), strict=True))
+        return [self._programs[_work(graph)] for graph in graphs]
+
+    def _next(self, missing: Mapping[str, Graph]) -> dict[str, Graph]:
+        """Graphs to compile together: those that are missing, and some of what will be asked next."""
+        wanted = dict(missing)
+        size = sum(map(_weight_bytes, wanted.values()))
+        while len(wanted) < MOST_PROGRAMS and size < MOST_BYTES:
+            question = next(self._coming, None)
+            if question is None:
+                break
+            keys = tuple(map(_work, question))
+            if self._known(keys) is None:
+                fresh = {key: one for key, one in zip(keys, question, strict=True) if key not in wanted}
+                size += sum(map(_weight_bytes, fresh.values()))
+                wanted.update(fresh)
+        return wanted
+
+
+def _work(graph: Graph) -> str:
+    """What graphs that do the same work have in common."""
+    return fingerprint(graph, numbers=False)
+
+
+def _weight_bytes(graph: Graph) -> int:
+    """Of the weights that a graph reads."""
+    return sum(op.result.type.bytes for part in graph.parts for op in part.ops if isinstance(op, WeightOp))
 
 
 def samplers(*programs: Executable) -> list[Sample]:
@@ -157,14 +224,25 @@ class Series:
 
 
 def time_alternately(samples: Sequence[Sample], patience: Patience) -> list[Series]:
-    """Time programs alternately until the fastest executions of each agree, or patience ends."""
+    """Time programs alternately until the fastest executions of each agree, or it is clear which of two is faster, or
+    patience ends."""
     start = time.perf_counter()
     found = [Series(sample, patience) for sample in samples]
     for done in range(patience.block, patience.most + patience.block, patience.block):
         for series in found:
             series.add()
         agreed = done >= patience.least and all(series.spread <= LEAST_NOISE for series in found)
+        agreed = agreed or (done >= patience.least // 2 and _is_clear(found, patience))
         is_late = done >= 2 * patience.witnesses and time.perf_counter() - start >= patience.seconds
         if agreed or is_late:
             break
     return found
+
+
+def _is_clear(found: Sequence[Series], patience: Patience) -> bool:
+    """Whether two programs' times are so far apart that their noise does not matter."""
+    if len(found) != 2:
+        return False
+    noise = max(LEAST_NOISE, *(series.spread for series in found))
+    fast, slow = sorted(series.seconds for series in found)
+    return fast < slow * (1 - patience.clear * noise)

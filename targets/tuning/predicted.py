@@ -7,7 +7,7 @@ others. What tuning knows nothing about (a copy, a global average) takes its mem
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ...ir import Graph, Op, graph_of
@@ -63,6 +63,9 @@ class PredictedLatency:
         self._known = examples.seconds()
         self._regressor = LatencyRegressor()
         self._regressor.fit(examples.all())
+
+    def prepare(self, questions: Iterable[Sequence[Graph]]) -> None:
+        """Nothing is compiled."""
 
     def graph_seconds(self, graph: Graph) -> float:
         """Predicted seconds of one execution of ``graph``."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
+from ...ir.codec import encode
 from ..codegen.options import Options
 from ..machines.target import Cpu
 from ..templates.option import Option, Workload
@@ -49,6 +52,12 @@ class Tuned:
         if record is None or record.option not in options:
             return None
         return record.option
+
+    @cached_property
+    def digest(self) -> str:
+        """Differs where another option is used for some workload."""
+        used = sorted(f"{workload} {encode(record.option)}" for workload, record in self.records.items())
+        return hashlib.sha256("\n".join(used).encode()).hexdigest()
 
     @property
     def notes(self) -> tuple[str, ...]:

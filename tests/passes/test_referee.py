@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,13 +13,15 @@ import pytest
 import torch
 
 import tersor
-from tersor.ir import Graph, TensorType, fingerprint
+from tersor.ir import Graph, TensorType, TersorWarning, fingerprint
 from tersor.ir.ops import Conv2dOp, ReluOp
 from tersor.passes import PassManager, as_pipeline, run_passes
 from tersor.passes.referee import Keep, Referee, Trial, output_errors
 from tersor.passes.report import Times, Verdict
+from tersor.targets.tuning import measured_latency
 from tersor.targets.tuning.measured_latency import LEAST_NOISE, MeasuredLatency, Patience, time_alternately
 from tersor.targets.tuning.predicted import PredictedLatency
+from tersor.targets.tuning.times import GraphTimes, KeptTimes
 from tersor.tests.checks import record_of
 from tersor.tests.passes.lowrank.planted import Clock, Reading, conv_graph, linear_graph, planted
 from tersor.tests.random_graphs import GraphBuilder
@@ -195,14 +199,14 @@ class Program:
         return [1.0, self.seconds, 2.0]
 
 
-def measured() -> tuple[MeasuredLatency, list[Graph]]:
+def measured(kept: KeptTimes | None = None) -> tuple[MeasuredLatency, list[Graph]]:
     compiled: list[Graph] = []
 
-    def compile(graph: Graph) -> Program:
-        compiled.append(graph)
-        return Program(graph)
+    def compile(graphs: Sequence[Graph]) -> list[Program]:
+        compiled.extend(graphs)
+        return [Program(graph) for graph in graphs]
 
-    return MeasuredLatency(cast(Any, compile)), compiled
+    return MeasuredLatency(cast(Any, compile), kept), compiled
 
 
 def test_measured_pairs_are_kept():
@@ -212,11 +216,86 @@ def test_measured_pairs_are_kept():
         reading = latency.compare(BIG, SMALL)
         assert (reading.before, reading.after, reading.noise) == (before, after, LEAST_NOISE)
     same_work = linear_graph(torch.full((20, 30), 7.0))
-    assert latency.compare(same_work, SMALL) is reading
+    assert latency.compare(same_work, SMALL) == reading
     assert compiled == [BIG, SMALL]
     assert latency.compare(BIG, same_work).after == latency.compare(BIG, same_work).before == before
     assert latency.graph_seconds(BIG) == before
-    assert len(compiled) == 3
+    assert len(compiled) == 2, "the program of the first comparison is still there"
+
+
+def test_what_is_announced_is_compiled_together_and_when_it_is_needed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(measured_latency, "MOST_PROGRAMS", 3)
+    sizes = (30, 20, 10, 25, 15)
+    graphs = [linear_graph(torch.ones(size, 30)) for size in sizes]
+    latency, compiled = measured()
+    drawn: list[int] = []
+
+    def questions():
+        for index, graph in enumerate(graphs):
+            drawn.append(index)
+            yield (graph,)
+
+    latency.prepare(questions())
+    assert drawn == []
+    counts = []
+    for graph in graphs:
+        assert latency.graph_seconds(graph) == 1e-6 * graph.cost().macs
+        counts.append(len(compiled))
+    assert counts == [3, 3, 3, 5, 5]
+    assert compiled == graphs
+    latency.prepare(questions())
+    latency.graph_seconds(linear_graph(torch.ones(5, 30)))
+    assert len(compiled) == 6, "what has been measured is not compiled again"
+
+
+def test_measured_times_are_found_by_other_processes(tmp_path: Path):
+    path = tmp_path / "times"
+    for context, expected in (("one machine", 2), ("one machine", 0), ("another machine", 2)):
+        latency, compiled = measured(KeptTimes(path, context))
+        assert latency.compare(BIG, SMALL).before == 1e-6 * BIG.cost().macs
+        assert len(compiled) == expected
+    path.write_text("".join(f"{line[:-2]}\n" for line in path.read_text().splitlines()) + '{"key": 3}\n[]\nx\n')
+    latency, compiled = measured(KeptTimes(path, "one machine"))
+    latency.compare(BIG, SMALL)
+    assert len(compiled) == 2, "damaged lines count as missing"
+
+
+def test_noisy_times_are_not_kept(tmp_path: Path):
+    kept = KeptTimes(tmp_path / "times", "machine")
+    kept.add(("work",), GraphTimes((1.0,), 0.2))
+    assert KeptTimes(tmp_path / "times", "machine").find(("work",)) is None
+    kept.add(("work",), GraphTimes((1.0,), 0.02))
+    assert KeptTimes(tmp_path / "times", "machine").find(("work",)) == GraphTimes((1.0,), 0.02)
+    assert KeptTimes(tmp_path / "times", "machine").find(("work", "work")) is None
+
+
+def test_times_that_cannot_be_kept_are_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    kept = KeptTimes(tmp_path / "file" / "times", "machine")
+    with pytest.warns(TersorWarning, match=r"cannot be written \(.*\).*; going on without keeping measured times"):
+        kept.add(("work",), GraphTimes((1.0,), 0.02))
+    kept.add(("work",), GraphTimes((1.0,), 0.02))
+
+
+def test_a_clear_difference_needs_no_agreement():
+    executions = 0
+
+    def noisy(scale: float) -> Callable[[], float]:
+        durations = itertools.cycle([1.0, 1.1, 1.05, 1.2, 1.15])
+
+        def sample() -> float:
+            nonlocal executions
+            executions += 1
+            return scale * next(durations)
+
+        return sample
+
+    patience = Patience(warmup=0, least=30, most=600, seconds=60.0)
+    slow, fast = time_alternately([noisy(1.0), noisy(0.3)], patience)
+    assert slow.seconds > fast.seconds
+    clear, executions = executions, 0
+    time_alternately([noisy(1.0), noisy(0.97)], patience)
+    assert clear < 50 < executions
 
 
 def test_interruptions_do_not_count():

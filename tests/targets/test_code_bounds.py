@@ -87,7 +87,7 @@ def test_too_large_a_kernel_names_its_layer(tmp_path, monkeypatch):
     graph = tersor.from_torch(nn.Sequential(nn.ReLU(), nn.Softmax(-1)), (torch.randn(4, 99),))
     program = lower(run_passes(graph, "layout", target=TARGET), TARGET)
     with pytest.raises(CompileError, match=r"layer '1': template 'softmax' writes more code .* split this layer"):
-        objects.compile_kernels(program, tmp_path)
+        objects.compile_kernels([program], tmp_path)
 
 
 def test_an_interrupt_ends_the_wait_for_a_native_call():

@@ -289,7 +289,7 @@ def test_code_for_other_architectures_is_kept_too(cache: KernelCache, compiled: 
     program = lower(run_passes(b.done(b.conv(b.graph.inputs[0], 8)), "O3,layout", target=arm), arm)
     for folder in (tmp_path / "one", tmp_path / "other"):
         folder.mkdir()
-        for one in compile_kernels(program, folder, cache).values():
+        for one in compile_kernels([program], folder, cache).values():
             assert one.path.read_bytes()[:20] == ARM_OBJECT
     assert len(compiled) == cache.use().kernels
 

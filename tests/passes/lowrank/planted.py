@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,9 @@ class Clock:
     def __init__(self, factor: float = 1.0, launch: float = 0.0, noise: float = 0.02) -> None:
         self.factor, self.launch, self.noise = factor, launch, noise
         self.asked: list[tuple[Graph, Graph]] = []
+
+    def prepare(self, questions: Iterable[Sequence[Graph]]) -> None:
+        pass
 
     def graph_seconds(self, graph: Graph) -> float:
         return graph.cost().macs * 1e-9 + self.launch * sum(bool(op.inputs) for op in graph.ops)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -27,6 +28,9 @@ class Stairs:
     def __init__(self, block: int = 8, overhead: float = 0.0) -> None:
         self.block, self.overhead = block, overhead
         self.graphs = 0
+
+    def prepare(self, questions: Iterable[Sequence[Graph]]) -> None:
+        pass
 
     def graph_seconds(self, graph: Graph) -> float:
         self.graphs += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -98,6 +99,9 @@ class StubLatency:
 
     def __init__(self, slow: int = 0, whole: float = 0.5, together: float = 1.0) -> None:
         self.slow, self.whole, self.together = slow, whole, together
+
+    def prepare(self, questions: Iterable[Sequence[Graph]]) -> None:
+        pass
 
     def graph_seconds(self, graph: Graph) -> float:
         raise NotImplementedError
