@@ -2,7 +2,7 @@
 
 ::
 
-    quantize{method=percentile:99.99}  =  equalize-concat,equalize-attention,
+    quantize{method=percentile:99.99}  =  equalize-concat,equalize-attention,smooth-quant,
                                           quantize-annotate,quantize-calibrate{method=percentile:99.99},
                                           bias-correction,quantize-realize,fuse
 
@@ -64,7 +64,7 @@ class Quantize(Pass):
 
     activations: Annotated[DType, QUANTIZED] = DType.U8
     method: Annotated[str, CALIBRATORS] = "minmax"
-    accuracy: tuple[str, ...] = ("equalize-concat", "equalize-attention", "bias-correction")
+    accuracy: tuple[str, ...] = ("equalize-concat", "equalize-attention", "smooth-quant", "bias-correction")
     skip: tuple[str, ...] = ()
     weight_bits: int = WEIGHT_BITS
     keep: Keep = Keep.FASTER
