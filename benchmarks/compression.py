@@ -18,7 +18,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,15 +45,17 @@ MARKERS = (
     "<!-- results: begin, written by python -m benchmarks.compression -->",
     "<!-- results: end -->",
 )
-MODELS = "resnet18,efficientnet_lite0,mobilenetv2,resnet50,squeezenet11"
+MODELS = "resnet18,efficientnet_lite0,mobilenetv2,resnet50,squeezenet11,vit_tiny,minilm"
 FEW_MODELS = "resnet18,efficientnet_lite0"
+TRANSFORMERS = ("vit_tiny", "minilm")  # for which NNCF has settings of its own
 PRUNED_MODELS = "resnet18,vgg16,resnet50,mobilenetv2"
 FEW_PRUNED_MODELS = "resnet18"
 TRAINED_MODELS = "efficientnet_lite0,minilm"
 CALIBRATION_IMAGES = 8
 QUANTIZE = "O3,quantize"
 PRUNE = "prune-channels{{{}}},O3"
-FLOAT32, INT8 = "tersor", "tersor int8"
+NARROW = "O3,to-bf16"
+FLOAT32, BF16, INT8 = "tersor", "tersor bf16", "tersor int8"
 HALF_MACS, HALF_TIME, SAME_MACS = "macs=0.5", "latency=0.5", "macs, as many"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -144,37 +146,41 @@ def write_page(
     splice(markdown, MARKERS, page(json.loads(json_path.read_text("utf-8"))))
 
 
-@lru_cache(maxsize=2)  # what `all` needs again
 def _quantized(
     model: str, pipeline: str, threads: int
 ) -> tuple[tuple[ExecutableRunner, float], tuple[OpenVinoInt8, float]]:
     """Ours and OpenVINO's, from the same data, and the seconds that each took to make."""
     module, inputs = load(model)
-    calibration = [image(seed=1 + index) for index in range(CALIBRATION_IMAGES)]
-    batches = [(one,) for one in calibration]
+    batches: list[trained.Batch] = [(image(seed=1 + index),) for index in range(CALIBRATION_IMAGES)]
+    tasks = {task.model: task for task in trained.TASKS}
+    if model in tasks:
+        batches = list(tasks[model].inputs(trained.CALIBRATION, 0))
     build = partial(tersor.compile, module, inputs, pipeline=pipeline, calibration=batches, threads=threads)
     with tempfile.TemporaryDirectory() as folder:
         network = Network(module, inputs, Path(folder))
         return (
             timed(lambda: ExecutableRunner(build(), INT8)),
-            timed(lambda: OpenVinoInt8(network, threads, batches)),
+            timed(lambda: OpenVinoInt8(network, threads, batches, transformer=model in TRANSFORMERS)),
         )
 
 
 def _measured(model: str, pipeline: str, threads: int, rounds: int) -> Record:
-    module, inputs = load(model)
+    _, inputs = load(model)
     integers = _quantized(model, pipeline, threads)
-    exact = timed(lambda: ExecutableRunner(tersor.compile(module, inputs, threads=threads), FLOAT32))
-    comparison = _compare(model, (exact, *integers), inputs, threads, rounds)
+    others = (_program(model, threads, FLOAT32), _program(model, threads, BF16, NARROW))
+    comparison = _compare(model, (*others, *integers), inputs, threads, rounds)
     return asdict(comparison) | {"pipeline": pipeline, "layers": _layers(integers[0][0].executable)}
 
 
-def _pruned(model: str, threads: int, rounds: int) -> Record:
+def _program(model: str, threads: int, name: str, pipeline: str = "O3") -> tuple[ExecutableRunner, float]:
+    """A network compiled by us, and the seconds that it took."""
     module, inputs = load(model)
+    return timed(lambda: ExecutableRunner(tersor.compile(module, inputs, pipeline=pipeline, threads=threads), name))
 
-    def build(name: str, pipeline: str = "O3") -> tuple[ExecutableRunner, float]:
-        return timed(lambda: ExecutableRunner(tersor.compile(module, inputs, pipeline=pipeline, threads=threads), name))
 
+def _pruned(model: str, threads: int, rounds: int) -> Record:
+    _, inputs = load(model)
+    build = partial(_program, model, threads)
     built = [build(FLOAT32), *(build(half, PRUNE.format(half)) for half in (HALF_MACS, HALF_TIME))]
     macs = [_macs(runner.executable) for runner, _ in built]
     built.append(build(SAME_MACS, PRUNE.format(f"macs={macs[-1] / macs[0]:.4f}")))
@@ -214,7 +220,7 @@ def keep(part: str, content: object, threads: int, path: Path | None) -> None:
 
 def int8_sheet(results: Iterable[Record]) -> Sheet:
     """Latencies in milliseconds, and the two ratios that matter."""
-    header = ("network", "float32", "int8", "gain", "OpenVINO", "ours/its", "layers")
+    header = ("network", "float32", "bf16", "int8", "gain", "OpenVINO", "ours/its", "layers")
     rows = []
     for result in results:
         found = medians(result)
@@ -224,6 +230,7 @@ def int8_sheet(results: Iterable[Record]) -> Sheet:
             (
                 result["model"],
                 milliseconds(found[FLOAT32]),
+                milliseconds(found[BF16]) if BF16 in found else "",
                 milliseconds(ours),
                 f"{times(found[FLOAT32] / ours)}x",
                 milliseconds(theirs),
@@ -231,7 +238,7 @@ def int8_sheet(results: Iterable[Record]) -> Sheet:
                 f"{layers['integer']}/{layers['all']}",
             )
         )
-    return Sheet("Milliseconds in float32 and in int8; OpenVINO in int8; layers in int8", header, tuple(rows))
+    return Sheet("Milliseconds in float32, bf16 and int8; OpenVINO in int8; layers in int8", header, tuple(rows))
 
 
 def pruned_sheet(results: Iterable[Record]) -> Sheet:
