@@ -65,6 +65,8 @@ def variants(tree: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
         others = [None, {}, "text", [], tree[:-1], [*tree, *tree[-1:]], tree[::-1], [*tree, None]]
         for index, value in enumerate(tree):
             yield from variants(value, (*path, index))
+    elif tree is None:
+        others = [{}, [], "text", 0, {"thresholds": [0.5], "confidence": "max-softmax"}]
     elif isinstance(tree, bool):
         others = [not tree, int(tree), None, "true"]
     elif isinstance(tree, int):

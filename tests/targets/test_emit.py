@@ -88,6 +88,7 @@ CASES: list[tuple[type[Op], dict[str, Any], tuple[DType, ...]]] = [
     *((ops.CastOp, {"dtype": dtype}, ALL) for dtype in ALL),
     (ops.QuantizeOp, {"scale": 0.02, "zero_point": 100}, (DType.F32,)),
     (ops.QuantizeOp, {"scale": 1.0, "dtype": DType.I8}, (DType.F32,)),
+    (ops.QuantizeByOp, {}, (DType.F32,)),
     (ops.ObserveOp, {"low": -1.0, "high": 2.0}, (DType.F32,)),
     (ops.ClampOp, {"min": -7.5, "max": 3.5}, SMALL),
 ]
