@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -122,8 +122,9 @@ def accuracy(models: Models = TRAINED_MODELS, threads: Threads = 2, json_path: J
     results = {}
     for task in (one for one in trained.TASKS if one.model in models.split(",")):
         with console.status(task.model) as status, tempfile.TemporaryDirectory() as folder:
-            results[task.model] = [asdict(one) for one in trained.judge(task, threads, Path(folder), status.update)]
-        console.print(accuracy_sheet(task.model, results[task.model]).view())
+            answers = trained.judge(task, threads, Path(folder), status.update)
+        results[task.model] = {"model": task.model, "answers": [asdict(one) for one in answers]}
+        console.print(accuracy_sheet(results[task.model]).view())
         keep("accuracy", {task.model: results[task.model]}, threads, json_path)
 
 
@@ -206,13 +207,14 @@ def _macs(executable: Executable) -> int:
     return sum(kernel.macs for kernel in executable.info.kernels)
 
 
-def keep(part: str, content: object, threads: int, path: Path | None) -> None:
-    """Replace one part of the results file; of a part by network, those that are given."""
+def keep(part: str, records: Mapping[str, Record], threads: int, path: Path | None) -> None:
+    """Replace records by network of one part of the results file; each says where it was measured."""
     if path is not None:
         old = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        content = old.get(part, {}) | content if isinstance(content, dict) else content
-        about = {"machine": machine(), "versions": versions((*PACKAGES, "nncf")), "threads": threads}
-        write(old | about | {part: content}, path)
+        where = {"processor": machine()["processor"], "threads": threads}
+        fresh = {name: record | where for name, record in records.items()}
+        about = {"versions": versions((*PACKAGES, "nncf"))}
+        write(old | about | {part: old.get(part, {}) | fresh}, path)
 
 
 # Tables -----------------------------------------------------------------------------------------------------------
@@ -254,27 +256,33 @@ def pruned_sheet(results: Iterable[Record]) -> Sheet:
     return Sheet("Milliseconds before and after prune-channels", header, tuple(rows))
 
 
-def accuracy_sheet(model: str, results: Sequence[Record]) -> Sheet:
-    """How far answers agree with those in float32."""
-    (task,) = (one for one in trained.TASKS if one.model == model)
+def accuracy_sheet(result: Record) -> Sheet:
+    """How far answers of a network agree with those in float32."""
+    (task,) = (one for one in trained.TASKS if one.model == result["model"])
     rows = []
-    for one in (trained.Answers(**result) for result in results):
+    for one in (trained.Answers(**answers) for answers in result["answers"]):
         rows.append((one.runner, f"{one.agreement:.2%}", f"{one.lowest:.4f}", f"{one.error:.2%}"))
     header = ("integers by", "agree", "lowest cosine", "rms error")
-    return Sheet(f"{model}, {task.subject}, int8 against float32", header, tuple(rows))
+    return Sheet(f"{task.model}, {task.subject}, int8 against float32", header, tuple(rows))
 
 
 def page(content: Record) -> str:
     """All tables as Markdown."""
-    computer = content["machine"]
     made_by = ", ".join(f"{name} {content['versions'][name]}" for name in ("openvino", "nncf"))
-    conditions = f"{computer['processor']}, {content['threads']} threads, batch 1; {made_by}."
-    sheets = (
-        int8_sheet(content["int8"].values()),
-        pruned_sheet(content["pruned"].values()),
-        *(accuracy_sheet(model, results) for model, results in content["accuracy"].items()),
-    )
-    return "\n\n".join([conditions, *(sheet.markdown() for sheet in sheets)]) + "\n"
+    parts = [f"Batch 1; {made_by}."]
+    for part, sheet in (("int8", int8_sheet), ("pruned", pruned_sheet)):
+        by_place: dict[str, list[Record]] = {}
+        for record in content[part].values():
+            by_place.setdefault(_place(record), []).append(record)
+        for place, records in by_place.items():
+            found = sheet(records)
+            parts.append(replace(found, title=f"{found.title} ({place})").markdown())
+    parts += [accuracy_sheet(record).markdown() for record in content["accuracy"].values()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _place(record: Record) -> str:
+    return f"{record['processor']}, {record['threads']} threads"
 
 
 if __name__ == "__main__":

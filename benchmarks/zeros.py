@@ -41,7 +41,7 @@ POINTWISE = (  # inputs, height and width, outputs, stride
     (512, 7, 2048, 1),
     (256, 56, 512, 2),
 )
-PATTERNS = tuple((f"block:{inputs}", ratio) for ratio in (0.75, 0.9) for inputs in (1, 4))
+SHAPES = tuple((inputs, ratio) for ratio in (0.75, 0.9) for inputs in (1, 4))  # of blocks, and the share of zeros
 PRUNE = "prune-weights{{pattern={},ratio={},scope=layer,keep={}}}"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -56,15 +56,18 @@ def layers(threads: Threads = 2, seconds: float = 3.0) -> None:
     patience = Patience(seconds=seconds, most=400)
     rows = []
     for name, graph in _layers():
-        pruned = [run_passes(graph, PRUNE.format(*one, "all"), target=target) for one in PATTERNS]
+        pruned = [
+            run_passes(graph, PRUNE.format(f"block:{inputs}", ratio, "all"), target=target) for inputs, ratio in SHAPES
+        ]
         programs = [
             compile_graph(run_passes(one, "fuse,layout", target=target), target, threads=threads)
             for one in (graph, *pruned)
         ]
         dense, *others = (series.seconds for series in time_alternately(samplers(*programs), patience))
         rows.append((name, milliseconds(dense), *(f"{dense / other:.2f}x" for other in others)))
-    columns = ("layer", "dense ms", *(f"{pattern} {ratio:.0%}" for pattern, ratio in PATTERNS))
-    console.print(new_table(f"Blocks of zeros, {target.name}, {threads} threads, batch 1", columns, rows))
+    columns = ("layer", "ms", *(f"{inputs}, {ratio:.0%}" for inputs, ratio in SHAPES))
+    about = f"Inputs of a block, and share of zeros; {target.name}, {threads} threads, batch 1"
+    console.print(new_table(about, columns, rows))
 
 
 @app.command()

@@ -17,7 +17,7 @@ from benchmarks.peers import Network
 from benchmarks.photographs import crops, photographs
 from benchmarks.sentences import _drawn, sentences
 
-MACHINE = {"processor": "a processor"}
+PLACE = {"processor": "a processor", "threads": 2}
 VERSIONS = {"openvino": "1.0", "nncf": "2.0"}
 
 
@@ -42,7 +42,12 @@ PRUNED = {
         "macs": {"tersor": 2_000_000, "macs=0.5": 1_000_000},
     }
 }
-ACCURACY = {"minilm": [{"runner": "tersor", "agreement": 0.998, "lowest": 0.99, "error": 0.05}]}
+ACCURACY = {
+    "minilm": {
+        "model": "minilm",
+        "answers": [{"runner": "tersor", "agreement": 0.998, "lowest": 0.99, "error": 0.05}],
+    }
+}
 
 
 def test_tables_have_the_ratios_that_matter() -> None:
@@ -50,26 +55,31 @@ def test_tables_have_the_ratios_that_matter() -> None:
         ("net", "8.000", "5.000", "2.000", "4.00x", "4.000", "0.50", "20/21"),
     )
     assert compression.pruned_sheet(PRUNED.values()).rows[1] == ("net", "macs=0.5", "1", "4.000", "2.00x")
-    assert compression.accuracy_sheet("minilm", ACCURACY["minilm"]).rows == (("tersor", "99.80%", "0.9900", "5.00%"),)
+    assert compression.accuracy_sheet(ACCURACY["minilm"]).rows == (("tersor", "99.80%", "0.9900", "5.00%"),)
     for sheet in (compression.int8_sheet(INT8.values()), compression.pruned_sheet(PRUNED.values())):
         assert Console(width=200).measure(sheet.view()).maximum <= 80
 
 
 def test_a_page_has_all_tables() -> None:
-    parts = {"int8": INT8, "pruned": PRUNED, "accuracy": ACCURACY}
-    page = compression.page({"machine": MACHINE, "versions": VERSIONS, "threads": 2} | parts)
-    assert "a processor, 2 threads, batch 1; openvino 1.0, nncf 2.0." in page
+    measured = {part: {"net": records["net"] | PLACE} for part, records in (("int8", INT8), ("pruned", PRUNED))}
+    measured["int8"]["elsewhere"] = INT8["net"] | {"model": "elsewhere", "processor": "another", "threads": 1}
+    page = compression.page({"versions": VERSIONS, "accuracy": ACCURACY} | measured)
+    assert "Batch 1; openvino 1.0, nncf 2.0." in page
+    assert "layers in int8 (a processor, 2 threads):" in page
+    assert "layers in int8 (another, 1 threads):" in page
     assert "| net | 8.000 | 5.000 | 2.000 | 4.00x | 4.000 | 0.50 | 20/21 |" in page
     assert "| tersor | 99.80% | 0.9900 | 5.00% |" in page
 
 
-def test_a_command_replaces_its_part_only(tmp_path) -> None:
+def test_a_command_replaces_its_networks_only(tmp_path) -> None:
     path = tmp_path / "results.json"
     compression.keep("int8", INT8, 2, path)
     compression.keep("accuracy", ACCURACY, 2, path)
-    compression.keep("int8", {"other": {}}, 2, path)
+    compression.keep("int8", {"other": {}}, 1, path)
     content = json.loads(path.read_text("utf-8"))
-    assert (content["int8"], content["accuracy"], content["threads"]) == (INT8 | {"other": {}}, ACCURACY, 2)
+    assert set(content["int8"]) == {"net", "other"}
+    assert (content["int8"]["net"]["threads"], content["int8"]["other"]["threads"]) == (2, 1)
+    assert content["accuracy"]["minilm"]["answers"] == ACCURACY["minilm"]["answers"]
     assert "nncf" in content["versions"]
 
 
