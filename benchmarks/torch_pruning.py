@@ -320,15 +320,15 @@ def keep(part: str, found: Record, threads: int, path: Path) -> None:
 
 def sheet(content: Record) -> Sheet:
     """One line a network."""
-    header = ("network", "groups", "theirs", "M macs", "ours", "theirs", "ms", "ours", "theirs")
+    header = ("network", "groups", "M macs", "left", "theirs", "ms", "ours", "theirs")
     rows = []
     for name, found in content["pruned"].items():
-        row = [name, *(_count(found[tool]) for tool in TOOLS), f"{found[ORIGINAL]['macs'] / 1e6:.0f}"]
+        row = [name, ", ".join(_count(found[tool]) for tool in TOOLS), f"{found[ORIGINAL]['macs'] / 1e6:.0f}"]
         row += [_share(found[tool], found[ORIGINAL]) for tool in TOOLS]
         times = medians(content["latency"][name]) if name in content.get("latency", {}) else {}
         row += [milliseconds(times[one]) if one in times else "" for one in (ORIGINAL, *TOOLS)]
         rows.append(tuple(row))
-    title = "Groups of channels; multiply-adds, and the shares left; milliseconds, original and both pruned"
+    title = "Groups of channels, ours and theirs; multiply-adds, and the shares left; milliseconds before and after"
     return Sheet(title, header, tuple(rows))
 
 
