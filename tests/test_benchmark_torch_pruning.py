@@ -86,7 +86,7 @@ def test_page_only_and_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     page.write_text("\n".join(torch_pruning.MARKERS))
     options = ["--json", str(results), "--markdown", str(page)]
     assert CliRunner().invoke(torch_pruning.app, ["--stage", "page", *options]).exit_code == 0
-    assert "| net | 12 | 11 | 2 | 0.499 | 0.495 | 8.000 | 4.000 | 5.000 |" in page.read_text()
+    assert "| net | 12, 11 | 2 | 0.499 | 0.495 | 8.000 | 4.000 | 5.000 |" in page.read_text()
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     result = CliRunner().invoke(torch_pruning.app, options)
     assert (result.exit_code, "pip install --no-deps" in result.output) == (2, True)
