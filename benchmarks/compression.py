@@ -5,6 +5,7 @@
     python -m benchmarks.compression int8          # ours and OpenVINO's int8 beside float32, five networks
     python -m benchmarks.compression pruned        # four networks with half of their multiply-adds, and of their time
     python -m benchmarks.compression accuracy      # two trained networks, int8 against float32, beside three tools
+    python -m benchmarks.compression mixed         # EfficientNet-Lite0 in several types, within a budget of noise
     python -m benchmarks.compression all           # all three, int8 of two networks only: some minutes
     python -m benchmarks.compression page docs/compression.md      # write the tables of the results file into a page
 
@@ -15,6 +16,7 @@ medians of interleaved blocks, batch 1.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -126,6 +128,37 @@ def accuracy(models: Models = TRAINED_MODELS, threads: Threads = 2, json_path: J
         results[task.model] = {"model": task.model, "answers": [asdict(one) for one in answers]}
         console.print(accuracy_sheet(results[task.model]).view())
         keep("accuracy", {task.model: results[task.model]}, threads, json_path)
+
+
+@app.command()
+def mixed(min_sqnr: float = 30.0, threads: Threads = 2) -> None:
+    """Time EfficientNet-Lite0 in float32, on integers, and with the types that a budget of noise chooses."""
+    task = trained.TASKS[0]
+    module, inputs = load(task.model)
+    calibration, judged = list(task.inputs(trained.CALIBRATION // 4, 0)), list(task.inputs(21, 1))
+    pipelines = ("O3", "O3,quantize{keep=all}", f"O3,quantize{{min_sqnr={min_sqnr:g},others=bf16}}")
+    programs = [
+        tersor.compile(module, inputs, pipeline=one, calibration=calibration, threads=threads, check=False)
+        for one in pipelines
+    ]
+    built = [(ExecutableRunner(program, name), 0.0) for program, name in zip(programs, pipelines, strict=True)]
+    found = medians(asdict(_compare(task.model, built, inputs, threads, rounds=4)))
+    rows = [
+        (one, milliseconds(found[one]), _ratio(module, program, judged))
+        for one, program in zip(pipelines, programs, strict=True)
+    ]
+    console.print(new_table(f"{task.model}, {threads} threads, batch 1", ("passes", "ms", "SQNR dB"), rows))
+
+
+def _ratio(module: torch.nn.Module, program: Executable, judged: Sequence[trained.Batch]) -> str:
+    """Signal-to-noise ratio of the outputs in dB, against PyTorch's in float32."""
+    signal = noise = 0.0
+    for batch in judged:
+        with torch.inference_mode():
+            right = module(*batch).double()
+        signal += right.square().sum().item()
+        noise += (right - program.flat(*batch)[0].double()).square().sum().item()
+    return f"{10 * math.log10(signal / noise):.1f}"
 
 
 @app.command("all")
