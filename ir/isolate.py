@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .analysis import is_constant
 from .core import Op, Value
 from .graph import Graph, clone_op
@@ -20,13 +22,22 @@ def graph_of(op: Op) -> Graph:
     mapping: dict[Value, Value] = {}
     for value, given in zip(variable, graph.inputs, strict=True):
         mapping[value] = stored_in_blocks(graph, given, value.type.channel_block)
-    for value in dict.fromkeys(op.inputs):
-        if is_constant(value):
-            assert value.op is not None
-            graph.append(clone_op(value.op, mapping))
-    graph.append(clone_op(op, mapping))
+    append_clones(graph, (op,), mapping)
     graph.outputs = tuple(stored_in_blocks(graph, mapping[result], 0) for result in op.results)
     return graph
+
+
+def append_clones(graph: Graph, ops: Sequence[Op], mapping: dict[Value, Value]) -> None:
+    """Append copies of ``ops`` to another graph, behind copies of the constants that they read.
+
+    ``mapping`` has what stands for all else that they read, and gets what stands for what is copied.
+    """
+    made = {result for op in ops for result in op.results}
+    for value in dict.fromkeys(value for op in ops for value in op.inputs):
+        if value not in made and value.op is not None and is_constant(value):
+            graph.append(clone_op(value.op, mapping))
+    for op in ops:
+        graph.append(clone_op(op, mapping))
 
 
 def stored_in_blocks(graph: Graph, value: Value, block: int) -> Value:

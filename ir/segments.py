@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import networkx
 
-from .analysis import dataflow, is_constant
+from .analysis import dataflow
 from .core import Op, Value
 from .errors import IRError
-from .graph import Graph, clone_op
+from .graph import Graph
+from .isolate import append_clones
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +71,12 @@ def cut_into_segments(graph: Graph) -> tuple[Segment, ...]:
 
 
 def _segment(graph: Graph, part: Sequence[Op], known: Sequence[Value], outputs: Sequence[Value]) -> Segment:
-    made = {result for op in part for result in op.results}
-    outer = dict.fromkeys(value for op in part for value in op.inputs if value not in made)
-    taken = [value for value in known if value in outer]
+    read = {value for op in part for value in op.inputs}
+    taken = [value for value in known if value in read]
     inputs = [(value.name or f"handed{known.index(value)}", value.type) for value in taken]
     segment = Graph(graph.name, inputs, graph.weights.copy())
     mapping: dict[Value, Value] = dict(zip(taken, segment.inputs, strict=True))
-    for value in outer:
-        if is_constant(value) and value.op is not None:
-            segment.append(clone_op(value.op, mapping))
-    for op in part:
-        segment.append(clone_op(op, mapping))
+    append_clones(segment, part, mapping)
     segment.outputs = tuple(mapping[value] for value in outputs)
     segment.forget_unused_weights()
     return Segment(segment, tuple(known.index(value) for value in taken))

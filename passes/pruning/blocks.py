@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ...ir import Graph, Op, Value, clone_op, is_constant
+from ...ir import Graph, Op, Value, append_clones, is_constant
 from ...ir.ops import AddOp
 
 
@@ -174,10 +174,6 @@ def _alone(block: Block, ops: list[Op], output: Value) -> Graph:
     inputs = [(f"x{index}", value.type) for index, value in enumerate(variable)]
     graph = Graph(f"{source.name}_block", inputs, source.weights.copy())
     mapping: dict[Value, Value] = dict(zip(variable, graph.inputs, strict=True))
-    for value in outer:
-        if is_constant(value) and value.op is not None:
-            graph.append(clone_op(value.op, mapping))
-    for op in ops:
-        graph.append(clone_op(op, mapping))
+    append_clones(graph, ops, mapping)
     graph.outputs = (mapping[output],)
     return graph

@@ -15,6 +15,15 @@ from .groups import ChannelMap
 
 Count = Callable[[NDArray[np.bool_]], int]  # of a mask over `ChannelMap.classes`
 
+_NOUNS = {"macs": "multiply-adds", "params": "parameters", "latency": "measured time"}
+
+
+def check_left(**options: float | None) -> None:
+    """Raise ValueError for an option, by name, that is no ratio to leave of what it counts; None stands for any."""
+    for name, left in options.items():
+        if left is not None and not 0 < left < 1:
+            raise ValueError(f"{name} is the ratio of {_NOUNS[name]} to leave, above 0 and below 1, not {left:g}")
+
 
 @dataclass(frozen=True)
 class Remainder:

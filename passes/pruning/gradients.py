@@ -17,10 +17,16 @@ import torch
 
 from ...ir import Graph, Op, TersorError, Value, evaluate_op
 from ...ir.foreign import UserObject
-from ...ir.imports import one_line
+from ...ir.imports import find_function, one_line
 from ...ir.ops import WeightOp
 
 Loss = Callable[[UserObject, int], torch.Tensor]  # what the model returns, and the number of the batch, from 0
+
+
+def find_loss(name: str | None) -> Loss | None:
+    """The user's function that an option names as ``package.module:function``; None for None."""
+    found: Loss | None = None if name is None else find_function(name, "that takes outputs and returns a loss")
+    return found
 
 
 @dataclass(frozen=True)

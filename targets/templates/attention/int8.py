@@ -25,7 +25,7 @@ from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt, offset_of
 from ..matmul.pack import RhsPanels
 from ..matmul.tile import accumulate
-from ..matmul.word_panels import WordPanels, join_bytes, words_of
+from ..matmul.word_panels import WordPanels, partial_word, words_of
 from ..parallelism import chunk_loop, even_tile, shared_loop
 from ..rows.row_vectors import RowVectors
 from ..rows.shares import write_shares
@@ -161,7 +161,7 @@ class _Writer:
         def word(row: int, step: Index) -> Expr:
             at = base + row * strides[-2] + step * WORD
             if isinstance(step, int) and (count := min(WORD, self.spec.width - step * WORD)) < WORD:
-                return tirx.reinterpret("int32", join_bytes(lambda byte: self.query[at + byte], count))
+                return partial_word(self.query, at, count)
             return tirx.reinterpret("int32", load(self.query, at, WORD))
 
         with loop(self.keys.panels) as panel:

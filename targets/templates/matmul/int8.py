@@ -22,7 +22,7 @@ from . import panels as matmul
 from .pack import RhsPanels
 from .panels import MatmulWriter, Weights
 from .spec import PACKED, MatmulKnobs, MatmulSpec
-from .word_panels import join_bytes
+from .word_panels import partial_word
 
 
 def supports(spec: MatmulSpec, target: Cpu) -> bool:
@@ -95,13 +95,9 @@ class _Writer(MatmulWriter):
         right = [products.right(weights(whole, vector)) for vector in range(vectors)] if rest else []
         for row, start in enumerate(starts):
             for index, vector in enumerate(right, row * vectors):
-                left = products.left(self._last_word(start + whole * WORD, rest), lanes)
+                left = products.left(partial_word(self.a, start + whole * WORD, rest), lanes)
                 products.multiply_add(tile, index, left, vector)
         if self.table is not None:
             for index in range(len(starts) * vectors):
                 at = panel * self.columns + index % vectors * lanes
                 tile[index] = tile[index] + load(self.table, at, lanes)
-
-    def _last_word(self, at: Index, count: int) -> Expr:
-        """A word of fewer than four bytes: nothing past the end of ``a`` is read."""
-        return tirx.reinterpret("int32", join_bytes(lambda byte: self.a[at + byte], count))

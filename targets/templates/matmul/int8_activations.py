@@ -25,7 +25,7 @@ from . import panels as matmul
 from .pack import RhsPanels
 from .panels import MatmulWriter, Weights
 from .spec import ACTIVATION, MatmulKnobs, MatmulSpec
-from .word_panels import WordPanels, join_bytes, words_of
+from .word_panels import WordPanels, partial_word, words_of
 
 _ONES = 0x01010101
 _HALF = 2**31
@@ -128,7 +128,7 @@ class _Writer(MatmulWriter):
         for row, start in enumerate(starts):
             for index, vector in enumerate(right, row * vectors):
                 products.multiply_add(
-                    tile, index, products.left(self._last_word(start + whole * WORD, rest), lanes), vector
+                    tile, index, products.left(partial_word(self.a, start + whole * WORD, rest), lanes), vector
                 )
         if self.column_sums is not None:
             at = (panel - self.first) * self.columns
@@ -142,7 +142,3 @@ class _Writer(MatmulWriter):
                 term = in_register(broadcast(self.row_terms[row], lanes))
                 for index in range(row * vectors, (row + 1) * vectors):
                     tile[index] = tile[index] + term
-
-    def _last_word(self, at: Index, count: int) -> Expr:
-        """A word of fewer than four bytes: nothing past the end of ``a`` is read."""
-        return tirx.reinterpret("int32", join_bytes(lambda byte: self.a[at + byte], count))

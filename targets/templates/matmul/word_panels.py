@@ -209,6 +209,11 @@ class _Panel:
         store(self.scratch, self.to + word * self.made_by.columns + column, words, width)
 
 
+def partial_word(buffer: Buffer, at: Index, count: int) -> Expr:
+    """Fewer than four bytes of a buffer as a word, filled up with zeros: nothing behind them is read."""
+    return tirx.reinterpret("int32", join_bytes(lambda byte: buffer[at + byte], count))
+
+
 def join_bytes(byte_at: Callable[[int], Expr], count: int) -> Expr:
     """The first ``count`` bytes as an unsigned word whose other bytes are zero."""
     word = tirx.const(0, "uint32")
