@@ -130,6 +130,13 @@ def densenet121() -> Example:
     return _with_global_pool(build()), (image(),)
 
 
+def densenet121_lists() -> Example:
+    """DenseNet-121 as torchvision writes it, https://arxiv.org/abs/1608.06993."""
+    from benchmarks.densenet import DenseNet
+
+    return randomize(DenseNet()), (image(),)
+
+
 def squeezenet11() -> Example:
     """SqueezeNet 1.1, https://arxiv.org/abs/1602.07360."""
     from pytorchcv.models.squeezenet import squeezenet_v1_1 as build
@@ -246,6 +253,7 @@ MODELS: dict[str, Callable[[], Example]] = {
     "googlenet": googlenet,
     "squeezenet11": squeezenet11,
     "densenet121": densenet121,
+    "densenet121_lists": densenet121_lists,
     "shufflenetv2": shufflenetv2,
     "vit_tiny": vit_tiny,
 }

@@ -19,6 +19,7 @@ from . import (  # registers passes
     instruments,
     layout,
     lowrank,
+    nest_concats,
     pruning,
     quantization,
     reassociate_matmul,

@@ -29,7 +29,7 @@ PRESETS = {  # exact or close passes only; compression is always asked for by na
     "O0": "",
     "O1": "canonicalize,dce",
     "O2": f"{_FOLD},{_TIDY}",
-    "O3": f"{_FOLD},reassociate-matmul,{_TIDY},channel-shuffle,fuse",
+    "O3": f"{_FOLD},reassociate-matmul,{_TIDY},channel-shuffle,nest-concats,fuse",
 }
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]*")
