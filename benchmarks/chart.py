@@ -1,8 +1,9 @@
-"""A chart of latencies relative to Tersor's: one row per model, one mark per runtime."""
+"""A chart of latencies relative to Tersor's: one row per model, one mark per runtime; and figures in files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,32 @@ ROW_INCHES = 0.42
 MARGIN = 1.12  # of the axis beyond the outermost marks
 
 
+@contextlib.contextmanager
+def new_figure(path: Path, inches: tuple[float, float]) -> Iterator[Figure]:
+    """An empty figure, which is written when the block ends: the same file, byte for byte, for the same drawing.
+
+    Parameters
+    ----------
+    path
+        The file to write; the suffix tells the format (.svg, .png, .pdf).
+    inches
+        Width and height.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(
+        {"svg.hashsalt": "tersor", "svg.fonttype": "path", "font.size": 10, "font.family": "DejaVu Sans"}
+    ):
+        figure = pyplot.figure(figsize=inches, layout="constrained")
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        pyplot.close(figure)
+
+
 def draw(content: Record, path: Path) -> None:
     """Draw a record's latency ratios.
 
@@ -38,20 +65,13 @@ def draw(content: Record, path: Path) -> None:
     content
         As `benchmarks.results.record` returns it, with Tersor among the runners.
     path
-        The file to write; the suffix tells the format (.svg, .png, .pdf).
+        See `new_figure`.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     models = content["models"]
     ratios = {model["model"]: _ratios(model) for model in models}
     every = [1.0, *(ratio for row in ratios.values() for ratio in row.values())]
-    with pyplot.rc_context(
-        {"svg.hashsalt": "tersor", "svg.fonttype": "path", "font.size": 10, "font.family": "DejaVu Sans"}
-    ):
-        figure, axes = pyplot.subplots(figsize=(9, 1.9 + ROW_INCHES * len(models)), layout="constrained")
+    with new_figure(path, (9, 1.9 + ROW_INCHES * len(models))) as figure:
+        axes = figure.subplots()
         for row, model in enumerate(models):
             _draw_row(axes, row, ratios[model["model"]], model["best_runtime_over_tersor"])
         axes.axvline(1.0, color=GREY, linewidth=1.5, zorder=1)
@@ -73,9 +93,6 @@ def draw(content: Record, path: Path) -> None:
         )
         figure.suptitle(_title(content), x=0.01, ha="left", fontsize=11)
         _add_legend(figure, axes, ratios)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-        pyplot.close(figure)
 
 
 def _draw_row(axes: Axes, row: int, ratios: Mapping[str, float], best: float | None) -> None:

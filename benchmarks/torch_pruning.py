@@ -1,35 +1,29 @@
-"""Our `prune-channels` beside Torch-Pruning [1]_ on the same networks: groups, failures, operations left, latency.
+"""Our `prune-channels` beside Torch-Pruning on the same networks: groups, failures, operations left, latency, accuracy.
 
 ::
 
     make torch-pruning                                            # installs it, prunes eight networks with both
     python -m benchmarks.torch_pruning --models vit,swin          # some of them
     python -m benchmarks.torch_pruning --stage latency            # compiles both and times them beside the original
-    python -m benchmarks.torch_pruning --stage page               # writes the table of the results file into the page
+    python -m benchmarks.torch_pruning --stage accuracy           # prunes and fine-tunes trained networks for digits
+    python -m benchmarks.torch_pruning --stage page               # writes the tables of the results file into the page
 
 Networks have random weights and end with half of their multiply-adds. Both go by the magnitude of weights (the l2
-norm), compare channels in the whole network, keep the classifier, and round to multiples of `MULTIPLE`. Torch-Pruning
-is told what its examples tell it: the numbers of heads, and how Swin's patch merging is cut. Its ratio of channels is
-found by bisection on its own count of operations. Operations in the table are counted by us, on the graph that PyTorch
-exports.
-
-References
-----------
-.. [1] Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, https://github.com/VainF/Torch-Pruning
+norm), compare channels in the whole network, keep the classifier, and round to multiples of `MULTIPLE`
+(`benchmarks.pruners`). Operations in the table are counted by us, on the graph that PyTorch exports. What accuracy is
+left is measured on trained networks (`benchmarks.torch_pruning_digits`).
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import time
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import torch
 import typer
@@ -40,16 +34,12 @@ import tersor
 from benchmarks.compression import Sheet
 from benchmarks.harness import ExecutableRunner, Schedule, compare, machine, timed, versions
 from benchmarks.models import MODELS, Example, FirstOutput, image
+from benchmarks.pruners import parameters, prune_with_tersor, prune_with_torch_pruning
 from benchmarks.readme import splice
 from benchmarks.results import Record, medians, write
 from benchmarks.tables import milliseconds
-from tersor.ir import Graph
-from tersor.ir.foreign import Instance
-from tersor.ir.ops import WeightOp
-from tersor.passes.pruning import find_channels
-
-if TYPE_CHECKING:
-    from torch_pruning.pruner.algorithms.base_pruner import BasePruner
+from benchmarks.torch_pruning_digits import NETWORKS as DIGITS
+from benchmarks.torch_pruning_digits import accuracy_of, accuracy_sheet
 
 RESULTS = Path(__file__).parent / "results" / "torch-pruning.json"
 PAGE = Path(__file__).parents[1] / "docs" / "compression.md"
@@ -58,10 +48,7 @@ MARKERS = (
     "<!-- torch-pruning: end -->",
 )
 INSTALL = "pip install --no-deps --requirement requirements-torch-pruning.lock"
-SHARE = 0.5  # of the multiply-adds that is left
-MULTIPLE = 16  # channels of a vector
 OURS, THEIRS, ORIGINAL = "tersor", "torch-pruning", "original"
-_HALVINGS = 7  # of the interval in which the ratio of channels is looked for
 _CLASSES = 1000
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -105,144 +92,8 @@ class Stage(StrEnum):
 
     PRUNE = "prune"
     LATENCY = "latency"
+    ACCURACY = "accuracy"
     PAGE = "page"
-
-
-@dataclass(frozen=True)
-class PrunedNetwork:
-    """What one of the two makes of a network.
-
-    Attributes
-    ----------
-    graph
-        What is left.
-    groups
-        Groups of channels that it found.
-    seconds
-        Time for all of it.
-    """
-
-    graph: Graph
-    groups: int
-    seconds: float
-
-    def record(self) -> Record:
-        """Counts for the results file."""
-        return {
-            "groups": self.groups,
-            "macs": self.graph.cost().macs,
-            "parameters": parameters(self.graph),
-            "seconds": round(self.seconds, 1),
-        }
-
-
-def parameters(graph: Graph) -> int:
-    """Numbers in the weights that a graph reads, shared ones once."""
-    return sum(graph.weights[id].numel() for id in {op.attrs.id for op in graph.ops if isinstance(op, WeightOp)})
-
-
-def prune_with_tersor(module: nn.Module, inputs: Sequence[torch.Tensor]) -> PrunedNetwork:
-    """Half of the multiply-adds, by our pass."""
-    begin = time.perf_counter()
-    graph = tersor.from_torch(module, tuple(inputs))
-    groups = len(find_channels(graph).groups)
-    pipeline = f"prune-channels{{macs={SHARE},criterion=l2,multiple={MULTIPLE},keep=all}}"
-    small = tersor.run_passes(graph, pipeline)
-    return PrunedNetwork(small, groups, time.perf_counter() - begin)
-
-
-def prune_with_torch_pruning(module: nn.Module, inputs: Sequence[torch.Tensor]) -> PrunedNetwork:
-    """Half of the multiply-adds by its own count, by Torch-Pruning; whatever it raises comes through."""
-    from torch_pruning.utils import count_ops_and_params
-
-    begin = time.perf_counter()
-    whole, _ = count_ops_and_params(module, tuple(inputs))
-    low, high, groups = 0.0, 1.0, 0
-    best = module
-    for _ in range(_HALVINGS):
-        ratio = (low + high) / 2
-        candidate = copy.deepcopy(module)
-        pruner = _pruner(candidate, tuple(inputs), ratio)
-        groups = len(list(pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types)))
-        pruner.step()
-        _tell_heads(candidate, pruner)
-        left, _ = count_ops_and_params(candidate, tuple(inputs))
-        if left <= SHARE * whole:
-            high, best = ratio, candidate
-        else:
-            low = ratio
-    seconds = time.perf_counter() - begin
-    if best is module:
-        raise ValueError(f"no ratio of channels leaves {SHARE} of the operations")
-    return PrunedNetwork(tersor.from_torch(best, tuple(inputs)), groups, seconds)
-
-
-def _pruner(module: nn.Module, inputs: tuple[torch.Tensor, ...], ratio: float) -> BasePruner:
-    """As in its examples for these networks."""
-    from torch_pruning.pruner import BasePruner
-    from torch_pruning.pruner.importance import MagnitudeImportance
-    from transformers.models.swin.modeling_swin import SwinPatchMerging
-
-    heads = {
-        layer: part.num_attention_heads
-        for part in _attention_of(module)
-        for layer in (part.q_proj, part.k_proj, part.v_proj)
-    }
-    has_merging = any(isinstance(part, SwinPatchMerging) for part in module.modules())
-    roots = (nn.Conv2d, nn.Linear, nn.LayerNorm, SwinPatchMerging) if has_merging else (nn.Conv2d, nn.Linear)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of parameters that no layer holds
-        return BasePruner(
-            module,
-            inputs,
-            importance=MagnitudeImportance(p=2),
-            global_pruning=True,
-            pruning_ratio=ratio,
-            round_to=MULTIPLE,
-            ignored_layers=[part for part in module.modules() if getattr(part, "out_features", 0) == _CLASSES],
-            num_heads=heads,
-            prune_num_heads=False,
-            prune_head_dims=True,
-            customized_pruners={SwinPatchMerging: _merging_pruner()},
-            root_module_types=roots,
-        )
-
-
-def _attention_of(module: nn.Module) -> list[Instance]:
-    return [part for part in module.modules() if hasattr(part, "q_proj") and hasattr(part, "num_attention_heads")]
-
-
-def _tell_heads(module: nn.Module, pruner: BasePruner) -> None:
-    """Numbers that the attention of `transformers` keeps beside its layers."""
-    for part in _attention_of(module):
-        part.num_attention_heads = pruner.num_heads[part.q_proj]
-        part.head_dim = part.q_proj.out_features // part.num_attention_heads
-
-
-def _merging_pruner() -> object:
-    """How Swin's patch merging is cut: it reads each channel of four patches."""
-    from torch_pruning import prune_layernorm_out_channels, prune_linear_in_channels, prune_linear_out_channels
-    from torch_pruning.pruner.function import BasePruningFunc
-
-    class MergingPruner(BasePruningFunc):  # type: ignore[misc]
-        def prune_out_channels(self, layer: Instance, idxs: list[int]) -> Instance:
-            prune_linear_out_channels(layer.reduction, idxs)
-            return layer
-
-        def prune_in_channels(self, layer: Instance, idxs: list[int]) -> Instance:
-            width = self.get_in_channels(layer)
-            all_four = [part * width + index for part in range(4) for index in idxs]
-            prune_linear_in_channels(layer.reduction, all_four)
-            prune_layernorm_out_channels(layer.norm, all_four)
-            return layer
-
-        def get_out_channels(self, layer: Instance) -> int:
-            return int(layer.reduction.out_features)
-
-        def get_in_channels(self, layer: Instance) -> int:
-            return int(layer.reduction.in_features) // 4
-
-    return MergingPruner()
 
 
 TOOLS = {OURS: prune_with_tersor, THEIRS: prune_with_torch_pruning}
@@ -281,24 +132,35 @@ def measure(name: str, threads: int, rounds: int) -> Record:
 
 @app.command()
 def main(
-    models: Annotated[str, typer.Option(help="Comma-separated names of networks.")] = ",".join(NETWORKS),
-    stage: Annotated[Stage, typer.Option(help="Prune, time what is pruned, or only write the table.")] = Stage.PRUNE,
+    models: Annotated[str | None, typer.Option(help="Comma-separated names of networks; all by default.")] = None,
+    stage: Annotated[
+        Stage, typer.Option(help="Prune, time what is pruned, fine-tune networks for digits, or only write the tables.")
+    ] = Stage.PRUNE,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one call.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of calls for each program.")] = 4,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 1,
     json_path: Annotated[Path, typer.Option("--json", help="The results file, part of which is replaced.")] = RESULTS,
-    markdown: Annotated[Path, typer.Option(help="The page with the table.")] = PAGE,
+    markdown: Annotated[Path, typer.Option(help="The page with the tables.")] = PAGE,
 ) -> None:
-    """Prune networks with both, or time what they make."""
+    """Prune networks with both, time what they make, or fine-tune it."""
     if stage is not Stage.PAGE:
         check_installed()
-        for name in models.split(","):
-            if name not in NETWORKS:
-                raise typer.BadParameter(f"unknown network {name!r}; choose from {', '.join(NETWORKS)}")
+        known = DIGITS if stage is Stage.ACCURACY else tuple(NETWORKS)
+        for name in models.split(",") if models else known:
+            if name not in known:
+                raise typer.BadParameter(f"unknown network {name!r}; choose from {', '.join(known)}")
             with console.status(name):
-                part = examine(name) if stage is Stage.PRUNE else measure(name, threads, rounds)
-            keep("pruned" if stage is Stage.PRUNE else "latency", {name: part}, threads, json_path)
+                match stage:
+                    case Stage.PRUNE:
+                        part, found = "pruned", examine(name)
+                    case Stage.LATENCY:
+                        part, found = "latency", measure(name, threads, rounds)
+                    case _:
+                        part, found = "accuracy", accuracy_of(name, epochs)
+            keep(part, {name: found}, threads, json_path)
     content = json.loads(json_path.read_text("utf-8"))
-    console.print(sheet(content).view())
+    for one in sheets(content):
+        console.print(one.view())
     splice(markdown, MARKERS, page(content))
 
 
@@ -316,6 +178,11 @@ def keep(part: str, found: Record, threads: int, path: Path) -> None:
     old = json.loads(path.read_text("utf-8")) if path.exists() else {}
     about = {"machine": machine(), "versions": versions(("torch", "torch-pruning", "transformers")), "threads": threads}
     write(old | about | {part: old.get(part, {}) | found}, path)
+
+
+def sheets(content: Record) -> list[Sheet]:
+    """All tables for which there are results."""
+    return [sheet(content), *([accuracy_sheet(content["accuracy"])] if "accuracy" in content else [])]
 
 
 def sheet(content: Record) -> Sheet:
@@ -341,7 +208,7 @@ def _share(found: Record, original: Record) -> str:
 
 
 def page(content: Record) -> str:
-    """The table as Markdown, with what failed below it."""
+    """The tables as Markdown, with what failed below them."""
     made_by = ", ".join(f"{name} {version}" for name, version in content["versions"].items() if name != "torch")
     failures = [
         f"- {name}, {tool}: `{found[tool]['failed']}`"
@@ -350,7 +217,7 @@ def page(content: Record) -> str:
         if "failed" in found[tool]
     ]
     conditions = f"{content['machine']['processor']}, {content['threads']} threads, batch 1; {made_by}."
-    parts = [conditions, sheet(content).markdown()]
+    parts = [conditions, *(one.markdown() for one in sheets(content))]
     if failures:
         parts.append("\n".join(["What failed:", "", *failures]))
     return "\n\n".join(parts) + "\n"

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import tersor
 from benchmarks import torch_pruning
+from benchmarks.pruners import PrunedNetwork, parameters, prune_with_tersor
 
 PRUNED = {
     "net": {
@@ -61,15 +62,15 @@ def test_half_of_the_operations_by_ours() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 1)).eval()
     inputs = (torch.zeros(1, 3, 12, 12),)
-    found = torch_pruning.prune_with_tersor(model, inputs).record()
+    found = prune_with_tersor(model, inputs).record()
     whole = tersor.from_torch(model, inputs)
     assert found["groups"] == 2
     assert found["macs"] <= 0.5 * whole.cost().macs
-    assert torch_pruning.parameters(whole) == sum(one.numel() for one in model.parameters())
+    assert parameters(whole) == sum(one.numel() for one in model.parameters())
 
 
 def test_a_tool_that_fails_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(module: nn.Module, inputs: object) -> torch_pruning.PrunedNetwork:
+    def fail(module: nn.Module, inputs: object) -> PrunedNetwork:
         raise RuntimeError("two\nlines")
 
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 8, 1)).eval()

@@ -200,12 +200,15 @@ def test_tables_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert part in text
 
     path = tmp_path / "digits.json"
-    report.save(path, {"int8": [study]})
-    report.save(path, {"prune": [study]})
+    report.save(path, "int8", [study])
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(report, "machine", lambda: {"processor": "another"})
+        report.save(path, "prune", [study])
     content = json.loads(path.read_text("utf-8"))
     assert content["data"] == {"train": 4000, "test": 1000, "split_seed": 0}
-    assert content["int8"] == content["prune"]
-    assert content["int8"][0]["programs"][1]["accuracy"] == 0.988
+    assert content["int8"]["networks"] == content["prune"]["networks"]
+    assert content["int8"]["networks"][0]["programs"][1]["accuracy"] == 0.988
+    assert content["prune"]["machine"] == {"processor": "another"} != content["int8"]["machine"]
 
 
 def test_command(quick: tuple[Digits, Digits], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -214,7 +217,7 @@ def test_command(quick: tuple[Digits, Digits], monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(command, "_schedule", lambda rounds: Schedule(rounds, 0.0, 2, 2, 1, 0.0))
     result = CliRunner().invoke(command.app, ["int8", "--rounds", "1", "--json", str(tmp_path / "out.json")])
     assert result.exit_code == 0, result.output
-    (study,) = json.loads((tmp_path / "out.json").read_text("utf-8"))["int8"]
+    (study,) = json.loads((tmp_path / "out.json").read_text("utf-8"))["int8"]["networks"]
     assert [program["name"] for program in study["programs"]] == ["float32", "int8", "int8 everywhere"]
     accuracies = [program["accuracy"] for program in study["programs"]]
     assert min(accuracies) > 0.85 and max(accuracies) - min(accuracies) <= 0.02

@@ -6,15 +6,18 @@
     python -m examples.digits int8        # 8-bit integers
     python -m examples.digits prune       # half of the multiply-adds by fewer channels, beside random channels
     python -m examples.digits criteria    # half of the multiply-adds by each criterion and by reconstruction, untrained
+    python -m examples.digits curves      # each criterion at several ratios of the multiply-adds, and a chart
+    python -m examples.digits blocks      # ResNet-20 without some of its residual blocks
+    python -m examples.digits exits       # ResNet-20 with early exits
     python -m examples.digits low-rank    # the VGG-like network at a third of its multiply-adds
     python -m examples.digits few-bits    # weights of 4 bits: rounded, and trained on for three epochs
     python -m examples.digits compose     # pruning and integers together
-    python -m examples.digits all         # all of these
+    python -m examples.digits all         # train, int8, prune, low-rank and compose
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,12 +27,17 @@ from rich.console import Console
 from benchmarks.harness import Schedule
 from benchmarks.tables import new_table
 
+from . import chart
+from .blocks import COUNTS, PREPARATIONS, without_blocks
+from .curves import RATIOS, STAGES, curves_of
+from .exits import exits_of_resnet
 from .models import NETWORKS, original
-from .report import changes_table, programs_table, save
+from .report import changes_table, curves_table, exits_table, programs_table, save
 from .studies import Study, accuracy, compared_criteria, composed, factorized, pruned, quantized
 from .studies import few_bits as few_bits_of
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "digits.json"
+CURVES = RESULTS.with_name("digits-curves.svg")
 
 app = typer.Typer(
     help=__doc__.split("\n\n")[0].replace("``", ""),
@@ -39,8 +47,14 @@ app = typer.Typer(
 )
 console = Console()
 
+
+def _joined(numbers: Iterable[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
+
+
 Rounds = Annotated[int, typer.Option(min=1, help="Blocks of timed calls of each program.")]
 Json = Annotated[Path, typer.Option("--json", help="Results are written into this file.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")]
 Scratch = Annotated[bool, typer.Option(help="Train the small architectures from random weights, too.")]
 
 
@@ -74,13 +88,56 @@ def criteria(
     network: Annotated[str, typer.Argument(help=f"One of {', '.join(NETWORKS)}.")] = "mobilenetv2",
 ) -> None:
     """Half of the multiply-adds by each criterion, and by reconstruction: accuracy without training."""
-    if network not in NETWORKS:
-        raise typer.BadParameter(f"{network} is none of {', '.join(NETWORKS)}")
+    _names(network)
     columns = ("prune-channels{macs=0.5,…}", "multiply-adds", "no training %", "new statistics %")
     view = new_table(f"{NETWORKS[network].title}: half of the multiply-adds", columns)
     for options, macs, raw, reestimated in compared_criteria(network):
         view.add_row(options, f"{macs:.3f}", f"{100 * raw:.1f}", f"{100 * reestimated:.1f}")
     console.print(view)
+
+
+@app.command()
+def curves(
+    networks: Annotated[str, typer.Option(help="Names, separated by commas.")] = "resnet20,mobilenetv2",
+    ratios: Annotated[str, typer.Option(help="Of multiply-adds left, the largest first.")] = _joined(RATIOS),
+    epochs: Epochs = 1,
+    scratch: Annotated[str, typer.Option(help="Ratios at which to train from random weights, too.")] = "",
+    drawing: Annotated[Path, typer.Option("--chart", help="The chart is written into this file.")] = CURVES,
+    json: Json = RESULTS,
+) -> None:
+    """Accuracy against operations, by each criterion and by reconstruction."""
+    names, asked, again = _names(networks), _ratios(ratios), _ratios(scratch) if scratch else ()
+    found = [curves_of(name, asked, epochs, again) for name in names]
+    for one in found:
+        for stage in STAGES:
+            console.print(curves_table(one, stage))
+            for name, where in one.not_above_random(STAGES[stage]).items():
+                console.print(f"{name} is not above random at {', '.join(f'{ratio:g}' for ratio in where)}")
+    chart.draw(found, drawing)
+    save(json, "curves", found)
+
+
+@app.command()
+def blocks(
+    counts: Annotated[str, typer.Option(help="How many blocks go.")] = _joined(COUNTS),
+    epochs: Epochs = 1,
+    rounds: Rounds = 5,
+    json: Json = RESULTS,
+) -> None:
+    """ResNet-20 without residual blocks, trained for it or not."""
+    if not all(one.isdigit() and int(one) for one in counts.split(",")):
+        raise typer.BadParameter(f"{counts} is no list of numbers of blocks, such as {_joined(COUNTS)}")
+    numbers = tuple(map(int, counts.split(",")))
+    studies = [without_blocks(name, numbers, epochs, _schedule(rounds)) for name in PREPARATIONS]
+    _show("blocks", "Fewer residual blocks", studies, json)
+
+
+@app.command()
+def exits(json: Json = RESULTS) -> None:
+    """ResNet-20 with two exits on the way."""
+    study = exits_of_resnet()
+    console.print(exits_table(study))
+    save(json, "exits", [study])
 
 
 @app.command()
@@ -97,7 +154,7 @@ def few_bits(
     """Weights of few bits and 8-bit activations: accuracy of rounding alone, and of training with it."""
     columns = ("network", "float32", "rounded", "gptq", "lsq", "pact", "lsq s", "equal")
     view = new_table(f"Weights of {bits} bits: accuracy and equal results, in percent", columns)
-    for name in networks.split(","):
+    for name in _names(networks):
         one = few_bits_of(name, bits)
         shares = (one.exact, one.rounded, one.careful, one.tuned["lsq"], one.tuned["pact"])
         numbers = [f"{100 * share:.1f}" for share in shares]
@@ -113,12 +170,29 @@ def compose(rounds: Rounds = 5, json: Json = RESULTS) -> None:
 
 @app.command("all")
 def everything(rounds: Rounds = 5, json: Json = RESULTS, scratch: Scratch = True) -> None:
-    """All of these."""
+    """Train, int8, prune, low-rank and compose."""
     train()
     int8(rounds, json)
     prune(rounds, json, scratch)
     low_rank(rounds, json)
     compose(rounds, json)
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in NETWORKS]:
+        raise typer.BadParameter(f"{unknown[0]} is none of {', '.join(NETWORKS)}")
+    return names
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        ratios = tuple(map(float, text.split(",")))
+    except ValueError:
+        ratios = ()
+    if not ratios or not all(0 < ratio < 1 for ratio in ratios):
+        raise typer.BadParameter(f"{text} is no list of ratios between 0 and 1, such as {_joined(RATIOS)}")
+    return ratios
 
 
 def _schedule(rounds: int) -> Schedule:
@@ -129,7 +203,7 @@ def _show(key: str, title: str, studies: Sequence[Study], json: Path) -> None:
     if any(study.changes for study in studies):
         console.print(changes_table(f"{title}: accuracy", studies))
     console.print(programs_table(f"{title}: compiled, one picture, two threads", studies))
-    save(json, {key: studies})
+    save(json, key, studies)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ recognises. The first call of a factory trains, which takes minutes; later ones 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from tersor.ir.ops import BatchNormOp
 from tersor.training import QuantizedModule
 
 from . import data
-from .networks import MobileNetV2, ResNet20, Vgg
+from .networks import MobileNetV2, ResNet20, Vgg, WithExits
 from .training import BATCH, Recipe, trained, two_threads
 
 Example = tuple[nn.Module, tuple[Tensor]]
@@ -52,6 +53,19 @@ NETWORKS = {
     "resnet20": DigitNetwork("ResNet-20", ResNet20, Recipe(epochs=14, rate=0.1), multiple=8),
     "mobilenetv2": DigitNetwork("MobileNetV2-like", MobileNetV2, Recipe(epochs=14, rate=0.1), multiple=8),
 }
+# As above, but prepared in training for what is then done to them.
+PREPARED = {
+    "resnet20-stochastic": DigitNetwork(
+        "ResNet-20, stochastic depth",
+        lambda: ResNet20(probability=0.5),
+        Recipe(epochs=14, rate=0.1),
+        multiple=8,
+    ),
+}
+# Exits behind the first and the second stage of ResNet-20: channels there, by the index of the stage's last block.
+EXITS = {3: 16, 6: 32}
+# From the trained network on, heads and network together. Heads start from nothing, so the rate is higher than below.
+EXITS_TRAINING = Recipe(epochs=4, rate=0.05)
 
 
 @dataclass(frozen=True)
@@ -62,51 +76,76 @@ class Trained:
     seconds: float
 
 
+def described(name: str) -> DigitNetwork:
+    """One of `NETWORKS` or of `PREPARED`."""
+    return NETWORKS[name] if name in NETWORKS else PREPARED[name]
+
+
 def pruning(name: str, macs: float, criterion: str = "l1", seed: int = 0) -> str:
     """The pass that leaves a share of the multiply-adds of one of `NETWORKS`."""
-    options = f"macs={macs:g},criterion={criterion},multiple={NETWORKS[name].multiple},seed={seed}"
+    options = f"macs={macs:g},criterion={criterion},multiple={described(name).multiple},seed={seed}"
     return f"prune-channels{{{options}}}"
 
 
 @cache
 def original(name: str) -> Trained:
-    """One of `NETWORKS`, trained; it takes any number of pictures at a time."""
-    network = NETWORKS[name]
+    """A network, trained; it takes any number of pictures at a time."""
+    network = described(name)
     with torch.random.fork_rng():
         torch.manual_seed(network.recipe.seed)
         module = network.build()
     return Trained(module.eval(), trained(name, module, network.recipe))
 
 
+def with_exits() -> Trained:
+    """ResNet-20 with two exits on the way, trained on with them; it takes any number of pictures at a time."""
+    network = original("resnet20").module
+    assert isinstance(network, nn.Sequential)
+    with torch.random.fork_rng():
+        torch.manual_seed(EXITS_TRAINING.seed)
+        module = WithExits(copy.deepcopy(network), EXITS)
+    return Trained(module.eval(), trained("resnet20-exits", module, EXITS_TRAINING))
+
+
 @cache
 def changed(name: str, pipeline: str, batch: int) -> Graph:
-    """What passes make of one of `NETWORKS`, for a number of pictures at a time.
+    """What passes make of a network, for a number of pictures at a time.
 
     Nothing is measured, so that what they choose depends on the weights alone: it is the same for all batch sizes.
     """
+    return run_passes(_graph(name, batch), pipeline, batch)
+
+
+def run_passes(graph: Graph, pipeline: str, batch: int) -> Graph:
+    """What passes make of a graph for a number of pictures at a time, with pictures that networks were trained on."""
     batches = [(part,) for part in data.load()[0].images[:CALIBRATION].split(batch) if len(part) == batch]
     with two_threads():
-        return tersor.run_passes(_graph(name, batch), pipeline, calibration=batches)
+        return tersor.run_passes(graph, pipeline, calibration=batches)
 
 
-def fine_tuned(name: str, pipeline: str) -> Trained:
-    """One of `NETWORKS` after passes, new statistics and fine-tuning, for `BATCH` pictures at a time."""
-    module = changed(name, f"{pipeline},{REESTIMATE}", BATCH).to_torch()
-    return Trained(module, trained(f"{name}-tuned", module, FINE_TUNING))
+def fine_tuned(name: str, pipeline: str, recipe: Recipe | None = None) -> Trained:
+    """A network after passes, new statistics and fine-tuning (`FINE_TUNING`), for `BATCH` pictures at a time."""
+    return tuned(name, changed(name, f"{pipeline},{REESTIMATE}", BATCH), recipe or FINE_TUNING)
+
+
+def tuned(name: str, graph: Graph, recipe: Recipe) -> Trained:
+    """What was made of a network, for `BATCH` pictures at a time, after fine-tuning; the graph stays as it is."""
+    module = graph.to_torch()
+    return Trained(module, trained(f"{name}-tuned", module, recipe))
 
 
 def from_scratch(name: str, pipeline: str) -> Trained:
-    """The architecture that passes make of one of `NETWORKS`, with random weights, trained as long as the network."""
-    graph, recipe = changed(name, pipeline, BATCH), NETWORKS[name].recipe
+    """The architecture that passes make of a network, with random weights, trained as long as the network."""
+    graph, recipe = changed(name, pipeline, BATCH), described(name).recipe
     module = graph.to_torch()
     _reset(module, graph, recipe.seed)
     return Trained(module, trained(f"{name}-scratch", module, recipe))
 
 
-def for_one_picture(name: str, pipeline: str) -> nn.Module:
+def for_one_picture(name: str, pipeline: str, recipe: Recipe | None = None) -> nn.Module:
     """What `fine_tuned` makes, for one picture at a time."""
     module = changed(name, f"{pipeline},{REESTIMATE}", 1).to_torch()
-    module.load_state_dict(fine_tuned(name, pipeline).module.state_dict())
+    module.load_state_dict(fine_tuned(name, pipeline, recipe).module.state_dict())
     return module
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -16,8 +17,13 @@ from benchmarks.tables import milliseconds, new_table
 from tersor.ir.foreign import Json
 
 from . import data
+from .curves import STAGES, Curves
+from .exits import Exits
 from .studies import Change, Study
 from .training import THREADS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PROGRAMS = ("network", "program", "M mult-adds", "accuracy %", "points", "ms", "times faster")
 CHANGES = ("network", "what", "mult-adds", "raw %", "re-estimated %", "fine-tuned %", "tuning s")
@@ -52,17 +58,46 @@ def changes_table(title: str, studies: Sequence[Study]) -> Table:
     return view
 
 
-def save(path: Path, results: Mapping[str, Sequence[Study]]) -> None:
-    """Write results to a file of JSON; what other studies wrote there stays."""
+def curves_table(curves: Curves, stage: str) -> Table:
+    """Accuracy at each ratio by criterion; ``stage`` is one of `STAGES`."""
+    columns = ("criterion", *(f"{ratio:g}" for ratio in curves.ratios))
+    view = new_table(f"{curves.network} ({100 * curves.exact:.1f} %), {stage}: accuracy % by operations left", columns)
+    for one in curves.curves:
+        view.add_row(one.name, *(_spread(map(STAGES[stage], changes)) for changes in one.changes))
+    if STAGES[stage] is STAGES["fine-tuned"] and curves.scratch:
+        scores = (curves.scratch.get(ratio) for ratio in curves.ratios)
+        view.add_row("l1, from scratch", *("" if score is None else f"{100 * score:.1f}" for score in scores))
+    return view
+
+
+def exits_table(study: Exits) -> Table:
+    """Where pictures leave, what that saves, and what it costs."""
+    columns = ("asked for", *(f"exit {number} %" for number in range(len(study.macs))))
+    columns = (*columns, "M mult-adds", "accuracy %", "by chance %", "ms")
+    title = f"{study.network} (without: {study.plain_macs / 1e6:.1f} M, {100 * study.plain_accuracy:.1f} %)"
+    view = new_table(title, columns)
+    for number, (macs, accuracy) in enumerate(zip(study.macs, study.accuracies, strict=True)):
+        shares = ("100" if number == index else "" for index in range(len(study.macs)))
+        ms = milliseconds(study.seconds) if number == len(study.macs) - 1 else ""
+        view.add_row(f"all at {number}", *shares, f"{macs / 1e6:.1f}", f"{100 * accuracy:.1f}", "", ms)
+    for one in study.chosen:
+        shares = (f"{100 * share:.1f}" for share in one.shares)
+        scores = (f"{100 * score:.1f}" for score in (one.accuracy, one.by_chance))
+        view.add_row(one.asked, *shares, f"{one.macs / 1e6:.1f}", *scores, milliseconds(one.seconds))
+    return view
+
+
+def save(path: Path, name: str, studies: Sequence[DataclassInstance]) -> None:
+    """Write what a study found to a file of JSON; what other studies wrote there, on other machines perhaps, stays."""
     content: dict[str, Json] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     train, test = data.load()
-    content |= {
+    content["data"] = {"train": len(train), "test": len(test), "split_seed": data.SPLIT_SEED}
+    content[name] = {
         "machine": machine(),
         "versions": versions(),
         "threads": THREADS,
-        "data": {"train": len(train), "test": len(test), "split_seed": data.SPLIT_SEED},
+        "networks": [asdict(study) for study in studies],
     }
-    content |= {name: [asdict(study) for study in studies] for name, studies in results.items()}
     write(content, path)
 
 
@@ -79,7 +114,12 @@ def _cells(changes: Sequence[Change]) -> list[str]:
     """A row of `changes_table`: the mean of all, and the range where there are several."""
     cells = [f"{fmean(one.macs for one in changes):.3f}"]
     for stage in ("raw", "reestimated", "tuned"):
-        found = [100 * getattr(one, stage) for one in changes]
-        among = f" ({min(found):.1f}-{max(found):.1f})" if len(found) > 1 else ""
-        cells.append(f"{fmean(found):.1f}{among}")
+        cells.append(_spread(getattr(one, stage) for one in changes))
     return [*cells, f"{fmean(one.seconds for one in changes):.0f}"]
+
+
+def _spread(shares: Iterable[float]) -> str:
+    """The mean in percent, and the range where there are several."""
+    found = [100 * share for share in shares]
+    among = f" ({min(found):.1f}-{max(found):.1f})" if len(found) > 1 else ""
+    return f"{fmean(found):.1f}{among}"

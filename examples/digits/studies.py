@@ -31,7 +31,7 @@ from .models import (
     pruning,
     with_few_bits,
 )
-from .training import BATCH, THREADS
+from .training import BATCH, THREADS, Recipe
 
 SEEDS = (1, 2, 3)  # of the criterion `random`
 CRITERIA = ("l1", "l2", "fpgm", "bn-gamma", "activation-mean", "activation-zeros", "taylor", "obd", "obs")
@@ -222,9 +222,9 @@ def few_bits(name: str, bits: int) -> FewBits:
     )
 
 
-def change(name: str, pipeline: str) -> Change:
-    """Accuracy on the way from a network to a smaller one."""
-    tuned = fine_tuned(name, pipeline)
+def change(name: str, pipeline: str, recipe: Recipe | None = None) -> Change:
+    """Accuracy on the way from a network to a smaller one, fine-tuned by a recipe (`FINE_TUNING`)."""
+    tuned = fine_tuned(name, pipeline, recipe)
     graph = changed(name, pipeline, BATCH)
     whole = changed(name, REESTIMATE, BATCH).cost().macs
     return Change(

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from . import data
@@ -44,7 +44,7 @@ class Recipe:
     decay
         Weight decay.
     seed
-        Of the order of pictures, and of how they are changed.
+        Of the order of pictures, of how they are changed, and of layers that draw numbers.
     """
 
     epochs: int
@@ -67,6 +67,8 @@ def two_threads() -> Iterator[None]:
 def train(name: str, module: nn.Module, recipe: Recipe, digits: Digits) -> None:
     """Train a module, which takes batches of `BATCH` pictures, in place; it is left in evaluation mode.
 
+    Of a module with several outputs, the losses of all of them are added.
+
     Parameters
     ----------
     name
@@ -83,20 +85,26 @@ def train(name: str, module: nn.Module, recipe: Recipe, digits: Digits) -> None:
     )
     # Channels last are a quarter faster; torch's overloads of Module.to lack the keyword, here and below.
     module.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with two_threads():
+    with two_threads(), torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
         for epoch in range(recipe.epochs):
             order = torch.randperm(len(digits), generator=generator)[: steps * BATCH]
             losses = 0.0
             for chosen in order.split(BATCH):
                 images = augment(digits.images[chosen], generator)
                 optimizer.zero_grad()
-                loss = functional.cross_entropy(module(images), digits.labels[chosen])
+                loss = _loss(module(images), digits.labels[chosen])
                 loss.backward()
                 optimizer.step()
                 schedule.step()
                 losses += loss.item()
             console.print(f"training {name}: epoch {epoch + 1} of {recipe.epochs}, loss {losses / steps:.4f}")
     module.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def _loss(outputs: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    every = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return torch.stack([functional.cross_entropy(logits, labels) for logits in every]).sum()
 
 
 def trained(name: str, module: nn.Module, recipe: Recipe) -> float:
