@@ -5,7 +5,7 @@
     python -m benchmarks.compression int8          # ours and OpenVINO's int8 beside float32, seven networks
     python -m benchmarks.compression pruned        # four networks with half of their multiply-adds, and of their time
     python -m benchmarks.compression accuracy      # two trained networks, int8 against float32, beside three tools
-    python -m benchmarks.compression mixed         # EfficientNet-Lite0 in several types, within a budget of noise
+    python -m benchmarks.compression mixed         # the same networks in several types, within budgets
     python -m benchmarks.compression all           # the first three, int8 of two networks: long
     python -m benchmarks.compression page docs/compression.md      # write the tables of the results file into a page
 
@@ -17,16 +17,20 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
+from torch.utils._pytree import tree_leaves
 
 import tersor
 from benchmarks import accuracy as trained
@@ -37,6 +41,7 @@ from benchmarks.peers import Network, Runner
 from benchmarks.readme import markdown_table, splice
 from benchmarks.results import Record, medians, write
 from benchmarks.tables import milliseconds, new_table, times
+from tersor.ir.foreign import UserObject
 from tersor.passes.quantization.quality import Ratio
 
 if TYPE_CHECKING:
@@ -53,6 +58,7 @@ PRUNED_MODELS = "resnet18,vgg16,resnet50,mobilenetv2"
 FEW_PRUNED_MODELS = "resnet18"
 TRAINED_MODELS = "efficientnet_lite0,minilm"
 CALIBRATION_IMAGES = 8
+SCORED = 70  # inputs that a budget's score looks at, and others that the table judges: ten of each photograph
 QUANTIZE = "O3,quantize"
 PRUNE = "prune-channels{{{}}},O3"
 NARROW = "O3,to-bf16"
@@ -129,23 +135,89 @@ def accuracy(models: Models = TRAINED_MODELS, threads: Threads = 2, json_path: J
 
 
 @app.command()
-def mixed(min_sqnr: float = 30.0, threads: Threads = 2) -> None:
-    """Time EfficientNet-Lite0 in float32, on integers, and with the types that a budget of noise chooses."""
-    task = trained.TASKS[0]
+def mixed(
+    models: Models = TRAINED_MODELS,
+    min_sqnr: float = 30.0,
+    max_drop: float = 0.01,
+    others: Annotated[str, typer.Option(help="Ways besides integers and float32.")] = "bf16,int4,int4-dynamic",
+    threads: Threads = 2,
+) -> None:
+    """Time trained networks in float32, on integers, and with what budgets of noise and of a score choose.
+
+    The score is how far answers agree with those in float32, on inputs that are neither those of the calibration nor
+    those that the table judges.
+    """
+    for task in (one for one in trained.TASKS if one.model in models.split(",")):
+        budgets = (f"quantize{{{name}={most:g},others=[{others}]}}" for name, most in _budgets(min_sqnr, max_drop))
+        with console.status(task.model) as status:
+            rows = _mixed(task, ("O3", "O3,quantize{keep=all}", *(f"O3,{one}" for one in budgets)), threads, status)
+        header = ("passes", "ms", "SQNR dB", "agree", "layers")
+        console.print(new_table(f"{task.model}, {threads} threads, batch 1, {task.subject}", header, rows))
+
+
+def _budgets(min_sqnr: float, max_drop: float) -> tuple[tuple[str, float], ...]:
+    return ("min_sqnr", min_sqnr), ("max_drop", max_drop)
+
+
+def _mixed(
+    task: trained.Task, pipelines: Sequence[str], threads: int, status: Status
+) -> list[tuple[str, str, str, str, str]]:
     module, inputs = load(task.model)
-    calibration, judged = list(task.inputs(trained.CALIBRATION // 4, 0)), list(task.inputs(21, 1))
-    pipelines = ("O3", "O3,quantize{keep=all}", f"O3,quantize{{min_sqnr={min_sqnr:g},others=bf16}}")
-    programs = [
-        tersor.compile(module, inputs, pipeline=one, calibration=calibration, threads=threads, check=False)
-        for one in pipelines
-    ]
+    known, judged = list(task.inputs(trained.CALIBRATION + SCORED, 0)), list(task.inputs(SCORED, 1))
+    calibration, scored = known[: trained.CALIBRATION // 4], known[trained.CALIBRATION :]
+    expected = _answers(module, task, scored)
+
+    def agreement(model: torch.nn.Module) -> float:
+        return _agreement(task, _answers(model, task, scored), expected)
+
+    programs = []
+    for one in pipelines:
+        status.update(f"{task.model}: {one}")
+        evaluate = agreement if "max_drop" in one else None
+        programs.append(
+            tersor.compile(
+                module,
+                inputs,
+                pipeline=one,
+                calibration=calibration,
+                threads=threads,
+                check=False,
+                evaluate=evaluate,
+            )
+        )
+    status.update(f"{task.model}: timing")
     built = [(ExecutableRunner(program, name), 0.0) for program, name in zip(programs, pipelines, strict=True)]
     found = medians(asdict(_compare(task.model, built, inputs, threads, rounds=4)))
-    rows = [
-        (one, milliseconds(found[one]), _ratio(module, program, judged))
+    right = _answers(module, task, judged)
+    return [
+        (
+            one,
+            milliseconds(found[one]),
+            _ratio(module, program, judged),
+            f"{_agreement(task, _answers(program, task, judged), right):.2%}",
+            _ways(program),
+        )
         for one, program in zip(pipelines, programs, strict=True)
     ]
-    console.print(new_table(f"{task.model}, {threads} threads, batch 1", ("passes", "ms", "SQNR dB"), rows))
+
+
+def _answers(
+    model: Callable[..., UserObject], task: trained.Task, batches: Sequence[trained.Batch]
+) -> list[np.ndarray]:
+    """What a task compares, of each batch."""
+    with torch.inference_mode():
+        outputs = (tree_leaves(model(*batch))[0].double().numpy() for batch in batches)
+        return [task.answer(output, batch) for output, batch in zip(outputs, batches, strict=True)]
+
+
+def _agreement(task: trained.Task, found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    return float(np.mean([task.agrees(ours, theirs) for ours, theirs in zip(found, expected, strict=True)]))
+
+
+def _ways(program: Executable) -> str:
+    """How many layers are computed in which way."""
+    counts = Counter(layer.computes for record in program.report.records for layer in record.layers)
+    return ", ".join(f"{count} {way}" for way, count in counts.most_common()) or "all float32"
 
 
 def _ratio(module: torch.nn.Module, program: Executable, judged: Sequence[trained.Batch]) -> str:
@@ -153,7 +225,7 @@ def _ratio(module: torch.nn.Module, program: Executable, judged: Sequence[traine
     ratio = Ratio()
     for batch in judged:
         with torch.inference_mode():
-            ratio.add(module(*batch), program.flat(*batch)[0])
+            ratio.add(tree_leaves(module(*batch))[0], program.flat(*batch)[0])
     return f"{ratio.decibels:.1f}"
 
 

@@ -130,7 +130,7 @@ def compress(
 
 def _show(compressed: Compressed, page: Path, module: Path | None, verbose: bool, as_json: bool) -> None:
     """Write the page and the module, and print the table and where everything is."""
-    from .tables import decision_lines, print_table, steps_table
+    from .tables import decision_lines, print_precisions, print_table, steps_table
 
     compressed.save_page(page)
     if module is not None:
@@ -143,6 +143,7 @@ def _show(compressed: Compressed, page: Path, module: Path | None, verbose: bool
     print_table(steps_table(compressed))
     for line in decision_lines(compressed, verbose=verbose):
         console.print(line, markup=False, soft_wrap=True)
+    print_precisions(compressed.report, verbose=verbose)
     if compressed.reason:
         console.print(f"stopped: {compressed.reason}", style="bold", markup=False, soft_wrap=True)
     if compressed.advice:

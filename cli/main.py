@@ -150,7 +150,7 @@ def compile(
     from ..ir.files import check_writable
     from ..targets.packaging.bundle import check_bundle_output
     from .opt_driver import import_plugins
-    from .tables import describe_kernels, describe_model, progress
+    from .tables import describe_kernels, describe_model, print_precisions, progress
 
     if output is None and bundle is None:
         raise TersorError("nothing to write: give --output FILE.tersor, --bundle DIR, or both")
@@ -183,6 +183,7 @@ def compile(
         return
     console = Console(markup=False)
     print(executable.report)
+    print_precisions(executable.report, verbose=False)
     console.print(f"{executable!r}: {describe_kernels(executable.info)}", highlight=False, soft_wrap=True)
     if executable.report.agreement is not None:
         console.print(str(executable.report.agreement), highlight=False, soft_wrap=True)

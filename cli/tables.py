@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
     from ..compression.result import Compressed
     from ..ir.foreign import Json
-    from ..passes import Culprit, PassInfo, PassOption, PassOutcome
+    from ..passes import Culprit, PassInfo, PassOption, PassOutcome, Report
+    from ..passes.report import LayerPrecision
     from ..targets import Target
     from ..targets.runtime.executable import KernelTime
     from ..targets.runtime.model_info import ModelInfo, Port
     from .peers import Comparison
 
 
+_WIDE = 110  # columns of a terminal in which names of layers are not shortened
+_NAME = 20
 _UNLIMITED = 10_000  # characters of a line that is not for a terminal
 _DOT_PRODUCTS = {"avx512_vnni": "VNNI", "avx512_bf16": "BF16", "amx_tile": "AMX", "asimddp": "SDOT"}
 
@@ -132,6 +135,55 @@ def decision_lines(compressed: Compressed, *, verbose: bool) -> Iterator[str]:
             undone = sum(not verdict.stays for verdict in layers)
             yield f"{record.name}: {len(layers) - undone} of {len(layers)} rewrites are faster, {undone} undone"
         yield from (f"{record.name}: {verdict.note}" for verdict in record.verdicts if verdict.is_whole)
+
+
+def print_precisions(report: Report, *, verbose: bool) -> None:
+    """For each pass that chose precisions: the layers that read the noisiest numbers, or all of them, and advice."""
+    from ..passes.report import worst_first
+
+    for record in report.records:
+        if record.layers:
+            worst, others = worst_first(record.layers)
+            shown = [*worst, *others] if verbose or not worst else worst
+            title = f"{record.name}: {len(shown)} of {len(record.layers)} layers, the noisiest first"
+            print_table(precision_table(title, shown))
+            for one in worst:
+                if one.advice:
+                    console().print(f"{one.name}: {one.advice}", soft_wrap=True)
+
+
+def precision_table(title: str, layers: Sequence[LayerPrecision]) -> Table:
+    """In which precision layers are computed, on at most 80 columns of a terminal.
+
+    ``bits`` are those of a weight and of an activation, ``step`` the distance between neighbouring activations, ``cut``
+    the share beyond the integers' range, ``dB`` the signal-to-noise ratio of what the layer reads; times are of the
+    layer alone, in float32 and now.
+    """
+    headers = ("layer", "on", "method", "bits", "step", "cut", "dB", "ms", "now")
+    table = new_table(*headers, title=title, text_columns=3, gap=1)
+    narrow = console().width < _WIDE
+    for one in layers:
+        times = ("-", "-") if one.times is None else (f"{one.times.before * 1e3:.3g}", f"{one.times.after * 1e3:.3g}")
+        table.add_row(
+            shorten_left(one.name, _NAME) if narrow else one.name,
+            one.computes,
+            one.method or "-",
+            one.bits.replace(" ", ""),
+            _or_dash(one.scale, "{:.2g}"),
+            _or_dash(one.saturated, "{:.1%}"),
+            _or_dash(one.sqnr, "{:.1f}"),
+            *times,
+        )
+    return table
+
+
+def _or_dash(number: float | None, form: str) -> str:
+    return "-" if number is None else form.format(number)
+
+
+def shorten_left(text: str, width: int) -> str:
+    """The end of a text that is too long, which tells layers apart."""
+    return text if len(text) <= width else f"…{text[1 - width :]}"
 
 
 def known_passes_text(passes: Sequence[PassInfo], presets: Mapping[str, str]) -> str:
@@ -348,12 +400,12 @@ def print_table(table: Table) -> None:
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def new_table(*columns: str, title: str, text_columns: int = 1) -> Table:
-    """A table without lines, whose first columns hold text and whose other columns hold numbers.
+def new_table(*columns: str, title: str, text_columns: int = 1, gap: int = 2) -> Table:
+    """A table without lines, whose first columns hold text and whose other columns hold numbers, ``gap`` spaces apart.
 
     The first column is never cut or broken; other texts are broken where a terminal is too narrow.
     """
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, gap, 0, 0))
     for index, name in enumerate(columns):
         is_text = index < text_columns
         table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=index == 0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..ir.files import write_text
+from ..passes.report import LayerPrecision, worst_first
 from .charts import Chart
 from .result import Compressed, End, score_change, score_text
 
@@ -37,8 +38,13 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"score": score_text, "score_change": score_change}
+    templates.filters |= {"score": score_text, "score_change": score_change, "noisiest_first": _noisiest_first}
     return templates.get_template(name)
+
+
+def _noisiest_first(layers: Sequence[LayerPrecision]) -> list[LayerPrecision]:
+    worst, others = worst_first(layers)
+    return [*worst, *others]
 
 
 def _notices(compressed: Compressed) -> Iterator[str]:

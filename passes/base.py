@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from ..ir import Graph, Op, RewriteLog, Rewriter, TensorType, TersorError
-from .report import Staircase, Verdict
+from .report import LayerPrecision, Staircase, Verdict
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +128,22 @@ class Machine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """A graph whose notes have ranges.
+
+    Attributes
+    ----------
+    graph
+        A copy.
+    calibrators
+        What found the range of each note, in execution order: ``minmax``, ``auto:mse``.
+    """
+
+    graph: Graph
+    calibrators: tuple[str, ...]
+
+
 @dataclass
 class PassContext:
     """What a pass may look at besides the graph; shared by all passes of one run.
@@ -145,7 +161,7 @@ class PassContext:
     score
         The user's number for a graph, larger for a better one, or None.
     calibrated
-        A copy of the graph as ``quantize-calibrate`` left it, before accuracy passes change the weights.
+        What ``quantize-calibrate`` left behind, before accuracy passes change the weights.
     notes
         Lines for the report, appended by passes.
     verdicts
@@ -159,7 +175,7 @@ class PassContext:
     log: RewriteLog = field(default_factory=RewriteLog)
     latency: Latency | None = None
     score: Callable[[Graph], float] | None = None
-    calibrated: Graph | None = None
+    calibrated: Calibrated | None = None
     notes: list[str] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     progress: Callable[[str], None] = lambda text: None
@@ -187,12 +203,15 @@ class Result:
         Passes that the manager runs next, under the same instruments: ``fuse`` where fused groups were taken apart.
     staircases
         Time against channels, for the report.
+    layers
+        In which precision each layer is computed, for the report.
     """
 
     changed: bool
     notes: tuple[str, ...] = ()
     then: tuple[Pass, ...] = ()
     staircases: tuple[Staircase, ...] = ()
+    layers: tuple[LayerPrecision, ...] = ()
 
 
 @dataclass(frozen=True)

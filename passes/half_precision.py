@@ -28,8 +28,6 @@ from .matching import numbers, prune, tensor, weight_name
 from .numeric import largest_deviation, seeded_inputs
 from .unfuse import take_apart
 
-FLOATING = (DType.F32, DType.BF16, DType.F16)
-
 
 @dataclass(frozen=True)
 class HalfPrecision(Pass):

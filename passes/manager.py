@@ -123,6 +123,7 @@ class PassManager:
             (*result.notes, *context.notes[notes:]),
             tuple(context.verdicts[judged:]),
             result.staircases,
+            result.layers,
         )
         for instrument in self.instruments:
             try:

@@ -126,6 +126,67 @@ def staircase_lines(staircases: Sequence[Staircase]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class LayerPrecision:
+    """In which precision a layer is computed, how well what it reads is stored, and what to try where that is poor.
+
+    Attributes
+    ----------
+    name
+        Of the layer.
+    computes
+        On which numbers: ``int8``, ``int4 weights``, ``bf16``, ``float32``.
+    weight_bits
+        Of a number of its weight; None for a product of computed operands.
+    activation_bits
+        Of a number that it reads, as it is stored.
+    scale
+        Distance between neighbouring numbers of what it reads; None where that is no integers.
+    saturated
+        Share of these numbers beyond the range that integers cover, on calibration data; None likewise.
+    sqnr
+        Signal-to-noise ratio in dB of what it reads, errors of all layers before included; None likewise, and without
+        noise.
+    times
+        Seconds of the layer alone, in float32 and as it is computed now; None where that was not measured.
+    calibrator
+        What found the range: ``minmax``, ``auto:mse``; empty where there is none.
+    accuracy
+        Passes that changed its weight or bias for the sake of accuracy, in this order.
+    advice
+        What to try where the ratio is poor.
+    """
+
+    name: str
+    computes: str
+    weight_bits: int | None
+    activation_bits: int
+    scale: float | None = None
+    saturated: float | None = None
+    sqnr: float | None = None
+    times: Times | None = None
+    calibrator: str = ""
+    accuracy: tuple[str, ...] = ()
+    advice: str = ""
+
+    @property
+    def bits(self) -> str:
+        """Of the weight, and of what the layer reads: ``4 x 32``."""
+        return f"{self.activation_bits}" if self.weight_bits is None else f"{self.weight_bits} x {self.activation_bits}"
+
+    @property
+    def method(self) -> str:
+        """What produced its numbers: ``auto:mse, gptq``."""
+        return ", ".join(filter(None, (self.calibrator, *self.accuracy)))
+
+
+def worst_first(layers: Sequence[LayerPrecision], count: int = 5) -> tuple[list[LayerPrecision], list[LayerPrecision]]:
+    """The layers that read the noisiest numbers, the worst first, and the others in the order given."""
+    rated = [one for one in layers if one.sqnr is not None]
+    worst = sorted(rated, key=lambda one: one.sqnr or 0.0)[:count]
+    return worst, [one for one in layers if one not in worst]
+
+
+@dataclass(frozen=True)
 class PassRecord:
     """One pass of a run.
 
@@ -149,6 +210,8 @@ class PassRecord:
         What the referee decided, in this order.
     staircases
         Time against channels, of a pass that chose counts by it.
+    layers
+        In which precision each layer is computed, of a pass that chose it.
     """
 
     name: str
@@ -162,6 +225,7 @@ class PassRecord:
     notes: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     staircases: tuple[Staircase, ...] = ()
+    layers: tuple[LayerPrecision, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """A dictionary of JSON types."""

@@ -98,9 +98,10 @@ class GraphBuilder:
             groups=groups,
         )
 
-    def linear(self, x: Value, features: int, *, bias: bool = True) -> Value:
-        weight = self.weight(features, x.shape[-1], hint="fc.weight")
-        return self.op(LinearOp, x, weight, self.weight(features, hint="fc.bias") if bias else None, location="fc")
+    def linear(self, x: Value, features: int, *, bias: bool = True, location: str = "fc") -> Value:
+        weight = self.weight(features, x.shape[-1], hint=f"{location}.weight")
+        added = self.weight(features, hint=f"{location}.bias") if bias else None
+        return self.op(LinearOp, x, weight, added, location=location)
 
     def batch_norm(self, x: Value, location: str = "bn") -> Value:
         channels = x.shape[1]

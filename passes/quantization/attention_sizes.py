@@ -44,7 +44,6 @@ from .placement import float_products, refusal, refuse_notes
 from .streaming import watch
 
 _RULE = "equalize-attention"
-_SUFFIX = "equalized"
 _LEAST = 2.0  # between what is and what should be, where it is worth it
 _SMALLEST = 1e-6  # magnitude of an element, of the largest, that decides about a factor
 
@@ -202,5 +201,5 @@ def _give(op: LinearOp, index: int, tensor: torch.Tensor, rewriter: Rewriter) ->
     """Another weight or bias."""
     old = op.operands[index]
     assert old is not None
-    rewriter.set_operand(op, index, rewriter.weight(tensor, weight_name(old, _SUFFIX)))
+    rewriter.set_operand(op, index, rewriter.weight(tensor, weight_name(old, _RULE)))
     prune(rewriter, (old,))

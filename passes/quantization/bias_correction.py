@@ -35,7 +35,6 @@ from .scheme import largest_weight, representable_weight
 from .streaming import watch
 
 _RULE = "bias-correction"
-_SUFFIX = "corrected"  # of the ids of biases, so that a second run leaves them alone
 
 
 @register_pass(_RULE, purpose="quantize")
@@ -51,7 +50,7 @@ class BiasCorrection(Pass):
             return Result(False, ("no layer is to be quantized; put it after quantize-calibrate",))
         means = _mean_operands(graph, layers, context)
         rewriter = context.rewriter(graph)
-        shares = [_correct(op, means[op.x], rewriter) for op in layers if not was_changed(op.bias, _SUFFIX)]
+        shares = [_correct(op, means[op.x], rewriter) for op in layers if not was_changed(op.bias, _RULE)]
         if not shares:
             return Result(False)
         return Result(rewriter.changed, (f"{len(shares)} biases corrected, by {max(shares):.3g} at most",))
@@ -79,7 +78,7 @@ def _correct(op: LayerOp, mean: torch.Tensor, rewriter: Rewriter) -> float:
     if not rewriter.commit(_RULE, op):
         return 0.0
     old = torch.zeros_like(correction) if bias is None else numbers(bias).double()
-    rewriter.set_operand(op, 2, rewriter.weight((old - correction).float(), bias_name(op, _SUFFIX)))
+    rewriter.set_operand(op, 2, rewriter.weight((old - correction).float(), bias_name(op, _RULE)))
     if bias is not None:
         prune(rewriter, (bias,))
     return correction.abs().max().item()

@@ -27,7 +27,7 @@ import networkx
 import torch
 
 from ...ir import Graph, OnIntegers, Op, TersorError, Value
-from ..base import Pass, PassContext, Result
+from ..base import Calibrated, Pass, PassContext, Result
 from ..registry import register_pass
 from .calibrators import Calibrator, RangeObserver, parse_calibrator
 from .calibrators.histogram import SeveralRanges
@@ -70,7 +70,9 @@ class QuantizeCalibrate(Pass):
             attrs = replace(op.attrs, low=low, high=high)
             if attrs != op.attrs and rewriter.commit(_RULE, op):
                 rewriter.update(op, attrs)
-        context.calibrated = graph.clone()
+        names = (found.names.get(op) for op in notes)
+        calibrators = tuple(self.method if name is None else f"{self.method}:{name}" for name in names)
+        context.calibrated = Calibrated(graph.clone(), calibrators)
         note = f"{len(notes)} ranges by {self.method} from {batches} batches{found.summary}"
         return Result(rewriter.changed, (note,))
 

@@ -26,15 +26,16 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The range of each note, and how often each calibrator was chosen, where there was a choice."""
+    """The range of each note, and the calibrator that was chosen for it, where there was a choice."""
 
     ranges: dict[Op, Range]
-    counts: Counter[str]
+    names: dict[Op, str]
 
     @property
     def summary(self) -> str:
         """For the report; empty where there was no choice."""
-        return "".join(f", {count} {name}" for name, count in self.counts.most_common())
+        counts = Counter(self.names.values())
+        return "".join(f", {count} {name}" for name, count in counts.most_common())
 
 
 def choose(
@@ -50,7 +51,7 @@ def choose(
         Numbers of the notes that have a choice.
     """
     ranges: dict[Op, Range] = {}
-    counts: Counter[str] = Counter()
+    chosen: dict[Op, str] = {}
     for group in groups:
         offered = {op: one.ranges() for op in group if isinstance(one := observers[op], SeveralRanges)}
         if not offered:
@@ -59,10 +60,10 @@ def choose(
             names = list(next(iter(offered.values())))
             joint = {name: _cover([ranges[name] for ranges in offered.values()]) for name in names}
             best = min(names, key=lambda name: sum(_loss(op, samples[op], joint[name]) for op in group))
-            counts[best] += len(group)
+            chosen.update(dict.fromkeys(group, best))
             found = joint[best]
         ranges.update(dict.fromkeys(group, found))
-    return Chosen({op: ranges[op] for op in observers}, counts)
+    return Chosen({op: ranges[op] for op in observers}, chosen)
 
 
 def _cover(ranges: Sequence[Range]) -> Range:

@@ -41,7 +41,6 @@ from .placement import float_layers, refuse_notes
 from .streaming import watch
 
 _RULE = "equalize-concat"
-_SUFFIX = "equalized"
 _LEAST = 2.0  # between the largest and the smallest part, where it is worth it
 
 
@@ -133,7 +132,7 @@ def _equalize(one: _Concatenation, largest: dict[Value, float], rewriter: Rewrit
     factors = torch.cat([torch.full((part.shape[axis],), s) for part, s in zip(parts, shares, strict=True)])
     for op in dict.fromkeys(one.readers):
         old = op.weight
-        fresh = rewriter.weight(multiply_inputs(op, numbers(old), factors), weight_name(old, _SUFFIX))
+        fresh = rewriter.weight(multiply_inputs(op, numbers(old), factors), weight_name(old, _RULE))
         rewriter.set_operand(op, 1, fresh)
         prune(rewriter, (old,))
     return True
@@ -175,7 +174,7 @@ def _divide(concat: ConcatOp, index: int, path: _Path, share: float, rewriter: R
     for operand in (1, 2):
         old = op.operands[operand]
         if old is not None:
-            fresh = rewriter.weight(numbers(old) / share, weight_name(old, _SUFFIX))
+            fresh = rewriter.weight(numbers(old) / share, weight_name(old, _RULE))
             rewriter.set_operand(op, operand, fresh)
             prune(rewriter, (old,))
     for clamp in path.clamps:

@@ -58,7 +58,6 @@ from .placement import check_patterns, float_layers, refusal, refuse_notes
 from .streaming import watch
 
 _RULE = "cross-layer-equalization"
-_SUFFIX = "equalized"
 _ROUNDS = 50
 _SAME = 0.01  # a factor that is nearer to 1 is 1
 
@@ -280,7 +279,7 @@ def _multiply_read(edge: _Edge, rewriter: Rewriter) -> None:
 def _give(op: LayerOp, index: int, tensor: torch.Tensor, rewriter: Rewriter) -> None:
     """Another weight or bias, placed before the layer."""
     old = op.operands[index]
-    name = bias_name(op, _SUFFIX) if old is None else weight_name(old, _SUFFIX)
+    name = bias_name(op, _RULE) if old is None else weight_name(old, _RULE)
     rewriter.set_operand(op, index, rewriter.weight(tensor.float(), name))
     if old is not None:
         prune(rewriter, (old,))

@@ -15,10 +15,11 @@ import torch
 
 from ...ir import Graph, Op, Value, evaluate
 from .integer_graph import Stored
+from .scheme import QuantizationStep
 
 _BATCHES = 8  # of the calibration data, that are compared at most
 _WORST = 5
-_POOR = 20.0  # dB: below, noise is a tenth of the signal or more
+POOR = 20.0  # dB: below, noise is a tenth of the signal or more
 _ADVICE = (
     "try method=auto, other passes in accuracy=[...] (gptq, adaround, cross-layer-equalization; smooth-quant for"
     " transformers), or min_sqnr=... to leave what costs most in floating point"
@@ -46,12 +47,43 @@ class Ratio:
         return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
 
 
+@dataclass
+class StoredRatio(Ratio):
+    """That of a value that is stored as integers.
+
+    Attributes
+    ----------
+    rounding
+        Sum of squares of the noise that rounding this value alone makes.
+    outside, count
+        Numbers beyond what the integers cover, and all of them.
+    """
+
+    rounding: float = 0.0
+    outside: int = 0
+    count: int = 0
+
+    def add_stored(self, exact: torch.Tensor, integers: torch.Tensor, step: QuantizationStep) -> None:
+        """Take in one batch: the numbers, and the integers that stand for them."""
+        self.add(exact, (integers.double() - step.zero_point) * step.scale)
+        nearest = step.nearest(exact)
+        off = (exact - nearest).double()
+        self.rounding += off.square().sum().item()
+        self.outside += int((off.abs() > 0.501 * step.scale).sum())  # a rounded number is at most half a step away
+        self.count += exact.numel()
+
+    @property
+    def saturated(self) -> float:
+        """Share of the numbers beyond what the integers cover."""
+        return self.outside / max(1, self.count)
+
+
 @dataclass(frozen=True)
 class Quality:
     """Ratios of the graph's outputs, and of stored values by name, in execution order."""
 
     outputs: tuple[Ratio, ...]
-    values: tuple[tuple[str, Ratio], ...]
+    values: tuple[tuple[str, StoredRatio], ...]
 
     @property
     def output_notes(self) -> tuple[str, ...]:
@@ -63,7 +95,7 @@ class Quality:
         """The values that are stored worst, and what to try where the outputs suffer."""
         worst = sorted(self.values, key=lambda value: value[1].decibels)[:_WORST]
         named = ", ".join(f"{name} {ratio.decibels:.1f} dB" for name, ratio in worst)
-        poor = any(ratio.decibels < _POOR for ratio in self.outputs)
+        poor = any(ratio.decibels < POOR for ratio in self.outputs)
         return f"lowest ratios of stored values: {named}" + (f"; {_ADVICE}" if poor else "")
 
     @property
@@ -86,15 +118,14 @@ def measure_quality(
         Name, value of ``exact``, and the integers of ``quantized`` that stand for it.
     """
     outputs = tuple(Ratio() for _ in exact.outputs)
-    ratios = tuple((name, Ratio()) for name, _, _ in stored)
+    ratios = tuple((name, StoredRatio()) for name, _, _ in stored)
     for batch in itertools.islice(batches, _BATCHES):
         expected, found = _watch(exact, batch, {value for _, value, _ in stored})
         actual, integers = _watch(quantized, batch, {one.integers for _, _, one in stored})
         for ratio, left, right in zip(outputs, expected, actual, strict=True):
             ratio.add(left, right)
         for (_, ratio), (_, value, one) in zip(ratios, stored, strict=True):
-            numbers = (integers[one.integers].double() - one.step.zero_point) * one.step.scale
-            ratio.add(found[value], numbers)
+            ratio.add_stored(found[value], integers[one.integers], one.step)
     return Quality(outputs, ratios)
 
 

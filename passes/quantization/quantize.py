@@ -20,7 +20,6 @@ from ...ir import DType
 from ...ir.ops.integers import QUANTIZED
 from ..base import Exactness, Pass
 from ..fuse import Fuse
-from ..half_precision import FLOATING
 from ..pipeline import parse_pipeline
 from ..referee import Keep
 from ..registry import register_pass
@@ -29,6 +28,7 @@ from .calibrate import QuantizeCalibrate
 from .calibrators.registry import CALIBRATORS
 from .realize import QuantizeRealize
 from .scheme import WEIGHT_BITS
+from .ways import WAYS
 
 
 @register_pass("quantize", purpose="quantize")
@@ -58,8 +58,9 @@ class Quantize(Pass):
     max_drop
         By how much the number may fall that ``evaluate`` gives the model: likewise.
     others
-        Type of the layers that do not compute on integers, where it is faster: ``f32``, ``bf16`` or ``f16``. Under a
-        budget each layer has the choice of all three.
+        Other ways to compute layers than on 8-bit integers, where they are faster: ``bf16``, ``f16``, and for linear
+        layers ``int4`` and ``int8`` (weights only), ``int4-dynamic`` and ``int8-dynamic`` (rows are rounded at run
+        time), or a list of these. Under a budget each layer has the choice of all of them, integers and float32.
     """
 
     activations: Annotated[DType, QUANTIZED] = DType.U8
@@ -70,7 +71,7 @@ class Quantize(Pass):
     keep: Keep = Keep.FASTER
     min_sqnr: float | None = None
     max_drop: float | None = None
-    others: Annotated[DType, FLOATING] = DType.F32
+    others: Annotated[str | tuple[str, ...], WAYS] = ()
 
     exactness = Exactness.APPROXIMATE
     measures = True

@@ -34,8 +34,8 @@ from .placement import name_of, noted_layers, weight_bits
 from .scheme import largest_weight, rounded_weight, weight_scales
 from .streaming import watch
 
-_SUFFIX = "rounded"  # of the ids of weights, so that a second run leaves them alone
-_CORRECTED = "corrected"  # of biases that suit weights that are rounded to the nearest
+_SUFFIX = "rounded"  # of the ids of biases, so that a second run leaves the layers alone
+_CORRECTED = "bias-correction"  # of biases that suit weights that are rounded to the nearest
 _BYTES = 2**30  # of moments at a time
 
 
@@ -66,7 +66,7 @@ class RoundingPass(Pass):
         if not layers:
             return Result(False, ("no layer is to be quantized; put it after quantize-calibrate",))
         self._check(layers)
-        layers = [op for op in layers if not was_changed(op.weight, _SUFFIX)]
+        layers = [op for op in layers if not was_changed(op.bias, _SUFFIX)]
         rewriter = context.rewriter(graph)
         remaining = Remaining(context.progress, "weights of layers", sum(op.weight.type.size for op in layers))
         before = after = 0.0
@@ -111,7 +111,7 @@ class RoundingPass(Pass):
         integers = torch.cat(chosen, 2) * factors
         share = 1 / max(power, 1e-300)
         if rewriter.commit(self.name, op):
-            _give(op, integers, moments, rewriter)
+            _give(op, integers, moments, rewriter, self.name)
         return errors[0] * share, max(errors[1] * share, 1e-300)
 
 
@@ -136,14 +136,14 @@ def _error(difference: torch.Tensor, covariance: torch.Tensor) -> float:
     return ((difference @ covariance) * difference).sum().item()
 
 
-def _give(op: LayerOp, rows: torch.Tensor, moments: Moments, rewriter: Rewriter) -> None:
-    """Set weights [groups, outputs, terms], and the bias that keeps the means of the outputs."""
+def _give(op: LayerOp, rows: torch.Tensor, moments: Moments, rewriter: Rewriter, method: str) -> None:
+    """Set weights [groups, outputs, terms] of a method, and the bias that keeps the means of the outputs."""
     weight, bias = op.weight, op.bias
     old = numbers(weight).double()
     exact, stored = moments.means
     wanted = (old.reshape(rows.shape) * exact[:, None, :]).sum(2)
     shift = (wanted - (rows * stored[:, None, :]).sum(2)).flatten()
     corrected = shift if bias is None else numbers(bias).double() + shift
-    rewriter.set_operand(op, 1, rewriter.weight(rows.reshape(old.shape).float(), weight_name(weight, _SUFFIX)))
+    rewriter.set_operand(op, 1, rewriter.weight(rows.reshape(old.shape).float(), weight_name(weight, method)))
     rewriter.set_operand(op, 2, rewriter.weight(corrected.float(), bias_name(op, _SUFFIX)))
     prune(rewriter, tuple(one for one in (weight, bias) if one is not None))

@@ -53,7 +53,6 @@ from .scheme import QuantizationStep, representable_weight
 from .streaming import watch
 
 _RULE = "smooth-quant"
-_SUFFIX = "smoothed"  # of the ids of weights, so that a second run leaves them alone
 _ALPHAS = (0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 _GAIN = 0.5  # of the error is left at most, where smoothing is worth a multiplication
 _SMALLEST = 1e-5  # of a maximum, relative to the largest one
@@ -106,7 +105,7 @@ class SmoothQuant(Pass):
         kind = LayerOp if self.convolutions else LinearOp
         found: dict[Value, list[LayerOp]] = {}
         for op in float_layers(graph):
-            if isinstance(op, kind) and not refusal(op, self.skip) and not was_changed(op.weight, _SUFFIX):
+            if isinstance(op, kind) and not refusal(op, self.skip) and not was_changed(op.weight, _RULE):
                 found.setdefault(op.x, []).append(op)
         return {value: layers for value, layers in found.items() if len({input_axis(op) for op in layers}) == 1}
 
@@ -209,7 +208,7 @@ def _give(op: LayerOp, index: int, tensor: torch.Tensor, rewriter: Rewriter) -> 
     """Another weight or bias."""
     old = op.operands[index]
     assert old is not None
-    rewriter.set_operand(op, index, rewriter.weight(tensor, weight_name(old, _SUFFIX)))
+    rewriter.set_operand(op, index, rewriter.weight(tensor, weight_name(old, _RULE)))
     prune(rewriter, (old,))
 
 
@@ -219,8 +218,7 @@ def _divide_norm(norm: LayerNormOp, factors: torch.Tensor, rewriter: Rewriter) -
     if norm.attrs.dims != 1 or norm.gamma is None or any(tensor(one) is None for one in parameters if one is not None):
         return False
     fresh = [
-        None if one is None else rewriter.weight(numbers(one) / factors, weight_name(one, _SUFFIX))
-        for one in parameters
+        None if one is None else rewriter.weight(numbers(one) / factors, weight_name(one, _RULE)) for one in parameters
     ]
     made = rewriter.create(LayerNormOp, (norm.x, *fresh), norm.attrs, location=norm.location)
     replace(rewriter, norm, made.result)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 import tersor
@@ -103,6 +104,46 @@ def test_operators_on_integers(tmp_path):
     b.node("ConvInteger", "x", weight, zero, strides=[2, 2])
     b.node("DynamicQuantizeLinear", "f", count=3)
     b.check(tmp_path, opset=21, tolerance=EXACT)
+
+
+def integers(shape: tuple[int, ...], dtype: Any, seed: int = 0, low: int | None = None) -> np.ndarray:
+    """Numbers of one type, or the largest of it, from ``low`` on."""
+    limits = np.iinfo(dtype)
+    return np.random.default_rng(seed).integers(limits.min if low is None else low, limits.max + 1, shape).astype(dtype)
+
+
+def test_sums_that_are_no_float32_numbers(tmp_path):
+    """Sums beyond 2^24 are exact, as they are in the reference, which sums in i32; zero points may be computed."""
+    rows, x = integers((3, 700), U8, low=200), integers((2, 40, 6, 6), U8, 1, low=200)
+    b = QuantizedBuilder(x=x, rows=rows, zero=np.array(7, U8), line=integers((1, 70, 9), U8, 2, low=190))
+    matrix = integers((700, 5), I8, 3, low=100)
+    for zeros in ((), (b.constant(3, U8),), ("zero",)):
+        b.node("MatMulInteger", "rows", b.constant(matrix, I8), *zeros)
+        b.node("MatMulInteger", "rows", b.constant(matrix.astype(U8) + 120, U8), *zeros)
+        b.node("ConvInteger", "x", b.constant(integers((4, 40, 3, 3), I8, 4, low=90), I8), *zeros, pads=[1, 1, 0, 2])
+    b.node("MatMulInteger", "rows", b.constant(matrix, I8), "zero", b.constant([1, 0, -100, 3, 4], I8))
+    several = b.constant([0, 255, 7, 128], U8)
+    heavy = b.constant(integers((4, 40, 3, 3), U8, 5, low=250), U8)
+    b.node("ConvInteger", "x", heavy, "zero", several, strides=[2, 1], pads=[1] * 4)
+    b.node("ConvInteger", "x", b.constant(integers((4, 20, 3, 3), U8, 6), U8), "zero", group=2, dilations=[2, 2])
+    b.node("ConvInteger", "line", b.constant(integers((4, 70, 3), I8, 7, low=100), I8), "zero", pads=[1, 1])
+    graph = b.check(tmp_path, opset=21, tolerance=0)
+    largest = max(one.abs().max().item() for one in graph.evaluate(*map(torch.from_numpy, b.inputs.values())))
+    assert largest > 2**25
+    executable = tersor.compile(graph)
+    inputs = [torch.from_numpy(one) for one in b.inputs.values()]
+    assert all(map(torch.equal, executable.flat(*inputs), graph.evaluate(*inputs)))
+
+
+def test_products_of_computed_integers(tmp_path):
+    """Of equal and of different types, with zero points that are known, computed, or several."""
+    u, v = integers((2, 3, 90), U8, low=150), integers((2, 90, 4), U8, 1, low=150)
+    b = QuantizedBuilder(u=u, v=v, i=integers((2, 90, 4), I8, 2), j=integers((3, 90), I8, 3), zero=np.array(9, U8))
+    b.node("MatMulInteger", "u", "v")
+    b.node("MatMulInteger", "u", "v", "zero", b.constant(200, U8))
+    b.node("MatMulInteger", "u", "i", "zero")
+    b.node("MatMulInteger", "j", "i", b.constant([[-3], [0], [100]], I8), b.constant([1, 2, 3, 4], I8))
+    b.check(tmp_path, opset=21, tolerance=0)
 
 
 def problem(path: Path, b: Builder, opset: int = 21) -> str:

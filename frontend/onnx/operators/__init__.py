@@ -9,6 +9,7 @@ from . import (
     constant,
     convolution,
     indexing,
+    integer_sums,
     matmul,
     movement,
     normalization,

@@ -90,32 +90,6 @@ def dynamic_quantize_linear(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return integers.to(torch.uint8), scale, zero.to(torch.uint8)
 
 
-@operator("MatMulInteger")
-def matmul_integer(x: Tensor, y: Tensor, x_zero: Tensor | None = None, y_zero: Tensor | None = None) -> Tensor:
-    """Sums of products, in floating point: exact up to 2^24."""
-    return torch.matmul(_less(x, x_zero, (-1, 1)), _less(y, y_zero)).to(torch.int32)
-
-
-@operator("ConvInteger")
-def conv_integer(
-    x: Tensor,
-    weight: Tensor,
-    x_zero: Tensor | None = None,
-    weight_zero: Tensor | None = None,
-    *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] = (),
-    group: int = 1,
-    kernel_shape: Sequence[int] = (),
-    pads: Sequence[int] = (),
-    strides: Sequence[int] = (),
-) -> Tensor:
-    """Sums of products, in floating point: exact up to 2^24."""
-    x, weight = _less(x, x_zero), _less(weight, weight_zero, (-1, *[1] * (weight.ndim - 1)))
-    sums = conv(x, weight, auto_pad=auto_pad, dilations=dilations, group=group, pads=pads, strides=strides)
-    return sums.to(torch.int32)
-
-
 @operator("QLinearMatMul")
 def qlinear_matmul(
     x: Tensor,
@@ -189,10 +163,3 @@ def _check(x: Tensor, scale: Tensor, zeros: Tensor, axis: int) -> None:
 def _along(one: Tensor, x: Tensor, axis: int) -> Tensor:
     """One number, or one for each index of an axis, in a shape that broadcasts to x."""
     return one.reshape(()) if one.numel() == 1 else one.reshape(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
-
-
-def _less(x: Tensor, zero: Tensor | None, shape: Sequence[int] = (-1,)) -> Tensor:
-    """x less its zero point, in floating point; several zero points have ``shape``."""
-    if zero is None:
-        return x.float()
-    return x.float() - zero.float().reshape(() if zero.numel() == 1 else shape if zero.ndim == 1 else zero.shape)
