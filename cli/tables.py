@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ class Progress:
 
     def _announce(self, stage: str) -> None:
         if self._console.is_terminal:
-            self._status.update(f"{stage} …")
+            self._status.update(Text(f"{stage} …"))  # no markup: pipelines have lists in brackets
         else:
             announce(stage)
 
