@@ -62,6 +62,9 @@ def sensitivity(
     ] = None,
     criterion: Annotated[str, typer.Option(help="Which channels go first, as in prune-channels{criterion=…}.")] = "l1",
     batches: Annotated[int, typer.Option(help="Batches of the data that are looked at.")] = 8,
+    reestimate: Annotated[
+        bool, typer.Option("--reestimate", help="Measure batch norms again behind each change: reestimate-batchnorm.")
+    ] = False,
     shape: ShapeOption = None,
     constant: ConstantOption = None,
     plugin: PluginOption = None,
@@ -115,6 +118,7 @@ def sensitivity(
                 evaluate=evaluation,
                 criterion=criterion,
                 batches=batches,
+                reestimate=reestimate,
                 seconds=seconds,
                 progress=shown.show,
             )

@@ -28,7 +28,8 @@ def sensitivity_lines(scan: SensitivityScan, width: int, *, verbose: bool) -> It
         elif axis.notes:
             yield f"layers that cannot be changed: {len(axis.notes)}; --verbose says why"
         yield ""
-    yield f"{scan.model} on {scan.batches} batches of {scan.data}"
+    again = ", batch norms measured again on them" if scan.reestimated else ""
+    yield f"{scan.model} on {scan.batches} batches of {scan.data}{again}"
     if scan.end:
         yield f"stopped: {scan.end}"
 

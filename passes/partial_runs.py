@@ -31,7 +31,7 @@ class Change:
     ops: Mapping[Op, Evaluate] = field(default_factory=dict)
 
 
-_NOTHING = Change()
+NO_CHANGE = Change()
 
 
 class PartialRuns:
@@ -58,7 +58,7 @@ class PartialRuns:
         check_inputs(self.graph, given)
         return dict(zip(self.graph.inputs, given, strict=True))
 
-    def step(self, values: AliveValues, index: int, change: Change = _NOTHING) -> None:
+    def step(self, values: AliveValues, index: int, change: Change = NO_CHANGE) -> None:
         """Evaluate op ``index``; ``values`` are those that are alive, before and after."""
         op = self.ops[index]
         operands = [None if value is None else values[value] for value in op.operands]
@@ -73,12 +73,16 @@ class PartialRuns:
         for value in self._dead[index]:
             values.pop(value, None)
 
-    def finish(self, values: AliveValues, index: int = 0, change: Change = _NOTHING) -> Outputs:
-        """The user's outputs, computed from op ``index`` on; ``values`` stay as they are."""
-        values = {
+    def branch(self, values: AliveValues, change: Change = NO_CHANGE) -> AliveValues:
+        """A copy, to go on from with a change: of weights that are alive it has the new numbers."""
+        return {
             value: change.weights.get(value.op.attrs.id, tensor) if isinstance(value.op, WeightOp) else tensor
             for value, tensor in values.items()
         }
+
+    def finish(self, values: AliveValues, index: int = 0, change: Change = NO_CHANGE) -> Outputs:
+        """The user's outputs, computed from op ``index`` on; ``values`` stay as they are."""
+        values = self.branch(values, change)
         with torch.no_grad():
             for at in range(index, len(self.ops)):
                 self.step(values, at, change)

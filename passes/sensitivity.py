@@ -157,6 +157,8 @@ class SensitivityScan:
         What the calibration data is called.
     batches
         How many batches of it were looked at.
+    reestimated
+        Whether batch normalisations were measured again behind each change.
     evaluate
         The name of the user's function, or empty.
     score
@@ -175,6 +177,7 @@ class SensitivityScan:
     axes: tuple[ScannedAxis, ...]
     data: str
     batches: int
+    reestimated: bool = False
     evaluate: str = ""
     score: float | None = None
     end: str = ""

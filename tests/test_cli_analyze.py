@@ -122,6 +122,13 @@ def test_json_on_stdout(tersor: Run) -> None:
     assert [point["label"] for point in axis["curves"][0]["points"]] == ["25%", "50%"]
 
 
+def test_batch_norms_are_measured_again(tersor: Run, tmp_path: Path) -> None:
+    code, out, _ = tersor(*arguments("--axes", "channels", "--reestimate", "-o", "scan.json"))
+    assert code == 0 and "batch norms measured again on them" in out
+    assert read_scan(tmp_path / "scan.json").reestimated
+    assert "batch norms measured again" in (tmp_path / "scan.html").read_text()
+
+
 def test_the_scan_leads_passes(tersor: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert tersor(*arguments("--axes", "channels", "-o", "scan.json"))[0] == 0
     with pytest.raises(SystemExit) as exit:

@@ -114,6 +114,38 @@ def test_channels_lose_what_pruning_loses(graph: Graph, scan: SensitivityScan, n
     assert point.value == pytest.approx(1 - kept / curve(scan, "channels", name).size[0])
 
 
+@pytest.mark.parametrize(("name", "label"), [("0.0", "50%"), ("1.0", "50%")])
+def test_batch_norms_are_measured_again_behind_a_change(graph: Graph, name: str, label: str) -> None:
+    scan = analyze(graph, axes=["channels"], reestimate=True)
+    assert scan.reestimated
+    (point,) = (one for one in curve(scan, "channels", name).points if one.label == label)
+    pipelines = ("reestimate-batchnorm", f'prune-channels{{ratio={{"{name}":0.5}}}},reestimate-batchnorm')
+    whole, pruned = (tersor.run_passes(graph, one, calibration=list(batches())) for one in pipelines)
+    # The pass stores the variance for samples to come, which is 1 / (n - 1) larger than that of these.
+    assert point.error == pytest.approx(relative_error(whole, pruned), rel=0.02)
+
+
+def test_scores_are_of_new_statistics(graph: Graph) -> None:
+    seen = []
+
+    def evaluate(model: Model) -> float:
+        seen.append(torch.cat([torch.as_tensor(model(batch)) for batch in batches()]))
+        return 0.0
+
+    analyze(graph, axes=["channels"], settings={"channels": (0.5,)}, evaluate=evaluate, reestimate=True)
+    pipeline = 'prune-channels{ratio={"0.0":0.5}},reestimate-batchnorm'
+    pruned = tersor.run_passes(graph, pipeline, calibration=list(batches()))
+    expected = torch.cat([pruned.evaluate(batch)[0] for batch in batches()])
+    assert (seen[1] - expected).norm() < 0.02 * expected.norm()
+
+
+def test_changes_that_lead_to_no_numbers_do_not_stop_a_scan(graph: Graph) -> None:
+    weight = next(op for op in graph.ops if isinstance(op, WeightOp) and len(op.result.shape) == 4)
+    change = Change(weights={weight.attrs.id: torch.full(weight.result.shape, math.inf)})
+    variant = Variant("all", 1.0, "", tuple(weight.result.users), lambda: change)
+    assert errors(graph, [[batch] for batch in batches()], [variant], lambda count: None, reestimate=True) == [None]
+
+
 def test_a_group_that_several_layers_read() -> None:
     b = GraphBuilder({"x": TensorType((2, 3, 6, 6))})
     x = b.op(ReluOp, b.conv(b.graph.inputs[0], 8, location="stem"))
@@ -215,18 +247,18 @@ def test_time_is_up(graph: Graph) -> None:
 
 
 def test_memory_is_bounded(graph: Graph, scan: SensitivityScan, monkeypatch: pytest.MonkeyPatch) -> None:
-    portions = []
-    original = sweep._portions
+    lengths = []
+    original = sweep.portions
 
-    def counted(given: Any, length: int) -> Iterator[Any]:
-        for portion in original(given, length):
-            portions.append(len(portion))
+    def counted(runs: PartialRuns, given: Any) -> Iterator[Any]:
+        for portion in original(runs, given):
+            lengths.append(len(portion))
             yield portion
 
-    monkeypatch.setattr(sweep, "_portions", counted)
+    monkeypatch.setattr(sweep, "portions", counted)
     monkeypatch.setattr(sweep, "MOST_BYTES", 2 * PartialRuns(graph).bytes_alive())
     assert analyze(graph, axes=["channels"]).axis("channels") == scan.axis("channels")
-    assert portions == [2, 1]
+    assert lengths == [2, 1]
 
 
 def test_only_what_follows_is_computed(graph: Graph) -> None:
@@ -355,6 +387,11 @@ def test_layers_of_one_name() -> None:
 def test_mistakes(graph: Graph, options: dict[str, Any], message: str) -> None:
     with pytest.raises(TersorError, match=message):
         analyze(graph, **options)
+
+
+def test_nothing_to_measure_again() -> None:
+    with pytest.raises(TersorError, match=r"reestimate: the model has no batch normalisation .*; leave it out"):
+        tersor.analyze_sensitivity(chain(), data=[torch.zeros(1, 3, 8, 8)], reestimate=True)
 
 
 def test_a_score_that_is_no_number_names_the_layer(graph: Graph) -> None:

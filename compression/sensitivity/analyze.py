@@ -9,7 +9,7 @@ from ...compiler import as_graph
 from ...evaluation import Model, as_evaluation
 from ...ir import Graph, Rewriter, TersorError, at_hints
 from ...ir.foreign import UserObject
-from ...ir.ops import RelayoutOp
+from ...ir.ops import BatchNormOp, RelayoutOp
 from ...passes.calibration import read_calibration
 from ...passes.pruning.criteria import find_criterion
 from ...passes.sensitivity import SensitivityScan
@@ -30,6 +30,7 @@ def analyze_sensitivity(
     evaluate: Callable[[Model], float] | None = None,
     criterion: str = "l1",
     batches: int = BATCHES,
+    reestimate: bool = False,
     seconds: float | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> SensitivityScan:
@@ -58,6 +59,9 @@ def analyze_sensitivity(
         Which channels go first, as in ``prune-channels{criterion=…}``.
     batches
         How many batches of the data are looked at.
+    reestimate
+        Measure batch normalisations again behind each change, as the pass ``reestimate-batchnorm`` does; changes are
+        then compared with the model as it is on statistics of the same data.
     seconds
         No further model is scored when that much time has passed.
     progress
@@ -82,7 +86,11 @@ def analyze_sensitivity(
     if given is None:
         raise TersorError("sensitivity needs calibration data: give at least one batch of inputs (data=..., or --data)")
     made = {name: make_axis(name, settings or {}) for name in names}
-    return Scanner(graph, given, batches, criterion, progress).run(made, axes is not None, evaluation, seconds)
+    if reestimate and not any(isinstance(op, BatchNormOp) for op in graph.ops):
+        raise TersorError("reestimate: the model has no batch normalisation that could be measured again; leave it out")
+    return Scanner(graph, given, batches, criterion, progress, reestimate).run(
+        made, axes is not None, evaluation, seconds
+    )
 
 
 def check_request(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,7 +19,8 @@ from ...passes.progress import Remaining
 from ...passes.sensitivity import LossCurve, LossPoint, ScannedAxis, SensitivityScan
 from ..machine import describe_machine, describe_versions
 from .axes import AxisContext, SensitivityAxis
-from .sweep import errors
+from .statistics import measured_again
+from .sweep import errors, portions
 from .variants import AxisPlan, PlannedCurve, Variant
 
 Axes = Mapping[str, SensitivityAxis]
@@ -52,10 +53,21 @@ class Scanner:
         Which channels go first.
     progress
         Told what is left.
+    reestimate
+        Whether batch normalisations are measured again behind each change.
     """
 
-    def __init__(self, graph: Graph, data: Batches, most: int, criterion: str, progress: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        data: Batches,
+        most: int,
+        criterion: str,
+        progress: Callable[[str], None],
+        reestimate: bool = False,
+    ) -> None:
         self._graph = graph
+        self._reestimate = reestimate
         self._source = data.name
         self._batches = _FirstBatches(data, most)
         self._context = AxisContext(self._batches, criterion, progress)
@@ -84,6 +96,7 @@ class Scanner:
             axes=tuple(one for one in scanned if one.curves),
             data=self._source,
             batches=count,
+            reestimated=self._reestimate,
             machine=describe_machine(),
             versions=describe_versions(),
             date=datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="seconds"),
@@ -109,7 +122,8 @@ class Scanner:
             variants = [one for curve in plan.curves for one in curve.variants]
             total = count * sum(one.make is not None for one in variants)
             remaining = Remaining(self._say, f"{name}: outputs of changed models", total)
-            found = iter(errors(plan.graph, self._batches, variants, remaining.step) if variants else ())
+            swept = errors(plan.graph, self._batches, variants, remaining.step, self._reestimate) if variants else ()
+            found = iter(swept)
             for curve in plan.curves:
                 points = tuple(LossPoint(one.label, one.value, one.detail, next(found)) for one in curve.variants)
                 curves.append(LossCurve(curve.name, curve.kind, curve.layers, curve.size, points))
@@ -149,6 +163,8 @@ class Scanner:
                 runs = PartialRuns(plan.graph)
                 for curve, variant in _by_setting(plan):
                     make = variant.make
+                    if make is not None and self._reestimate:
+                        make = partial(_reestimated, runs, make, self._batches)
                     score = None if make is None else partial(_score, runs, make, evaluation, axis.name, curve, variant)
                     yield (axis.name, curve.name, curve.kind, variant.label), score
 
@@ -156,6 +172,12 @@ class Scanner:
 def _by_setting(plan: AxisPlan) -> Iterator[tuple[PlannedCurve, Variant]]:
     for index in range(max((len(curve.variants) for curve in plan.curves), default=0)):
         yield from ((curve, curve.variants[index]) for curve in plan.curves if index < len(curve.variants))
+
+
+def _reestimated(runs: PartialRuns, make: Callable[[], Change], batches: Iterable[Sequence[torch.Tensor]]) -> Change:
+    """A change with statistics of batch normalisations that are measured behind it, on as many batches as fit."""
+    portion = next(portions(runs, batches))
+    return measured_again(runs, [runs.begin(batch) for batch in portion], change=make())[1]
 
 
 def _score(

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from ...ir import Graph, Op, TersorError, evaluate
-from ...passes.partial_runs import Outputs, PartialRuns
+from ...passes.partial_runs import NO_CHANGE, AliveValues, Change, Outputs, PartialRuns
+from .statistics import measured_again
 from .variants import Variant
 
 MOST_BYTES = 2**29  # of numbers that are alive, in all batches that are swept side by side
@@ -39,7 +40,11 @@ class _Sums:
 
 
 def errors(
-    graph: Graph, batches: Iterable[Sequence[torch.Tensor]], variants: Sequence[Variant], done: Callable[[int], None]
+    graph: Graph,
+    batches: Iterable[Sequence[torch.Tensor]],
+    variants: Sequence[Variant],
+    done: Callable[[int], None],
+    reestimate: bool = False,
 ) -> list[float | None]:
     """How far each variant moves the outputs.
 
@@ -49,6 +54,9 @@ def errors(
         Inputs of ``graph``; read once.
     done
         Told how many evaluations are done, now and then.
+    reestimate
+        Whether batch normalisations are measured again on the batches that are swept side by side: of the graph as it
+        is, which changes are compared with, and behind each change.
 
     Returns
     -------
@@ -69,42 +77,54 @@ def errors(
     sums = [_Sums([0.0] * len(graph.user_outputs)) for _ in variants]
     signal = [0.0] * len(graph.user_outputs)
     number = 0
-    for portion in _portions(batches, max(1, MOST_BYTES // runs.bytes_alive())):
-        expected = []
-        for batch in portion:
-            expected.append(_expected(runs, batch, number))
-            signal = [sum_ + _power(one) for sum_, one in zip(signal, expected[-1], strict=True)]
+    for portion in portions(runs, batches):
+        whole, unchanged = _run(runs, [runs.begin(batch) for batch in portion], reestimate=reestimate)
+        expected = [tuple(one.double() for one in outputs) for outputs in whole]
+        for batch, outputs in zip(portion, expected, strict=True):
+            _check(graph, batch, outputs, number)
+            signal = [sum_ + _power(one) for sum_, one in zip(signal, outputs, strict=True)]
             number += 1
         alive = [runs.begin(batch) for batch in portion]
         for index in range(len(runs.ops)):
             for at in starts[index]:
                 make = variants[at].make
                 assert make is not None  # others have no start
-                change = make()
-                for values, exact in zip(alive, expected, strict=True):
-                    sums[at].add(exact, runs.finish(values, index, change))
+                found, _ = _run(runs, alive, index, make(), reestimate=reestimate)
+                for exact, outputs in zip(expected, found, strict=True):
+                    sums[at].add(exact, outputs)
                 done(len(portion))
             with torch.no_grad():
                 for values in alive:
-                    runs.step(values, index)
+                    runs.step(values, index, unchanged)
     return [_error(one, signal) for one in sums]
 
 
-def _portions(batches: Iterable[Sequence[torch.Tensor]], length: int) -> Iterator[tuple[Sequence[torch.Tensor], ...]]:
+def portions(
+    runs: PartialRuns, batches: Iterable[Sequence[torch.Tensor]]
+) -> Iterator[tuple[Sequence[torch.Tensor], ...]]:
+    """As many batches at a time as fit into `MOST_BYTES`."""
+    length = max(1, MOST_BYTES // runs.bytes_alive())
     iterator = iter(batches)
     while portion := tuple(itertools.islice(iterator, length)):
         yield portion
 
 
-def _expected(runs: PartialRuns, batch: Sequence[torch.Tensor], number: int) -> Outputs:
-    outputs = tuple(one.double() for one in runs.finish(runs.begin(batch)))
+def _run(
+    runs: PartialRuns, alive: Sequence[AliveValues], index: int = 0, change: Change = NO_CHANGE, *, reestimate: bool
+) -> tuple[list[Outputs], Change]:
+    """Outputs from op ``index`` on, and the change with what was measured again."""
+    if reestimate:
+        return measured_again(runs, alive, index, change)
+    return [runs.finish(values, index, change) for values in alive], change
+
+
+def _check(graph: Graph, batch: Sequence[torch.Tensor], outputs: Outputs, number: int) -> None:
     if any(bool(one.isnan().any()) for one in outputs):
-        where = _first_without_number(runs.graph, batch)
+        where = _first_without_number(graph, batch)
         raise TersorError(
             f"calibration batch {number} makes numbers at {where} that are not a number (NaN), so nothing can be"
             " compared; look at the data, and at the weights"
         )
-    return outputs
 
 
 def _first_without_number(graph: Graph, batch: Sequence[torch.Tensor]) -> str:

@@ -70,7 +70,7 @@ class ReestimateBatchNorm(Pass):
             raise TersorError(
                 "no batch normalisation is left to measure; put reestimate-batchnorm before fold-batchnorm (O2, O3)"
             )
-        found: dict[Op, list[_Moments]] = defaultdict(list)
+        found: dict[Op, list[BatchMoments]] = defaultdict(list)
         count = 0
         for batches in _chunks(graph, context, self.chunk):
             count += len(batches)
@@ -84,7 +84,7 @@ class ReestimateBatchNorm(Pass):
 
 
 @dataclass(frozen=True)
-class _Moments:
+class BatchMoments:
     """Mean and biased variance of each channel over ``count`` numbers, in float64."""
 
     mean: torch.Tensor
@@ -98,18 +98,20 @@ def _chunks(graph: Graph, context: PassContext, size: int) -> Iterator[list[Batc
         yield chunk
 
 
-def _measure(graph: Graph, batches: Sequence[Batch]) -> dict[Op, _Moments]:
+def _measure(graph: Graph, batches: Sequence[Batch]) -> dict[Op, BatchMoments]:
     """Run all batches op by op; batch normalisations use the moments over all of them."""
     environments: list[dict[Value, torch.Tensor]] = [
         dict(zip(graph.inputs, graph.with_state(batch), strict=True)) for batch in batches
     ]
     remaining = Counter(value for op in graph.ops for value in op.inputs)
-    found: dict[Op, _Moments] = {}
+    found: dict[Op, BatchMoments] = {}
     with torch.no_grad():
         for op in graph.ops:
             rows = [[None if v is None else values[v] for v in op.operands] for values in environments]
             if isinstance(op, BatchNormOp):
-                found[op] = moments = _moments(op, [values[op.x] for values in environments])
+                found[op] = moments = batch_moments(op, [values[op.x] for values in environments])
+                if not bool((moments.mean.isfinite() & moments.variance.isfinite()).all()):
+                    raise TersorError(f"calibration data leads to activations that are not finite at {op.describe()}")
                 dtype = op.mean.type.dtype.torch
                 rows = [[row[0], moments.mean.to(dtype), moments.variance.to(dtype), *row[3:]] for row in rows]
             for values, row in zip(environments, rows, strict=True):
@@ -122,7 +124,8 @@ def _measure(graph: Graph, batches: Sequence[Batch]) -> dict[Op, _Moments]:
     return found
 
 
-def _moments(op: BatchNormOp, tensors: Sequence[torch.Tensor]) -> _Moments:
+def batch_moments(op: BatchNormOp, tensors: Sequence[torch.Tensor]) -> BatchMoments:
+    """What a normalisation sees in several batches together; raises TersorError for one number for each channel."""
     axes = [axis for axis in range(tensors[0].ndim) if axis != 1]
     count = sum(tensor.numel() // tensor.shape[1] for tensor in tensors)
     if count < 2:
@@ -131,12 +134,10 @@ def _moments(op: BatchNormOp, tensors: Sequence[torch.Tensor]) -> _Moments:
     around = mean.reshape(-1, *[1] * (tensors[0].ndim - 2))
     squares = [(tensor.double() - around).square().sum(axes) for tensor in tensors]
     variance = torch.stack(squares).sum(0) / count
-    if not bool((mean.isfinite() & variance.isfinite()).all()):
-        raise TersorError(f"calibration data leads to activations that are not finite at {op.describe()}")
-    return _Moments(mean, variance, count)
+    return BatchMoments(mean, variance, count)
 
 
-def _store(op: BatchNormOp, chunks: Sequence[_Moments], rewriter: Rewriter) -> None:
+def _store(op: BatchNormOp, chunks: Sequence[BatchMoments], rewriter: Rewriter) -> None:
     """Read fresh statistics, averaged over chunks, which count as many times as they have numbers."""
     shares = [one.count / sum(other.count for other in chunks) for one in chunks]
     mean = torch.stack([one.mean * share for one, share in zip(chunks, shares, strict=True)]).sum(0)
