@@ -20,9 +20,9 @@ from torch import nn
 
 import tersor
 from benchmarks.harness import ExecutableRunner
+from benchmarks.int8_peers import OnnxRuntimeInt8, OpenVinoInt8
 from benchmarks.models import load
-from benchmarks.nncf_peer import OpenVinoInt8
-from benchmarks.peers import Network, OnnxRuntime, Runner, TorchEager
+from benchmarks.peers import Network, Precision, Runner, TorchEager
 from benchmarks.photographs import crops
 from benchmarks.sentences import tokens
 
@@ -124,37 +124,12 @@ TASKS = (
 )
 
 
-class OnnxRuntimeInt8(OnnxRuntime):
-    """ONNX Runtime after its static quantization: QDQ, a scale for each channel of a weight, else its defaults."""
-
-    name = "onnxruntime static"
-
-    def __init__(self, network: Network, threads: int, calibration: Sequence[Batch]) -> None:
-        self.calibration = calibration
-        super().__init__(network, threads)
-
-    def _prepared(self, path: Path) -> Path:
-        from onnxruntime.quantization import CalibrationDataReader, quantize_static, shape_inference
-
-        batches = iter(self.calibration)
-
-        class Reader(CalibrationDataReader):
-            def get_next(self) -> dict[str, np.ndarray] | None:
-                batch = next(batches, None)
-                return None if batch is None else {f"input_{i}": one.numpy() for i, one in enumerate(batch)}
-
-        prepared, quantized = path.with_name("prepared.onnx"), path.with_name("quantized.onnx")
-        shape_inference.quant_pre_process(path, prepared)
-        quantize_static(prepared, quantized, Reader(), per_channel=True)
-        return quantized
-
-
 class Pt2e(TorchEager):
     """PyTorch's export quantization with the defaults of its quantizer for x86 processors."""
 
     name = "PT2E"
 
-    def __init__(self, network: Network, threads: int, calibration: Sequence[Batch]) -> None:
+    def __init__(self, network: Network, threads: int) -> None:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -162,7 +137,7 @@ class Pt2e(TorchEager):
         quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
         prepared = prepare_pt2e(torch.export.export(network.module, network.inputs).module(), quantizer)
         with torch.no_grad():
-            for batch in calibration:
+            for batch in network.calibration:
                 prepared(*batch)
         self.call = convert_pt2e(prepared)
 
@@ -197,14 +172,13 @@ def _runners(
 
     def network(name: str) -> Network:
         (folder / name).mkdir()
-        return Network(module, example, folder / name)
+        return Network(module, example, folder / name, Precision.INT8, calibration, task.model in TRANSFORMERS)
 
     for fast, name in ((True, "NNCF"), (False, "NNCF, full bias correction")):
-        settings = {"fast_bias_correction": fast, "transformer": task.model in TRANSFORMERS}
-        yield name, partial(OpenVinoInt8, network(name), threads, calibration, **settings)
-    yield OnnxRuntimeInt8.name, partial(OnnxRuntimeInt8, network("static"), threads, calibration)
+        yield name, partial(OpenVinoInt8, network(name), threads, fast_bias_correction=fast)
+    yield "onnxruntime static", partial(OnnxRuntimeInt8, network("static"), threads)
     if importlib.util.find_spec("torchao") is not None:
-        yield Pt2e.name, partial(Pt2e, network("pt2e"), threads, calibration)
+        yield Pt2e.name, partial(Pt2e, network("pt2e"), threads)
 
 
 def _answers(name: str, task: Task, runner: Runner, judged: Sequence[Batch], expected: Sequence[np.ndarray]) -> Answers:

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m benchmarks.compression int8          # ours and OpenVINO's int8 beside float32, seven networks
+    python -m benchmarks.compression int8          # our int8 and that of two runtimes beside float32, seven networks
     python -m benchmarks.compression pruned        # four networks with half of their multiply-adds, and of their time
     python -m benchmarks.compression accuracy      # two trained networks, int8 against float32, beside three tools
     python -m benchmarks.compression mixed         # the same networks in several types, within budgets
@@ -35,9 +35,10 @@ from torch.utils._pytree import tree_leaves
 import tersor
 from benchmarks import accuracy as trained
 from benchmarks.harness import PACKAGES, Comparison, ExecutableRunner, Schedule, compare, machine, timed, versions
-from benchmarks.models import image, load
-from benchmarks.nncf_peer import OpenVinoInt8
-from benchmarks.peers import Network, Runner
+from benchmarks.int8_data import calibration_of
+from benchmarks.int8_peers import INT8_PEERS, OnnxRuntimeInt8, OpenVinoInt8
+from benchmarks.models import load
+from benchmarks.peers import Network, Precision, Runner
 from benchmarks.readme import markdown_table, splice
 from benchmarks.results import Record, medians, write
 from benchmarks.tables import milliseconds, new_table, times
@@ -57,7 +58,6 @@ FEW_MODELS = "resnet18,efficientnet_lite0"
 PRUNED_MODELS = "resnet18,vgg16,resnet50,mobilenetv2"
 FEW_PRUNED_MODELS = "resnet18"
 TRAINED_MODELS = "efficientnet_lite0,minilm"
-CALIBRATION_IMAGES = 8
 SCORED = 70  # inputs that a budget's score looks at, and others that the table judges: ten of each photograph
 QUANTIZE = "O3,quantize"
 PRUNE = "prune-channels{{{}}},O3"
@@ -100,7 +100,7 @@ def int8(
     rounds: Rounds = 4,
     json_path: Json = RESULTS,
 ) -> None:
-    """Time networks on 8-bit integers, ours and OpenVINO's, beside float32."""
+    """Time networks on 8-bit integers, ours and those of OpenVINO and ONNX Runtime, beside float32."""
     results = {}
     for model in models.split(","):
         with console.status(f"{model}: compiling and timing"):
@@ -250,28 +250,24 @@ def write_page(
 
 def _quantized(
     model: str, pipeline: str, threads: int
-) -> tuple[tuple[ExecutableRunner, float], tuple[OpenVinoInt8, float]]:
-    """Ours and OpenVINO's, from the same data, and the seconds that each took to make."""
+) -> tuple[tuple[ExecutableRunner, float], *tuple[tuple[Runner, float], ...]]:
+    """Ours and the peers', from the same data, and the seconds that each took to make."""
     module, inputs = load(model)
-    batches: list[trained.Batch] = [(image(seed=1 + index),) for index in range(CALIBRATION_IMAGES)]
-    tasks = {task.model: task for task in trained.TASKS}
-    if model in tasks:
-        batches = list(tasks[model].inputs(trained.CALIBRATION, 0))
+    batches = calibration_of(model, inputs)
     build = partial(tersor.compile, module, inputs, pipeline=pipeline, calibration=batches, threads=threads)
     with tempfile.TemporaryDirectory() as folder:
-        network = Network(module, inputs, Path(folder))
-        return (
-            timed(lambda: ExecutableRunner(build(), INT8)),
-            timed(lambda: OpenVinoInt8(network, threads, batches, transformer=model in trained.TRANSFORMERS)),
-        )
+        is_transformer = model in trained.TRANSFORMERS
+        network = Network(module, inputs, Path(folder), Precision.INT8, batches, is_transformer)
+        peers = [timed(partial(peer, network, threads)) for peer in INT8_PEERS.values()]
+    return timed(lambda: ExecutableRunner(build(), INT8)), *peers
 
 
 def _measured(model: str, pipeline: str, threads: int, rounds: int) -> Record:
     _, inputs = load(model)
-    integers = _quantized(model, pipeline, threads)
+    ours, *peers = _quantized(model, pipeline, threads)
     others = (_program(model, threads, FLOAT32), _program(model, threads, BF16, NARROW))
-    comparison = _compare(model, (*others, *integers), inputs, threads, rounds)
-    return asdict(comparison) | {"pipeline": pipeline, "layers": _layers(integers[0][0].executable)}
+    comparison = _compare(model, (*others, ours, *peers), inputs, threads, rounds)
+    return asdict(comparison) | {"pipeline": pipeline, "layers": _layers(ours[0].executable)}
 
 
 def _program(model: str, threads: int, name: str, pipeline: str = "O3") -> tuple[ExecutableRunner, float]:
@@ -322,12 +318,12 @@ def keep(part: str, records: Mapping[str, Record], threads: int, path: Path | No
 
 
 def int8_sheet(results: Iterable[Record]) -> Sheet:
-    """Latencies in milliseconds, and the two ratios that matter."""
-    header = ("network", "float32", "bf16", "int8", "gain", "OpenVINO", "ours/its", "layers")
+    """Latencies in milliseconds, and the two ratios that matter; ONNX Runtime was not always among the peers."""
+    header = ("network", "f32", "bf16", "int8", "gain", "OpenVINO", "ORT", "its/ours", "layers")
     rows = []
     for result in results:
         found = medians(result)
-        ours, theirs = found[INT8], found[OpenVinoInt8.name]
+        ours, theirs = found[INT8], [found.get(peer.name) for peer in (OpenVinoInt8, OnnxRuntimeInt8)]
         layers = result["layers"]
         rows.append(
             (
@@ -336,12 +332,16 @@ def int8_sheet(results: Iterable[Record]) -> Sheet:
                 milliseconds(found[BF16]) if BF16 in found else "",
                 milliseconds(ours),
                 f"{times(found[FLOAT32] / ours)}x",
-                milliseconds(theirs),
-                times(ours / theirs),
+                *("" if one is None else milliseconds(one) for one in theirs),
+                times(min(one for one in theirs if one is not None) / ours),
                 f"{layers['integer']}/{layers['all']}",
             )
         )
-    return Sheet("Milliseconds in float32, bf16 and int8; OpenVINO in int8; layers in int8", header, tuple(rows))
+    return Sheet(
+        "Milliseconds; OpenVINO, ONNX Runtime and the faster of them over ours in int8; layers in int8",
+        header,
+        tuple(rows),
+    )
 
 
 def pruned_sheet(results: Iterable[Record]) -> Sheet:

@@ -4,6 +4,7 @@
 
     python -m benchmarks.cpu --models resnet18,vgg16 --threads 2 --json out.json
     python -m benchmarks.cpu --models resnet18 --precision bf16
+    python -m benchmarks.cpu --models resnet18 --precision int8 --batch 8 --roofline
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from rich.console import Console
 
 import tersor as compiler
 from benchmarks import chart, readme
+from benchmarks.accuracy import TRANSFORMERS
 from benchmarks.harness import ExecutableRunner, Schedule, compare, timed
-from benchmarks.models import MODELS, load
+from benchmarks.int8_data import calibration_of
+from benchmarks.int8_peers import INT8_PEERS
+from benchmarks.models import MODELS, batched, load
 from benchmarks.peers import PEERS, Network, Precision, Runner, UnsupportedModel
 from benchmarks.probe import Probe, probe
 from benchmarks.results import ModelResult, record, write
@@ -32,7 +36,7 @@ from benchmarks.tables import AGREEMENT, TERSOR, disagreeing, summary, table
 
 HEADLINE_MODELS = ("resnet18", "vgg16", "mobilenetv2", "efficientnet_lite0", "minilm")
 ALL = "all"
-PIPELINES = {Precision.FLOAT32: "O3", Precision.BF16: "O3,to-bf16"}
+PIPELINES = {Precision.FLOAT32: "O3", Precision.BF16: "O3,to-bf16", Precision.INT8: "O3,quantize"}
 
 
 @dataclass
@@ -43,7 +47,7 @@ class Benchmark:
     ----------
     names
         Runners; those that cannot run a model are left out of it.
-    threads, precision
+    threads, precision, batch
         For every runner; outputs are compared with PyTorch's in float32.
     schedule
         How long to measure.
@@ -65,12 +69,12 @@ class Benchmark:
     limits: Probe | None
     artifact: bool
     console: Console
+    batch: int = 1
 
     def run(self, model: str) -> ModelResult:
         """Build, check and time all runners on one model, and Tersor's kernels and start-up if asked for."""
-        module, inputs = load(model)
         with tempfile.TemporaryDirectory() as folder:
-            network = Network(module, inputs, Path(folder), self.precision)
+            network = self._network(model, Path(folder))
             built, left_out = self._build(model, network)
             with self.console.status("") as status:
                 comparison = compare(
@@ -81,9 +85,16 @@ class Benchmark:
                     expected=network.expected,
                     schedule=self.schedule,
                     precision=self.precision,
+                    batch=self.batch,
                     progress=lambda runner: status.update(f"{model}: timing {runner}"),
                 )
             return ModelResult(comparison, left_out, self._roofline(model, built, network), self._startup(model))
+
+    def _network(self, model: str, folder: Path) -> Network:
+        module, inputs = load(model)
+        integers = self.precision is Precision.INT8
+        data = [batched(one, self.batch) for one in calibration_of(model, inputs)] if integers else ()
+        return Network(module, batched(inputs, self.batch), folder, self.precision, data, model in TRANSFORMERS)
 
     def _build(self, model: str, network: Network) -> tuple[list[tuple[Runner, float]], dict[str, str]]:
         built: list[tuple[Runner, float]] = []
@@ -99,11 +110,14 @@ class Benchmark:
         return built, left_out
 
     def _runner(self, name: str, network: Network) -> Runner:
-        if name != TERSOR:
-            return PEERS[name](network, self.threads)
-        return ExecutableRunner(
-            compiler.compile(network.module, network.inputs, pipeline=self.pipeline, threads=self.threads)
-        )
+        if name == TERSOR:
+            build = partial(compiler.compile, network.module, network.inputs, threads=self.threads)
+            data = network.calibration or None
+            return ExecutableRunner(build(pipeline=self.pipeline, calibration=data))
+        peers = INT8_PEERS if self.precision is Precision.INT8 else PEERS
+        if name not in peers:
+            raise UnsupportedModel("it has no tool that quantizes a trained model by itself")
+        return peers[name](network, self.threads)
 
     def _roofline(self, model: str, built: Sequence[tuple[Runner, float]], network: Network) -> Roofline | None:
         if self.limits is None:
@@ -126,12 +140,13 @@ def main(
     ),
     peers: Annotated[str, typer.Option(help="Comma-separated runtimes.")] = ",".join(PEERS),
     threads: Annotated[int, typer.Option(min=1, help="Threads for every runner.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of one call.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Blocks of calls per runner.")] = Schedule.rounds,
     precision: Annotated[
         Precision, typer.Option(help="What all compute in; inputs and outputs stay float32.")
     ] = Precision.FLOAT32,
     pipeline: Annotated[
-        str | None, typer.Option(help="Tersor's pass pipeline; by default O3, for bf16 O3,to-bf16.")
+        str | None, typer.Option(help="Tersor's passes; by default O3, with to-bf16 or quantize behind it.")
     ] = None,
     tersor: Annotated[bool, typer.Option(help="Include Tersor.")] = True,
     with_roofline: Annotated[
@@ -148,7 +163,7 @@ def main(
         Path | None, typer.Option(help="Write the tables between the markers of this Markdown file.")
     ] = None,
 ) -> None:
-    """Compare latencies at batch 1; exit 1 when outputs disagree with PyTorch's in float32.
+    """Compare latencies; exit 1 when outputs disagree with PyTorch's in float32.
 
     \b
     Examples:
@@ -157,20 +172,15 @@ def main(
     """
     if not tersor and (with_roofline or artifact or chart_path or markdown):
         raise typer.BadParameter("--roofline, --artifact, --chart and --markdown need Tersor; drop --no-tersor")
-    if with_roofline and precision is not Precision.FLOAT32:
-        raise typer.BadParameter("--roofline knows the machine's limits in float32 only; drop it or --precision")
     console = Console()
-    chosen = list(MODELS) if models == ALL else models.split(",")
-    for model in chosen:
-        if model not in MODELS and ":" not in model:
-            raise typer.BadParameter(f"unknown model '{model}'; choose from {', '.join(MODELS)}")
+    chosen = chosen_models(models)
     names = [*available_peers(peers, console), *([TERSOR] if tersor else [])]
     if not names:
         raise typer.BadParameter("no runner is left to measure")
     schedule = Schedule(rounds=rounds)
     limits = measure_limits(threads, console) if with_roofline else None
     benchmark = Benchmark(
-        names, threads, precision, schedule, pipeline or PIPELINES[precision], limits, artifact, console
+        names, threads, precision, schedule, pipeline or PIPELINES[precision], limits, artifact, console, batch
     )
     results: list[ModelResult] = []
     for model in chosen:
@@ -188,6 +198,15 @@ def main(
     if any(disagreeing(comparison) for comparison in comparisons):
         console.print(f"[bold red]outputs differ by more than {AGREEMENT[precision]:g} of their scale[/]")
         raise typer.Exit(1)
+
+
+def chosen_models(text: str) -> list[str]:
+    """The models of a comma-separated list, or all of them."""
+    chosen = list(MODELS) if text == ALL else text.split(",")
+    for model in chosen:
+        if model not in MODELS and ":" not in model:
+            raise typer.BadParameter(f"unknown model '{model}'; choose from {', '.join(MODELS)}")
+    return chosen
 
 
 def available_peers(text: str, console: Console) -> list[str]:

@@ -118,12 +118,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runners' results on one model, with the precision that they computed in."""
+    """All runners' results on one model, with the precision that they computed in, and the samples of a call."""
 
     model: str
     threads: int
     rows: tuple[Row, ...]
     precision: Precision = Precision.FLOAT32
+    batch: int = 1
 
     def median(self, runner: str) -> float:
         """Return the median latency of `runner` in seconds; KeyError if it did not take part."""
@@ -157,6 +158,7 @@ def compare(
     expected: Arrays | None = None,
     schedule: Schedule | None = None,
     precision: Precision = Precision.FLOAT32,
+    batch: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Check and time runners of one model.
@@ -174,7 +176,7 @@ def compare(
     gaps = [difference(expected, runner.run(inputs)) for runner in runners]
     latencies = measure(runners, inputs, schedule, progress)
     rows = zip(latencies, latencies.values(), (seconds for _, seconds in built), gaps, strict=True)
-    return Comparison(model, threads, tuple(Row(*row) for row in rows), precision)
+    return Comparison(model, threads, tuple(Row(*row) for row in rows), precision, batch)
 
 
 def measure(

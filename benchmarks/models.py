@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,11 @@ def image(batch: int = 1, seed: int = 0) -> torch.Tensor:
     """Return seeded standard normal pixels, float32 of shape ``[batch, 3, 224, 224]``."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+
+
+def batched(inputs: Sequence[torch.Tensor], batch: int) -> tuple[torch.Tensor, ...]:
+    """Inputs of ``batch`` samples, each the one that is given, rotated along its last dimension by another number."""
+    return tuple(torch.cat([one.roll(step, -1) for step in range(batch)]) for one in inputs)
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:

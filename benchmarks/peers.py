@@ -41,9 +41,11 @@ class Precision(StrEnum):
 
     FLOAT32 = "float32"
     BF16 = "bf16"
+    INT8 = "int8"
 
 
-OPENVINO_PRECISIONS = {Precision.FLOAT32: "f32", Precision.BF16: "bf16"}
+# What stays in floating point beside integers is float32.
+OPENVINO_PRECISIONS = {Precision.FLOAT32: "f32", Precision.BF16: "bf16", Precision.INT8: "f32"}
 
 
 class UnsupportedModel(Exception):
@@ -86,12 +88,18 @@ class Network:
         Existing directory that receives the files.
     precision
         What the runners made from it compute in.
+    calibration
+        Inputs that integers are chosen from.
+    transformer
+        Whether it is one, for which NNCF has settings of its own.
     """
 
     module: nn.Module
     inputs: tuple[torch.Tensor, ...]
     folder: Path
     precision: Precision = Precision.FLOAT32
+    calibration: Sequence[tuple[torch.Tensor, ...]] = ()
+    transformer: bool = False
 
     def __post_init__(self) -> None:
         if self.module.training:

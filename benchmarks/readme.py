@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks import chart
 from benchmarks.peers import Precision
+from benchmarks.probe import Probe
 from benchmarks.results import Record, medians, read
 from benchmarks.tables import RUNTIMES, TERSOR, milliseconds, times
 from tersor.ir.files import write_text
@@ -88,7 +89,7 @@ def render(content: Record) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters |= {"ms": milliseconds, "times": times, "share": "{:.2%}".format}
+    templates.filters |= {"ms": milliseconds, "times": times, "share": "{:.2%}".format, "peak": _peak}
     present = [name for name in COLUMNS if any(name in medians(model) for model in content["models"])]
     return templates.get_template("results.md.jinja").render(
         record=content,
@@ -99,6 +100,11 @@ def render(content: Record) -> str:
         runtimes=[COLUMNS[name] for name in RUNTIMES if name in present],
         left_out=_left_out(content["models"]),
     )
+
+
+def _peak(probe: Mapping[str, Json], use: Mapping[str, Json]) -> float:
+    """What a record's probe says of the numbers that one of its kernels multiplies."""
+    return Probe(**probe).peak(use.get("products", "float32"))
 
 
 def _left_out(models: Sequence[Mapping[str, Json]]) -> list[str]:

@@ -57,7 +57,7 @@ def record(results: Sequence[ModelResult], schedule: Schedule, probe: Probe | No
         "schema": SCHEMA,
         "machine": machine(),
         "threads": results[0].comparison.threads,
-        "batch": 1,
+        "batch": results[0].comparison.batch,
         "precision": results[0].comparison.precision.value,
         "versions": versions(),
         "schedule": asdict(schedule),
@@ -105,6 +105,12 @@ def write(content: Record, path: Path) -> None:
     """Write a record, making the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_all(contents: Sequence[Record], path: Path) -> None:
+    """Write several records into one file, as a list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(list(contents), indent=1) + "\n")
 
 
 def read(path: Path) -> Record:

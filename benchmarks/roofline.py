@@ -21,6 +21,7 @@ from benchmarks.tables import new_table
 from tersor.ir.foreign import Array
 from tersor.targets.runtime.executable import KernelTime
 from tersor.targets.runtime.model_info import KernelInfo
+from tersor.targets.templates.registry import products_of
 
 TOP_KERNELS = 20
 LOCATION_WIDTH = 26
@@ -45,6 +46,8 @@ class KernelUse:
         the definition of a convolution.
     bytes
         Operands and results, each counted once.
+    products
+        Element type of the numbers that are multiplied, whose peak it is held against.
     """
 
     name: str
@@ -55,6 +58,7 @@ class KernelUse:
     limit_seconds: float
     operations: float
     bytes: int
+    products: str = "float32"
 
     @property
     def gflops(self) -> float:
@@ -135,6 +139,7 @@ def _use(name: str, calls: Sequence[KernelTime], probe: Probe, describe: bool = 
         sum(limit_seconds(timed.kernel, probe) for timed in calls),
         sum(operations(timed.kernel) for timed in calls),
         sum(timed.kernel.bytes for timed in calls),
+        products_of(first.template),
     )
 
 
@@ -144,7 +149,8 @@ def _slowest_first(uses: Iterable[KernelUse]) -> tuple[KernelUse, ...]:
 
 def limit_seconds(kernel: KernelInfo, probe: Probe) -> float:
     """Least seconds that a `tersor.targets.runtime.model_info.KernelInfo` can take on the probed machine."""
-    return max(operations(kernel) / probe.gflops, kernel.bytes / probe.gbytes(kernel.bytes)) / 1e9
+    peak = probe.peak(products_of(kernel.template))
+    return max(operations(kernel) / peak, kernel.bytes / probe.gbytes(kernel.bytes)) / 1e9
 
 
 def operations(kernel: KernelInfo) -> float:
@@ -166,12 +172,18 @@ def probe_table(probe: Probe) -> Table:
     rows = [
         ("float32 multiply-adds, one thread", f"{probe.one_thread_gflops:.0f} GFLOP/s"),
         ("float32 multiply-adds, all threads", f"{probe.gflops:.0f} GFLOP/s"),
+        *_narrow(probe),
         ("reading from L2", f"{probe.l2_gbytes:.1f} GB/s"),
         ("reading from L3", f"{probe.l3_gbytes:.1f} GB/s"),
         ("reading from memory", f"{probe.memory_gbytes:.1f} GB/s"),
     ]
     title = f"What this machine reaches with {probe.threads} thread(s)"
     return new_table(title, ("", ""), rows, box=box.SIMPLE, show_header=False)
+
+
+def _narrow(probe: Probe) -> list[tuple[str, str]]:
+    rates = {"bf16": probe.bf16_gflops, "int8": probe.int8_gflops}
+    return [(f"{name} multiply-adds, all threads", f"{rate:.0f} GFLOP/s") for name, rate in rates.items() if rate]
 
 
 def roofline_tables(model: str, result: Roofline, probe: Probe) -> tuple[Table, Table]:
@@ -197,7 +209,7 @@ def _row(name: str, use: KernelUse, result: Roofline, probe: Probe) -> tuple[str
         f"{use.seconds * 1e6:.0f}",
         f"{use.seconds / result.seconds:.0%}",
         f"{use.gflops:.0f}",
-        f"{use.gflops / probe.gflops:.0%}",
+        f"{use.gflops / probe.peak(use.products):.0%}",
         f"{use.gbytes:.1f}",
         f"{use.of_limit:.0%}",
     )

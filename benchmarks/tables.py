@@ -13,7 +13,7 @@ from tersor.ir.foreign import Instance
 TERSOR = "tersor"
 RUNTIMES = ("onnxruntime", "openvino", "ncnn")  # the fastest of these is what a deployed model is compared with
 # Largest difference to PyTorch in float32, relative to the output's scale.
-AGREEMENT = {Precision.FLOAT32: 1e-4, Precision.BF16: 2e-2}
+AGREEMENT = {Precision.FLOAT32: 1e-4, Precision.BF16: 2e-2, Precision.INT8: 5e-2}
 
 
 def new_table(
@@ -35,7 +35,7 @@ def new_table(
 
 def table(comparison: Comparison) -> Table:
     """Lay one comparison out."""
-    title = f"{comparison.model}, batch 1, {comparison.precision}, {comparison.threads} thread(s)"
+    title = f"{comparison.model}, batch {comparison.batch}, {comparison.precision}, {comparison.threads} thread(s)"
     view = new_table(title, ("runner", "median ms", "25-75 %", "x fastest", "differs by", "build s"))
     fastest = min(row.latency.median for row in comparison.rows)
     for row in comparison.rows:
@@ -56,8 +56,8 @@ def table(comparison: Comparison) -> Table:
 def disagreeing(comparison: Comparison) -> list[Row]:
     """The rows that are too far from the reference for a benchmark to count.
 
-    In float32 that is whoever is beyond `AGREEMENT`. In bf16 rounding alone brings some networks beyond it, whoever
-    computes, so there it is Tersor if it is beyond it and farther away than every other runner.
+    In float32 that is whoever is beyond `AGREEMENT`. In fewer bits rounding alone brings some networks beyond it,
+    whoever computes, so there it is Tersor if it is beyond it and farther away than every other runner.
     """
     beyond = [row for row in comparison.rows if not row.difference <= AGREEMENT[comparison.precision]]
     if comparison.precision == Precision.FLOAT32:

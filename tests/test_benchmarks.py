@@ -16,9 +16,9 @@ from rich.table import Table
 from torch import nn
 
 import tersor
-from benchmarks.cpu import PIPELINES, available_peers, main
+from benchmarks.cpu import PIPELINES, available_peers
 from benchmarks.harness import Comparison, ExecutableRunner, LatencyStatistics, Row, Schedule, difference, measure
-from benchmarks.models import MODELS, load
+from benchmarks.models import MODELS, batched, load
 from benchmarks.peers import PEERS, Network, Precision, UnsupportedModel
 from benchmarks.tables import disagreeing, summary, table
 
@@ -33,6 +33,7 @@ PARAMETERS = {
     "googlenet": 6_624_904,
     "squeezenet11": 1_235_496,
     "densenet121": 7_978_856,
+    "densenet121_lists": 7_978_856,
     "shufflenetv2": 2_278_604,
     "vit_tiny": 5_717_416,
 }
@@ -158,9 +159,20 @@ def test_onnxruntime_is_left_out_in_bf16(tmp_path) -> None:
         PEERS["onnxruntime"](small_network(tmp_path, Precision.BF16), threads=1)
 
 
-def test_limits_are_for_float32_only() -> None:
-    with pytest.raises(typer.BadParameter, match="limits in float32 only"):
-        main(precision=Precision.BF16, with_roofline=True)
+def test_inputs_of_a_batch_differ_and_fit_together() -> None:
+    ids, mask = torch.arange(4)[None], torch.tensor([[1, 1, 1, 0]])
+    words, kept = batched((ids, mask), 3)
+    assert words.tolist() == [[0, 1, 2, 3], [3, 0, 1, 2], [2, 3, 0, 1]]
+    assert torch.equal(kept == 0, words == 3)  # each mask still belongs to its words
+
+
+def test_integers_are_calibrated_and_compared_with_float32(tmp_path) -> None:
+    network = small_network(tmp_path, Precision.INT8)
+    network.calibration = [network.inputs]
+    made = tersor.compile(
+        network.module, network.inputs, pipeline="O3,quantize{keep=all}", calibration=network.calibration, threads=1
+    )
+    assert 1e-4 < difference(network.expected, ExecutableRunner(made).run(network.arrays)) < 0.1
 
 
 def test_ncnn_refuses_what_its_converter_leaves_untranslated(tmp_path) -> None:

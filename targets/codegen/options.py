@@ -16,7 +16,6 @@ from typing import overload
 from ..machines.target import Cpu
 from ..templates.attention.spec import AttentionSpec
 from ..templates.conv2d import int8_amx as conv2d_int8_amx
-from ..templates.conv2d import tiling as conv2d_tiling
 from ..templates.conv2d import winograd
 from ..templates.conv2d.spec import Conv2dSpec
 from ..templates.matmul.packed import PackedSpec
@@ -119,14 +118,18 @@ def _conv2d(spec: Conv2dSpec, target: Cpu) -> Iterator[Algorithm]:
     if is_integer(spec.dtype):
         yield from _integer_conv2d(spec, target)
         return
-    yield from _supporting(_BF16_CONVOLUTIONS, spec, target)
-    transformable = winograd.supports(spec) is None
-    first = transformable and winograd_pays(spec, target)
-    if first:
+    direct = _direct_conv2d(spec, target)
+    if winograd_pays(spec, target):
         yield Algorithm("winograd", spec)
-    yield Algorithm("conv2d", spec)
-    if transformable and not first:
-        yield Algorithm("winograd", spec)
+        yield from direct
+    else:
+        yield from direct
+        if winograd.supports(spec) is None:
+            yield Algorithm("winograd", spec)
+
+
+def _direct_conv2d(spec: Conv2dSpec, target: Cpu) -> list[Algorithm]:
+    return [*_supporting(_BF16_CONVOLUTIONS, spec, target), Algorithm("conv2d", spec)]
 
 
 def _integer_conv2d(spec: Conv2dSpec, target: Cpu) -> Iterator[Algorithm]:
@@ -141,12 +144,16 @@ def _supporting(templates: Sequence[str], spec: Spec, target: Cpu) -> Iterator[A
 
 
 def winograd_pays(spec: Conv2dSpec, target: Cpu) -> bool:
-    """Whether Winograd's algorithm applies and is estimated to be clearly faster than direct convolution."""
-    if winograd.supports(spec) is not None:
+    """Whether Winograd's algorithm applies and is estimated to be clearly faster than direct convolution.
+
+    A direct template without an estimate is one of the matrix unit, which nothing else comes near.
+    """
+    direct = _direct_conv2d(spec, target)[0]
+    estimate = getattr(direct.module, "estimate_cycles", None)
+    if winograd.supports(spec) is not None or estimate is None:
         return False
-    direct = conv2d_tiling.estimate_cycles(spec, target, _candidates(Algorithm("conv2d", spec), target)[0])
     transformed = winograd.estimate_cycles(spec, target, _candidates(Algorithm("winograd", spec), target)[0])
-    return transformed * WINOGRAD_GAIN < direct
+    return transformed * WINOGRAD_GAIN < estimate(spec, target, _candidates(direct, target)[0])
 
 
 def _matmul(spec: MatmulSpec, target: Cpu) -> Iterator[Algorithm]:

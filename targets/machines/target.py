@@ -63,6 +63,8 @@ class Cpu(Target):
         LLVM's name of architecture, system and calling convention; "" for those of the machine that compiles.
     channel_blocks
         Whether kernels take tensors that are stored in blocks of channels.
+    multiply_adds
+        Vectors of full width that are multiplied and added in one cycle.
     """
 
     mcpu: str
@@ -75,6 +77,7 @@ class Cpu(Target):
     features: tuple[str, ...] = ()
     mtriple: str = ""
     channel_blocks: bool = True
+    multiply_adds: int = 2
 
     def lanes(self, dtype_bytes: int = 4) -> int:
         """Elements of ``dtype_bytes`` bytes in one vector register."""

@@ -5,9 +5,10 @@ Cycles were measured on AVX-512; they are for one core unless something else is 
 
 from __future__ import annotations
 
+from ..machines.target import Cpu
+
 CLOCK = 3e9  # cycles a second
 
-MULTIPLY_ADDS = 2  # vectors multiplied and added in one cycle
 LATENCY_CYCLES = 4.0  # of a fused multiply-add: a smaller tile waits for its own results
 LOADS = 2  # that start in one cycle …
 LOAD_SLACK = 1.3  # … which is never quite reached
@@ -26,18 +27,18 @@ LAUNCH_CYCLES = 5_000  # handing one more parallel loop to a thread, and waiting
 LAUNCH_SECONDS = 2e-6  # calling a kernel and waking its threads
 
 
-def tile_cycles(vectors: int, positions: int, weight_cycles: float) -> float:
+def tile_cycles(vectors: int, positions: int, weight_cycles: float, target: Cpu) -> float:
     """Of one input channel and tap of a register tile of a convolution."""
     loads = BROADCAST_CYCLES * positions + weight_cycles * vectors
-    return max(vectors * positions / MULTIPLY_ADDS, LATENCY_CYCLES) + loads
+    return max(vectors * positions / target.multiply_adds, LATENCY_CYCLES) + loads
 
 
-def panel_cycles(rows: int, row_tiles: int, vectors: int, chains: int = 1) -> float:
+def panel_cycles(rows: int, row_tiles: int, vectors: int, target: Cpu, chains: int = 1) -> float:
     """Of one step of ``k`` of a matrix product, for all rows and one panel of ``vectors``.
 
     It takes as long as its arithmetic, its loads or the latency of its sums, and half of what L2 sends of the panel;
     the other half is hidden.
     """
-    arithmetic = rows * vectors / MULTIPLY_ADDS
+    arithmetic = rows * vectors / target.multiply_adds
     loads = (rows + row_tiles * vectors) / LOADS * LOAD_SLACK
     return max(arithmetic, loads, LATENCY_CYCLES * row_tiles / chains) + row_tiles * vectors / 2

@@ -29,40 +29,43 @@ class Template:
         Class of its knobs, in that module.
     version
         Of the code that it writes.
+    products
+        Element type of the numbers that it multiplies, which says what its limit is.
     """
 
     module: str
     knobs: str
     version: int = 1
+    products: str = "float32"
 
 
 TEMPLATES = {
     "attention": Template("attention.float32", "AttentionKnobs"),
-    "attention_bf16": Template("attention.bf16", "AttentionBf16Knobs"),
-    "attention_int8": Template("attention.int8", "AttentionKnobs"),
+    "attention_bf16": Template("attention.bf16", "AttentionBf16Knobs", products="bf16"),
+    "attention_int8": Template("attention.int8", "AttentionKnobs", products="int8"),
     "conv2d": Template("conv2d.direct", "Conv2dKnobs"),
-    "conv2d_bf16": Template("conv2d.bf16", "Conv2dBf16Knobs"),
-    "conv2d_bf16_dot": Template("conv2d.bf16_dot", "Conv2dKnobs"),
-    "conv2d_bf16_narrow": Template("conv2d.bf16_narrow", "Conv2dBf16Knobs"),
-    "conv2d_bf16_patches": Template("conv2d.bf16_patches", "Conv2dBf16Knobs"),
-    "conv2d_int8": Template("conv2d.int8", "Conv2dKnobs"),
-    "conv2d_int8_amx": Template("conv2d.int8_amx", "Conv2dInt8AmxKnobs"),
-    "conv2d_int8_amx_narrow": Template("conv2d.int8_amx_narrow", "Conv2dInt8AmxKnobs"),
-    "conv2d_int8_narrow": Template("conv2d.int8_narrow", "Conv2dInt8NarrowKnobs"),
+    "conv2d_bf16": Template("conv2d.bf16", "Conv2dBf16Knobs", products="bf16"),
+    "conv2d_bf16_dot": Template("conv2d.bf16_dot", "Conv2dKnobs", products="bf16"),
+    "conv2d_bf16_narrow": Template("conv2d.bf16_narrow", "Conv2dBf16Knobs", products="bf16"),
+    "conv2d_bf16_patches": Template("conv2d.bf16_patches", "Conv2dBf16Knobs", products="bf16"),
+    "conv2d_int8": Template("conv2d.int8", "Conv2dKnobs", products="int8"),
+    "conv2d_int8_amx": Template("conv2d.int8_amx", "Conv2dInt8AmxKnobs", products="int8"),
+    "conv2d_int8_amx_narrow": Template("conv2d.int8_amx_narrow", "Conv2dInt8AmxKnobs", products="int8"),
+    "conv2d_int8_narrow": Template("conv2d.int8_narrow", "Conv2dInt8NarrowKnobs", products="int8"),
     "conv2d_transposed": Template("conv2d.transposed", "Conv2dKnobs"),
     "conv3d": Template("conv2d.volume", "Conv2dKnobs"),
     "depthwise": Template("conv2d.depthwise", "DepthwiseKnobs"),
-    "depthwise_int8": Template("conv2d.depthwise_int8", "DepthwiseKnobs"),
+    "depthwise_int8": Template("conv2d.depthwise_int8", "DepthwiseKnobs", products="int8"),
     "elementwise": Template("elementwise", "ElementwiseKnobs"),
     "layer_norm": Template("rows.layer_norm", "RowKnobs"),
     "loops": Template("loops", "LoopKnobs"),
     "matmul": Template("matmul.panels", "MatmulKnobs"),
-    "matmul_bf16": Template("matmul.bf16", "MatmulBf16Knobs"),
-    "matmul_int8": Template("matmul.int8", "MatmulKnobs"),
-    "matmul_int8_activations": Template("matmul.int8_activations", "MatmulKnobs"),
-    "matmul_int8_amx": Template("matmul.int8_amx", "MatmulInt8AmxKnobs"),
+    "matmul_bf16": Template("matmul.bf16", "MatmulBf16Knobs", products="bf16"),
+    "matmul_int8": Template("matmul.int8", "MatmulKnobs", products="int8"),
+    "matmul_int8_activations": Template("matmul.int8_activations", "MatmulKnobs", products="int8"),
+    "matmul_int8_amx": Template("matmul.int8_amx", "MatmulInt8AmxKnobs", products="int8"),
     "matmul_packed": Template("matmul.packed", "MatmulKnobs"),
-    "matmul_packed_int8": Template("matmul.packed_int8", "MatmulKnobs"),
+    "matmul_packed_int8": Template("matmul.packed_int8", "MatmulKnobs", products="int8"),
     "pool2d": Template("windows.pooling", "PoolKnobs"),
     "recurrent": Template("recurrent", "RecurrentKnobs"),
     "reduce": Template("rows.reduce", "RowKnobs"),
@@ -109,6 +112,11 @@ def template_module(name: str) -> ModuleType:
 def template_version(name: str) -> int:
     """Version of a template's code; raises LookupError for an unknown template."""
     return _template(name).version
+
+
+def products_of(name: str) -> str:
+    """Element type of the numbers that a kernel multiplies; float32 for what is no template."""
+    return TEMPLATES[name].products if name in TEMPLATES else "float32"
 
 
 def knobs_type(name: str) -> type:

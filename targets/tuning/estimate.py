@@ -16,7 +16,7 @@ from ..templates.conv2d import winograd_tiling
 from ..templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
 from ..templates.conv2d.transposed import TransposedSpec, all_phases
 from ..templates.conv2d.winograd_spec import WinogradKnobs
-from ..templates.machine_model import CLOCK, LAUNCH_SECONDS, MULTIPLY_ADDS, STREAM, panel_cycles
+from ..templates.machine_model import CLOCK, LAUNCH_SECONDS, STREAM, panel_cycles
 from ..templates.matmul.spec import ACTIVATION, MatmulKnobs, MatmulSpec
 from ..templates.moves.relayout import RelayoutSpec
 from ..templates.parallelism import imbalance
@@ -119,7 +119,7 @@ def estimate_seconds(spec: Spec, knobs: Knobs, target: Cpu) -> float:
     streaming = work.bytes / (STREAM * target.cores)
     cycles = _template_cycles(spec, knobs, target)
     if cycles is None:
-        cycles = work.macs / (MULTIPLY_ADDS * target.lanes())
+        cycles = work.macs / (target.multiply_adds * target.lanes())
     return max(cycles / (CLOCK * target.cores), streaming) + LAUNCH_SECONDS
 
 
@@ -158,5 +158,5 @@ def _convolutions(spec: Conv2dSpec | TransposedSpec) -> list[Conv2dSpec]:
 def _matmul_cycles(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs) -> float:
     """Steps of ``k`` of all panels."""
     idle = imbalance(spec.batch_size * knobs.column_chunks * knobs.row_chunks, target.cores)
-    step = panel_cycles(spec.m, knobs.row_tiles(spec), knobs.vectors, knobs.chains)
+    step = panel_cycles(spec.m, knobs.row_tiles(spec), knobs.vectors, target, knobs.chains)
     return spec.batch_size * spec.k * knobs.panels(spec, target) * idle * step

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tersor.targets.codegen.options import winograd_pays
+from tersor.targets.codegen.options import Options, winograd_pays
+from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.templates.base import NO_EPILOGUE
 from tersor.targets.templates.conv2d.direct import Conv2dSpec
 from tersor.targets.templates.conv2d.tiling import feasible_positions
@@ -22,6 +23,8 @@ from tersor.targets.templates.conv2d.winograd import (
 )
 from tersor.targets.templates.conv2d.winograd_spec import TileGrid
 from tersor.targets.templates.conv2d.winograd_transforms import TILES, as_tensor, relative_error, transforms
+from tersor.targets.templates.option import Workload
+from tersor.targets.templates.vector.bfloat16 import BFLOAT16
 
 from .window_cases import (
     AVX2,
@@ -54,6 +57,7 @@ def random_case(spec: Conv2dSpec, seed: int = 0) -> tuple[torch.Tensor, torch.Te
     """Input, weight (scaled as He et al. do) and the result in float64."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(spec.n, spec.c, spec.h, spec.w, generator=generator)
+    x = x.bfloat16().float() if spec.dtype == BFLOAT16 else x
     weight = torch.randn(spec.o, spec.c, 3, 3, generator=generator) * (2 / (9 * spec.c)) ** 0.5
     top, left, bottom, right = spec.padding
     return x, weight, F.conv2d(F.pad(x.double(), (left, right, top, bottom)), weight.double())
@@ -71,7 +75,10 @@ def compare(spec: Conv2dSpec, target, knobs: WinogradKnobs) -> None:
 
     prim_func = build(spec, target, knobs, bias_add_relu(shape, lanes))
     packed = pack_weight(spec, target, knobs, weight)
-    flat = run(prim_func, target, to_blocked(x, lanes), packed, bias, other, out_elements=out_elements(shape, lanes))
+    data = to_blocked(x, lanes)
+    if spec.dtype == BFLOAT16:
+        data = data.bfloat16().reshape(-1).view(torch.uint16)  # exact: `random_case` has rounded it
+    flat = run(prim_func, target, data, packed, bias, other, out_elements=out_elements(shape, lanes))
 
     expected = bias_add_relu_reference(reference, bias, other, lanes)
     assert flat.isfinite().all()
@@ -95,6 +102,12 @@ def test_transforms_compute_the_convolution(m):
 @pytest.mark.parametrize("name", SPECS)
 def test_every_tile_size(name, m):
     compare(SPECS[name], AVX2, WinogradKnobs(m, vectors=2, rows=3))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_bf16_is_widened_and_computed_in_float32(target):
+    spec = dataclasses.replace(SPECS["7x7"], dtype=BFLOAT16)
+    compare(spec, target, candidates(spec, target)[0])
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -197,3 +210,19 @@ def test_refuses_unknown_tiles_and_weights_of_a_wrong_shape():
 )
 def test_is_chosen_where_it_pays(spec, expected):
     assert winograd_pays(spec, AVX512) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("x86:znver4", 56, True),  # twice as many products in a cycle, but four times as many for the same outputs
+        ("x86:znver4", 7, False),
+        ("x86:sapphirerapids", 56, False),  # a matrix unit does sixteen times as many
+        ("x86:avx2", 56, True),  # it has nothing for bf16, and computes in float32
+    ],
+)
+def test_bf16_is_transformed_where_products_of_pairs_are_slower(name, size, expected):
+    spec = Conv2dSpec(1, 256, size, size, 256, (3, 3), padding=(1, 1, 1, 1), dtype=BFLOAT16)
+    target = resolve_cpu(name)
+    assert winograd_pays(spec, target) is expected
+    assert (Options(Workload("conv2d", spec), target).default.template == "winograd") is expected

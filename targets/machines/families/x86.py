@@ -50,12 +50,14 @@ _CPUINFO_NAMES = MappingProxyType(
 )
 
 
-def _x86(name: str, mcpu: str, features: tuple[str, ...], l1: int, l2: int, l3: int) -> Cpu:
-    wide = "avx512f" in features
-    return Cpu(f"x86:{name}", "x86", mcpu, 64 if wide else 32, 32 if wide else 16, l1, l2, l3, 2, features)
+def _x86(name: str, mcpu: str, features: tuple[str, ...], l1: int, l2: int, l3: int, *, multiply_adds: int = 2) -> Cpu:
+    width, registers = (64, 32) if "avx512f" in features else (32, 16)
+    caches = (l1, l2, l3)
+    return Cpu(f"x86:{name}", "x86", mcpu, width, registers, *caches, 2, features, multiply_adds=multiply_adds)
 
 
 # Cache sizes: the vendors' optimization manuals, one core's share of L1 and L2.
+# Zen 4 works on a vector of 64 bytes in halves.
 _RECORDS = (
     _x86("avx2", "haswell", _AVX2, 32 * KIB, 256 * KIB, 8 * MIB),
     _x86("skylake-avx512", "skylake-avx512", _AVX512, 32 * KIB, 1 * MIB, 16 * MIB),
@@ -63,7 +65,7 @@ _RECORDS = (
     _x86("icelake-server", "icelake-server", _VBMI, 48 * KIB, 1280 * KIB, 24 * MIB),
     _x86("sapphirerapids", "sapphirerapids", _AMX, 48 * KIB, 2 * MIB, 32 * MIB),
     _x86("znver3", "znver3", _AVX2, 32 * KIB, 512 * KIB, 32 * MIB),
-    _x86("znver4", "znver4", _BF16, 32 * KIB, 1 * MIB, 32 * MIB),
+    _x86("znver4", "znver4", _BF16, 32 * KIB, 1 * MIB, 32 * MIB, multiply_adds=1),
 )
 
 X86 = Family("x86", "x86_64", _RECORDS, _CPUINFO_NAMES)

@@ -22,11 +22,12 @@ from ..vector.bfloat16 import BFLOAT16, bits_of
 from ..vector.builder import Output, RegisterTile, make_prim_func
 from ..vector.dot_bf16 import DOT_IR, PAIR, WORD, dot
 from . import direct as conv2d
+from . import tiling as conv2d_tiling
 from .direct import ConvolutionWriter
 from .spec import Conv2dKnobs, Conv2dSpec, output_groups
 from .tiling import candidates
 
-__all__ = ["Conv2dKnobs", "build", "candidates", "pack_weight", "supports"]
+__all__ = ["Conv2dKnobs", "build", "candidates", "estimate_cycles", "pack_weight", "supports"]
 
 
 class _Pairs(Arithmetic):
@@ -41,6 +42,11 @@ class _Pairs(Arithmetic):
 def supports(spec: Conv2dSpec, target: Cpu) -> bool:
     """Whether this template computes ``spec`` on ``target``, and no other does it faster."""
     return spec.dtype == BFLOAT16 and spec.input_layout == "blocked" and unit_of(target) == "dot"
+
+
+def estimate_cycles(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> float:
+    """Estimated cycles of the whole convolution on one thread: those of float32 with half of the channels."""
+    return conv2d_tiling.estimate_cycles(replace(spec, c=-(-spec.c // PAIR)), target, knobs)
 
 
 def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, weight: torch.Tensor) -> torch.Tensor:

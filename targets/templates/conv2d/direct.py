@@ -38,8 +38,9 @@ from .spec import (
     pack_weight,
     reached_input_blocks,
 )
+from .tiling import estimate_cycles
 
-__all__ = ["Conv2dKnobs", "Conv2dSpec", "build", "candidates", "pack_weight"]
+__all__ = ["Conv2dKnobs", "Conv2dSpec", "build", "candidates", "estimate_cycles", "pack_weight"]
 
 
 def build(

@@ -41,7 +41,7 @@ def estimate_cycles(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> float:
     cycles = 0.0
     for groups in output_groups(spec, target, knobs.vectors):
         per_step = sum(
-            heights[h] * widths[w] * tile_cycles(groups.vectors, h * w, weight_cycles)
+            heights[h] * widths[w] * tile_cycles(groups.vectors, h * w, weight_cycles, target)
             for h, w in itertools.product(heights, widths)
         )
         cycles += groups.count * groups.span * steps * per_step

@@ -9,6 +9,9 @@
 
 Threads share the blocks of tiles. Or, where tiles are few and the weights many, they share the input transform first,
 and then the slices of output channels, so that each reads only its part of the weights.
+
+Numbers in bfloat16 are widened as they are read, and transforms and products are float32: eight bits are too few for
+what the transforms subtract (F(4x4, 3x3) would be off by 2 % of the outputs' size, direct convolution is by 0.2 %).
 """
 
 from __future__ import annotations
@@ -56,7 +59,8 @@ def build(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs, epilogue: Epilogu
     reason = supports(spec)
     if reason is not None:
         raise ValueError(f"Winograd convolution does not apply: {reason}")
-    inputs = (BufferSpec("data", spec.input_size(target)), BufferSpec("weight", packed_size(spec, target, knobs)))
+    data = BufferSpec("data", spec.input_size(target), spec.dtype)
+    inputs = (data, BufferSpec("weight", packed_size(spec, target, knobs)))
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
     def body(main: Sequence[Buffer], out: Output) -> None:

@@ -11,6 +11,7 @@ from tvm import tirx
 
 from ...machines.target import Cpu
 from ..base import Index
+from ..vector.bfloat16 import BFLOAT16
 from ..vector.operand_types import check_weight_shape
 from .spec import Conv2dSpec
 from .winograd_transforms import FILTER, as_tensor, transforms
@@ -98,7 +99,7 @@ def supports(spec: Conv2dSpec) -> str | None:
         return f"stride {spec.stride} and dilation {spec.dilation} must be 1"
     if spec.groups != 1:
         return f"{spec.groups} groups"
-    if spec.dtype != "float32":
+    if spec.dtype not in ("float32", BFLOAT16):
         return f"{spec.dtype} has too few digits for the transforms"
     if spec.input_layout != "blocked":
         return f"the input is {spec.input_layout}, not blocked"

@@ -86,7 +86,8 @@ def _multiply_cycles(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs, grid: 
     cycles = 0.0
     tiles = ((grid.longer, grid.rows), (grid.groups - grid.longer, grid.rows - 1))
     for groups, (count, rows) in itertools.product(output_groups(spec, target, knobs.vectors), tiles):
-        each = spec.c * tile_cycles(groups.vectors, rows, L3_WEIGHT_CYCLES) + ACCUMULATOR_CYCLES * groups.vectors * rows
+        step = tile_cycles(groups.vectors, rows, L3_WEIGHT_CYCLES, target)
+        each = spec.c * step + ACCUMULATOR_CYCLES * groups.vectors * rows
         cycles += groups.count * count * each
     return knobs.positions * cycles
 
