@@ -28,6 +28,7 @@ WINOGRAD_GAIN = 1.2  # estimated speed-up below which direct convolution is used
 # Templates for 8-bit integers, the fastest first.
 _INTEGER_CONVOLUTIONS = ("conv2d_int8_amx", "conv2d_int8_amx_narrow", "conv2d_int8_narrow", "conv2d_int8")
 _BF16_CONVOLUTIONS = ("conv2d_bf16", "conv2d_bf16_dot", "conv2d_bf16_patches", "conv2d_bf16_narrow")
+_BF16_PRODUCTS = ("matmul_bf16_dot", "matmul_bf16")
 _INTEGER_PRODUCTS = ("matmul_int8_amx", "matmul_int8", "matmul_int8_activations")
 _PACKED_PRODUCTS = ("matmul_packed", "matmul_packed_int8")
 
@@ -160,7 +161,7 @@ def _matmul(spec: MatmulSpec, target: Cpu) -> Iterator[Algorithm]:
     if is_integer(spec.dtype):
         yield from _supporting(_INTEGER_PRODUCTS, spec, target)
         return
-    yield from _supporting(("matmul_bf16",), spec, target)
+    yield from _supporting(_BF16_PRODUCTS, spec, target)
     yield Algorithm("matmul", spec)
 
 

@@ -61,6 +61,7 @@ TEMPLATES = {
     "loops": Template("loops", "LoopKnobs"),
     "matmul": Template("matmul.panels", "MatmulKnobs"),
     "matmul_bf16": Template("matmul.bf16", "MatmulBf16Knobs", products="bf16"),
+    "matmul_bf16_dot": Template("matmul.bf16_dot", "MatmulKnobs", products="bf16"),
     "matmul_int8": Template("matmul.int8", "MatmulKnobs", products="int8"),
     "matmul_int8_activations": Template("matmul.int8_activations", "MatmulKnobs", products="int8"),
     "matmul_int8_amx": Template("matmul.int8_amx", "MatmulInt8AmxKnobs", products="int8"),

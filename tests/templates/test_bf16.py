@@ -21,6 +21,7 @@ from tersor.targets.templates.conv2d import bf16_narrow as conv2d_bf16_narrow
 from tersor.targets.templates.conv2d import bf16_patches as conv2d_bf16_patches
 from tersor.targets.templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
 from tersor.targets.templates.matmul import bf16 as matmul_bf16
+from tersor.targets.templates.matmul import bf16_dot as matmul_bf16_dot
 from tersor.targets.templates.matmul.spec import ACTIVATION, MatmulSpec
 from tersor.targets.templates.vector import amx, dot_bf16
 from tersor.tests import emulated_x86
@@ -237,6 +238,21 @@ def test_matmul(size: tuple[int, int, int], target: Cpu):
         assert_near(out.reshape(m, n), (a.double() @ weight.double().T).float())
 
 
+@pytest.mark.parametrize("size", [(128, 384, 384), (197, 48, 192), (5, 70, 33), (33, 7, 31), (16, 32, 64)], ids=str)
+def test_matmul_of_rows_where_they_are(size: tuple[int, int, int]):
+    """Rows of odd length begin in the middle of a pair; what lies behind the last one is not read."""
+    m, n, k = size
+    generator = torch.Generator().manual_seed(0)
+    a, weight = rounded(m, k, generator=generator), rounded(n, k, generator=generator)
+    spec = MatmulSpec(m, n, k, dtype="bfloat16")
+    assert matmul_bf16_dot.supports(spec, DOT)
+    found = matmul_bf16_dot.candidates(spec, DOT)
+    for knobs in (found[0], found[-1], replace(found[0], rows=3, vectors=1, row_chunks=2)):
+        packed = matmul_bf16_dot.pack_weight(spec, DOT, knobs, weight)
+        out = run(matmul_bf16_dot.build(spec, DOT, knobs), DOT, a, packed, out_size=m * n)
+        assert_near(out.reshape(m, n), (a.double() @ weight.double().T).float())
+
+
 @on_both
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("size", [(3, 50, 40, 70), (2, 9, 33, 31), (1, 35, 5, 1)], ids=str)
@@ -268,6 +284,8 @@ def test_product_of_activations(size: tuple[int, ...], transposed: bool, target:
 
 
 def test_few_rows_are_left_to_the_vector_kernel():
+    assert not matmul_bf16_dot.supports(MatmulSpec(1, 1000, 512, dtype="bfloat16"), DOT)
+    assert not matmul_bf16_dot.supports(MatmulSpec(16, 1000, 512, dtype="bfloat16"), AMX)  # its unit is faster
     assert not matmul_bf16.supports(MatmulSpec(1, 1000, 512, dtype="bfloat16"), AMX)
     assert not matmul_bf16.supports(MatmulSpec(7, 64, 64, ACTIVATION, dtype="bfloat16"), AMX)
 

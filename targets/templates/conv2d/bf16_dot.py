@@ -12,15 +12,13 @@ from dataclasses import replace
 
 import torch
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ...machines.target import Cpu
-from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr
-from ..vector.arithmetic import Arithmetic
+from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue
 from ..vector.bf16_tiles import unit_of
-from ..vector.bfloat16 import BFLOAT16, bits_of
-from ..vector.builder import Output, RegisterTile, make_prim_func
-from ..vector.dot_bf16 import DOT_IR, PAIR, WORD, dot
+from ..vector.bfloat16 import BFLOAT16
+from ..vector.builder import Output, make_prim_func
+from ..vector.dot_bf16 import DOT_IR, PAIR, PAIR_PRODUCT, as_words
 from . import direct as conv2d
 from . import tiling as conv2d_tiling
 from .direct import ConvolutionWriter
@@ -28,15 +26,6 @@ from .spec import Conv2dKnobs, Conv2dSpec, output_groups
 from .tiling import candidates
 
 __all__ = ["Conv2dKnobs", "build", "candidates", "estimate_cycles", "pack_weight", "supports"]
-
-
-class _Pairs(Arithmetic):
-    """Pairs of bfloat16 numbers; sums are float32."""
-
-    packing = PAIR
-
-    def multiply_add(self, tile: RegisterTile, index: int, left: Expr, right: Expr) -> None:
-        tile[index] = dot(tile[index], left, right)
 
 
 def supports(spec: Conv2dSpec, target: Cpu) -> bool:
@@ -73,13 +62,8 @@ def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue 
     output = BufferSpec("output", spec.output_size(target), epilogue.dtype)
 
     def body(main: Sequence[Buffer], out: Output) -> None:
-        data, weight = (_words(buffer, one.size) for buffer, one in zip(main, inputs, strict=True))
-        ConvolutionWriter(spec, target, knobs, data, weight, out, _Pairs()).write()
+        data, weight = (as_words(buffer, one.size) for buffer, one in zip(main, inputs, strict=True))
+        ConvolutionWriter(spec, target, knobs, data, weight, out, PAIR_PRODUCT).write()
 
     importing = replace(epilogue, llvm_ir=epilogue.llvm_ir + DOT_IR)
     return make_prim_func("conv2d_bf16_dot", inputs, output, body, importing)
-
-
-def _words(buffer: Buffer, size: int) -> Buffer:
-    """An argument's pairs, each as one word."""
-    return T.decl_buffer((size // PAIR,), WORD, data=T.Bind(T.address_of(bits_of(buffer)[0])))

@@ -20,9 +20,9 @@ MOST_ACCUMULATIONS = 112  # multiply-adds written out in the inner loop
 PREFETCHES = (0, 1024, 2048, 4096)  # bytes ahead
 
 
-def candidates(spec: MatmulSpec, target: Cpu) -> list[MatmulKnobs]:
+def candidates(spec: MatmulSpec, target: Cpu, fewest_vectors: int = 1) -> list[MatmulKnobs]:
     """Feasible knobs, the best analytic guess first; a tile never needs more registers than the target has."""
-    ranked = matmul_spec.candidates(spec, target)
+    ranked = matmul_spec.candidates(spec, target, fewest_vectors)
     found = dict.fromkeys(ranked[:1])
     tiles = list(dict.fromkeys((knobs.rows, knobs.vectors) for knobs in ranked))[:VARIED_TILES]
     for knobs in ranked:

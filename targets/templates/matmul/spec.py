@@ -148,15 +148,15 @@ class MatmulKnobs:
         return -(-spec.m // self.rows)
 
 
-def candidates(spec: MatmulSpec, target: Cpu) -> list[MatmulKnobs]:
-    """Feasible knobs, best analytic guess first.
+def candidates(spec: MatmulSpec, target: Cpu, fewest_vectors: int = 1) -> list[MatmulKnobs]:
+    """Feasible knobs with panels of ``fewest_vectors`` or more, best analytic guess first.
 
     Every register tile leaves room for the vectors of one step of the right-hand side and one broadcast element of
     ``a``.
     """
     tiles = [
         (rows, vectors)
-        for vectors in range(1, 9)
+        for vectors in range(fewest_vectors, 9)
         for rows in range(1, target.vector_registers)
         if rows * vectors + vectors + 1 <= target.vector_registers
     ]

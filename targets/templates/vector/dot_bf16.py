@@ -14,9 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tvm import tirx
+from tvm.tirx.script.builder import ir as T
 
 from ..base import Buffer, Expr, Index
 from .amx import TILE_COLUMNS, TILE_DEPTH, TILE_SIZE
+from .arithmetic import Arithmetic
+from .bfloat16 import bits_of
 from .builder import RegisterTile, bind, broadcast, load, loop, store
 
 FEATURE = "avx512_bf16"
@@ -51,6 +54,23 @@ def pair_at(buffer: Buffer, offset: Index) -> Expr:
 def pairs_at(buffer: Buffer, offset: Index) -> Expr:
     """A vector of pairs that lie one behind the other in a buffer of bits."""
     return tirx.reinterpret(f"{WORD}x{LANES}", load(buffer, offset, PAIR * LANES))
+
+
+def as_words(buffer: Buffer, size: int) -> Buffer:
+    """The pairs of a buffer of ``size`` numbers, each as one word."""
+    return T.decl_buffer((size // PAIR,), WORD, data=T.Bind(T.address_of(bits_of(buffer)[0])))
+
+
+class _PairProduct(Arithmetic):
+    """Pairs of bfloat16 numbers; sums are float32."""
+
+    packing = PAIR
+
+    def multiply_add(self, tile: RegisterTile, index: int, left: Expr, right: Expr) -> None:
+        tile[index] = dot(tile[index], left, right)
+
+
+PAIR_PRODUCT = _PairProduct()
 
 
 @dataclass(frozen=True)
