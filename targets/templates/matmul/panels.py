@@ -45,8 +45,9 @@ def pack_weight(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, weight: torch
     check_weight_shape(weight, (spec.n, spec.k))
     columns = knobs.panel_columns(target)
     panels = knobs.panels(spec, target)
-    padded = weight.new_zeros(panels * columns, spec.k)
-    padded[: spec.n] = weight.detach()
+    padded = weight.detach()
+    if spec.n < panels * columns:  # a large weight is not copied twice
+        padded = torch.nn.functional.pad(padded, (0, 0, 0, panels * columns - spec.n))
     return padded.reshape(panels, columns, spec.k).permute(0, 2, 1).contiguous().reshape(-1)
 
 
