@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SHARE = 0.5  # of the multiply-adds that is left
 MULTIPLE = 16  # channels of a vector
-_HALVINGS = 7  # of the interval in which the ratio of channels is looked for
+HALVINGS = 7
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def prune_with_torch_pruning(
     inputs: Sequence[torch.Tensor],
     importance: Importance | None = None,
     multiple: int | None = MULTIPLE,
+    halvings: int = HALVINGS,
 ) -> PrunedNetwork:
     """Half of the multiply-adds by its own count, by Torch-Pruning; whatever it raises comes through.
 
@@ -95,6 +96,8 @@ def prune_with_torch_pruning(
         Which channels stay; its norm of a group by default.
     multiple
         Kept channels are rounded to a multiple of this; None does not round.
+    halvings
+        Of the interval in which the ratio of channels is looked for.
     """
     from torch_pruning.utils import count_ops_and_params
 
@@ -102,7 +105,7 @@ def prune_with_torch_pruning(
     whole, _ = count_ops_and_params(module, tuple(inputs))
     low, high, groups = 0.0, 1.0, 0
     best = module
-    for _ in range(_HALVINGS):
+    for _ in range(halvings):
         ratio = (low + high) / 2
         candidate = copy.deepcopy(module)
         pruner = _pruner(candidate, tuple(inputs), ratio, importance, multiple)

@@ -59,10 +59,11 @@ def quick(monkeypatch: pytest.MonkeyPatch, trained_before: Path) -> Iterator[tup
     network = DigitNetwork("small", small_net, SHORT, multiple=4)
     monkeypatch.setattr(models, "NETWORKS", dict.fromkeys(("vgg", "resnet20"), network))
     monkeypatch.setattr(models, "FINE_TUNING", Recipe(epochs=4, rate=0.05))
-    for found in (models.original, models._graph):
+    cached = (models.original, models._graph, models.changed, models.reestimated)
+    for found in cached:
         found.cache_clear()
     yield few
-    for found in (models.original, models._graph):
+    for found in cached:
         found.cache_clear()
 
 

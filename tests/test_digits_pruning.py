@@ -44,7 +44,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.setattr(models, "PREPARED", {"resnet20-stochastic": net})
     monkeypatch.setattr(models, "EXITS", {2: 4, 4: 4})
     monkeypatch.setattr(exits, "EXITS", {2: 4, 4: 4})
-    cached = (models.original, models._graph, models.changed)
+    cached = (models.original, models._graph, models.changed, models.reestimated)
     for found in cached:
         found.cache_clear()
     yield

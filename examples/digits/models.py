@@ -123,9 +123,15 @@ def run_passes(graph: Graph, pipeline: str, batch: int) -> Graph:
         return tersor.run_passes(graph, pipeline, calibration=batches)
 
 
+@cache
+def reestimated(name: str, pipeline: str, batch: int) -> Graph:
+    """The same with new statistics of batch normalisations."""
+    return run_passes(changed(name, pipeline, batch), REESTIMATE, batch)
+
+
 def fine_tuned(name: str, pipeline: str, recipe: Recipe | None = None) -> Trained:
     """A network after passes, new statistics and fine-tuning (`FINE_TUNING`), for `BATCH` pictures at a time."""
-    return tuned(name, changed(name, f"{pipeline},{REESTIMATE}", BATCH), recipe or FINE_TUNING)
+    return tuned(name, reestimated(name, pipeline, BATCH), recipe or FINE_TUNING)
 
 
 def tuned(name: str, graph: Graph, recipe: Recipe) -> Trained:
@@ -144,7 +150,7 @@ def from_scratch(name: str, pipeline: str) -> Trained:
 
 def for_one_picture(name: str, pipeline: str, recipe: Recipe | None = None) -> nn.Module:
     """What `fine_tuned` makes, for one picture at a time."""
-    module = changed(name, f"{pipeline},{REESTIMATE}", 1).to_torch()
+    module = reestimated(name, pipeline, 1).to_torch()
     module.load_state_dict(fine_tuned(name, pipeline, recipe).module.state_dict())
     return module
 

@@ -72,9 +72,11 @@ def curves_table(curves: Curves, stage: str) -> Table:
 
 def exits_table(study: Exits) -> Table:
     """Where pictures leave, what that saves, and what it costs."""
-    columns = ("asked for", *(f"exit {number} %" for number in range(len(study.macs))))
-    columns = (*columns, "M mult-adds", "accuracy %", "by chance %", "ms")
-    title = f"{study.network} (without: {study.plain_macs / 1e6:.1f} M, {100 * study.plain_accuracy:.1f} %)"
+    columns = ("asked for", *(f"at {number}" for number in range(len(study.macs))), "M", "right", "chance", "ms")
+    title = (
+        f"{study.network}: % that leave there, M multiply-adds, % that are right, and by chance"
+        f" (without exits {study.plain_macs / 1e6:.1f} M, {100 * study.plain_accuracy:.1f} %)"
+    )
     view = new_table(title, columns)
     for number, (macs, accuracy) in enumerate(zip(study.macs, study.accuracies, strict=True)):
         shares = ("100" if number == index else "" for index in range(len(study.macs)))

@@ -29,6 +29,7 @@ from .models import (
     from_scratch,
     original,
     pruning,
+    reestimated,
     with_few_bits,
 )
 from .training import BATCH, THREADS, Recipe
@@ -175,7 +176,7 @@ def compared_criteria(name: str) -> Iterator[tuple[str, float, float, float]]:
     for options in COMPARED:
         pipeline = f"prune-channels{{macs=0.5,{options}}}"
         graph = changed(name, pipeline, BATCH)
-        again = changed(name, f"{pipeline},{REESTIMATE}", BATCH)
+        again = reestimated(name, pipeline, BATCH)
         yield options, graph.cost().macs / whole, accuracy(graph.to_torch()), accuracy(again.to_torch())
 
 
@@ -231,7 +232,7 @@ def change(name: str, pipeline: str, recipe: Recipe | None = None) -> Change:
         pipeline,
         graph.cost().macs / whole,
         raw=accuracy(graph.to_torch()),
-        reestimated=accuracy(changed(name, f"{pipeline},{REESTIMATE}", BATCH).to_torch()),
+        reestimated=accuracy(reestimated(name, pipeline, BATCH).to_torch()),
         tuned=accuracy(tuned.module),
         seconds=tuned.seconds,
     )
