@@ -70,7 +70,8 @@ def compile_graph(
     program = lower(graph, target, choose)
     begin("generate code")
     (made,) = generate_code([program], cache, lambda: begin("link"))
-    return _executable(made, program.constants if shared is None else shared(program.constants), report, threads)
+    constants = program.constants if shared is None else shared(program.constants)
+    return _executable(made, constants, report, threads)
 
 
 def compile_together(
@@ -137,7 +138,7 @@ def _executable(
     made: GeneratedCode, constants: tuple[torch.Tensor, ...], report: Report, threads: int | None
 ) -> Executable:
     graph = made.program.graph
-    model = CompiledModel(made.info, made.code, constants, lambda: graph, graph.structure)
+    model = CompiledModel(made.info, made.code, constants, lambda: graph, graph.structure, made.program.arrangements)
     return Executable(model, report=report, threads=threads)
 
 

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from ...ir import DType, Op, TensorType, TersorError, Value, WeightStore, is_constant, print_attrs
+from ...ir.arrangement import Arrangement
 from ...ir.ops import DequantizeOp, FullOp, QuantizeByOp, QuantizeOp, WeightOp
 from ...ir.ops.integers import QUANTIZED
 from ..machines.target import Cpu
@@ -106,6 +107,13 @@ class Kernel:
         sizes = [one.numel() if isinstance(one, torch.Tensor) else buffer_size(one) for one in self.operands]
         knobs = None if self.knobs is None else [getattr(self.knobs, one.name) for one in fields(self.knobs)]
         return f"{self.template} {self.spec} {knobs} {self.variant} {sizes} {buffer_size(self.result)}"
+
+    def arrangement(self, target: Cpu) -> Arrangement | None:
+        """How the first constant among the operands holds a weight, where the template says that it does."""
+        if self.choice is None or not hasattr(self.choice.template, "arrangement"):
+            return None
+        made: Arrangement | None = self.choice.template.arrangement(self.spec, target, self.knobs)
+        return made
 
 
 class KernelContext(Protocol):

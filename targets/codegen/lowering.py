@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ...ir import Graph, Op, TersorError, Value, is_constant
+from ...ir.arrangement import Arrangement
 from ...ir.ops import ConcatOp, FullOp, SliceOp
 from ..machines.target import Cpu
 from ..templates.option import Option, Workload
@@ -79,6 +80,17 @@ class Program:
     outputs: tuple[Value, ...]
     places: Mapping[Value, Place]
     views: Mapping[Value, View]
+
+    @property
+    def arrangements(self) -> dict[int, Arrangement]:
+        """How constants that are packed weights hold the weights, by index; of those that hold all of their numbers."""
+        found = {}
+        for call in self.calls:
+            constants = [one for one in call.arguments if isinstance(one, int)]
+            made = call.kernel.arrangement(self.target)
+            if made is not None and constants and self.constants[constants[0]].numel() == made.size:
+                found[constants[0]] = made
+        return found
 
 
 def lower(graph: Graph, target: Cpu, choose: Choose | None = None) -> Program:

@@ -5,7 +5,7 @@
 ``model.so``           the compiled code
 ``constants.bin``      the code's constants, laid out as kernels read them; mapped, not read
 ``graph.ir``           the graph that was compiled, as text
-``graph.safetensors``  its weights
+``graph.safetensors``  its weights, but for those that the constants hold in another order
 =====================  ===================================================================================
 
 In a model of several shapes, ``graph.ir`` has symbols. Each program has code and a graph of its own (``program-1.so``,
@@ -24,10 +24,11 @@ from __future__ import annotations
 import datetime
 import platform
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,8 @@ from typing import TYPE_CHECKING
 import safetensors.torch
 import torch
 
-from ...ir import DType, Graph, TersorError, WeightStore, parse
+from ...ir import DType, Graph, TersorError, WeightStore, parse, shorten, verify
+from ...ir.arrangement import Arrangement
 from ...ir.files import replacing, temporary_folder
 from ...ir.storage import ir_text
 from ..machines.catalog import host_features, host_machine, native_name
@@ -45,7 +47,7 @@ from ..runtime.compiled_model import Compiled, CompiledFamily, CompiledModel, Co
 from ..runtime.exits import EarlyExits
 from .archive import ALIGNMENT, Archive, ArchiveWriter
 from .checks import ELF_HEADER_BYTES, check_code, check_graph, check_program, check_target, cut_as_said, is_library_for
-from .manifest import CODE, GRAPH, ArtifactError, Constant, Manifest, Member, ProgramEntry
+from .manifest import CODE, GRAPH, ArtifactError, Constant, Manifest, Member, PackedWeight, ProgramEntry
 
 if TYPE_CHECKING:
     from ..runtime.virtual_machine import LinkedCode
@@ -59,6 +61,7 @@ _VERSIONED = ("tersor", "torch", "apache-tvm")
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (*(d.torch for d in DType), torch.uint16, torch.uint32)
 }
+_LARGE = 1 << 18  # bytes of a weight from which on it is not stored beside a constant that holds it
 _COPY_BYTES = 4 << 20  # read at a time when a file is copied into the archive
 
 
@@ -112,6 +115,7 @@ def read(path: str | Path, *, runnable: bool = True) -> Compiled:
         whole = _parse_graph(archive, GRAPH, None)
         with _again():
             segments = cut_as_said(whole, manifest)
+        arrangements = {one.constant: one.arrangement for one in manifest.packed.values()}
         models = []
         for index, entry in enumerate(manifest.programs):
             part = segments[index].graph if segments else whole
@@ -126,7 +130,8 @@ def read(path: str | Path, *, runnable: bool = True) -> Compiled:
                     check_code(entry.model, [manifest.constants[index] for index in entry.constants], code.module)
             used = tuple(constants[index] for index in entry.constants)
             read_graph = partial(_read_graph, path, archive, manifest, entry.graph)
-            models.append(CompiledModel(entry.model, code, used, read_graph, graph.structure))
+            arranged = {place: arrangements[at] for place, at in enumerate(entry.constants) if at in arrangements}
+            models.append(CompiledModel(entry.model, code, used, read_graph, graph.structure, arranged))
     read_whole = partial(_read_graph, path, archive, manifest)
     if manifest.exits is not None:
         takes = tuple(segment.takes for segment in segments)
@@ -177,6 +182,26 @@ class _Contents:
     constants: tuple[torch.Tensor, ...]
     exits: EarlyExits | None = None
 
+    @cached_property
+    def packed(self) -> dict[str, PackedWeight]:
+        """Large weights of the graph that a constant holds, number by number."""
+        places = {id(constant): index for index, constant in enumerate(self.constants)}
+        known: defaultdict[tuple[torch.dtype, int], dict[int, Arrangement]] = defaultdict(dict)
+        for _, _, model in self.programs:
+            for number, arrangement in model.arrangements.items():
+                constant = model.constants[number]
+                known[constant.dtype, len(arrangement.extents)][places[id(constant)]] = arrangement
+        found: dict[str, PackedWeight] = {}
+        for name, weight in self.graph.weights.items():
+            if weight.nbytes >= _LARGE:
+                stored = torch.uint16 if weight.dtype is torch.bfloat16 else weight.dtype
+                shape = tuple(weight.shape)
+                plain = Arrangement(shape, tuple(range(len(shape))), shape)
+                flat = {at: plain for at, one in enumerate(self.constants) if _are_alike(one, stored, plain.size)}
+                held = _held(weight, flat | known[stored, len(shape)], self.constants)
+                found |= {} if held is None else {name: held}
+        return found
+
     @classmethod
     def of(cls, model: Compiled) -> _Contents:
         if isinstance(model, CompiledModel):
@@ -213,11 +238,29 @@ class _Contents:
         return tuple(range(len(self.constants)))
 
 
+def _are_alike(constant: torch.Tensor, dtype: torch.dtype, count: int) -> bool:
+    return constant.dtype is dtype and constant.numel() == count
+
+
+def _held(
+    weight: torch.Tensor, known: Mapping[int, Arrangement], constants: Sequence[torch.Tensor]
+) -> PackedWeight | None:
+    """Which of the constants holds exactly the numbers of a weight, bit for bit; None where none does."""
+    shape = tuple(weight.shape)
+    for index, arrangement in known.items():
+        if arrangement.holds(shape):
+            numbers = arrangement.unpacked(constants[index], shape).view(weight.dtype)
+            if torch.equal(numbers.view(torch.uint8), weight.contiguous().view(torch.uint8)):
+                return PackedWeight(index, str(weight.dtype).removeprefix("torch."), shape, arrangement)
+    return None
+
+
 def _write(contents: _Contents, path: Path) -> None:
     from ..machines.features import required_features  # needs TVM
 
     scratch = path.parent
-    contents.graph.weights.save(scratch / WEIGHTS)
+    others = {name: one for name, one in contents.graph.weights.items() if name not in contents.packed}
+    WeightStore(others).save(scratch / WEIGHTS)
     target, entries = contents.target, contents.entries
     constants, constants_bytes = index_constants(contents.constants)
     with ArchiveWriter(path) as archive:
@@ -238,6 +281,7 @@ def _write(contents: _Contents, path: Path) -> None:
             constants=constants,
             members=members,
             exits=contents.exits,
+            packed=contents.packed,
         )
         archive.add_index(MANIFEST, manifest.to_text().encode())
 
@@ -382,13 +426,33 @@ def _load_code(data: memoryview, manifest: Manifest) -> LinkedCode:
 
 def _read_graph(path: Path, archive: Archive, manifest: Manifest, member: str = GRAPH) -> Graph:
     with _about(path):
-        archive.check({name: manifest.members[name] for name in (member, WEIGHTS)})
-        return _parse_graph(archive, member, archive[WEIGHTS])
+        needed = (member, WEIGHTS, *((CONSTANTS,) if manifest.packed else ()))
+        archive.check({name: manifest.members[name] for name in needed})
+        constants = _map_constants(archive[CONSTANTS], manifest.constants)
+        with _again():
+            packed = {name: _unpacked(name, one, constants) for name, one in manifest.packed.items()}
+        return _parse_graph(archive, member, archive[WEIGHTS], packed)
 
 
-def _parse_graph(archive: Archive, member: str, weights: memoryview | None) -> Graph:
+def _unpacked(name: str, packed: PackedWeight, constants: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A weight out of the constant that holds it."""
+    dtype = _DTYPES.get(packed.dtype)
+    there = 0 <= packed.constant < len(constants) and constants[packed.constant]
+    if dtype is None or there is False or there.numel() != packed.arrangement.size:
+        raise ArtifactError(f"weight {shorten(name)!r} of the manifest is not in its constants")
+    if there.element_size() != dtype.itemsize or not packed.arrangement.holds(packed.shape):
+        raise ArtifactError(f"weight {shorten(name)!r} of the manifest does not fit the constant that holds it")
+    return packed.arrangement.unpacked(there, packed.shape).view(dtype)
+
+
+def _parse_graph(
+    archive: Archive, member: str, weights: memoryview | None, packed: Mapping[str, torch.Tensor] | None = None
+) -> Graph:
     try:
-        store = None if weights is None else WeightStore(safetensors.torch.load(bytes(weights)))
-        return parse(str(archive[member], "utf-8"), store)
+        store = None if weights is None else WeightStore(safetensors.torch.load(bytes(weights)) | dict(packed or {}))
+        graph = parse(str(archive[member], "utf-8"), store)
+        if store is not None:
+            verify(graph)  # weights have the types that the text says
+        return graph
     except (TersorError, safetensors.SafetensorError, ValueError) as error:
         raise ArtifactError(f"the graph in it is not readable ({error}); compile the model again") from error

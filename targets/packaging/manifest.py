@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ...ir import TersorError
+from ...ir.arrangement import Arrangement
 from ...ir.codec import CodecError, decode, encode
 from ...ir.foreign import Json
 from ..machines.catalog import TARGETS
@@ -14,7 +15,7 @@ from ..machines.target import Gpu, Target
 from ..runtime.exits import EarlyExits
 from ..runtime.model_info import ModelInfo
 
-SCHEMA = 5  # 4 had no exits, 3 one program, 2 neither states nor structure
+SCHEMA = 6  # 5 stored all weights of the graph, 4 had no exits, 3 one program, 2 neither states nor structure
 _OLDEST, _LAST_OF_ONE_PROGRAM = 2, 3
 
 CODE, GRAPH = "model.so", "graph.ir"  # members of an artifact of one program
@@ -39,6 +40,16 @@ class Constant:
     dtype: str
     offset: int
     count: int
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight of the graph that a constant holds: which one, PyTorch's name of the weight's dtype, shape, and how."""
+
+    constant: int
+    dtype: str
+    shape: tuple[int, ...]
+    arrangement: Arrangement
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,8 @@ class Manifest:
         All members of the archive but the manifest itself.
     exits
         When a call may stop, of a model whose programs are its segments.
+    packed
+        Weights of the graph that are not in ``graph.safetensors``, since constants hold them, by id.
     schema
         Version of this format; a reader refuses newer ones and those that are too old.
     """
@@ -99,6 +112,7 @@ class Manifest:
     constants: tuple[Constant, ...]
     members: Mapping[str, Member]
     exits: EarlyExits | None = None
+    packed: Mapping[str, PackedWeight] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property

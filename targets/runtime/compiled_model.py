@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from ...ir import Graph, Structure, WeightStore
+from ...ir.arrangement import Arrangement
 from .exits import EarlyExits
 from .model_info import ModelInfo
 
@@ -34,6 +35,8 @@ class CompiledModel:
         Returns the graph that was compiled; called once, when the graph is first asked for.
     structure
         The graph's.
+    arrangements
+        How some of the constants hold weights of the graph, by number: these need not be stored twice.
     """
 
     info: ModelInfo
@@ -41,6 +44,7 @@ class CompiledModel:
     constants: tuple[torch.Tensor, ...]
     read_graph: Callable[[], Graph]
     structure: Structure | None = None
+    arrangements: Mapping[int, Arrangement] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> Graph:

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import tersor
-from tersor.ir import Graph, structurally_equal
+from tersor.ir import Graph, TersorWarning, structurally_equal
 from tersor.ir.codec import encode
 from tersor.targets import Cpu, Executable, Gpu, list_targets
 from tersor.targets.machines.catalog import TARGETS, resolve_cpu
@@ -542,3 +543,55 @@ def test_members_are_aligned_in_the_file(artifact: Path) -> None:
     archive = Archive(artifact)
     for name in archive.names:
         assert data.index(bytes(archive[name])) % ALIGNMENT == 0
+
+
+# Weights that constants hold --------------------------------------------------------------------------------------
+
+
+class Large(nn.Module):
+    """A table, a convolution and a linear layer, each large enough not to be stored twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(1200, 64)
+        self.convolution = nn.Conv2d(256, 320, 1)
+        self.linear = nn.Linear(64, 1100)
+
+    def forward(self, rows: torch.Tensor, picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.linear(self.table(rows)), self.convolution(picture)
+
+
+@pytest.mark.parametrize("pipeline", ["O3", "O3,to-bf16"])
+def test_weights_that_constants_hold_are_stored_once(tmp_path: Path, pipeline: str) -> None:
+    torch.manual_seed(0)
+    module = Large().eval()
+    with torch.no_grad():
+        module.linear.weight[3, 5] = torch.nan  # bits are compared, not numbers
+    inputs = (torch.randint(0, 1200, (2, 9)), torch.randn(1, 256, 4, 4))
+    with pytest.warns(TersorWarning, match="NaN"):
+        executable = tersor.compile(module, inputs, target="x86:avx2", pipeline=pipeline, check=False)
+    path = executable.save(tmp_path / "model.tersor")
+    size = sum(weight.nbytes for weight in executable.graph.weights.values())
+    assert path.stat().st_size < 1.4 * size + (1 << 18)  # code and padding; all weights twice would be more
+    for graph in (load_graph(path), tersor.load(path).graph):
+        assert graph.weights.keys() == executable.graph.weights.keys()
+        for name, weight in graph.weights.items():
+            assert torch.equal(weight.view(torch.uint8), executable.graph.weights[name].view(torch.uint8)), name
+    again = tersor.load(path).save(tmp_path / "again.tersor")
+    assert {name: contents(again)[name] for name in MEMBERS} == {name: contents(path)[name] for name in MEMBERS}
+
+
+def test_a_weight_that_is_not_where_the_manifest_says_is_refused(tmp_path: Path) -> None:
+    inputs = (torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 256, 1, 1))
+    path = tersor.compile(Large().eval(), inputs, target="x86:avx2").save(tmp_path / "model.tersor")
+    packed = json.loads(contents(path)[MANIFEST])["packed"]
+    for field, value, message in (
+        ("constant", 99, "is not in its constants"),
+        ("shape", [10_000, 64], "does not fit"),
+        ("dtype", "float64", "does not fit"),
+    ):
+        bad = rewrite(path, tmp_path / "bad.tersor", set_at("packed", "table.weight", field, to=value))
+        with pytest.raises(ArtifactError, match=message) as caught:
+            load_graph(bad)
+        assert "compile the model again" in str(caught.value)
+    assert set(packed) == {"table.weight", "convolution.weight", "linear.weight"}

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import tersor
+from tersor.targets.packaging import artifact
 
 from . import forged
 
@@ -20,6 +21,7 @@ TIMEOUT = 900  # seconds, on a machine that does other things
 # What may be another without harm: nothing follows from it but what is shown.
 FREE = re.compile(
     r"schema$|created|versions\.(tersor|torch)|programs$|"
+    r"packed.*arrangement|"  # like the numbers of the graph, which nothing runs
     r"programs\.\d+\.model\.(target\.(l._bytes|cores|name)|kernels\.\d+\.(knobs|tuned|bytes|location))"
 )
 
@@ -46,12 +48,16 @@ def tagger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     shapes = None if request.param is None else [1, 2]
     executable = tersor.compile(Tagger().eval(), inputs, dynamic_shapes=request.param, shapes=shapes)
     torch.save((inputs, executable(*inputs)), folder / "expected.pt")
-    return executable.save(folder / "model.tersor"), folder / "expected.pt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artifact, "_LARGE", 1)  # so that constants hold the weights of a small model, too
+        path = executable.save(folder / "model.tersor")
+    assert forged.read_manifest(path).packed
+    return path, folder / "expected.pt"
 
 
-def outcomes(artifact: Path, expected: Path, first: int, step: int) -> list[tuple[str, str, str]]:
+def outcomes(path: Path, expected: Path, first: int, step: int) -> list[tuple[str, str, str]]:
     """Place, value and outcome of each variant that a process of its own has tried."""
-    program = [sys.executable, "-m", forged.__name__, str(artifact), str(expected), str(first), str(step)]
+    program = [sys.executable, "-m", forged.__name__, str(path), str(expected), str(first), str(step)]
     ended = subprocess.run(program, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     lines = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
     begun = [(place, value) for kind, place, value in (line for line in lines if line[0] == "begin")]

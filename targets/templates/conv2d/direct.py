@@ -33,6 +33,7 @@ from .spec import (
     Conv2dKnobs,
     Conv2dSpec,
     OutputGroups,
+    arrangement,
     first_input_block,
     output_groups,
     pack_weight,
@@ -40,7 +41,7 @@ from .spec import (
 )
 from .tiling import estimate_cycles
 
-__all__ = ["Conv2dKnobs", "Conv2dSpec", "build", "candidates", "estimate_cycles", "pack_weight"]
+__all__ = ["Conv2dKnobs", "Conv2dSpec", "arrangement", "build", "candidates", "estimate_cycles", "pack_weight"]
 
 
 def build(

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from ....ir.arrangement import Arrangement
 from ...machines.target import Cpu
 from ..base import Index
 from ..vector.operand_types import check_operands, check_weight_shape
@@ -246,6 +247,16 @@ def pack_weight(
             piece = piece.reshape(rows, groups.span, block // packing, packing, *spec.kernel)
             pieces.append(piece.permute(1, 4, 5, 2, 0, 3).reshape(-1))
     return torch.cat(pieces)
+
+
+def arrangement(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs) -> Arrangement | None:
+    """Where `pack_weight` puts the numbers of a weight; None where groups of output blocks are of two kinds."""
+    groups, *others = output_groups(spec, target, knobs.vectors)
+    if others or spec.groups != 1:
+        return None
+    rows, block = groups.vectors * target.lanes(), spec.input_block(target)
+    axes = (groups.count, groups.span, *spec.kernel, block, rows)
+    return Arrangement(axes, (0, 5, 1, 4, 2, 3), (groups.count * rows, groups.span * block, *spec.kernel))
 
 
 def _dense_weight(spec: Conv2dSpec, target: Cpu, weight: torch.Tensor) -> torch.Tensor:

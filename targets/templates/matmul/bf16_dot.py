@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from tvm import tirx
 
+from ....ir.arrangement import Arrangement
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
 from ..vector.bf16_tiles import unit_of
@@ -27,7 +28,7 @@ from .pack import RhsPanels
 from .panels import MatmulWriter, Weights
 from .spec import PACKED, MatmulKnobs, MatmulSpec
 
-__all__ = ["MatmulKnobs", "build", "candidates", "pack_weight", "supports"]
+__all__ = ["MatmulKnobs", "arrangement", "build", "candidates", "pack_weight", "supports"]
 
 
 def supports(spec: MatmulSpec, target: Cpu) -> bool:
@@ -56,6 +57,12 @@ def pack_weight(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, weight: torch
     padded = weight.new_zeros((panels * columns, _pairs(spec) * PAIR), dtype=torch.bfloat16)
     padded[: spec.n, : spec.k] = weight
     return padded.reshape(panels, columns, _pairs(spec), PAIR).permute(0, 2, 1, 3).reshape(-1)
+
+
+def arrangement(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs) -> Arrangement:
+    """Where `pack_weight` puts the numbers of a weight."""
+    panels, columns, pairs = knobs.panels(spec, target), knobs.panel_columns(target), _pairs(spec)
+    return Arrangement((panels, pairs, columns, PAIR), (0, 2, 1, 3), (panels * columns, pairs * PAIR))
 
 
 def build(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:

@@ -17,6 +17,7 @@ import torch
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from ....ir.arrangement import Arrangement
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt, offset_of
 from ..parallelism import chunk_loop, even_tile, shared_loop
@@ -29,7 +30,7 @@ from .space import candidates
 from .spec import ACTIVATION, PACKED, MatmulKnobs, MatmulSpec, reads_rhs_in_place
 from .tile import accumulate
 
-__all__ = ["MatmulKnobs", "MatmulSpec", "build", "candidates", "pack_weight"]
+__all__ = ["MatmulKnobs", "MatmulSpec", "arrangement", "build", "candidates", "pack_weight"]
 
 
 def pack_weight(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, weight: torch.Tensor) -> torch.Tensor:
@@ -49,6 +50,12 @@ def pack_weight(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, weight: torch
     if spec.n < panels * columns:  # a large weight is not copied twice
         padded = torch.nn.functional.pad(padded, (0, 0, 0, panels * columns - spec.n))
     return padded.reshape(panels, columns, spec.k).permute(0, 2, 1).contiguous().reshape(-1)
+
+
+def arrangement(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs) -> Arrangement:
+    """Where `pack_weight` puts the numbers of a weight."""
+    panels, columns = knobs.panels(spec, target), knobs.panel_columns(target)
+    return Arrangement((panels, spec.k, columns), (0, 2, 1), (panels * columns, spec.k))
 
 
 def build(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:

@@ -217,7 +217,7 @@ def linear(blocks: tuple[int, ...], share: float = 0.2, dtype=torch.float32, out
 )
 def test_what_no_kernel_leaves_out_is_multiplied(graph: Graph, template: str):
     executable = compile_graph(graph, NATIVE)
-    assert [one.template.removesuffix("_bf16") for one in executable.info.kernels] == [template]
+    assert [one.template.partition("_bf16")[0] for one in executable.info.kernels] == [template]
     inputs = seeded_inputs(graph)
     expected = graph.evaluate(*inputs)[0].float()
     torch.testing.assert_close(executable(*inputs).float(), expected, rtol=2e-2, atol=2e-2)
