@@ -61,7 +61,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def sweep_table(comparisons: Iterable[Comparison]) -> Table:
-    """A line for each combination; above 1 in the last column, Tersor is faster than the fastest of the others."""
+    """A line for each combination: Tersor's time and samples a second, and how many times as long the best other takes."""
     rows = []
     for one in comparisons:
         seconds = one.median(TERSOR)
@@ -69,8 +69,8 @@ def sweep_table(comparisons: Iterable[Comparison]) -> Table:
         ratio = times(one.speedup(TERSOR, over=RUNTIMES))
         rate = f"{one.batch / seconds:.1f}"
         rows.append((one.model, str(one.batch), str(one.threads), milliseconds(seconds), rate, fastest, ratio))
-    columns = ("model", "batch", "threads", "ms", "samples/s", "best other", "its time/ours")
-    return new_table("Samples a second, and the fastest of the others", columns, rows)
+    columns = ("model", "batch", "threads", "ms", "per s", "other", "ratio")
+    return new_table("Samples a second, and the time of the fastest other over ours", columns, rows)
 
 
 if __name__ == "__main__":

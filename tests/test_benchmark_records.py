@@ -14,6 +14,7 @@ from benchmarks.probe import Probe
 from benchmarks.results import ModelResult, read, record, write
 from benchmarks.roofline import KernelUse, Roofline, probe_table, roofline_tables
 from benchmarks.startup import Startup
+from benchmarks.sweep import sweep_table
 
 MEDIANS = {"torch": 0.004, "onnxruntime": 0.003, "openvino": 0.0021, "tersor": 0.001}
 PROBE = Probe(2, 100.0, 200.0, 150.0, 20.0, 5.0, 2**22, 2**25)
@@ -125,6 +126,20 @@ def test_the_chart_shows_who_took_part(tmp_path) -> None:
     assert not colours["ncnn"]
     chart.draw(record([result(), result()], Schedule()), path)
     assert path.read_bytes() == first  # nothing changes in version control unless the figures do
+
+
+def test_a_sweep_has_a_line_for_each_combination_in_eighty_columns() -> None:
+    def comparison(batch: int, threads: int) -> Comparison:
+        rows = tuple(
+            Row(name, LatencyStatistics.from_blocks([[seconds]]), 1.0, 0.0)
+            for name, seconds in {"onnxruntime": 3.0, "openvino": 2.0, "tersor": 1.6}.items()
+        )
+        return Comparison("efficientnet_lite0", threads, rows, Precision.INT8, batch)
+
+    view = sweep_table([comparison(1, 1), comparison(32, 2)])
+    assert Console(width=200).measure(view).maximum <= 80
+    cells = [list(column.cells) for column in view.columns]
+    assert [column[1] for column in cells] == ["efficientnet_lite0", "32", "2", "1600.0", "20.0", "openvino", "1.25"]
 
 
 def test_roofline_tables_fit_eighty_columns() -> None:
