@@ -61,7 +61,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def sweep_table(comparisons: Iterable[Comparison]) -> Table:
-    """A line for each combination: Tersor's time and samples a second, and how many times as long the best other takes."""
+    """A line for each combination, with the time of the fastest other runtime over ours."""
     rows = []
     for one in comparisons:
         seconds = one.median(TERSOR)
