@@ -139,6 +139,7 @@ class Op:
     signature: ClassVar[tuple[Operand, ...]] = ()
     # Traits: what passes and targets ask instead of names. An op that does not say is treated with the most care.
     elementwise: ClassVar[bool] = False  # result[i] depends on the operands at i only, after broadcasting
+    whole_operands: ClassVar[tuple[int, ...]] = ()  # of an elementwise op: tables, which each element may read all of
     linear: ClassVar[bool] = False  # linear in the first operand, the others being fixed
     view: ClassVar[bool] = False  # plain row-major result has the operand's elements in the same order
     strided: ClassVar[bool] = False  # the result is elements of the operand, through other strides: `strided_view`
@@ -277,7 +278,7 @@ class Op:
         are not elementwise.
         """
         operand = self._operands[index]
-        if not self.elementwise or operand is None:
+        if not self.elementwise or operand is None or index in self.whole_operands:
             return None
         return axis + self.results[0].type.rank - operand.type.rank
 

@@ -32,7 +32,7 @@ from __future__ import annotations
 import networkx
 
 from ..ir import Graph, Op, dataflow, post_dominators
-from ..ir.ops import QuantizeOp
+from ..ir.ops import LookupOp, QuantizeOp
 from .base import Pass, PassContext, Result
 from .outline import FusionGroup, home_of, is_fusible, outline_groups
 from .registry import register_pass
@@ -81,12 +81,11 @@ def _next_step(
 ) -> list[Op] | None:
     """The ops from ``sink`` (exclusive) to its post-dominator (inclusive, last), or None if they cannot all join.
 
-    A group ends with a ``quantize``: what reads its result, which is a quarter as large, does so from memory.
+    A group ends with a ``quantize``: what reads its result, which is a quarter as large, does so from memory. Only a
+    function of the integers may follow.
     """
-    if isinstance(sink, QuantizeOp):
-        return None
     end = dominators.get(sink)
-    if not isinstance(end, Op):
+    if not isinstance(end, Op) or (isinstance(sink, QuantizeOp | LookupOp) and not isinstance(end, LookupOp)):
         return None
     between: dict[Op, None] = {}
     waiting = [sink]

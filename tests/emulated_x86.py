@@ -35,7 +35,7 @@ from tersor.targets.runtime import executable
 _TILE_INSTRUCTIONS = {"ldtilecfg", "tilerelease", "tilezero", "tileloadd64", "tilestored64"}
 _TILE_INSTRUCTIONS |= {"tdpbf16ps", "tdpbusd", "tdpbssd"}
 _VECTOR_INSTRUCTIONS = {f"avx512.vpdpbusd.{bits}" for bits in (256, 512)}
-_VECTOR_INSTRUCTIONS |= {"avx512.pmaddw.d.512", "avx512.permvar.sf.512"}
+_VECTOR_INSTRUCTIONS |= {"avx512.pmaddw.d.512", "avx512.permvar.sf.512", "avx512.vpermi2var.qi.512"}
 _BFLOAT16_PRODUCT = "llvm.x86.avx512bf16.dpbf16ps.512"
 _PREFIX = "tersor_emulated_"
 _SOURCE = Path(__file__).parent / "emulated_tiles.c"
@@ -126,7 +126,7 @@ def _without_import(statement: Any) -> Any:
 def _vectors() -> str:
     """The functions that stand for instructions on vectors."""
     roundings = "".join(map(_rounding, (1, 2, 4, 8, 16, 32)))
-    return _PRODUCT + roundings + _pairs() + _table() + "".join(map(_quads, (8, 16)))
+    return _PRODUCT + roundings + _pairs() + _table() + _bytes() + "".join(map(_quads, (8, 16)))
 
 
 # Of two pairs of bfloat16 numbers, the second one first, as vdpbf16ps does it; too small numbers count as zero.
@@ -209,22 +209,36 @@ define linkonce_odr <16 x i32> @{_PREFIX}avx512_pmaddw_d_512(<32 x i16> %a, <32 
 
 def _table() -> str:
     """vpermps: each lane takes the number of the table that the lowest bits of its index name."""
-    lines = []
-    for lane in range(16):
-        before = f"%result_{lane - 1}" if lane else "poison"
-        lines += [
-            f"  %place_{lane} = extractelement <16 x i32> %places, i32 {lane}",
-            f"  %number_{lane} = extractelement <16 x float> %table, i32 %place_{lane}",
-            f"  %result_{lane} = insertelement <16 x float> {before}, float %number_{lane}, i32 {lane}",
-        ]
-    body = "\n".join(lines)
     return f"""
 define linkonce_odr <16 x float> @{_PREFIX}avx512_permvar_sf_512(<16 x float> %table, <16 x i32> %index) alwaysinline {{
-  %places = and <16 x i32> %index, splat (i32 15)
-{body}
-  ret <16 x float> %result_15
+{_looked_up("float", "i32", 16, 16)}
 }}
 """
+
+
+def _bytes() -> str:
+    """vpermi2b: each lane takes the byte of two vectors that the lowest bits of its index name."""
+    vector, name = "<64 x i8>", f"{_PREFIX}avx512_vpermi2var_qi_512"
+    order = ", ".join(f"i32 {lane}" for lane in range(128))
+    return f"""
+define linkonce_odr {vector} @{name}({vector} %low, {vector} %index, {vector} %high) alwaysinline {{
+  %table = shufflevector {vector} %low, {vector} %high, <128 x i32> <{order}>
+{_looked_up("i8", "i8", 64, 128)}
+}}
+"""
+
+
+def _looked_up(number: str, index: str, lanes: int, entries: int) -> str:
+    """The numbers of ``%table`` that the lowest bits of ``%index`` name, lane by lane."""
+    lines = [f"  %places = and <{lanes} x {index}> %index, splat ({index} {entries - 1})"]
+    for lane in range(lanes):
+        before = f"%result_{lane - 1}" if lane else "poison"
+        lines += [
+            f"  %place_{lane} = extractelement <{lanes} x {index}> %places, i32 {lane}",
+            f"  %number_{lane} = extractelement <{entries} x {number}> %table, {index} %place_{lane}",
+            f"  %result_{lane} = insertelement <{lanes} x {number}> {before}, {number} %number_{lane}, i32 {lane}",
+        ]
+    return "\n".join([*lines, f"  ret <{lanes} x {number}> %result_{lanes - 1}"])
 
 
 def _quads(lanes: int) -> str:

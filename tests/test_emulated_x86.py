@@ -22,6 +22,7 @@ from tersor.targets.templates.vector import amx, dot_bf16
 from tersor.targets.templates.vector.bfloat16 import ROUNDING_IR, round_in_hardware
 from tersor.targets.templates.vector.builder import load, make_prim_func, store
 from tersor.targets.templates.vector.dot_product import DotProduct, dot_product
+from tersor.targets.templates.vector.lookup import ByteTable
 from tersor.tests import emulated_x86
 
 AMX = resolve_cpu("x86:sapphirerapids")
@@ -159,6 +160,21 @@ def test_numbers_of_a_table():
         store(out, 0, T.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.x86.avx512.permvar.sf.512", *operands), LANES)
 
     check(body, [table, index], table[index & 15], AVX512)
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 16, 32, 64])
+@pytest.mark.parametrize("target", [VNNI, AVX512, resolve_cpu("x86:avx2")], ids=lambda target: target.name)
+def test_bytes_of_a_table(target: Cpu, lanes: int):
+    generator = np.random.default_rng(0)
+    table = generator.permutation(256).astype(np.uint8)
+    index = np.concatenate([generator.permutation(256), [0, 63, 64, 127, 128, 191, 192, 255] * 8]).astype(np.uint8)
+
+    def body(inputs: Sequence[Any], out: Any) -> None:
+        with T.serial(0, index.size // lanes) as step:
+            at = step * lanes
+            store(out, at, ByteTable(inputs[1], target).at(load(inputs[0], at, lanes)), lanes)
+
+    check(body, [index, table], table[index], target)
 
 
 @pytest.mark.parametrize("lanes", [1, 16, 32])

@@ -14,6 +14,7 @@ from .data_movement import *
 from .distance import *
 from .fused import *
 from .layer import *
+from .lookup import *
 from .matmul import *
 from .normalization import *
 from .order import *

@@ -150,13 +150,17 @@ class Conv3dOp(ConvolutionOp, name="conv3d", attrs=Conv3dAttrs):
 
 @dataclass(frozen=True)
 class ConvTranspose2dAttrs(Attrs):
-    """Pairs are (height, width); ``padding`` is cut off on both sides, ``output_padding`` is added at the end."""
+    """Pairs are (height, width); ``padding`` is cut off on both sides, ``output_padding`` is added at the end.
+
+    ``zero_point`` is the integer that stands for zero in an operand of 8-bit integers.
+    """
 
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     output_padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    zero_point: int = 0
 
     def __post_init__(self) -> None:
         if min(*self.stride, *self.dilation, self.groups) < 1 or min(*self.padding, *self.output_padding) < 0:
@@ -169,16 +173,20 @@ class ConvTranspose2dOp(ConvolutionOp, name="conv_transpose2d", attrs=ConvTransp
     """Transposed 2-d convolution: x [N,C,H,W], weight [O,C/groups,KH,KW], bias [O] -> [N,O,OH,OW].
 
     Each input is multiplied by the weights, and the products are added up ``stride`` positions apart. The weight has
-    the dimensions of `Conv2dOp`'s, not the order of PyTorch's, which is [C,O/groups,KH,KW].
+    the dimensions of `Conv2dOp`'s, not the order of PyTorch's, which is [C,O/groups,KH,KW]. An x of u8 or i8 takes an
+    i8 weight and an i32 bias; the result is the exact i32 sum of products of ``x - zero_point``.
     """
 
-    reads_narrow_plain = True
-    on_integers = OnIntegers.NOTHING
+    @property
+    def reads_narrow_plain(self) -> bool:
+        """Kernels for integers take blocks only."""
+        return self.x.type.dtype not in QUANTIZED
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x, weight, attrs = self.x.type, self.weight.type, self.attrs
         check_channels(self, 4)
-        dtype = float_type(self)
+        terms = weight.size // max(1, weight.shape[0])
+        dtype = sum_type(self, x, weight, self.bias, terms, attrs.zero_point)
         extents = tuple(
             (x.shape[2 + i] - 1) * attrs.stride[i]
             + attrs.dilation[i] * (weight.shape[2 + i] - 1)
@@ -192,6 +200,11 @@ class ConvTranspose2dOp(ConvolutionOp, name="conv_transpose2d", attrs=ConvTransp
         return (TensorType((x.shape[0], weight.shape[0], *extents), dtype),)
 
     def evaluate(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if self.x.type.dtype in QUANTIZED:
+            return exact_sums(self, self._spread, x, weight, bias, self.attrs.zero_point)
+        return self._spread(x, weight, bias)
+
+    def _spread(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         attrs, dtype = self.attrs, x.dtype
         if bias is not None and bias.dtype is not dtype:
             x, weight = x.to(bias.dtype), weight.to(bias.dtype)

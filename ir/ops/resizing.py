@@ -9,8 +9,9 @@ from functools import lru_cache
 import torch
 
 from ..core import Attrs, Op, Operand
-from ..traits import ChannelFlow, Narrowing, Storage
+from ..traits import ChannelFlow, Narrowing, OnIntegers, Storage
 from ..types import DType, TensorType
+from .integers import QUANTIZED
 
 aten = torch.ops.aten
 MODES = {"bilinear": aten.upsample_bilinear2d.default, "bicubic": aten.upsample_bicubic2d.default}
@@ -63,7 +64,11 @@ class AxisTaps:
 
 
 class ResizeOp(Op, name="resize", attrs=ResizeAttrs):
-    """Interpolates between the elements of images [N,C,H,W]."""
+    """Interpolates between the elements of images [N,C,H,W].
+
+    Of u8 or i8 images, the result is f32: the exact sum of their numbers times weights that are rounded to multiples of
+    1/256 (bicubic: 1/128), and still sum to 1. Then every partial sum is an f32 number, in whatever order.
+    """
 
     x = Operand()
     linear = True
@@ -71,14 +76,18 @@ class ResizeOp(Op, name="resize", attrs=ResizeAttrs):
     default_storage = Storage.FOLLOWS
     leads_group = True
     default_narrowing = Narrowing.FOLLOWS
+    on_integers = OnIntegers.MEANS
 
     def infer_types(self) -> tuple[TensorType, ...]:
         x = self.x.type
-        if x.rank != 4 or not x.dtype.is_floating:
-            raise self.error(f"needs a 4-d operand of floating-point numbers, got {x}")
-        return (x.with_shape((*x.shape[:2], *self.attrs.size)),)
+        if x.rank != 4 or not (x.dtype.is_floating or x.dtype in QUANTIZED):
+            raise self.error(f"needs a 4-d operand of floating-point numbers, u8 or i8, got {x}")
+        shape = (*x.shape[:2], *self.attrs.size)
+        return (TensorType(shape, DType.F32) if x.dtype in QUANTIZED else x.with_shape(shape),)
 
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:
+        if self.x.type.dtype in QUANTIZED:
+            return self._mix(self._mix(x.double(), 0), 1).float()
         attrs = self.attrs
         return MODES[attrs.mode](x, list(attrs.size), attrs.align_corners, *(scale or None for scale in attrs.scales))
 
@@ -93,16 +102,24 @@ class ResizeOp(Op, name="resize", attrs=ResizeAttrs):
 
     def taps(self, axis: int) -> AxisTaps:
         """Along the height (0) or the width (1)."""
-        attrs, extent = self.attrs, int(self.x.shape[2 + axis])
-        wide = self.x.type.dtype is DType.F64
-        return _taps(attrs.mode, extent, int(attrs.size[axis]), attrs.align_corners, attrs.scales[axis], wide)
+        attrs, extent, dtype = self.attrs, int(self.x.shape[2 + axis]), self.x.type.dtype
+        how = (dtype is DType.F64, dtype in QUANTIZED)
+        return _taps(attrs.mode, extent, int(attrs.size[axis]), attrs.align_corners, attrs.scales[axis], *how)
+
+    def _mix(self, x: torch.Tensor, axis: int) -> torch.Tensor:
+        """Elements along one axis, from those of float64 images."""
+        taps = self.taps(axis)
+        picked = x.transpose(2 + axis, 3)[..., taps.places.long()]
+        return (picked * taps.weights.double()).sum(-1).transpose(2 + axis, 3)
 
 
 @lru_cache(maxsize=64)
-def _taps(mode: str, extent: int, size: int, align_corners: bool, scale: float, wide: bool) -> AxisTaps:
+def _taps(
+    mode: str, extent: int, size: int, align_corners: bool, scale: float, wide: bool, rounded: bool = False
+) -> AxisTaps:
     """As PyTorch computes them for numbers of this width, those included that are multiplied by 0.
 
-    An element behind the border is the last one before it.
+    An element behind the border is the last one before it. Rounded weights are multiples of `_STEPS`.
     """
     dtype = torch.float64 if wide else torch.float32
     if align_corners:
@@ -116,7 +133,15 @@ def _taps(mode: str, extent: int, size: int, align_corners: bool, scale: float, 
     first = source.floor().clamp(max=extent - 1)
     offsets, weights = _FILTERS[mode]((source - first).clamp(0, 1))
     places = (first[:, None] + torch.tensor(offsets)).clamp(0, extent - 1)
-    return AxisTaps(places.int(), torch.stack(weights, 1))
+    factors = torch.stack(weights, 1)
+    return AxisTaps(places.int(), _rounded(factors, _STEPS[mode]) if rounded else factors)
+
+
+def _rounded(weights: torch.Tensor, steps: int) -> torch.Tensor:
+    """Weights [size, taps] as multiples of 1 / steps; the largest of each row makes the sum 1."""
+    counts = (weights * steps).round()
+    counts.scatter_add_(1, counts.argmax(1, keepdim=True), steps - counts.sum(1, keepdim=True))
+    return counts / steps
 
 
 def _linear(after: torch.Tensor) -> tuple[tuple[int, ...], list[torch.Tensor]]:
@@ -137,3 +162,5 @@ def _cubic(after: torch.Tensor) -> tuple[tuple[int, ...], list[torch.Tensor]]:
 
 
 _FILTERS = {"bilinear": _linear, "bicubic": _cubic}  # what lies so far behind an element: which others, and weights
+# Sums of 8-bit integers with two such weights each have at most 24 bits: bicubic ones reach 255 * (11 / 8)^2.
+_STEPS = {"bilinear": 256, "bicubic": 128}

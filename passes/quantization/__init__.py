@@ -4,6 +4,7 @@ Importing this package registers its passes and calibrators.
 """
 
 from . import (  # registers passes
+    activation_tables,
     adaround,
     annotate,
     attention_sizes,

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch.nn import functional
 
-from ...ir.ops import Conv2dOp, LayerOp
+from ...ir.ops import Conv2dOp, LayerOp, LinearOp
 
 LayerOpT = TypeVar("LayerOpT", bound=LayerOp)
 MOST_TERMS = 4096  # that are correlated with each other; longer rows are split into blocks that are not
@@ -64,6 +64,11 @@ class Moments:
             products / self._count - centre[:, :, None] * centre[:, None, :]
             for products, centre in zip(self._products, centres, strict=True)
         ]
+
+
+def has_moments(op: LayerOp) -> bool:
+    """Whether a layer is a product of its weight with rows; a transposed convolution multiplies numbers, not rows."""
+    return isinstance(op, LinearOp | Conv2dOp)
 
 
 def moment_bytes(op: LayerOp) -> int:

@@ -23,6 +23,7 @@ from ..fuse import Fuse
 from ..pipeline import parse_pipeline
 from ..referee import Keep
 from ..registry import register_pass
+from .activation_tables import ActivationTables
 from .annotate import QuantizeAnnotate
 from .calibrate import QuantizeCalibrate
 from .calibrators.registry import CALIBRATORS
@@ -96,4 +97,5 @@ class Quantize(Pass):
         first = tuple(one for one in self.corrections if one.before_notes)
         then = tuple(one for one in self.corrections if not one.before_notes)
         notes = (QuantizeAnnotate(self.activations, self.skip, self.weight_bits), QuantizeCalibrate(self.method))
-        return (*first, *notes, *then, self._realize, Fuse())
+        tables = ActivationTables(0.0, self.keep) if self._realize.budget else ActivationTables(keep=self.keep)
+        return (*first, *notes, *then, self._realize, tables, Fuse())

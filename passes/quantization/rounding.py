@@ -29,7 +29,7 @@ from ..base import Exactness, Pass, PassContext, Result
 from ..matching import bias_name, numbers, prune, was_changed, weight_name
 from ..progress import Remaining
 from .integer_graph import step_of
-from .moments import Moments, in_portions
+from .moments import Moments, has_moments, in_portions
 from .placement import name_of, noted_layers, weight_bits
 from .scheme import largest_weight, rounded_weight, weight_scales
 from .streaming import watch
@@ -66,7 +66,7 @@ class RoundingPass(Pass):
         if not layers:
             return Result(False, ("no layer is to be quantized; put it after quantize-calibrate",))
         self._check(layers)
-        layers = [op for op in layers if not was_changed(op.bias, _SUFFIX)]
+        layers = [op for op in layers if has_moments(op) and not was_changed(op.bias, _SUFFIX)]
         rewriter = context.rewriter(graph)
         remaining = Remaining(context.progress, "weights of layers", sum(op.weight.type.size for op in layers))
         before = after = 0.0

@@ -15,6 +15,7 @@ from ...ir import ops as ir_ops
 from ..templates.base import Expr
 from ..templates.vector import bfloat16, integers, vector_math
 from ..templates.vector.builder import constant
+from ..templates.vector.lookup import ByteTable
 from ..templates.vector.storage import REGISTERS, STORAGE
 from ..templates.vector.vectors import cast, dtype_of, in_register, lanes_of
 
@@ -341,3 +342,9 @@ def _quantize_by(op: Op, a: Expr, scale: Expr) -> Expr:
 @emits(ir_ops.DequantizeOp)
 def _dequantize(op: Op, a: Expr, scale: Expr) -> Expr:
     return integers.dequantize(a, scale, op.attrs.zero_point)
+
+
+@emits(ir_ops.LookupOp)
+def _lookup(op: ir_ops.LookupOp, a: Expr, table: ByteTable) -> Expr:
+    places = cast(a, "uint8")
+    return table.at(places + like(places, 128) if op.x.type.dtype is DType.I8 else places)

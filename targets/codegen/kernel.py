@@ -22,6 +22,7 @@ from ..templates.base import Buffer, BufferSpec, Epilogue, Expr, PrimFunc, Vecto
 from ..templates.option import Option, Workload
 from ..templates.registry import Knobs, Spec, template_module
 from ..templates.vector.bfloat16 import ROUNDING_IR, has_rounding_instruction, round_in_hardware
+from ..templates.vector.lookup import ByteTable
 from ..templates.vector.storage import NUMBERS, STORAGE
 from .addressing import flatten_physical, load_operand, only_channels, reshape_at, same_storage
 from .emit import as_stored, can_emit, emit, filled
@@ -235,7 +236,13 @@ class FusedEpilogue:
         self.result = result
         self._kernel_shape = tuple(kernel_shape or result.type.shape)
         self._values = group.epilogue_operands
-        pairs = [_operand(value, context, result) for value in self._values]
+        tables = {
+            op.operands[index] for op in group.epilogue for index in op.whole_operands if op.operands[index] is not None
+        }
+        tables = {group.outer(value) for value in tables}
+        pairs = [
+            _table(value, context) if value in tables else _operand(value, context, result) for value in self._values
+        ]
         self._has_bias = bias is not None
         if bias is not None:
             pairs.insert(0, _operand(bias, context, result, per_channel=True))
@@ -247,6 +254,7 @@ class FusedEpilogue:
         numbers = [operand for _, operand in pairs if isinstance(operand, torch.Tensor)]
         self._keeps_finite = all(op.keeps_finite for op in group.epilogue) and all(map(_is_finite, numbers))
         self._views = tuple(view for view, _ in pairs)
+        self._tables = frozenset(index for index, value in enumerate(self._values, self._has_bias) if value in tables)
         self.operands: tuple[Operand, ...] = tuple(operand for _, operand in pairs)
 
     @property
@@ -269,7 +277,8 @@ class FusedEpilogue:
     @property
     def is_flat(self) -> bool:
         """Whether every operand is read at the result's own offset, or is one number: coordinates do not matter."""
-        reads_in_place = all(view.type.size == 1 or same_storage(view, self.result) for view in self._views)
+        read = [view for index, view in enumerate(self._views) if index not in self._tables]
+        reads_in_place = all(view.type.size == 1 or same_storage(view, self.result) for view in read)
         return reads_in_place and not self._clears_padding
 
     @property
@@ -297,7 +306,10 @@ class FusedEpilogue:
 
     def _apply(self, vector: Expr, at: VectorAt, buffers: Sequence[Buffer]) -> Expr:
         at = reshape_at(at, self._kernel_shape, self.result.type.shape)
-        loaded = [load_operand(b, view, at, self.result) for b, view in zip(buffers, self._views, strict=True)]
+        loaded = [
+            ByteTable(buffer, self._target) if index in self._tables else load_operand(buffer, view, at, self.result)
+            for index, (buffer, view) in enumerate(zip(buffers, self._views, strict=True))
+        ]
         if self._has_bias:
             vector = vector + loaded.pop(0)
         environment = dict(zip(self._values, loaded, strict=True))
@@ -362,6 +374,14 @@ def _operand(value: Value, context: KernelContext, result: View, *, per_channel:
     type = TensorType(tuple(tensor.shape), value.type.dtype, block if block and tensor.shape[1] > 1 else 0)
     view = View(value, type, 0, torch.empty(type.shape, device="meta").stride())
     return view, flatten_physical(tensor, type.channel_block)
+
+
+def _table(value: Value, context: KernelContext) -> tuple[View, Operand]:
+    """How the epilogue reads ``value`` where elements may need any number of it: as a whole, row-major."""
+    if not is_constant(value):
+        view = context.contiguous(value)
+        return view, view
+    return View.whole(value), context.constant(value).reshape(-1)
 
 
 def _is_finite(numbers: torch.Tensor) -> bool:

@@ -18,6 +18,7 @@ from ..templates.attention.spec import AttentionSpec
 from ..templates.conv2d import int8_amx as conv2d_int8_amx
 from ..templates.conv2d import winograd
 from ..templates.conv2d.spec import Conv2dSpec
+from ..templates.conv2d.transposed import TransposedSpec
 from ..templates.matmul.packed import PackedSpec
 from ..templates.matmul.spec import MatmulSpec
 from ..templates.option import Option, Workload
@@ -157,6 +158,10 @@ def winograd_pays(spec: Conv2dSpec, target: Cpu) -> bool:
     return transformed * WINOGRAD_GAIN < estimate(spec, target, _candidates(direct, target)[0])
 
 
+def _transposed(spec: TransposedSpec, target: Cpu) -> Iterator[Algorithm]:
+    yield Algorithm("conv2d_transposed_int8" if is_integer(spec.dtype) else "conv2d_transposed", spec)
+
+
 def _matmul(spec: MatmulSpec, target: Cpu) -> Iterator[Algorithm]:
     if is_integer(spec.dtype):
         yield from _supporting(_INTEGER_PRODUCTS, spec, target)
@@ -185,6 +190,7 @@ _ALGORITHMS: dict[str, Callable[[Spec, Cpu], Iterator[Algorithm]]] = {
     "adaptive_pool2d": _loops,
     "attention": _attention,
     "conv2d": _conv2d,
+    "conv2d_transposed": _transposed,
     "integer_reduce": _loops,
     "matmul": _matmul,
     "matmul_packed": _matmul_packed,

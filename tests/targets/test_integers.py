@@ -137,6 +137,22 @@ def head(b: IntegerBuilder, q: Value) -> Value:
     return b.sums_to_float(b.linear(flat, 19))
 
 
+def table(b: IntegerBuilder, dtype: DType = DType.U8) -> Value:
+    return b.constant(b.bytes(256).view(dtype.torch))
+
+
+def looked_up(b: IntegerBuilder, q: Value) -> Value:
+    """A function of all integers, and one of some channels of them, of the other type."""
+    inner = b.op(ops.LookupOp, q, table(b, DType.I8))
+    return b.op(ops.LookupOp, b.op(ops.SliceOp, inner, axis=1, start=3, stop=22), table(b))
+
+
+def enlarged(b: IntegerBuilder, q: Value, channels: int, **window) -> Value:
+    weight = b.constant(b.bytes(channels, q.shape[1] // window.get("groups", 1), *window.pop("kernel")))
+    zero_point = b.meaning[q][1]
+    return b.op(ops.ConvTranspose2dOp, q, weight, b.int_bias(channels), zero_point=zero_point, **window)
+
+
 KERNELS: dict[str, Build] = {
     "convolution": lambda b, q: b.conv(q, 40),
     "convolution without bias": lambda b, q: b.conv(q, 16, bias=False, dilation=(2, 1)),
@@ -156,6 +172,13 @@ KERNELS: dict[str, Build] = {
     "gathered": gathered,
     "moves": plain_moves,
     "bounds": between,
+    "look-up": looked_up,
+    "look-up behind a layer": lambda b, q: b.op(ops.LookupOp, b.layer(q, 20), table(b)),
+    "transposed": lambda b, q: enlarged(b, q, 20, kernel=(4, 4), stride=(2, 2), padding=(1, 1)),
+    "transposed, cut off": lambda b, q: enlarged(b, q, 7, kernel=(3, 2), stride=(3, 1), padding=(2, 1)),
+    "transposed by groups": lambda b, q: enlarged(b, q, 36, kernel=(2, 3), stride=(2, 2), groups=3),
+    "resized": lambda b, q: b.op(ops.ResizeOp, q, size=(13, 9)),
+    "resized by cubic curves": lambda b, q: b.op(ops.ResizeOp, q, size=(3, 20), mode="bicubic", align_corners=True),
 }
 
 

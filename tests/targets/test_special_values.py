@@ -129,7 +129,7 @@ SIGN_OF_ZERO_LISTED = ("plus 0", "maximum", "minimum", "clamp by a tensor", "sof
 # Sums that cancel, and approximations with an error relative to their operand.
 ABSOLUTE = {"gelu": 1e-6, "gelu tanh": 1e-6, "mish": 1e-6, "tanhshrink": 1e-6}
 # Elementwise ops that no operator of PyTorch becomes: they are made by passes.
-OF_PASSES = {"quantize", "quantize_by", "dequantize", "observe"}
+OF_PASSES = {"quantize", "quantize_by", "dequantize", "observe", "lookup"}
 
 
 def operands() -> tuple[torch.Tensor, torch.Tensor]:

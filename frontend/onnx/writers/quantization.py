@@ -15,7 +15,7 @@ import torch
 
 from ....ir import DType, Value, ops
 from ....ir.ops import LayerOp
-from ....ir.ops.integers import QUANTIZED
+from ....ir.ops.integers import QUANTIZED, integer_range
 from ....ir.ops.packed import unpack_integers
 from ...registry import Inexpressible
 from ..writer import Writer, writes
@@ -32,6 +32,15 @@ def quantize(writer: Writer, op: ops.QuantizeOp) -> str:
 def quantize_by(writer: Writer, op: ops.QuantizeByOp) -> str:
     steps = writer.node("Mul", writer.name(op.x), writer.node("Reciprocal", writer.name(op.scale)))
     return writer.node("QuantizeLinear", steps, writer.number(1.0, torch.float32), writer.number(0, torch.int8))
+
+
+@writes(ops.LookupOp)
+def lookup(writer: Writer, op: ops.LookupOp) -> str:
+    places = writer.cast(writer.name(op.x), DType.I32)
+    smallest = integer_range(op.x.type.dtype)[0]
+    if smallest:
+        places = writer.node("Sub", places, writer.number(smallest, torch.int32))
+    return writer.node("Gather", writer.name(op.table), places)
 
 
 @writes(ops.PackedLinearOp)

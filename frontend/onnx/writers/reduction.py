@@ -20,14 +20,14 @@ _REDUCTIONS = {
 }
 
 
-def _numbers_of(writer: Writer, x: Value) -> str:
+def numbers_of(writer: Writer, x: Value) -> str:
     """What is averaged: 8-bit integers as f32 numbers."""
     return writer.cast(writer.name(x), DType.F32) if x.type.dtype in QUANTIZED else writer.name(x)
 
 
 @writes(*_REDUCTIONS)
 def reduce(writer: Writer, op: ops.MeanOp) -> str:
-    x = _numbers_of(writer, op.x) if isinstance(op, ops.MeanOp) else writer.name(op.x)
+    x = numbers_of(writer, op.x) if isinstance(op, ops.MeanOp) else writer.name(op.x)
     return writer.node(_REDUCTIONS[type(op)], x, writer.numbers(op.attrs.axes), keepdims=int(op.attrs.keepdim))
 
 
@@ -58,7 +58,7 @@ def avg_pool(writer: Writer, op: ops.AvgPool2dOp) -> str:
         raise Inexpressible("a window over the end of the data, of which ONNX counts other elements")
     return writer.node(
         "AveragePool",
-        _numbers_of(writer, op.x),
+        numbers_of(writer, op.x),
         kernel_shape=list(attrs.kernel),
         strides=list(attrs.stride),
         pads=[*attrs.padding, *attrs.padding],
@@ -82,7 +82,7 @@ def _ends(op: ops.MaxPool2dOp | ops.AvgPool2dOp) -> list[int]:
 def adaptive_avg_pool(writer: Writer, op: ops.AdaptiveAvgPool2dOp) -> str:
     if any(size != 1 for size in op.attrs.size):
         raise Inexpressible("windows of several sizes; only an average of all is written")
-    return writer.node("GlobalAveragePool", _numbers_of(writer, op.x))
+    return writer.node("GlobalAveragePool", numbers_of(writer, op.x))
 
 
 @writes(ops.SoftmaxOp)

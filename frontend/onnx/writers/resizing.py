@@ -8,6 +8,7 @@ import torch
 
 from ....ir import ops
 from ..writer import Writer, writes
+from .reduction import numbers_of
 
 _MODES = {"bilinear": "linear", "bicubic": "cubic"}
 
@@ -24,7 +25,7 @@ def resize(writer: Writer, op: ops.ResizeOp) -> str:
         how = ["", writer.numbers([*op.x.shape[:2], *attrs.size])]
     return writer.node(
         "Resize",
-        writer.name(op.x),
+        numbers_of(writer, op.x),
         "",
         *how,
         mode=_MODES[attrs.mode],

@@ -64,7 +64,7 @@ def select_conv3d(group: Group, context: KernelContext) -> Kernel:
 @selects(ConvTranspose2dOp)
 def select_conv_transpose2d(group: Group, context: KernelContext) -> Kernel:
     """``conv2d_transposed``, bias and epilogue fused; the result is blocked."""
-    attrs, dtype = group.anchor_as(ConvTranspose2dOp).attrs, anchor_type(group)
+    attrs, dtype = group.anchor_as(ConvTranspose2dOp).attrs, anchor_type(group, integers=True)
     data, weight, layout, epilogue = _operands(group, context)
     # Where an axis has a stride and a dilation, the weight's own zeros stand for the taps in between.
     spread = [dilation if stride > 1 else 1 for stride, dilation in zip(attrs.stride, attrs.dilation, strict=True)]
@@ -74,7 +74,8 @@ def select_conv_transpose2d(group: Group, context: KernelContext) -> Kernel:
     _, _, rows, columns = epilogue.result.type.shape
     dilation = (attrs.dilation[0] // spread[0], attrs.dilation[1] // spread[1])
     window = ((high, wide), attrs.stride, attrs.padding, dilation, attrs.groups)
-    spec = TransposedSpec(batch, channels, height, width, outputs, (rows, columns), *window, layout, dtype)
+    image = (batch, channels, height, width, outputs, (rows, columns))
+    spec = TransposedSpec(*image, *window, layout, dtype, attrs.zero_point)
     return layer_kernel("conv2d_transposed", spec, context, (data, weight), epilogue)
 
 

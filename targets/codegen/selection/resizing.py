@@ -19,7 +19,7 @@ def select_resize(group: Group, context: KernelContext) -> Kernel:
     block = data.type.channel_block
     rows, columns = op.taps(0), op.taps(1)
     counts = (rows.places.shape[1], columns.places.shape[1])
-    spec = resize.ResizeSpec(*op.x.shape, *op.attrs.size, *counts, block, anchor_type(group, wide=True))
+    spec = resize.ResizeSpec(*op.x.shape, *op.attrs.size, *counts, block, anchor_type(group, integers=True, wide=True))
     number = torch.float64 if spec.number == "float64" else torch.float32
     tables = [
         torch.cat([one.flatten() for one in (tall, wide if block else wide.t())])

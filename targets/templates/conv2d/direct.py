@@ -75,6 +75,7 @@ class Image:
     """One image of the batch, which a unit computes a part of: where it is read, and where its results go."""
 
     first_weight: Index = 0
+    first_sums: Index = 0  # where what its sums start from begins, for writers that have a table of that
 
     def __init__(self, conv: ConvolutionWriter, index: Index) -> None:
         self.conv = conv
@@ -138,7 +139,7 @@ class ConvolutionWriter:
         self.units = min(knobs.spatial_units, self.row_tiles)
         self.groups = output_groups(spec, target, knobs.vectors)
 
-    def first_sum(self, output_block: Index, y: Index, x: int) -> Expr:
+    def first_sum(self, image: Image, output_block: Index, y: Index, x: int) -> Expr:
         """What the sums of one vector start from, at a position or at one of which the same taps read padding."""
         return constant(0, self.lanes, self.arithmetic.sum_type)
 
@@ -271,7 +272,7 @@ class _TileWriter:
         for index, row, column, vector in self._places():
             y = (self.y if self.rows.taps is None else self.rows.start) + row
             x = (self.x if self.columns.taps is None else self.columns.start) + column
-            self.tile[index] = self.conv.first_sum(self.group.first_output + vector, y, x)
+            self.tile[index] = self.conv.first_sum(self.group.image, self.group.first_output + vector, y, x)
 
     def _last_chunk(self) -> None:
         full = self.group.full_blocks

@@ -9,8 +9,9 @@ remain.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from tvm import tirx
@@ -24,8 +25,11 @@ from ..vector.operand_types import is_integer
 from . import direct as conv2d
 from . import spec as conv2d_spec
 from .borders import BorderClasses, border_table
-from .direct import ConvolutionWriter
+from .direct import ConvolutionWriter, Image
 from .spec import Conv2dKnobs, Conv2dSpec, output_groups
+from .transposed import TransposedSpec
+
+ConvolutionT = TypeVar("ConvolutionT", Conv2dSpec, TransposedSpec)
 
 
 def supports(spec: Conv2dSpec, target: Cpu) -> bool:
@@ -38,11 +42,18 @@ def candidates(spec: Conv2dSpec, target: Cpu) -> list[Conv2dKnobs]:
 
     Weights that do not stay in L1 are prefetched: even from L2 they come too late otherwise.
     """
+    return word_candidates(spec, target, conv2d.candidates)
+
+
+def word_candidates(
+    spec: ConvolutionT, target: Cpu, candidates: Callable[[ConvolutionT, Cpu], list[Conv2dKnobs]]
+) -> list[Conv2dKnobs]:
+    """`candidates` for words of channels, given those for channels."""
     spare = replace(target, vector_registers=target.vector_registers - dot_product(target, spec.dtype).extra_registers)
     if spec.groups > 1:
-        found = conv2d.candidates(spec, spare)
+        found = candidates(spec, spare)
     else:
-        in_words = conv2d.candidates(replace(spec, c=-(-spec.c // WORD)), spare)
+        in_words = candidates(replace(spec, c=-(-spec.c // WORD)), spare)
         found = [replace(knobs, block_chunk=WORD * knobs.block_chunk) for knobs in in_words]
     weight_bytes = spec.o * spec.c // spec.groups * spec.kernel[0] * spec.kernel[1]
     return found if 2 * weight_bytes <= target.l1_bytes else sorted(found, key=lambda knobs: not knobs.prefetch)
@@ -77,7 +88,7 @@ def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue 
 
     def body(main: Sequence[Buffer], out: Output) -> None:
         words = view_as(main[0], "int32", data_bytes // WORD), view_as(main[1], "int32", weight_bytes // WORD)
-        writer = _Writer(spec, target, knobs, *words, out, products)
+        writer = CompensatedWriter(spec, target, knobs, *words, out, products)
         if table:
             writer.start_from(view_table(main[1], weight_bytes, table), rows, columns)
         writer.write()
@@ -85,8 +96,8 @@ def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue 
     return make_prim_func("conv2d_int8", inputs, output, body, epilogue)
 
 
-class _Writer(ConvolutionWriter):
-    """Starts sums from the table of compensations."""
+class CompensatedWriter(ConvolutionWriter):
+    """Starts sums from a table of compensations [row class, column class, output], one for each kind of image."""
 
     arithmetic: DotProduct
     table: Buffer = None
@@ -97,9 +108,9 @@ class _Writer(ConvolutionWriter):
         self.row_classes = rows
         self.column_classes = columns
 
-    def first_sum(self, output_block: Index, y: Index, x: int) -> Expr:
+    def first_sum(self, image: Image, output_block: Index, y: Index, x: int) -> Expr:
         """The compensation of one vector at a position."""
         if self.table is None:
-            return super().first_sum(output_block, y, x)
+            return super().first_sum(image, output_block, y, x)
         place = self.row_classes.of(y) * len(self.column_classes.representatives) + self.column_classes.of(x)
-        return load(self.table, (place * self.output_blocks + output_block) * self.lanes, self.lanes)
+        return load(self.table, image.first_sums + (place * self.output_blocks + output_block) * self.lanes, self.lanes)

@@ -50,8 +50,8 @@ class TransposedSpec:
         Rows and columns cut off before the result.
     dilation
         1 along an axis whose stride is not 1.
-    groups, input_layout, dtype
-        As in `Conv2dSpec`; float32 or bfloat16.
+    groups, input_layout, dtype, zero_point
+        As in `Conv2dSpec`.
     """
 
     n: int
@@ -67,6 +67,7 @@ class TransposedSpec:
     groups: int = 1
     input_layout: Literal["blocked", "plain"] = "blocked"
     dtype: str = "float32"
+    zero_point: int = 0
 
     def __post_init__(self) -> None:
         positive = (self.n, self.c, self.h, self.w, self.o, self.groups, *self.out)
@@ -76,7 +77,7 @@ class TransposedSpec:
             raise ValueError(f"an axis has a stride or a dilation, not both: {self}")
         if self.c % self.groups or self.o % self.groups:
             raise ValueError(f"groups={self.groups} must divide c={self.c} and o={self.o}")
-        check_operands(self.dtype)
+        check_operands(self.dtype, self.zero_point)
 
     @property
     def macs(self) -> int:
@@ -200,6 +201,7 @@ def _phase_spec(spec: TransposedSpec, rows: PhaseRun, columns: PhaseRun) -> Phas
         groups=spec.groups,
         input_layout=spec.input_layout,
         dtype=spec.dtype,
+        zero_point=spec.zero_point,
         phases=rows.count * columns.count,
     )
 
@@ -221,18 +223,18 @@ def candidates(spec: TransposedSpec, target: Cpu) -> list[Conv2dKnobs]:
 
 def pack_weight(spec: TransposedSpec, target: Cpu, knobs: Conv2dKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder a weight of shape (o, c / groups, kh, kw) phase by phase; flat."""
+    parts = phase_taps(spec, weight)
+    return torch.cat([conv2d_spec.pack_weight(phases.spec, target, knobs, taps) for phases, taps in parts])
+
+
+def phase_taps(spec: TransposedSpec, weight: torch.Tensor) -> Iterator[tuple[Phases, torch.Tensor]]:
+    """The weight of each phase's convolution, (o, c / groups, taps, taps), in the order in which they are packed."""
     check_weight_shape(weight, (spec.o, spec.c // spec.groups, *spec.kernel))
     height, width = (max(stride - kernel, 0) for stride, kernel in zip(spec.stride, spec.kernel, strict=True))
     weight = functional.pad(weight, (0, width, 0, height))
-    return torch.cat(
-        [
-            conv2d_spec.pack_weight(
-                phases.spec, target, knobs, weight[:, :, row :: spec.stride[0], column :: spec.stride[1]].flip(2, 3)
-            )
-            for phases in all_phases(spec)
-            for row, column in phases.taps()
-        ]
-    )
+    for phases in all_phases(spec):
+        for row, column in phases.taps():
+            yield phases, weight[:, :, row :: spec.stride[0], column :: spec.stride[1]].flip(2, 3)
 
 
 def build(spec: TransposedSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
@@ -249,7 +251,7 @@ def build(spec: TransposedSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilo
     def body(main: Sequence[Buffer], out: Output) -> None:
         first_weight = 0
         for phases in every:
-            writer = _Writer(phases.spec, target, knobs, main[0], main[1], out)
+            writer = PhaseWriter(phases.spec, target, knobs, main[0], main[1], out)
             writer.place(spec, phases, first_weight)
             writer.write()
             first_weight += phases.weight_size(target, knobs) * phases.spec.phases
@@ -257,17 +259,18 @@ def build(spec: TransposedSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilo
     return make_prim_func("conv2d_transposed", inputs, output, body, epilogue)
 
 
-class _Phase(Image):
+class PhaseImage(Image):
     """One phase of one image."""
 
-    conv: _Writer
+    conv: PhaseWriter
 
-    def __init__(self, conv: _Writer, index: Index) -> None:
+    def __init__(self, conv: PhaseWriter, index: Index) -> None:
         self.phases, self.whole = conv.phases, conv.whole
         rows, columns = self.phases.rows, self.phases.columns
         self.row, self.column, n = split_index(index, (rows.count, columns.count, self.whole.n))
         phase = self.row * columns.count + self.column
-        self.first_weight = conv.first_weight + phase * self.phases.weight_size(conv.target, conv.knobs)
+        self.first_weight = conv.first_weight + phase * conv.phase_weights
+        self.first_sums = conv.first_sums + phase * conv.phase_sums
         super().__init__(conv, n)
 
     def at(self, block: Index, y: Index, x: Index) -> VectorAt:
@@ -279,13 +282,15 @@ class _Phase(Image):
         return VectorAt((self.n, block * lanes, y, x), 1, lanes, flat)
 
 
-class _Writer(ConvolutionWriter):
+class PhaseWriter(ConvolutionWriter):
     """Writes phases that are alike."""
 
-    image = _Phase
+    image = PhaseImage
     whole: TransposedSpec
     phases: Phases
     first_weight: int
+    first_sums = 0
+    phase_sums = 0
 
     def write(self) -> None:
         """Phases of one stretch of rows follow one another, so that their results fill it while it is in cache."""
@@ -301,6 +306,7 @@ class _Writer(ConvolutionWriter):
     def place(self, whole: TransposedSpec, phases: Phases, first_weight: int) -> None:
         """Say which phases of what these are, and where their weights begin."""
         self.whole, self.phases, self.first_weight = whole, phases, first_weight
+        self.phase_weights = phases.weight_size(self.target, self.knobs) // self.arithmetic.packing
 
 
 __all__ = ["Conv2dKnobs", "TransposedSpec", "all_phases", "build", "candidates", "pack_weight"]

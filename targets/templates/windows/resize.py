@@ -19,6 +19,7 @@ from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.builder import Output, RegisterTile, bind, broadcast, load, loop, make_prim_func, store
+from ..vector.vectors import cast
 from .window_loops import row_pieces
 
 UNROLLED_TAPS = 8  # of an axis; more are a loop
@@ -34,6 +35,9 @@ class ResizeSpec:
         Elements that a new one is made of along each axis.
     block
         Channels of a block, 0 where the images are row-major.
+    dtype
+        Element type of the images. What is mixed is float32, or float64 of such; 8-bit integers have weights of which
+        float32 sums are exact.
     """
 
     n: int
@@ -119,7 +123,7 @@ class _RowWriter:
             def term(tap: Index) -> Expr:
                 start = starts[tap] if few else self._row(plane, y, tap)
                 weight = weights[tap] if few else self.weights[y * spec.rows + tap]
-                return load(self.data, start + first, lanes) * broadcast(weight, lanes)
+                return cast(load(self.data, start + first, lanes), spec.number) * broadcast(weight, lanes)
 
             store(mixed, first, self._sum(spec.rows, term, lanes), lanes)
 

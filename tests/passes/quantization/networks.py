@@ -27,7 +27,8 @@ from tersor.passes import PassManager, PassOutcome, as_pipeline
 from tersor.tests.random_graphs import GraphBuilder
 
 SHAPE = (1, 8, 10, 10)
-STEPS = "quantize-annotate,quantize-calibrate,bias-correction,quantize-realize"  # `quantize`, but for fusion
+# `quantize`, but for fusion.
+STEPS = "quantize-annotate,quantize-calibrate,bias-correction,quantize-realize,activation-tables"
 FEWEST_DECIBELS = 27.0  # of one layer or two in 8 bits; a wrong scale or zero point leaves less than 10
 
 
@@ -107,6 +108,15 @@ def normalized(b: GraphBuilder, x: Value) -> Value:
     return b.conv(b.op(ReluOp, b.op(AddOp, scaled, b.weight(16, 1, 1))), 4)
 
 
+def decoded(b: GraphBuilder, x: Value) -> Value:
+    """As in a U-Net: resized and joined with what was there before, and enlarged by a transposed convolution."""
+    skip = b.op(ReluOp, b.conv(x, 8))
+    small = b.op(ReluOp, b.conv(b.op(MaxPool2dOp, skip, kernel=(2, 2), stride=(2, 2)), 12))
+    joined = b.op(ConcatOp, b.op(ops.ResizeOp, small, size=(10, 10)), skip, axis=1)
+    weight, bias = b.weight(6, 20, 4, 4), b.weight(6)
+    return b.op(ops.ConvTranspose2dOp, b.op(ReluOp, joined), weight, bias, stride=(2, 2), padding=(1, 1))
+
+
 NETWORKS: dict[str, Callable[[GraphBuilder, Value], Value]] = {
     "convolution": lambda b, x: b.conv(x, 8),
     "without bias": lambda b, x: b.conv(b.op(ReluOp, b.conv(x, 8, bias=False)), 8, bias=False),
@@ -123,4 +133,5 @@ NETWORKS: dict[str, Callable[[GraphBuilder, Value], Value]] = {
     "pad": padded,
     "moves": moved,
     "normalized": normalized,
+    "decoder": decoded,
 }
