@@ -83,20 +83,20 @@ def find_function(quantize: Op, position: Mapping[Op, int]) -> ByteFunction | No
             return found
         inside.add(latest)
         frontier.remove(latest.result)
-        frontier.update(value for index, value in enumerate(latest.inputs) if not _is_parameter(latest, index))
+        frontier.update(value for value in latest.inputs if not _is_number(value))
 
 
 def _may_join(op: Op, inside: set[Op]) -> bool:
     """Whether an op is of single numbers and of tensors as large as its result, which only the function reads."""
     if not op.elementwise or len(op.results) != 1 or op.result.is_output or not inside.issuperset(op.result.users):
         return False
-    varying = [value for index, value in enumerate(op.inputs) if not _is_parameter(op, index)]
+    varying = [value for value in op.inputs if not _is_number(value)]
     return bool(varying) and all(value.shape == op.result.shape for value in varying)
 
 
-def _is_parameter(op: Op, index: int) -> bool:
-    known = tensor(op.inputs[index])
-    return known is not None and (known.numel() == 1 or index in op.whole_operands)
+def _is_number(value: Value) -> bool:
+    known = tensor(value)
+    return known is not None and known.numel() == 1
 
 
 def kernel_of(function: ByteFunction, position: Mapping[Op, int]) -> tuple[Graph, ByteFunction]:

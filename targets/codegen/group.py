@@ -75,6 +75,11 @@ class Group:
         return self.op.result
 
     @property
+    def tables(self) -> frozenset[Value]:
+        """Those of `epilogue_operands` of which each element of the result may need any number."""
+        return frozenset(self.outer(op.inputs[index]) for op in self.epilogue for index in op.whole_operands)
+
+    @property
     def epilogue_operands(self) -> tuple[Value, ...]:
         """The graph's values that the epilogue reads, each once; what a `FullOp` inside the body fills in is none."""
         inside = {result for op in (*self.epilogue, *((self.anchor,) if self.anchor else ())) for result in op.results}

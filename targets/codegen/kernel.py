@@ -236,13 +236,8 @@ class FusedEpilogue:
         self.result = result
         self._kernel_shape = tuple(kernel_shape or result.type.shape)
         self._values = group.epilogue_operands
-        tables = {
-            op.operands[index] for op in group.epilogue for index in op.whole_operands if op.operands[index] is not None
-        }
-        tables = {group.outer(value) for value in tables}
-        pairs = [
-            _table(value, context) if value in tables else _operand(value, context, result) for value in self._values
-        ]
+        tables = group.tables
+        pairs = [_table(one, context) if one in tables else _operand(one, context, result) for one in self._values]
         self._has_bias = bias is not None
         if bias is not None:
             pairs.insert(0, _operand(bias, context, result, per_channel=True))

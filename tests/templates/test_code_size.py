@@ -105,6 +105,8 @@ SPECS: dict[str, list[Any]] = {
         TransposedSpec(1, 21, 16, 16, 21, (512, 512), (64, 64), (32, 32), (16, 16), dtype="bfloat16"),
         TransposedSpec(2, 3, 200, 1, 64, (997, 7), (31, 7), (5, 1), (15, 0), (1, 3), input_layout="plain"),
         TransposedSpec(1, 64, 9, 9, 64, (19, 19), (3, 3), groups=64),
+        TransposedSpec(1, 56, 60, 60, 24, (180, 180), (9, 9), (3, 3), (4, 4), dtype="uint8", zero_point=100),
+        TransposedSpec(1, 64, 9, 9, 64, (19, 19), (3, 3), groups=64, dtype="int8"),
     ],
     "conv3d": [
         VolumeSpec(1, 64, 28, 28, 64, (3, 3), padding=(1,) * 4, d=8, depth_kernel=3, depth_padding=(1, 1)),

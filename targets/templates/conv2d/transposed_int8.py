@@ -6,7 +6,7 @@ what corrects the zero point for the taps that remain, which each phase has a ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from tvm import tirx
@@ -81,9 +81,10 @@ def _zero(spec: TransposedSpec, target: Cpu) -> int:
     return spec.zero_point + dot_product(target, spec.dtype).offset
 
 
-def _classes(phases: Phases) -> Iterator[BorderClasses]:
-    """Classes of the rows, then of the columns."""
-    return map(BorderClasses, phases.spec.windows())
+def _classes(phases: Phases) -> tuple[BorderClasses, BorderClasses]:
+    """Classes of the rows, and of the columns."""
+    rows, columns = phases.spec.windows()
+    return BorderClasses(rows), BorderClasses(columns)
 
 
 def _table_size(phases: Phases, outputs: int) -> int:
