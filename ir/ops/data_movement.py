@@ -12,6 +12,7 @@ from ..core import Attrs, Op, Operand
 from ..errors import IRError
 from ..traits import ChannelFlow, Cost, Narrowing, OnIntegers, Storage
 from ..types import DType, TensorType, broadcast_shapes
+from .constant import FullOp, WeightOp
 
 
 class StridedOp(Op):
@@ -276,6 +277,11 @@ class EmbeddingOp(TableOp, name="embedding"):
     """Rows of a table [V, D] picked by an integer tensor [...] -> [..., D]."""
 
     absorbing = (0,)
+
+    @property
+    def on_integers(self) -> OnIntegers:
+        """Rows of a tensor that is computed mean what they meant; a constant table has a scale of its own for each."""
+        return OnIntegers.NOTHING if isinstance(self.table.op, WeightOp | FullOp) else OnIntegers.MOVES
 
     def infer_types(self) -> tuple[TensorType, ...]:
         table, indices = self.table.type, self.indices.type

@@ -66,6 +66,7 @@ from .tidy import tidy
 _RULE = "activation-tables"
 _BATCHES = 8  # of the calibration data, that are looked at
 _CHEAP = (HardSigmoidOp, HardSwishOp, LeakyReluOp)
+MOST_LOSS = 6.0  # dB: one bit
 _PLACES = 2048  # at which a function is looked at to find the ends that do not matter
 
 
@@ -82,7 +83,7 @@ class ActivationTables(Pass):
         Whether only tables stay that the target measures faster, or all.
     """
 
-    max_loss: float = 6.0
+    max_loss: float = MOST_LOSS
     keep: Keep = Keep.FASTER
 
     exactness = Exactness.APPROXIMATE

@@ -110,7 +110,7 @@ class IntegerGraph:
         elif isinstance(op, LayerOp) and first is not None and op in self._layers:
             self._sum(op, first)
         elif first is not None and op.on_integers is OnIntegers.MOVES and _can_move(op, stored):
-            self._move(op, [one for one in stored if one is not None])
+            self._move(op, first.step)
         elif first is not None and op.on_integers is OnIntegers.MEANS and can_average(op, first.step):
             self._average(op, first)
         else:
@@ -180,13 +180,14 @@ class IntegerGraph:
         rewriter.replace(op, number.result)
         prune(rewriter, operands)
 
-    def _move(self, op: Op, parts: list[Stored]) -> None:
+    def _move(self, op: Op, step: QuantizationStep) -> None:
         if not self._rewriter.commit(self._rule, op):
             return
-        step, attrs = parts[0].step, op.attrs
+        attrs = op.attrs
         if isinstance(op, PadOp):
             attrs = replace(attrs, value=float(step.zero_point))
-        moved = self._rewriter.create(type(op), [part.integers for part in parts], attrs)
+        operands = [self.stored[value].integers if value in self.stored else value for value in op.inputs]
+        moved = self._rewriter.create(type(op), operands, attrs)
         self.stored[op.result] = Stored(moved.result, step)
 
     def _average(self, op: Op, x: Stored) -> None:
@@ -266,8 +267,9 @@ def _of_one_type(op: ProductOp, stored: Mapping[Value, Stored]) -> bool:
 
 
 def _can_move(op: Op, stored: list[Stored | None]) -> bool:
-    """Whether all operands have integers that mean the same, and what ``op`` adds to them has a meaning too."""
-    steps = {None if one is None else one.step for one in stored}
+    """Whether all numbers have integers that mean the same, and what ``op`` adds to them has a meaning too."""
+    numbers = [one for value, one in zip(op.inputs, stored, strict=True) if value.type.dtype.is_floating]
+    steps = {None if one is None else one.step for one in numbers}
     return len(steps) == 1 and not (isinstance(op, PadOp) and op.attrs.value)
 
 

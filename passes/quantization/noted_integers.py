@@ -142,7 +142,8 @@ class _Notes:
                 if attrs.value != self.steps[op.x].zero_point:
                     raise _Unknown
                 attrs = replace(attrs, value=0.0)
-            moved = self.rewriter.create(type(op), [self.numbers[value] for value in op.inputs], attrs)
+            operands = [self.numbers.get(value, value) for value in op.inputs]
+            moved = self.rewriter.create(type(op), operands, attrs)
             self._note(op.result, moved.result)
         elif op.on_integers is OnIntegers.MEANS and can_average(op, self.steps[op.inputs[0]]):
             self._mean(op)

@@ -4,7 +4,7 @@
 
     quantize{method=percentile:99.99}  =  equalize-concat,equalize-attention,smooth-quant,
                                           quantize-annotate,quantize-calibrate{method=percentile:99.99},
-                                          bias-correction,quantize-realize,fuse
+                                          bias-correction,quantize-realize,activation-tables,fuse
 
 Accuracy passes that move numbers between activations and weights (`Pass.before_notes`) come before the first step.
 Groups made by ``fuse`` are taken apart first. Afterwards everything is fused, also if it was not before: scaling and
@@ -23,7 +23,7 @@ from ..fuse import Fuse
 from ..pipeline import parse_pipeline
 from ..referee import Keep
 from ..registry import register_pass
-from .activation_tables import ActivationTables
+from .activation_tables import MOST_LOSS, ActivationTables
 from .annotate import QuantizeAnnotate
 from .calibrate import QuantizeCalibrate
 from .calibrators.registry import CALIBRATORS
@@ -62,6 +62,9 @@ class Quantize(Pass):
         Other ways to compute layers than on 8-bit integers, where they are faster: ``bf16``, ``f16``, and for linear
         layers ``int4`` and ``int8`` (weights only), ``int4-dynamic`` and ``int8-dynamic`` (rows are rounded at run
         time), or a list of these. Under a budget each layer has the choice of all of them, integers and float32.
+    table_loss
+        Decibels of its signal-to-noise ratio that a value may lose where its activation becomes a table
+        (``activation-tables``); none under a budget.
     """
 
     activations: Annotated[DType, QUANTIZED] = DType.U8
@@ -73,6 +76,7 @@ class Quantize(Pass):
     min_sqnr: float | None = None
     max_drop: float | None = None
     others: Annotated[str | tuple[str, ...], WAYS] = ()
+    table_loss: float = MOST_LOSS
 
     exactness = Exactness.APPROXIMATE
     measures = True
@@ -80,7 +84,7 @@ class Quantize(Pass):
     def __post_init__(self) -> None:
         QuantizeAnnotate(self.activations, self.skip, self.weight_bits)
         QuantizeCalibrate(self.method)
-        _ = self._realize
+        _ = self._realize, self._tables
         _ = self.corrections  # raises what is wrong with their names
 
     @property
@@ -93,9 +97,13 @@ class Quantize(Pass):
         return QuantizeRealize(self.keep, self.min_sqnr, self.max_drop, self.others)
 
     @property
+    def _tables(self) -> ActivationTables:
+        """Without those that cost accuracy, which a budget does not know of."""
+        return ActivationTables(0.0 if self._realize.budget else self.table_loss, self.keep)
+
+    @property
     def steps(self) -> tuple[Pass, ...]:
         first = tuple(one for one in self.corrections if one.before_notes)
         then = tuple(one for one in self.corrections if not one.before_notes)
         notes = (QuantizeAnnotate(self.activations, self.skip, self.weight_bits), QuantizeCalibrate(self.method))
-        tables = ActivationTables(0.0, self.keep) if self._realize.budget else ActivationTables(keep=self.keep)
-        return (*first, *notes, *then, self._realize, tables, Fuse())
+        return (*first, *notes, *then, self._realize, self._tables, Fuse())

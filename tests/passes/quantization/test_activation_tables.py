@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tersor.ir import DType, Graph, TensorType, Value, structurally_equal
+from tersor.ir import DType, Graph, TensorType, TersorError, Value, structurally_equal
 from tersor.ir.ops import (
     AddOp,
     GeluOp,
@@ -172,8 +172,10 @@ def test_a_budget_is_not_spent_twice():
     graph = activated(lambda b, x: b.op(SiluOp, x))
     assert "lookup" in str(quantized(graph, "quantize").graph)
     assert "lookup" not in str(quantized(graph, "quantize{min_sqnr=20}").graph)
+    assert "lookup" not in str(quantized(graph, "quantize{table_loss=0}").graph)
 
 
 def test_options_are_checked():
-    with pytest.raises(Exception, match="max_loss must be 0 dB or more, not -1"):
-        as_pipeline(f"{PASS}{{max_loss=-1}}")
+    for text in (f"{PASS}{{max_loss=-1}}", "quantize{table_loss=-1}"):
+        with pytest.raises(TersorError, match="max_loss must be 0 dB or more, not -1"):
+            as_pipeline(text)
