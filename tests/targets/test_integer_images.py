@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -50,7 +52,12 @@ def enlargements(draw: st.DrawFn) -> Case:
     grown = tuple(
         min(max(0, spec.out[axis] - whole[axis]), max(spec.stride[axis], spec.dilation[axis]) - 1) for axis in range(2)
     )
-    window = {"stride": spec.stride, "padding": spec.padding, "output_padding": grown, "dilation": spec.dilation}
+    window: dict[str, Any] = {
+        "stride": spec.stride,
+        "padding": spec.padding,
+        "output_padding": grown,
+        "dilation": spec.dilation,
+    }
     x = b.graph.inputs[0]
     bias = b.int_bias(spec.o) if draw(st.booleans()) else None
     sums = b.op(ops.ConvTranspose2dOp, x, weight, bias, groups=spec.groups, zero_point=zero, **window)
@@ -109,7 +116,7 @@ def resizings(draw: st.DrawFn) -> Case:
     b = image(kind, draw(st.integers(1, 2)), draw(st.integers(1, 20)), *(draw(st.integers(1, 9)) for _ in range(2)))
     size = tuple(draw(st.integers(1, 20)) for _ in range(2))
     scales = tuple(draw(st.sampled_from((0.0, 0.7, 2.0, 1.9))) for _ in range(2))
-    how = {"mode": draw(st.sampled_from(("bilinear", "bicubic"))), "align_corners": draw(st.booleans())}
+    how: dict[str, Any] = {"mode": draw(st.sampled_from(("bilinear", "bicubic"))), "align_corners": draw(st.booleans())}
     mixed = b.op(ops.ResizeOp, b.graph.inputs[0], size=size, scales=scales, **how)
     number = b.op(ops.MulOp, b.op(ops.SubOp, mixed, b.number(zero)), b.number(0.037))
     return b.done(mixed, b.quantize(number, draw(KINDS), scale=0.05)), draw(EXTREMES)

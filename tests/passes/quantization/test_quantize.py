@@ -28,7 +28,8 @@ def test_networks(name: str, activations: str):
     b = builder()
     graph = b.done(NETWORKS[name](b, b.graph.inputs[0]))
     before = str(graph)
-    outcome = quantized(graph, STEPS.replace("annotate", f"annotate{{activations={activations}}}"))
+    steps = STEPS.replace("annotate", f"annotate{{activations={activations}}}")
+    outcome = quantized(graph, f"{steps},activation-tables")
     after = outcome.graph
     assert str(graph) == before, "the graph that was passed in has changed"
     assert decibels(graph, after) > FEWEST_DECIBELS
@@ -51,7 +52,7 @@ def test_nothing_big_is_stored_as_f32(name: str):
     big = [op.name for op in fused.ops if op.inputs and op.result.type.dtype is DType.F32 and not op.result.is_output]
     assert len(big) == (1 if name == "gate" else 0)
     assert structurally_equal(quantized(graph, "fuse,quantize").graph, fused)
-    assert structurally_equal(quantized(graph, f"{STEPS},fuse").graph, fused)
+    assert structurally_equal(quantized(graph, f"{STEPS},activation-tables,fuse").graph, fused)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
