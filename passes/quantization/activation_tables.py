@@ -11,7 +11,8 @@ After::
     %4 = lookup(%1, %table)                           : u8[1,64,56,56]      table: u8[256]
 
 Whatever stands between one value of 8-bit integers and a ``quantize`` is a function of 256 integers, if it reads single
-numbers besides. The table holds what the interpreter computes, so nothing is lost.
+numbers besides. The table holds what the interpreter computes, so nothing is lost. Bounds, sums and products alone
+stay.
 
 In front of an activation behind a layer there are no integers, but sums. If these are rounded as well, the table saves
 the activation's arithmetic in the layer's kernel::
@@ -65,6 +66,7 @@ from .tidy import tidy
 
 _RULE = "activation-tables"
 _BATCHES = 8  # of the calibration data, that are looked at
+_FUNCTIONS = (FloatUnaryOp, PowOp, DivOp)
 _CHEAP = (HardSigmoidOp, HardSwishOp, LeakyReluOp)
 MOST_LOSS = 6.0  # dB: one bit
 _PLACES = 2048  # at which a function is looked at to find the ends that do not matter
@@ -121,16 +123,16 @@ class ActivationTables(Pass):
     ) -> list[_Table]:
         """What could be a table, in execution order."""
         found = (find_function(op, position) for op in graph.ops if isinstance(op, QuantizeOp))
-        functions = [one for one in found if one is not None]
-        loose = [one for one in functions if not one.is_of_integers and _is_costly(one)]
-        samples = _samples(graph, loose, context) if self.max_loss else {}
+        functions = [one for one in found if one is not None and _has_function(one)]
+        costly = [one for one in functions if not one.is_of_integers and _is_costly(one)]
+        samples = _samples(graph, costly, context) if self.max_loss else {}
         tables = []
         for function in functions:
             if function.is_of_integers:
                 tables.append(_Table(function))
-            elif function.value in samples:
+            elif samples and function in costly:
                 step, before, after = _first_rounding(function, samples[function.value])
-                if before - after <= self.max_loss:
+                if after >= before - self.max_loss:
                     tables.append(_Table(function, step, f"SQNR {before:.1f} -> {after:.1f} dB"))
                 else:
                     reason = f"rounding its operand leaves {after:.1f} of {before:.1f} dB"
@@ -147,8 +149,14 @@ class _Table:
     remark: str = ""
 
 
+def _has_function(function: ByteFunction) -> bool:
+    """Whether it is more than bounds, sums and products."""
+    return any(isinstance(op, _FUNCTIONS) for op in function.ops)
+
+
 def _is_costly(function: ByteFunction) -> bool:
-    return any(isinstance(op, FloatUnaryOp | PowOp | DivOp) and not isinstance(op, _CHEAP) for op in function.ops)
+    """Whether it takes more instructions than a look-up."""
+    return any(isinstance(op, _FUNCTIONS) and not isinstance(op, _CHEAP) for op in function.ops)
 
 
 def _samples(graph: Graph, functions: Sequence[ByteFunction], context: PassContext) -> dict[Value, torch.Tensor]:

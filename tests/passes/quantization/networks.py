@@ -114,7 +114,7 @@ def decoded(b: GraphBuilder, x: Value) -> Value:
     small = b.op(ReluOp, b.conv(b.op(MaxPool2dOp, skip, kernel=(2, 2), stride=(2, 2)), 12))
     joined = b.op(ConcatOp, b.op(ops.ResizeOp, small, size=(10, 10)), skip, axis=1)
     weight, bias = b.weight(6, 20, 4, 4), b.weight(6)
-    return b.op(ops.ConvTranspose2dOp, b.op(ReluOp, joined), weight, bias, stride=(2, 2), padding=(1, 1))
+    return b.op(ops.ConvTranspose2dOp, joined, weight, bias, stride=(2, 2), padding=(1, 1))
 
 
 def picked(b: GraphBuilder, x: Value) -> Value:

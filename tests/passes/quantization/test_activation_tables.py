@@ -58,8 +58,7 @@ FUNCTIONS: dict[str, Build] = {
     "gelu": lambda b, x: b.op(GeluOp, x),
     "swish": swish,
     "shifted": shifted,
-    "bounds": lambda b, x: b.op(ReluOp, x),
-    "other integers": lambda b, x: x,
+    "bounds behind it": lambda b, x: b.op(ReluOp, b.op(GeluOp, x)),
     "hard": lambda b, x: b.op(HardSwishOp, x),
 }
 
@@ -75,14 +74,20 @@ def test_functions_of_integers(name: str, types: tuple[DType, DType]):
     assert structurally_equal(run_passes(found, PASS), found)
 
 
+@pytest.mark.parametrize("build", [lambda b, x: x, lambda b, x: b.op(ReluOp, x)])
+def test_bounds_and_other_steps_stay(build: Build):
+    graph = of_integers(build, (DType.U8, DType.U8))
+    assert structurally_equal(run_passes(graph, PASS), graph)
+
+
 def test_functions_of_more_than_one_value_stay():
     b = IntegerBuilder({"x": TensorType((1, 16, 4, 4), DType.U8), "y": TensorType((1, 16, 4, 4), DType.U8)})
     for q in b.graph.inputs:
         b.meaning[q] = (0.05, 100)
     x, y = map(b.dequantize, b.graph.inputs)
     graph = b.done(
-        b.quantize(b.op(AddOp, x, y)),
-        b.quantize(b.op(MulOp, b.dequantize(b.graph.inputs[0]), b.constant(torch.rand(16, 1, 1)))),
+        b.quantize(b.op(SiluOp, b.op(AddOp, x, y))),
+        b.quantize(b.op(SiluOp, b.op(MulOp, b.dequantize(b.graph.inputs[0]), b.constant(torch.rand(16, 1, 1))))),
     )
     assert structurally_equal(run_passes(graph, PASS), graph)
 

@@ -28,8 +28,7 @@ def test_networks(name: str, activations: str):
     b = builder()
     graph = b.done(NETWORKS[name](b, b.graph.inputs[0]))
     before = str(graph)
-    steps = STEPS.replace("annotate", f"annotate{{activations={activations}}}")
-    outcome = quantized(graph, f"{steps},activation-tables")
+    outcome = quantized(graph, STEPS.replace("annotate", f"annotate{{activations={activations}}}"))
     after = outcome.graph
     assert str(graph) == before, "the graph that was passed in has changed"
     assert decibels(graph, after) > FEWEST_DECIBELS
