@@ -137,6 +137,8 @@ class _Notes:
         elif isinstance(op, DequantizeOp):
             self._read(op, op.x, op.scale)
         elif op.on_integers is OnIntegers.MOVES:
+            if not self._mean_the_same(op):
+                raise _Unknown
             attrs = op.attrs
             if isinstance(op, PadOp):
                 if attrs.value != self.steps[op.x].zero_point:
@@ -149,6 +151,11 @@ class _Notes:
             self._mean(op)
         else:
             raise _Unknown
+
+    def _mean_the_same(self, op: Op) -> bool:
+        """Whether all integers that an op moves have one step, which those that were free may not."""
+        scales = [self.steps[value].scale for value in op.inputs if value in self.steps]
+        return max(scales) - min(scales) <= _SAME * max(scales)
 
     def _note(self, integers: Value, number: Value) -> None:
         step = self.steps[integers]

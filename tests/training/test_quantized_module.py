@@ -13,7 +13,7 @@ from torch import nn
 import tersor
 from tersor.frontend import from_torch
 from tersor.ir import DType, Graph, TersorError, Value, parse, structurally_equal
-from tersor.ir.ops import Conv2dOp, LinearOp, ObserveOp, WeightOp
+from tersor.ir.ops import ConcatOp, Conv2dOp, LinearOp, MaxPool2dOp, ObserveOp, ReluOp, ResizeOp, WeightOp
 from tersor.tests.passes.quantization.networks import FEWEST_DECIBELS, NETWORKS, builder, data, decibels, quantized
 from tersor.tests.training.networks import (
     KEEP_NORMS,
@@ -256,6 +256,19 @@ def test_integers_of_every_network_get_their_notes_back(name: str):
     nudged(module, x)
     assert same_ops(from_torch(module, x), module.integer_graph())
     assert decibels(exact, module.integer_graph()) > 15
+
+
+def test_steps_that_nobody_knows_any_more_must_agree():
+    """Resized integers, and those beside them in a concatenation: the graph runs, but is not trained."""
+    b = builder()
+    skip = b.op(ReluOp, b.conv(b.graph.inputs[0], 8))
+    small = b.op(ReluOp, b.conv(b.op(MaxPool2dOp, skip, kernel=(2, 2), stride=(2, 2)), 8))
+    exact = b.done(b.conv(b.op(ConcatOp, b.op(ResizeOp, small, size=(10, 10)), skip, axis=1), 4))
+    graph = quantized(exact, "quantize").graph
+    module = graph.to_torch()
+    assert not isinstance(module, QuantizedModule)
+    (x,) = data(exact)[0]
+    assert torch.equal(module(x), graph.evaluate(x)[0])
 
 
 def test_layers_that_stay_in_floating_point_stay_so(net: Net):

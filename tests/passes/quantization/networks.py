@@ -112,8 +112,8 @@ def decoded(b: GraphBuilder, x: Value) -> Value:
     """As in a U-Net: resized and joined with what was there before, and enlarged by a transposed convolution."""
     skip = b.op(ReluOp, b.conv(x, 8))
     small = b.op(ReluOp, b.conv(b.op(MaxPool2dOp, skip, kernel=(2, 2), stride=(2, 2)), 12))
-    joined = b.op(ConcatOp, b.op(ops.ResizeOp, small, size=(10, 10)), skip, axis=1)
-    weight, bias = b.weight(6, 20, 4, 4), b.weight(6)
+    joined = b.op(ConcatOp, b.conv(b.op(ops.ResizeOp, small, size=(10, 10)), 8, kernel=1), skip, axis=1)
+    weight, bias = b.weight(6, 16, 4, 4), b.weight(6)
     return b.op(ops.ConvTranspose2dOp, joined, weight, bias, stride=(2, 2), padding=(1, 1))
 
 
