@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from benchmarks.zoo.catalog import ZOO
 from benchmarks.zoo.entry import Entry, Numbers
 from benchmarks.zoo.page import write_page
-from benchmarks.zoo.pruning import SHARE, PruningStage, UnequalError, _require, examine_pruning
+from benchmarks.zoo.pruning import SHARE, PruningStage, UnequalError, _require, apart, examine_pruning
 
 QUICK = ("vit", "swin", "llama")
 SLOW = ("bert", "convnext", "mobilevit", "unet", "resnet20_cifar10", "qwen3", "segformer", "wav2vec2")
@@ -87,3 +88,11 @@ def test_the_page_says_what_was_found(tmp_path) -> None:
     assert "| bert | prune | UnequalError: too far |" in page
     assert "| vit | 4 | 0.800 | macs=0.7 would empty a layer |" in page
     assert "| ssd | nothing to prune: no layer can lose channels |" in page
+
+
+def test_choices_differ_by_their_share_and_numbers_by_their_size():
+    chosen = torch.arange(1000)
+    other = chosen.clone()
+    other[3] = 999  # one of a thousand, however far the numbers of the classes are apart
+    assert apart([chosen], [other]) == pytest.approx(1e-3)
+    assert apart([chosen, torch.tensor([4.0])], [chosen, torch.tensor([3.0])]) == pytest.approx(0.25)
