@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from benchmarks import torch_pruning_digits
 from benchmarks.harness import Schedule
 from examples.digits import __main__ as command
-from examples.digits import blocks, chart, curves, data, exits, models, networks, report, training
+from examples.digits import blocks, chart, curves, data, exits, models, networks, report, studies, training
 from examples.digits.curves import RANDOM, STAGES, Curve, Curves
 from examples.digits.data import Digits
 from examples.digits.exits import ChosenExits, Exits
@@ -155,6 +155,11 @@ def test_blocks_command(untrained: None, monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert [one["name"] for one in study["programs"]] == ["float32", "1 blocks less", "2 blocks less"]
         first, second = (one["macs"] for one in study["changes"])
         assert 1 > first > second
+    options = ["--counts", "1", "--no-latency", "--json", str(path)]
+    result = CliRunner().invoke(command.app, ["blocks", *options])
+    assert result.exit_code == 0 and "as it is" in result.output, result.output
+    again = json.loads(path.read_text("utf-8"))["blocks"]["networks"]
+    assert [(one["programs"], one["changes"][0]) for one in again] == [([], one["changes"][0]) for one in found]
 
 
 def test_exits_command(untrained: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -203,3 +208,23 @@ def test_accuracy_beside_torch_pruning(untrained: None, monkeypatch: pytest.Monk
 
 def _ours_only(name: str) -> Iterator[tuple[str, object]]:
     yield "tersor, l1", models.changed(name, "prune-channels{macs=0.5}", training.BATCH)
+
+
+@pytest.mark.slow
+def test_least_squares_makes_up_for_three_quarters_of_the_operations() -> None:
+    def accuracy(options: str) -> float:
+        pipeline = f"prune-channels{{macs=0.25,{options}}}"
+        return studies.accuracy(models.reestimated("resnet20", pipeline, training.BATCH).to_torch())
+
+    exact = studies.accuracy(models.original("resnet20").module)
+    assert exact - accuracy("reconstruct=lasso") <= 0.02 + 1e-9
+    assert accuracy("reconstruct=lasso") - accuracy("criterion=l1") > 0.03
+
+
+@pytest.mark.slow
+def test_pictures_leave_where_they_are_certain() -> None:
+    found = exits.exits_of_resnet()
+    (chosen,) = (one for one in found.chosen if one.asked == "max_drop=0.01")
+    assert found.accuracies[-1] - chosen.accuracy <= 0.01 + 1e-9
+    assert chosen.accuracy - chosen.by_chance > 0.02
+    assert chosen.macs < 0.7 * found.plain_macs

@@ -122,13 +122,15 @@ def blocks(
     counts: Annotated[str, typer.Option(help="How many blocks go.")] = _joined(COUNTS),
     epochs: Epochs = 1,
     rounds: Rounds = 5,
+    latency: Annotated[bool, typer.Option(help="Compile and time them, too.")] = True,
     json: Json = RESULTS,
 ) -> None:
     """ResNet-20 without residual blocks, trained for it or not."""
     if not all(one.isdigit() and int(one) for one in counts.split(",")):
         raise typer.BadParameter(f"{counts} is no list of numbers of blocks, such as {_joined(COUNTS)}")
     numbers = tuple(map(int, counts.split(",")))
-    studies = [without_blocks(name, numbers, epochs, _schedule(rounds)) for name in PREPARATIONS]
+    schedule = _schedule(rounds) if latency else None
+    studies = [without_blocks(name, numbers, epochs, schedule) for name in PREPARATIONS]
     _show("blocks", "Fewer residual blocks", studies, json)
 
 
@@ -202,7 +204,8 @@ def _schedule(rounds: int) -> Schedule:
 def _show(key: str, title: str, studies: Sequence[Study], json: Path) -> None:
     if any(study.changes for study in studies):
         console.print(changes_table(f"{title}: accuracy", studies))
-    console.print(programs_table(f"{title}: compiled, one picture, two threads", studies))
+    if any(study.programs for study in studies):
+        console.print(programs_table(f"{title}: compiled, one picture, two threads", studies))
     save(json, key, studies)
 
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from benchmarks.harness import Schedule
 
 from .models import FINE_TUNING, described, for_one_picture, original
-from .studies import Study, change, compiled, timed
+from .studies import Study, accuracy, change, compiled, timed
 
 COUNTS = (1, 2, 3, 5)  # of seven that keep their shape
 PREPARATIONS = ("resnet20", "resnet20-stochastic")
 
 
-def without_blocks(name: str, counts: Sequence[int], epochs: int, schedule: Schedule) -> Study:
+def without_blocks(name: str, counts: Sequence[int], epochs: int, schedule: Schedule | None) -> Study:
     """Leave out some numbers of blocks.
 
     Parameters
@@ -25,12 +25,17 @@ def without_blocks(name: str, counts: Sequence[int], epochs: int, schedule: Sche
         How many blocks go.
     epochs
         Of fine-tuning.
+    schedule
+        How programs are timed; None compiles none.
     """
     recipe = replace(FINE_TUNING, epochs=epochs)
     pipelines = {f"{count} blocks less": f"prune-blocks{{count={count}}}" for count in counts}
+    changes = tuple(change(name, one, recipe) for one in pipelines.values())
+    module = original(name).module
+    if schedule is None:
+        return Study(described(name).title, (), changes, exact=accuracy(module))
     programs = {
-        "float32": compiled(original(name).module),
+        "float32": compiled(module),
         **{title: compiled(for_one_picture(name, one, recipe)) for title, one in pipelines.items()},
     }
-    changes = tuple(change(name, one, recipe) for one in pipelines.values())
     return Study(described(name).title, timed(programs, schedule), changes)

@@ -27,8 +27,9 @@ LINES = {
     RECONSTRUCTED: ("#009E73", "o"),
     RANDOM: ("#000000", "x"),
 }
+TICKS = (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100)  # percent
 LEAST = 0.0005  # of the answers wrong: none is drawn there
-COLUMN_INCHES, ROW_INCHES = 4.6, 3.3
+COLUMN_INCHES, ROW_INCHES = 5.0, 3.3
 
 
 def draw(found: Sequence[Curves], path: Path) -> None:
@@ -47,10 +48,12 @@ def draw(found: Sequence[Curves], path: Path) -> None:
         handles = [
             Line2D([], [], color=LINES[name][0], marker=LINES[name][1], markersize=5, label=name) for name in names
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=2 * len(found), frameon=False)
 
 
 def _draw(axes: Axes, curves: Curves, stage: str) -> None:
+    from matplotlib.ticker import NullLocator
+
     for curve in curves.curves:
         _draw_line(axes, curve, stage)
     axes.axhline(_wrong(curves.exact), color=GREY, linewidth=1, linestyle=":")
@@ -58,9 +61,12 @@ def _draw(axes: Axes, curves: Curves, stage: str) -> None:
         ratios = [*curves.scratch]
         axes.plot(ratios, [_wrong(curves.scratch[one]) for one in ratios], "*", color=GREY, markersize=11)
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    limits = axes.get_ylim()  # of what is drawn; ticks would widen them
+    axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(limits)
     axes.set_title(f"{curves.network}, {stage}", fontsize=10)
-    axes.grid(color="#dddddd", linewidth=0.8, which="both", axis="y")
+    axes.grid(color="#dddddd", linewidth=0.8, axis="y")
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -33,8 +33,8 @@ def programs_table(title: str, studies: Sequence[Study]) -> Table:
     """Operations, accuracy and latency of the compiled networks, beside those of the float32 one."""
     view = new_table(title, PROGRAMS, text_columns=2)
     for study in studies:
-        first = study.programs[0]
         for one in study.programs:
+            first = study.programs[0]
             view.add_row(
                 study.network if one is first else "",
                 one.name,
@@ -51,8 +51,10 @@ def changes_table(title: str, studies: Sequence[Study]) -> Table:
     """Accuracy right after passes, with new statistics, and after fine-tuning."""
     view = new_table(title, CHANGES, text_columns=2)
     for study in studies:
+        if study.exact is not None:
+            view.add_row(study.network, "as it is", "1", "", "", f"{100 * study.exact:.1f}", "")
         for index, (name, changes) in enumerate(_named(study.changes).items()):
-            view.add_row(study.network if not index else "", name, *_cells(changes))
+            view.add_row(study.network if not index and study.exact is None else "", name, *_cells(changes))
         if study.scratch is not None:
             view.add_row("", "trained from scratch", "", "", "", f"{100 * study.scratch:.1f}", "")
     return view

@@ -110,12 +110,15 @@ class Study:
     scratch
         Accuracy of the first change's architecture trained from random weights, as long as the network was; None where
         that was not asked for.
+    exact
+        Accuracy of the network as it is, where no program says it.
     """
 
     network: str
     programs: tuple[Compiled, ...]
     changes: tuple[Change, ...] = ()
     scratch: float | None = None
+    exact: float | None = None
 
 
 @dataclass(frozen=True)
