@@ -16,10 +16,14 @@ noise in the place of the Hessian.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
+import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +36,7 @@ _BATCHES = 2  # of the calibration data, on which each layer is tried alone
 _TRIES = 8
 _LEAST_GAIN = 1e-6  # of a layer that is not faster alone, as a share of the largest gain
 _MARGIN = 1.01  # between noise that was estimated and noise that is allowed, when an estimate was too low
+_STDOUT = 1  # the file descriptor
 _ROUNDING = 1e-9  # a drop of exactly what is allowed is allowed
 
 Shares = tuple[float, ...]  # noise of each output as a share of its signal
@@ -262,14 +267,36 @@ def solve(variants: Sequence[TriedVariant], allowed: Sequence[float]) -> tuple[i
     layers = [variants[index].variant.layer for index in fitting]
     ways = [[float(layer == one) for layer in layers] for one, count in Counter(layers).items() if count > 1]
     rows = np.array([*zip(*shares, strict=True), *ways])
-    result = milp(
-        -gains,
-        constraints=LinearConstraint(rows, ub=np.ones(len(rows))),
-        integrality=np.ones(len(fitting)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0},
-    )
+    with _nothing_printed():
+        result = milp(
+            -gains,
+            constraints=LinearConstraint(rows, ub=np.ones(len(rows))),
+            integrality=np.ones(len(fitting)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0},
+        )
     return tuple(index for index, taken in zip(fitting, result.x, strict=True) if taken > 0.5)
+
+
+@contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """HiGHS prints the name of a function on standard output now and then, where results for machines go."""
+    library = ctypes.CDLL(None)
+    try:
+        kept = os.dup(_STDOUT)
+    except OSError:  # it is closed
+        yield
+        return
+    sys.stdout.flush()
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, _STDOUT)
+    try:
+        yield
+    finally:
+        library.fflush(None)
+        os.dup2(kept, _STDOUT)
+        os.close(kept)
+        os.close(sink)
 
 
 def decibels(share: float) -> float:
