@@ -76,21 +76,14 @@ def given_layer(op: LayerOp, input_scale: float) -> IntegerLayer | None:
     weight = given_integers(op.weight)
     assert weight is not None  # guaranteed by given_refusal
     sums = weight.scales.flatten(1)[:, 0].double() * input_scale
-    bias = None if op.bias is None else _bias(op.bias, sums)
-    if bias is not None and bias.abs().max() > LARGEST_BIAS:
-        return None
-    integers = None if bias is None else bias.to(torch.int32)
-    return IntegerLayer(weight.integers.to(torch.int8).contiguous(), integers, sums)
-
-
-def _bias(value: Value, sums: torch.Tensor) -> torch.Tensor:
-    """A bias in whole units of ``sums``, as float64."""
-    given = given_integers(value)
-    if given is None:
-        numbers = tensor(value)
+    integers = weight.integers.to(torch.int8).contiguous()
+    if op.bias is None:
+        return IntegerLayer(integers, None, sums)
+    bias = given_integers(op.bias)
+    if bias is None:
+        numbers = tensor(op.bias)
         assert numbers is not None  # guaranteed by given_refusal
-        return (numbers.double() / sums).round()
-    units = given.scales.double() / sums
-    if bool(((units - 1).abs() < _SAME_UNIT).all()):
-        return given.integers.double()
-    return (given.integers.double() * units).round()
+        return IntegerLayer(integers, None, sums, numbers.double())
+    if bool(((bias.scales.double() / sums - 1).abs() < _SAME_UNIT).all()):
+        return IntegerLayer(integers, bias.integers, sums) if bias.integers.abs().max() <= LARGEST_BIAS else None
+    return IntegerLayer(integers, None, sums, bias.integers.double() * bias.scales.double())

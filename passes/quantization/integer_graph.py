@@ -15,6 +15,7 @@ import torch
 
 from ...ir import DType, Graph, OnIntegers, Op, Rewriter, TensorType, Value
 from ...ir.ops import (
+    AddOp,
     AvgPool2dOp,
     DequantizeOp,
     FullOp,
@@ -174,9 +175,13 @@ class IntegerGraph:
         attrs = replace(op.attrs, zero_point=x.step.zero_point)
         sums = rewriter.create(type(op), (x.integers, weight, bias), attrs).result
         scales = layer.scales.float().reshape(scale_shape(op))
-        number = rewriter.create(
+        number: Op = rewriter.create(
             DequantizeOp, (sums, rewriter.weight(scales, weight_name(source_of(op.weight), "scale")))
         )
+        if layer.summand is not None and op.bias is not None:
+            summand = layer.summand.float().reshape(scale_shape(op))
+            added = rewriter.weight(summand, weight_name(source_of(op.bias), "summand"))
+            number = rewriter.create(AddOp, (number.result, added))
         rewriter.replace(op, number.result)
         prune(rewriter, operands)
 

@@ -16,9 +16,9 @@ After::
     %3 = quantize(%2) {scale=1.0}                             : u8[1,64,56,56]
 
 No number is chosen here: weights, scales and zero points are the model's. Ops that move or average integers do so (the
-trait `on_integers`); what needs floating-point numbers gets a ``dequantize`` of its own, in registers. The sums are
-equal in real arithmetic, up to a bias: one that is not a whole number of the sums' units is rounded to one. So before
-a ``quantize``, a number on the edge between two integers may become either.
+trait `on_integers`); what needs floating-point numbers gets a ``dequantize`` of its own, in registers. A bias that is
+no whole number of the sums' units is added to the numbers that the sums stand for, so the layer is equal in real
+arithmetic. Before a ``quantize``, a number on the very edge between two integers may become either.
 
 A layer stays in floating point where its weight has zero points other than 0, has scales along another dimension than
 that of the new channels, or is computed; and where sums may not fit into i32.

@@ -20,6 +20,7 @@ integers reach from 0 to 4: numbers between layers are of the size that training
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,7 +33,7 @@ from ..matching import replace as replace_op
 from ..unfuse import take_apart
 from .integer_graph import can_average
 from .scheme import QuantizationStep
-from .tidy import leaves_of, rescale
+from .tidy import Leaf, leaves_of, rescale
 
 _RULE = "noted-integers"
 _REACH = 4.0  # of integers whose step is free
@@ -111,8 +112,8 @@ class _Notes:
         elif op.on_integers is OnIntegers.MOVES and op.inputs[0] in self.steps:
             self.steps[op.result] = self.steps[op.inputs[0]]
 
-    def _unit(self, op: QuantizeOp, leaves: list[Op]) -> float:
-        for leaf in leaves:
+    def _unit(self, op: QuantizeOp, leaves: Sequence[Leaf]) -> float:
+        for leaf in (one for one, _ in leaves if not isinstance(one, AddOp)):
             number, source = scalar(leaf.inputs[1]), _integers_behind(leaf)
             if source in self.steps and number:
                 return self.steps[source].scale / float(number)

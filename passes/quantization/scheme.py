@@ -71,11 +71,14 @@ class IntegerLayer:
         i32 [O], or None.
     scales
         float64 [O]: what one unit of each channel's sum stands for.
+    summand
+        float64 [O]: what is added to the numbers that the sums stand for; None for nothing.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     scales: torch.Tensor
+    summand: torch.Tensor | None = None
 
 
 def largest_weight(bits: int) -> int:

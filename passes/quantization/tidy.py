@@ -18,6 +18,7 @@ After::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ...ir import Graph, Op, Rewriter, TensorType, Value
@@ -26,6 +27,7 @@ from ...ir.ops.integers import integer_range
 from ..matching import numbers, place_before, prune, scalar, weight_name
 from .scheme import QuantizationStep
 
+Leaf = tuple[Op, int]  # an op, and the place of its operand that is a constant: a factor, or a summand
 _SUFFIX = "steps"  # of the ids of scales in units of the quantize that follows
 
 
@@ -62,30 +64,34 @@ def _fold_scale(op: QuantizeOp, rewriter: Rewriter, rule: str) -> None:
         rescale(op, leaves, 1.0, rewriter)
 
 
-def rescale(op: QuantizeOp, leaves: list[Op], scale: float, rewriter: Rewriter) -> None:
-    """Give a ``quantize`` another scale, and the scalings that its operand is a sum of too."""
+def rescale(op: QuantizeOp, leaves: Sequence[Leaf], scale: float, rewriter: Rewriter) -> None:
+    """Give a ``quantize`` another scale, and the scalings and constants that its operand is a sum of too."""
     divisor = op.attrs.scale / scale
-    for leaf in leaves:
-        old = leaf.inputs[1]
+    for leaf, index in leaves:
+        old = leaf.inputs[index]
         number = scalar(old)
         if number is not None:
             fresh = rewriter.full(number / divisor, TensorType(old.shape))
         else:
             fresh = rewriter.weight((numbers(old).double() / divisor).float(), weight_name(old, _SUFFIX))
         place_before(rewriter, fresh.op, leaf)
-        rewriter.set_operand(leaf, 1, fresh)
+        rewriter.set_operand(leaf, index, fresh)
         prune(rewriter, (old,))
     rewriter.update(op, replace(op.attrs, scale=scale))
 
 
-def leaves_of(value: Value) -> list[Op] | None:
-    """The scalings that ``value`` is a sum of; None if it is something else, or is read elsewhere."""
+def leaves_of(value: Value) -> list[Leaf] | None:
+    """The scalings and constants that ``value`` is a sum of; None if it is something else, or is read elsewhere."""
     op = value.op
     if op is None or not value.has_one_use:
         return None
     if isinstance(op, DequantizeOp | MulOp):
-        return [op] if isinstance(op.inputs[1].op, WeightOp | FullOp) else None
+        return [(op, 1)] if _is_number(op.inputs[1]) else None
     if not isinstance(op, AddOp | ReluOp):
         return None
-    parts = [leaves_of(operand) for operand in op.inputs]
+    parts = [[(op, i)] if _is_number(operand) else leaves_of(operand) for i, operand in enumerate(op.inputs)]
     return None if None in parts else [leaf for part in parts if part is not None for leaf in part]
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value.op, WeightOp | FullOp)
