@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ....ir import DType, Value, ops
-from ....ir.ops.integers import QUANTIZED
+from ....ir.ops.integers import LEAST_PEAK, LEAST_POWER, LOG2_E, QUANTIZED, SHARE_POLYNOMIAL
 from ..writer import Writer, writes
 from .quantization import check_read_as_numbers, in_units
 
@@ -57,14 +57,16 @@ def matmul(writer: Writer, op: ops.MatmulOp) -> str | None:
 @writes(ops.AttentionOp)
 def attention(writer: Writer, op: ops.AttentionOp) -> str:
     """``softmax(query key^T * scale + mask) value``."""
-    dtype = op.result.type.dtype.torch
     if op.query.type.dtype in QUANTIZED:
-        query, value = in_units(writer, op.query, op.attrs.query_zero), in_units(writer, op.value, op.attrs.value_zero)
-        key = turned(writer, in_units(writer, op.key, 0), op.key.type.rank)
-    else:
-        query, key, value = writer.name(op.query), transposed(writer, op.key), writer.name(op.value)
-    query = writer.node("Mul", query, writer.number(op.scale, dtype))
-    scores = writer.node("MatMul", query, key)
+        return _attention_on_integers(writer, op)
+    query = writer.node("Mul", writer.name(op.query), writer.number(op.scale, op.result.type.dtype.torch))
+    scores = _masked(writer, op, writer.node("MatMul", query, transposed(writer, op.key)))
+    return writer.node("MatMul", writer.node("Softmax", scores, axis=-1), writer.name(op.value))
+
+
+def _masked(writer: Writer, op: ops.AttentionOp, scores: str) -> str:
+    """Scores of an attention with what its mask adds."""
+    dtype = op.result.type.dtype.torch
     nothing, never = writer.number(0.0, dtype), writer.number(-math.inf, dtype)
     if op.mask is not None:
         mask = writer.name(op.mask)
@@ -74,7 +76,30 @@ def attention(writer: Writer, op: ops.AttentionOp) -> str:
     if op.attrs.causal:
         seen = torch.ones(int(op.query.shape[-2]), int(op.key.shape[-2]), dtype=torch.bool).tril()
         scores = writer.node("Where", writer.tensor(seen, "seen"), scores, never)
-    return writer.node("MatMul", writer.node("Softmax", scores, axis=-1), value)
+    return scores
+
+
+def _attention_on_integers(writer: Writer, op: ops.AttentionOp) -> str:
+    """Its operations one by one, since no operator rounds weights as `softmax_shares` does: the same numbers."""
+
+    def number(value: float) -> str:
+        return writer.number(value, torch.float32)
+
+    query, value = in_units(writer, op.query, op.attrs.query_zero), in_units(writer, op.value, op.attrs.value_zero)
+    key = in_units(writer, op.key, 128 if op.key.type.dtype is DType.U8 else 0)
+    sums = writer.node("MatMul", query, turned(writer, key, op.key.type.rank))
+    scores = _masked(writer, op, writer.node("Mul", sums, number(op.scale)))
+    last = writer.numbers((-1,))
+    peaks = writer.node("Max", writer.node("ReduceMax", scores, last, keepdims=1), number(LEAST_PEAK))
+    powers = writer.node("Mul", writer.node("Sub", scores, peaks), number(LOG2_E))
+    powers = writer.node("Max", powers, number(LEAST_POWER))
+    exponents = writer.node("Round", powers)
+    rest, share = writer.node("Sub", powers, exponents), number(SHARE_POLYNOMIAL[0])
+    for coefficient in SHARE_POLYNOMIAL[1:]:
+        share = writer.node("Add", writer.node("Mul", share, rest), number(coefficient))
+    weights = writer.node("Round", writer.node("Mul", share, writer.node("Pow", number(2.0), exponents)))
+    total = writer.node("Max", writer.node("ReduceSum", weights, last, keepdims=1), number(1.0))
+    return writer.node("Mul", writer.node("MatMul", weights, value), writer.node("Reciprocal", total))
 
 
 def transposed(writer: Writer, value: Value) -> str:

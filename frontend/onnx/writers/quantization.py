@@ -6,7 +6,7 @@ Layers that sum integers are written where their sums become numbers::
                                                               DequantizeLinear(b, s))
 
 Only the product of the scales of operand and weight is known, so the weight has it, and the operand the scale 1. The
-same goes for products of two activations. Attention becomes that of numbers, whose weights are not rounded.
+same goes for products of two activations.
 """
 
 from __future__ import annotations
