@@ -136,6 +136,35 @@ def test_quantized(pipeline, tmp_path):
     assert str(back).count(": i32[2,") == 3  # they are sums of integers again
 
 
+class Attention(nn.Module):
+    """One with a mask of either kind, or a causal one, or none."""
+
+    def __init__(self, mask: torch.Tensor | None, causal: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+        self.causal = causal
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = (layer(x).unflatten(2, (2, 16)).transpose(1, 2) for layer in self.layers[:3])
+        mixed = functional.scaled_dot_product_attention(query, key, value, self.mask, is_causal=self.causal)
+        return self.layers[3](mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("activations", ["u8", "i8"])
+@pytest.mark.parametrize("mask", ["none", "causal", "bool", "added"])
+def test_attention_on_integers(mask, activations, tmp_path):
+    """The rounded weights of its softmax are the same, so the numbers are."""
+    torch.manual_seed(0)
+    drawn = {"bool": torch.rand(20, 20) < 0.6, "added": torch.randn(20, 20)}.get(mask)
+    graph = from_torch(Attention(drawn, mask == "causal").eval(), (torch.randn(2, 20, 32),))
+    batches = [torch.randn(2, 20, 32) * 2 for _ in range(4)]
+    quantized = run_passes(graph, f"O3,quantize{{keep=all,activations={activations}}}", calibration=batches)
+    ops = [one for part in quantized.parts for one in part.ops if isinstance(one, ir.ops.AttentionOp)]
+    assert [op.query.type.dtype.value for op in ops] == [activations]
+    check(quantized, tmp_path, tolerance=2e-6)
+
+
 @pytest.mark.parametrize("dims", [1, 2])
 @pytest.mark.parametrize("affine", [True, False])
 def test_norms_that_count_absent_zeros(dims, affine, tmp_path):

@@ -14,7 +14,7 @@ from tersor.passes.instruments import CheckEach
 from tersor.passes.numeric import seeded_inputs, step_rounding
 
 from ...checks import kinds, refusals, run_checked
-from ...quantized_modules import Residual, Rounded, ops
+from ...quantized_modules import Residual, Rounded, RoundedLayer, ops
 
 RULE = "integer-layers"
 
@@ -54,12 +54,43 @@ def test_weights_are_kept():
 
 
 def test_check_each_allows_steps():
-    """A bias in floating point is rounded to the sums' units, which moves some numbers across an edge."""
+    """Sums are exact instead of rounded, which moves a number across an edge now and then."""
     torch.manual_seed(0)
     graph = graph_of(Residual(integer_biases=False), 2, 3, 8, 8)
     assert step_rounding(graph, seeded_inputs(graph)) > 1e-4
     outcome = PassManager(as_pipeline("O3"), (CheckEach(),)).run(graph)
     assert "conv2d_dequantize" in str(outcome.graph)  # in groups
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(8, 6, 3), nn.Linear(9, 6)])
+def test_a_bias_in_floating_point_is_not_rounded(layer):
+    """Half a unit of the sums would be a thousandth of a step of what follows, thousands of times f32's error."""
+    torch.manual_seed(0)
+    shape = (4, 8, 9, 9)
+    graph = graph_of(nn.Sequential(Rounded(0.03, 120), RoundedLayer(layer)), *shape)
+    integers = run_passes(graph, RULE)
+    assert len(summing(integers)) == 1
+    (sums,) = (op for op in integers.ops if isinstance(op, LayerOp))
+    assert sums.bias is None
+    x = torch.randn(shape)
+    ours, theirs = integers.evaluate(x)[0], graph.evaluate(x)[0]
+    assert (ours - theirs).abs().max() <= 3e-7 * theirs.abs().max()
+
+
+def test_numbers_behind_a_float_bias_are_the_models():
+    """Ten layers of drawn weights, the outputs in steps: nearly none is another."""
+    torch.manual_seed(0)
+    layers = []
+    for _ in range(10):
+        layers += [Rounded(0.02, 128), RoundedLayer(nn.Conv2d(8, 8, 3, padding=1)), nn.ReLU()]
+    graph = graph_of(nn.Sequential(*layers, Rounded(0.01)), 1, 8, 12, 12)
+    integers = run_passes(graph, f"{RULE},O2")
+    x = torch.randn(1, 8, 12, 12)
+    off = (integers.evaluate(x)[0] - graph.evaluate(x)[0]).abs()
+    assert len(summing(integers)) == 10
+    assert (off > 1e-6).double().mean() < 0.002
+    scales = [op.attrs.scale for op in integers.ops if op.name == "quantize"][1:]
+    assert set(scales) == {1.0}, "the step is divided out of the bias too, so that no multiplication is left for it"
 
 
 def test_presets():
