@@ -6,6 +6,7 @@ Both are calibrated on `Network.calibration`. What their tools leave in floating
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,10 +51,14 @@ class OpenVinoInt8(OpenVino):
 
 
 class OnnxRuntimeInt8(OnnxRuntime):
-    """ONNX Runtime after its static quantization: QDQ, a scale for each channel of a weight, else its defaults."""
+    """ONNX Runtime after its static quantization: QDQ, a scale for each channel of a weight, else its defaults.
 
-    def __init__(self, network: Network, threads: int) -> None:
+    It rounds what ``operators`` read, or all that it knows how to.
+    """
+
+    def __init__(self, network: Network, threads: int, operators: Sequence[str] = ()) -> None:
         self.network = network
+        self.operators = operators
         super().__init__(network, threads)
 
     def _prepared(self, path: Path) -> Path:
@@ -68,7 +73,8 @@ class OnnxRuntimeInt8(OnnxRuntime):
 
         prepared, quantized = path.with_name("prepared.onnx"), path.with_name("quantized.onnx")
         shape_inference.quant_pre_process(path, prepared)
-        quantize_static(prepared, quantized, Reader(), per_channel=True)
+        rounded = {"op_types_to_quantize": list(self.operators)} if self.operators else {}
+        quantize_static(prepared, quantized, Reader(), per_channel=True, **rounded)
         return quantized
 
 
