@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -258,6 +259,52 @@ def test_measured_times_are_found_by_other_processes(tmp_path: Path):
     latency, compiled = measured(KeptTimes(path, "one machine"))
     latency.compare(BIG, SMALL)
     assert len(compiled) == 2, "damaged lines count as missing"
+
+
+class OneByOne:
+    """Compiles what it is asked about, when it is asked, and keeps nothing: as the referee did before."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, float]] = []
+
+    def prepare(self, questions: Iterable[Sequence[Graph]]) -> None:
+        """Does nothing."""
+
+    def graph_seconds(self, graph: Graph) -> float:
+        return Program(graph).seconds
+
+    def compare(self, before: Graph, after: Graph) -> Any:
+        reading = MeasuredLatency(cast(Any, lambda graphs: [Program(one) for one in graphs])).compare(before, after)
+        self.asked.append((reading.before, reading.after))
+        return reading
+
+
+@pytest.mark.parametrize("pipeline", ["quantize{others=bf16}", "quantize{min_sqnr=30,others=bf16}"])
+def test_decisions_are_those_of_timing_each_layer_by_itself(pipeline: str, tmp_path: Path, monkeypatch):
+    """With batches of programs, and with kept times, the referee gets the same numbers and decides the same."""
+    monkeypatch.setattr(Program, "__init__", drawn_seconds)
+    batches = [torch.randn(1, 8, 6, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    path = tmp_path / "times"
+
+    def run(latency: Any) -> tuple[str, list[Verdict]]:
+        outcome = PassManager(as_pipeline(pipeline)).run(chain(), latency=latency, calibration=batches)
+        return str(outcome.graph), [verdict for record in outcome.report.records for verdict in record.verdicts]
+
+    expected = run(OneByOne())
+    assert {verdict.stays for verdict in expected[1]} == {True, False}, "a clock that likes everything shows nothing"
+    together, compiled = measured()
+    assert run(together) == expected
+    cold, first = measured(KeptTimes(path, "machine"))
+    assert run(cold) == expected
+    warm, second = measured(KeptTimes(path, "machine"))
+    assert run(warm) == expected
+    assert len(first) == len(compiled) > 0 == len(second)
+
+
+def drawn_seconds(self: Program, graph: Graph) -> None:
+    """Seconds that depend on the work in no simple way: some smaller layers are slower."""
+    draw = random.Random(fingerprint(graph, numbers=False))
+    self.seconds = 1e-6 * draw.uniform(0.5, 1.5) * (1 + graph.cost().macs)
 
 
 def test_noisy_times_are_not_kept(tmp_path: Path):
