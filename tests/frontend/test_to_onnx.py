@@ -139,6 +139,8 @@ def test_quantized(pipeline, tmp_path):
 class Attention(nn.Module):
     """One with a mask of either kind, or a causal one, or none."""
 
+    mask: torch.Tensor | None
+
     def __init__(self, mask: torch.Tensor | None, causal: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
