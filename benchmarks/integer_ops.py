@@ -59,7 +59,7 @@ def _unet(up: str) -> Callable[[], Example]:
     def make() -> Example:
         torch.manual_seed(0)
         generator = torch.Generator().manual_seed(0)
-        return UNet(up, depth=3, width=32).eval(), (torch.randn(1, 3, 256, 256, generator=generator),)
+        return UNet(up, depth=3, width=32).eval(), (torch.randn(1, 3, 224, 224, generator=generator),)
 
     return make
 

@@ -16,6 +16,7 @@ from tersor import TersorError, from_onnx, from_torch, ir, run_passes
 from tersor.ir import Graph
 from tersor.passes.numeric import seeded_inputs
 
+from ..integer_graphs import IntegerBuilder
 from ..quantized_modules import Residual
 from ..random_graphs import GraphBuilder
 from .test_onnx import saved
@@ -165,6 +166,17 @@ def test_attention_on_integers(mask, activations, tmp_path):
     ops = [one for part in quantized.parts for one in part.ops if isinstance(one, ir.ops.AttentionOp)]
     assert [op.query.type.dtype.value for op in ops] == [activations]
     check(quantized, tmp_path, tolerance=2e-6)
+
+
+def test_integers_that_are_looked_up_and_resized(tmp_path):
+    b = IntegerBuilder({"x": ir.TensorType((1, 3, 4, 5))})
+    outputs = []
+    for kind in (ir.DType.U8, ir.DType.I8):
+        q = b.quantize(b.graph.inputs[0], kind, scale=0.02)
+        table = b.constant(b.bytes(256).view(torch.uint8))
+        outputs += [b.op(ir.ops.LookupOp, q, table), b.op(ir.ops.ResizeOp, q, size=(8, 10))]
+    model = check(b.done(*outputs), tmp_path)
+    assert kinds(model).count("Gather") == kinds(model).count("Resize") == 2
 
 
 @pytest.mark.parametrize("dims", [1, 2])

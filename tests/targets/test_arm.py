@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +20,12 @@ from tersor.targets import Executable, resolve_target
 from tersor.targets.machines import toolchain
 from tersor.targets.machines.features import obstacle_here, required_features
 from tersor.targets.packaging.artifact import load_graph
-from tersor.targets.templates.base import Epilogue
+from tersor.targets.templates.base import BufferSpec, Epilogue
 from tersor.targets.templates.conv2d import direct as conv2d
 from tersor.targets.templates.conv2d import int8 as conv2d_int8
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
+from tersor.targets.templates.vector.builder import Output, load, make_prim_func, store
+from tersor.targets.templates.vector.lookup import ByteTable
 from tersor.tests.integer_graphs import IntegerBuilder, small_resnet
 
 from .compiled import assert_same, compiled
@@ -193,6 +197,21 @@ def test_instructions(target: str, template: ModuleType, dtype: str, instruction
     found = Counter(line.split()[0] for line in module.inspect_source("asm").splitlines() if line.startswith("\t"))
     assert found[instruction] >= 50
     assert others.isdisjoint(found)
+
+
+def test_bytes_are_looked_up_sixty_four_at_a_time():
+    """One look-up that fills lanes with zero, and three that leave those alone that are found."""
+    record = resolve_target(A72)
+
+    def body(buffers: Sequence[Any], out: Output) -> None:
+        for lanes, at in ((16, 0), (4, 16)):
+            store(out.buffer, at, ByteTable(buffers[1], record).at(load(buffers[0], at, lanes)), lanes)
+
+    inputs = (BufferSpec("x", 20, "uint8"), BufferSpec("table", 256, "uint8"))
+    function = make_prim_func("main", inputs, BufferSpec("out", 20, "uint8"), body, Epilogue())
+    module = tvm.tirx.build(tvm.IRModule({"main": function}), target=tvm.target.Target(record.tvm_target()))
+    found = Counter(line.split()[0] for line in module.inspect_source("asm").splitlines() if line.startswith("\t"))
+    assert (found["tbl"], found["tbx"]) == (2, 6)
 
 
 # What a user may do wrong -------------------------------------------------------------------------------------------
