@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 from torch.utils._pytree import tree_leaves
@@ -85,7 +86,7 @@ class Sheet:
 
     def view(self) -> Table:
         """For the terminal."""
-        return new_table(self.title, self.header, self.rows)
+        return new_table(self.title, self.header, [[escape(cell) for cell in row] for row in self.rows])
 
     def markdown(self) -> str:
         """For a page."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -129,3 +130,10 @@ def test_the_peer_computes_on_integers(tmp_path) -> None:
     outputs = peer.run(network.arrays)
     assert [output.dtype for output in outputs] == [np.float32]
     assert 1e-4 < difference(network.expected, outputs) < 0.1  # float32 would be below
+
+
+def test_options_in_brackets_are_shown() -> None:
+    view = compression.Sheet("", ("integers by",), (("tersor accuracy=[gptq]",),)).view()
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(view)
+    assert "accuracy=[gptq]" in console.export_text()
