@@ -6,6 +6,7 @@
     python -m benchmarks.compression pruned        # four networks with half of their multiply-adds, and of their time
     python -m benchmarks.compression accuracy      # two trained networks, int8 against float32, beside three tools
     python -m benchmarks.compression mixed         # the same networks in several types, within budgets
+    python -m benchmarks.compression decisions     # of the referee, with measured and with kept times
     python -m benchmarks.compression all           # the first three, int8 of two networks: long
     python -m benchmarks.compression page docs/compression.md      # write the tables of the results file into a page
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -43,8 +45,12 @@ from benchmarks.peers import Network, Precision, Runner
 from benchmarks.readme import markdown_table, splice
 from benchmarks.results import Record, medians, write
 from benchmarks.tables import milliseconds, new_table, times
+from tersor.compiler import latency_of
 from tersor.ir.foreign import UserObject
+from tersor.passes import PassManager, parse_pipeline
 from tersor.passes.quantization.quality import Ratio
+from tersor.targets import resolve_target
+from tersor.targets.codegen.kernel_cache import KernelCache
 
 if TYPE_CHECKING:
     from tersor.targets import Executable
@@ -223,6 +229,27 @@ def _ratio(module: torch.nn.Module, program: Executable, judged: Sequence[traine
         with torch.inference_mode():
             ratio.add(tree_leaves(module(*batch))[0], program.flat(*batch)[0])
     return f"{ratio.decibels:.1f}"
+
+
+@app.command()
+def decisions(model: str = "efficientnet_lite0", pipeline: Pipe = QUANTIZE) -> None:
+    """Decide twice, without kept times and with them, and print how long it takes and which decisions differ."""
+    module, inputs = load(model)
+    graph, target, stages = tersor.from_torch(module, inputs), resolve_target("x86:native"), parse_pipeline(pipeline)
+    runs: list[tuple[float, dict[str, bool]]] = []
+    with tempfile.TemporaryDirectory() as folder, console.status(f"{model}: {pipeline}"):
+        for _ in range(2):
+            latency = latency_of(stages, target, Path(folder), KernelCache.of_user())
+            start = time.perf_counter()
+            outcome = PassManager(stages).run(graph, target=target, latency=latency, calibration=[inputs])
+            seconds = time.perf_counter() - start
+            verdicts = [verdict for record in outcome.report.records for verdict in record.verdicts]
+            runs.append((seconds, {f"{index}: {one.name}": one.stays for index, one in enumerate(verdicts)}))
+    for name, (seconds, decided) in zip(("times measured", "times kept"), runs, strict=True):
+        console.print(f"{name}: {seconds:.1f} s, {sum(decided.values())} of {len(decided)} rewrites stay")
+    (_, cold), (_, warm) = runs
+    different = [name for name in cold | warm if cold.get(name) != warm.get(name)]
+    console.print(f"different decisions: {', '.join(different) or 'none'}")
 
 
 @app.command("all")
