@@ -67,10 +67,10 @@ def _unet(up: str) -> Callable[[], Example]:
 NETWORKS = {
     "vit_tiny": Question(lambda: load("vit_tiny"), "GELU as tables"),
     "efficientnet_b0": Question(_classifier("efficientnet", "efficientnet_b0"), "SiLU as tables"),
-    "mobilenetv3_large": Question(_classifier("mobilenetv3", "mobilenetv3_large_w1"), "tables (it has hard-swish)"),
-    "unet": Question(_unet("transposed"), "transposed convolutions", "O3,quantize{skip=[up.*]}"),
-    "unet_bilinear": Question(_unet("bilinear"), "integers at all", "O3", "O3,quantize"),
-    "unet_nearest": Question(_unet("nearest"), "integers at all", "O3", "O3,quantize"),
+    "mobilenetv3_large": Question(_classifier("mobilenetv3", "mobilenetv3_large_w1"), "tables"),
+    "unet": Question(_unet("transposed"), "transposed", "O3,quantize{skip=[up.*]}"),
+    "unet_bilinear": Question(_unet("bilinear"), "all of it", "O3", WITH),
+    "unet_nearest": Question(_unet("nearest"), "all of it", "O3", WITH),
 }
 
 
@@ -122,8 +122,8 @@ def main(
     """Print a table."""
     names = list(NETWORKS) if networks == "all" else networks.split(",")
     rows = [measure(name, threads, rounds) for name in names]
-    columns = ("network", "in question", "float32 ms", "without ms", "with ms", "gain", "SQNR dB")
-    Console().print(new_table(f"{threads} thread(s), batch 1", columns, rows))
+    columns = ("network", "in question", "float32", "without", "with", "gain", "SQNR dB")
+    Console().print(new_table(f"Milliseconds, {threads} thread(s), batch 1", columns, rows))
 
 
 if __name__ == "__main__":
