@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from benchmarks import torch_pruning_digits
 from benchmarks.harness import Schedule
 from examples.digits import __main__ as command
-from examples.digits import blocks, chart, curves, data, exits, models, networks, report, studies, training
+from examples.digits import blocks, chart, curves, data, exits, models, networks, report, training
 from examples.digits.curves import RANDOM, STAGES, Curve, Curves
 from examples.digits.data import Digits
 from examples.digits.exits import ChosenExits, Exits
@@ -208,17 +208,6 @@ def test_accuracy_beside_torch_pruning(untrained: None, monkeypatch: pytest.Monk
 
 def _ours_only(name: str) -> Iterator[tuple[str, object]]:
     yield "tersor, l1", models.changed(name, "prune-channels{macs=0.5}", training.BATCH)
-
-
-@pytest.mark.slow
-def test_least_squares_makes_up_for_three_quarters_of_the_operations() -> None:
-    def accuracy(options: str) -> float:
-        pipeline = f"prune-channels{{macs=0.25,{options}}}"
-        return studies.accuracy(models.reestimated("resnet20", pipeline, training.BATCH).to_torch())
-
-    exact = studies.accuracy(models.original("resnet20").module)
-    assert exact - accuracy("reconstruct=lasso") <= 0.02 + 1e-9
-    assert accuracy("reconstruct=lasso") - accuracy("criterion=l1") > 0.03
 
 
 @pytest.mark.slow
