@@ -9,6 +9,9 @@ from ..machines.target import Cpu
 
 CLOCK = 3e9  # cycles a second
 
+# Vectors multiplied and added in one cycle of a matrix product. It is the same for processors that do half of it, such
+# as Zen 4 (`Cpu.multiply_adds`): they also load half as many, so that the same tiles are best.
+MULTIPLY_ADDS = 2
 LATENCY_CYCLES = 4.0  # of a fused multiply-add: a smaller tile waits for its own results
 LOADS = 2  # that start in one cycle …
 LOAD_SLACK = 1.3  # … which is never quite reached
@@ -28,17 +31,20 @@ LAUNCH_SECONDS = 2e-6  # calling a kernel and waking its threads
 
 
 def tile_cycles(vectors: int, positions: int, weight_cycles: float, target: Cpu) -> float:
-    """Of one input channel and tap of a register tile of a convolution."""
+    """Of one input channel and tap of a register tile of a convolution.
+
+    Where fewer vectors are multiplied in a cycle, loads hide behind the products, and Winograd's transforms pay sooner.
+    """
     loads = BROADCAST_CYCLES * positions + weight_cycles * vectors
     return max(vectors * positions / target.multiply_adds, LATENCY_CYCLES) + loads
 
 
-def panel_cycles(rows: int, row_tiles: int, vectors: int, target: Cpu, chains: int = 1) -> float:
+def panel_cycles(rows: int, row_tiles: int, vectors: int, chains: int = 1) -> float:
     """Of one step of ``k`` of a matrix product, for all rows and one panel of ``vectors``.
 
     It takes as long as its arithmetic, its loads or the latency of its sums, and half of what L2 sends of the panel;
     the other half is hidden.
     """
-    arithmetic = rows * vectors / target.multiply_adds
+    arithmetic = rows * vectors / MULTIPLY_ADDS
     loads = (rows + row_tiles * vectors) / LOADS * LOAD_SLACK
     return max(arithmetic, loads, LATENCY_CYCLES * row_tiles / chains) + row_tiles * vectors / 2

@@ -158,5 +158,5 @@ def _convolutions(spec: Conv2dSpec | TransposedSpec) -> list[Conv2dSpec]:
 def _matmul_cycles(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs) -> float:
     """Steps of ``k`` of all panels."""
     idle = imbalance(spec.batch_size * knobs.column_chunks * knobs.row_chunks, target.cores)
-    step = panel_cycles(spec.m, knobs.row_tiles(spec), knobs.vectors, target, knobs.chains)
+    step = panel_cycles(spec.m, knobs.row_tiles(spec), knobs.vectors, knobs.chains)
     return spec.batch_size * spec.k * knobs.panels(spec, target) * idle * step

@@ -184,7 +184,7 @@ def _cost(tile: tuple[int, int], spec: MatmulSpec, target: Cpu) -> float:
     panels = -(-spec.n // (vectors * target.lanes()))
     row_tiles = -(-spec.m // rows)
     idle = imbalance(panels, target.cores) if row_tiles == 1 else 1  # the panels are what threads share
-    return panels * idle * panel_cycles(spec.m, row_tiles, vectors, target)
+    return panels * idle * panel_cycles(spec.m, row_tiles, vectors)
 
 
 def _variants(tile: tuple[int, int], spec: MatmulSpec, target: Cpu) -> list[MatmulKnobs]:

@@ -28,7 +28,7 @@ from tvm.tirx.script.builder import ir as T
 from ....ir.blocks import cut_blocks, filled_blocks
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
-from ..machine_model import BROADCAST_CYCLES, LATENCY_CYCLES
+from ..machine_model import BROADCAST_CYCLES, LATENCY_CYCLES, MULTIPLY_ADDS
 from ..parallelism import balance, chunk_loop, even_tile, shared_loop
 from ..vector.builder import Output, RegisterTile, bind, broadcast, load, loop, make_prim_func, store, when
 from ..vector.operand_types import check_weight_shape
@@ -77,7 +77,7 @@ def _cost(spec: BlockSparseSpec, target: Cpu, height: int, width: int) -> float:
     rows, columns = spec.positions
     vectors = spec.block_outputs // target.lanes()
     tiles = -(-rows // height) * -(-columns // width)
-    arithmetic = max(height * width * vectors / target.multiply_adds, LATENCY_CYCLES)
+    arithmetic = max(height * width * vectors / MULTIPLY_ADDS, LATENCY_CYCLES)
     return tiles * (arithmetic * _crowding(spec, target, height, width) + BROADCAST_CYCLES * height * width + vectors)
 
 
