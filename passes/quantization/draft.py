@@ -108,16 +108,21 @@ def leave_in_floating_point(rule: str, exact: Graph, graph: Graph, layers: Colle
     for before, op in pairs:
         if op not in layers:
             for index in (1, 2):  # weight and bias
-                _restore(rule, before.operands[index], op, index, rewriter)
+                _restore(rule, _operand(before, index), op, index, rewriter)
+
+
+def _operand(op: LayerOp, index: int) -> Value | None:
+    """An operand, or None where it was left out: a layer without a bias may have two operands only."""
+    return op.operands[index] if index < len(op.operands) else None
 
 
 def _restore(rule: str, before: Value | None, op: LayerOp, index: int, rewriter: Rewriter) -> None:
-    old, now = tensor(before), tensor(op.operands[index])
+    made = _operand(op, index)
+    old, now = tensor(before), tensor(made)
     same = old is now if old is None or now is None else torch.equal(old, now)
-    computed = any(value is not None and not is_constant(value) for value in (before, op.operands[index]))
+    computed = any(value is not None and not is_constant(value) for value in (before, made))
     if same or computed or not rewriter.commit(rule, op):
         return
-    made = op.operands[index]
     rewriter.set_operand(op, index, None if before is None or old is None else _weight(rule, before, old, rewriter))
     if made is not None:
         prune(rewriter, (made,))

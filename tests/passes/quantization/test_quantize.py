@@ -185,3 +185,18 @@ def test_compiled_code_computes_the_same_integers():
     for batch in data(graph):
         found = program(*batch)
         assert torch.equal(found if isinstance(found, torch.Tensor) else found[0], integers.evaluate(*batch)[0])
+
+
+def test_a_layer_without_a_bias_may_stay_in_floating_point():
+    """Its third operand may be left out, as in networks whose batch norms stand in front of the convolutions."""
+    b = builder()
+    x = b.graph.inputs[0]
+    weight = b.weight(8, x.shape[1], 3, 3)
+    first = b.op(Conv2dOp, x, weight, padding=(1, 1, 1, 1), location="first")
+    second = b.op(Conv2dOp, b.op(ReluOp, first), b.weight(8, 8, 1, 1), location="second")
+    graph = b.done(second)
+    assert [len(op.operands) for op in graph.ops if isinstance(op, Conv2dOp)] == [2, 2]
+    after = quantized(graph, "quantize{keep=all,skip=[first]}").graph
+    types = [op.result.type.dtype for part in after.parts for op in part.ops if isinstance(op, Conv2dOp)]
+    assert types == [DType.F32, DType.I32]
+    assert decibels(graph, after) > FEWEST_DECIBELS
