@@ -51,6 +51,7 @@ from tersor.passes import PassManager, parse_pipeline
 from tersor.passes.quantization.quality import Ratio
 from tersor.targets import resolve_target
 from tersor.targets.codegen.kernel_cache import KernelCache
+from tersor.targets.templates.registry import products_of
 
 if TYPE_CHECKING:
     from tersor.targets import Executable
@@ -319,7 +320,7 @@ def _compare(
 def _layers(executable: Executable) -> Record:
     """How many layers compute on integers, and the names of those that do not."""
     layers = [kernel for kernel in executable.info.kernels if kernel.macs]
-    left = [kernel.location for kernel in layers if "int8" not in kernel.template]
+    left = [kernel.location for kernel in layers if products_of(kernel.template) != "int8"]
     return {"all": len(layers), "integer": len(layers) - len(left), "left_in_float32": left}
 
 

@@ -101,16 +101,10 @@ def medians(model: Mapping[str, Json]) -> dict[str, float]:
     return {row["runner"]: row["latency"]["median"] for row in model["rows"]}
 
 
-def write(content: Record, path: Path) -> None:
-    """Write a record, making the folder if need be."""
+def write(content: Record | list[Record], path: Path) -> None:
+    """Write a record, or several as a list, making the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_all(contents: Sequence[Record], path: Path) -> None:
-    """Write several records into one file, as a list."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(list(contents), indent=1) + "\n")
 
 
 def read(path: Path) -> Record:

@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.cpu import PIPELINES, Benchmark, available_peers, chosen_models
 from benchmarks.harness import Comparison, Schedule
 from benchmarks.peers import Precision
-from benchmarks.results import ModelResult, record, write_all
+from benchmarks.results import ModelResult, record, write
 from benchmarks.tables import RUNTIMES, TERSOR, milliseconds, new_table, times
 
 CONVOLUTIONAL = "resnet50,mobilenetv2,densenet121"
@@ -46,7 +46,7 @@ def main(
         settings = (names, count, precision, schedule, PIPELINES[precision], None, False, console)
         results.append(Benchmark(*settings, batch=batch).run(model))
         if json_path is not None:  # after each one, so that an interrupted run leaves what it has
-            write_all([record([one], schedule) for one in results], json_path)
+            write([record([one], schedule) for one in results], json_path)
     console.print(sweep_table([one.comparison for one in results]))
 
 

@@ -14,6 +14,7 @@ from benchmarks.startup import startup
 from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.runtime.executable import KernelTime
 from tersor.targets.runtime.model_info import KernelInfo
+from tersor.targets.templates.registry import TEMPLATES, products_of
 from tersor.targets.templates.vector.amx import TileShape, UnsignedTileShape
 from tersor.targets.templates.vector.bf16_tiles import sums_shape, unit_of
 
@@ -56,6 +57,12 @@ def test_narrow_numbers_are_held_to_their_own_peak() -> None:
     peaks = [limit_seconds(kernel(name, macs=10**9), narrow) for name in ("conv2d", "conv2d_bf16_dot", "matmul_int8")]
     assert peaks == pytest.approx([1e-2, 5e-3, 2.5e-3])
     assert limit_seconds(kernel("conv2d_bf16_dot", macs=10**9), PROBE) == pytest.approx(1e-2)  # widened to float32
+
+
+def test_templates_say_what_they_multiply() -> None:
+    said = {name: products_of(name) for name in TEMPLATES}
+    named = {name: next((one for one in ("int8", "bf16") if one in name), "float32") for name in TEMPLATES}
+    assert said == named
 
 
 @pytest.mark.parametrize("name", ["x86:znver4", "x86:sapphirerapids"])

@@ -53,7 +53,7 @@ TEMPLATES = {
     "conv2d_int8_amx_narrow": Template("conv2d.int8_amx_narrow", "Conv2dInt8AmxKnobs", products="int8"),
     "conv2d_int8_narrow": Template("conv2d.int8_narrow", "Conv2dInt8NarrowKnobs", products="int8"),
     "conv2d_transposed": Template("conv2d.transposed", "Conv2dKnobs"),
-    "conv2d_transposed_int8": Template("conv2d.transposed_int8", "Conv2dKnobs"),
+    "conv2d_transposed_int8": Template("conv2d.transposed_int8", "Conv2dKnobs", products="int8"),
     "conv3d": Template("conv2d.volume", "Conv2dKnobs"),
     "depthwise": Template("conv2d.depthwise", "DepthwiseKnobs"),
     "depthwise_int8": Template("conv2d.depthwise_int8", "DepthwiseKnobs", products="int8"),

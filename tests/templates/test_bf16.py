@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
 
@@ -108,6 +109,16 @@ def check_conv2d(spec: Conv2dSpec, knobs: object, target: Cpu, template: ModuleT
     padded_x = F.pad(x.double(), (left, right, top, bottom))
     result = F.conv2d(padded_x, weight.double(), stride=spec.stride, dilation=spec.dilation, groups=spec.groups)
     assert_near(from_blocked(flat, shape, lanes), bias_add_relu_reference(result.float(), bias, other, lanes))
+
+
+def check_linear(template: ModuleType, spec: MatmulSpec, target: Cpu, ways: Sequence[object]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, weight = rounded(spec.m, spec.k, generator=generator), rounded(spec.n, spec.k, generator=generator)
+    expected = (a.double() @ weight.double().T).float()
+    for knobs in ways:
+        packed = template.pack_weight(spec, target, knobs, weight)
+        out = run(template.build(spec, target, knobs), target, a, packed, out_size=spec.m * spec.n)
+        assert_near(out.reshape(spec.m, spec.n), expected)
 
 
 def bf16(spec: Conv2dSpec) -> Conv2dSpec:
@@ -226,31 +237,21 @@ def test_targets_without_the_instructions_have_no_candidates():
 @on_both
 @pytest.mark.parametrize("size", [(128, 384, 384), (197, 48, 192), (5, 70, 33), (33, 7, 31), (16, 32, 64)], ids=str)
 def test_matmul(size: tuple[int, int, int], target: Cpu):
-    m, n, k = size
-    generator = torch.Generator().manual_seed(0)
-    a, weight = rounded(m, k, generator=generator), rounded(n, k, generator=generator)
-    spec = MatmulSpec(m, n, k, dtype="bfloat16")
+    spec = MatmulSpec(*size, dtype="bfloat16")
     assert matmul_bf16.supports(spec, target)
     found = matmul_bf16.candidates(spec, target)
-    for knobs in (*found, replace(found[0], rows=1, columns=1, row_units=3, output_units=2)):
-        packed = matmul_bf16.pack_weight(spec, target, knobs, weight)
-        out = run(matmul_bf16.build(spec, target, knobs), target, a, packed, out_size=m * n)
-        assert_near(out.reshape(m, n), (a.double() @ weight.double().T).float())
+    other = replace(found[0], rows=1, columns=1, row_units=3, output_units=2)
+    check_linear(matmul_bf16, spec, target, (*found, other))
 
 
 @pytest.mark.parametrize("size", [(128, 384, 384), (197, 48, 192), (5, 70, 33), (33, 7, 31), (16, 32, 64)], ids=str)
 def test_matmul_of_rows_where_they_are(size: tuple[int, int, int]):
     """Rows of odd length begin in the middle of a pair; what lies behind the last one is not read."""
-    m, n, k = size
-    generator = torch.Generator().manual_seed(0)
-    a, weight = rounded(m, k, generator=generator), rounded(n, k, generator=generator)
-    spec = MatmulSpec(m, n, k, dtype="bfloat16")
+    spec = MatmulSpec(*size, dtype="bfloat16")
     assert matmul_bf16_dot.supports(spec, DOT)
     found = matmul_bf16_dot.candidates(spec, DOT)
-    for knobs in (found[0], found[-1], replace(found[0], rows=3, vectors=1, row_chunks=2)):
-        packed = matmul_bf16_dot.pack_weight(spec, DOT, knobs, weight)
-        out = run(matmul_bf16_dot.build(spec, DOT, knobs), DOT, a, packed, out_size=m * n)
-        assert_near(out.reshape(m, n), (a.double() @ weight.double().T).float())
+    other = replace(found[0], rows=3, vectors=1, row_chunks=2)
+    check_linear(matmul_bf16_dot, spec, DOT, (found[0], found[-1], other))
 
 
 @on_both
