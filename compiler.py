@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeGuard
 
 from . import passes
 from . import training as _training  # noqa: F401  (registers modules of graphs with notes)
 from .checking import Reference, check_agreement, check_formulas
-from .evaluation import Evaluation, Model, as_evaluation, compiled_model, interpreted_model
+from .evaluation import Evaluation, Model, as_evaluation
 from .frontend import from_torch, load_onnx
-from .ir import Graph, TersorError, TersorWarning, at_hints, bind, check_numbers, shorten, told, weights_loaded
+from .ir import Graph, TersorError, TersorWarning, bind, check_numbers, shorten, told, weights_loaded
 from .ir.foreign import Instance, UserObject
 from .ir.segments import cut_into_segments
+from .measuring import (
+    FINAL_PASSES,
+    PREPARING_PASSES,
+    REQUIRED_PASSES,
+    SHAPELESS_PASSES,
+    latency_of,
+    runs_here,
+    score_of,
+)
 from .passes import PassManager, Pipeline, as_pipeline
 from .passes.instruments import PassStages
 from .passes.manager import check_needs
 from .passes.report import Report
 from .targets import Cpu, DynamicExecutable, EarlyExitExecutable, Executable, Target, compile_graph, resolve_target
-from .targets.codegen.build import compile_together
 from .targets.codegen.kernel_cache import KernelCache
 from .targets.runtime.compiled_model import CompiledFamily, CompiledSegments, Numbers, SharedConstants
 from .targets.runtime.executable import check_threads
 from .targets.runtime.exits import EarlyExits
 from .targets.runtime.ports import ports
 from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
-from .targets.tuning.log import target_folder
-from .targets.tuning.measured_latency import MeasuredLatency
 from .targets.tuning.observer import Observer
 from .targets.tuning.records import best
 from .targets.tuning.scheduler import Budget
-from .targets.tuning.times import kept_times
 from .targets.tuning.tuned import Tuned, load_tuned
-
-# What code generation needs of a graph, whatever the pipeline: before it, ops that have kernels, layers on integers
-# where the model has these, weights that are constants, and nothing that nobody reads; after it, no batch norm left,
-# and a physical layout for every value.
-PREPARING_PASSES = "fold-empty,decompose,integer-layers,fold-constants,dce"
-SHAPELESS_PASSES, FINAL_PASSES = "fold-batchnorm", "layout"  # the last ones need fixed shapes
-REQUIRED_PASSES = f"{SHAPELESS_PASSES},{FINAL_PASSES}"
 
 
 @dataclass(frozen=True)
@@ -247,65 +243,6 @@ def run_passes(
     return passes.run_passes(
         graph, stages, target=record, calibration=calibration, latency=latency, score=score, **options
     )
-
-
-def latency_of(
-    pipeline: Pipeline, target: Target | None, log_dir: Path | None = None, cache: KernelCache | None = None
-) -> MeasuredLatency | None:
-    """Measures for the passes of a pipeline that ask, with the records of ``log_dir`` on top of those that ship.
-
-    None where no pass asks, or the target's code does not run here. Compiled kernels are kept in ``cache``, and
-    times in ``log_dir`` or beside them; nothing is kept without a cache.
-    """
-    if target is None or not any(one.measures for one in pipeline.passes) or not runs_here(target):
-        return None
-    tuned, kept = load_tuned(target, log_dir), None
-    if cache is not None:
-        folder = cache.folder.parent if log_dir is None else target_folder(log_dir, target.name)
-        kept = kept_times(folder, target, _threads(target), tuned)
-    return MeasuredLatency(_compiler_for(target, tuned, cache), kept)
-
-
-def score_of(
-    evaluation: Evaluation | None,
-    target: Target | None,
-    log_dir: Path | None = None,
-    cache: KernelCache | None = None,
-) -> Callable[[Graph], float] | None:
-    """Scores graphs as programs of the target; interpreted where there is none, or its code does not run here."""
-    if evaluation is None:
-        return None
-    if target is None or not runs_here(target):
-        return lambda graph: evaluation(interpreted_model(graph))
-    programs = _compiler_for(target, load_tuned(target, log_dir), cache)
-    return lambda graph: evaluation(compiled_model(*programs([graph])))
-
-
-def _compiler_for(
-    target: Cpu, tuned: Tuned, cache: KernelCache | None
-) -> Callable[[Sequence[Graph]], list[Executable]]:
-    """Makes programs of graphs that no pipeline has seen, or not the whole of one."""
-
-    def programs(graphs: Sequence[Graph]) -> list[Executable]:
-        pipeline = f"O3,{REQUIRED_PASSES}"
-        optimized = [passes.run_passes(at_hints(graph), pipeline, target=target) for graph in graphs]
-        return compile_together(optimized, target, threads=_threads(target), choose=tuned, cache=cache)
-
-    return programs
-
-
-def _threads(target: Cpu) -> int:
-    """Of one call of a program that is measured here."""
-    return min(target.cores, os.cpu_count() or 1)
-
-
-def runs_here(target: Target) -> TypeGuard[Cpu]:
-    """Whether code for ``target``, a processor, runs on this machine."""
-    try:
-        check_measurable(target)
-    except TersorError:
-        return False
-    return True
 
 
 def load_choices(target: Target, log_dir: Path | None) -> Tuned | None:

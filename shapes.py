@@ -17,8 +17,10 @@ def make_program(executable: DynamicExecutable, numbers: Numbers, shared: Shared
         When there is no compiler, or the graph cannot be compiled for these shapes.
     """
     from .checking import Reference, check_agreement  # seconds, which only those pay who need it
-    from .compiler import as_pipeline, load_choices, program_for, runs_here
+    from .compiler import load_choices, program_for
     from .ir import bind
+    from .measuring import runs_here
+    from .passes import as_pipeline
     from .targets.codegen.kernel_cache import KernelCache
 
     target, graph = executable.info.target, executable.graph

@@ -45,8 +45,8 @@ from benchmarks.peers import Network, Precision, Runner
 from benchmarks.readme import markdown_table, splice
 from benchmarks.results import Record, medians, write
 from benchmarks.tables import milliseconds, new_table, times
-from tersor.compiler import latency_of
 from tersor.ir.foreign import UserObject
+from tersor.measuring import latency_of
 from tersor.passes import PassManager, parse_pipeline
 from tersor.passes.quantization.quality import Ratio
 from tersor.targets import resolve_target

@@ -56,7 +56,7 @@ def surroundings(graph: Graph, pipeline: Pipeline, target: str | None, data: Seq
     calibration, machine, latency = None, None, None
     options = [part for name in data for part in ("--data", name)]
     if target is not None:
-        from ..compiler import latency_of
+        from ..measuring import latency_of
         from ..targets import resolve_target
         from ..targets.codegen.kernel_cache import KernelCache
 

@@ -9,10 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..compiler import REQUIRED_PASSES, latency_of, load_choices, runs_here, score_of
+from ..compiler import load_choices
 from ..evaluation import Evaluation, stored_bytes, weights_of
 from ..ir import Graph, TersorError, fingerprint
 from ..ir.files import put, scratch_folder, writing
+from ..measuring import REQUIRED_PASSES, latency_of, runs_here, score_of
 from ..passes import PassManager, PassOutcome, PassRecord, Pipeline, Report, parse_pipeline
 from ..passes.calibration import Batches
 from ..passes.instruments import PassStages

@@ -249,7 +249,7 @@ def test_errors_that_are_no_mistake_of_the_user_are_not_hidden(monkeypatch, sour
 
 
 def test_passes_that_need_a_target_and_data(tersor, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("tersor.compiler.runs_here", lambda target: False)  # so that nothing is timed
+    monkeypatch.setattr("tersor.measuring.runs_here", lambda target: False)  # so that nothing is timed
     (tmp_path / "tersor_opt_data.py").write_text("import torch\nloader = lambda: torch.randn(3, 1, 4, 6, 6)\n")
     monkeypatch.chdir(tmp_path)
     options = ["--target", "x86:znver4", "--data", "tersor_opt_data:loader"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...ir import Graph, Op, TersorError, Value, evaluate_op
+from ...ir import Graph, Op, TersorError, Value, evaluate, evaluate_op
 from ...ir.foreign import UserObject
 from ...ir.imports import find_function, one_line
 from ...ir.ops import WeightOp
@@ -47,19 +47,28 @@ class Objective:
     loss: Loss | None
     seed: int
 
-    def __call__(self, outputs: Sequence[torch.Tensor], batch: int) -> torch.Tensor:
-        """A number with a gradient.
+    def at(
+        self,
+        batch: Sequence[torch.Tensor],
+        index: int,
+        gates: Mapping[Op, torch.Tensor] | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """A number with a gradient by gates and weights (see `run_differentiably`), on calibration batch ``index``.
 
         Raises
         ------
         TersorError
             When the user's function raises, or returns anything but one finite number that depends on the outputs; or
-            when no output is a floating-point number.
+            when no output is a floating-point number. Of a number that is not finite, the message names its source.
         """
-        found = self._projection(outputs, batch) if self.loss is None else self._users(self.loss, outputs, batch)
+        outputs = run_differentiably(self.graph, batch, gates, weights)
+        found = self._projection(outputs, index) if self.loss is None else self._users(self.loss, outputs, index)
         if not bool(found.isfinite().all()):
+            source = _source_of_nonfinite(self.graph, batch)
+            first = "" if source is None else f" (the first numbers that are not finite are those of {source})"
             raise TersorError(
-                f"calibration batch {batch} makes the loss {found.item():g}, so channels cannot be scored"
+                f"calibration batch {index} makes the loss {found.item():g}{first}, so channels cannot be scored"
             )
         return found
 
@@ -80,6 +89,18 @@ class Objective:
         if not parts:
             raise TersorError("no output depends on the channels as a floating-point number; give a loss")
         return torch.stack(parts).sum()
+
+
+def _source_of_nonfinite(graph: Graph, batch: Sequence[torch.Tensor]) -> str | None:
+    """The first op that makes numbers which are not finite."""
+    found: list[str] = []
+
+    def observe(op: Op, results: tuple[torch.Tensor, ...]) -> None:
+        if not found and not all(bool(one.isfinite().all()) for one in results):
+            found.append(op.describe())
+
+    evaluate(graph, batch, observe)
+    return found[0] if found else None
 
 
 def call_loss(loss: Loss, graph: Graph, outputs: Sequence[torch.Tensor], batch: int) -> torch.Tensor:
@@ -162,7 +183,7 @@ def curvatures(
     leaves = {id: weights[id].detach().clone().requires_grad_() for id in ids}
     found = {id: torch.zeros(leaf.shape, dtype=torch.float64) for id, leaf in leaves.items()}
     for index, batch in enumerate(batches):
-        outputs = run_differentiably(objective.graph, batch, weights=leaves)
-        for id, gradient in zip(ids, gradients(objective(outputs, index), list(leaves.values())), strict=True):
+        found_gradients = gradients(objective.at(batch, index, weights=leaves), list(leaves.values()))
+        for id, gradient in zip(ids, found_gradients, strict=True):
             found[id] += gradient.square()
     return found

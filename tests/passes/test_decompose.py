@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tersor.compiler import PREPARING_PASSES
 from tersor.ir import DType, Graph, TensorType
 from tersor.ir.ops import ConvTranspose2dOp, LinearOp, MulOp, SoftmaxOp
+from tersor.measuring import PREPARING_PASSES
 from tersor.passes import as_pipeline
 from tersor.tests.checks import kinds, refusals, rules, run_checked
 from tersor.tests.random_graphs import GraphBuilder

@@ -10,7 +10,7 @@ import pytest
 import tvm
 
 from tersor import TersorError
-from tersor.compiler import runs_here
+from tersor.measuring import runs_here
 from tersor.targets import Cpu, Gpu, list_targets, resolve_target
 from tersor.targets.machines import catalog
 from tersor.targets.machines.catalog import TARGETS, detect_host, features_in, host_features, usable_cores

@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional
 
 import tersor
-from tersor.compiler import PREPARING_PASSES, REQUIRED_PASSES
 from tersor.frontend import from_torch
 from tersor.ir import Graph
+from tersor.measuring import PREPARING_PASSES, REQUIRED_PASSES
 from tersor.passes import PRESETS, Exactness, list_passes, run_passes
 from tersor.targets.codegen.kernel import CompileError
 from tersor.targets.codegen.lowering import lower

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ....ir import Op
-from ..gradients import Objective, gradients, run_differentiably
+from ..gradients import Objective, gradients
 from ..groups import ChannelGroup
 from ..readers import Reader, readers_of
 from .registry import Scores, Scoring, mean_of_relative, on_data, register_criterion
@@ -36,8 +36,7 @@ def taylor(groups: Sequence[ChannelGroup], scoring: Scoring) -> list[Scores]:
     totals: list[Scores] = [np.zeros(group.size) for group in groups]
     for index, batch in enumerate(scoring.batches()):
         gates = {reader.op: _gate(reader) for reader in readers}
-        outputs = run_differentiably(scoring.graph, batch, gates)
-        found = gradients(objective(outputs, index), list(gates.values()))
+        found = gradients(objective.at(batch, index, gates), list(gates.values()))
         changes = {
             reader.op: gradient.movedim(reader.axis, 1).reshape(-1, len(reader.classes))
             for reader, gradient in zip(readers, found, strict=True)

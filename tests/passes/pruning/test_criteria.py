@@ -348,8 +348,16 @@ def test_activations_that_are_not_finite_name_the_layer():
     data[1][0][0, 0, 0, 0] = math.nan
     with pytest.raises(TersorError, match="activations that are not finite at relu"):
         run_passes(graph, "prune-channels{criterion=activation-mean}", calibration=data)
-    with pytest.raises(TersorError, match="calibration batch 1 makes the loss nan"):
+    with pytest.raises(TersorError, match=r"batch 1 makes the loss nan \(.* are those of conv2d at 'stem'\)"):
         run_passes(graph, "prune-channels{criterion=taylor}", calibration=data)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "obd"])
+def test_weights_that_are_not_finite_are_named(criterion: str):
+    _, graph, data = network()
+    graph.weights["hidden.weight"][0, 0] = math.nan
+    with pytest.raises(TersorError, match=r"the first numbers that are not finite are those of .*hidden.weight"):
+        run_passes(graph, f"prune-channels{{criterion={criterion}}}", calibration=data)
 
 
 def test_outputs_without_gradients_need_a_loss():
@@ -357,7 +365,7 @@ def test_outputs_without_gradients_need_a_loss():
     graph = b.done(b.linear(b.linear(b.graph.inputs[0], 4), 2))
     objective = Objective(graph, None, 0)
     with pytest.raises(TersorError, match="give a loss"):
-        objective([torch.zeros(2, dtype=torch.int64)], 0)
+        objective.at([torch.zeros(2, 6)], 0)  # nothing to differentiate by
 
 
 def test_batches_stream():
