@@ -18,6 +18,7 @@ from .passes import Pipeline
 from .targets import Cpu, Executable, Target
 from .targets.codegen.build import compile_together
 from .targets.codegen.kernel_cache import KernelCache
+from .targets.tuning.crowding import Crowding
 from .targets.tuning.driver import check_measurable
 from .targets.tuning.log import target_folder
 from .targets.tuning.measured_latency import MeasuredLatency
@@ -46,7 +47,7 @@ def latency_of(
     if cache is not None:
         folder = cache.folder.parent if log_dir is None else target_folder(log_dir, target.name)
         kept = kept_times(folder, target, _threads(target), tuned)
-    return MeasuredLatency(_compiler_for(target, tuned, cache), kept)
+    return MeasuredLatency(_compiler_for(target, tuned, cache), kept, Crowding(_threads(target)))
 
 
 def score_of(

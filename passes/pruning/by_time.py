@@ -9,7 +9,8 @@ step won too much is then given back where it brings most. With ``scope=layer`` 
 Very Deep Convolutional Networks for Classification and Detection", TPAMI 2016, section 3.3.
 
 The model multiplies what it measured layer by layer, so the network is measured as a whole, too. Where it takes more or
-less than was asked for, by more than `TOLERANCE`, the model is asked for that much less or more, and again.
+less than was asked for, by more than `TOLERANCE`, the model is asked for that much less or more, and again. Once one
+answer was too fast and one too slow, it is asked for what lies between: so a model that is far off is put right, too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .shrink import shrunk
 from .staircase import Counts, TimeModel, counts_of, measure
 
 TOLERANCE = 0.03  # relative, of the measured time
-_CORRECTIONS = 4
+_CORRECTIONS = 6
 _NANOSECONDS = 1e9
 _CERTAIN = 1e6  # times the largest finite importance: stands for an infinite one
 _NOTHING = 1e-12  # stands for a share of 0
@@ -105,6 +106,7 @@ class Clock:
         masks = choose(share)
         measured = self._measured_share(masks)
         attempts, asked, last = [(masks, measured)], share, measured
+        known = {0.0: 0.0, 1.0: 1.0}  # shares that the network takes, by those that the model was asked for
         while abs(last / share - 1) > TOLERANCE and len(attempts) <= _CORRECTIONS:
             if last > share and self._exhausted:
                 raise TersorError(
@@ -112,7 +114,8 @@ class Clock:
                     f" channels as they may (floor={self.limits.floor:g}, in multiples of {self.limits.multiple}); ask"
                     " for more latency, or a lower floor or multiple"
                 )
-            asked = min(asked * share / last, 1.0)
+            known[asked] = last
+            asked = _next_share(known, asked, share)
             try:
                 masks = choose(asked)
             except TersorError:  # the model says that less cannot be
@@ -174,6 +177,26 @@ class Clock:
             return [strongest(one, count) for one, count in zip(there, counts, strict=True)]
 
         return choose
+
+
+def _next_share(known: Mapping[float, float], last: float, wanted: float) -> float:
+    """What to ask the model for next.
+
+    Parameters
+    ----------
+    known
+        Measured shares of the time by those that the model was asked for.
+    last
+        That which it was asked for last.
+    wanted
+        The measured share.
+    """
+    fast = max(one for one in known.items() if one[1] <= wanted)
+    slow = min(one for one in known.items() if one[1] > wanted and one[0] > fast[0])
+    scaled = last * wanted / known[last]
+    if fast[0] < scaled < slow[0]:
+        return scaled
+    return fast[0] + (slow[0] - fast[0]) * (wanted - fast[1]) / (slow[1] - fast[1])
 
 
 class _Search:

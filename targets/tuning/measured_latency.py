@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ...ir import Graph, Op, fingerprint, graph_of
 from ...ir.ops import WeightOp
 from ..runtime.executable import Executable
+from .crowding import Crowding
 from .times import GraphTimes, KeptTimes
 
 MOST_PROGRAMS = 64  # that are compiled together …
@@ -76,14 +77,20 @@ class MeasuredLatency:
         Makes programs of graphs to which any passes may have been applied, for this machine; of several together it
         makes them sooner.
     kept
-        Times that were measured before, which these are added to.
+        Times that were measured before, which these are added to, unless other programs were using the processors.
+    crowding
+        Knows whether they were; by default for calls that use one.
     """
 
     def __init__(
-        self, compile: Callable[[Sequence[Graph]], Sequence[Executable]], kept: KeptTimes | None = None
+        self,
+        compile: Callable[[Sequence[Graph]], Sequence[Executable]],
+        kept: KeptTimes | None = None,
+        crowding: Crowding | None = None,
     ) -> None:
         self._compile = compile
         self._kept = kept
+        self._crowding = crowding or Crowding(threads=1)
         self._patience = Patience()
         self._measured: dict[tuple[str, ...], GraphTimes] = {}
         self._coming: Iterator[Sequence[Graph]] = iter(())
@@ -115,11 +122,13 @@ class MeasuredLatency:
         key = tuple(map(_work, graphs))
         times = self._known(key)
         if times is None:
-            series = time_alternately(samplers(*self._programs_of(graphs)), self._patience)
+            samples = samplers(*self._programs_of(graphs))
+            with self._crowding.watched():
+                series = time_alternately(samples, self._patience)
             noise = max(LEAST_NOISE, *(one.spread for one in series))
             times = GraphTimes(tuple(one.seconds for one in series), noise)
             self._measured[key] = times
-            if self._kept is not None:
+            if self._kept is not None and not self._crowding.crowded:
                 self._kept.add(key, times)
         return times
 

@@ -174,3 +174,19 @@ def test_what_cannot_be_done_is_one_line(options: str, clock: Stairs | None, mes
     with pytest.raises(TersorError, match=re.escape(message)) as caught:
         run(chain(16, 24), f"{options},multiple=1", clock)
     assert "\n" not in str(caught.value)
+
+
+class Stale(Stairs):
+    """Says of whole networks what was measured while others used the processors."""
+
+    def graph_seconds(self, graph: Graph) -> float:
+        return super().graph_seconds(graph) * (3 if len(graph.ops) > 8 else 1)
+
+    def compare(self, before: Graph, after: Graph) -> Reading:
+        return Reading(super().graph_seconds(before), super().graph_seconds(after), 0.02)
+
+
+def test_a_model_that_is_far_off_is_put_right():
+    graph, clock = chain(64, 64, 64), Stairs(1)
+    small = run(graph, "latency=0.5,multiple=1", Stale(1)).graph
+    assert share(graph, small, clock) == pytest.approx(0.5, rel=0.1)
