@@ -48,9 +48,8 @@ def test_moments_are_added_up():
 def test_times_of_a_crowded_machine_are_not_kept(tmp_path: Path):
     for others, kept in ((2.0, False), (0.0, True)):
         times = KeptTimes(tmp_path / "times", "machine")
-        latency = MeasuredLatency(
-            lambda graphs: [Program(one) for one in graphs], times, Crowding(1, 1, Clocks(1, others))
-        )
+        compile = cast(Any, lambda graphs: list(map(Program, graphs)))
+        latency = MeasuredLatency(compile, times, Crowding(1, 1, Clocks(1, others)))
         assert latency.graph_seconds(BIG) > 0
         assert (tmp_path / "times").exists() == kept
 
