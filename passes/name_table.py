@@ -81,7 +81,9 @@ def make_from_text(table: NameTable[type[KindT]], text: str, option: str) -> Kin
         When the name is unknown, when the number is missing, does not belong there or is refused by the dataclass.
     """
     name, colon, number = text.partition(":")
-    kind: Any = table.find(name)
+    if name not in table.entries:
+        raise ValueError(f"unknown {table.noun} {text!r}{suggest(name, table.spellings())}")
+    kind: Any = table.entries[name]
     parameters = fields(kind)
     if not parameters:
         if colon:

@@ -131,8 +131,8 @@ def test_full_rank_is_refused():
         ("fixed:-3", "a rank is 1 or more, not -3"),
         ("fixed:1.5", "ranks=fixed:1.5: expected an integer, got '1.5'"),
         ("vbmf:3", "rank rule vbmf takes no number, got 'vbmf:3'"),
-        ("energi:0.9", "unknown rank rule 'energi'; did you mean 'energy'?"),
-        ("8", "unknown rank rule '8'; known: energy, fixed, macs, sensitivity, vbmf"),
+        ("energi:0.9", "unknown rank rule 'energi:0.9'; did you mean 'energy:SHARE'?"),
+        ("8", "unknown rank rule '8'; known: energy"),
     ],
 )
 def test_mistakes(ranks: str, message: str):
