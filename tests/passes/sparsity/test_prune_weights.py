@@ -234,7 +234,7 @@ def test_nothing_to_prune():
         ("pattern=nm:4:2", "say how many of how many weights stay, such as nm:2:4, not '4:2'"),
         ("pattern=nm:2", "such as nm:2:4, not '2'"),
         ("pattern=nm", "needs a number"),
-        ("pattern=nn:2:4", "unknown pattern 'nn:2:4'; did you mean 'nm:COUNTS'"),
+        ("pattern=nn:2:4", "unknown pattern 'nn:2:4'; known: block:SHAPE, nm:COUNTS, single"),
         ("pattern=nm:2:4,ratio=0.5", "pattern=nm:2:4 says itself how many weights go"),
         ("criterion=l3", "unknown criterion 'l3'"),
         ("sensitivity=none.json", "none.json: No such file"),
