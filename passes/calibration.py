@@ -199,7 +199,11 @@ def _has_items(source: UserObject) -> bool:
 
 def _tensor(part: UserObject) -> torch.Tensor:
     if isinstance(part, torch.Tensor):
-        return part.detach()
+        if part.is_meta:
+            raise IRError("it holds a tensor on the device 'meta', which has no numbers")
+        if part.layout is not torch.strided:
+            raise IRError("it holds a sparse tensor; call its to_dense() first")
+        return part.detach().cpu()
     if isinstance(part, np.ndarray):
         try:
             return torch.from_numpy(np.ascontiguousarray(part)).reshape(part.shape)

@@ -11,11 +11,17 @@ _ADVICE = "load an earlier state, and train with a lower learning rate"
 
 
 def check_step(name: str, now: torch.Tensor, before: torch.Tensor) -> None:
-    """Raise TersorError where step sizes are NaN or infinite, or all negative or so small that numbers are clipped."""
+    """Raise TersorError where step sizes are NaN or infinite, or all far from what they were.
+
+    Of smaller ones numbers are clipped, of larger ones all are rounded to zero.
+    """
+    before = before.to(now.device)
     if not bool(now.isfinite().all()):
         raise TersorError(f"training diverged: the step size of {name} is NaN or infinite; {_ADVICE}")
-    if bool((now <= _LEAST * before.to(now.device)).all()):
+    if bool((now <= _LEAST * before).all()):
         raise TersorError(f"training diverged: the step size of {name} collapsed to {now.max().item():.3g}; {_ADVICE}")
+    if bool((now >= before / _LEAST).all()):
+        raise TersorError(f"training diverged: the step size of {name} grew to {now.min().item():.3g}; {_ADVICE}")
 
 
 def check_finite(name: str, numbers: torch.Tensor) -> None:

@@ -25,7 +25,7 @@ def quantize_per_tensor(
 ) -> Value:
     """One step and one zero point for all numbers; a range narrower than the element type is a clamp before."""
     step, zero = _single(context, scale, zero_point)
-    kind = _checked(context, step, zero, dtype)
+    kind = _checked(context, torch.tensor(step), zero, dtype)
     number = context.cast(x, DType.F32)
     if (quant_min, quant_max) != integer_range(kind):
         bounds = ClampOp.attrs_type(min=(quant_min - zero) * step, max=(quant_max - zero) * step)
@@ -48,8 +48,12 @@ def quantize_per_channel(
     if not isinstance(x.op, WeightOp):
         context.refuse(f"a step for each index of axis {axis} of numbers that are computed; a tensor has one step")
     scale, zero = _channels(context, x, scales, axis), _channels(context, x, zero_points, axis)
-    _checked(context, float(scale.min()), 0, dtype)
-    steps = torch.round(context.graph.weights[x.op.attrs.id].float() * (1 / scale)) + zero
+    for one in zero.flatten().unique().tolist():
+        _checked(context, scale, one, dtype)
+    numbers = context.graph.weights[x.op.attrs.id].float()
+    if bool(numbers.isnan().any()):
+        context.refuse("it is given a constant with NaN, which no integer stands for")
+    steps = torch.round(numbers * (1 / scale)) + zero
     return context.constant(steps.clamp(quant_min, quant_max).to(dtype), "integers")
 
 
@@ -71,7 +75,7 @@ def dequantize_per_tensor(
 ) -> Value:
     """``(x - zero_point) * scale``."""
     step, zero = _single(context, scale, zero_point)
-    _check_step(context, step)
+    _check_steps(context, torch.tensor(step))
     return _numbers(context, x, context.full(step, TensorType(())), torch.tensor(zero))
 
 
@@ -90,7 +94,7 @@ def dequantize_per_channel(
 ) -> Value:
     """The same with a scale and a zero point for each index along ``axis``."""
     scale = _channels(context, x, scales, axis)
-    _check_step(context, float(scale.min()))
+    _check_steps(context, scale)
     zeros = torch.tensor(0) if zero_points is None else _channels(context, x, zero_points, axis)
     return _numbers(context, x, context.constant(scale, "scale"), zeros)
 
@@ -108,9 +112,9 @@ def _numbers(context: Context, x: Value, scale: Value, zeros: torch.Tensor) -> V
     return context.cast(context.emit(MulOp, number, scale), context.dtype)
 
 
-def _checked(context: Context, step: float, zero: int, dtype: torch.dtype) -> DType:
+def _checked(context: Context, steps: torch.Tensor, zero: int, dtype: torch.dtype) -> DType:
     """The element type of integers; refuses what no kernel has."""
-    _check_step(context, step)
+    _check_steps(context, steps)
     kinds = {one.torch: one for one in QUANTIZED}
     if dtype not in kinds:
         context.refuse(f"quantized numbers are u8 or i8, not {str(dtype).removeprefix('torch.')}")
@@ -120,10 +124,25 @@ def _checked(context: Context, step: float, zero: int, dtype: torch.dtype) -> DT
     return kinds[dtype]
 
 
-def _check_step(context: Context, step: float) -> None:
+def _check_steps(context: Context, steps: torch.Tensor) -> None:
+    reason = step_refusal(steps)
+    if reason:
+        context.refuse(reason)
+
+
+def step_refusal(steps: torch.Tensor) -> str:
+    """Why integers with these scales cannot be imported; empty if they can."""
     limit = torch.finfo(torch.float32)
-    if not limit.tiny <= step <= 1 / limit.tiny:
-        context.refuse(f"a scale is {step:g}; scales are positive, normal in f32, and so are their reciprocals")
+    wrong = steps[~((steps >= limit.tiny) & (steps <= 1 / limit.tiny))]
+    if not wrong.numel():
+        return ""
+    if bool(wrong.isinf().any()):
+        return (
+            "a scale is inf, so all integers stand for 0 * inf = NaN: it was calibrated on infinite numbers, such as "
+            "those of an attention mask; quantize the model again without this operator (in ONNX Runtime: "
+            "op_types_to_quantize=['MatMul', 'Gemm'])"
+        )
+    return f"a scale is {wrong.flatten()[0]:g}; scales are positive, normal in f32, and so are their reciprocals"
 
 
 def _single(context: Context, scale: Value | float, zero_point: Value | int) -> tuple[float, int]:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ...ir import Graph, Op, TersorError, Value, evaluate, evaluate_op
+from ...ir import Graph, Op, TersorError, Value, evaluate_op
 from ...ir.foreign import UserObject
 from ...ir.imports import find_function, one_line
 from ...ir.ops import WeightOp
+from ..nonfinite import source_of_nonfinite
 
 Loss = Callable[[UserObject, int], torch.Tensor]  # what the model returns, and the number of the batch, from 0
 
@@ -65,8 +66,8 @@ class Objective:
         outputs = run_differentiably(self.graph, batch, gates, weights)
         found = self._projection(outputs, index) if self.loss is None else self._users(self.loss, outputs, index)
         if not bool(found.isfinite().all()):
-            source = _source_of_nonfinite(self.graph, batch)
-            first = "" if source is None else f" (the first numbers that are not finite are those of {source})"
+            source = source_of_nonfinite(self.graph, batch)
+            first = f" (the first numbers that are not finite are those of {source})" if source else ""
             raise TersorError(
                 f"calibration batch {index} makes the loss {found.item():g}{first}, so channels cannot be scored"
             )
@@ -89,18 +90,6 @@ class Objective:
         if not parts:
             raise TersorError("no output depends on the channels as a floating-point number; give a loss")
         return torch.stack(parts).sum()
-
-
-def _source_of_nonfinite(graph: Graph, batch: Sequence[torch.Tensor]) -> str | None:
-    """The first op that makes numbers which are not finite."""
-    found: list[str] = []
-
-    def observe(op: Op, results: tuple[torch.Tensor, ...]) -> None:
-        if not found and not all(bool(one.isfinite().all()) for one in results):
-            found.append(op.describe())
-
-    evaluate(graph, batch, observe)
-    return found[0] if found else None
 
 
 def call_loss(loss: Loss, graph: Graph, outputs: Sequence[torch.Tensor], batch: int) -> torch.Tensor:

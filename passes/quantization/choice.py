@@ -41,12 +41,12 @@ class Chosen:
 def choose(
     groups: Sequence[Sequence[Op]], observers: Mapping[Op, RangeObserver], samples: Mapping[Op, Sample]
 ) -> Chosen:
-    """One range for each group of notes.
+    """One range for each group of notes, in the order of ``observers``.
 
     Parameters
     ----------
     observers
-        Of each note; those of `SeveralRanges` offer a choice, and then all of the group do.
+        Of each note, and possibly of more; those of `SeveralRanges` offer a choice, and then all of the group do.
     samples
         Numbers of the notes that have a choice.
     """
@@ -63,7 +63,7 @@ def choose(
             chosen.update(dict.fromkeys(group, best))
             found = joint[best]
         ranges.update(dict.fromkeys(group, found))
-    return Chosen({op: ranges[op] for op in observers}, chosen)
+    return Chosen({op: ranges[op] for op in observers if op in ranges}, chosen)
 
 
 def _cover(ranges: Sequence[Range]) -> Range:

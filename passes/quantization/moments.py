@@ -36,6 +36,7 @@ class Moments:
         self.blocks = block_sizes(terms)
         self._products = [_zeros(op.channel_groups, size, size) for size in self.blocks]
         self._sums = _zeros(op.channel_groups, terms)
+        self._origin: torch.Tensor | None = None  # a row near the mean: what hardly varies would cancel in the products
         self._exact: torch.Tensor | float = 0.0  # sum of the samples
         self._count = self._samples = 0
 
@@ -43,8 +44,10 @@ class Moments:
         """Take in one batch: the operand's numbers, and those that its integers stand for."""
         for rows in operand_rows(self._op, stored):
             self._count += rows.shape[1]
+            if self._origin is None:
+                self._origin = rows.mean(1, keepdim=True)
             self._sums += rows.sum(1).double()
-            for products, part in zip(self._products, rows.split(self.blocks, 2), strict=True):
+            for products, part in zip(self._products, (rows - self._origin).split(self.blocks, 2), strict=True):
                 products += (part.mT @ part).double()
         samples = exact if isinstance(self._op, Conv2dOp) else exact.reshape(-1, exact.shape[-1])
         self._exact = self._exact + samples.sum(0, dtype=torch.float64)
@@ -59,7 +62,8 @@ class Moments:
 
     def covariances(self) -> list[torch.Tensor]:
         """float64 [groups, size, size] for each block of terms."""
-        centres = (self._sums / self._count).split(self.blocks, 1)
+        assert self._origin is not None
+        centres = (self._sums / self._count - self._origin[:, 0]).split(self.blocks, 1)
         return [
             products / self._count - centre[:, :, None] * centre[:, None, :]
             for products, centre in zip(self._products, centres, strict=True)

@@ -78,9 +78,8 @@ class RoundingPass(Pass):
                 remaining.step(op.weight.type.size)
         if not rewriter.changed:
             return Result(False)
-        return Result(
-            True, (f"{len(layers)} layers, squared error of rounding weights {after / before:.3g} of before",)
-        )
+        share = after / before if before else 1.0  # nothing varies
+        return Result(True, (f"{len(layers)} layers, squared error of rounding weights {share:.3g} of before",))
 
     def _check(self, layers: Sequence[LayerOp]) -> None:
         for op in layers:

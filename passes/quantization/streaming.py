@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 
-from ...ir import Graph, Op, TersorError, Value, evaluate
+from ...ir import Graph, IRError, Op, TersorError, Value, evaluate
 from ..base import PassContext
 from ..calibration import Batches
+from ..nonfinite import source_of_nonfinite
 from ..numeric import calibration_batches
 from ..progress import Remaining
 from .placement import name_of
@@ -30,7 +31,10 @@ def watch(
         if value not in wanted:
             return
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise TersorError(f"calibration batch {count} makes numbers at {name_of(value)} that are not finite")
+            source = source_of_nonfinite(graph, inputs, value)
+            is_there = value.op is None or source == value.op.describe()
+            told = "" if is_there else f": they come from {source}"
+            raise TersorError(f"calibration batch {count} makes numbers at {name_of(value)} that are not finite{told}")
         see(value, tensor)
 
     def observe(op: Op, results: tuple[torch.Tensor, ...]) -> None:
@@ -42,7 +46,10 @@ def watch(
         inputs = graph.with_state((*batch, *state))
         for value, tensor in zip(graph.inputs, inputs, strict=True):
             tell(value, tensor)
-        state = evaluate(graph, inputs, observe)[len(graph.user_outputs) :]
+        try:
+            state = evaluate(graph, inputs, observe)[len(graph.user_outputs) :]
+        except IRError as error:
+            raise TersorError(f"calibration batch {count} cannot be computed: {error}") from error
         count += 1
         remaining.step()
     return count

@@ -159,6 +159,11 @@ def problem(path: Path, b: Builder, opset: int = 21) -> str:
         (0.0, (0, U8), 1, "a scale is 0; scales are positive"),
         (-0.5, (0, U8), 1, "a scale is -0.5; scales are positive"),
         (np.nan, (0, U8), 1, "a scale is nan; scales are positive"),
+        (np.inf, (0, U8), 1, "a scale is inf, so all integers stand for 0 * inf = NaN: it was calibrated on infinite"),
+        (1e-40, (0, U8), 1, "normal in f32, and so are their reciprocals"),
+        (3e38, (0, U8), 1, "a scale is 3e+38; scales are positive, normal in f32, and so are their reciprocals"),
+        ([], ([], U8), 1, "its scale has no number"),
+        (0.1, (0, I32), 1, "quantized numbers are int8 or uint8, not int32"),
         ([0.1, 0.1, 0.1], ([0] * 3, U8), 1, "a scale for each index of axis 1 of numbers that are computed"),
     ],
 )
@@ -180,6 +185,9 @@ def test_refused_weights(tmp_path):
         "attribute block_size is 2": (np.full((3, 2), 0.1), np.zeros((3, 2)), {"axis": 1, "block_size": 2}),
         "scales of shape [3, 2]": (np.full((3, 2), 0.1), np.zeros((3, 2)), {"axis": 1}),
         "a scale is 0;": ([0.1, 0.0, 0.3], [0, 0, 0], {"axis": 0}),
+        "a scale is -0.1;": ([0.1, -0.1, 0.3], [0, 0, 0], {"axis": 0}),
+        "a scale is nan;": ([0.1, np.nan, 0.3], [0, 0, 0], {"axis": 0}),
+        "a scale is inf, so all integers stand for": ([0.1, np.inf, 0.3], [0, 0, 0], {"axis": 0}),
     }
     for reason, (scales, zeros, attributes) in cases.items():
         b = Builder(x=normal(3, 4))
@@ -187,6 +195,15 @@ def test_refused_weights(tmp_path):
         names = b.constant(scales, F32), b.constant(zeros, I8)
         b.node("Add", "x", b.node("DequantizeLinear", weight, *names, keep=False, **attributes))
         assert f"DequantizeLinear at 'node/0' is not supported: {reason}" in problem(tmp_path, b)
+    b = Builder(x=normal(3, 4))
+    names = b.constant(np.ones((3, 4)), I8), b.constant(0.1, F32), b.constant(3, U8)
+    b.node("Add", "x", b.node("DequantizeLinear", *names, keep=False))
+    assert "a zero point of uint8 for integers of int8" in problem(tmp_path, b)
+    b = Builder(x=normal(3, 4))
+    numbers = b.constant(np.array([[0.5, np.nan, 1, 2]] * 3), F32)
+    integers = b.node("QuantizeLinear", numbers, b.constant(0.1, F32), keep=False)
+    b.node("Add", "x", b.node("DequantizeLinear", integers, b.constant(0.1, F32), keep=False))
+    assert "it is given a constant with NaN, which no integer stands for" in problem(tmp_path, b)
     b = Builder(x=normal(3, 4), zero=np.array(0, U8))
     b.node("QuantizeLinear", "x", b.constant(0.1, F32), "zero")
     assert "its zero point is computed at run time; only constants are supported" in problem(tmp_path, b)

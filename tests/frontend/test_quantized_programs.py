@@ -110,6 +110,27 @@ def test_refusals():
         assert reason in message
 
 
+@pytest.mark.parametrize("number", [0.0, -0.1, float("nan"), float("inf")])
+def test_every_scale_and_zero_point_of_a_weight_is_checked(number):
+    """Not the smallest one only; nor are zero points taken that the type does not have, or NaN."""
+    weight, scales, zeros = torch.randn(4, 3), torch.full((4,), 0.1), torch.zeros(4, dtype=torch.int64)
+    limits = (-128, 127, torch.int8)
+
+    def stored(self, x):
+        return x @ ops.dequantize_per_channel(self.integers, self.s, self.z, 0, *limits)
+
+    def rounded(self, x):
+        return x @ ops.quantize_per_channel(self.weight, self.s, self.z, 0, *limits).float()
+
+    wrong = scales.clone()
+    wrong[2] = number
+    assert f"a scale is {number:g}" in refused(stored, integers=weight.to(torch.int8), s=wrong, z=zeros)
+    assert f"a scale is {number:g}" in refused(rounded, weight=weight, s=wrong, z=zeros)
+    assert "zero point 1000 is no i8 number" in refused(rounded, weight=weight, s=scales, z=zeros + 1000)
+    weight[0, 0] = torch.nan
+    assert "a constant with NaN" in refused(rounded, weight=weight, s=scales, z=zeros)
+
+
 def test_dynamic_quantization_is_named():
     def choose(self, x):
         scale, zero = ops.choose_qparams.tensor(x, 0, 255, 1e-6, torch.uint8)

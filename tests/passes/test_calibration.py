@@ -177,6 +177,8 @@ def broken() -> Iterator[torch.Tensor]:
         ([torch.zeros(SHAPE, dtype=torch.float64)], "must be f32, got torch.float64; cast it first"),
         ([[torch.zeros(SHAPE)] * 3], "takes 1 inputs .*, got 3"),
         ([{"images": 1}], "batch 0 does not fit: it has no array for input 'image', only 'images'; a transform_fn can"),
+        ([torch.zeros(SHAPE, device="meta")], "it holds a tensor on the device 'meta', which has no numbers"),
+        ([torch.zeros(SHAPE).to_sparse()], r"it holds a sparse tensor; call its to_dense\(\) first"),
         ([["a"]], "it holds a str; inputs are torch tensors or NumPy arrays"),
         ([np.full(SHAPE, "x")], "an array of <U1 cannot be used"),
     ],

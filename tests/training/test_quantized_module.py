@@ -308,8 +308,14 @@ def test_diverged_training_names_the_layer(net: Net):
         broken("stem.2.quantizer.step_size", float("nan"))(IMAGES)
     with pytest.raises(TersorError, match=r"training diverged: the step size of stem.2 collapsed to 1e-09; load an"):
         broken("stem.2.quantizer.step_size", 1e-9).eval()(IMAGES)
+    for name, of in (
+        ("stem.2.quantizer.step_size", "stem.2"),
+        ("head.weight_quantizer.step_sizes", "the weight of head"),
+    ):
+        with pytest.raises(TersorError, match=rf"training diverged: the step size of {of} grew to 1e\+09; load an"):
+            from_torch(broken(name, 1e9).eval(), IMAGES)
     with pytest.raises(TersorError, match=r"training diverged: all of the weight of head rounds to 0"):
-        broken("head.weight_quantizer.step_sizes", 1e3).eval()(IMAGES)
+        broken("head.weight_quantizer.step_sizes", 10.0).eval()(IMAGES)
     with pytest.raises(TersorError, match=r"training diverged: block.conv.weight has numbers that are NaN or infinite"):
         broken("block.conv.weight", float("inf")).eval()(IMAGES)
     with pytest.raises(TersorError, match=r"input 'x' is NaN; check the data"):

@@ -42,6 +42,8 @@ def quantize_linear(
     limits = torch.iinfo(dtype)
     if is_known(x):
         _check(x, scale, zeros, axis)
+        if bool(x.isnan().any()):
+            refuse("it is given a constant with NaN, which no integer stands for")
         steps = torch.round(x / _along(scale, x, axis)) + _along(zeros, x, axis)
         return steps.clamp(limits.min, limits.max).to(dtype)
     if scale.numel() != 1:
@@ -64,7 +66,9 @@ def dequantize_linear(
     """``(x - zero_point) * scale``."""
     default_only(block_size=block_size)
     if x.dtype not in (*_QUANTIZED, torch.int32):
-        refuse(f"integers are int8, uint8 or int32, not {str(x.dtype).removeprefix('torch.')}")
+        refuse(f"integers are int8, uint8 or int32, not {_name(x)}")
+    if zero_point is not None and zero_point.dtype != x.dtype:
+        refuse("a zero point of {} for integers of {}".format(*map(_name, (zero_point, x))))
     zeros = _zero_points(scale, zero_point)
     _check(x, scale, zeros, axis)
     limits = torch.iinfo(x.dtype)
@@ -142,11 +146,18 @@ def _zero_points(scale: Tensor, zero_point: Tensor | None) -> Tensor:
     for one, what in ((scale, "scale"), (zero_point, "zero point")):
         if one is not None and not is_known(one):
             refuse(f"its {what} is computed at run time; only constants are supported")
+    if not scale.numel():
+        refuse("its scale has no number")
     if zero_point is None:
         return torch.zeros(scale.shape, dtype=torch.int32)
     if zero_point.numel() != scale.numel():
         refuse(f"{scale.numel()} scales, but {zero_point.numel()} zero points")
     return zero_point.to(torch.int32)
+
+
+def _name(x: Tensor) -> str:
+    """Of the element type."""
+    return str(x.dtype).removeprefix("torch.")
 
 
 def _check(x: Tensor, scale: Tensor, zeros: Tensor, axis: int) -> None:

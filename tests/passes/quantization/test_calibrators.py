@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tersor.ir import DType, Graph, TensorType, TersorError, structurally_equal
-from tersor.ir.ops import ConcatOp, LinearOp, MaxPool2dOp, NegOp, ObserveOp, ReluOp
+from tersor.ir import DType, Graph, TensorType, TersorError, TersorWarning, structurally_equal
+from tersor.ir.ops import AddOp, ConcatOp, Conv2dOp, EmbeddingOp, LinearOp, MaxPool2dOp, NegOp, ObserveOp, ReluOp, SubOp
 from tersor.passes import PassManager, PipelineError, as_pipeline, parse_pipeline, run_passes
 from tersor.passes.quantization.calibrators import parse_calibrator
 from tersor.passes.quantization.calibrators.histogram import Histogram
@@ -17,6 +19,7 @@ from tersor.passes.quantization.calibrators.mse import squared_errors
 from tersor.passes.quantization.calibrators.registry import CALIBRATORS
 from tersor.passes.quantization.sample import Sample
 from tersor.passes.quantization.scheme import QuantizationStep
+from tersor.tests.checks import refusals
 from tersor.tests.random_graphs import GraphBuilder
 
 SHAPE = (1, 4, 6, 6)
@@ -326,9 +329,62 @@ def test_bad_data(data: list | None, message: str):
     assert "\n" not in str(caught.value)
 
 
-def test_a_constant_activation_is_named_with_its_layer():
+BEHIND = "quantize-annotate{skip=[stem]},quantize-calibrate"
+
+
+def test_numbers_that_are_not_finite_are_traced_to_their_source():
+    """A weight, an input or an op; not the mask, which is infinite on purpose and reaches no layer."""
+    b = GraphBuilder({"x": TensorType(SHAPE), "mask": TensorType((1,))})
+    stem = b.op(ReluOp, b.conv(b.graph.inputs[0], 4, location="stem"), location="stem.act")
+    graph = b.done(b.conv(b.op(ReluOp, b.op(AddOp, stem, stem), location="act"), 3), b.op(NegOp, b.graph.inputs[1]))
+    mask = torch.full((1,), -torch.inf)
+    x = torch.rand(SHAPE)
+    run_passes(graph, BEHIND, calibration=[(x, mask)])
+    message = r"batch 1 makes numbers at act that are not finite: they come from input 'x'$"
+    with pytest.raises(TersorError, match=message):
+        run_passes(graph, BEHIND, calibration=[(x, mask), (x / 0, mask)])
+    graph.weights["stem.weight"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(TersorError, match=r"at act that are not finite: they come from weight 'stem.weight'$"):
+        run_passes(graph, BEHIND, calibration=[(x, mask)])
+
+
+def test_a_batch_that_cannot_be_computed_is_named():
+    b = GraphBuilder({"ids": TensorType((1, 5), DType.I64)})
+    graph = b.done(b.linear(b.op(EmbeddingOp, b.weight(9, 8), b.graph.inputs[0]), 4))
+    with pytest.raises(TersorError, match=r"calibration batch 1 cannot be computed: embedding"):
+        calibrated(graph, [(torch.zeros(1, 5).long(),), (torch.full((1, 5), 9),)])
+
+
+@pytest.mark.parametrize("behind", ["", "pool"])
+def test_layers_that_read_one_number_only_stay_in_floating_point(behind: str):
+    """No range is known that would hold for other data, and so the network is right for any."""
     b = GraphBuilder({"x": TensorType(SHAPE)})
-    shifted = b.op(ReluOp, b.conv(b.graph.inputs[0], 4, bias=False), location="stem.act")
-    dead = b.op(ReluOp, b.op(NegOp, shifted), location="dead.act")
-    with pytest.raises(TersorError, match=r"makes every number at dead\.act 0"):
-        calibrated(b.done(b.conv(dead, 3)), [(torch.rand(SHAPE),)])
+    stem = b.op(ReluOp, b.conv(b.graph.inputs[0], 4, location="stem"), location="stem.act")
+    dead = b.op(ReluOp, b.op(SubOp, stem, b.constant(torch.tensor(1e3))), location="dead.act")
+    read = b.op(MaxPool2dOp, dead, kernel=(2, 2), stride=(2, 2)) if behind else dead
+    graph = b.done(b.conv(read, 3, location="behind"), b.conv(stem, 3, location="alive"))
+    data = [(torch.rand(SHAPE),) for _ in range(2)]
+    outcome = PassManager(as_pipeline("quantize{accuracy=[]}")).run(graph, calibration=data)
+    (reason,) = refusals(outcome)
+    pattern = r"quantize-calibrate refused conv2d at 'behind': calibration data makes every number at \S+ 0$"
+    assert re.match(pattern, reason)
+    ops = [op for part in outcome.graph.parts for op in part.ops]
+    layers = {op.location: op.result.type.dtype for op in ops if isinstance(op, Conv2dOp)}
+    assert layers == {"stem": DType.I32, "behind": DType.F32, "alive": DType.I32}
+    assert torch.equal(outcome.graph.evaluate(*data[0])[0], graph.evaluate(*data[0])[0])
+
+
+@pytest.mark.parametrize("sizes", [[1.0] * 4 + [100.0] * 4, [5.0, 4.0, 0.1, 0.2], [0.0] * 2 + [1.0] * 3])
+def test_drifting_data_is_named(sizes: list[float]):
+    generator = torch.Generator().manual_seed(4)
+    data = [(size * torch.rand(SHAPE, generator=generator),) for size in sizes]
+    with pytest.warns(TersorWarning, match=r"drifts: numbers at input 'x' reach .* give both one scale, or shuffle"):
+        calibrated(small_graph(), data)
+
+
+@pytest.mark.parametrize("sizes", [[1.0, 100.0] * 4, [1.0, 1.5, 3.0, 4.0], [1.0, 100.0]])
+def test_shuffled_data_and_a_few_batches_do_not_drift(sizes: list[float]):
+    generator = torch.Generator().manual_seed(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calibrated(small_graph(), [(size * torch.rand(SHAPE, generator=generator),) for size in sizes])

@@ -235,6 +235,21 @@ def test_inputs_that_never_vary_and_empty_channels_are_rounded_to_the_nearest():
         assert after.evaluate(numbers)[0].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "pipeline", [f"{NOTES},gptq,quantize-realize", f"{NOTES},adaround,quantize-realize", "quantize-weights"]
+)
+def test_numbers_that_hardly_vary_do_not_cancel(pipeline: str):
+    """Means of 10 with variances of float32's rounding, as behind a layer whose weights are zero."""
+    b = builder(1, 16)
+    graph = b.done(b.linear(b.graph.inputs[0], 4))
+    generator = torch.Generator().manual_seed(2)
+    mean = 10 + torch.rand(1, 16, generator=generator)
+    data = [(mean * (1 + 1e-7 * index),) for index in range(5)]
+    after = run_passes(graph, pipeline, calibration=data)
+    expected, found = (one.evaluate(mean)[0] for one in (graph, after))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
 # What is kept of the data -------------------------------------------------------------------------------------------
 
 
