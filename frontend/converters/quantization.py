@@ -138,7 +138,7 @@ def step_refusal(steps: torch.Tensor) -> str:
         return ""
     if bool(wrong.isinf().any()):
         return (
-            "a scale is inf, so all integers stand for 0 * inf = NaN: it was calibrated on infinite numbers, such as "
+            "a scale is inf, which makes NaN of finite numbers, 0 * inf: it was calibrated on infinite numbers, such as "
             "those of an attention mask; quantize the model again without this operator (in ONNX Runtime: "
             "op_types_to_quantize=['MatMul', 'Gemm'])"
         )

@@ -159,7 +159,12 @@ def problem(path: Path, b: Builder, opset: int = 21) -> str:
         (0.0, (0, U8), 1, "a scale is 0; scales are positive"),
         (-0.5, (0, U8), 1, "a scale is -0.5; scales are positive"),
         (np.nan, (0, U8), 1, "a scale is nan; scales are positive"),
-        (np.inf, (0, U8), 1, "a scale is inf, so all integers stand for 0 * inf = NaN: it was calibrated on infinite"),
+        (
+            np.inf,
+            (0, U8),
+            1,
+            "a scale is inf, which makes NaN of finite numbers, 0 * inf: it was calibrated on infinite",
+        ),
         (1e-40, (0, U8), 1, "normal in f32, and so are their reciprocals"),
         (3e38, (0, U8), 1, "a scale is 3e+38; scales are positive, normal in f32, and so are their reciprocals"),
         ([], ([], U8), 1, "its scale has no number"),
@@ -187,7 +192,7 @@ def test_refused_weights(tmp_path):
         "a scale is 0;": ([0.1, 0.0, 0.3], [0, 0, 0], {"axis": 0}),
         "a scale is -0.1;": ([0.1, -0.1, 0.3], [0, 0, 0], {"axis": 0}),
         "a scale is nan;": ([0.1, np.nan, 0.3], [0, 0, 0], {"axis": 0}),
-        "a scale is inf, so all integers stand for": ([0.1, np.inf, 0.3], [0, 0, 0], {"axis": 0}),
+        "a scale is inf, which makes NaN": ([0.1, np.inf, 0.3], [0, 0, 0], {"axis": 0}),
     }
     for reason, (scales, zeros, attributes) in cases.items():
         b = Builder(x=normal(3, 4))
