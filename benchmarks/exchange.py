@@ -65,8 +65,9 @@ def exchange(models: Annotated[str, typer.Option(help="Names of benchmarks.model
                 moved = min(draws, key=partial(_share, theirs))
                 pairs = ((ours, theirs), (theirs, exact), (ours, exact), (moved, theirs))
                 rows.append((name, way, *(_distance(*pair) for pair in pairs)))
-    header = ("model", "way", "ours, theirs", "theirs, float64", "ours, float64", "theirs, 1 ulp")
-    console.print(new_table("Outputs within one step, and the largest distance", header, rows, text_columns=2))
+    header = ("model", "way", "ours,\ntheirs", "theirs,\nfloat64", "ours,\nfloat64", "theirs,\n1 ulp")
+    title = "Outputs within one step in %, and the largest distance"
+    console.print(new_table(title, header, rows, text_columns=2))
 
 
 def _pt2e(name: str, folder: Path) -> tuple[Graph, torch.Tensor, torch.Tensor]:
@@ -162,7 +163,7 @@ def _run(path: Path, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _distance(found: torch.Tensor, expected: torch.Tensor) -> str:
     """Share within one step, and the largest distance."""
-    return f"{_share(expected, found):.1%}, {_steps(found, expected).max():.1f}"
+    return f"{100 * _share(expected, found):.1f}, {_steps(found, expected).max():.1f}"
 
 
 def _share(expected: torch.Tensor, found: torch.Tensor) -> float:
