@@ -138,8 +138,8 @@ def step_refusal(steps: torch.Tensor) -> str:
         return ""
     if bool(wrong.isinf().any()):
         return (
-            "a scale is inf, which makes NaN of finite numbers, 0 * inf: it was calibrated on infinite numbers, as those "
-            "of an attention mask; quantize the model again without this operator (in ONNX Runtime: "
+            "a scale is inf, which makes NaN of finite numbers, 0 * inf: it was calibrated on infinite numbers, as "
+            "those of an attention mask; quantize the model again without this operator (in ONNX Runtime: "
             "op_types_to_quantize=['MatMul', 'Gemm'])"
         )
     return f"a scale is {wrong.flatten()[0]:g}; scales are positive, normal in f32, and so are their reciprocals"
