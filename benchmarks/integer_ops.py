@@ -88,13 +88,13 @@ def measure(name: str, threads: int, rounds: int) -> tuple[str, ...]:
         tersor.compile(module, inputs, pipeline=one, calibration=calibration, threads=threads, check=False)
         for one in ("O3", question.without, question.within)
     ]
-    exact, without, within = _least(programs, inputs, rounds)
-    noise = [_decibels(programs[0], program, judged) for program in programs[1:]]
+    exact, without, within = least_seconds(programs, inputs, rounds)
+    noise = [decibels(programs[0], program, judged) for program in programs[1:]]
     found = (milliseconds(exact), milliseconds(without), milliseconds(within), times(without / within))
     return name, question.part, *found, " -> ".join(noise)
 
 
-def _least(programs: Sequence[tersor.Executable], inputs: Sequence[torch.Tensor], rounds: int) -> list[float]:
+def least_seconds(programs: Sequence[tersor.Executable], inputs: Sequence[torch.Tensor], rounds: int) -> list[float]:
     """Seconds of the fastest call of each program."""
     least = [float("inf")] * len(programs)
     for _ in range(rounds):
@@ -106,7 +106,7 @@ def _least(programs: Sequence[tersor.Executable], inputs: Sequence[torch.Tensor]
     return least
 
 
-def _decibels(exact: tersor.Executable, program: tersor.Executable, batches: Sequence[tuple[torch.Tensor, ...]]) -> str:
+def decibels(exact: tersor.Executable, program: tersor.Executable, batches: Sequence[tuple[torch.Tensor, ...]]) -> str:
     ratio = Ratio()
     for batch in batches:
         for wanted, actual in zip(exact.flat(*batch), program.flat(*batch), strict=True):

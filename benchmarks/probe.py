@@ -17,6 +17,7 @@ import tvm
 import tvm_ffi
 from tvm.tirx.script.builder import ir as T
 
+from tersor.ir.ops.integers import NARROW_BITS
 from tersor.targets import Cpu
 from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.runtime.threads import set_threads
@@ -25,7 +26,7 @@ from tersor.targets.templates.base import NO_EPILOGUE, Buffer, BufferSpec
 from tersor.targets.templates.vector import amx
 from tersor.targets.templates.vector.bf16_tiles import SumsShape, sums_shape, unit_of
 from tersor.targets.templates.vector.builder import Output, RegisterTile, load, make_prim_func, parallel, store
-from tersor.targets.templates.vector.dot_product import WORD, DotProduct, dot_product
+from tersor.targets.templates.vector.dot_product import WORD, BytePairProduct, DotProduct, dot_product
 
 CHAINS = 12  # independent accumulators: latency (4 or 5 cycles) times ports (2), rounded up; they fit 16 registers
 STEPS = 200_000  # multiply-adds of each chain: some milliseconds
@@ -136,11 +137,11 @@ def bf16_rate(target: Cpu, threads: int) -> float | None:
 
 
 def int8_rate(target: Cpu, threads: int) -> float | None:
-    """The same for bytes; None where these are widened first."""
+    """The same for bytes, weights of 7 bits where these are faster; None where bytes are widened first."""
     if amx.INTEGER_FEATURE in target.features and target.lanes() == amx.TILE_COLUMNS:
         return tile_rate(target, threads, amx.UnsignedTileShape(*_TILES["amx"]), 2 * amx.TILE_DEPTH)
-    way = dot_product(target, "uint8")
-    return word_rate(target, threads, way) if type(way) is DotProduct else None
+    way = dot_product(target, "uint8", NARROW_BITS)
+    return word_rate(target, threads, way) if type(way) in (DotProduct, BytePairProduct) else None
 
 
 def tile_rate(target: Cpu, threads: int, shape: SumsShape, depth: int) -> float:

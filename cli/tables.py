@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _WIDE = 110  # columns of a terminal in which names of layers are not shortened
 _NAME = 20
 _UNLIMITED = 10_000  # characters of a line that is not for a terminal
-_DOT_PRODUCTS = {"avx512_vnni": "VNNI", "avx512_bf16": "BF16", "amx_tile": "AMX", "asimddp": "SDOT"}
+_DOT_PRODUCTS = {"avx512_vnni": "VNNI", "avx_vnni": "VNNI", "avx512_bf16": "BF16", "amx_tile": "AMX", "asimddp": "SDOT"}
 
 
 class Progress:

@@ -119,6 +119,11 @@ class Machine(Protocol):
         """Whether there are kernels for 8-bit integers."""
         ...
 
+    @property
+    def weight_bits(self) -> int:
+        """Bits of integers as weights, up to 8, that kernels multiply the fastest."""
+        ...
+
     def lanes(self) -> int:
         """Elements of float32 that kernels work on at once."""
         ...

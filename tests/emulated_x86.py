@@ -35,7 +35,8 @@ from tersor.targets.runtime import executable
 _TILE_INSTRUCTIONS = {"ldtilecfg", "tilerelease", "tilezero", "tileloadd64", "tilestored64"}
 _TILE_INSTRUCTIONS |= {"tdpbf16ps", "tdpbusd", "tdpbssd"}
 _VECTOR_INSTRUCTIONS = {f"avx512.vpdpbusd.{bits}" for bits in (256, 512)}
-_VECTOR_INSTRUCTIONS |= {"avx512.pmaddw.d.512", "avx512.permvar.sf.512", "avx512.vpermi2var.qi.512"}
+_VECTOR_INSTRUCTIONS |= {"avx512.pmaddw.d.512", "avx512.pmaddubs.w.512"}
+_VECTOR_INSTRUCTIONS |= {"avx512.permvar.sf.512", "avx512.vpermi2var.qi.512"}
 _BFLOAT16_PRODUCT = "llvm.x86.avx512bf16.dpbf16ps.512"
 _PREFIX = "tersor_emulated_"
 _SOURCE = Path(__file__).parent / "emulated_tiles.c"
@@ -126,7 +127,7 @@ def _without_import(statement: Any) -> Any:
 def _vectors() -> str:
     """The functions that stand for instructions on vectors."""
     roundings = "".join(map(_rounding, (1, 2, 4, 8, 16, 32)))
-    return _PRODUCT + roundings + _pairs() + _table() + _bytes() + "".join(map(_quads, (8, 16)))
+    return _PRODUCT + roundings + _pairs() + _byte_pairs() + _table() + _bytes() + "".join(map(_quads, (8, 16)))
 
 
 # Of two pairs of bfloat16 numbers, the second one first, as vdpbf16ps does it; too small numbers count as zero.
@@ -203,6 +204,29 @@ def _pairs() -> str:
     return f"""
 define linkonce_odr <16 x i32> @{_PREFIX}avx512_pmaddw_d_512(<32 x i16> %a, <32 x i16> %b) alwaysinline {{
 {_sum_of_products("zeroinitializer", 16, 16, "ashr")}
+}}
+"""
+
+
+def _byte_pairs() -> str:
+    """vpmaddubsw: sums of a product of a uint8 and an int8 number and the next one, in the range of int16."""
+    vector, name = "<32 x i16>", f"{_PREFIX}avx512_pmaddubs_w_512"
+    lines = [f"%left = bitcast <64 x i8> %a to {vector}", f"%right = bitcast <64 x i8> %b to {vector}"]
+    for part, shift in enumerate((8, 0)):
+        lines += [
+            f"%left_top_{part} = shl {vector} %left, splat (i16 {shift})",
+            f"%left_{part} = lshr {vector} %left_top_{part}, splat (i16 8)",
+            f"%right_top_{part} = shl {vector} %right, splat (i16 {shift})",
+            f"%right_{part} = ashr {vector} %right_top_{part}, splat (i16 8)",
+            f"%product_{part} = mul {vector} %left_{part}, %right_{part}",
+        ]
+    lines.append(f"%sum = call {vector} @llvm.sadd.sat.v32i16({vector} %product_0, {vector} %product_1)")
+    body = "\n".join(f"  {line}" for line in (*lines, f"ret {vector} %sum"))
+    return f"""
+declare {vector} @llvm.sadd.sat.v32i16({vector}, {vector})
+
+define linkonce_odr {vector} @{name}(<64 x i8> %a, <64 x i8> %b) alwaysinline {{
+{body}
 }}
 """
 

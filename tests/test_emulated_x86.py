@@ -28,7 +28,7 @@ from tersor.tests import emulated_x86
 AMX = resolve_cpu("x86:sapphirerapids")
 BF16 = replace(resolve_cpu("x86:znver4"), mcpu="cooperlake")
 VNNI = resolve_cpu("x86:icelake-server")
-AVX_VNNI = replace(resolve_cpu("x86:avx2"), mcpu="alderlake", features=("avx_vnni",))
+AVX_VNNI = resolve_cpu("x86:alderlake")
 AVX512 = resolve_cpu("x86:skylake-avx512")
 LANES = 16
 Body = Callable[[Sequence[Any], Any], None]
@@ -130,16 +130,21 @@ def test_dot_products_of_bfloat16():
     check(body, [left, right, start], expected, BF16, dot_bf16.DOT_IR)
 
 
-@pytest.mark.parametrize("target", [VNNI, AVX_VNNI, AVX512], ids=["vpdpbusd", "vpdpbusd, 256 bits", "vpmaddwd"])
-def test_dot_products_of_bytes(target: Cpu):
+@pytest.mark.parametrize(
+    ("target", "bits"),
+    [(VNNI, 8), (AVX_VNNI, 8), (AVX512, 8), (AVX512, 7)],
+    ids=["vpdpbusd", "vpdpbusd, 256 bits", "vpmaddwd", "vpmaddubsw"],
+)
+def test_dot_products_of_bytes(target: Cpu, bits: int):
     generator = np.random.default_rng(0)
     lanes = target.lanes()
     left = generator.integers(0, 256, 4 * lanes).astype(np.uint8)
-    right = generator.integers(-128, 128, 4 * lanes).astype(np.int8)
-    left[:4], right[:4] = 255, -128
+    lowest, highest = -(1 << bits - 1), (1 << bits - 1) - 1
+    right = generator.integers(lowest, highest + 1, 4 * lanes).astype(np.int8)
+    left[:8], right[:8] = 255, [lowest] * 4 + [highest] * 4
     start = generator.integers(-(2**31), 2**31, lanes).astype(np.int32)
     sums = (left.astype(np.int64) * right).reshape(lanes, 4).sum(1)
-    product = dot_product(target, "uint8")
+    product = dot_product(target, "uint8", bits)
     assert product.lanes == lanes
 
     def body(inputs: Sequence[Any], out: Any) -> None:
@@ -148,6 +153,21 @@ def test_dot_products_of_bytes(target: Cpu):
         store(out, 0, product.add(load(inputs[2], 0, lanes), product.prepare(a), right_side), lanes)
 
     check(body, [left, right, start], (start + sums).astype(np.int32), target)
+
+
+def test_sums_of_byte_pairs_saturate():
+    """As those of the processor do: wrong uses of the instruction are found here."""
+    left = np.repeat([255, 255, 1, 0], 16).astype(np.uint8)
+    right = np.repeat([127, -128, -128, 3], 16).astype(np.int8)
+    products = left.astype(np.int32) * right
+    expected = np.clip(products.reshape(-1, 2).sum(1), -(2**15), 2**15 - 1).astype(np.int16)
+    assert {-(2**15), 2**15 - 1} < set(expected.tolist())
+
+    def body(inputs: Sequence[Any], out: Any) -> None:
+        operands = (tirx.reinterpret("int8x64", load(one, 0, 64)) for one in inputs)
+        store(out, 0, T.call_llvm_intrin("int16x32", "llvm.x86.avx512.pmaddubs.w.512", *operands), 32)
+
+    check(body, [left, right], expected, AVX512)
 
 
 def test_numbers_of_a_table():

@@ -11,7 +11,7 @@ from ..blocks import Blocks, check_blocks
 from ..core import Attrs
 from ..traits import OnIntegers, Storage
 from ..types import DType, TensorType
-from .integers import QUANTIZED, exact_sums, fits_bias, sum_type
+from .integers import QUANTIZED, WEIGHT_BITS, check_weight_bits, exact_sums, fits_bias, sum_type
 from .layer import LayerOp
 
 
@@ -35,6 +35,7 @@ class Conv2dAttrs(Attrs):
 
     ``zero_point`` is the integer that stands for zero in an operand of 8-bit integers, and fills its padding.
     ``blocks`` says where the weight of a 1x1 window is zero (`tersor.ir.blocks`).
+    ``weight_bits`` says how many bits all integers of the weight fit, 7 or 8.
     """
 
     stride: tuple[int, int] = (1, 1)
@@ -43,9 +44,11 @@ class Conv2dAttrs(Attrs):
     groups: int = 1
     zero_point: int = 0
     blocks: Blocks = ()
+    weight_bits: int = WEIGHT_BITS
 
     def __post_init__(self) -> None:
         check_blocks(self.blocks)
+        check_weight_bits(self.weight_bits)
         if min(*self.stride, *self.dilation, self.groups) < 1 or min(self.padding) < 0:
             raise ValueError(f"stride, dilation and groups must be positive and padding not negative: {self}")
 
@@ -153,6 +156,7 @@ class ConvTranspose2dAttrs(Attrs):
     """Pairs are (height, width); ``padding`` is cut off on both sides, ``output_padding`` is added at the end.
 
     ``zero_point`` is the integer that stands for zero in an operand of 8-bit integers.
+    ``weight_bits`` says how many bits all integers of the weight fit, 7 or 8.
     """
 
     stride: tuple[int, int] = (1, 1)
@@ -161,8 +165,10 @@ class ConvTranspose2dAttrs(Attrs):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     zero_point: int = 0
+    weight_bits: int = WEIGHT_BITS
 
     def __post_init__(self) -> None:
+        check_weight_bits(self.weight_bits)
         if min(*self.stride, *self.dilation, self.groups) < 1 or min(*self.padding, *self.output_padding) < 0:
             raise ValueError(f"stride, dilation and groups must be positive and padding not negative: {self}")
         if any(self.output_padding[i] >= max(self.stride[i], self.dilation[i]) for i in range(2)):

@@ -14,6 +14,8 @@ from ..core import Op, Value
 from ..types import DType, TensorType
 
 QUANTIZED = (DType.U8, DType.I8)
+WEIGHT_BITS = 8  # of integers as weights
+NARROW_BITS = 7  # of those that some instructions multiply exactly that are not exact for all of 8 bits
 _LIMIT = 2**31 - 1  # of an i32
 _LARGEST_WEIGHT = 128
 
@@ -22,6 +24,19 @@ def integer_range(dtype: DType) -> tuple[int, int]:
     """Smallest and largest number of an integer type."""
     limits = torch.iinfo(dtype.torch)
     return limits.min, limits.max
+
+
+def needed_bits(weight: torch.Tensor) -> int:
+    """7 if these bits hold all integers of a weight, from -64 to 63, else 8."""
+    low, high = (int(one) for one in weight.aminmax()) if weight.numel() else (0, 0)
+    limit = 1 << NARROW_BITS - 1
+    return NARROW_BITS if -limit <= low and high < limit else WEIGHT_BITS
+
+
+def check_weight_bits(bits: int) -> None:
+    """Refuse what `needed_bits` does not return; raises ValueError."""
+    if bits not in (NARROW_BITS, WEIGHT_BITS):
+        raise ValueError(f"weight_bits must be {NARROW_BITS} or {WEIGHT_BITS}, not {bits}")
 
 
 def fits_bias(bias: Value | None, x: TensorType) -> bool:

@@ -13,7 +13,17 @@ from ..blocks import Blocks, check_blocks
 from ..core import Attrs, Operand
 from ..traits import ChannelFlow
 from ..types import DType, TensorType, broadcast_shapes
-from .integers import QUANTIZED, check_product, exact_product, exact_sums, signed, softmax_shares, sum_type
+from .integers import (
+    QUANTIZED,
+    WEIGHT_BITS,
+    check_product,
+    check_weight_bits,
+    exact_product,
+    exact_sums,
+    signed,
+    softmax_shares,
+    sum_type,
+)
 from .layer import LayerOp
 from .product import ProductOp
 
@@ -22,14 +32,16 @@ from .product import ProductOp
 class LinearAttrs(Attrs):
     """``zero_point`` is the integer that stands for zero in an operand of 8-bit integers.
 
-    ``blocks`` says where the weight is zero (`tersor.ir.blocks`).
+    ``blocks`` says where the weight is zero (`tersor.ir.blocks`). ``weight_bits`` says how many bits all integers of the weight fit, 7 or 8.
     """
 
     zero_point: int = 0
     blocks: Blocks = ()
+    weight_bits: int = WEIGHT_BITS
 
     def __post_init__(self) -> None:
         check_blocks(self.blocks)
+        check_weight_bits(self.weight_bits)
 
 
 class LinearOp(LayerOp, name="linear", attrs=LinearAttrs):

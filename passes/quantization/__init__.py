@@ -14,6 +14,7 @@ from . import (  # registers passes
     equalization,
     gptq,
     integer_layers,
+    narrow_weights,
     quantize,
     realize,
     smooth_quant,

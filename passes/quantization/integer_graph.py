@@ -47,11 +47,10 @@ def step_of(note: Op) -> QuantizationStep:
     return QuantizationStep.covering(note.attrs.low, note.attrs.high, note.attrs.dtype)
 
 
-def rounded_layer(op: LayerOp, input_scale: float) -> IntegerLayer:
-    """The integers of a layer with floating-point weights."""
-    return integer_layer(
-        numbers(op.weight), None if op.bias is None else numbers(op.bias), input_scale, weight_bits(op)
-    )
+def rounded_layer(op: LayerOp, input_scale: float, bits: int | None = None) -> IntegerLayer:
+    """The integers of a layer with floating-point weights; of so many bits, or else of those that its note says."""
+    bias = None if op.bias is None else numbers(op.bias)
+    return integer_layer(numbers(op.weight), bias, input_scale, weight_bits(op) if bits is None else bits)
 
 
 class IntegerGraph:
@@ -172,7 +171,7 @@ class IntegerGraph:
         bias = None
         if layer.bias is not None and op.bias is not None:
             bias = rewriter.weight(layer.bias, weight_name(source_of(op.bias), "i32"))
-        attrs = replace(op.attrs, zero_point=x.step.zero_point)
+        attrs = replace(op.attrs, zero_point=x.step.zero_point, weight_bits=layer.weight_bits)
         sums = rewriter.create(type(op), (x.integers, weight, bias), attrs).result
         scales = layer.scales.float().reshape(scale_shape(op))
         number: Op = rewriter.create(
@@ -229,10 +228,10 @@ def scale_shape(op: LayerOp) -> tuple[int, ...]:
     return (-1, *[1] * behind)
 
 
-def integer_twin(op: LayerOp, step: QuantizationStep) -> Graph:
+def integer_twin(op: LayerOp, step: QuantizationStep, bits: int | None = None) -> Graph:
     """A graph of the layer alone on integers: its operand and its result are stored as ``step`` says.
 
-    Times are what it is for; the result's scale is any.
+    Times are what it is for; the result's scale is any. ``bits`` are those of the weight, if not of its note.
     """
     graph = Graph(op.name, [("x", TensorType(op.x.shape, step.dtype))])
 
@@ -240,9 +239,9 @@ def integer_twin(op: LayerOp, step: QuantizationStep) -> Graph:
         type = TensorType(tuple(tensor.shape), DType.from_torch(tensor.dtype))
         return graph.append(WeightOp((), WeightOp.attrs_type(id=graph.weights.add(tensor, hint), type=type))).result
 
-    layer = rounded_layer(op, step.scale)
+    layer = rounded_layer(op, step.scale, bits)
     bias = None if layer.bias is None else constant(layer.bias, "bias")
-    attrs = replace(op.attrs, zero_point=step.zero_point)
+    attrs = replace(op.attrs, zero_point=step.zero_point, weight_bits=layer.weight_bits)
     sums = graph.append(type(op)((graph.inputs[0], constant(layer.weight, "weight"), bias), attrs)).result
     scales = constant(layer.scales.float().reshape(scale_shape(op)), "scale")
     number = graph.append(DequantizeOp((sums, scales))).result

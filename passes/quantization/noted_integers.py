@@ -32,7 +32,7 @@ from ..matching import numbers, scalar, tensor, weight_name
 from ..matching import replace as replace_op
 from ..unfuse import take_apart
 from .integer_graph import can_average
-from .scheme import QuantizationStep
+from .scheme import WEIGHT_BITS, QuantizationStep
 from .tidy import Leaf, leaves_of, rescale
 
 _RULE = "noted-integers"
@@ -229,7 +229,7 @@ class _Notes:
         operands = [note.result, self.rewriter.weight(made.float(), weight_name(op.weight, "f32"))]
         if bias is not None:
             operands.append(self.rewriter.weight((numbers(bias).double() * sums).float(), weight_name(bias, "f32")))
-        layer = self.rewriter.create(type(op), operands, replace(op.attrs, zero_point=0))
+        layer = self.rewriter.create(type(op), operands, replace(op.attrs, zero_point=0, weight_bits=WEIGHT_BITS))
         self.scales[layer] = scales
         replace_op(self.rewriter, reader, layer.result)
 

@@ -4,7 +4,8 @@
 
     quantize{method=percentile:99.99}  =  equalize-concat,equalize-attention,smooth-quant,
                                           quantize-annotate,quantize-calibrate{method=percentile:99.99},
-                                          bias-correction,quantize-realize,activation-tables,fuse
+                                          narrow-weights,bias-correction,
+                                          quantize-realize,activation-tables,fuse
 
 Accuracy passes that move numbers between activations and weights (`Pass.before_notes`) come before the first step.
 Groups made by ``fuse`` are taken apart first. Afterwards everything is fused, also if it was not before: scaling and
@@ -46,7 +47,7 @@ class Quantize(Pass):
     accuracy
         Passes that make up for rounding: ``equalize-concat``, ``equalize-attention``, ``cross-layer-equalization`` and
         ``smooth-quant`` before values are noted,
-        ``gptq``, ``adaround`` or ``bias-correction`` on calibrated notes.
+        ``narrow-weights``, ``gptq``, ``adaround`` or ``bias-correction`` on calibrated notes.
     skip
         Names of layers and products that stay in floating point; ``*`` stands for anything.
     weight_bits
@@ -69,7 +70,13 @@ class Quantize(Pass):
 
     activations: Annotated[DType, QUANTIZED] = DType.U8
     method: Annotated[str, CALIBRATORS] = "minmax"
-    accuracy: tuple[str, ...] = ("equalize-concat", "equalize-attention", "smooth-quant", "bias-correction")
+    accuracy: tuple[str, ...] = (
+        "equalize-concat",
+        "equalize-attention",
+        "smooth-quant",
+        "narrow-weights",
+        "bias-correction",
+    )
     skip: tuple[str, ...] = ()
     weight_bits: int = WEIGHT_BITS
     keep: Keep = Keep.FASTER

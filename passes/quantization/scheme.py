@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from ...ir import DType
-from ...ir.ops.integers import integer_range
+from ...ir.ops.integers import WEIGHT_BITS, integer_range, needed_bits
 
-WEIGHT_BITS = 8  # where nothing else is said
 LARGEST_WEIGHT = 127  # of so many bits
 # Half of the range of i32 is for the bias, half for the products of the largest u8 and i8 numbers.
 LARGEST_BIAS = 2**30
@@ -79,6 +78,11 @@ class IntegerLayer:
     bias: torch.Tensor | None
     scales: torch.Tensor
     summand: torch.Tensor | None = None
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits that all integers of the weight fit, as layers say it."""
+        return needed_bits(self.weight)
 
 
 def largest_weight(bits: int) -> int:

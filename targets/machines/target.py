@@ -9,6 +9,7 @@ from ...ir.foreign import Json
 from .layout_costs import MemoryTraffic
 
 ALIGNMENT = 64  # bytes; where every buffer of a program starts, and what its kernels assume
+_VNNI = {"avx512_vnni", "avx_vnni"}
 _CHUNK_BYTES = 16  # what one thread of a GPU loads at once, and rows of half-precision matrices should be a multiple of
 
 
@@ -27,6 +28,11 @@ class Target:
     name: str
     family: str
     integer_kernels: ClassVar[bool] = True  # whether there are kernels for 8-bit integers
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of integers as weights, up to 8, that kernels multiply the fastest."""
+        return 8
 
     def lanes(self, dtype_bytes: int = 4) -> int:
         """Elements of ``dtype_bytes`` bytes that kernels load at once."""
@@ -78,6 +84,11 @@ class Cpu(Target):
     mtriple: str = ""
     channel_blocks: bool = True
     multiply_adds: int = 2
+
+    @property
+    def weight_bits(self) -> int:
+        """On x86, instructions for products of bytes are exact for 7 bits; those of VNNI are for 8."""
+        return 7 if self.family == "x86" and not _VNNI & set(self.features) else 8
 
     def lanes(self, dtype_bytes: int = 4) -> int:
         """Elements of ``dtype_bytes`` bytes in one vector register."""

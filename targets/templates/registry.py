@@ -67,7 +67,7 @@ TEMPLATES = {
     "matmul_int8_activations": Template("matmul.int8_activations", "MatmulKnobs", products="int8"),
     "matmul_int8_amx": Template("matmul.int8_amx", "MatmulInt8AmxKnobs", products="int8"),
     "matmul_packed": Template("matmul.packed", "MatmulKnobs"),
-    "matmul_packed_int8": Template("matmul.packed_int8", "MatmulKnobs", products="int8"),
+    "matmul_packed_int8": Template("matmul.packed_int8", "MatmulKnobs", version=2, products="int8"),
     "pool2d": Template("windows.pooling", "PoolKnobs"),
     "recurrent": Template("recurrent", "RecurrentKnobs"),
     "reduce": Template("rows.reduce", "RowKnobs"),

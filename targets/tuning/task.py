@@ -14,6 +14,7 @@ import torch
 from ...ir import DType, Graph, Op, TensorType, WeightStore, parse
 from ...ir.blocks import Blocks, cut_blocks, join_blocks
 from ...ir.ops import WeightOp
+from ...ir.ops.integers import WEIGHT_BITS
 from ..codegen.group import Group
 from ..machines.target import Cpu
 from ..templates.option import Workload
@@ -71,6 +72,7 @@ def seeded_graph(ir_text: str) -> Graph:
     graph = _graph_with(random, ir_text)
     for op in graph.ops:
         _thin(op, graph)
+        _narrow(op, graph)
     return graph
 
 
@@ -89,6 +91,18 @@ def _thin(op: Op, graph: Graph) -> None:
     flat[torch.randperm(len(flat), generator=torch.Generator().manual_seed(kept))[kept:]] = 0
     thin = join_blocks(flat.reshape(cut.shape), (weight.shape[0], weight[0].numel()))
     graph.weights = WeightStore({**graph.weights, made.attrs.id: thin.reshape(weight.shape)})
+
+
+def _narrow(op: Op, graph: Graph) -> None:
+    """Make the integers of a layer's weight fit the bits that its attributes say."""
+    group = Group.of(op)
+    bits = WEIGHT_BITS if group.anchor is None else getattr(group.anchor.attrs, "weight_bits", WEIGHT_BITS)
+    if bits == WEIGHT_BITS:
+        return
+    made = group.operand(1).op
+    assert isinstance(made, WeightOp)
+    narrow = graph.weights[made.attrs.id] >> WEIGHT_BITS - bits
+    graph.weights = WeightStore({**graph.weights, made.attrs.id: narrow})
 
 
 def hollow_graph(ir_text: str) -> Graph:

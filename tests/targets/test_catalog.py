@@ -100,7 +100,7 @@ RIGHT = {
     "ice-lake": "x86:icelake-server",
     "sapphire-rapids": "x86:sapphirerapids",
     "granite-rapids": "x86:sapphirerapids",
-    "alder-lake": "x86:avx2",
+    "alder-lake": "x86:alderlake",
     "zen2": "x86:znver3",
     "zen3": "x86:znver3",
     "zen4": "x86:znver4",

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tersor.targets.codegen.options import Options
-from tersor.targets.machines.catalog import resolve_cpu
+from tersor.targets.machines.catalog import list_targets, resolve_cpu
 from tersor.targets.machines.target import Cpu
 from tersor.targets.templates.base import Epilogue
 from tersor.targets.templates.conv2d import depthwise_int8
@@ -30,7 +30,14 @@ from tersor.targets.templates.matmul import int8_amx as matmul_int8_amx
 from tersor.targets.templates.matmul.spec import MatmulKnobs, MatmulSpec
 from tersor.targets.templates.option import Workload
 from tersor.targets.templates.vector import amx
-from tersor.targets.templates.vector.dot_product import DotProduct, PairwiseProduct, PlainProduct, dot_product
+from tersor.targets.templates.vector.dot_product import (
+    BytePairProduct,
+    DotProduct,
+    PairwiseProduct,
+    PlainProduct,
+    dot_product,
+    useful_bits,
+)
 from tersor.tests import emulated_x86
 
 from .window_cases import depthwise_spec
@@ -40,15 +47,18 @@ VNNI = resolve_cpu("x86:icelake-server")
 AVX512 = resolve_cpu("x86:skylake-avx512")
 AVX2 = resolve_cpu("x86:avx2")
 SSE = Cpu("x86:test16", "x86", "haswell", 16, 32, 32 << 10, 1 << 20, 32 << 20, 2)  # no dot products, blocks of four
-AVX_VNNI = replace(AVX2, name="x86:alderlake", mcpu="alderlake", features=(*AVX2.features, "avx_vnni"))
-VECTOR_TARGETS = {
-    "vpdpbusd": VNNI,
-    "vpdpbusd, 256 bits": AVX_VNNI,
-    "vpmaddwd": AVX512,
-    "vpmaddwd, 256 bits": AVX2,
-    "plain": SSE,
+AVX_VNNI = resolve_cpu("x86:alderlake")
+PATHS = {  # ways to multiply: a target, and the bits of the weights
+    "vpdpbusd": (VNNI, 8),
+    "vpdpbusd, 256 bits": (AVX_VNNI, 8),
+    "vpmaddubsw": (AVX512, 7),
+    "vpmaddubsw, 256 bits": (AVX2, 7),
+    "vpmaddwd": (AVX512, 8),
+    "vpmaddwd, 256 bits": (AVX2, 8),
+    "plain": (SSE, 8),
 }
 RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
+WEIGHT_RANGES = {7: (-64, 63), 8: (-128, 127)}
 EXACT_SUMS = Epilogue(dtype="int32")
 GARBAGE = 77  # what channels that do not exist hold
 UNWRITTEN = -123456789
@@ -83,13 +93,20 @@ DEPTHWISE = {
 
 def integers(dtype: str, *shape: int, extreme: bool = False) -> torch.Tensor:
     """Random numbers of the whole range of a type, or its largest and smallest number only."""
+    return _numbers(RANGES[dtype], shape, extreme, larger=dtype == "uint8").to(getattr(torch, dtype))
+
+
+def weights(bits: int, *shape: int, extreme: bool = False) -> torch.Tensor:
+    """The same for int8 weights of so many bits."""
+    return _numbers(WEIGHT_RANGES[bits], shape, extreme, larger=False).to(torch.int8)
+
+
+def _numbers(limits: tuple[int, int], shape: tuple[int, ...], extreme: bool, *, larger: bool) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    low, high = RANGES[dtype]
+    low, high = limits
     if extreme:
-        numbers = torch.where(torch.rand(shape, generator=generator) < 0.9, high if dtype == "uint8" else low, low)
-    else:
-        numbers = torch.randint(low, high + 1, shape, generator=generator)
-    return numbers.to(getattr(torch, dtype))
+        return torch.where(torch.rand(shape, generator=generator) < 0.9, high if larger else low, low)
+    return torch.randint(low, high + 1, shape, generator=generator)
 
 
 def to_blocked(x: torch.Tensor, lanes: int) -> torch.Tensor:
@@ -118,7 +135,7 @@ def check_convolution(template: ModuleType, spec: Conv2dSpec, target: Cpu, knobs
     knobs = knobs or template.candidates(spec, target)[0]
     outputs, groups, plain = spec.o, spec.groups, spec.input_layout == "plain"
     x = integers(spec.dtype, spec.n, spec.c, spec.h, spec.w, extreme=extreme)
-    weight = integers("int8", outputs, spec.c // groups, *spec.kernel, extreme=extreme)
+    weight = weights(spec.weight_bits, outputs, spec.c // groups, *spec.kernel, extreme=extreme)
     lanes, shape = target.lanes(), (spec.n, outputs, spec.out_h, spec.out_w)
     size = spec.n * -(-outputs // lanes) * lanes * spec.out_h * spec.out_w
     prim_func = template.build(spec, target, knobs, EXACT_SUMS)
@@ -133,7 +150,7 @@ def check_convolution(template: ModuleType, spec: Conv2dSpec, target: Cpu, knobs
 def check_matmul(template: ModuleType, spec: MatmulSpec, target: Cpu, knobs: Any = None, *, extreme: bool = False):
     knobs = knobs or template.candidates(spec, target)[0]
     a = integers(spec.dtype, spec.m, spec.k, extreme=extreme)
-    weight = integers("int8", spec.n, spec.k, extreme=extreme)
+    weight = weights(spec.weight_bits, spec.n, spec.k, extreme=extreme)
     prim_func = template.build(spec, target, knobs, EXACT_SUMS)
     out = run(prim_func, target, a, template.pack_weight(spec, target, knobs, weight), size=spec.m * spec.n)
     expected = (a.double() - spec.zero_point) @ weight.double().T
@@ -195,11 +212,12 @@ def test_direct_convolution(name: str):
         check_convolution(conv2d_int8, spec, VNNI)
 
 
-@pytest.mark.parametrize("path", [path for path, target in VECTOR_TARGETS.items() if target is not VNNI])
+@pytest.mark.parametrize("path", [path for path in PATHS if path != "vpdpbusd"])
 @pytest.mark.parametrize(("name", "dtype", "zero_point"), [("3x3 stride 2", "uint8", 131), ("pointwise", "int8", -100)])
 def test_direct_convolution_paths(name: str, dtype: str, zero_point: int, path: str):
-    spec = replace(CONVOLUTIONS[name], dtype=dtype, zero_point=zero_point)
-    check_convolution(conv2d_int8, spec, VECTOR_TARGETS[path])
+    target, bits = PATHS[path]
+    spec = replace(CONVOLUTIONS[name], dtype=dtype, zero_point=zero_point, weight_bits=bits)
+    check_convolution(conv2d_int8, spec, target)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -233,9 +251,10 @@ def test_drawn_products(spec: MatmulSpec):
     check_matmul(matmul_int8_amx, spec, AMX)
 
 
-@pytest.mark.parametrize("path", VECTOR_TARGETS)
+@pytest.mark.parametrize("path", PATHS)
 def test_grouped_convolution(path: str):
-    check_convolution(conv2d_int8, replace(GROUPED, dtype="uint8", zero_point=9), VECTOR_TARGETS[path])
+    target, bits = PATHS[path]
+    check_convolution(conv2d_int8, replace(GROUPED, dtype="uint8", zero_point=9, weight_bits=bits), target)
 
 
 def test_chunks_of_input_blocks():
@@ -281,18 +300,20 @@ def test_depthwise(name: str):
     check_convolution(depthwise_int8, spec, VNNI, DepthwiseKnobs(3, 2))
 
 
-@pytest.mark.parametrize("path", VECTOR_TARGETS)
+@pytest.mark.parametrize("path", PATHS)
 def test_depthwise_paths(path: str):
-    spec = replace(DEPTHWISE["3x3 stride 2"], dtype="uint8", zero_point=200)
-    check_convolution(depthwise_int8, spec, VECTOR_TARGETS[path])
+    target, bits = PATHS[path]
+    spec = replace(DEPTHWISE["3x3 stride 2"], dtype="uint8", zero_point=200, weight_bits=bits)
+    check_convolution(depthwise_int8, spec, target)
 
 
-@pytest.mark.parametrize("path", VECTOR_TARGETS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("size", [(1, 33, 70), (5, 70, 33), (3, 16, 3)], ids=str)
 def test_matmul(size: tuple[int, int, int], path: str):
-    spec = MatmulSpec(*size, dtype="uint8", zero_point=131)
-    check_matmul(matmul_int8, spec, VECTOR_TARGETS[path])
-    check_matmul(matmul_int8, replace(spec, dtype="int8", zero_point=-7), VECTOR_TARGETS[path], MatmulKnobs(2, 1, 2, 1))
+    target, bits = PATHS[path]
+    spec = MatmulSpec(*size, dtype="uint8", zero_point=131, weight_bits=bits)
+    check_matmul(matmul_int8, spec, target)
+    check_matmul(matmul_int8, replace(spec, dtype="int8", zero_point=-7), target, MatmulKnobs(2, 1, 2, 1))
 
 
 @pytest.mark.parametrize("size", [(33, 7, 31), (16, 32, 64), (37, 100, 129)], ids=str)
@@ -303,17 +324,16 @@ def test_matmul_on_the_matrix_unit(size: tuple[int, int, int]):
             check_matmul(matmul_int8_amx, spec, AMX, knobs)
 
 
-@pytest.mark.parametrize("path", VECTOR_TARGETS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("dtype", "zero_point"), [("uint8", 0), ("int8", 127)])
 def test_largest_sums(path: str, dtype: str, zero_point: int):
-    """255 times -128 and -128 times -128 everywhere: nothing saturates on the way."""
-    target = VECTOR_TARGETS[path]
-    conv = Conv2dSpec(1, 512, 4, 5, 32, dtype=dtype, zero_point=zero_point)
+    """255 times -128 and -128 times -128 everywhere, or -64: nothing saturates on the way."""
+    target, bits = PATHS[path]
+    operands: dict[str, Any] = {"dtype": dtype, "zero_point": zero_point, "weight_bits": bits}
+    conv = Conv2dSpec(1, 512, 4, 5, 32, **operands)
     check_convolution(conv2d_int8, conv, target, extreme=True)
-    check_convolution(
-        depthwise_int8, replace(DEPTHWISE["3x3"], dtype=dtype, zero_point=zero_point), target, extreme=True
-    )
-    check_matmul(matmul_int8, MatmulSpec(2, 32, 512, dtype=dtype, zero_point=zero_point), target, extreme=True)
+    check_convolution(depthwise_int8, replace(DEPTHWISE["3x3"], **operands), target, extreme=True)
+    check_matmul(matmul_int8, MatmulSpec(2, 32, 512, **operands), target, extreme=True)
 
 
 @pytest.mark.parametrize(("dtype", "zero_point"), [("uint8", 0), ("int8", 127)])
@@ -328,7 +348,40 @@ def test_instructions_of_targets():
     assert dot_product(VNNI, "int8").offset == 128
     assert dot_product(AVX_VNNI, "uint8").intrinsic == "llvm.x86.avx512.vpdpbusd.256"
     assert isinstance(dot_product(AVX2, "uint8"), PairwiseProduct)
+    assert isinstance(dot_product(AVX2, "uint8", 7), BytePairProduct)
+    assert dot_product(AVX_VNNI, "uint8", 7) == dot_product(AVX_VNNI, "uint8")
     assert isinstance(dot_product(SSE, "uint8"), PlainProduct)
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "said", "numbers", "bits"),
+    [
+        (AVX2, "uint8", 7, (-64, 63), 7),
+        (AVX512, "int8", 7, (-64, 63), 7),
+        (AVX2, "uint8", 8, (-64, 63), 8),
+        (AVX2, "uint8", 7, (-64, 64), 8),
+        (AVX2, "uint8", 7, (-65, 0), 8),
+        (AVX2, "float32", 7, (0, 0), 8),
+        (VNNI, "uint8", 7, (-64, 63), 8),
+        (AVX_VNNI, "uint8", 7, (-64, 63), 8),
+        (SSE, "uint8", 7, (-64, 63), 8),
+    ],
+)
+def test_bits_that_a_kernel_counts_on(target: Cpu, dtype: str, said: int, numbers: tuple[int, int], bits: int):
+    """Seven only where that is said, true and faster."""
+    assert useful_bits(target, dtype, said, torch.tensor(numbers, dtype=torch.int8)) == bits
+
+
+def test_bits_of_weights_without_numbers():
+    assert useful_bits(AVX2, "uint8", 7, torch.empty(2, 2, dtype=torch.int8, device="meta")) == 7
+
+
+def test_targets_know_which_bits_are_fast():
+    """`Cpu.weight_bits`, which passes ask, and `dot_product`, which kernels ask, agree."""
+    for target in list_targets():
+        if isinstance(target, Cpu):
+            is_faster = dot_product(target, "uint8", 7) != dot_product(target, "uint8")
+            assert target.weight_bits == (7 if is_faster else 8), target.name
 
 
 def arm(name: str, *features: str) -> Cpu:

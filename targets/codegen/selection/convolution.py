@@ -14,6 +14,7 @@ from ...templates.conv2d.transposed import TransposedSpec
 from ...templates.conv2d.volume import VolumeSpec
 from ...templates.sparse.blocks import stored_blocks, supports
 from ...templates.sparse.spec import SparseConv2dSpec
+from ...templates.vector.dot_product import useful_bits
 from ..group import Group
 from ..kernel import CompileError, FusedEpilogue, Kernel, KernelContext, anchor_type, layer_kernel, selects
 from ..views import View
@@ -36,7 +37,8 @@ def select_conv2d(group: Group, context: KernelContext) -> Kernel:
             if supports(sparse, context.target):
                 return layer_kernel("sparse_conv2d", sparse, context, (data, matrix), epilogue)
     window = ((high, wide), attrs.stride, attrs.padding, attrs.dilation, attrs.groups)
-    spec = Conv2dSpec(batch, channels, height, width, outputs, *window, layout, dtype, attrs.zero_point)
+    bits = useful_bits(context.target, dtype, attrs.weight_bits, weight)
+    spec = Conv2dSpec(batch, channels, height, width, outputs, *window, layout, dtype, attrs.zero_point, bits)
     return layer_kernel("conv2d", spec, context, (data, weight), epilogue)
 
 
@@ -75,7 +77,8 @@ def select_conv_transpose2d(group: Group, context: KernelContext) -> Kernel:
     dilation = (attrs.dilation[0] // spread[0], attrs.dilation[1] // spread[1])
     window = ((high, wide), attrs.stride, attrs.padding, dilation, attrs.groups)
     image = (batch, channels, height, width, outputs, (rows, columns))
-    spec = TransposedSpec(*image, *window, layout, dtype, attrs.zero_point)
+    bits = useful_bits(context.target, dtype, attrs.weight_bits, weight)
+    spec = TransposedSpec(*image, *window, layout, dtype, attrs.zero_point, bits)
     return layer_kernel("conv2d_transposed", spec, context, (data, weight), epilogue)
 
 

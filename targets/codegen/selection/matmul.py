@@ -10,6 +10,7 @@ from ...templates.matmul.packed import PackedSpec
 from ...templates.matmul.spec import ACTIVATION, MatmulSpec
 from ...templates.sparse.blocks import stored_blocks, supports
 from ...templates.sparse.spec import SparseLinearSpec
+from ...templates.vector.dot_product import useful_bits
 from ...templates.vector.operand_types import is_integer
 from ...templates.vector.storage import NUMBERS
 from ..group import Group
@@ -39,10 +40,17 @@ def select_linear(group: Group, context: KernelContext) -> Kernel:
     rows = math.prod(data.shape[:-1])
     source = context.contiguous(data)
     result = View.whole(group.result)
-    zero_point = op.attrs.zero_point
-    spec = MatmulSpec(rows, outputs, inputs, a_size=buffer_size(source), dtype=dtype, zero_point=zero_point)
-    epilogue = FusedEpilogue(group, context, result, bias=bias, kernel_shape=(rows, outputs))
     numbers = context.constant(weight)
+    spec = MatmulSpec(
+        rows,
+        outputs,
+        inputs,
+        a_size=buffer_size(source),
+        dtype=dtype,
+        zero_point=op.attrs.zero_point,
+        weight_bits=useful_bits(context.target, dtype, op.attrs.weight_bits, numbers),
+    )
+    epilogue = FusedEpilogue(group, context, result, bias=bias, kernel_shape=(rows, outputs))
     if dtype == "float32" and (blocks := stored_blocks(numbers, op.attrs.blocks)) is not None:
         sparse = SparseLinearSpec(outputs, inputs, *blocks, m=rows)
         if supports(sparse, context.target):

@@ -9,6 +9,7 @@ from .base import KIB, MIB, Family
 
 # Instruction sets that code for a target may use, as /proc/cpuinfo names them; it must show them before code is run.
 _AVX2 = ("avx2", "fma", "f16c", "bmi2")
+_AVX_VNNI = (*_AVX2, "avx_vnni")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _VNNI = (*_AVX512, "avx512_vnni")
 _VBMI = (*_VNNI, "avx512vbmi", "avx512_vbmi2", "avx512ifma", "avx512_bitalg", "avx512_vpopcntdq")
@@ -60,6 +61,7 @@ def _x86(name: str, mcpu: str, features: tuple[str, ...], l1: int, l2: int, l3: 
 # Zen 4 works on a vector of 64 bytes in halves.
 _RECORDS = (
     _x86("avx2", "haswell", _AVX2, 32 * KIB, 256 * KIB, 8 * MIB),
+    _x86("alderlake", "alderlake", _AVX_VNNI, 48 * KIB, 1280 * KIB, 24 * MIB),
     _x86("skylake-avx512", "skylake-avx512", _AVX512, 32 * KIB, 1 * MIB, 16 * MIB),
     _x86("cascadelake", "cascadelake", _VNNI, 32 * KIB, 1 * MIB, 16 * MIB),
     _x86("icelake-server", "icelake-server", _VBMI, 48 * KIB, 1280 * KIB, 24 * MIB),

@@ -22,7 +22,7 @@ from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index, Vecto
 from ..parallelism import shared_loop
 from ..vector.builder import Output, RegisterTile, bind, for_each, load, loop, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
-from ..vector.dot_product import WORD, dot_product
+from ..vector.dot_product import WORD, layer_product
 from ..vector.operand_types import check_weight_shape, is_integer
 from ..vector.vectors import shuffle
 from ..windows.padded_rows import UNROLLED_WORDS, PaddedRows, PieceWriter
@@ -102,7 +102,7 @@ def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: DepthwiseKnobs, weight: to
     padded[: spec.c, :, : spec.kernel[1]] = weight[:, 0]
     parts = padded.reshape(plan.blocks, plan.lanes, spec.kernel[0], plan.quads, WORD)
     packed = parts.permute(0, 2, 3, 1, 4).reshape(-1)
-    zero = spec.zero_point + dot_product(target, spec.dtype).offset
+    zero = spec.zero_point + layer_product(target, spec).offset
     return append_table(packed, uniform_table(weight, zero, plan.blocks * plan.lanes)) if zero else packed
 
 
@@ -111,7 +111,7 @@ def build(spec: Conv2dSpec, target: Cpu, knobs: DepthwiseKnobs, epilogue: Epilog
     plan = _Plan(spec, knobs, target.lanes())
     channels = plan.blocks * plan.lanes
     words = plan.blocks * plan.weight_block
-    zero = spec.zero_point + dot_product(target, spec.dtype).offset
+    zero = spec.zero_point + layer_product(target, spec).offset
     table = channels if zero else 0
     inputs = (
         BufferSpec("data", spec.n * channels * spec.h * spec.w, spec.dtype),

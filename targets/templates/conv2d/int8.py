@@ -20,7 +20,7 @@ from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
 from ..vector.builder import Output, load, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, view_as, view_table
-from ..vector.dot_product import WORD, DotProduct, dot_product
+from ..vector.dot_product import WORD, DotProduct, layer_product
 from ..vector.operand_types import is_integer
 from . import direct as conv2d
 from . import spec as conv2d_spec
@@ -49,7 +49,7 @@ def word_candidates(
     spec: ConvolutionT, target: Cpu, candidates: Callable[[ConvolutionT, Cpu], list[Conv2dKnobs]]
 ) -> list[Conv2dKnobs]:
     """`candidates` for words of channels, given those for channels."""
-    spare = replace(target, vector_registers=target.vector_registers - dot_product(target, spec.dtype).extra_registers)
+    spare = replace(target, vector_registers=target.vector_registers - layer_product(target, spec).extra_registers)
     if spec.groups > 1:
         found = candidates(spec, spare)
     else:
@@ -62,7 +62,7 @@ def word_candidates(
 def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, weight: torch.Tensor) -> torch.Tensor:
     """Reorder an int8 weight of shape (o, c / groups, kh, kw), and append what corrects the zero point; flat."""
     packed = conv2d_spec.pack_weight(spec, target, knobs, weight, WORD)
-    zero = spec.zero_point + dot_product(target, spec.dtype).offset
+    zero = spec.zero_point + layer_product(target, spec).offset
     if not zero:
         return packed
     rows, columns = (BorderClasses(window) for window in spec.windows())
@@ -73,7 +73,7 @@ def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, weight: torch
 def build(spec: Conv2dSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the convolution as a PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     lanes = target.lanes()
-    products = dot_product(target, spec.dtype)
+    products = layer_product(target, spec)
     rows, columns = (BorderClasses(window) for window in spec.windows())
     table = len(rows.representatives) * len(columns.representatives) * spec.output_blocks(target) * lanes
     table = table if spec.zero_point + products.offset else 0

@@ -24,7 +24,7 @@ from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
 from ..parallelism import shared_loop
 from ..vector.builder import Output, RegisterTile, bind, for_each, load, loop, make_prim_func, when
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
-from ..vector.dot_product import WORD, dot_product
+from ..vector.dot_product import WORD, layer_product
 from ..vector.operand_types import check_weight_shape, is_integer
 from ..windows.padded_rows import UNROLLED_WORDS, PaddedRows, PieceWriter
 from ..windows.spatial import balanced_split
@@ -105,7 +105,7 @@ def supports(spec: Conv2dSpec, target: Cpu) -> bool:
 
 def candidates(spec: Conv2dSpec, target: Cpu) -> list[Conv2dInt8NarrowKnobs]:
     """Feasible knobs, the best analytic guess first: few loads for each product, no blocks that are dropped."""
-    registers = target.vector_registers - dot_product(target, spec.dtype).extra_registers
+    registers = target.vector_registers - layer_product(target, spec).extra_registers
     blocks = spec.output_blocks(target)
     found = []
     for vectors in range(1, min(MOST_VECTORS, blocks) + 1):
@@ -137,7 +137,7 @@ def pack_weight(spec: Conv2dSpec, target: Cpu, knobs: Conv2dInt8NarrowKnobs, wei
     padded = weight.new_zeros(plan.groups, plan.outputs // plan.groups, spec.c, spec.kernel[0], plan.words, WORD)
     padded[..., : plan.taps] = by_word.reshape(*padded.shape[:-1], plan.taps)
     packed = padded.permute(0, 2, 3, 4, 1, 5).reshape(-1)
-    zero = spec.zero_point + dot_product(target, spec.dtype).offset
+    zero = spec.zero_point + layer_product(target, spec).offset
     return append_table(packed, uniform_table(weight, zero, plan.outputs)) if zero else packed
 
 
@@ -147,7 +147,7 @@ def build(
     """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; plain in, blocked out."""
     plan = _Plan(spec, knobs, target.lanes())
     words = plan.groups * plan.group_size
-    table = plan.outputs if spec.zero_point + dot_product(target, spec.dtype).offset else 0
+    table = plan.outputs if spec.zero_point + layer_product(target, spec).offset else 0
     data_bytes = spec.n * spec.c * spec.h * spec.w
     weight = BufferSpec("weight", packed_bytes(words * WORD, table), "int8")
     channels = spec.output_blocks(target) * target.lanes()

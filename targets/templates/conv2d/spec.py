@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from ....ir.arrangement import Arrangement
+from ....ir.ops.integers import WEIGHT_BITS
 from ...machines.target import Cpu
 from ..base import Index
 from ..vector.operand_types import check_operands, check_weight_shape
@@ -35,6 +36,8 @@ class Conv2dSpec:
         with weights in int8 and sums in int32.
     zero_point
         The integer that stands for zero in the input: sums are over ``(x - zero_point) * w``.
+    weight_bits
+        Bits that all integers of the weight fit, 7 or 8; see `tersor.targets.templates.vector.dot_product`.
     """
 
     n: int
@@ -50,12 +53,13 @@ class Conv2dSpec:
     input_layout: Literal["blocked", "plain"] = "blocked"
     dtype: str = "float32"
     zero_point: int = 0
+    weight_bits: int = WEIGHT_BITS
 
     def __post_init__(self) -> None:
         positive = (self.n, self.c, self.h, self.w, self.o, self.groups)
         if min(*positive, *self.kernel, *self.stride, *self.dilation) < 1 or min(self.padding) < 0:
             raise ValueError(f"sizes must be positive and padding not negative: {self}")
-        check_operands(self.dtype, self.zero_point)
+        check_operands(self.dtype, self.zero_point, self.weight_bits)
         if self.c % self.groups or self.o % self.groups:
             raise ValueError(f"groups={self.groups} must divide c={self.c} and o={self.o}")
         if self.input_layout not in ("blocked", "plain"):

@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional
 from tvm import tirx
 
+from ....ir.ops.integers import WEIGHT_BITS
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Index, VectorAt
 from ..parallelism import shared_loop
@@ -50,7 +51,7 @@ class TransposedSpec:
         Rows and columns cut off before the result.
     dilation
         1 along an axis whose stride is not 1.
-    groups, input_layout, dtype, zero_point
+    groups, input_layout, dtype, zero_point, weight_bits
         As in `Conv2dSpec`.
     """
 
@@ -68,6 +69,7 @@ class TransposedSpec:
     input_layout: Literal["blocked", "plain"] = "blocked"
     dtype: str = "float32"
     zero_point: int = 0
+    weight_bits: int = WEIGHT_BITS
 
     def __post_init__(self) -> None:
         positive = (self.n, self.c, self.h, self.w, self.o, self.groups, *self.out)
@@ -77,7 +79,7 @@ class TransposedSpec:
             raise ValueError(f"an axis has a stride or a dilation, not both: {self}")
         if self.c % self.groups or self.o % self.groups:
             raise ValueError(f"groups={self.groups} must divide c={self.c} and o={self.o}")
-        check_operands(self.dtype, self.zero_point)
+        check_operands(self.dtype, self.zero_point, self.weight_bits)
 
     @property
     def macs(self) -> int:

@@ -15,7 +15,7 @@ from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue
 from ..vector.builder import Output, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, view_as, view_table
-from ..vector.dot_product import WORD, dot_product
+from ..vector.dot_product import WORD, layer_product
 from . import spec as conv2d_spec
 from . import transposed
 from .borders import BorderClasses, border_table
@@ -44,7 +44,7 @@ def pack_weight(spec: TransposedSpec, target: Cpu, knobs: Conv2dKnobs, weight: t
 def build(spec: TransposedSpec, target: Cpu, knobs: Conv2dKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
     """Write the PrimFunc ``(input, packed_weight, *epilogue.buffers, output)``; blocked in and out."""
     every = all_phases(spec)
-    products = dot_product(target, spec.dtype)
+    products = layer_product(target, spec)
     outputs = every[0].spec.output_blocks(target) * target.lanes()
     weight_bytes = sum(phases.weight_size(target, knobs) * phases.spec.phases for phases in every)
     table = sum(_table_size(phases, outputs) * phases.spec.phases for phases in every) if _zero(spec, target) else 0
@@ -78,7 +78,7 @@ class _Writer(CompensatedWriter, PhaseWriter):
 
 def _zero(spec: TransposedSpec, target: Cpu) -> int:
     """What stands for zero in the bytes that are multiplied."""
-    return spec.zero_point + dot_product(target, spec.dtype).offset
+    return spec.zero_point + layer_product(target, spec).offset
 
 
 def _classes(phases: Phases) -> tuple[BorderClasses, BorderClasses]:

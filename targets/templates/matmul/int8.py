@@ -16,7 +16,7 @@ from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
 from ..vector.builder import Output, RegisterTile, load, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, uniform_table, view_as, view_table
-from ..vector.dot_product import WORD, DotProduct, dot_product
+from ..vector.dot_product import WORD, DotProduct, layer_product
 from ..vector.operand_types import check_weight_shape, is_integer
 from . import panels as matmul
 from .pack import RhsPanels
@@ -32,7 +32,7 @@ def supports(spec: MatmulSpec, target: Cpu) -> bool:
 
 def candidates(spec: MatmulSpec, target: Cpu) -> list[MatmulKnobs]:
     """Feasible knobs, the best analytic guess first: a word costs what one column does in float32."""
-    spare = replace(target, vector_registers=target.vector_registers - dot_product(target, spec.dtype).extra_registers)
+    spare = replace(target, vector_registers=target.vector_registers - layer_product(target, spec).extra_registers)
     return matmul.candidates(MatmulSpec(spec.m, spec.n, _words(spec), batch=spec.batch), spare)
 
 
@@ -47,7 +47,7 @@ def pack_weight(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, weight: torch
     padded = weight.new_zeros(panels * columns, _words(spec) * WORD)
     padded[: spec.n, : spec.k] = weight
     packed = padded.reshape(panels, columns, _words(spec), WORD).permute(0, 2, 1, 3).reshape(-1)
-    zero = spec.zero_point + dot_product(target, spec.dtype).offset
+    zero = spec.zero_point + layer_product(target, spec).offset
     return append_table(packed, uniform_table(weight, zero, panels * columns)) if zero else packed
 
 
@@ -56,7 +56,7 @@ def build(spec: MatmulSpec, target: Cpu, knobs: MatmulKnobs, epilogue: Epilogue 
 
     The epilogue sees logical coordinates ``(*batch, row, column)`` with the lanes along the columns.
     """
-    products = dot_product(target, spec.dtype)
+    products = layer_product(target, spec)
     outputs = knobs.panels(spec, target) * knobs.panel_columns(target)
     table = outputs if spec.zero_point + products.offset else 0
     words = outputs * _words(spec)

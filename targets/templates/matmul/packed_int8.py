@@ -36,7 +36,7 @@ def supports(spec: PackedSpec, target: Cpu) -> bool:
 
 def candidates(spec: PackedSpec, target: Cpu) -> list[MatmulKnobs]:
     """Feasible knobs, the best analytic guess first."""
-    return packed_candidates(spec, target, 3, 2 + dot_product(target, spec.dtype).extra_registers)
+    return packed_candidates(spec, target, 3, 2 + dot_product(target, spec.dtype, spec.bits).extra_registers)
 
 
 def build(spec: PackedSpec, target: Cpu, knobs: MatmulKnobs, epilogue: Epilogue = NO_EPILOGUE) -> tirx.PrimFunc:
@@ -51,7 +51,7 @@ class PackedInt8Writer(PackedWriter):
         self, spec: PackedSpec, target: Cpu, knobs: MatmulKnobs, inputs: Sequence[Buffer], out: Output
     ) -> None:
         super().__init__(spec, target, knobs, inputs, out)
-        self.products = dot_product(target, spec.dtype)
+        self.products = dot_product(target, spec.dtype, spec.bits)
 
     def group_sums(self, starts: Sequence[Index], first: Index, place: Index, words: int) -> RegisterTile:
         """Exact sums over one group, as float32 numbers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ....ir.ops.integers import WEIGHT_BITS
 from ...machines.target import Cpu
 from ..base import row_major_strides
 from ..machine_model import panel_cycles
@@ -41,6 +42,8 @@ class MatmulSpec:
     zero_point, rhs_zero_point
         The integers that stand for zero in ``a`` and in an activation on the right: sums are over
         ``(a - zero_point) * (rhs - rhs_zero_point)``.
+    weight_bits
+        Bits that all integers of a packed weight fit, 7 or 8; see `tersor.targets.templates.vector.dot_product`.
     """
 
     m: int
@@ -60,13 +63,14 @@ class MatmulSpec:
     dtype: str = "float32"
     zero_point: int = 0
     rhs_zero_point: int = 0
+    weight_bits: int = WEIGHT_BITS
 
     def __post_init__(self) -> None:
         if self.rhs not in (PACKED, ACTIVATION):
             raise ValueError(f"rhs must be {PACKED!r} or {ACTIVATION!r}, not {self.rhs!r}")
         if min(self.m, self.n, self.k, *self.batch) < 1:
             raise ValueError(f"every extent must be positive: {self}")
-        check_operands(self.dtype, self.zero_point)
+        check_operands(self.dtype, self.zero_point, self.weight_bits)
         check_operands(self.dtype, self.rhs_zero_point)
         if self.rhs == PACKED and (self.rhs_strides or self.rhs_offset or self.rhs_size or self.rhs_zero_point):
             raise ValueError("a packed right-hand side has no strides, offset, size or zero point of its own")

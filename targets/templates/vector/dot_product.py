@@ -13,20 +13,27 @@ compensation for that, together with the one for the zero point; see `tersor.tar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ...machines.target import Cpu
+from ....ir.ops.integers import NARROW_BITS, WEIGHT_BITS, needed_bits
+from ...machines.target import Cpu, Target
 from ..base import Expr
 from .arithmetic import Arithmetic
 from .builder import RegisterTile, broadcast, constant
+from .operand_types import is_integer
 from .vectors import in_register, shuffle
+
+if TYPE_CHECKING:
+    import torch
 
 WORD = 4  # bytes, channels
 SIGN_BITS = -0x7F7F7F80  # 0x80808080 as an int32
 _X86_VNNI = {16: ("avx512_vnni", "llvm.x86.avx512.vpdpbusd.512"), 8: ("avx_vnni", "llvm.x86.avx512.vpdpbusd.256")}
 _X86_PAIRS = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd"}
+_X86_BYTE_PAIRS = {16: "llvm.x86.avx512.pmaddubs.w.512", 8: "llvm.x86.avx2.pmadd.ub.sw"}
 _NEON_SDOT = "llvm.aarch64.neon.sdot.v4i32.v16i8"
 _NEON_SMULL = "llvm.aarch64.neon.smull.v4i32"
 _NEON_USDOT = "llvm.aarch64.neon.usdot.v4i32.v16i8"
@@ -90,10 +97,7 @@ class DotProduct(Arithmetic):
 
 @dataclass(frozen=True)
 class PairwiseProduct(DotProduct):
-    """Products of int16 pairs (``vpmaddwd``): bytes at even and at odd places are widened and multiplied separately.
-
-    The instruction for bytes that AVX2 has (``vpmaddubsw``) saturates, which is wrong for large numbers.
-    """
+    """Products of int16 pairs (``vpmaddwd``): bytes at even and at odd places are widened and multiplied separately."""
 
     @property
     def extra_registers(self) -> int:
@@ -119,6 +123,25 @@ class PairwiseProduct(DotProduct):
         for one, other in zip(left, right, strict=True):
             sums = sums + T.call_llvm_intrin(f"int32x{self.lanes}", self.intrinsic, one, other)
         return sums
+
+
+@dataclass(frozen=True)
+class BytePairProduct(DotProduct):
+    """Sums of two products of bytes as int16 (``vpmaddubsw``), and sums of two of those as int32 (``vpmaddwd`` by ones).
+
+    The first instruction saturates. With weights from -64 to 63, no sum leaves its range: ``2 * 255 * 64 = 32640``.
+    """
+
+    @property
+    def extra_registers(self) -> int:
+        return 2
+
+    def add(self, sums: Expr, left: Expr, right: Expr) -> Expr:
+        lanes = WORD * self.lanes
+        left, right = (tirx.reinterpret(f"int8x{lanes}", operand) for operand in (left, right))
+        pairs = T.call_llvm_intrin(f"int16x{lanes // 2}", self.intrinsic, left, right)
+        ones = constant(1, lanes // 2, "int16")
+        return sums + T.call_llvm_intrin(f"int32x{self.lanes}", _X86_PAIRS[self.lanes], pairs, ones)
 
 
 @dataclass(frozen=True)
@@ -169,12 +192,14 @@ class WideningProduct(PlainProduct):
         return sums
 
 
-def dot_product(target: Cpu, dtype: str) -> DotProduct:
-    """The fastest exact dot product that ``target`` has for activations of ``dtype``."""
+def dot_product(target: Cpu, dtype: str, weight_bits: int = WEIGHT_BITS) -> DotProduct:
+    """The fastest dot product that ``target`` has for activations of ``dtype`` and is exact for weights of so many bits."""
     lanes, features = target.lanes(), target.features
     feature, intrinsic = _X86_VNNI.get(lanes, ("", ""))
     if target.family == "x86" and feature in features:
         return DotProduct(dtype, "uint8", lanes, intrinsic)
+    if target.family == "x86" and lanes in _X86_BYTE_PAIRS and weight_bits <= NARROW_BITS:
+        return BytePairProduct(dtype, "uint8", lanes, _X86_BYTE_PAIRS[lanes])
     if target.family == "x86" and lanes in _X86_PAIRS:
         return PairwiseProduct(dtype, dtype, lanes, _X86_PAIRS[lanes])
     if target.family == "arm" and "i8mm" in features and dtype == "uint8":
@@ -184,3 +209,35 @@ def dot_product(target: Cpu, dtype: str) -> DotProduct:
     if target.family == "arm":
         return WideningProduct(dtype, dtype, lanes, _NEON_SMULL)
     return PlainProduct(dtype, dtype, lanes, "")
+
+
+class LayerSpec(Protocol):
+    """What is computed of activations and a weight that is known.
+
+    Attributes
+    ----------
+    dtype
+        Element type of the activations.
+    weight_bits
+        Bits that all numbers of the weight fit.
+    """
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def weight_bits(self) -> int: ...
+
+
+def layer_product(target: Cpu, spec: LayerSpec) -> DotProduct:
+    """The fastest exact dot product for a layer of integers."""
+    return dot_product(target, spec.dtype, spec.weight_bits)
+
+
+def useful_bits(target: Target, dtype: str, bits: int, weight: torch.Tensor) -> int:
+    """Bits of a weight that a kernel is to count on: fewer than 8 only where it is faster for that.
+
+    ``bits`` are what the layer says. They do not count if they are not true of the weight, whose numbers may be missing.
+    """
+    if not isinstance(target, Cpu) or not is_integer(dtype) or dot_product(target, dtype, bits) == dot_product(target, dtype):
+        return WEIGHT_BITS
+    return bits if weight.is_meta else max(bits, needed_bits(weight))

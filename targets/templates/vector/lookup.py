@@ -2,7 +2,8 @@
 
 AVX512_VBMI permutes two vectors of 64 bytes by indices of 7 bits (``vpermi2b``): two permutations, and the highest bit
 of the index chooses between them. NEON looks up in four vectors of 16 bytes at a time, and leaves the lanes alone whose
-index is beyond them (``tbl``, ``tbx``). Other targets load one byte after another.
+index is beyond them (``tbl``, ``tbx``). Other x86 processors look up in 16 bytes at a time (``vpshufb``), which pays for
+vectors of 16 bytes or more. Anything else is loaded one byte after another.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from ...machines.target import Cpu
 from ..base import Buffer, Expr
 from .builder import constant, load
 from .vector_math import per_lane
-from .vectors import cast, dtype_of, in_register, lane_slice, lanes_of
+from .vectors import cast, dtype_of, in_register, lane_slice, lanes_of, shuffle
 
 _ENTRIES = 256
 _FEATURE = "avx512vbmi"
 _PERMUTE, _PERMUTED = "llvm.x86.avx512.vpermi2var.qi.512", 64  # bytes of a vector
 _NEON_LOOKUP, _NEON_KEEPING, _NEON_BYTES = "llvm.aarch64.neon.tbl4.v16i8", "llvm.aarch64.neon.tbx4.v16i8", 16
 _NEON_VECTORS = 4  # that one instruction looks up in
+_ROW = 16  # bytes of the table that one shuffle looks up in
+_X86_SHUFFLES = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b"}  # by bytes of a vector
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class ByteTable:
         lanes, element = lanes_of(places), dtype_of(self.buffer[0])
         if self.target.family == "x86" and _FEATURE in self.target.features and 1 < lanes <= _PERMUTED:
             found = self._by_permutation(places)
+        elif self.target.family == "x86" and lanes in _X86_SHUFFLES:
+            found = self._by_shuffles(places)
         elif self.target.family == "arm" and 1 < lanes <= _NEON_BYTES:
             found = self._in_neon(places)
         else:
@@ -53,19 +58,37 @@ class ByteTable:
         chosen = tirx.Select(index < constant(0, _PERMUTED, "int8"), high, low)
         return lane_slice(in_register(chosen), 0, lanes_of(places))
 
+    def _by_shuffles(self, places: Expr) -> Expr:
+        """A shuffle takes the lowest four bits of an index, and gives 0 where the highest one is set."""
+        lanes = lanes_of(places)
+        index = in_register(tirx.reinterpret(f"int8x{lanes}", places))
+        found = constant(0, lanes, "int8")
+        for first in range(0, _ENTRIES, _ROW):
+            row = shuffle([self._bytes(first, _ROW)] * (lanes // _ROW), range(lanes))
+            from_row = index ^ constant(_as_int8(first), lanes, "int8")  # less than 16 where the entry is in this row
+            marked = T.call_llvm_pure_intrin(f"int8x{lanes}", "llvm.uadd.sat", from_row, constant(0x70, lanes, "int8"))
+            entries = T.call_llvm_pure_intrin(f"int8x{lanes}", _X86_SHUFFLES[lanes], row, marked)
+            found = in_register(found | entries)
+        return found
+
     def _in_neon(self, places: Expr) -> Expr:
         index = in_register(_widened(places, _NEON_BYTES))
         step = _NEON_VECTORS * _NEON_BYTES
         found = None
         for first in range(0, _ENTRIES, step):
             vectors = [self._bytes(first + part, _NEON_BYTES) for part in range(0, step, _NEON_BYTES)]
-            shifted = index - constant(first - 256 if first > 127 else first, _NEON_BYTES, "int8")
+            shifted = index - constant(_as_int8(first), _NEON_BYTES, "int8")
             name, kept = (_NEON_LOOKUP, ()) if found is None else (_NEON_KEEPING, (found,))
             found = T.call_llvm_pure_intrin(f"int8x{_NEON_BYTES}", name, *kept, *vectors, shifted)
         return lane_slice(in_register(found), 0, lanes_of(places))
 
     def _bytes(self, first: int, lanes: int) -> Expr:
         return tirx.reinterpret(f"int8x{lanes}", load(self.buffer, first, lanes))
+
+
+def _as_int8(byte: int) -> int:
+    """The int8 number with the bits of a byte."""
+    return byte - _ENTRIES if byte > 127 else byte
 
 
 def _widened(places: Expr, lanes: int) -> Expr:

@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 from ...machines.target import Cpu
 from ..base import Buffer, Expr, Index
 from ..vector.builder import Output, bind, constant, load, loop, store, when
-from ..vector.dot_product import dot_product
+from ..vector.dot_product import layer_product
 from ..vector.vectors import pieces
 from .spatial import Window, tile_runs
 
@@ -135,7 +135,7 @@ class PieceWriter:
         self.plan = plan
         self.spec = plan.spec
         self.lanes = plan.lanes
-        self.products = dot_product(target, plan.spec.dtype)
+        self.products = layer_product(target, plan.spec)
         self.copier = RowCopier(plan.spec.zero_point, target.vector_bytes, self.products.offset)
         self.data, self.weight, self.table = operands
         self.out = out
