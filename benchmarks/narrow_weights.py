@@ -5,8 +5,9 @@
     python -m benchmarks.narrow_weights --target x86:znver3 --threads 1 --networks resnet18,minilm
 
 Each network is compiled in float32 and twice on integers, without and with ``narrow-weights``, each layer where the
-referee measures it faster. The three are called by turns in one process; least times count. Noise is that of the outputs on other data than that of the
-calibration. A target that is named must run here: ``x86:avx2`` and ``x86:znver3`` do on any newer processor.
+referee measures it faster. The three are called by turns in one process; least times count. Noise is that of the
+outputs on other data than that of the calibration. A target that is named must run here: ``x86:avx2`` and
+``x86:znver3`` do on any newer processor.
 """
 
 from __future__ import annotations

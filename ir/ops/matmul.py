@@ -32,7 +32,8 @@ from .product import ProductOp
 class LinearAttrs(Attrs):
     """``zero_point`` is the integer that stands for zero in an operand of 8-bit integers.
 
-    ``blocks`` says where the weight is zero (`tersor.ir.blocks`). ``weight_bits`` says how many bits all integers of the weight fit, 7 or 8.
+    ``blocks`` says where the weight is zero (`tersor.ir.blocks`).
+    ``weight_bits`` says how many bits all integers of the weight fit, 7 or 8.
     """
 
     zero_point: int = 0

@@ -127,7 +127,7 @@ class PairwiseProduct(DotProduct):
 
 @dataclass(frozen=True)
 class BytePairProduct(DotProduct):
-    """Sums of two products of bytes as int16 (``vpmaddubsw``), and sums of two of those as int32 (``vpmaddwd`` by ones).
+    """Sums of two products of bytes as int16 (``vpmaddubsw``), and of two of those as int32 (``vpmaddwd`` by ones).
 
     The first instruction saturates. With weights from -64 to 63, no sum leaves its range: ``2 * 255 * 64 = 32640``.
     """
@@ -193,7 +193,7 @@ class WideningProduct(PlainProduct):
 
 
 def dot_product(target: Cpu, dtype: str, weight_bits: int = WEIGHT_BITS) -> DotProduct:
-    """The fastest dot product that ``target`` has for activations of ``dtype`` and is exact for weights of so many bits."""
+    """The fastest dot product of ``target`` that is exact for activations of ``dtype`` and weights of so many bits."""
     lanes, features = target.lanes(), target.features
     feature, intrinsic = _X86_VNNI.get(lanes, ("", ""))
     if target.family == "x86" and feature in features:
@@ -236,8 +236,10 @@ def layer_product(target: Cpu, spec: LayerSpec) -> DotProduct:
 def useful_bits(target: Target, dtype: str, bits: int, weight: torch.Tensor) -> int:
     """Bits of a weight that a kernel is to count on: fewer than 8 only where it is faster for that.
 
-    ``bits`` are what the layer says. They do not count if they are not true of the weight, whose numbers may be missing.
+    ``bits`` are what the layer says. They do not count where they are not true of the weight, if it has numbers.
     """
-    if not isinstance(target, Cpu) or not is_integer(dtype) or dot_product(target, dtype, bits) == dot_product(target, dtype):
+    if not isinstance(target, Cpu) or not is_integer(dtype):
+        return WEIGHT_BITS
+    if dot_product(target, dtype, bits) == dot_product(target, dtype):
         return WEIGHT_BITS
     return bits if weight.is_meta else max(bits, needed_bits(weight))

@@ -2,8 +2,8 @@
 
 AVX512_VBMI permutes two vectors of 64 bytes by indices of 7 bits (``vpermi2b``): two permutations, and the highest bit
 of the index chooses between them. NEON looks up in four vectors of 16 bytes at a time, and leaves the lanes alone whose
-index is beyond them (``tbl``, ``tbx``). Other x86 processors look up in 16 bytes at a time (``vpshufb``), which pays for
-vectors of 16 bytes or more. Anything else is loaded one byte after another.
+index is beyond them (``tbl``, ``tbx``). Other x86 processors look up in 16 bytes at a time (``vpshufb``), which pays
+for vectors of 16 bytes or more. Anything else is loaded one byte after another.
 """
 
 from __future__ import annotations
