@@ -269,7 +269,7 @@ def test_reproducers_name_target_and_data(tersor, source, tmp_path, monkeypatch)
     assert code == 2
     text = (tmp_path / "r" / "quantize-calibrate.ir").read_text()
     (line,) = [line for line in text.splitlines() if "tersor opt" in line]
-    assert " -p quantize-calibrate,bias-correction,quantize-realize,activation-tables,fuse-" in line
+    assert " -p quantize-calibrate,narrow-weights,bias-correction,quantize-realize,activation-tables,fuse-" in line
     assert " --target x86:znver4 --data nan.safetensors" in line
     again, _, message = tersor(*shlex.split(line.lstrip("# "))[1:])
     assert again == 2
