@@ -409,6 +409,16 @@ def test_neon_code(target: Cpu, instruction: str):
         assert f"\t{instruction}\t" in module.inspect_source("asm")
 
 
+def test_avx_vnni_code():
+    """The instruction of 256 bits as processors without AVX-512 have it."""
+    spec = MatmulSpec(3, 32, 64, dtype="uint8", zero_point=3)
+    prim_func = matmul_int8.build(spec, AVX_VNNI, matmul_int8.candidates(spec, AVX_VNNI)[0], EXACT_SUMS)
+    target = tvm.target.Target(AVX_VNNI.tvm_target())
+    text = tvm.tirx.build(tvm.IRModule({"main": prim_func}), target=target).inspect_source("asm")
+    assert "{vex}\tvpdpbusd" in text
+    assert "zmm" not in text
+
+
 def test_what_templates_support():
     conv = CONVOLUTIONS["3x3"]
     integer = replace(conv, dtype="uint8")
