@@ -22,9 +22,10 @@ L2_WEIGHT_CYCLES = 0.35
 L3_WEIGHT_CYCLES = 0.7
 
 L3_BYTES = 7.0  # moved in one cycle by one core
-MEMORY_BYTES = 2.5  # the same from memory, when all cores read
+REMOTE_BYTES = 0.8  # the same of what another core has just written
+MEMORY_BYTES = 4.0  # the same from memory, when all cores read
 STREAM = 15e9  # bytes a second that one thread moves from and to memory
-CACHED_BYTES = 8 << 20  # larger weights are assumed to have left the caches since the network was run last
+CACHED_BYTES = 4 << 20  # of a kernel's weights: the rest is assumed to have left the caches since the last call
 
 LAUNCH_CYCLES = 5_000  # handing one more parallel loop to a thread, and waiting for the slowest
 LAUNCH_SECONDS = 2e-6  # calling a kernel and waking its threads

@@ -88,7 +88,7 @@ def _(knobs: Conv2dKnobs, spec: Conv2dSpec, target: Cpu) -> Geometry:
 def _(knobs: WinogradKnobs, spec: Conv2dSpec, target: Cpu) -> Geometry:
     grid = TileGrid.of(spec, knobs)
     blocks = min(knobs.blocks, grid.groups)
-    shared = knobs.order == "outputs"  # then each thread reads only its part of the weights
+    shared = knobs.order != "tiles"  # then each thread reads only its part of the weights
     slices = min(knobs.slices, _units(spec.o, knobs.vectors, target)) if shared else 1
     return Geometry(
         rows=grid.tiles,
@@ -96,7 +96,7 @@ def _(knobs: WinogradKnobs, spec: Conv2dSpec, target: Cpu) -> Geometry:
         depth=spec.c,
         tile_rows=knobs.rows,
         tile_vectors=knobs.vectors,
-        pieces=blocks * slices,
+        pieces=slices if knobs.order == "slices" else blocks * slices,
         block_bytes=FLOAT_BYTES * knobs.positions * spec.c * grid.tiles / blocks,
         sweep_bytes=FLOAT_BYTES * knobs.positions * spec.c * spec.o / (target.cores if shared else 1),
         sweeps=blocks if shared else -(-blocks // target.cores),

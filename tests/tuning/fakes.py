@@ -38,7 +38,7 @@ def true_seconds(task: Task, option: Option) -> float:
     if isinstance(knobs, Conv2dKnobs):
         return seconds * (1.0 + 0.25 * (knobs.vectors == 2) + 0.04 * abs(knobs.rows - 2))
     if isinstance(knobs, WinogradKnobs):
-        return seconds * (1.0 + 0.5 * (knobs.m == 6) + 0.3 * (knobs.order == "outputs"))
+        return seconds * (1.0 + 0.5 * (knobs.m == 6) + 0.3 * (knobs.order != "tiles"))
     return seconds
 
 

@@ -144,7 +144,7 @@ def test_time_is_kept():
 
 
 def test_failures_are_recorded_and_do_no_harm(tmp_path):
-    statuses = {2: "crash", 4: "wrong", 6: "timeout"}
+    statuses = {2: "crash", 3: "crash", 4: "wrong", 5: "wrong", 6: "timeout"}
     measurer = FakeMeasurer(
         fails=lambda option: statuses[option.knobs.m] if option.template == "winograd" else "ok",
     )

@@ -7,8 +7,9 @@
                 M[position, tile, output] = V[position] @ U[position]   register-tiled matrix product
             output = epilogue(At M A)                            output transform
 
-Threads share the blocks of tiles. Or, where tiles are few and the weights many, they share the input transform first,
-and then the slices of output channels, so that each reads only its part of the weights.
+Threads share the blocks of tiles. Or, where tiles are few and the weights many, they share the slices of output
+channels, so that each reads only its part of the weights. Then they have shared the input transform before, or each
+transforms the whole input for itself.
 
 Numbers in bfloat16 are widened as they are read, and transforms and products are float32: eight bits are too few for
 what the transforms subtract (F(4x4, 3x3) would be off by 2 % of the outputs' size, direct convolution is by 0.2 %).
@@ -104,6 +105,13 @@ class _Writer:
                 self.transformed = T.alloc_buffer((size,), "float32")
                 self._transform_block(0, block, 0, self.input_blocks)
                 with loop(self.slices) as piece:
+                    self._multiply(0, block, piece)
+            return
+        if self.knobs.order == "slices":
+            with parallel(self.slices) as (piece,):
+                self.transformed = T.alloc_buffer((size,), "float32")
+                with loop(self.blocks) as block:
+                    self._transform_block(0, block, 0, self.input_blocks)
                     self._multiply(0, block, piece)
             return
         self.transformed = T.alloc_buffer((self.blocks * size,), "float32")

@@ -16,6 +16,8 @@ from ..vector.operand_types import check_weight_shape
 from .spec import Conv2dSpec
 from .winograd_transforms import FILTER, as_tensor, transforms
 
+Order = Literal["tiles", "outputs", "slices"]
+
 
 @dataclass(frozen=True)
 class WinogradKnobs:
@@ -32,8 +34,9 @@ class WinogradKnobs:
     slices
         Pieces that the output channel blocks are divided into; the products of one piece of both are kept in cache.
     order
-        What threads share: ``"tiles"``, or ``"outputs"``: output channels, after they have transformed the input
-        together; then each thread reads only its part of the weights.
+        What threads share: ``"tiles"``, or output channels, so that each reads only its part of the weights. They have
+        transformed the input together (``"outputs"``), or each for itself (``"slices"``): then none waits for another,
+        nor reads what another core has in its cache.
     """
 
     m: int
@@ -41,7 +44,7 @@ class WinogradKnobs:
     rows: int
     blocks: int = 1
     slices: int = 1
-    order: Literal["tiles", "outputs"] = "tiles"
+    order: Order = "tiles"
 
     @property
     def alpha(self) -> int:

@@ -6,23 +6,32 @@ The costs are in the unit of :func:`tersor.targets.templates.conv2d.tiling.estim
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 from ...machines.target import Cpu
-from ..machine_model import CACHED_BYTES, L3_BYTES, L3_WEIGHT_CYCLES, LAUNCH_CYCLES, MEMORY_BYTES, tile_cycles
+from ..machine_model import (
+    CACHED_BYTES,
+    L3_BYTES,
+    L3_WEIGHT_CYCLES,
+    LAUNCH_CYCLES,
+    MEMORY_BYTES,
+    REMOTE_BYTES,
+    tile_cycles,
+)
 from .spec import Conv2dSpec, output_groups
 from .tiling import MOST_VECTORS, feasible_positions
-from .winograd_spec import TileGrid, WinogradKnobs, packed_size
+from .winograd_spec import Order, TileGrid, WinogradKnobs, packed_size, slice_bounds
 from .winograd_transforms import TILES, relative_error
 
 # Measured on AVX-512, for one vector of channels and each position of a patch.
-INPUT_CYCLES = {2: 5.0, 4: 5.7, 6: 5.7}
-OUTPUT_CYCLES = {2: 3.0, 4: 3.4, 6: 6.0}
+INPUT_CYCLES = {2: 5.0, 3: 5.4, 4: 6.2, 5: 8.0, 6: 6.2}
+OUTPUT_CYCLES = {2: 3.0, 3: 3.2, 4: 3.4, 5: 4.2, 6: 4.6}
 ACCUMULATOR_CYCLES = 2.2  # clearing and storing one accumulator of a register tile
-EXPOSED = 0.25  # share of the shorter of arithmetic and weight traffic that prefetching fails to hide behind the longer
+EXPOSED = 0.15  # share of the shorter of arithmetic and weight traffic that prefetching fails to hide behind the longer
 USABLE_L2 = 0.5  # share of L2 that weights or intermediate results may fill and stay there
 ALLOWED_ERROR = 2e-5  # of one layer, relative to its largest output; a network may have dozens of layers
-WIDE_TILE_PENALTY = {2: 1.0, 4: 1.0, 6: 1.08}  # the widest must win by this much: less accurate, twice the code
-MOST_CANDIDATES = 160
+WIDE_TILE_PENALTY = {2: 1.0, 3: 1.0, 4: 1.0, 5: 1.04, 6: 1.08}  # less accurate, and more code
+MOST_CANDIDATES = 320
 
 
 def candidates(spec: Conv2dSpec, target: Cpu) -> list[WinogradKnobs]:
@@ -34,8 +43,9 @@ def candidates(spec: Conv2dSpec, target: Cpu) -> list[WinogradKnobs]:
         grid = TileGrid.of(spec, WinogradKnobs(m, vectors, rows))
         units = -(-spec.output_blocks(target) // vectors)
         for blocks, slices in itertools.product(_counts(grid.groups, target.cores), _counts(units, target.cores)):
-            found[WinogradKnobs(m, vectors, grid.rows, blocks, slices, "tiles")] = None
-            found[WinogradKnobs(m, vectors, grid.rows, blocks, slices, "outputs")] = None
+            for order in get_args(Order):
+                if order != "slices" or 1 < target.cores <= slices <= 2 * target.cores:
+                    found[WinogradKnobs(m, vectors, grid.rows, blocks, slices, order)] = None
     return sorted(found, key=lambda knobs: _rank(spec, target, knobs))[:MOST_CANDIDATES]
 
 
@@ -64,22 +74,34 @@ def estimate_cycles(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs) -> floa
     transform = spec.input_blocks(target) * grid.tiles * knobs.positions * INPUT_CYCLES[knobs.m]
     finish = spec.output_blocks(target) * grid.tiles * knobs.positions * OUTPUT_CYCLES[knobs.m]
     multiply = _multiply_cycles(spec, target, knobs, grid)
+    overhead = cores * LAUNCH_CYCLES
     if knobs.order == "tiles":
         busy = _share(blocks, grid.groups, cores)
-        overhead = cores * LAUNCH_CYCLES
+    elif slices >= cores:
+        busy = _largest_slices(spec, target, knobs) * cores / spec.output_blocks(target)
     else:
         busy = _share(slices * blocks, units * grid.groups, cores)
-        overhead = 2 * cores * LAUNCH_CYCLES
+    if knobs.order == "outputs":
+        overhead *= 2
+    elif knobs.order == "slices":
+        transform *= slices
     multiply, streamed = busy * multiply, busy * _weight_cycles(spec, target, knobs, blocks)
     products = max(multiply, streamed) + EXPOSED * min(multiply, streamed)
-    spilled = _spilled_bytes(spec, target, knobs, grid, blocks, slices) / L3_BYTES
-    return products + busy * (transform + finish + spilled) + overhead
+    moved = _moved_cycles(spec, target, knobs, grid, blocks, slices)
+    return products + busy * (transform + finish + moved) + overhead
 
 
 def _share(pieces: int, units: int, cores: int) -> float:
     """Time of the busiest core relative to an even split of ``units`` into ``pieces`` over ``cores``."""
     largest = -(-units // pieces)
     return max(1.0, min(-(-pieces // cores) * largest, units) * cores / units)
+
+
+def _largest_slices(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs) -> int:
+    """Output channel blocks of the thread that has most of them."""
+    bounds = slice_bounds(spec, target, knobs)
+    each = -(-(len(bounds) - 1) // target.cores)
+    return max(behind - first for first, behind in itertools.pairwise([*bounds[:-1:each], bounds[-1]]))
 
 
 def _multiply_cycles(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs, grid: TileGrid) -> float:
@@ -95,16 +117,17 @@ def _multiply_cycles(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs, grid: 
 def _weight_cycles(spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs, blocks: int) -> float:
     """Cycles that all threads together spend on bringing weights into L2, once for each block of tiles."""
     size = 4.0 * packed_size(spec, target, knobs)
-    stays = size <= USABLE_L2 * target.l2_bytes
-    passes = min(blocks, target.cores if knobs.order == "tiles" else 1) if stays else blocks
-    first = size / (L3_BYTES if size <= min(CACHED_BYTES, target.l3_bytes / 2) else MEMORY_BYTES)
-    return first + (passes - 1) * size / L3_BYTES
+    together = min(blocks, target.cores) if knobs.order == "tiles" else 1  # in step: none finds what another has read
+    passes = together if size <= USABLE_L2 * target.l2_bytes else blocks
+    evicted = max(0.0, size - min(CACHED_BYTES, target.l3_bytes / 2))
+    from_memory = evicted + (together - 1) * size
+    return from_memory / MEMORY_BYTES + (passes * size - from_memory) / L3_BYTES
 
 
-def _spilled_bytes(
+def _moved_cycles(
     spec: Conv2dSpec, target: Cpu, knobs: WinogradKnobs, grid: TileGrid, blocks: int, slices: int
 ) -> float:
-    """Bytes of transformed inputs and products that leave L2: fetched to be written, written, and read back."""
+    """Cycles for transformed inputs and products that leave L2: fetched to be written, written, and read back."""
     inputs = 4.0 * knobs.positions * grid.tiles * spec.input_blocks(target) * target.lanes()
     products = 4.0 * knobs.positions * grid.tiles * spec.output_blocks(target) * target.lanes()
     usable = USABLE_L2 * target.l2_bytes
@@ -112,5 +135,7 @@ def _spilled_bytes(
     lost = min(max(excess, 0.0), 1.0)
     if knobs.order == "outputs":
         # Other cores have transformed most of what a core reads.
-        return inputs * (1 + (slices - 1) * lost) + 3 * products * lost
-    return lost * (inputs * (2 + slices) + 3 * products)
+        remote = inputs * (target.cores - 1) / target.cores
+        return remote / REMOTE_BYTES + (inputs * (1 + (slices - 1) * lost) + 3 * products * lost) / L3_BYTES
+    passes = 3 * slices if knobs.order == "slices" else 2 + slices
+    return (inputs * passes + 3 * products) * lost / L3_BYTES

@@ -22,18 +22,20 @@ from ..vector.vectors import in_register, lanes_of
 Matrix = tuple[tuple[Fraction, ...], ...]
 
 FILTER = 3
-# Interpolation points for each m, zero and infinity apart; every one is used with both signs. Wide tiles amplify
+# Interpolation points for each m, infinity apart; all but zero are used with both signs. Wide tiles amplify
 # rounding errors, by an amount that depends on the points (Barabasz et al., "Error Analysis and Improving the Accuracy
 # of Winograd Convolution for Deep Neural Networks", 2020): 3/4 and 3/2 are four times as accurate as the usual 1 and 2.
 POINTS = {
-    2: (Fraction(1),),
-    4: (Fraction(3, 4), Fraction(3, 2)),
-    6: (Fraction(1), Fraction(2), Fraction(1, 2)),
+    2: (Fraction(0), Fraction(1)),
+    3: (Fraction(3, 8), Fraction(5, 4)),
+    4: (Fraction(0), Fraction(3, 4), Fraction(3, 2)),
+    5: (Fraction(3, 8), Fraction(5, 6), Fraction(3, 2)),
+    6: (Fraction(0), Fraction(1), Fraction(2), Fraction(1, 2)),
 }
 TILES = tuple(POINTS)
 # Largest error of an output, divided by the largest output and by the square root of the number of input channels,
 # measured on normally distributed inputs and weights and rounded up. Direct convolution has 5e-8.
-ERROR = {2: 6e-8, 4: 3e-7, 6: 1.6e-6}
+ERROR = {2: 6e-8, 3: 1.2e-7, 4: 3e-7, 5: 6e-7, 6: 1.6e-6}
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def transforms(m: int) -> Transforms:
     """The matrices for tiles of ``m`` outputs, one of :data:`TILES`."""
     if m not in TILES:
         raise ValueError(f"no Winograd transform F({m}, {FILTER}); m is one of {', '.join(map(str, TILES))}")
-    points = [Fraction(0), *(sign * point for point in POINTS[m] for sign in (1, -1))]
+    points = [sign * point for point in POINTS[m] for sign in ((1, -1) if point else (1,))]
     others = {point: [other for other in points if other != point] for point in points}
     input_rows = [_monic(roots) for roots in others.values()] + [_monic(points)]
     filter_rows = [
