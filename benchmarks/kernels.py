@@ -28,12 +28,18 @@ from torch import nn
 import tersor
 from benchmarks.harness import machine
 from benchmarks.probe import probe
-from benchmarks.roofline import limit_seconds, operations
+from benchmarks.readme import markdown_table, splice
+from benchmarks.roofline import limit_seconds
 from benchmarks.tables import new_table
 from tersor.ir.files import write_text
 from tersor.targets import Executable
 from tersor.targets.runtime.model_info import KernelInfo
 
+TITLE = "GFLOP/s (before > now) and share of the limit, by type and threads"
+MARKERS = (
+    "<!-- kernels: begin, written by python -m benchmarks.kernels -->",
+    "<!-- kernels: end -->",
+)
 PIPELINES = {"float32": "O3", "bf16": "O3,to-bf16", "int8": "O3,quantize{keep=all}"}
 BATCHES = 4  # of calibration data
 ROUNDS = 40
@@ -113,10 +119,8 @@ class KernelRow:
         What was measured.
     template
         Of its kernel.
-    microseconds
-        Of one call.
     gflops
-        10^9 operations a second that the kernel does; Winograd's algorithm does fewer than the definition has.
+        10^9 operations a second by the definition of the layer: those of Winograd's algorithm may be above the peak.
     of_limit
         The machine's limit over the time.
     """
@@ -125,7 +129,6 @@ class KernelRow:
     precision: str
     threads: int
     template: str
-    microseconds: float
     gflops: float
     of_limit: float
 
@@ -145,9 +148,8 @@ def measure(layers: Sequence[Convolution | Product], precisions: Sequence[str], 
     rows = []
     for (name, precision, program), (_, _, place), found in zip(programs, calls, seconds, strict=True):
         kernel, time = program.info.kernels[place], sorted(found)[:FASTEST][-1]
-        rate = operations(kernel) / time / 1e9
-        share = limit_seconds(kernel, limits) / time
-        rows.append(KernelRow(name, precision, threads, kernel.template, time * 1e6, rate, share))
+        rate, share = 2 * kernel.macs / time / 1e9, limit_seconds(kernel, limits) / time
+        rows.append(KernelRow(name, precision, threads, kernel.template, rate, share))
     return rows
 
 
@@ -177,6 +179,7 @@ def main(
     threads: Annotated[str, typer.Option(help="Comma-separated numbers.")] = "1,2",
     json_path: Annotated[Path | None, typer.Option("--json", help="Results are written into this file.")] = None,
     before: Annotated[Path | None, typer.Option(help="Results of an earlier run, which are shown, too.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Has the markers between which the table is written.")] = None,
 ) -> None:
     """Time single layers against the machine's limit."""
     chosen = [layer for layer in LAYERS if fnmatch.fnmatch(str(layer), layers)]
@@ -185,28 +188,27 @@ def main(
         content = {"machine": machine(), "rows": [asdict(row) for row in rows]}
         write_text(json_path, json.dumps(content, indent=1) + "\n")
     earlier = [] if before is None else [KernelRow(**row) for row in json.loads(before.read_text("utf-8"))["rows"]]
-    show(rows, earlier)
+    header, *lines = cells(rows, earlier)
+    Console().print(new_table(TITLE, header, lines))
+    if markdown is not None:
+        splice(markdown, MARKERS, markdown_table(header, lines))
 
 
-def show(rows: Sequence[KernelRow], before: Sequence[KernelRow]) -> None:
-    """Print GFLOP/s, and the share of the limit; with an arrow behind what it was before."""
-    cells = {(row.layer, row.precision, row.threads): row for row in rows}
+def cells(rows: Sequence[KernelRow], before: Sequence[KernelRow]) -> list[tuple[str, ...]]:
+    """The header, and for each layer GFLOP/s and the share of the limit, behind the GFLOP/s that it had before."""
+    found = {(row.layer, row.precision, row.threads): row for row in rows}
     known = {(row.layer, row.precision, row.threads): row for row in before}
     columns = list(dict.fromkeys((row.precision, row.threads) for row in rows))
 
-    def cell(layer: str, precision: str, threads: int) -> str:
-        row, old = cells[layer, precision, threads], known.get((layer, precision, threads))
-        if old is None:
-            return f"{row.gflops:.0f} {row.of_limit:.0%}"
-        return f"{old.microseconds:.0f} > {row.microseconds:.0f} us {row.of_limit:.0%}"
+    def cell(key: tuple[str, str, int]) -> str:
+        row = found[key]
+        old = f"{known[key].gflops:.0f} > " if key in known else ""
+        return f"{old}{row.gflops:.0f} {row.of_limit:.0%}"
 
-    names = dict.fromkeys(row.layer for row in rows)
-    view = new_table(
-        "GFLOP/s and share of the limit; with --before microseconds before and now",
-        ("layer", *(f"{precision} {threads}T" for precision, threads in columns)),
-        ((name, *(cell(name, *column) for column in columns)) for name in names),
-    )
-    Console().print(view)
+    lines = [
+        (name, *(cell((name, *column)) for column in columns)) for name in dict.fromkeys(row.layer for row in rows)
+    ]
+    return [("layer", *(f"{precision}, {count}" for precision, count in columns)), *lines]
 
 
 if __name__ == "__main__":
