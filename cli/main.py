@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -414,6 +415,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 on success, 2 on a user's mistake, 1 when a search found something wrong."""
     # What ends jobs (`timeout`, a batch system) is like Ctrl-C: what was reached is kept, temporary files are not.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    formatted, warnings.formatwarning = warnings.formatwarning, _warning
     try:
         try:
             app(arguments)
@@ -433,7 +435,18 @@ def main(arguments: list[str] | None = None) -> None:
         _leave_abandoned_call(end.code)
         raise
     finally:
+        warnings.formatwarning = formatted
         signal.signal(signal.SIGTERM, previous)
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """What is printed of a warning: of our own one line, as of mistakes; of others also where they come from."""
+    from ..ir import TersorWarning
+
+    text = " ".join(str(message).split())
+    return f"tersor: {text}\n" if issubclass(category, TersorWarning) else f"{filename}:{lineno}: {text}\n"
 
 
 def _one_line(error: Exception) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import nn
 
 from tersor.cli.main import main
 from tersor.frontend import load_model
-from tersor.ir import save_ir
+from tersor.ir import TersorWarning, save_ir
 from tersor.targets.codegen.kernel_cache import KernelCache
 
 FACTORY = """
@@ -473,3 +474,15 @@ def test_kept_kernels_are_shown_and_removed(
     assert removed.out.startswith(f"{tmp_path / 'kernels'}: removed {shown['kernels']} compiled kernels, ")
     left = tersor("cache", "show", "--json").json
     assert (left["bytes"], left["times"]) == (0, 0)
+
+
+def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def warn(_: object) -> None:
+        for category in (TersorWarning, FutureWarning):
+            print(warnings.formatwarning("one,\n two", category, "file.py", 3), end="", file=sys.stderr)
+
+    usual = warnings.formatwarning
+    monkeypatch.setattr("tersor.cli.main.app", warn)
+    main([])
+    assert capsys.readouterr().err == "tersor: one, two\nfile.py:3: one, two\n"
+    assert warnings.formatwarning is usual
