@@ -92,10 +92,9 @@ class WorkerPool(Executor):
     def abandon(self) -> None:
         """Cancel the jobs that wait, and fail those at hand by ending their workers; the pool can still be used."""
         self._cancel_waiting()
-        with self._lock:
-            busy = list(self._busy)
-        for worker in busy:
-            worker.kill()
+        with self._lock:  # none of them may take its next job meanwhile
+            for worker in self._busy:
+                worker.kill()
 
     def _finished(self, future: Future[ReturnT]) -> None:
         with self._lock:
@@ -135,20 +134,23 @@ class WorkerPool(Executor):
             try:
                 value = worker.call(function, *arguments, timeout=self._timeout)
             except WorkerError as error:
-                self._set_idle(worker)
+                lives = self._set_idle(worker)
                 future.set_exception(error)
-                if isinstance(error, (WorkerDiedError, WorkerTimeoutError, OutOfMemoryError)):
-                    worker.close()
-                    worker = None
+                lives = lives and not isinstance(error, (WorkerDiedError, WorkerTimeoutError, OutOfMemoryError))
             else:
-                self._set_idle(worker)
+                lives = self._set_idle(worker)
                 future.set_result(value)
+            if not lives:
+                worker.close()
+                worker = None
         if worker is not None:
             worker.close()
 
-    def _set_idle(self, worker: Worker) -> None:
+    def _set_idle(self, worker: Worker) -> bool:
+        """Returns whether it can take another job: `abandon` may have ended it when it had just answered."""
         with self._lock:
             self._busy.discard(worker)
+            return worker.is_alive
 
     def _begin(self, name: str) -> Worker | None:
         try:

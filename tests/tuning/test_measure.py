@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psutil
 import pytest
@@ -190,6 +191,25 @@ def test_processes_that_the_system_refuses_are_a_message(monkeypatch: pytest.Mon
         pool.wait_ready()
         error = pool.submit(double, 1).exception(timeout=60)
     assert isinstance(error, WorkerStartError) and "Resource temporarily unavailable" in str(error)
+
+
+def test_a_worker_that_is_ended_as_it_answers_is_replaced(monkeypatch: pytest.MonkeyPatch):
+    """Jobs are abandoned while one is just being answered: the next job must not go to the worker that was ended."""
+    ended: list[Worker] = []
+    finish = Worker.finish
+
+    def answered(self: Worker, function: Any, timeout: float | None = None) -> Any:
+        value = finish(self, function, timeout)
+        if not ended:
+            pool.abandon()
+            ended.append(self)
+        return value
+
+    monkeypatch.setattr(Worker, "finish", answered)
+    with WorkerPool(1, ()) as pool:
+        assert pool.submit(double, 1).result() == 2
+        assert not ended[0].is_alive
+        assert pool.submit(double, 2).result() == 4
 
 
 def test_workers_that_cannot_start_tell_why() -> None:
