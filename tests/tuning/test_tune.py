@@ -38,7 +38,7 @@ from torch import nn
 
 def make():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()), (torch.ones(1, 16, 12, 12),)
+    return nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()), (torch.ones(1, 16, 20, 20),)
 """
 
 
@@ -144,7 +144,7 @@ def test_tune_writes_log_model_and_results(
     assert 8 <= result["trials"] <= 24  # processors with few registers have few candidates
     assert {"workload", "option", "seconds", "default_seconds"} <= set(result["tasks"][0])
     assert result["batches"][0]["trials"] == 1
-    assert result["batches"][1]["rank_correlation"] is not None
+    assert any(batch["rank_correlation"] is not None for batch in result["batches"])
     assert "rank correlation" in captured.err and "regret" in captured.err
     assert (folder / "m.tersor").is_file()
     assert len(read_log(folder / "logs").records) == len(measurers[0].measured)
