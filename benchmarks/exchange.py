@@ -35,7 +35,7 @@ from benchmarks.int8_peers import OnnxRuntimeInt8
 from benchmarks.models import load
 from benchmarks.peers import Network, Precision
 from benchmarks.tables import new_table
-from tersor.ir import DType, Graph, evaluate_op, is_constant
+from tersor.ir import DType, Graph, Op, evaluate_op, is_constant
 from tersor.ir.ops import LayerOp, ProductOp
 
 CALIBRATION = 8
@@ -103,26 +103,38 @@ def _qdq_out(name: str, folder: Path) -> tuple[Graph, torch.Tensor, torch.Tensor
 
 def _float64(graph: Graph, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     """The first output where layers and products sum in float64; everything else is as the interpreter computes it."""
-    found = dict(zip(graph.inputs, inputs, strict=True))
-    for op in graph.ops:
-        operands = [None if value is None else found[value] for value in op.operands]
+
+    def compute(op: Op, operands: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
         if isinstance(op, LayerOp | ProductOp) and op.result.type.dtype is DType.F32:
             widened = [one.double() if one is not None and one.is_floating_point() else one for one in operands]
-            results: tuple[torch.Tensor, ...] = (evaluate_op(op, widened)[0].float(),)
-        else:
-            results = evaluate_op(op, operands)
-        found.update(zip(op.results, results, strict=True))
-    return found[graph.outputs[0]]
+            return (evaluate_op(op, widened)[0].float(),)
+        return evaluate_op(op, operands)
+
+    return _first_output(graph, inputs, compute)
 
 
 def _moved(graph: Graph, inputs: Sequence[torch.Tensor], draw: int) -> torch.Tensor:
     """The first output where results of the interpreter move by a unit in the last place, or do not."""
     generator = torch.Generator().manual_seed(draw)
+
+    def compute(op: Op, operands: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
+        results = evaluate_op(op, operands)
+        if not op.inputs or is_constant(op.result):
+            return results
+        return tuple(_nudged(one, generator) if one.dtype is torch.float32 else one for one in results)
+
+    return _first_output(graph, inputs, compute)
+
+
+def _first_output(
+    graph: Graph,
+    inputs: Sequence[torch.Tensor],
+    compute: Callable[[Op, Sequence[torch.Tensor | None]], tuple[torch.Tensor, ...]],
+) -> torch.Tensor:
+    """Of a graph whose ops are computed by ``compute``."""
     found = dict(zip(graph.inputs, inputs, strict=True))
     for op in graph.ops:
-        results = evaluate_op(op, [None if value is None else found[value] for value in op.operands])
-        if op.inputs and not is_constant(op.result):
-            results = tuple(_nudged(one, generator) if one.dtype is torch.float32 else one for one in results)
+        results = compute(op, [None if value is None else found[value] for value in op.operands])
         found.update(zip(op.results, results, strict=True))
     return found[graph.outputs[0]]
 

@@ -107,6 +107,7 @@ def least_seconds(programs: Sequence[tersor.Executable], inputs: Sequence[torch.
 
 
 def decibels(exact: tersor.Executable, program: tersor.Executable, batches: Sequence[tuple[torch.Tensor, ...]]) -> str:
+    """Signal-to-noise ratio in dB of what a program computes, beside what ``exact`` does."""
     ratio = Ratio()
     for batch in batches:
         for wanted, actual in zip(exact.flat(*batch), program.flat(*batch), strict=True):

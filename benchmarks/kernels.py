@@ -29,11 +29,10 @@ import tersor
 from benchmarks.harness import machine
 from benchmarks.probe import probe
 from benchmarks.readme import markdown_table, splice
+from benchmarks.results import write
 from benchmarks.roofline import limit_seconds
 from benchmarks.tables import new_table
-from tersor.ir.files import write_text
 from tersor.targets import Executable
-from tersor.targets.runtime.model_info import KernelInfo
 
 TITLE = "GFLOP/s (before > now) and share of the limit, by type and threads"
 MARKERS = (
@@ -165,12 +164,8 @@ def _compiled(layer: Convolution | Product, precision: str, threads: int) -> Exe
 
 def _place(program: Executable) -> int:
     """Where the layer's kernel stands; what is beside it converts types and layouts."""
-
-    def work(index: int) -> int:
-        kernel: KernelInfo = program.info.kernels[index]
-        return kernel.macs
-
-    return max(range(len(program.info.kernels)), key=work)
+    kernels = program.info.kernels
+    return max(range(len(kernels)), key=lambda index: kernels[index].macs)
 
 
 def main(
@@ -185,8 +180,7 @@ def main(
     chosen = [layer for layer in LAYERS if fnmatch.fnmatch(str(layer), layers)]
     rows = [row for count in threads.split(",") for row in measure(chosen, precisions.split(","), int(count))]
     if json_path is not None:
-        content = {"machine": machine(), "rows": [asdict(row) for row in rows]}
-        write_text(json_path, json.dumps(content, indent=1) + "\n")
+        write({"machine": machine(), "rows": [asdict(row) for row in rows]}, json_path)
     earlier = [] if before is None else [KernelRow(**row) for row in json.loads(before.read_text("utf-8"))["rows"]]
     header, *lines = cells(rows, earlier)
     Console().print(new_table(TITLE, header, lines))

@@ -26,8 +26,9 @@ from benchmarks.sentences import tokens
 from benchmarks.tables import milliseconds, new_table, times
 from tersor.ir import Graph, OnIntegers
 from tersor.ir.ops.integers import NARROW_BITS
+from tersor.passes.quantization.quantize import Quantize
 
-EIGHT = "O3,quantize{accuracy=[equalize-concat,equalize-attention,smooth-quant,bias-correction]}"
+EIGHT = f"O3,quantize{{accuracy=[{','.join(one for one in Quantize.accuracy if one != 'narrow-weights')}]}}"
 PIPELINES = ("O3", EIGHT, "O3,quantize")  # without and with narrow-weights
 NETWORKS = "resnet18,resnet50,mobilenetv2,efficientnet_lite0,minilm"
 SAMPLES = 8  # to calibrate with, and as many others to judge by
