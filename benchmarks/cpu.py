@@ -172,6 +172,8 @@ def main(
     """
     if not tersor and (with_roofline or artifact or chart_path or markdown):
         raise typer.BadParameter("--roofline, --artifact, --chart and --markdown need Tersor; drop --no-tersor")
+    if markdown is not None:
+        readme.require_markers(markdown, readme.MARKERS[precision])
     console = Console()
     chosen = chosen_models(models)
     names = [*available_peers(peers, console), *([TERSOR] if tersor else [])]

@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ import psutil
 
 from tersor.targets.machines.catalog import processor_name
 
+from .pace import Pace, pace_of
 from .peers import Arrays, Precision, Runner
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class Schedule:
         Calls at the start of each block that are not counted.
     pause_seconds : float
         Sleep before each block.
+    tries : int
+        How often a block is measured at most, if the processors were slow meanwhile (see `benchmarks.pace`).
     """
 
     rounds: int = 7
@@ -78,17 +82,18 @@ class Schedule:
     maximum_calls: int = 200
     dropped_calls: int = 3
     pause_seconds: float = 0.3
+    tries: int = 4
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.dropped_calls < 1:
-            raise ValueError("a schedule needs at least one round and one dropped call per block")
+        if self.rounds < 1 or self.dropped_calls < 1 or self.tries < 1:
+            raise ValueError("a schedule needs at least one round, one dropped call per block and one try")
         if not 1 <= self.minimum_calls <= self.maximum_calls:
             raise ValueError("a schedule needs 1 <= minimum_calls <= maximum_calls")
 
 
 @dataclass(frozen=True)
 class LatencyStatistics:
-    """Order statistics of one runner's counted calls, in seconds."""
+    """Order statistics of one runner's counted calls, in seconds; how many of its blocks had slow processors."""
 
     median: float
     lower_quartile: float
@@ -96,14 +101,15 @@ class LatencyStatistics:
     minimum: float
     block_medians: tuple[float, ...]
     calls: int
+    slow_blocks: int = 0
 
     @classmethod
-    def from_blocks(cls, blocks: Sequence[Sequence[float]]) -> LatencyStatistics:
+    def from_blocks(cls, blocks: Sequence[Sequence[float]], slow_blocks: int = 0) -> LatencyStatistics:
         """Summarize the call times (seconds) of all blocks."""
         samples = np.concatenate([np.asarray(block) for block in blocks])
         lower, median, upper = (float(value) for value in np.percentile(samples, (25, 50, 75)))
         medians = tuple(float(np.median(block)) for block in blocks)
-        return cls(median, lower, upper, float(samples.min()), medians, samples.size)
+        return cls(median, lower, upper, float(samples.min()), medians, samples.size, slow_blocks)
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,7 @@ def compare(
     if expected is None:
         expected = [output.copy() for output in runners[0].run(inputs)]
     gaps = [difference(expected, runner.run(inputs)) for runner in runners]
-    latencies = measure(runners, inputs, schedule, progress)
+    latencies = measure(runners, inputs, schedule, progress, pace_of(threads))
     rows = zip(latencies, latencies.values(), (seconds for _, seconds in built), gaps, strict=True)
     return Comparison(model, threads, tuple(Row(*row) for row in rows), precision, batch)
 
@@ -184,6 +190,7 @@ def measure(
     inputs: Arrays,
     schedule: Schedule | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    pace: Pace | None = None,
 ) -> dict[str, LatencyStatistics]:
     """Time `runners` on the same inputs, block by block.
 
@@ -197,6 +204,8 @@ def measure(
         Portions; the default takes about 6 s per runner.
     progress : callable, optional
         Told the runner's name when each of its blocks starts.
+    pace : Pace, optional
+        Judges the processors; without one, no block is measured again.
 
     Returns
     -------
@@ -208,6 +217,7 @@ def measure(
         raise ValueError(f"runner names must be distinct, got {names}")
     schedule = schedule or Schedule()
     blocks: dict[str, list[list[float]]] = {name: [] for name in names}
+    slow = dict.fromkeys(names, 0)
     collecting = gc.isenabled()
     gc.disable()  # a collection within a call would be charged to the runner
     try:
@@ -216,11 +226,16 @@ def measure(
             for runner in (*runners[start:], *runners[:start]):
                 progress(runner.name)
                 gc.collect()
-                blocks[runner.name].append(_block(runner, inputs, schedule))
+                block = partial(_block, runner, inputs, schedule)
+                seconds, fast = (
+                    (block(), True) if pace is None else pace.undisturbed(block, schedule.tries, schedule.pause_seconds)
+                )
+                blocks[runner.name].append(seconds)
+                slow[runner.name] += not fast
     finally:
         if collecting:
             gc.enable()
-    return {name: LatencyStatistics.from_blocks(times) for name, times in blocks.items()}
+    return {name: LatencyStatistics.from_blocks(times, slow[name]) for name, times in blocks.items()}
 
 
 def _block(runner: Runner, inputs: Arrays, schedule: Schedule) -> list[float]:

@@ -28,7 +28,7 @@ from torch import nn
 import tersor
 from benchmarks.harness import machine
 from benchmarks.probe import probe
-from benchmarks.readme import markdown_table, splice
+from benchmarks.readme import markdown_table, require_markers, splice
 from benchmarks.results import write
 from benchmarks.roofline import limit_seconds
 from benchmarks.tables import new_table
@@ -177,6 +177,8 @@ def main(
     markdown: Annotated[Path | None, typer.Option(help="Has the markers between which the table is written.")] = None,
 ) -> None:
     """Time single layers against the machine's limit."""
+    if markdown is not None:
+        require_markers(markdown, MARKERS)
     chosen = [layer for layer in LAYERS if fnmatch.fnmatch(str(layer), layers)]
     rows = [row for count in threads.split(",") for row in measure(chosen, precisions.split(","), int(count))]
     if json_path is not None:

@@ -109,25 +109,43 @@ def probe(threads: int, progress: Callable[[str], None] = lambda _: None) -> Pro
 
 def multiply_add_rate(target: Cpu, threads: int) -> float:
     """Floating-point operations a second of independent fused multiply-adds on registers."""
-    lanes = target.lanes()
-    factors = BufferSpec("factors", 2 * lanes)
-    output = BufferSpec("output", threads * CHAINS * lanes)
+    return MultiplyAdds(target, threads).rate()
 
-    def body(inputs: Sequence[Buffer], result: Output) -> None:
-        with parallel(threads) as (thread,):
-            tile = RegisterTile(CHAINS, lanes)
-            for chain in range(CHAINS):
-                tile[chain] = load(inputs[0], 0, lanes)
-            with T.serial(0, STEPS):
+
+class MultiplyAdds:
+    """Independent fused multiply-adds on registers, compiled.
+
+    Parameters
+    ----------
+    steps
+        Multiply-adds of each chain: some 10 nanoseconds each.
+    """
+
+    def __init__(self, target: Cpu, threads: int, steps: int = STEPS) -> None:
+        lanes = target.lanes()
+        factors = BufferSpec("factors", 2 * lanes)
+        self._output = BufferSpec("output", threads * CHAINS * lanes)
+
+        def body(inputs: Sequence[Buffer], result: Output) -> None:
+            with parallel(threads) as (thread,):
+                tile = RegisterTile(CHAINS, lanes)
                 for chain in range(CHAINS):
-                    # The operands come from memory that never changes, hence from registers; x <- x * a + b.
-                    tile[chain] = tile[chain] * load(inputs[0], 0, lanes) + load(inputs[0], lanes, lanes)
-            for chain in range(CHAINS):
-                store(result.buffer, (thread * CHAINS + chain) * lanes, tile[chain], lanes)
+                    tile[chain] = load(inputs[0], 0, lanes)
+                with T.serial(0, steps):
+                    for chain in range(CHAINS):
+                        # The operands come from memory that never changes, hence from registers; x <- x * a + b.
+                        tile[chain] = tile[chain] * load(inputs[0], 0, lanes) + load(inputs[0], lanes, lanes)
+                for chain in range(CHAINS):
+                    store(result.buffer, (thread * CHAINS + chain) * lanes, tile[chain], lanes)
 
-    values = torch.cat([torch.full((lanes,), 0.5), torch.full((lanes,), 1.0)])
-    seconds = _best_seconds(_compile("multiply_add", factors, output, body, target)["main"], values, output, threads)
-    return 2.0 * threads * CHAINS * STEPS * lanes / seconds
+        self._values = torch.cat([torch.full((lanes,), 0.5), torch.full((lanes,), 1.0)])
+        self._function = _compile("multiply_add", factors, self._output, body, target)["main"]
+        self._threads = threads
+        self._operations = 2.0 * threads * CHAINS * steps * lanes
+
+    def rate(self, repetitions: int = REPETITIONS) -> float:
+        """Floating-point operations a second, in the best of some repetitions."""
+        return self._operations / _best_seconds(self._function, self._values, self._output, self._threads, repetitions)
 
 
 def bf16_rate(target: Cpu, threads: int) -> float | None:
@@ -236,14 +254,20 @@ def _compile(
     return tvm.tirx.build(module, target=tvm.target.Target(target.tvm_target()))
 
 
-def _best_seconds(function: tvm_ffi.Function, data: torch.Tensor, output: BufferSpec, threads: int) -> float:
+def _best_seconds(
+    function: tvm_ffi.Function,
+    data: torch.Tensor,
+    output: BufferSpec,
+    threads: int,
+    repetitions: int = REPETITIONS,
+) -> float:
     """Least seconds of a call; the first one wakes the threads and is dropped."""
     set_threads(threads)
     result = torch.zeros(output.size, dtype=getattr(torch, output.dtype))
     arguments = (to_tvm(data), to_tvm(result))
     function(*arguments)
     best = float("inf")
-    for _ in range(REPETITIONS):
+    for _ in range(repetitions):
         begin = time.perf_counter()
         function(*arguments)
         best = min(best, time.perf_counter() - begin)

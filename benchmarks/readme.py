@@ -66,13 +66,27 @@ def update(path: Path, content: Record, picture: Path | None = None) -> None:
 
 def splice(path: Path, markers: tuple[str, str], content: str) -> None:
     """Replace what stands between two lines of a file; raises ValueError if it lacks one of them."""
+    before, after = _around(path, markers)
     begin, end = markers
-    text = path.read_text("utf-8")
-    before, found, rest = text.partition(begin)
+    write_text(path, f"{before}{begin}\n\n{content}\n{end}{after}")
+
+
+def require_markers(path: Path, markers: tuple[str, str]) -> None:
+    """Raise typer.BadParameter for a file that `splice` cannot write into: before anything is measured for it."""
+    try:
+        _around(path, markers)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _around(path: Path, markers: tuple[str, str]) -> tuple[str, str]:
+    """What stands before and behind two lines of a file."""
+    begin, end = markers
+    before, found, rest = path.read_text("utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise ValueError(f"{path} lacks the lines '{begin}' and '{end}'")
-    write_text(path, f"{before}{begin}\n\n{content}\n{end}{after}")
+    return before, after
 
 
 def _link(target: Path, page: Path) -> str:

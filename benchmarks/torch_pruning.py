@@ -35,7 +35,7 @@ from benchmarks.compression import Sheet
 from benchmarks.harness import ExecutableRunner, Schedule, compare, machine, timed, versions
 from benchmarks.models import MODELS, Example, FirstOutput, image
 from benchmarks.pruners import parameters, prune_with_tersor, prune_with_torch_pruning
-from benchmarks.readme import splice
+from benchmarks.readme import require_markers, splice
 from benchmarks.results import Record, medians, write
 from benchmarks.tables import milliseconds
 from benchmarks.torch_pruning_digits import NETWORKS as DIGITS
@@ -143,6 +143,7 @@ def main(
     markdown: Annotated[Path, typer.Option(help="The page with the tables.")] = PAGE,
 ) -> None:
     """Prune networks with both, time what they make, or fine-tune it."""
+    require_markers(markdown, MARKERS)
     if stage is not Stage.PAGE:
         check_installed()
         known = DIGITS if stage is Stage.ACCURACY else tuple(NETWORKS)

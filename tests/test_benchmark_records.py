@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import typer
 from rich.console import Console
 
-from benchmarks import chart, readme
+from benchmarks import chart, cpu, kernels, readme, torch_pruning
 from benchmarks.harness import Comparison, LatencyStatistics, Row, Schedule
 from benchmarks.peers import Precision
 from benchmarks.probe import Probe
@@ -26,8 +27,9 @@ STARTUP = Startup(12.34, 2**30, 3 * 2**20, 1.5, 0.0123, 0.02)
 BEGIN, END = readme.MARKERS[Precision.FLOAT32]
 
 
-def result(left_out: dict[str, str] | None = None) -> ModelResult:
-    rows = tuple(Row(name, LatencyStatistics.from_blocks([[seconds]]), 1.0, 1e-6) for name, seconds in MEDIANS.items())
+def result(left_out: dict[str, str] | None = None, slow_blocks: int = 0) -> ModelResult:
+    latencies = {name: LatencyStatistics.from_blocks([[seconds]], slow_blocks) for name, seconds in MEDIANS.items()}
+    rows = tuple(Row(name, latency, 1.0, 1e-6) for name, latency in latencies.items())
     roofline = Roofline(1e-3, (CONV, POOL), (CONV, POOL))
     return ModelResult(Comparison("net", 2, rows), left_out or {}, roofline, STARTUP)
 
@@ -89,6 +91,22 @@ def test_a_file_without_markers_is_refused(tmp_path) -> None:
     path.write_text("nothing\n", "utf-8")
     with pytest.raises(ValueError, match="results float32: begin"):
         readme.update(path, record([result()], Schedule(), PROBE))
+
+
+@pytest.mark.parametrize(("text", "problem"), [(None, "No such file"), ("nothing", "lacks the lines")])
+def test_a_file_that_tables_cannot_go_into_is_refused_before_measuring(tmp_path, text, problem) -> None:
+    path = tmp_path / "page.md"
+    if text is not None:
+        path.write_text(text, "utf-8")
+    for command in (cpu, kernels, torch_pruning):
+        with pytest.raises(typer.BadParameter, match=problem):
+            command.main("no such network", markdown=path)
+
+
+def test_tables_tell_of_blocks_with_slow_processors() -> None:
+    text = readme.render(record([result(slow_blocks=2), result()], Schedule(rounds=5), PROBE))
+    assert "While 8 of the 40 blocks were measured, the processors were slow each time." in text
+    assert "slow" not in readme.render(record([result()], Schedule(), PROBE))
 
 
 def test_the_own_readme_has_the_markers() -> None:
