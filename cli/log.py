@@ -137,6 +137,30 @@ def prune(
         console.print(f"  {count} {reason}")
 
 
+@log.command()
+def pack(log_dir: LogDirArgument = DEFAULT_LOG_DIR, target: TargetOption = None, as_json: JsonOption = False) -> None:
+    """Join each target's files into one that takes a few percent of the room, to ship it.
+
+    Compiling and the other commands read it, and new records are written beside it.
+
+    \b
+    Examples:
+      tersor log pack logs
+      zcat logs/x86-znver4/records.jsonl.gz
+    """
+    from ..targets.tuning.log import pack as pack_files
+
+    sizes = {str(path): path.stat().st_size for path in pack_files(_existing(log_dir), _target_name(target))}
+    if as_json:
+        print_json({"packed": sizes})
+        return
+    console = _console()
+    for path, size in sizes.items():
+        console.print(f"{path}: {size / 1024:.0f} KiB")
+    if not sizes:
+        console.print(f"{log_dir} holds no records")
+
+
 def _target_name(target: str | None) -> str | None:
     from ..targets import resolve_target
 

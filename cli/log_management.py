@@ -11,7 +11,17 @@ from pathlib import Path
 
 from ..targets.codegen.options import Options
 from ..targets.templates.option import Option, Workload
-from ..targets.tuning.log import Line, Log, LogError, append, log_files, read_files, record_line, replace_lines
+from ..targets.tuning.log import (
+    Line,
+    Log,
+    LogError,
+    append,
+    files_in,
+    log_files,
+    read_files,
+    record_line,
+    replace_lines,
+)
 from ..targets.tuning.records import Record, best, why_ignored
 
 Problem = tuple[str, Workload, int]  # of a target, with so many threads
@@ -104,7 +114,7 @@ def _files(source: Path) -> list[Path]:
         raise LogError(f"{source}: no such file or folder")
     if not source.is_dir():
         return [source]
-    files = log_files(source) or sorted(source.glob("*.jsonl"))  # a log, or the folder of one target in it
+    files = log_files(source) or files_in(source)  # a log, or the folder of one target in it
     if not files:
         raise LogError(f"{source}: holds no records; name a log folder, the folder of a target in it, or .jsonl files")
     return files

@@ -1,5 +1,7 @@
 """Logs of measurements on disk: ``<log_dir>/<target>/*.jsonl``, one self-contained line a measurement.
 
+Lines of one layer differ little, so a log that ships is packed: a file ``*.jsonl.gz``, to which nothing is appended.
+
 A target's folder is its name with ``-`` for ``:``, for example ``x86-znver4``. Lines are only ever appended, each by
 one write to a file opened for appending, under a lock, and synced to the disk: whatever kills the writer, at most the
 line being written is torn, and the next writer ends it before it begins its own.
@@ -7,16 +9,19 @@ line being written is torn, and the next writer ends it before it begins its own
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import TextIO
 
 from ...ir import TersorError
 from ...ir.codec import CodecError, UnknownNameError, decode, encode
@@ -28,6 +33,7 @@ if sys.platform != "win32":
     import fcntl
 
 RECORDS_FILE = "records.jsonl"
+_PACKED = ".gz"
 
 
 class LogError(TersorError):
@@ -152,13 +158,63 @@ def replace_lines(path: Path, change: Callable[[list[Line]], Iterable[str]]) -> 
     fresh = path.with_suffix(".new")
     with _errors_named(path), _locked(path):
         try:
-            with fresh.open("w", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in change(list(read_lines(path))))
-                file.flush()
-                os.fsync(file.fileno())
+            _write(fresh, change(list(read_lines(path))), packed=path.suffix == _PACKED)
             fresh.replace(path)
         finally:
             fresh.unlink(missing_ok=True)
+
+
+def pack(log_dir: str | Path, target_name: str | None = None) -> list[Path]:
+    """Join the files of each target into one that takes a few percent of the room; returns those files.
+
+    Nobody appends meanwhile. If the process ends between two steps, lines may stand in both files, but none is lost.
+
+    Raises
+    ------
+    LogError
+        When a file cannot be read or written.
+    """
+    by_folder = groupby(log_files(log_dir, target_name), key=lambda path: path.parent)
+    return [_pack(folder, list(paths)) for folder, paths in by_folder]
+
+
+def _pack(folder: Path, paths: list[Path]) -> Path:
+    path = folder / f"{RECORDS_FILE}{_PACKED}"
+    fresh = path.with_suffix(".new")
+    with _errors_named(path), ExitStack() as locks:
+        for one in paths:
+            locks.enter_context(_locked(one))
+        texts = dict.fromkeys(text for one in paths for text in _texts(one))
+        try:
+            _write(fresh, texts, packed=True)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+        for one in paths:
+            if one != path:
+                one.unlink()
+    return path
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """All lines of a file; raises LogError when some of them cannot be reached."""
+    for line in read_lines(path):
+        if not line.text:
+            raise LogError(f"{path}: {line.problem}; `tersor log prune` keeps what stands before")
+        yield line.text
+
+
+def _write(path: Path, lines: Iterable[str], *, packed: bool) -> None:
+    """A new file of lines, which is on the disk when this returns; equal lines make equal files."""
+    with path.open("wb") as file:
+        # Neither a name nor a time goes into a packed file.
+        stream = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) if packed else file
+        for line in lines:
+            stream.write(f"{line}\n".encode())
+        if packed:
+            stream.close()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -220,8 +276,14 @@ def read_log(log_dir: str | Path, target_name: str | None = None) -> Log:
 
 def log_files(log_dir: str | Path, target_name: str | None = None) -> list[Path]:
     """The files that `read_log` reads, in order."""
-    folder = Path(log_dir) if target_name is None else target_folder(log_dir, target_name)
-    return sorted(folder.glob("*/*.jsonl" if target_name is None else "*.jsonl"))
+    if target_name is not None:
+        return files_in(target_folder(log_dir, target_name))
+    return [path for folder in sorted(Path(log_dir).glob("*/")) for path in files_in(folder)]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of one target's folder, in order."""
+    return sorted((*folder.glob("*.jsonl"), *folder.glob(f"*.jsonl{_PACKED}")))
 
 
 def read_files(paths: Iterable[Path]) -> Log:
@@ -256,13 +318,22 @@ def _read_file(path: Path, stamp: tuple[int, ...]) -> Log:
 
 def read_lines(path: Path) -> Iterator[Line]:
     """The lines of a file that are not empty; raises LogError when it cannot be read."""
+    number = 0
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with _opened(path) as file:
             for number, text in enumerate(file, 1):
                 if text.strip():
                     yield _read_line(number, text.strip())
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        yield Line(number + 1, "", problem=f"the packed file is damaged from here on: {error}")
     except OSError as error:
         raise LogError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _opened(path: Path) -> TextIO:
+    if path.suffix == _PACKED:
+        return gzip.open(path, "rt", encoding="utf-8", errors="replace")
+    return path.open(encoding="utf-8", errors="replace")
 
 
 def _read_line(number: int, text: str) -> Line:

@@ -99,7 +99,19 @@ def test_prune_keeps_the_option_that_is_used_though_others_were_timed_faster_onc
     assert row["option"] == encode(OPTIONS[1])
 
 
-@pytest.mark.parametrize("command", ["stats", "best", "merge", "prune"])
+def test_pack(log_dir, capsys, tmp_path):
+    code, out, _ = run(capsys, "log", "pack", log_dir)
+    assert code == 0
+    assert f"{log_files(log_dir)[0]}: 1 KiB" in out.replace("\n", "")
+    code, out, _ = run(capsys, "log", "pack", log_dir, "--json")
+    (path,) = log_files(log_dir)
+    assert json.loads(out) == {"packed": {str(path): path.stat().st_size}}
+    (tmp_path / "empty").mkdir()
+    code, out, _ = run(capsys, "log", "pack", tmp_path / "empty")
+    assert (code, "holds no records" in out) == (0, True)
+
+
+@pytest.mark.parametrize("command", ["stats", "best", "merge", "prune", "pack"])
 def test_help_has_examples(command, capsys):
     code, out, _ = run(capsys, "log", command, "--help")
     assert code == 0
@@ -112,6 +124,7 @@ def test_help_has_examples(command, capsys):
         (("stats", "none"), "none: no such folder; `tersor tune` makes one"),
         (("best", "{log_dir}", "--target", "x86:znver5"), "unknown target 'x86:znver5'; did you mean 'x86:znver4'"),
         (("stats", "{log_dir}", "--target", "znver4"), "unknown target 'znver4'"),
+        (("pack", "none"), "none: no such folder; `tersor tune` makes one"),
         (("merge", "none.jsonl", "--into", "{log_dir}"), "none.jsonl: no such file or folder"),
     ],
 )

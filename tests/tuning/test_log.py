@@ -289,6 +289,76 @@ def test_appending_while_the_file_is_replaced(tmp_path):
     assert len(read_log(tmp_path).records) == 2
 
 
+# Packed files -------------------------------------------------------------------------------------------------------
+
+
+def test_a_packed_log_holds_the_same_and_grows_beside(tmp_path):
+    append(tmp_path, [record(), record(2), record()])
+    write(tmp_path, "no record")
+    before = read_log(tmp_path)
+    (packed,) = log.pack(tmp_path)
+    assert log_files(tmp_path) == [packed] == [tmp_path / "x86-znver4" / "records.jsonl.gz"]
+    after = read_log(tmp_path)
+    assert after.records == before.records[:2]  # each once
+    assert [problem.rpartition(": ")[2] for problem in after.problems] == [
+        problem.rpartition(": ")[2] for problem in before.problems
+    ]
+    append(tmp_path, [record(3)])
+    assert len(read_log(tmp_path, "x86:znver4").records) == 3
+    content = packed.read_bytes()
+    assert log.pack(tmp_path) == [packed]
+    assert len(read_log(tmp_path).records) == 3
+    assert content != packed.read_bytes()
+    assert log.pack(tmp_path / "none") == []
+
+
+def test_equal_records_make_equal_packed_files(tmp_path):
+    one = record()
+    for name in ("a", "b"):
+        append(tmp_path / name, [one])
+    (first,), (second,) = log.pack(tmp_path / "a"), log.pack(tmp_path / "b")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_packed_file_is_pruned_and_merged_like_others(tmp_path):
+    append(tmp_path / "a", [record(index) for index in range(4)])
+    log.pack(tmp_path / "a")
+    assert manage.merge([tmp_path / "a"], tmp_path / "b").added == 4
+    assert manage.merge([tmp_path / "a" / "x86-znver4"], tmp_path / "b").known == 4
+    assert manage.prune(tmp_path / "a", 1).dropped
+    assert log_files(tmp_path / "a")[0].suffix == ".gz"
+    assert len(read_log(tmp_path / "a").records) < 4
+
+
+def test_a_damaged_packed_file_is_named_and_not_packed_again(tmp_path):
+    append(tmp_path, [record(index) for index in range(4)])
+    (packed,) = log.pack(tmp_path)
+    for content in (packed.read_bytes()[:-30], b"no archive"):
+        packed.write_bytes(content)
+        (problem,) = read_log(tmp_path).problems
+        assert "the packed file is damaged from here on" in problem
+        with pytest.raises(LogError, match=r"damaged from here on: .*; `tersor log prune` keeps what stands before"):
+            log.pack(tmp_path)
+        assert packed.read_bytes() == content
+
+
+def test_a_pack_that_does_not_fit_leaves_the_log(tmp_path, monkeypatch):
+    append(tmp_path, [record()])
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LogError, match="No space left on device"):
+        log.pack(tmp_path)
+    assert [path.name for path in (tmp_path / "x86-znver4").iterdir()] == ["records.jsonl"]
+    assert len(read_log(tmp_path).records) == 1
+
+
+def test_the_records_that_ship_are_packed():
+    assert {path.name for path in log_files(log.shipped_log_dir())} == {"records.jsonl.gz"}
+
+
 # What the compiler is told ------------------------------------------------------------------------------------------
 
 
