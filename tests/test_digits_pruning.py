@@ -144,6 +144,30 @@ def test_curves_command(untrained: None, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert list(found["scratch"]) == ["0.4"]
 
 
+def test_budgets_command(untrained: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Fine-tuning, and training from scratch for the same epochs, and for those of the network besides."""
+    recipes = []
+
+    def train(name: str, module: torch.nn.Module, recipe: Recipe, digits: Digits) -> None:
+        recipes.append((name, recipe.epochs, recipe.seed))
+        module.eval()
+
+    monkeypatch.setattr(training, "train", train)
+    path = tmp_path / "out.json"
+    options = ["--networks", "resnet20", "--epochs", "2", "--json", str(path)]
+    result = CliRunner().invoke(command.app, ["budgets", *options, "--whole"])
+    assert result.exit_code == 0 and "random weights, and" in result.output, result.output
+    tuned, scratch = ([one[1:] for one in recipes if one[0] == f"resnet20-{kind}"] for kind in ("tuned", "scratch"))
+    assert scratch == [(2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)]
+    assert tuned == [(2, 0), (2, 1), (2, 2)] * 2
+    (found,) = json.loads(path.read_text("utf-8"))["budgets"]["networks"][0]["budgets"]
+    assert [len(one) for one in (*found["tuned"].values(), found["scratch"], found["whole"])] == [3, 3, 3, 3]
+    result = CliRunner().invoke(command.app, ["budgets", *options])
+    assert result.exit_code == 0 and "random weights, and" not in result.output, result.output
+    (again,) = json.loads(path.read_text("utf-8"))["budgets"]["networks"][0]["budgets"]
+    assert again == {**found, "whole": []}
+
+
 def test_blocks_command(untrained: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(command, "_schedule", lambda rounds: Schedule(rounds, 0.0, 2, 2, 1, 0.0))
     path = tmp_path / "out.json"
@@ -185,6 +209,7 @@ def test_exits_command(untrained: None, monkeypatch: pytest.MonkeyPatch, tmp_pat
         (["curves", "--ratios", "half"], "no list of ratios between 0 and 1"),
         (["curves", "--scratch", "2"], "no list of ratios between 0 and 1"),
         (["blocks", "--counts", "0"], "no list of numbers of blocks"),
+        (["budgets", "--epochs", "1,"], "no list of numbers of epochs"),
         (["few-bits", "--networks", "lenet"], "lenet is none of"),
     ],
 )

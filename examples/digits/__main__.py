@@ -7,6 +7,7 @@
     python -m examples.digits prune       # half of the multiply-adds by fewer channels, beside random channels
     python -m examples.digits criteria    # half of the multiply-adds by each criterion and by reconstruction, untrained
     python -m examples.digits curves      # each criterion at several ratios of the multiply-adds, and a chart
+    python -m examples.digits budgets     # pruned and fine-tuned, beside training from scratch for equal epochs
     python -m examples.digits blocks      # ResNet-20 without some of its residual blocks
     python -m examples.digits exits       # ResNet-20 with early exits
     python -m examples.digits low-rank    # the VGG-like network at a third of its multiply-adds
@@ -29,10 +30,11 @@ from benchmarks.tables import new_table
 
 from . import chart
 from .blocks import COUNTS, PREPARATIONS, without_blocks
+from .budgets import EPOCHS, budgets_of
 from .curves import RATIOS, STAGES, curves_of
 from .exits import exits_of_resnet
 from .models import NETWORKS, original
-from .report import changes_table, curves_table, exits_table, programs_table, save
+from .report import budgets_table, changes_table, curves_table, exits_table, programs_table, save
 from .studies import Study, accuracy, compared_criteria, composed, factorized, pruned, quantized
 from .studies import few_bits as few_bits_of
 
@@ -118,6 +120,21 @@ def curves(
 
 
 @app.command()
+def budgets(
+    networks: Annotated[str, typer.Option(help="Names, separated by commas.")] = "resnet20,mobilenetv2",
+    epochs: Annotated[str, typer.Option(help="Of fine-tuning, and from random weights.")] = _joined(EPOCHS),
+    whole: Annotated[bool, typer.Option(help="From random weights also with the epochs of the network.")] = False,
+    json: Json = RESULTS,
+) -> None:
+    """Half of the multiply-adds, fine-tuned and from random weights for equal epochs."""
+    counts = _counts(epochs, "epochs", EPOCHS)
+    found = [budgets_of(name, counts, whole) for name in _names(networks)]
+    for one in found:
+        console.print(budgets_table(one))
+    save(json, "budgets", found)
+
+
+@app.command()
 def blocks(
     counts: Annotated[str, typer.Option(help="How many blocks go.")] = _joined(COUNTS),
     epochs: Epochs = 1,
@@ -126,9 +143,7 @@ def blocks(
     json: Json = RESULTS,
 ) -> None:
     """ResNet-20 without residual blocks, trained for it or not."""
-    if not all(one.isdigit() and int(one) for one in counts.split(",")):
-        raise typer.BadParameter(f"{counts} is no list of numbers of blocks, such as {_joined(COUNTS)}")
-    numbers = tuple(map(int, counts.split(",")))
+    numbers = _counts(counts, "blocks", COUNTS)
     schedule = _schedule(rounds) if latency else None
     studies = [without_blocks(name, numbers, epochs, schedule) for name in PREPARATIONS]
     _show("blocks", "Fewer residual blocks", studies, json)
@@ -185,6 +200,12 @@ def _names(text: str) -> list[str]:
     if unknown := [name for name in names if name not in NETWORKS]:
         raise typer.BadParameter(f"{unknown[0]} is none of {', '.join(NETWORKS)}")
     return names
+
+
+def _counts(text: str, what: str, example: Sequence[int]) -> tuple[int, ...]:
+    if not all(one.isdigit() and int(one) for one in text.split(",")):
+        raise typer.BadParameter(f"{text} is no list of numbers of {what}, such as {_joined(example)}")
+    return tuple(map(int, text.split(",")))
 
 
 def _ratios(text: str) -> tuple[float, ...]:

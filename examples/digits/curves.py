@@ -102,13 +102,14 @@ def curves_of(name: str, ratios: Sequence[float], epochs: int, scratch: Sequence
 
     def points(options: Sequence[str]) -> Iterator[tuple[Change, ...]]:
         for ratio in ratios:
-            yield tuple(change(name, _pass(ratio, one), recipe) for one in options)
+            yield tuple(change(name, pruning_pass(ratio, one), recipe) for one in options)
 
     curves = tuple(Curve(title, tuple(points(options))) for title, options in OPTIONS.items())
-    smaller = {ratio: accuracy(from_scratch(name, _pass(ratio, *OPTIONS["l1"])).module) for ratio in scratch}
+    smaller = {ratio: accuracy(from_scratch(name, pruning_pass(ratio, *OPTIONS["l1"])).module) for ratio in scratch}
     exact = accuracy(original(name).module)
     return Curves(NETWORKS[name].title, exact, epochs, tuple(ratios), curves, smaller)
 
 
-def _pass(ratio: float, options: str) -> str:
+def pruning_pass(ratio: float, options: str) -> str:
+    """The pass that leaves a share of the multiply-adds, without rounding channels to vectors."""
     return f"prune-channels{{macs={ratio:g},{options}}}"

@@ -140,9 +140,9 @@ def tuned(name: str, graph: Graph, recipe: Recipe) -> Trained:
     return Trained(module, trained(f"{name}-tuned", module, recipe))
 
 
-def from_scratch(name: str, pipeline: str) -> Trained:
-    """The architecture that passes make of a network, with random weights, trained as long as the network."""
-    graph, recipe = changed(name, pipeline, BATCH), described(name).recipe
+def from_scratch(name: str, pipeline: str, recipe: Recipe | None = None) -> Trained:
+    """What passes make of a network, with random weights, trained by a recipe, or as the network was."""
+    graph, recipe = changed(name, pipeline, BATCH), recipe or described(name).recipe
     module = graph.to_torch()
     _reset(module, graph, recipe.seed)
     return Trained(module, trained(f"{name}-scratch", module, recipe))

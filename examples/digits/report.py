@@ -17,6 +17,7 @@ from benchmarks.tables import milliseconds, new_table
 from tersor.ir.foreign import Json
 
 from . import data
+from .budgets import Budgets
 from .curves import STAGES, Curves
 from .exits import Exits
 from .studies import Change, Study
@@ -69,6 +70,18 @@ def curves_table(curves: Curves, stage: str) -> Table:
     if STAGES[stage] is STAGES["fine-tuned"] and curves.scratch:
         scores = (curves.scratch.get(ratio) for ratio in curves.ratios)
         view.add_row("l1, from scratch", *("" if score is None else f"{100 * score:.1f}" for score in scores))
+    return view
+
+
+def budgets_table(study: Budgets) -> Table:
+    """Accuracy by epochs of fine-tuning: of what is pruned, and from random weights."""
+    title = f"{study.network} ({100 * study.exact:.1f} %), half of the multiply-adds: accuracy % by epochs"
+    view = new_table(title, ("from", *(f"{one.epochs}" for one in study.budgets)))
+    for way in study.budgets[0].tuned:
+        view.add_row(way, *(_spread(one.tuned[way]) for one in study.budgets))
+    view.add_row("random weights", *(_spread(one.scratch) for one in study.budgets))
+    if study.budgets[0].whole:
+        view.add_row("random weights, and the network's epochs", *(_spread(one.whole) for one in study.budgets))
     return view
 
 

@@ -5,16 +5,14 @@ them: X is what a layer reads in the network as pruned so far, Y what it returns
 new kernels for what is left, by least squares. When all groups are done, all of these layers are fitted once more in
 execution order, since on residual streams a layer may stand before others that were pruned later.
 
-A small ridge (`RIDGE`, of the mean square of what a layer reads) draws weights to those before, which decides where the
-data does not: for dead channels, and for those that others repeat. A layer with a bias gets another bias; one without
-gets none, as the batch normalisation behind it has one (``reestimate-batchnorm`` measures it again).
+A ridge (`tersor.passes.pruning.ridge`) draws weights to those of the original. A layer with a bias gets another bias;
+one without gets none, as the batch normalisation behind it has one (``reestimate-batchnorm`` measures it again).
 
 Method: He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3.2.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,16 +20,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ir import Graph, Op, TersorError
+from ...ir import Graph, Op
 from ...ir.ops import WeightOp
 from .groups import ChannelMap
 from .moments import LayerSums, collect, refusal
 from .readers import Reader, find_readers, readers_of
 from .reconstruction import Reading, Reconstruction, Selection
+from .ridge import fitted
 from .select import Masks, stay
 from .shrink import without_channels
-
-RIDGE = 1e-4
 
 
 @dataclass
@@ -125,38 +122,15 @@ class Rebuilder:
             op = moments.reader.op
             made = op.inputs[1].op
             assert isinstance(made, WeightOp)
-            before = moments.matrix(self._weight(op))
-            before[:, moments.unknowns(~kept[moments.reader.kernels])] = 0
+            stays = kept[moments.reader.kernels]
+            before = moments.matrix(self.graph.weights[made.attrs.id])
+            before[:, moments.unknowns(~stays)] = 0
             bias = None if moments.reader.bias is None else moments.reader.bias.op
             has_bias = isinstance(bias, WeightOp)
-            matrix, shift = _solve(moments, before, moments.unknowns(kept[moments.reader.kernels]), has_bias)
+            matrix, shift = fitted(moments, before, moments.unknowns(stays), has_bias)
             weight = matrix.transpose(1, 2).reshape(op.inputs[1].shape)
             self.numbers[made.attrs.id] = weight.float()
             if isinstance(bias, WeightOp):
                 id = bias.attrs.id
                 self.numbers[id] = self.graph.weights[id] + shift.reshape(-1).float()
             self.errors[op] = (moments.error(before, torch.zeros_like(shift)), moments.error(matrix, shift))
-
-
-def _solve(
-    moments: LayerSums, before: torch.Tensor, at: torch.Tensor, has_bias: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [G, U, O / G] that are zero but at some unknowns, and what to add to biases [G, O / G]."""
-    unknowns = len(at) + has_bias
-    if moments.rows < unknowns:
-        needed = math.ceil(unknowns * moments.batches / moments.rows)
-        raise TersorError(
-            f"least squares at {moments.reader.op.describe()} has {unknowns} unknowns for each output and"
-            f" {moments.rows} positions to find them from; give {needed} calibration batches of this size or more"
-        )
-    gram, cross = moments.gram[:, at][:, :, at], moments.cross[:, at]
-    x, y = moments.x[:, at], moments.y
-    if has_bias:
-        gram = gram - x[:, :, None] * x[:, None] / moments.rows
-        cross = cross - x[:, :, None] * y[:, None] / moments.rows
-    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)[:, None, None]
-    weight = torch.linalg.solve(gram + ridge * torch.eye(len(at)), cross + ridge * before[:, at])
-    matrix = torch.zeros_like(before)
-    matrix[:, at] = weight
-    shift = (y - (x[:, None] @ weight)[:, 0]) / moments.rows if has_bias else torch.zeros_like(y)
-    return matrix, shift

@@ -18,7 +18,7 @@ from tersor.ir.ops import Conv2dOp, LinearOp, ReluOp
 from tersor.passes import PassManager, as_pipeline, run_passes
 from tersor.passes.instruments import VerifyEach
 from tersor.passes.numeric import deviation
-from tersor.passes.pruning import find_channels
+from tersor.passes.pruning import find_channels, ridge
 from tersor.passes.pruning.moments import collect
 from tersor.passes.pruning.readers import find_readers
 from tersor.passes.pruning.rebuild import Rebuilder
@@ -106,12 +106,14 @@ def test_batches_stream_in_bounded_memory():
 
 @pytest.mark.parametrize("way", WAYS)
 def test_outputs_stay_closer(way: str):
-    graph, data = network()
+    """On other inputs than the layers were fitted to; the last one has 120 unknowns, and 160 rows to find them from."""
+    graph, data = network(80)
+    data, others = data[:40], data[40:]
     manager = PassManager(as_pipeline(f"prune-channels{{macs=0.6,reconstruct={way}}}"), (VerifyEach(),))
     outcome = manager.run(graph, calibration=data)
     plain = run_passes(graph, "prune-channels{macs=0.6}", calibration=data)
     assert outcome.graph.cost().macs == plain.cost().macs
-    assert error(graph, outcome.graph, data) < 0.7 * error(graph, plain, data)
+    assert error(graph, outcome.graph, others) < 0.75 * error(graph, plain, others)
     notes = outcome.report.records[0].notes
     assert any(
         re.fullmatch(r"2 layers fitted by least squares: error of their outputs 0\.\d+ -> 0\.\d+ \(median\)", one)
@@ -137,8 +139,33 @@ def test_pruned_equals_zeroed(way: str):
         assert not deviation(zeros.evaluate(*batch), small.evaluate(*batch)).exceeds(1e-5)
 
 
-def test_least_squares_is_that_of_numpy():
-    """The only layer that reads the pruned one, against lstsq on the activations."""
+@pytest.mark.parametrize("way", WAYS)
+def test_few_rows_make_no_large_weights(way: str):
+    """Weights that fit some rows exactly would be multiplied by whatever training changes in front of them."""
+    graph, data = network()
+    small = run_passes(graph, f"prune-channels{{macs=0.6,reconstruct={way}}}", calibration=data)
+    assert small.weights["last.weight..pruned"].norm() < 1.5 * graph.weights["last.weight"].norm()
+
+
+def test_the_ridge_is_good_for_other_rows():
+    """Cross-validation expects about the error that other inputs show, and may lose an error of its own to the best."""
+    graph, data = network(80)
+    (reader,) = (one for one in find_readers(find_channels(graph)) if one.op.location == "last")
+    numbers = {"wide.weight": 0.5 * graph.weights["wide.weight"]}
+    found, others = (collect(graph, numbers, [reader], part, 0)[reader.op] for part in (data[:40], data[40:]))
+    before = found.matrix(graph.weights["last.weight"])
+    errors = {}
+    for one in ridge.RIDGES:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ridge, "RIDGES", (one,))
+            errors[one] = others.error(*ridge.fitted(found, before, torch.arange(before.shape[1]), True))
+    chosen = others.error(*ridge.fitted(found, before, torch.arange(before.shape[1]), True))
+    assert chosen < 1.1 * min(errors.values()) < 0.9 * errors[min(errors)]
+
+
+def test_least_squares_is_that_of_numpy(monkeypatch: pytest.MonkeyPatch):
+    """The only layer that reads the pruned one, against lstsq on the activations and further rows for the ridge."""
+    monkeypatch.setattr(ridge, "RIDGES", (0.1,))
     b = GraphBuilder({"x": TensorType((50, 6))})
     hidden = b.op(ReluOp, b.op(LinearOp, b.graph.inputs[0], b.weight(10, 6, hint="first"), location="first"))
     graph = b.done(b.op(LinearOp, hidden, b.weight(3, 10, hint="last"), b.weight(3, hint="bias"), location="last"))
@@ -147,9 +174,13 @@ def test_least_squares_is_that_of_numpy():
     small = run_passes(graph, "prune-channels{macs=0.6,reconstruct=refit}", calibration=data)
     x = torch.relu(torch.cat([one[0] for one in data]) @ small.weights["first..pruned"].T).double()
     y = torch.cat([graph.evaluate(*one)[0] for one in data]).double()
-    wanted = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], 1), y).solution
-    torch.testing.assert_close(small.weights["last..pruned"].T.double(), wanted[:-1], rtol=1e-2, atol=1e-3)
-    torch.testing.assert_close(small.weights["bias..refit"].double(), wanted[-1], rtol=1e-2, atol=1e-3)
+    stays = [bool((row == small.weights["first..pruned"]).all(1).any()) for row in graph.weights["first"]]
+    before = graph.weights["last"][:, stays].T.double()
+    pull = math.sqrt(0.1 * float((x - x.mean(0)).square().sum(0).mean()))
+    rows = torch.cat([torch.cat([x, torch.ones(len(x), 1)], 1), torch.eye(len(before), len(before) + 1) * pull])
+    wanted = torch.linalg.lstsq(rows, torch.cat([y, before * pull])).solution
+    torch.testing.assert_close(small.weights["last..pruned"].T.double(), wanted[:-1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(small.weights["bias..refit"].double(), wanted[-1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("way", CHOOSING)
