@@ -308,8 +308,9 @@ def test_opt_reads_and_writes_ir(tersor: Callable[..., Result], tmp_path: Path) 
     assert (tmp_path / "out.safetensors").is_file()
 
 
-def test_the_installed_command_is_this_one(folder: Path) -> None:
-    command = [sys.executable, "-c", "from tersor.cli.main import main; main()", "run", "nothing.tersor"]
+@pytest.mark.parametrize("start", [("-c", "from tersor.cli.main import main; main()"), ("-m", "tersor")])
+def test_the_installed_command_is_this_one(start: tuple[str, str], folder: Path) -> None:
+    command = [sys.executable, *start, "run", "nothing.tersor"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.splitlines() == ["tersor: nothing.tersor: no such file"]

@@ -20,7 +20,7 @@ FLOORS = (
     {"exits.py", "shapes.py"},
     {"compression", "dynamo.py"},
     {"cli"},
-    {"__init__.py"},
+    {"__init__.py", "__main__.py"},
 )
 FLOORS_OF_TARGETS = (
     {"machines"},
