@@ -23,6 +23,7 @@ from .ir.foreign import UserObject
 from .passes import Agreement, Exactness, Pipeline, bisect, run_passes
 from .passes.numeric import distance, own_rounding, seeded_inputs
 from .targets import Executable, compile_graph
+from .targets.codegen.heap import give_back
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -150,6 +151,7 @@ def check_agreement(executable: Executable, reference: Reference, pipeline: Pipe
         expected = reference.outputs()
     except Exception as error:  # the model's own forward runs in here: anything may be raised
         return Agreement(subject, exact, skipped=f"the model fails on its example inputs ({shorten(error, 200)})")
+    give_back()  # what the model needed
     run = executable.flat if runs else executable.graph.evaluate
     actual = run(*map(_own, reference.inputs))
     agreement = Agreement.between(subject, exact, expected, actual)

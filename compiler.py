@@ -30,6 +30,7 @@ from .passes.instruments import PassStages
 from .passes.manager import check_needs
 from .passes.report import Report
 from .targets import Cpu, DynamicExecutable, EarlyExitExecutable, Executable, Target, compile_graph, resolve_target
+from .targets.codegen.heap import give_back
 from .targets.codegen.kernel_cache import KernelCache
 from .targets.runtime.compiled_model import CompiledFamily, CompiledSegments, Numbers, SharedConstants
 from .targets.runtime.executable import check_threads
@@ -123,6 +124,7 @@ def compile(
     ----------
     graph_or_module
         A `tersor.ir.Graph`, an ``nn.Module`` or an ``ExportedProgram``, never changed; or the path of an ONNX file.
+        Weights are read where it has them, and must not be written to before this returns; afterwards they may.
     example_inputs
         What the module is called with (see `tersor.from_torch`); not needed for a graph or a program, nor for a file
         that says how large its inputs are.
@@ -188,7 +190,7 @@ def compile(
     if isinstance(graph_or_module, str | Path):
         loaded = load_onnx(Path(graph_or_module), example_inputs, dynamic_shapes, shapes)
         graph_or_module, example_inputs, dynamic_shapes = loaded.model, loaded.example_inputs, None
-    graph = as_graph(graph_or_module, example_inputs, dynamic_shapes)
+    graph = as_graph(graph_or_module, example_inputs, dynamic_shapes, copy_weights=False)
     if exits is not None:
         example = Reference.of(graph_or_module, graph, example_inputs) if options.check else None
         return compile_with_exits(graph, options, as_exits(exits), reference=example)
@@ -274,14 +276,20 @@ class Optimized:
     report: Report
 
 
-def as_graph(graph_or_module: UserObject, example_inputs: UserObject, dynamic_shapes: UserObject = None) -> Graph:
-    """A graph as it is, anything else exported; raises TersorError when its weights are not loaded."""
+def as_graph(
+    graph_or_module: UserObject,
+    example_inputs: UserObject,
+    dynamic_shapes: UserObject = None,
+    *,
+    copy_weights: bool = True,
+) -> Graph:
+    """A graph as it is, anything else exported by `from_torch`; raises TersorError when weights are not loaded."""
     if isinstance(graph_or_module, Graph):
         if dynamic_shapes is not None:
             raise TersorError("a graph has the symbols that it was made with; leave dynamic_shapes out")
         graph = graph_or_module
     else:
-        graph = from_torch(graph_or_module, example_inputs, dynamic_shapes)
+        graph = from_torch(graph_or_module, example_inputs, dynamic_shapes, copy_weights=copy_weights)
     if not weights_loaded(graph):
         raise TersorError("the graph's weights are not loaded: read it by load_ir, or give its weights to ir.parse")
     return graph
@@ -330,6 +338,7 @@ def compile_in_stages(
         report=optimized.report,
         begin=begin,
         cache=options.kernels,
+        lent=graph.weights.lent,
     )
     if executable.classes_note:
         _warn(executable.classes_note)
@@ -337,6 +346,8 @@ def compile_in_stages(
         begin("compare with the model")
         agreement = check_agreement(executable, reference, options.passes, runs=runs_here(target))
         executable.report = replace(executable.report, agreement=agreement)
+    give_back()  # what code generation and the comparison needed
+    optimized.graph.weights.own(graph.weights.lent)
     return executable
 
 
@@ -368,6 +379,7 @@ def compile_with_exits(
         raise TersorError("exits: tune the model without them, and give log_dir the folder of records")
     exits.check(ports(graph)[1])
     cut_into_segments(graph)  # raises what is wrong with their order before any work is done
+    graph.weights.own(graph.weights.lent)  # the optimized graph is kept
     optimized = optimize_in_stages(graph, options, begin, is_whole=False)
     tuned, shared = load_choices(optimized.target, options.log_dir), SharedConstants()
     models, takes = [], []
@@ -414,6 +426,7 @@ def compile_for_shapes(
     wanted = [_numbers(graph, shape) for shape in shapes or ()] or [example.numbers]
     for numbers in wanted:
         check_numbers(graph.symbols, numbers)
+    graph.weights.own(graph.weights.lent)  # the graph is kept, for programs that are made later
     optimized = optimize_in_stages(graph, options, begin)
     if options.check:
         begin("compare at another shape")

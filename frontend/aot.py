@@ -68,6 +68,8 @@ def functional(
 def convert_functional(module: fx.GraphModule, weights: Mapping[int, torch.Tensor]) -> Graph | Division:
     """The graph of a functional module, or how it is divided into parts that have one.
 
+    The graph's weights are lent to it (`WeightStore.lent`).
+
     Parameters
     ----------
     weights
@@ -155,4 +157,4 @@ def _converter(module: fx.GraphModule, weights: Mapping[int, torch.Tensor]) -> P
     ]
     held = {placeholders[index].name: tensor for index, tensor in weights.items()}
     program = _FunctionalProgram(module.graph, ExportGraphSignature(inputs, outputs), held, {})
-    return ProgramConverter(program, "compiled")
+    return ProgramConverter(program, "compiled", copy_weights=False)

@@ -22,10 +22,13 @@ def from_torch(
     module: nn.Module | ExportedProgram,
     example_inputs: ExampleInputs | None = None,
     dynamic_shapes: UserObject = None,
+    *,
+    copy_weights: bool = True,
 ) -> Graph:
     """Convert a PyTorch model to a graph.
 
-    Weights are copied: a graph keeps its numbers when the module is trained further.
+    Weights are copied, unless ``copy_weights`` says otherwise: a graph keeps its numbers when the module is trained
+    further.
     Writes in place become ops, those into views included. A write into an input gives a warning: outputs are the same,
     but the caller's tensor keeps its numbers.
 
@@ -43,6 +46,9 @@ def from_torch(
         name, a dict from dimensions to `torch.export.Dim`, or to a name, for example ``{"x": {0: "batch"}}``. The graph
         then has these ``symbols``. An example of extent 1 is repeated for the export, which would take it for a
         constant. A program has symbols of its own, which names here replace.
+    copy_weights
+        If False, weights lie in the module's memory where it stores them as graphs do, contiguous and on the CPU; those
+        that the model updates are copied all the same. Then the graph is of use as long as nobody writes to them.
 
     Returns
     -------
@@ -75,10 +81,12 @@ def from_torch(
         raise TersorError(f"from_torch takes an nn.Module or a torch.export.ExportedProgram, not {kind}")
     symbols = symbols.related(relations_of(program, symbols))
     program = lower(program)
-    converter = ProgramConverter(program, name, symbols)
+    converter = ProgramConverter(program, name, symbols, copy_weights=copy_weights)
     graph = converter.convert()
     if graph.symbols:
-        _check_formulas(graph, ProgramConverter(program, name, symbols.elsewhere()).convert())
+        _check_formulas(
+            graph, ProgramConverter(program, name, symbols.elsewhere(), copy_weights=copy_weights).convert()
+        )
     graph.structure = structure_of(program)
     for message in converter.suspicious:
         warnings.warn(message, TersorWarning, stacklevel=2)

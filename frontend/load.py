@@ -48,10 +48,10 @@ class LoadedModel:
     example_inputs: ExampleInputs
 
     def to_graph(self, dynamic_shapes: UserObject = None) -> Graph:
-        """The model as a graph (see `from_torch`)."""
+        """The model as a graph (see `from_torch`) on the same memory: nobody else has what was loaded."""
         if isinstance(self.model, Graph):
             return self.model
-        return from_torch(self.model, self.example_inputs, dynamic_shapes)
+        return from_torch(self.model, self.example_inputs, dynamic_shapes, copy_weights=False)
 
 
 def load_model(
@@ -163,7 +163,7 @@ def _load_file(path: Path, import_onnx: Callable[[], Graph]) -> LoadedModel:
     program = load_program(path)
     if program.example_inputs is not None:
         return LoadedModel(program, _simplest(*program.example_inputs))
-    types = [value.type for value in at_hints(from_torch(program)).user_inputs]
+    types = [value.type for value in at_hints(from_torch(program, copy_weights=False)).user_inputs]
     return LoadedModel(program, example_tensors(types))
 
 

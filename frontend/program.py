@@ -82,8 +82,11 @@ class ProgramConverter:
         Nodes that take or return complex numbers.
     """
 
-    def __init__(self, program: FunctionalProgram, name: str, symbols: Symbols = FIXED) -> None:
+    def __init__(
+        self, program: FunctionalProgram, name: str, symbols: Symbols = FIXED, *, copy_weights: bool = True
+    ) -> None:
         self.program = program
+        self._copies = copy_weights
         self.symbols = symbols
         self.suspicious: list[str] = []
         self.weight_specs: dict[fx.Node, InputSpec] = {}
@@ -105,7 +108,7 @@ class ProgramConverter:
             names[node], inputs[node] = str(spec.target), input_type(node, symbols)
         self.graph = Graph(graph_name, [(names[node], type) for node, type in inputs.items()])
         self.graph.symbols = symbols.symbols
-        self.states = {str(spec.target): self._store(spec) for spec in states.values()}
+        self.states = {str(spec.target): self._store(spec, copy=True) for spec in states.values()}
         self.context = Context(self.graph)
         self.values: dict[fx.Node, ConvertedParts | None] = dict(zip(inputs, self.graph.inputs, strict=True))
         self.weight_ids: dict[tuple[object, ...], str] = {}
@@ -213,16 +216,18 @@ class ProgramConverter:
         name, tensor = str(spec.target), self._tensor(spec)
         tied = (tensor.data_ptr() or id(tensor), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tied not in self.weight_ids:
-            self.weight_ids[tied] = self._store(spec)
+            self.weight_ids[tied] = self._store(spec, copy=self._copies)
             message = suspicion(tensor, name, parameter=spec.kind is InputKind.PARAMETER)
             self.suspicious += [message] if message else []
         self.context.location = name.rpartition(".")[0]
         return self.context.weight(self.weight_ids[tied])
 
-    def _store(self, spec: InputSpec) -> str:
-        """Add a copy to the graph's weights, so that the module may change; returns its id."""
-        own = self._tensor(spec).detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        return self.graph.weights.add(own, str(spec.target))
+    def _store(self, spec: InputSpec, *, copy: bool) -> str:
+        """Add a tensor to the graph's weights, or a copy of it, so that the module may change; returns its id."""
+        tensor = self._tensor(spec).detach()
+        if copy:
+            tensor = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        return self.graph.weights.add(tensor, str(spec.target), lent=not copy)
 
     def _tensor(self, spec: InputSpec) -> torch.Tensor:
         name = str(spec.target)

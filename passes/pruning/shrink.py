@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ir import Attrs, Graph, Op, Rewriter, TensorType, Value, WeightStore
+from ...ir import Attrs, Graph, Op, Rewriter, TensorType, Value
 from ...ir.ops import FullOp, MulOp, WeightOp
 from ..matching import weight_name
 from .flow import cut
@@ -91,7 +91,7 @@ def shrunk(graph: Graph, channels: ChannelMap, kept: NDArray[np.bool_], numbers:
 def with_numbers(graph: Graph, numbers: Numbers) -> Graph:
     """A copy of ``graph`` with other numbers in some of its weights, under the same ids."""
     copy = graph.clone()
-    copy.weights = WeightStore({**graph.weights, **numbers})
+    copy.weights = graph.weights.replaced(numbers)
     return copy
 
 

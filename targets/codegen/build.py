@@ -7,17 +7,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...ir import Cost, Graph
+from ...ir import Cost, Graph, WeightStore
+from ...ir.arrangement import Arrangement
 from ...ir.files import temporary_folder
+from ...ir.weights import owned
 from ..machines.catalog import host_machine
 from ..machines.families import backend_of, family_of
 from ..machines.target import Cpu, Target
 from ..machines.toolchain import check_room, find_toolchain
 from ..runtime.compiled_model import CompiledModel, SharedConstants
 from ..runtime.executable import Executable, Report
+from ..runtime.held_weights import find_held
 from ..runtime.model_info import KernelInfo, ModelInfo, described
 from ..runtime.ports import ports
 from ..runtime.virtual_machine import LinkedCode
+from .heap import give_back
 from .interruptible import call_interruptibly
 from .kernel_cache import KernelCache
 from .lowering import Call, Choose, Program, lower
@@ -34,6 +38,7 @@ def compile_graph(
     begin: Callable[[str], None] = lambda stage: None,
     shared: SharedConstants | None = None,
     cache: KernelCache | None = None,
+    lent: frozenset[int] = frozenset(),
 ) -> Executable:
     """Compile an optimized graph, to which the pass ``layout`` has been applied, for ``target``.
 
@@ -51,6 +56,9 @@ def compile_graph(
         The constants of programs for other shapes, which this one shares where they are equal; not for GPUs.
     cache
         Compiled kernels on disk, which are looked up and added to; not for GPUs.
+    lent
+        Addresses of memory that belongs to others (`WeightStore.lent`). No constant lies in it; weights of the graph,
+        which the executable keeps, may do so until its owner is to write there: then call `WeightStore.own`.
 
     Raises
     ------
@@ -61,6 +69,7 @@ def compile_graph(
     """
     backend = backend_of(target)
     if backend is not None:
+        graph.weights.own(lent)
         compiled_there: Executable = backend.compile_graph(graph, target, threads=threads, report=report, begin=begin)
         return compiled_there
     assert isinstance(target, Cpu), "other kinds of machines have a backend"
@@ -68,10 +77,24 @@ def compile_graph(
     find_toolchain(target)  # asked before work is spent
     begin("choose kernels")
     program = lower(graph, target, choose)
+    constants = tuple(owned(constant, lent) for constant in program.constants)
+    if shared is None:
+        _hand_weights_over(graph.weights, constants, program.arrangements)
+    give_back()  # what packing needed
     begin("generate code")
     (made,) = generate_code([program], cache, lambda: begin("link"))
-    constants = program.constants if shared is None else shared(program.constants)
-    return _executable(made, constants, report, threads)
+    return _executable(made, constants if shared is None else shared(constants), report, threads)
+
+
+def _hand_weights_over(
+    weights: WeightStore, constants: Sequence[torch.Tensor], arrangements: Mapping[int, Arrangement]
+) -> None:
+    """Let go of the weights that constants hold, before code generation takes memory too.
+
+    Programs of several shapes are made of one graph, which keeps its weights for the next of them.
+    """
+    for id, held in find_held(weights, constants, arrangements).items():
+        weights.hand_over(id, held)
 
 
 def compile_together(

@@ -24,7 +24,6 @@ from __future__ import annotations
 import datetime
 import platform
 import zipfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ import safetensors.torch
 import torch
 
 from ...ir import DType, Graph, TersorError, WeightStore, parse, shorten, verify
-from ...ir.arrangement import Arrangement
 from ...ir.files import replacing, temporary_folder
 from ...ir.storage import ir_text
 from ..machines.catalog import host_features, host_machine, native_name
@@ -45,6 +43,7 @@ from ..machines.families import backend_of, family_of
 from ..machines.target import Target
 from ..runtime.compiled_model import Compiled, CompiledFamily, CompiledModel, CompiledSegments, Numbers
 from ..runtime.exits import EarlyExits
+from ..runtime.held_weights import find_held
 from .archive import ALIGNMENT, Archive, ArchiveWriter
 from .checks import ELF_HEADER_BYTES, check_code, check_graph, check_program, check_target, cut_as_said, is_library_for
 from .manifest import CODE, GRAPH, ArtifactError, Constant, Manifest, Member, PackedWeight, ProgramEntry
@@ -61,7 +60,6 @@ _VERSIONED = ("tersor", "torch", "apache-tvm")
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (*(d.torch for d in DType), torch.uint16, torch.uint32)
 }
-_LARGE = 1 << 18  # bytes of a weight from which on it is not stored beside a constant that holds it
 _COPY_BYTES = 4 << 20  # read at a time when a file is copied into the archive
 
 
@@ -186,21 +184,13 @@ class _Contents:
     def packed(self) -> dict[str, PackedWeight]:
         """Large weights of the graph that a constant holds, number by number."""
         places = {id(constant): index for index, constant in enumerate(self.constants)}
-        known: defaultdict[tuple[torch.dtype, int], dict[int, Arrangement]] = defaultdict(dict)
-        for _, _, model in self.programs:
-            for number, arrangement in model.arrangements.items():
-                constant = model.constants[number]
-                known[constant.dtype, len(arrangement.extents)][places[id(constant)]] = arrangement
-        found: dict[str, PackedWeight] = {}
-        for name, weight in self.graph.weights.items():
-            if weight.nbytes >= _LARGE:
-                stored = torch.uint16 if weight.dtype is torch.bfloat16 else weight.dtype
-                shape = tuple(weight.shape)
-                plain = Arrangement(shape, tuple(range(len(shape))), shape)
-                flat = {at: plain for at, one in enumerate(self.constants) if _are_alike(one, stored, plain.size)}
-                held = _held(weight, flat | known[stored, len(shape)], self.constants)
-                found |= {} if held is None else {name: held}
-        return found
+        arrangements = {
+            places[id(model.constants[number])]: arrangement
+            for _, _, model in self.programs
+            for number, arrangement in model.arrangements.items()
+        }
+        found = find_held(self.graph.weights, self.constants, arrangements)
+        return {name: PackedWeight.of(held, places[id(held.packed)]) for name, held in found.items()}
 
     @classmethod
     def of(cls, model: Compiled) -> _Contents:
@@ -238,29 +228,12 @@ class _Contents:
         return tuple(range(len(self.constants)))
 
 
-def _are_alike(constant: torch.Tensor, dtype: torch.dtype, count: int) -> bool:
-    return constant.dtype is dtype and constant.numel() == count
-
-
-def _held(
-    weight: torch.Tensor, known: Mapping[int, Arrangement], constants: Sequence[torch.Tensor]
-) -> PackedWeight | None:
-    """Which of the constants holds exactly the numbers of a weight, bit for bit; None where none does."""
-    shape = tuple(weight.shape)
-    for index, arrangement in known.items():
-        if arrangement.holds(shape):
-            numbers = arrangement.unpacked(constants[index], shape).view(weight.dtype)
-            if torch.equal(numbers.view(torch.uint8), weight.contiguous().view(torch.uint8)):
-                return PackedWeight(index, str(weight.dtype).removeprefix("torch."), shape, arrangement)
-    return None
-
-
 def _write(contents: _Contents, path: Path) -> None:
     from ..machines.features import required_features  # needs TVM
 
     scratch = path.parent
-    others = {name: one for name, one in contents.graph.weights.items() if name not in contents.packed}
-    WeightStore(others).save(scratch / WEIGHTS)
+    weights = contents.graph.weights
+    WeightStore({name: weights[name] for name in weights if name not in contents.packed}).save(scratch / WEIGHTS)
     target, entries = contents.target, contents.entries
     constants, constants_bytes = index_constants(contents.constants)
     with ArchiveWriter(path) as archive:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ...ir import TersorError
-from ...ir.arrangement import Arrangement
+from ...ir.arrangement import Arrangement, HeldWeight
 from ...ir.codec import CodecError, decode, encode
 from ...ir.foreign import Json
 from ..machines.catalog import TARGETS
@@ -50,6 +50,11 @@ class PackedWeight:
     dtype: str
     shape: tuple[int, ...]
     arrangement: Arrangement
+
+    @classmethod
+    def of(cls, held: HeldWeight, constant: int) -> PackedWeight:
+        """What the manifest says of a weight that the constant of this number holds."""
+        return cls(constant, str(held.dtype).removeprefix("torch."), held.shape, held.arrangement)
 
 
 @dataclass(frozen=True)

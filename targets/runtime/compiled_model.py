@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...ir import Graph, Structure, WeightStore
+from ...ir import Graph, Structure
 from ...ir.arrangement import Arrangement
 from .exits import EarlyExits
 from .model_info import ModelInfo
@@ -54,7 +54,7 @@ class CompiledModel:
     def beginning_with(self, state: Mapping[str, torch.Tensor]) -> CompiledModel:
         """The same model with another initial state."""
         graph = self.graph.clone()
-        graph.weights = WeightStore({**graph.weights, **state})
+        graph.weights = graph.weights.replaced(state)
         return replace(self, read_graph=lambda: graph)
 
 
@@ -87,7 +87,7 @@ class CompiledFamily:
     def beginning_with(self, state: Mapping[str, torch.Tensor]) -> CompiledFamily:
         """The same programs with another initial state."""
         graph = self.graph.clone()
-        graph.weights = WeightStore({**graph.weights, **state})
+        graph.weights = graph.weights.replaced(state)
         return replace(self, read_graph=lambda: graph)
 
 

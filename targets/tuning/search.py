@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import ndtr
 
 from ..templates.option import Option
 from .features import Features, describe_candidate
@@ -273,6 +272,8 @@ class TaskSearch:
 
     def _improvements(self, ranker: Ranker, untried: Sequence[Option]) -> np.ndarray:
         """Expected improvements in log seconds, of shape (untried,)."""
+        from scipy.special import ndtr  # not needed to compile
+
         predicted = self._predict(ranker, untried) + self._offset(ranker)
         error = self.prediction_error
         margin = (math.log(self.best_seconds) - predicted) / error

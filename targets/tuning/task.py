@@ -90,7 +90,7 @@ def _thin(op: Op, graph: Graph) -> None:
     flat = cut.reshape(-1, inputs, outputs)
     flat[torch.randperm(len(flat), generator=torch.Generator().manual_seed(kept))[kept:]] = 0
     thin = join_blocks(flat.reshape(cut.shape), (weight.shape[0], weight[0].numel()))
-    graph.weights = WeightStore({**graph.weights, made.attrs.id: thin.reshape(weight.shape)})
+    graph.weights = graph.weights.replaced({made.attrs.id: thin.reshape(weight.shape)})
 
 
 def _narrow(op: Op, graph: Graph) -> None:
@@ -102,7 +102,7 @@ def _narrow(op: Op, graph: Graph) -> None:
     made = group.operand(1).op
     assert isinstance(made, WeightOp)
     narrow = graph.weights[made.attrs.id] >> WEIGHT_BITS - bits
-    graph.weights = WeightStore({**graph.weights, made.attrs.id: narrow})
+    graph.weights = graph.weights.replaced({made.attrs.id: narrow})
 
 
 def hollow_graph(ir_text: str) -> Graph:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tersor.ir.arrangement import Arrangement
+from tersor.ir import arrangement as module
+from tersor.ir.arrangement import Arrangement, HeldWeight
 from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.templates.conv2d import direct
 from tersor.targets.templates.conv2d.spec import Conv2dSpec
@@ -29,8 +30,25 @@ def check(template, spec, target, weight: torch.Tensor, most: int = 12) -> int:
         assert packed.numel() == arrangement.size
         assert arrangement.holds(tuple(weight.shape))
         assert torch.equal(arrangement.unpacked(packed, tuple(weight.shape)), weight)
+        check_comparison(arrangement, packed, weight)
         found += 1
     return found
+
+
+def check_comparison(arrangement: Arrangement, packed: torch.Tensor, weight: torch.Tensor) -> None:
+    """Bits are compared, of the first element and the last, of whole weights and of some rows at a time."""
+    for most in (1, 500, 4 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_BYTES_AT_A_TIME", most)
+            assert arrangement.is_exact(packed, weight)
+            for place in (0, weight.numel() // 2, -1):
+                other = weight.clone()
+                other.reshape(-1)[place] += 1
+                assert not arrangement.is_exact(packed, other)
+    zero = torch.zeros_like(weight)
+    assert arrangement.is_exact(torch.zeros_like(packed), zero)
+    assert not arrangement.is_exact(torch.zeros_like(packed), -zero)
+    assert not arrangement.is_exact(packed.double(), weight)
 
 
 @on_targets
@@ -76,3 +94,24 @@ def test_numbers_that_do_not_fit_together_are_refused():
         False,
         False,
     ]
+
+
+def test_rows_that_fall_on_no_border_of_pieces():
+    """The first dimension of the weight lies in two axes, neither of which is the slowest."""
+    weight = torch.arange(24.0).reshape(4, 6)
+    arrangement = Arrangement((2, 2, 6), (1, 0, 2), (4, 6))
+    packed = weight.reshape(2, 2, 6).permute(1, 0, 2).reshape(-1)
+    check_comparison(arrangement, packed, weight)
+    flat = Arrangement((3, 8), (0, 1), (4, 6))  # pieces of 8 elements, rows of 6
+    check_comparison(flat, weight.reshape(-1), weight)
+
+
+def test_a_held_weight_is_restored():
+    weight = torch.randn(5, 3)
+    swapped = HeldWeight(weight.t().reshape(-1), Arrangement((3, 5), (1, 0), (5, 3)), torch.float32, (5, 3))
+    assert torch.equal(swapped.restored(), weight)
+    plain = HeldWeight(
+        weight.bfloat16().view(torch.uint16).reshape(-1), Arrangement.plain((5, 3)), torch.bfloat16, (5, 3)
+    )
+    assert torch.equal(plain.restored(), weight.bfloat16())
+    assert plain.restored().data_ptr() == plain.packed.data_ptr()

@@ -23,6 +23,7 @@ from tersor.ir import (
     weights_loaded,
 )
 from tersor.ir.analysis import EXIT
+from tersor.ir.arrangement import Arrangement, HeldWeight
 from tersor.ir.ops import AddOp, EmbeddingOp, MulOp, ReluOp, SigmoidOp, TanhOp
 from tersor.tests.random_graphs import GraphBuilder
 
@@ -330,3 +331,46 @@ def test_suggest():
     assert suggest("rleu", ["relu", "gelu"]) == "; did you mean 'relu'?"
     assert suggest("zzz", ["b", "a"]) == "; known: a, b"
     assert suggest("zzz", []) == ""
+
+
+def test_a_weight_that_was_handed_over_is_restored_when_asked_for():
+    weight = torch.arange(6.0).reshape(2, 3)
+    packed = weight.t().reshape(-1)
+    store = WeightStore({"a": weight, "b": weight + 1})
+    digest = WeightStore({"a": weight}).digest("a")
+    store.hand_over("a", HeldWeight(packed, Arrangement((3, 2), (1, 0), (2, 3)), torch.float32, (2, 3)))
+    copy, replaced = store.copy(), store.replaced({"a": weight + 2})
+    assert list(store) == ["a", "b"] and "a" in store and len(store) == 2
+    packed[0] = 9  # not yet restored: it is read when it is asked for
+    assert store["a"][0, 0] == 9 and store["a"] is store["a"]
+    packed[0] = 0
+    assert store["a"][0, 0] == 9 and torch.equal(copy["a"], weight)
+    assert copy.digest("a") == digest
+    assert copy.held("a") is store.held("a") is not None
+    assert replaced.held("a") is None and torch.equal(replaced["a"], weight + 2)
+    copy.keep(["b"])
+    assert list(copy) == ["b"] and copy.held("a") is None
+
+
+def test_a_weight_that_was_handed_over_is_saved(tmp_path):
+    weight = torch.arange(6.0).reshape(2, 3)
+    store = WeightStore({"a": weight})
+    plain = WeightStore({"a": weight}).digest_of_all()
+    store.hand_over("a", HeldWeight(weight.t().reshape(-1), Arrangement((3, 2), (1, 0), (2, 3)), torch.float32, (2, 3)))
+    store.save(tmp_path / "w.safetensors")
+    assert torch.equal(WeightStore.load(tmp_path / "w.safetensors")["a"], weight)
+    assert store.digest_of_all() == plain
+
+
+def test_lent_memory_is_copied_in_time():
+    ours, theirs = torch.ones(2, 3), torch.ones(2, 3)
+    store = WeightStore()
+    for name, tensor in (("ours", ours), ("theirs", theirs), ("part", theirs[1:])):
+        assert store.add(tensor, name, lent=tensor is not ours) == name
+    copy = store.copy()
+    copy.own(copy.lent)
+    theirs.zero_()
+    assert not store["theirs"].any() and not store["part"].any()
+    assert bool(copy["theirs"].all()) and bool(copy["part"].all())
+    assert copy["ours"].data_ptr() == ours.data_ptr()
+    assert copy.lent == frozenset() != store.lent

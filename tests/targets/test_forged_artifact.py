@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import tersor
-from tersor.targets.packaging import artifact
 from tersor.targets.packaging.manifest import SCHEMA
+from tersor.targets.runtime import held_weights
 
 from . import forged
 
@@ -50,7 +50,7 @@ def tagger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     executable = tersor.compile(Tagger().eval(), inputs, dynamic_shapes=request.param, shapes=shapes)
     torch.save((inputs, executable(*inputs)), folder / "expected.pt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifact, "_LARGE", 1)  # so that constants hold the weights of a small model, too
+        patch.setattr(held_weights, "_LARGE", 1)  # so that constants hold the weights of a small model, too
         path = executable.save(folder / "model.tersor")
     assert forged.read_manifest(path).packed
     return path, folder / "expected.pt"

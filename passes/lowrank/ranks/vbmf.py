@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from ..spectrum import Spectrum
 from .registry import RankRule, register_rank_rule
@@ -59,6 +58,8 @@ def _noise_variance(squares: NDArray[np.float64], short: int, long: int) -> floa
     low = max(squares[most] / (long * _limit(ratio)), squares[most:].mean() / long)
     if low >= high:
         return float(high)
+    from scipy.optimize import minimize_scalar  # takes half a second to import, and 30 MiB
+
     # In the logarithm: the bounds are up to 30 decades apart.
     found = minimize_scalar(
         lambda log_variance: _free_energy(squares / (long * math.exp(log_variance)), ratio),
