@@ -37,6 +37,7 @@ _TILE_INSTRUCTIONS |= {"tdpbf16ps", "tdpbusd", "tdpbssd"}
 _VECTOR_INSTRUCTIONS = {f"avx512.vpdpbusd.{bits}" for bits in (256, 512)}
 _VECTOR_INSTRUCTIONS |= {"avx512.pmaddw.d.512", "avx512.pmaddubs.w.512"}
 _VECTOR_INSTRUCTIONS |= {"avx512.permvar.sf.512", "avx512.vpermi2var.qi.512"}
+_VECTOR_INSTRUCTIONS |= {"avx512.packssdw.512", "avx512.packuswb.512", "avx512.packsswb.512"}
 _BFLOAT16_PRODUCT = "llvm.x86.avx512bf16.dpbf16ps.512"
 _PREFIX = "tersor_emulated_"
 _SOURCE = Path(__file__).parent / "emulated_tiles.c"
@@ -127,7 +128,9 @@ def _without_import(statement: Any) -> Any:
 def _vectors() -> str:
     """The functions that stand for instructions on vectors."""
     roundings = "".join(map(_rounding, (1, 2, 4, 8, 16, 32)))
-    return _PRODUCT + roundings + _pairs() + _byte_pairs() + _table() + _bytes() + "".join(map(_quads, (8, 16)))
+    return (
+        _PRODUCT + roundings + _pairs() + _byte_pairs() + _packs() + _table() + _bytes() + "".join(map(_quads, (8, 16)))
+    )
 
 
 # Of two pairs of bfloat16 numbers, the second one first, as vdpbf16ps does it; too small numbers count as zero.
@@ -227,6 +230,31 @@ declare {vector} @llvm.sadd.sat.v32i16({vector}, {vector})
 
 define linkonce_odr {vector} @{name}(<64 x i8> %a, <64 x i8> %b) alwaysinline {{
 {body}
+}}
+"""
+
+
+def _packs() -> str:
+    """Two vectors narrowed to one, by parts of 16 bytes: vpackssdw to int16, vpacksswb to int8, vpackuswb to uint8."""
+    names = (("packssdw", 32, -(2**15), 2**15 - 1), ("packsswb", 16, -128, 127), ("packuswb", 16, 0, 255))
+    return "".join(_pack(f"{_PREFIX}avx512_{name}_512", *limits) for name, *limits in names)
+
+
+def _pack(name: str, bits: int, low: int, high: int) -> str:
+    lanes, part = 512 // bits, 128 // bits
+    vector, both, result = f"<{lanes} x i{bits}>", f"<{2 * lanes} x i{bits}>", f"<{2 * lanes} x i{bits // 2}>"
+    flags = f"<{2 * lanes} x i1>"
+    firsts = (first for start in range(0, lanes, part) for first in (start, lanes + start))
+    order = ", ".join(f"i32 {first + lane}" for first in firsts for lane in range(part))
+    return f"""
+define linkonce_odr {result} @{name}({vector} %a, {vector} %b) alwaysinline {{
+  %both = shufflevector {vector} %a, {vector} %b, <{2 * lanes} x i32> <{order}>
+  %small = icmp slt {both} %both, splat (i{bits} {low})
+  %above = select {flags} %small, {both} splat (i{bits} {low}), {both} %both
+  %large = icmp sgt {both} %above, splat (i{bits} {high})
+  %within = select {flags} %large, {both} splat (i{bits} {high}), {both} %above
+  %result = trunc {both} %within to {result}
+  ret {result} %result
 }}
 """
 

@@ -170,6 +170,26 @@ def test_sums_of_byte_pairs_saturate():
     check(body, [left, right], expected, AVX512)
 
 
+@pytest.mark.parametrize(
+    ("name", "wide", "narrow"),
+    [("packssdw", np.int32, np.int16), ("packsswb", np.int16, np.int8), ("packuswb", np.int16, np.uint8)],
+)
+def test_packs_saturate_in_parts_of_16_bytes(name: str, wide: Any, narrow: Any):
+    generator = np.random.default_rng(0)
+    limits, lanes = np.iinfo(narrow), 64 // np.dtype(wide).itemsize
+    values = generator.integers(2 * limits.min - 9, 2 * limits.max + 9, 2 * lanes).astype(wide)
+    values[:4] = np.iinfo(wide).min, np.iinfo(wide).max, limits.min, limits.max
+    expected = np.clip(values.reshape(2, 4, -1).transpose(1, 0, 2).reshape(-1), limits.min, limits.max).astype(narrow)
+    element = f"int{8 * np.dtype(narrow).itemsize}x{2 * lanes}"
+
+    def body(inputs: Sequence[Any], out: Any) -> None:
+        operands = (load(inputs[0], first, lanes) for first in (0, lanes))
+        packed = T.call_llvm_pure_intrin(element, f"llvm.x86.avx512.{name}.512", *operands)
+        store(out, 0, tirx.reinterpret(f"{expected.dtype}x{2 * lanes}", packed), 2 * lanes)
+
+    check(body, [values], expected, AVX512)
+
+
 def test_numbers_of_a_table():
     generator = np.random.default_rng(0)
     table = generator.standard_normal(LANES).astype(np.float32)

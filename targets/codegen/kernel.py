@@ -18,11 +18,12 @@ from ...ir.arrangement import Arrangement
 from ...ir.ops import DequantizeOp, FullOp, QuantizeByOp, QuantizeOp, WeightOp
 from ...ir.ops.integers import QUANTIZED
 from ..machines.target import Cpu
-from ..templates.base import Buffer, BufferSpec, Epilogue, Expr, PrimFunc, VectorAt
+from ..templates.base import Buffer, BufferSpec, Epilogue, Expr, JointStore, PrimFunc, VectorAt
 from ..templates.option import Option, Workload
 from ..templates.registry import Knobs, Spec, template_module
 from ..templates.vector.bfloat16 import ROUNDING_IR, has_rounding_instruction, round_in_hardware
 from ..templates.vector.lookup import ByteTable
+from ..templates.vector.narrowing import TOGETHER, JointQuantize, can_narrow
 from ..templates.vector.storage import NUMBERS, STORAGE
 from .addressing import flatten_physical, load_operand, only_channels, reshape_at, same_storage
 from .emit import as_stored, can_emit, emit, filled
@@ -294,13 +295,33 @@ class FusedEpilogue:
         dtype = self.result.type.dtype
         if dtype is DType.BF16 and has_rounding_instruction(self._target):
             return Epilogue(buffers, self._apply_and_round, STORAGE[dtype], ROUNDING_IR)
-        return Epilogue(buffers, self._apply, NUMBERS[dtype])
+        return Epilogue(buffers, self._apply, NUMBERS[dtype], joint=self._joint_store())
+
+    def _joint_store(self) -> JointStore | None:
+        """Where quantizing is the last thing that happens, it can be done to several vectors at once."""
+        last = self._group.computed.op
+        if not isinstance(last, QuantizeOp) or self._clears_padding or not can_narrow(self._target):
+            return None
+        narrowing = JointQuantize(last.attrs.scale, last.attrs.zero_point, STORAGE[last.attrs.dtype])
+        return JointStore(TOGETHER, self._target.lanes(), self._before_last, narrowing.bytes_of)
 
     def _apply_and_round(self, vector: Expr, at: VectorAt, buffers: Sequence[Buffer]) -> Expr:
         return round_in_hardware(self._apply(vector, at, buffers))
 
     def _apply(self, vector: Expr, at: VectorAt, buffers: Sequence[Buffer]) -> Expr:
         at = reshape_at(at, self._kernel_shape, self.result.type.shape)
+        computed = as_stored(self._compute(self._group.computed, vector, at, buffers))
+        return only_channels(computed, at, self.result.type.shape[1]) if self._clears_padding else computed
+
+    def _before_last(self, vector: Expr, at: VectorAt, buffers: Sequence[Buffer]) -> Expr:
+        """The operand of the op that comes last."""
+        at = reshape_at(at, self._kernel_shape, self.result.type.shape)
+        last = self._group.computed.op
+        assert last is not None
+        return self._compute(self._group.outer(last.inputs[0]), vector, at, buffers)
+
+    def _compute(self, wanted: Value, vector: Expr, at: VectorAt, buffers: Sequence[Buffer]) -> Expr:
+        """The vector of one of the group's values."""
         loaded = [
             ByteTable(buffer, self._target) if index in self._tables else load_operand(buffer, view, at, self.result)
             for index, (buffer, view) in enumerate(zip(buffers, self._views, strict=True))
@@ -311,13 +332,14 @@ class FusedEpilogue:
         if self._group.anchor is not None:
             environment[self._group.anchor.result] = vector
         for op in self._group.epilogue:
+            if wanted in environment:
+                break
             if isinstance(op, FullOp):
                 environment[op.result] = filled(op, at.lanes)
                 continue
             operands = [environment[self._group.outer(value)] for value in op.inputs]
             environment[op.result] = emit(op, *operands, exact=self._exact)
-        computed = as_stored(environment[self._group.computed])
-        return only_channels(computed, at, self.result.type.shape[1]) if self._clears_padding else computed
+        return environment[wanted]
 
 
 def fused_kernel(

@@ -55,6 +55,26 @@ class BufferSpec:
 
 
 @dataclass(frozen=True)
+class JointStore:
+    """How an epilogue makes one vector of the results of several, for templates that have these at hand.
+
+    Attributes
+    ----------
+    vectors, lanes
+        How many it takes, and lanes of each.
+    before
+        Like `Epilogue.apply`, without the last op.
+    join
+        ``join(vectors)``: the last op of all of them, and what it gives one behind the other.
+    """
+
+    vectors: int
+    lanes: int
+    before: Callable[[Expr, VectorAt, Sequence[Buffer]], Expr]
+    join: Callable[[Sequence[Expr]], Expr]
+
+
+@dataclass(frozen=True)
 class Epilogue:
     """What happens to each vector of the main op's result before it is stored.
 
@@ -69,12 +89,15 @@ class Epilogue:
         Element type of what is stored.
     llvm_ir
         Functions in LLVM's language that ``apply`` calls, for instructions that TVM has no name for.
+    joint
+        A faster way to the same results for vectors that lie one behind the other, if there is one.
     """
 
     buffers: tuple[BufferSpec, ...] = ()
     apply: Callable[[Expr, VectorAt, Sequence[Buffer]], Expr] = field(default=lambda value, at, buffers: value)
     dtype: str = "float32"
     llvm_ir: str = ""
+    joint: JointStore | None = None
 
 
 NO_EPILOGUE = Epilogue()

@@ -56,7 +56,7 @@ TEMPLATES = {
     "conv2d_transposed_int8": Template("conv2d.transposed_int8", "Conv2dKnobs", products="int8"),
     "conv3d": Template("conv2d.volume", "Conv2dKnobs"),
     "depthwise": Template("conv2d.depthwise", "DepthwiseKnobs"),
-    "depthwise_int8": Template("conv2d.depthwise_int8", "DepthwiseKnobs", products="int8"),
+    "depthwise_int8": Template("conv2d.depthwise_int8", "DepthwiseInt8Knobs", version=2, products="int8"),
     "elementwise": Template("elementwise", "ElementwiseKnobs"),
     "layer_norm": Template("rows.layer_norm", "RowKnobs"),
     "loops": Template("loops", "LoopKnobs"),

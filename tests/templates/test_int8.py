@@ -23,7 +23,6 @@ from tersor.targets.templates.conv2d import int8 as conv2d_int8
 from tersor.targets.templates.conv2d import int8_amx as conv2d_int8_amx
 from tersor.targets.templates.conv2d import int8_amx_narrow as conv2d_int8_amx_narrow
 from tersor.targets.templates.conv2d import int8_narrow as conv2d_int8_narrow
-from tersor.targets.templates.conv2d.depthwise import DepthwiseKnobs
 from tersor.targets.templates.conv2d.spec import Conv2dKnobs, Conv2dSpec
 from tersor.targets.templates.matmul import int8 as matmul_int8
 from tersor.targets.templates.matmul import int8_amx as matmul_int8_amx
@@ -85,7 +84,10 @@ DEPTHWISE = {
     "3x3": depthwise_spec(1, 32, 9, 13, (3, 3), (1, 1), (1, 1, 1, 1)),
     "3x3 stride 2": depthwise_spec(2, 24, 14, 14, (3, 3), (2, 2), (1, 1, 1, 1)),
     "5x5 stride 2, padded after": depthwise_spec(1, 40, 14, 14, (5, 5), (2, 2), (1, 1, 2, 2)),
+    "5x5": depthwise_spec(1, 16, 9, 7, (5, 5), (1, 1), (2, 2, 2, 2)),
     "7x7": depthwise_spec(1, 16, 12, 12, (7, 7), (1, 1), (3, 3, 3, 3)),
+    "11x11": depthwise_spec(1, 16, 12, 13, (11, 11), (1, 1), (5, 5, 5, 5)),
+    "stride 3": depthwise_spec(1, 16, 12, 13, (2, 2), (3, 3)),
     "dilation 2": depthwise_spec(1, 16, 9, 9, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2)),
     "no padding": depthwise_spec(1, 3, 5, 5, (3, 3)),
 }
@@ -297,7 +299,14 @@ def test_depthwise(name: str):
     for dtype, zero_point in (("uint8", 131), ("int8", -100)):
         spec = replace(DEPTHWISE[name], dtype=dtype, zero_point=zero_point)
         check_convolution(depthwise_int8, spec, VNNI)
-    check_convolution(depthwise_int8, spec, VNNI, DepthwiseKnobs(3, 2))
+    check_convolution(depthwise_int8, spec, VNNI, depthwise_int8.DepthwiseInt8Knobs(2, 3, 2))
+
+
+@pytest.mark.parametrize("name", ["3x3", "5x5"])
+def test_every_tile_of_a_depthwise_convolution(name: str):
+    spec = replace(DEPTHWISE[name], dtype="uint8", zero_point=131)
+    for knobs in depthwise_int8.candidates(spec, VNNI):
+        check_convolution(depthwise_int8, spec, VNNI, knobs)
 
 
 @pytest.mark.parametrize("path", PATHS)

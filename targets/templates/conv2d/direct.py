@@ -76,6 +76,7 @@ class Image:
 
     first_weight: Index = 0
     first_sums: Index = 0  # where what its sums start from begins, for writers that have a table of that
+    columns_adjoin: bool = True  # whether results of neighbouring columns lie side by side
 
     def __init__(self, conv: ConvolutionWriter, index: Index) -> None:
         self.conv = conv
@@ -348,10 +349,16 @@ class _TileWriter:
                 conv.arithmetic.multiply_add(self.tile, index, value, vector)
 
     def _finish(self) -> None:
-        group = self.group
+        """Store the results; where the epilogue can join them, those of a row, or of several whole rows, together."""
+        image, whole_rows = self.group.image, self.columns.width == self.conv.column_window.out
+        joins = image.columns_adjoin and self.conv.output.epilogue.joint is not None
+        lines: dict[tuple[int, ...], list[tuple[int, VectorAt]]] = {}
         for index, row, column, vector in self._places():
-            at = group.image.at(group.first_output + vector, self.y + row, self.x + column)
-            self.conv.output.store(self.tile[index], at)
+            line = (vector, 0 if whole_rows else row) if joins else (index,)
+            at = image.at(self.group.first_output + vector, self.y + row, self.x + column)
+            lines.setdefault(line, []).append((index, at))
+        for found in lines.values():
+            self.conv.output.store_run([self.tile[index] for index, _ in found], [at for _, at in found])
 
     def _partial_sums(self, action: Callable[[int, Index], None]) -> None:
         group = self.group

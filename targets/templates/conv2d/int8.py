@@ -18,9 +18,11 @@ from tvm import tirx
 
 from ...machines.target import Cpu
 from ..base import NO_EPILOGUE, Buffer, BufferSpec, Epilogue, Expr, Index
+from ..machine_model import MULTIPLY_ADDS
 from ..vector.builder import Output, load, make_prim_func
 from ..vector.compensation import append_table, packed_bytes, view_as, view_table
 from ..vector.dot_product import WORD, DotProduct, layer_product
+from ..vector.narrowing import TOGETHER, can_narrow
 from ..vector.operand_types import is_integer
 from . import direct as conv2d
 from . import spec as conv2d_spec
@@ -28,6 +30,8 @@ from .borders import BorderClasses, border_table
 from .direct import ConvolutionWriter, Image
 from .spec import Conv2dKnobs, Conv2dSpec, output_groups
 from .transposed import TransposedSpec
+
+FEW_SUMS = 16  # of a register tile
 
 ConvolutionT = TypeVar("ConvolutionT", Conv2dSpec, TransposedSpec)
 
@@ -40,9 +44,17 @@ def supports(spec: Conv2dSpec, target: Cpu) -> bool:
 def candidates(spec: Conv2dSpec, target: Cpu) -> list[Conv2dKnobs]:
     """Feasible knobs, the best analytic guess first: a word costs what one channel does in float32.
 
-    Weights that do not stay in L1 are prefetched: even from L2 they come too late otherwise.
+    Weights that do not stay in L1 are prefetched: even from L2 they come too late otherwise. Where a cycle has one
+    product, few sums hide its latency; and a small tile is quantized and stored while the next one is multiplied.
     """
-    return word_candidates(spec, target, conv2d.candidates)
+    return word_candidates(spec, target, _small_tiles_first)
+
+
+def _small_tiles_first(spec: Conv2dSpec, target: Cpu) -> list[Conv2dKnobs]:
+    found = conv2d.candidates(spec, target)
+    if not spec.pointwise or target.multiply_adds >= MULTIPLY_ADDS or not can_narrow(target):
+        return found
+    return sorted(found, key=lambda knobs: knobs.vectors * knobs.rows != FEW_SUMS or knobs.rows % TOGETHER > 0)
 
 
 def word_candidates(

@@ -27,7 +27,7 @@ from ..vector.compensation import append_table, packed_bytes, uniform_table, vie
 from ..vector.dot_product import WORD, layer_product
 from ..vector.operand_types import check_weight_shape, is_integer
 from ..windows.padded_rows import UNROLLED_WORDS, PaddedRows, PieceWriter
-from ..windows.spatial import balanced_split
+from ..windows.spatial import TileRun, balanced_split, tile_runs
 from .spec import Conv2dSpec
 
 PADDED_SHARE = 2  # the padded rows of a piece take at most this part of L1
@@ -91,6 +91,11 @@ class _Plan:
         return PaddedRows(*self.spec.axes(), self.knobs.row_units, reach)
 
     column_bytes = 1
+
+    @property
+    def column_runs(self) -> list[TileRun]:
+        """The tiles of a row."""
+        return tile_runs(self.padded.without_padding, self.knobs.columns)
 
     @property
     def padded_bytes(self) -> int:
@@ -176,8 +181,9 @@ class _UnitWriter(PieceWriter):
             to = bind((channel * place.most_rows + row) * place.length)
             self.pad_row(self.plane * self.spec.c + channel, first + row, padded, to)
 
-    def tile(self, padded: Buffer, group: Index, y: Index, row: Index, x: Index, width: int) -> None:
-        """All vectors of a group of outputs."""
+    def tile(self, padded: Buffer, group: Index, y: Index, row: Index, x: Index, size: tuple[int, int]) -> None:
+        """All vectors of a group of outputs, of one row."""
+        _, width = size
         vectors = self.plan.knobs.vectors
         tile = RegisterTile(width * vectors, self.lanes, self.products.sum_type)
         for index in range(tile.count):
@@ -217,11 +223,17 @@ class _UnitWriter(PieceWriter):
             block = group * vectors + vector
 
             def write(block: Index = block, vector: int = vector) -> None:
-                for position in range(width):
-                    place = ((self.plane * blocks + block) * rows.out + y) * columns.out + x + position
-                    at = VectorAt((self.plane, block * self.lanes, y, x + position), 1, self.lanes, place * self.lanes)
-                    value = tile[position * vectors + vector]
-                    self.out.store(value, at)
+                first = ((self.plane * blocks + block) * rows.out + y) * columns.out + x
+                places = [
+                    VectorAt(
+                        (self.plane, block * self.lanes, y, x + position),
+                        1,
+                        self.lanes,
+                        (first + position) * self.lanes,
+                    )
+                    for position in range(width)
+                ]
+                self.out.store_run([tile[position * vectors + vector] for position in range(width)], places)
 
             always = self.plan.groups * vectors == blocks
             when(True if always else block < blocks, write)

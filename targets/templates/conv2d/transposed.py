@@ -273,6 +273,7 @@ class PhaseImage(Image):
         phase = self.row * columns.count + self.column
         self.first_weight = conv.first_weight + phase * conv.phase_weights
         self.first_sums = conv.first_sums + phase * conv.phase_sums
+        self.columns_adjoin = self.whole.stride[1] == 1
         super().__init__(conv, n)
 
     def at(self, block: Index, y: Index, x: Index) -> VectorAt:

@@ -113,6 +113,18 @@ class Output:
         """Apply the epilogue to one vector of results and store it where it belongs."""
         store(self.buffer, at.flat, self.epilogue.apply(value, at, self.operands), at.lanes)
 
+    def store_run(self, values: Sequence[Expr], places: Sequence[VectorAt]) -> None:
+        """The same for vectors that lie one behind the other, several at a time where the epilogue can join them."""
+        joint, done = self.epilogue.joint, 0
+        if joint is not None and places[0].lanes == joint.lanes:
+            for done in range(joint.vectors, len(values) + 1, joint.vectors):
+                part = slice(done - joint.vectors, done)
+                pairs = zip(values[part], places[part], strict=True)
+                joined = joint.join([joint.before(value, at, self.operands) for value, at in pairs])
+                store(self.buffer, places[part.start].flat, joined, joint.vectors * joint.lanes)
+        for value, at in zip(values[done:], places[done:], strict=True):
+            self.store(value, at)
+
 
 class RegisterTile:
     """A fixed set of vectors that LLVM keeps in registers.

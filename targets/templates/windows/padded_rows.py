@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from ..base import Buffer, Expr, Index
 from ..vector.builder import Output, bind, constant, load, loop, store, when
 from ..vector.dot_product import layer_product
 from ..vector.vectors import pieces
-from .spatial import Window, tile_runs
+from .spatial import Window, balanced_split
 
 UNROLLED_WORDS = 16  # of a kernel row; those of a longer one are a loop
 _SIGN_BIT = 0x80
@@ -32,38 +33,73 @@ class PaddedRows:
         How many pieces the output rows are cut into.
     reach
         Neighbouring columns that one output reads, those included for which there is no weight.
+    most_together
+        Output rows that are computed together, at most: pieces end where such *bands* do.
+    alignment
+        The copies of rows, and of the first columns in them, begin at multiples of so many columns.
     """
 
     rows: Window
     columns: Window
     pieces: int
     reach: int
+    most_together: int = 1
+    alignment: int = 1
+
+    @property
+    def left(self) -> int:
+        """Columns before the first one of a row."""
+        return self._aligned(self.columns.pad)
+
+    @property
+    def first_read(self) -> int:
+        """Column that the first output reads first."""
+        return self.left - self.columns.pad
 
     @property
     def length(self) -> int:
         """Columns of a padded row."""
         window = self.columns
-        return max(window.pad + window.size, (window.out - 1) * window.stride + self.reach)
+        read = self.first_read + (window.out - 1) * window.stride + self.reach
+        return self._aligned(max(self.left + window.size, read))
+
+    @property
+    def heights(self) -> list[int]:
+        """Output rows of each band, larger ones first."""
+        return balanced_split(self.rows.out, self.most_together)
 
     @property
     def most_rows(self) -> int:
         """Padded rows of the largest piece."""
-        return self._count(-(-self.rows.out // self.pieces))
+        bands = len(self.heights)
+        ends = [piece * bands // self.pieces for piece in range(self.pieces + 1)]
+        return self._count(max(sum(self.heights[begin:end]) for begin, end in itertools.pairwise(ends)))
 
     @property
     def without_padding(self) -> Window:
         """The horizontal axis over padded rows."""
         return replace(self.columns, pad=0, size=self.length)
 
-    def outputs(self, piece: Index) -> tuple[Index, Index]:
-        """First output row of a piece, and one past the last."""
+    def bands(self, piece: Index) -> tuple[Index, Index]:
+        """First band of a piece, and one past the last."""
+        bands = len(self.heights)
         if self.pieces == 1:
-            return 0, self.rows.out
-        return bind(piece * self.rows.out // self.pieces), bind((piece + 1) * self.rows.out // self.pieces)
+            return 0, bands
+        return bind(piece * bands // self.pieces), bind((piece + 1) * bands // self.pieces)
+
+    def first_row(self, band: Index) -> Index:
+        """First output row of a band."""
+        smallest, larger = divmod(self.rows.out, len(self.heights))
+        if larger == 0:
+            return bind(band * smallest)
+        return bind(band * smallest + (min if isinstance(band, int) else tirx.min)(band, larger))
 
     def inputs(self, begin: Index, end: Index) -> tuple[Index, Index]:
         """First input row that these output rows read, negative where it is padding, and how many rows they read."""
         return bind(begin * self.rows.stride - self.rows.pad), self._count(end - begin)
+
+    def _aligned(self, columns: int) -> int:
+        return -(-columns // self.alignment) * self.alignment
 
     def _count(self, outputs: Index) -> Index:
         """Input rows that so many neighbouring output rows read."""
@@ -125,8 +161,8 @@ class RowCopier:
 class PieceWriter:
     """Writes what one thread does with integers: some rows of an image or plane, read from a copy with its padding.
 
-    A plan has the ``spec``, ``knobs``, ``lanes``, ``padded`` rows and ``padded_bytes`` of a piece, the
-    ``column_bytes`` of a row's element, and the ``groups`` of outputs that are computed from one copy.
+    A plan has the ``spec``, ``lanes``, ``padded`` rows and ``padded_bytes`` of a piece, the ``column_bytes`` of a row's
+    element, the ``groups`` of outputs that are computed from one copy, and the ``column_runs`` of tiles in a band.
     """
 
     def __init__(
@@ -144,14 +180,22 @@ class PieceWriter:
     def write(self, piece: Index) -> None:
         """Copy the rows of a piece with their padding, then all its tiles."""
         plan, place = self.plan, self.plan.padded
-        begin, end = place.outputs(piece)
+        begin, end = place.bands(piece)
         padded = T.alloc_buffer((plan.padded_bytes,), "uint8", scope="global", align=64)
-        first, count = place.inputs(begin, end)
+        first_row = place.first_row(begin)
+        first, count = place.inputs(first_row, place.first_row(end))
         self.pad_rows(first, count, padded)
-        with loop(plan.groups) as group, loop(end, begin) as y:
-            for run in tile_runs(place.without_padding, plan.knobs.columns):
-                with loop(run.count) as index:
-                    self.tile(padded, group, y, y - begin, bind(run.start + index * run.width), run.width)
+        with loop(plan.groups) as group:
+            passed = 0
+            for height, equal in itertools.groupby(place.heights):
+                behind = passed + len(list(equal))
+                with loop(*_within(passed, behind, begin, end)) as band:
+                    y = place.first_row(band)
+                    for run in plan.column_runs:
+                        with loop(run.count) as index:
+                            x = bind(run.start + index * run.width)
+                            self.tile(padded, group, y, y - first_row, x, (height, run.width))
+                passed = behind
 
     def pad_rows(self, first: Index, count: Index, padded: Buffer) -> None:
         """Copy so many rows, from a first one on that may be padding."""
@@ -163,11 +207,14 @@ class PieceWriter:
         width = spec.w * size
         source = bind((plane * spec.h + image_row) * width)
         exists = tirx.And(image_row >= 0, image_row < spec.h)
-        left, length = place.columns.pad * size, place.length * size
+        left, length = place.left * size, place.length * size
         self.copier.copy(self.data, source, width, left, length, padded, to, exists)
 
-    def tile(self, padded: Buffer, group: Index, y: Index, row: Index, x: Index, width: int) -> None:
-        """Write ``width`` outputs of a group from ``x`` on, of output row ``y``, number ``row`` of the piece."""
+    def tile(self, padded: Buffer, group: Index, y: Index, row: Index, x: Index, size: tuple[int, int]) -> None:
+        """Write the outputs of a group from ``x`` on, and from output row ``y`` on, number ``row`` of the piece.
+
+        ``size`` are rows and columns.
+        """
         raise NotImplementedError
 
     def first_sum(self, block: Index) -> Expr:
@@ -175,3 +222,11 @@ class PieceWriter:
         if self.table is None:
             return constant(0, self.lanes, "int32")
         return load(self.table, block * self.lanes, self.lanes)
+
+
+def _within(first: int, behind: int, begin: Index, end: Index) -> tuple[Index, Index]:
+    """End and begin of those bands in ``[first, behind)`` that a piece has."""
+    if isinstance(begin, int):
+        return min(behind, end), max(first, begin)
+    start = bind(tirx.max(begin, first))
+    return bind(tirx.max(tirx.min(end, behind), start)), start
