@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tvm
 
 from tersor.targets.machines.catalog import resolve_cpu
 from tersor.targets.machines.target import Cpu
 from tersor.targets.templates.base import BufferSpec, Epilogue, JointStore, VectorAt
+from tersor.targets.templates.conv2d import transposed_int8
+from tersor.targets.templates.conv2d.transposed import TransposedSpec
 from tersor.targets.templates.vector import integers
 from tersor.targets.templates.vector.builder import load, make_prim_func
 from tersor.targets.templates.vector.narrowing import TOGETHER, JointQuantize, can_narrow
@@ -65,6 +68,33 @@ def test_the_same_bytes(target: Cpu, dtype: str, zero_point: int):
 def test_what_is_left_of_a_run_is_stored_one_by_one():
     one_by_one, joined = quantized(hard_numbers(14 * 16), AVX512, 1.0, 5, "uint8", 14)
     np.testing.assert_array_equal(joined, one_by_one)
+
+
+def test_results_that_lie_apart_are_not_joined():
+    """Those of one phase of a transposed convolution."""
+    spec = TransposedSpec(1, 16, 3, 9, 16, (6, 18), (2, 2), (2, 2), dtype="uint8")
+    knobs = transposed_int8.candidates(spec, AVX512)[0]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (16 * 3 * 9,), generator=generator, dtype=torch.uint8)
+    weight = torch.randint(-128, 128, (16, 16, 2, 2), generator=generator, dtype=torch.int8)
+    packed = transposed_int8.pack_weight(spec, AVX512, knobs, weight)
+    scale, zero_point = 500.0, 100
+
+    def before(value: Any, at: VectorAt, buffers: Any) -> Any:
+        return integers.as_float32(value)
+
+    def apply(value: Any, at: VectorAt, buffers: Any) -> Any:
+        return integers.quantize(before(value, at, buffers), scale, zero_point, "uint8")
+
+    joint = JointStore(TOGETHER, 16, before, JointQuantize(scale, zero_point, "uint8").bytes_of)
+    results = []
+    for epilogue in (Epilogue(apply=apply, dtype="uint8"), Epilogue(apply=apply, dtype="uint8", joint=joint)):
+        module = emulated_x86.build(transposed_int8.build(spec, AVX512, knobs, epilogue), AVX512)
+        out = tvm.runtime.tensor(np.full(16 * 6 * 18, 99, "uint8"))
+        module["main"](tvm.runtime.tensor(x.numpy()), tvm.runtime.tensor(packed.numpy()), out)
+        results.append(out.numpy())
+    assert len(set(results[0].tolist())) > 50
+    np.testing.assert_array_equal(*results)
 
 
 def test_which_targets_can():
