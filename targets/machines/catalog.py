@@ -63,6 +63,15 @@ def resolve_cpu(target: str | Target) -> Cpu:
     return found
 
 
+def relative_of(target: Cpu) -> Cpu | None:
+    """A record whose float32 kernels are those of ``target``, with its caches and cores (`Family.relatives`)."""
+    name = family_of(target).relatives.get(target.name)
+    if name is None:
+        return None
+    caches = {level: getattr(target, level) for level in ("l1_bytes", "l2_bytes", "l3_bytes")}
+    return replace(resolve_cpu(name), **caches, cores=target.cores)
+
+
 def native_name() -> str:
     """The name that stands for the machine this runs on: ``"x86:native"`` or ``"arm:native"``."""
     return _NATIVE.get(host_machine(), "x86:native")

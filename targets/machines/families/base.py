@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..target import Target
 
@@ -29,6 +29,9 @@ class Family:
     backend
         Name of the module that compiles for the family, loads its code and runs it, imported when it is needed (see
         `tersor.targets.cuda.backend`); "" for processors, which share the templates of `tersor.targets.templates`.
+    relatives
+        For some of the records, by name, the name of one whose float32 kernels are the same code: what was measured
+        for that one tells what to use, as long as nothing was measured.
     status
         What users should know before they rely on it, in a few words: on which machines it was not tried, say.
     """
@@ -39,3 +42,4 @@ class Family:
     cpuinfo_names: Mapping[str, str]
     backend: str = ""
     status: str = ""
+    relatives: Mapping[str, str] = field(default_factory=dict)

@@ -70,4 +70,6 @@ _RECORDS = (
     _x86("znver4", "znver4", _BF16, 32 * KIB, 1 * MIB, 32 * MIB, multiply_adds=1),
 )
 
-X86 = Family("x86", "x86_64", _RECORDS, _CPUINFO_NAMES)
+_RELATIVES = MappingProxyType({"x86:alderlake": "x86:avx2"})  # AVX-VNNI multiplies bytes only
+
+X86 = Family("x86", "x86_64", _RECORDS, _CPUINFO_NAMES, relatives=_RELATIVES)
