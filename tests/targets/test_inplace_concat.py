@@ -149,6 +149,19 @@ def test_the_last_part_may_end_within_a_channel_block():
     check(graph)
 
 
+@pytest.mark.parametrize("channels", [16, 12])
+def test_a_constant_may_be_the_last_part(channels: int):
+    """Its packed channels are more than it has, where they end within a block."""
+    b = builder(size=8)
+    half = b.op(ops.FullOp, value=0.5, shape=(1, channels, 8, 8))
+    joined = concat(b, b.conv(b.graph.inputs[0], 32, location="conv"), half)
+    graph = done(b, b.conv(joined, 16, kernel=1, location="reader"))
+    program = lowered(graph)
+    assert templates(program).count("copy") == 1
+    assert set(places(program)) == {"conv"}
+    check(graph)
+
+
 def test_unaligned_parts_are_copied():
     b = GraphBuilder({"x": TensorType((1, 3))})
     x = b.graph.inputs[0]

@@ -55,8 +55,10 @@ def part_kernel(part: Value, copy: Value, context: KernelContext) -> Kernel:
     if not block:
         return copy_kernel(context.view(part), copy, context.target)
     flat = TensorType((copy.type.physical_size,), copy.type.dtype)
-    kernel = copy_kernel(View(context.view(part).base, flat, 0, (1,)), Value(flat), context.target)
-    return replace(kernel, operands=(stored(part, block, context),))
+    source = stored(part, block, context)
+    base = Value(flat) if isinstance(source, torch.Tensor) else source.base
+    kernel = copy_kernel(View(base, flat, 0, (1,)), Value(flat), context.target)
+    return replace(kernel, operands=(source,))
 
 
 @selects(ConcatOp)
