@@ -155,13 +155,8 @@ def replace_lines(path: Path, change: Callable[[list[Line]], Iterable[str]]) -> 
     LogError
         When the file cannot be written; it is unchanged then.
     """
-    fresh = path.with_suffix(".new")
     with _errors_named(path), _locked(path):
-        try:
-            _write(fresh, change(list(read_lines(path))), packed=path.suffix == _PACKED)
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
+        _replace(path, change(list(read_lines(path))))
 
 
 def pack(log_dir: str | Path, target_name: str | None = None) -> list[Path]:
@@ -180,16 +175,11 @@ def pack(log_dir: str | Path, target_name: str | None = None) -> list[Path]:
 
 def _pack(folder: Path, paths: list[Path]) -> Path:
     path = folder / f"{RECORDS_FILE}{_PACKED}"
-    fresh = path.with_suffix(".new")
     with _errors_named(path), ExitStack() as locks:
         for one in paths:
             locks.enter_context(_locked(one))
         texts = dict.fromkeys(text for one in paths for text in _texts(one))
-        try:
-            _write(fresh, texts, packed=True)
-            fresh.replace(path)
-        finally:
-            fresh.unlink(missing_ok=True)
+        _replace(path, texts)
         for one in paths:
             if one != path:
                 one.unlink()
@@ -202,6 +192,16 @@ def _texts(path: Path) -> Iterator[str]:
         if not line.text:
             raise LogError(f"{path}: {line.problem}; `tersor log prune` keeps what stands before")
         yield line.text
+
+
+def _replace(path: Path, lines: Iterable[str]) -> None:
+    """Put a file of lines, packed if its name says so, in place of the one that is there, if any."""
+    fresh = path.with_suffix(".new")
+    try:
+        _write(fresh, lines, packed=path.suffix == _PACKED)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _write(path: Path, lines: Iterable[str], *, packed: bool) -> None:
