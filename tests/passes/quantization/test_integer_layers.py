@@ -64,17 +64,18 @@ def test_check_each_allows_steps():
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(8, 6, 3), nn.Linear(9, 6)])
 def test_a_bias_in_floating_point_is_not_rounded(layer):
-    """Half a unit of the sums would be a thousandth of a step of what follows, thousands of times f32's error."""
+    """Half a unit of the sums would be a thousandth of a step of what follows, many times f32's error."""
     torch.manual_seed(0)
-    shape = (4, 8, 9, 9)
-    graph = graph_of(nn.Sequential(Rounded(0.03, 120), RoundedLayer(layer)), *shape)
+    shape, step, rounded = (4, 8, 9, 9), 0.03, RoundedLayer(layer)
+    graph = graph_of(nn.Sequential(Rounded(step, 120), rounded), *shape)
     integers = run_passes(graph, RULE)
     assert len(summing(integers)) == 1
     (sums,) = (op for op in integers.ops if isinstance(op, LayerOp))
     assert sums.bias is None
     x = torch.randn(shape)
     ours, theirs = integers.evaluate(x)[0], graph.evaluate(x)[0]
-    assert (ours - theirs).abs().max() <= 3e-7 * theirs.abs().max()
+    unit = step * rounded.scales.min()  # of the sums; processors add floats in orders of their own
+    assert (ours - theirs).abs().max() < unit / 10
 
 
 def test_numbers_behind_a_float_bias_are_the_models():
