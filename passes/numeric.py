@@ -13,6 +13,10 @@ from ..ir import DType, Graph, IRError, Op, TersorError, Value, check_inputs, ch
 from ..ir.foreign import Json
 from ..ir.ops import EmbeddingOp, QuantizeOp, ScatterOp
 
+Tensors = tuple[torch.Tensor, ...]
+Operands = Sequence[torch.Tensor | None]
+
+_DRAWS = 3  # of numbers that move by what rounding is off
 _EDGE = 0.01  # of a step: how far sums of integers with a rounded bias may be from the model's own
 _RANGES = {DType.U8: (0, 256), DType.I8: (-128, 128)}  # of bytes that index no table
 
@@ -169,12 +173,12 @@ def step_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
         return 0.0
     generator = torch.Generator().manual_seed(0)
 
-    def moved(op: Op, x: torch.Tensor) -> torch.Tensor:
+    def moved(op: Op, operands: Operands) -> Tensors:
         if not isinstance(op, QuantizeOp):
-            return x
-        return x + (torch.rand(x.shape, generator=generator) * 2 - 1) * _EDGE * op.attrs.scale
+            return evaluate_op(op, operands)
+        return evaluate_op(op, [_moved(x, _EDGE * op.attrs.scale, generator) for x in operands])
 
-    return distance(graph.evaluate(*inputs), _evaluate_with(graph, inputs, moved))
+    return distance(graph.evaluate(*inputs), _evaluate_by(moved, graph, inputs))
 
 
 def float32_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
@@ -182,25 +186,60 @@ def float32_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
 
     It is 0 where that is not known, since an op takes float32 only, as fused ones do.
     """
-
-    def widened(op: Op, x: torch.Tensor) -> torch.Tensor:
-        return x.double() if x.is_floating_point() else x
-
     try:
-        return distance(_evaluate_with(graph, inputs, widened), graph.evaluate(*inputs))
+        return distance(_evaluate_by(_in_float64, graph, inputs), graph.evaluate(*inputs))
     except IRError:
         return 0.0
 
 
-def _evaluate_with(
-    graph: Graph, inputs: Sequence[torch.Tensor], operand: Callable[[Op, torch.Tensor], torch.Tensor]
+def choice_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
+    """How far outputs move when the results of each op move by up to what float32 is off in them.
+
+    It finds what `float32_rounding` finds by luck only: choices between numbers that are nearly the same. Where they
+    fall the other way, as the place of a maximum that a number is put back to, outputs jump. What float32 computes
+    exactly, such as an index, stays as it is. The largest of `_DRAWS` draws counts. It is 0 where an op takes float32
+    only.
+    """
+    expected, generator = graph.evaluate(*inputs), torch.Generator().manual_seed(0)
+
+    def moved(op: Op, operands: Operands) -> Tensors:
+        results = evaluate_op(op, operands)
+        if not op.operands:
+            return results
+        return tuple(
+            _moved(result, _largest_difference(result, exact), generator) if result.is_floating_point() else result
+            for result, exact in zip(results, _in_float64(op, operands), strict=True)
+        )
+
+    try:
+        return max(distance(expected, _evaluate_by(moved, graph, inputs)) for _ in range(_DRAWS))
+    except IRError:
+        return 0.0
+
+
+def _in_float64(op: Op, operands: Operands) -> Tensors:
+    return evaluate_op(op, [x.double() if x is not None and x.is_floating_point() else x for x in operands])
+
+
+def _moved(x: torch.Tensor, most: float, generator: torch.Generator) -> torch.Tensor:
+    return x + (torch.rand(x.shape, generator=generator) * 2 - 1) * most
+
+
+def _largest_difference(actual: torch.Tensor, exact: torch.Tensor) -> float:
+    """Of the elements that are finite in both."""
+    apart = (actual.double() - exact.double()).abs()
+    return torch.where(apart.isfinite(), apart, 0.0).max().item() if apart.numel() else 0.0
+
+
+def _evaluate_by(
+    work: Callable[[Op, Operands], Tensors], graph: Graph, inputs: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
-    """The outputs where each op is given, in the place of each of its operands, what ``operand`` makes of it."""
+    """The outputs where the results of each op are what ``work`` makes of its operands."""
     environment: dict[Value, torch.Tensor] = dict(zip(graph.inputs, graph.with_state(inputs), strict=True))
     with torch.no_grad():
         for op in graph.ops:
-            operands = [None if value is None else operand(op, environment[value]) for value in op.operands]
-            environment.update(zip(op.results, evaluate_op(op, operands), strict=True))
+            operands = [None if value is None else environment[value] for value in op.operands]
+            environment.update(zip(op.results, work(op, operands), strict=True))
     return tuple(environment[value] for value in graph.outputs)
 
 

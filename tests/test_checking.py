@@ -14,6 +14,7 @@ import tersor
 from tersor.checking import DisagreementError
 from tersor.frontend.registry import CONVERTERS
 from tersor.ir import ops
+from tersor.passes.numeric import choice_rounding
 from tersor.targets import resolve_target
 from tersor.targets.codegen import emit
 
@@ -113,6 +114,44 @@ def test_rounding_that_the_network_amplifies_is_no_error() -> None:
     torch.manual_seed(0)
     agreement = tersor.compile(Amplifier(), (torch.randn(4, 64),)).report.agreement
     assert agreement.difference <= 1e-3 or agreement.rounding is not None
+
+
+class Choosing(nn.Module):
+    """The sign hangs on which of two sums is larger, which is hardly larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(256, 32), nn.Linear(256, 32)
+        self.second.weight = self.first.weight
+        self.second.bias = nn.Parameter(self.first.bias + 3e-7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.first(x)
+        return torch.where(self.second(x) > first, first, -first)
+
+
+def test_choices_that_rounding_decides_are_found() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 256)
+    graph = tersor.from_torch(Choosing(), (x,))
+    assert choice_rounding(graph, (x,)) > 0.1
+
+
+class Rows(nn.Module):
+    """Rows of a table, by numbers that are computed without rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table((x * 2).floor().long())
+
+
+def test_choices_by_exact_numbers_stay() -> None:
+    x = torch.arange(4.0)
+    graph = tersor.from_torch(Rows(), (x,))
+    assert choice_rounding(graph, (x,)) == 0
 
 
 class Fussy(nn.Module):

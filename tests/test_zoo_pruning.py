@@ -71,12 +71,14 @@ def test_another_result_is_a_failure() -> None:
     for number in (0.5, float("nan")):
         with pytest.raises(UnequalError, match="and twin differ by"):
             _require(number, "twin")
+    assert _require(0.5, "twin", allowed=0.6) == 0.5
 
 
 def test_the_page_says_what_was_found(tmp_path) -> None:
     known = {"stage": "prune", "machine": "Abacus", "groups": 4}
     results: dict[str, dict] = {
         "unet": {**known, "left": 0.69},
+        "segnet_cityscapes": {**known, "left": 0.7, "as_program": 0.07, "rounding": 0.05},
         "vit": {**known, "left": 0.8, "why_less": "macs=0.7 would empty a layer"},
         "ssd": {**known, "why_less": "nothing to prune: no layer can lose channels"},
         "bert": {"stage": "import", "machine": "Abacus", "failed": "prune", "why": "UnequalError: too far"},
@@ -84,7 +86,8 @@ def test_the_page_says_what_was_found(tmp_path) -> None:
     path = tmp_path / "models.md"
     write_page(path, {}, {}, {name: {"model": name, **record} for name, record in results.items()})
     page = path.read_text("utf-8")
-    assert f"4 of {len(ZOO)} were tried. 1 were pruned to 0.7 of their multiply-adds, 1 to more" in page
+    assert f"5 of {len(ZOO)} were tried. 2 were pruned to 0.7 of their multiply-adds, 1 to more" in page
+    assert "outputs of segnet_cityscapes (5.0e-02; its program\ndiffers by 7.0e-02): choices between" in page
     assert "| bert | prune | UnequalError: too far |" in page
     assert "| vit | 4 | 0.800 | macs=0.7 would empty a layer |" in page
     assert "| ssd | nothing to prune: no layer can lose channels |" in page

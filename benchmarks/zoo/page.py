@@ -78,6 +78,7 @@ def _of_pruned(records: list[Record]) -> dict[str, list[Record]]:
         "less": [record for record in fine if "left" in record and "why_less" in record],
         "nothing": [record for record in fine if "left" not in record],
         "programs": [record for record in fine if "as_program" in record],
+        "unstable": [record for record in fine if "rounding" in record],
     }
 
 

@@ -27,9 +27,10 @@ from transformers import PreTrainedModel  # noqa: F401  (imported once, for the 
 
 import tersor
 from tersor import TersorError, from_torch
+from tersor.checking import ROUNDING
 from tersor.ir import Graph
 from tersor.passes import run_passes
-from tersor.passes.numeric import deviation
+from tersor.passes.numeric import deviation, own_rounding
 from tersor.passes.pruning import Scoring, find_channels
 from tersor.passes.pruning.budgets import channels_budget, macs_budget
 from tersor.passes.pruning.criteria import score
@@ -123,10 +124,14 @@ def zeroed(graph: Graph, channels: ChannelMap, asked: str) -> Graph:
 
 
 def compiled(graph: Graph, inputs: Tensors) -> Record:
-    """How far the compiled program is from the interpreter."""
+    """How far the compiled program is from the interpreter; what rounding costs the graph itself, where it matters."""
     executable = tersor.compile(graph, threads=THREADS, check=False)
     expected = graph.evaluate(*inputs)[: len(graph.user_outputs)]
-    return {"as_program": _require(apart(expected, executable.flat(*inputs)), "the compiled program")}
+    found = apart(expected, executable.flat(*inputs))
+    if found <= TOLERANCE:
+        return {"as_program": found}
+    own = own_rounding(graph, inputs)
+    return {"as_program": _require(found, "the compiled program", ROUNDING * own), "rounding": own}
 
 
 def apart(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> float:
@@ -141,8 +146,8 @@ def apart(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> f
     return max([deviation(*zip(*numbers, strict=True)).relative if numbers else 0.0, *shares])
 
 
-def _require(found: float, other: str) -> float:
-    if not found <= TOLERANCE:
+def _require(found: float, other: str, allowed: float = TOLERANCE) -> float:
+    if not found <= allowed:
         raise UnequalError(f"the pruned network and {other} differ by {found:.3g} of the outputs' scale")
     return found
 
