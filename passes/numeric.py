@@ -176,7 +176,9 @@ def step_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
     def moved(op: Op, operands: Operands) -> Tensors:
         if not isinstance(op, QuantizeOp):
             return evaluate_op(op, operands)
-        return evaluate_op(op, [_moved(x, _EDGE * op.attrs.scale, generator) for x in operands])
+        (x,) = operands
+        assert x is not None
+        return evaluate_op(op, (_moved(x, _EDGE * op.attrs.scale, generator),))
 
     return distance(graph.evaluate(*inputs), _evaluate_by(moved, graph, inputs))
 
