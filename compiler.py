@@ -252,7 +252,7 @@ def load_choices(target: Target, log_dir: Path | None) -> Tuned | None:
     if not isinstance(target, Cpu):
         return None
     tuned = load_tuned(target, log_dir)
-    for note in tuned.problems if log_dir is None else tuned.notes:
+    for note in tuned.notes:
         _warn(note)
     return tuned
 

@@ -359,7 +359,7 @@ def _facts(target: Target) -> tuple[str, str, str]:
     return (
         f"{target.vector_registers} x {8 * target.vector_bytes} bit",
         _sizes(target.l1_bytes, target.l2_bytes, target.l3_bytes),
-        " ".join(name for feature, name in _DOT_PRODUCTS.items() if feature in target.features),
+        " ".join(dict.fromkeys(name for feature, name in _DOT_PRODUCTS.items() if feature in target.features)),
     )
 
 

@@ -330,7 +330,7 @@ def test_the_installed_command_is_this_one(start: tuple[str, str], folder: Path)
         ("compile model.pt2 -o m.tersor -p fold-bachnorm", "did you mean 'fold-batchnorm'?"),
         ("compile model.pt2 -o m.tersor -p dce,,cse", "pipeline, column 5"),
         ("compile model.pt2 -o m.tersor -p dce{fast=1}", "has no option 'fast'"),
-        ("compile model.pt2 -o m.tersor --target x86:znver5", "did you mean 'x86:znver4'?"),
+        ("compile model.pt2 -o m.tersor --target x86:znver6", "did you mean 'x86:znver5'?"),
         ("compile model.pt2 -o nowhere/m.tersor", "nowhere is not an existing directory; create it first"),
         ("compile model.pt2 -o x.npy/m.tersor", "x.npy is not an existing directory"),
         ("compile cut.tersor -o m.tersor", "truncated or damaged"),

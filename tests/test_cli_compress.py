@@ -235,7 +235,7 @@ def test_ctrl_c(tersor: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"pipeline": "O3"}, "has no pass that compresses"),
         ({"pipeline": "O3,prune-chanels"}, "did you mean 'prune-channels'?"),
         ({"pipeline": "O3,prune-channels{macs=0.001,multiple=1}"}, "macs=0.001 would empty a layer"),
-        ({"target": "x86:znver5"}, "did you mean 'x86:znver4'?"),
+        ({"target": "x86:znver6"}, "did you mean 'x86:znver5'?"),
         ({"output": "nowhere/m.tersor"}, "nowhere is not an existing directory; create it first"),
         ({"report": "nowhere/m.html"}, "nowhere is not an existing directory; create it first"),
         ({"report": "m.tersor"}, "m.tersor is the output already"),

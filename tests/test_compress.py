@@ -401,7 +401,7 @@ def test_interrupted(graph, tmp_path):
         ({"max_drop": float("nan"), "evaluate": len}, "max_drop must be 0 or more, not nan"),
         ({"evaluate": 3}, "evaluate must be a function that takes a model, not a int"),
         ({"output": Path("nowhere/m.tersor")}, "nowhere is not an existing directory"),
-        ({"target": "x86:znver5"}, "did you mean 'x86:znver4'"),
+        ({"target": "x86:znver6"}, "did you mean 'x86:znver5'"),
         ({"evaluate": lambda model: "good"}, "<lambda>: returned a str"),
     ],
 )

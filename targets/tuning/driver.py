@@ -21,7 +21,7 @@ from .result import TuningResult
 from .scheduler import Budget
 from .session import TuningSession
 from .task import Task
-from .tuned import load_tuned
+from .tuned import read_records
 
 
 def check_measurable(target: Target) -> Cpu:
@@ -45,11 +45,11 @@ def load_records(
     shipped: bool = True,
     say: Callable[[str], None] = lambda message: None,
 ) -> list[Record]:
-    """The records that hold for ``target``, as `load_tuned` finds them; ``say`` is told what does not, and why."""
-    tuned = load_tuned(target, log_dir, shipped=shipped)
-    for note in tuned.notes:
+    """The records that hold for ``target``, as `read_records` finds them; ``say`` is told what does not, and why."""
+    records = read_records(target, log_dir, shipped=shipped)
+    for note in records.notes:
         say(note)
-    return list(tuned.known)
+    return list(records.all_known())
 
 
 def tune_graph(

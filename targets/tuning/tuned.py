@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,28 +27,20 @@ class Tuned:
     ----------
     records
         For each workload the record whose option is used.
-    known
-        All records that hold for the target, those included.
-    ignored
-        How many of the user's records do not hold, by reason.
-    problems
-        ``file:line: reason`` for each line of a log that is no record.
+    notes
+        What a user should be told of the logs that they are from, in one line each.
     relative
-        What decides where there is no record for a workload.
+        What decides where nothing was measured for a workload.
     """
 
     def __init__(
         self,
         records: Mapping[Workload, Record],
-        known: tuple[Record, ...] = (),
-        ignored: Counter[str] | None = None,
-        problems: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
         relative: RelativeRecords | None = None,
     ) -> None:
-        self.records = dict(records)
-        self.known = known
-        self.ignored: Counter[str] = Counter(ignored)
-        self.problems = problems
+        self.records = records
+        self.notes = notes
         self._relative = relative
 
     def __call__(self, workload: Workload, options: Options) -> Option | None:
@@ -66,21 +58,23 @@ class Tuned:
         used = sorted(f"{workload} {encode(record.option)}" for workload, record in self.records.items())
         return hashlib.sha256("\n".join([*used, str(self._relative or "")]).encode()).hexdigest()
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """One line for each reason why records were ignored, and for each of the first damaged lines."""
-        counts = (f"ignored {count} record{'s' * (count != 1)}: {why}" for why, count in sorted(self.ignored.items()))
-        more = len(self.problems) - MOST_PROBLEMS
-        rest = (f"{more} more lines cannot be read",) if more > 0 else ()
-        return (*counts, *self.problems[:MOST_PROBLEMS], *rest)
-
 
 def load_tuned(target: Cpu, log_dir: str | Path | None = None, *, shipped: bool = True) -> Tuned:
-    """What the records of ``log_dir`` say, and those that ship with Tersor.
+    """What the records of ``log_dir`` say, and those that ship with Tersor, see `read_records`.
 
-    Of an option that ``log_dir`` has enough measurements of to decide by them alone, no others are used. For float32
-    workloads without any measurement, records of the target's relative decide (`Family.relatives`); they are not among
-    the `Tuned.known`, which tuning learns from.
+    For float32 workloads without any measurement, records of the target's relative decide (`Family.relatives`); tuning
+    does not learn from them.
+    """
+    records = read_records(target, log_dir, shipped=shipped)
+    relative = relative_of(target)
+    others = None if relative is None else RelativeRecords(records, read_records(relative, log_dir, shipped=shipped))
+    return Tuned(records, records.notes, others)
+
+
+def read_records(target: Cpu, log_dir: str | Path | None = None, *, shipped: bool = True) -> KnownRecords:
+    """The records of ``log_dir``, and those that ship with Tersor.
+
+    Of an option that ``log_dir`` has enough measurements of to decide by them alone, no others are used.
 
     Parameters
     ----------
@@ -96,73 +90,131 @@ def load_tuned(target: Cpu, log_dir: str | Path | None = None, *, shipped: bool 
     LogError
         When a log cannot be read.
     """
-    own, other = _read(target, log_dir, shipped)
-    known, ignored = _known(own.records, other.records, target)
-    relative = relative_of(target)
-    others = None
-    if relative is not None:
-        measured = frozenset(record.workload for record in known if record.is_measured)
-        others = RelativeRecords(target, relative, *_read(relative, log_dir, shipped), measured)
-    return Tuned(best(known), known, own.ignored + ignored, own.problems + other.problems, others)
-
-
-def _read(target: Cpu, log_dir: str | Path | None, shipped: bool) -> tuple[Log, Log]:
-    """A target's records of ``log_dir``, and those that ship."""
     nothing = Log((), (), Counter())
     own = nothing if log_dir is None else read_log(log_dir, target.name)
     is_shipped = log_dir is not None and Path(log_dir).resolve() == shipped_log_dir().resolve()
-    return own, read_log(shipped_log_dir(), target.name) if shipped and not is_shipped else nothing
+    return KnownRecords(
+        target, own, read_log(shipped_log_dir(), target.name) if shipped and not is_shipped else nothing
+    )
 
 
-def _known(own: Iterable[Record], shipped: Iterable[Record], target: Cpu) -> tuple[tuple[Record, ...], Counter[str]]:
-    """The records that hold for a target, and how many of the user's own do not, by reason."""
-    ours, theirs = fitting(own, target), fitting(shipped, target)
-    samples = Counter((record.workload, record.option) for record in ours.records if record.is_measured)
+class KnownRecords(Mapping[Workload, Record]):
+    """The record whose option is used, for each workload that another option than the default is used for.
+
+    Whether records hold for the target is found out workload by workload, when the compiler asks: where the target's
+    caches differ from those of the records, it takes milliseconds for each.
+
+    Parameters
+    ----------
+    target
+        What is compiled for.
+    own, shipped
+        The logs of the user's folder, and of those that ship.
+    """
+
+    def __init__(self, target: Cpu, own: Log, shipped: Log) -> None:
+        self.target = target
+        self._own, self._shipped = own, shipped
+        self._logged: defaultdict[Workload, tuple[list[Record], list[Record]]] = defaultdict(lambda: ([], []))
+        for index, log in enumerate((own, shipped)):
+            for record in log.records:
+                self._logged[record.workload][index].append(record)
+        self._known: dict[Workload, tuple[Record, ...]] = {}
+        self._best: dict[Workload, Record | None] = {}
+
+    def __getitem__(self, workload: Workload) -> Record:
+        if workload not in self._best:
+            self._best[workload] = best(self.known(workload)).get(workload)
+        found = self._best[workload]
+        if found is None:
+            raise KeyError(workload)
+        return found
+
+    def __iter__(self) -> Iterator[Workload]:
+        return (workload for workload in self._logged if workload in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def known(self, workload: Workload) -> tuple[Record, ...]:
+        """The records of a workload that hold for the target, those that ship first."""
+        if workload not in self._logged:
+            return ()
+        if workload not in self._known:
+            self._known[workload] = _known(*self._logged[workload], self.target)
+        return self._known[workload]
+
+    def all_known(self) -> tuple[Record, ...]:
+        """The records of all workloads that hold for the target."""
+        return tuple(record for workload in self._logged for record in self.known(workload))
+
+    def logged(self, workload: Workload) -> tuple[Record, ...]:
+        """The records of a workload, whether they hold or not."""
+        return tuple(record for part in self._logged.get(workload, ()) for record in part)
+
+    @property
+    def workloads(self) -> tuple[Workload, ...]:
+        """All that there are records of."""
+        return tuple(self._logged)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line for each reason why the user's records do not count, and for each of the first damaged lines."""
+        ignored = self._own.ignored + fitting(self._own.records, self.target).ignored
+        problems = self._own.problems + self._shipped.problems
+        counts = (f"ignored {count} record{'s' * (count != 1)}: {why}" for why, count in sorted(ignored.items()))
+        more = len(problems) - MOST_PROBLEMS
+        rest = (f"{more} more lines cannot be read",) if more > 0 else ()
+        return (*counts, *problems[:MOST_PROBLEMS], *rest)
+
+
+def _known(own: Iterable[Record], shipped: Iterable[Record], target: Cpu) -> tuple[Record, ...]:
+    """The records that hold for a target."""
+    ours, theirs = fitting(own, target).records, fitting(shipped, target).records
+    samples = Counter((record.workload, record.option) for record in ours if record.is_measured)
     others = [
         replace(record, is_shipped=True)
-        for record in theirs.records
+        for record in theirs
         if samples[record.workload, record.option] <= CONFIRMATIONS
     ]
-    return (*others, *ours.records), ours.ignored
+    return (*others, *ours)
 
 
 class RelativeRecords:
     """Records of a target with the same float32 kernels (`Family.relatives`), for workloads that nothing is known of.
 
-    Whether they hold is found out workload by workload, when the compiler asks: it takes milliseconds for each.
-
     Parameters
     ----------
-    target, relative
-        What is compiled for, and the target of the records, with the same caches and cores.
-    own, shipped
-        Its records of the user's folder, and those that ship.
-    measured
-        The workloads that ``target`` has measurements of its own for.
+    own
+        Of the target that is compiled for.
+    others
+        Of its relative, with the same caches and cores.
     """
 
-    def __init__(self, target: Cpu, relative: Cpu, own: Log, shipped: Log, measured: frozenset[Workload]) -> None:
-        self._target, self._relative = target, relative
-        self._records: defaultdict[Workload, tuple[list[Record], list[Record]]] = defaultdict(lambda: ([], []))
-        for index, log in enumerate((own, shipped)):
-            for record in log.records:
-                if getattr(record.workload.spec, "dtype", "") == "float32" and record.workload not in measured:
-                    self._records[record.workload][index].append(record)
+    def __init__(self, own: KnownRecords, others: KnownRecords) -> None:
+        self._own, self._others = own, others
         self._best: dict[Workload, Record | None] = {}
 
     def best(self, workload: Workload) -> Record | None:
         """A record whose option, and the default beside which it was timed, are the same kernels on both targets."""
         if workload not in self._best:
-            self._best[workload] = self._find(workload) if workload in self._records else None
+            self._best[workload] = self._find(workload)
         return self._best[workload]
 
     def _find(self, workload: Workload) -> Record | None:
-        known, _ = _known(*self._records[workload], self._relative)
-        found = best(known).get(workload)
-        here, there = Options(workload, self._target), Options(workload, self._relative)
-        return found if found is not None and found.option in here and here.default == there.default else None
+        if not _is_float32(workload) or any(record.is_measured for record in self._own.known(workload)):
+            return None
+        found = self._others.get(workload)
+        if found is None:
+            return None
+        here, there = (Options(workload, one.target) for one in (self._own, self._others))
+        return found if found.option in here and here.default == there.default else None
 
     def __str__(self) -> str:
         """Text that differs where other records decide."""
-        parts = (part for both in self._records.values() for part in both)
+        parts = (self._others.logged(one) for one in self._others.workloads if _is_float32(one))
         return "\n".join(f"{one.provenance.time} {one.outcome.ratio} {one.option}" for part in parts for one in part)
+
+
+def _is_float32(workload: Workload) -> bool:
+    return getattr(workload.spec, "dtype", "") == "float32"

@@ -72,7 +72,7 @@ def test_records_resolve_to_themselves():
 
 @pytest.mark.parametrize(
     ("name", "suggestion"),
-    [("x86:znver5", "x86:znver4"), ("x86:nativ", "x86:native"), ("x86:sapphirerapid", "x86:sapphirerapids")],
+    [("x86:znver6", "x86:znver5"), ("x86:nativ", "x86:native"), ("x86:sapphirerapid", "x86:sapphirerapids")],
 )
 def test_unknown_names_suggest_the_nearest(name: str, suggestion: str):
     with pytest.raises(TersorError, match=f"unknown target '{name}'.*{suggestion}.*tersor targets"):
@@ -104,7 +104,7 @@ RIGHT = {
     "zen2": "x86:znver3",
     "zen3": "x86:znver3",
     "zen4": "x86:znver4",
-    "zen5": "x86:znver4",
+    "zen5": "x86:znver5",
     "neoverse-n1": "arm:cortex-a76",
     "neoverse-v1": "arm:cortex-a76",
     "cortex-a72": "arm:cortex-a72",

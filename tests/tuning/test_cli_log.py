@@ -122,7 +122,7 @@ def test_help_has_examples(command, capsys):
     ("arguments", "message"),
     [
         (("stats", "none"), "none: no such folder; `tersor tune` makes one"),
-        (("best", "{log_dir}", "--target", "x86:znver5"), "unknown target 'x86:znver5'; did you mean 'x86:znver4'"),
+        (("best", "{log_dir}", "--target", "x86:znver6"), "unknown target 'x86:znver6'; did you mean 'x86:znver5'"),
         (("stats", "{log_dir}", "--target", "znver4"), "unknown target 'znver4'"),
         (("pack", "none"), "none: no such folder; `tersor tune` makes one"),
         (("merge", "none.jsonl", "--into", "{log_dir}"), "none.jsonl: no such file or folder"),

@@ -375,7 +375,8 @@ def test_shipped_records_are_used(shipped):
     found = tuned.load_tuned(ZNVER4)
     assert found(WORKLOAD, OPTIONS) == OPTIONS[1]
     assert found.notes == ()
-    assert found.known and all(one.is_shipped for one in found.known)
+    known = tuned.read_records(ZNVER4).all_known()
+    assert known and all(one.is_shipped for one in known)
     other = Workload("conv2d", Conv2dSpec(1, 32, 14, 14, 65))
     assert found(other, Options(other, ZNVER4)) is None
 
@@ -394,7 +395,8 @@ def test_too_few_own_measurements_do_not_undo_what_ships(shipped, tmp_path):
         append(tmp_path / "own", [record(1, 1.1e-3)])
         found = tuned.load_tuned(ZNVER4, tmp_path / "own")
         assert found(WORKLOAD, OPTIONS) == OPTIONS[1]
-        assert [one.is_shipped for one in found.known][:3] == [True] * 3 and not found.known[3].is_shipped
+        known = tuned.read_records(ZNVER4, tmp_path / "own").all_known()
+        assert [one.is_shipped for one in known][:3] == [True] * 3 and not known[3].is_shipped
 
 
 def test_what_does_not_count_of_the_own_log_is_told(shipped, tmp_path):
@@ -408,7 +410,23 @@ def test_what_does_not_count_of_the_own_log_is_told(shipped, tmp_path):
 
 def test_the_shipped_folder_is_read_once(shipped):
     append(shipped, [record(1), Record.now(TASK, Outcome(OPTIONS[3], "crash"))])
-    assert len(tuned.load_tuned(ZNVER4, shipped).known) == 2
+    assert len(tuned.read_records(ZNVER4, shipped).all_known()) == 2
+
+
+def test_only_records_of_the_workload_that_is_asked_for_are_looked_at(shipped, monkeypatch):
+    """Where caches differ, it takes milliseconds for each, and thousands ship."""
+    other = Workload("conv2d", Conv2dSpec(1, 32, 14, 14, 65))
+    append(shipped, [*[record(1)] * 3, replace(record(1), task=replace(TASK, workload=other))])
+    looked_at = []
+    fitting = tuned.fitting
+
+    def watched(records, target):
+        looked_at.extend(one.workload for one in records)
+        return fitting(records, target)
+
+    monkeypatch.setattr(tuned, "fitting", watched)
+    assert tuned.load_tuned(replace(ZNVER4, l3_bytes=1))(WORKLOAD, OPTIONS) == OPTIONS[1]
+    assert set(looked_at) == {WORKLOAD}
 
 
 def test_an_option_that_is_not_offered_is_not_used(shipped):

@@ -21,7 +21,7 @@ from tersor.targets.tuning.log import append
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.records import Record
 from tersor.targets.tuning.task import Task
-from tersor.targets.tuning.tuned import load_tuned
+from tersor.targets.tuning.tuned import load_tuned, read_records
 
 ALDER_LAKE, AVX2 = resolve_cpu("x86:alderlake"), resolve_cpu("x86:avx2")
 SPEC = Conv2dSpec(1, 32, 14, 14, 64)
@@ -46,7 +46,7 @@ def chosen(workload: Workload, target: Cpu, log_dir: Path) -> Option | None:
 def test_a_relative_has_records_for_float32(tmp_path: Path):
     log_dir = log_that(tmp_path, FLOATS, AVX2, last_option(FLOATS))
     assert chosen(FLOATS, AVX2, log_dir) == chosen(FLOATS, ALDER_LAKE, log_dir) == last_option(FLOATS)
-    assert load_tuned(ALDER_LAKE, log_dir, shipped=False).known == ()  # tuning does not learn from them
+    assert read_records(ALDER_LAKE, log_dir, shipped=False).all_known() == ()  # tuning does not learn from them
     assert chosen(FLOATS, resolve_cpu("x86:znver4"), log_dir) is None
 
 

@@ -154,7 +154,7 @@ def test_tune_writes_log_model_and_results(
     ("arguments", "message"),
     [
         (["tersor_tune_model:make", "--time", "-1"], "--time must be a positive number of seconds, not -1"),
-        (["tersor_tune_model:make", "--target", "x86:znver5"], "did you mean 'x86:znver4'?"),
+        (["tersor_tune_model:make", "--target", "x86:znver6"], "did you mean 'x86:znver5'?"),
         (["tersor_tune_model:make", "-o", "nowhere/m.tersor"], "nowhere is not an existing directory"),
         (["nothing.pt2"], "nothing.pt2: no such file"),
     ],

@@ -14,6 +14,7 @@ _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _VNNI = (*_AVX512, "avx512_vnni")
 _VBMI = (*_VNNI, "avx512vbmi", "avx512_vbmi2", "avx512ifma", "avx512_bitalg", "avx512_vpopcntdq")
 _BF16 = (*_VBMI, "avx512_bf16")
+_ZEN5 = (*_BF16, "avx_vnni")
 _AMX = (*_BF16, "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
 
 _CPUINFO_NAMES = MappingProxyType(
@@ -68,6 +69,7 @@ _RECORDS = (
     _x86("sapphirerapids", "sapphirerapids", _AMX, 48 * KIB, 2 * MIB, 32 * MIB),
     _x86("znver3", "znver3", _AVX2, 32 * KIB, 512 * KIB, 32 * MIB),
     _x86("znver4", "znver4", _BF16, 32 * KIB, 1 * MIB, 32 * MIB, multiply_adds=1),
+    _x86("znver5", "znver5", _ZEN5, 48 * KIB, 1 * MIB, 32 * MIB),
 )
 
 _RELATIVES = MappingProxyType({"x86:alderlake": "x86:avx2"})  # AVX-VNNI multiplies bytes only
