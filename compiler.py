@@ -38,9 +38,8 @@ from .targets.runtime.exits import EarlyExits
 from .targets.runtime.ports import ports
 from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
 from .targets.tuning.observer import Observer
-from .targets.tuning.records import best
 from .targets.tuning.scheduler import Budget
-from .targets.tuning.tuned import Tuned, load_tuned
+from .targets.tuning.tuned import Tuned, load_tuned, tuned_by
 
 
 @dataclass(frozen=True)
@@ -504,7 +503,7 @@ def _tune(optimized: Optimized, trials: int, log_dir: Path, observer: Observer |
     target = check_measurable(optimized.target)
     records = load_records(target, log_dir, say=_warn)
     result = tune_graph(optimized.graph, target, Budget(trials), log_dir=log_dir, records=records, observer=observer)
-    return Tuned(best(result.records))
+    return tuned_by(result.records, target, log_dir)
 
 
 def _warn(message: str) -> None:

@@ -22,13 +22,12 @@ from rich.console import Console
 from torch import nn
 
 import tersor
-from benchmarks.kernels import PIPELINES
+from benchmarks.kernels import PIPELINES, reader
 from benchmarks.tables import new_table
 from tersor.targets import Executable
 
 BYTES = {"float32": 4, "bf16": 2, "int8": 1}
 HOT_BYTES = 448 << 10  # of what a layer alone reads and writes: less than half of L2
-READER = 8  # channels of a small layer behind, so that results are stored as within a network
 ROUNDS = 60
 
 
@@ -84,15 +83,15 @@ def measure(block: Residual, precision: str, threads: int) -> Bound:
     depthwise = _depthwise(block.hidden, block.stride)
     whole = nn.Sequential(
         *(nn.Conv2d(block.inputs, block.hidden, 1), nn.ReLU6(), *depthwise, nn.Conv2d(block.hidden, block.outputs, 1)),
-        _reader(block.outputs, block.behind),
+        reader(block.outputs, block.behind),
     )
     width = BYTES[precision]
     row = block.behind * (block.hidden + block.outputs) * width
     rows = _divisor(block.behind, HOT_BYTES // row)
     plane = (block.size**2 + block.behind**2) * width
     channels = 16 * _divisor(block.hidden // 16, HOT_BYTES // (16 * plane))
-    strip = nn.Sequential(nn.Conv2d(block.hidden, block.outputs, 1), _reader(block.outputs, block.behind))
-    few = nn.Sequential(*_depthwise(channels, block.stride), _reader(channels, block.behind))
+    strip = nn.Sequential(nn.Conv2d(block.hidden, block.outputs, 1), reader(block.outputs, block.behind))
+    few = nn.Sequential(*_depthwise(channels, block.stride), reader(channels, block.behind))
     programs = [
         _compiled(whole, (block.inputs, block.size, block.size), precision, threads),
         _compiled(few, (channels, block.size, block.size), precision, threads),
@@ -121,10 +120,6 @@ def least_kernel_seconds(programs: Sequence[Executable]) -> list[list[float]]:
 
 def _depthwise(channels: int, stride: int) -> tuple[nn.Module, nn.Module]:
     return nn.Conv2d(channels, channels, 3, stride, 1, groups=channels), nn.ReLU6()
-
-
-def _reader(channels: int, extent: int) -> nn.Module:
-    return nn.Conv2d(channels, READER, 1, stride=extent)
 
 
 def _divisor(number: int, most: int) -> int:

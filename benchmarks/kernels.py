@@ -5,7 +5,8 @@
     python -m benchmarks.kernels --json kernels.json
     python -m benchmarks.kernels --layers "1x1*" --before kernels.json      # both, beside each other
 
-Each layer is compiled alone, with its ReLU, on an input that the caches hold. Calls of all kernels take turns, and the
+Each layer is compiled with its ReLU, and with a small layer behind it that reads its result, so that the result has the
+type that it has within a network. Its input is one that the caches hold. Calls of all kernels take turns, and the
 fastest ones count, so that other programs of the machine do not. The limit is that of `benchmarks.roofline`: the
 multiply-adds that a kernel does at the probed peak of its type, or its bytes from the nearest cache that could hold
 them.
@@ -41,6 +42,7 @@ MARKERS = (
 )
 PIPELINES = {"float32": "O3", "bf16": "O3,to-bf16", "int8": "O3,quantize{keep=all}"}
 BATCHES = 4  # of calibration data
+READER = 8  # channels of the small layer behind
 ROUNDS = 40
 FASTEST = 4  # the slowest of so many fastest calls counts: a single one might be an error of the clock
 
@@ -67,15 +69,16 @@ class Convolution:
     groups: int = 1
 
     def __str__(self) -> str:
-        kind = "depthwise " if self.groups > 1 else f"{self.kernel}x{self.kernel} "
+        window = f"{self.kernel}x{self.kernel} " if self.groups == 1 or self.kernel != 3 else ""
         half = f"/{self.stride}" if self.stride > 1 else ""
-        return f"{kind}{self.inputs}->{self.outputs} {self.size}^2{half}"
+        return f"{'depthwise ' * (self.groups > 1)}{window}{self.inputs}->{self.outputs} {self.size}^2{half}"
 
     def make(self) -> tuple[nn.Module, torch.Tensor]:
-        """The layer with its activation, and an input."""
+        """The layer with its activation and a reader, and an input."""
         padding = self.kernel // 2
         layer = nn.Conv2d(self.inputs, self.outputs, self.kernel, self.stride, padding, groups=self.groups)
-        return nn.Sequential(layer, nn.ReLU()), torch.randn(1, self.inputs, self.size, self.size)
+        behind = reader(self.outputs, -(-self.size // self.stride))
+        return nn.Sequential(layer, nn.ReLU(), behind), torch.randn(1, self.inputs, self.size, self.size)
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,14 @@ class Product:
         return f"linear {self.rows}x{self.inputs}->{self.outputs}"
 
     def make(self) -> tuple[nn.Module, torch.Tensor]:
-        """The layer, and an input."""
-        return nn.Sequential(nn.Linear(self.inputs, self.outputs)), torch.randn(self.rows, self.inputs)
+        """The layer with a reader, and an input."""
+        layers = nn.Linear(self.inputs, self.outputs), nn.Linear(self.outputs, READER)
+        return nn.Sequential(*layers), torch.randn(self.rows, self.inputs)
+
+
+def reader(channels: int, extent: int) -> nn.Module:
+    """A small layer behind a plane of ``extent`` rows: it takes the result as the next layer of a network would."""
+    return nn.Conv2d(channels, READER, 1, stride=extent)
 
 
 LAYERS: tuple[Convolution | Product, ...] = (
@@ -103,6 +112,8 @@ LAYERS: tuple[Convolution | Product, ...] = (
     *(Convolution(*one) for one in ((64, 56, 64, 3), (128, 28, 128, 3), (256, 14, 256, 3), (512, 7, 512, 3))),
     *(Convolution(*one) for one in ((3, 224, 64, 7, 2), (64, 224, 64, 3), (256, 56, 256, 3), (512, 14, 512, 3))),
     *(Convolution(channels, size, channels, 3, 1, channels) for channels, size in ((96, 56), (144, 56), (576, 14))),
+    *(Convolution(channels, size, channels, 3, 2, channels) for channels, size in ((96, 112), (144, 56))),
+    *(Convolution(channels, size, channels, 5, 1, channels) for channels, size in ((240, 28), (480, 14), (1152, 7))),
     *(Product(128, *one) for one in ((384, 384), (384, 1536), (1536, 384))),  # MiniLM
     *(Product(197, *one) for one in ((192, 576), (192, 192), (192, 768), (768, 192))),  # ViT-Tiny
 )

@@ -69,9 +69,8 @@ def tune(
     from ..targets.tuning.chart import draw
     from ..targets.tuning.driver import check_measurable, load_records, tune_graph
     from ..targets.tuning.log import target_folder
-    from ..targets.tuning.records import best
     from ..targets.tuning.scheduler import Budget
-    from ..targets.tuning.tuned import Tuned
+    from ..targets.tuning.tuned import tuned_by
     from .opt_driver import import_plugins
     from .tables import progress
     from .tuning_progress import observer
@@ -107,7 +106,7 @@ def tune(
                 optimized.graph,
                 optimized.target,
                 threads=threads,
-                choose=Tuned(best(result.records)),
+                choose=tuned_by(result.records, machine, log_dir),
                 report=optimized.report,
                 begin=shown.begin,
                 cache=options.kernels,

@@ -18,6 +18,7 @@ from .log import Log, read_log, shipped_log_dir
 from .records import CONFIRMATIONS, Record, best, fitting
 
 MOST_PROBLEMS = 5  # lines of a damaged log that are named one by one
+_NOTHING = Log((), (), Counter())
 
 
 class Tuned:
@@ -65,8 +66,16 @@ def load_tuned(target: Cpu, log_dir: str | Path | None = None, *, shipped: bool 
     For float32 workloads without any measurement, records of the target's relative decide (`Family.relatives`); tuning
     does not learn from them.
     """
-    records = read_records(target, log_dir, shipped=shipped)
-    relative = relative_of(target)
+    return _with_relative(read_records(target, log_dir, shipped=shipped), log_dir, shipped=shipped)
+
+
+def tuned_by(records: Iterable[Record], target: Cpu, log_dir: str | Path | None = None) -> Tuned:
+    """What the records that a tuning session ends with say, and those of the target's relative as in `load_tuned`."""
+    return _with_relative(KnownRecords(target, Log(tuple(records), (), Counter()), _NOTHING), log_dir, shipped=True)
+
+
+def _with_relative(records: KnownRecords, log_dir: str | Path | None, *, shipped: bool) -> Tuned:
+    relative = relative_of(records.target)
     others = None if relative is None else RelativeRecords(records, read_records(relative, log_dir, shipped=shipped))
     return Tuned(records, records.notes, others)
 

@@ -21,7 +21,7 @@ from tersor.targets.tuning.log import append
 from tersor.targets.tuning.outcome import Outcome
 from tersor.targets.tuning.records import Record
 from tersor.targets.tuning.task import Task
-from tersor.targets.tuning.tuned import load_tuned, read_records
+from tersor.targets.tuning.tuned import load_tuned, read_records, tuned_by
 
 ALDER_LAKE, AVX2 = resolve_cpu("x86:alderlake"), resolve_cpu("x86:avx2")
 SPEC = Conv2dSpec(1, 32, 14, 14, 64)
@@ -67,6 +67,15 @@ def test_a_measurement_of_its_own_decides(tmp_path: Path):
     log_that(log_dir, FLOATS, ALDER_LAKE, last_option(FLOATS), ratio=1.5)
     assert chosen(FLOATS, ALDER_LAKE, log_dir) is None
     assert chosen(FLOATS, AVX2, log_dir) == last_option(FLOATS)
+
+
+def test_they_decide_after_tuning_too(tmp_path: Path):
+    log_dir = log_that(tmp_path, FLOATS, AVX2, last_option(FLOATS))
+    options = Options(FLOATS, ALDER_LAKE)
+    assert tuned_by((), ALDER_LAKE, log_dir)(FLOATS, options) == last_option(FLOATS)
+    log_that(log_dir, FLOATS, ALDER_LAKE, last_option(FLOATS), ratio=1.5)
+    measured = read_records(ALDER_LAKE, log_dir, shipped=False).all_known()
+    assert tuned_by(measured, ALDER_LAKE, log_dir)(FLOATS, options) is None
 
 
 def test_threads_must_agree(tmp_path: Path):
