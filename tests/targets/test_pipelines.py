@@ -15,6 +15,7 @@ from tersor.frontend import from_torch
 from tersor.ir import Graph
 from tersor.measuring import PREPARING_PASSES, REQUIRED_PASSES
 from tersor.passes import PRESETS, Exactness, list_passes, run_passes
+from tersor.passes.registry import OTHER
 from tersor.targets.codegen.kernel import CompileError
 from tersor.targets.codegen.lowering import lower
 from tersor.targets.machines.catalog import resolve_cpu
@@ -30,7 +31,9 @@ TARGET = resolve_cpu(NATIVE)
 # Passes that are exact or close and take no options or data; those of quantization make notes for others, or need
 # examples of inputs.
 SINGLE = [
-    info.name for info in list_passes() if info.exactness is not Exactness.APPROXIMATE and info.purpose != "quantize"
+    info.name
+    for info in list_passes()
+    if info.exactness is not Exactness.APPROXIMATE and info.purpose not in ("quantize", OTHER)  # of test suites
 ]
 FUNCTIONS: tuple[tuple[Any, Any], ...] = (
     *((function, ((3, 4, 6),)) for function in test_elementwise.UNARY.values()),
