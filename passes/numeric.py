@@ -160,8 +160,8 @@ def _deviation(index: int, expected: torch.Tensor, actual: torch.Tensor) -> Devi
 
 
 def own_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
-    """How far ``graph`` may be from itself, as a share of an output's scale: `float32_rounding` or `step_rounding`."""
-    return max(float32_rounding(graph, inputs), step_rounding(graph, inputs))
+    """How far ``graph`` may be from itself, as a share of an output's scale: the largest of the three ways below."""
+    return max(float32_rounding(graph, inputs), step_rounding(graph, inputs), result_rounding(graph, inputs))
 
 
 def step_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
@@ -194,7 +194,7 @@ def float32_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
         return 0.0
 
 
-def choice_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
+def result_rounding(graph: Graph, inputs: Sequence[torch.Tensor]) -> float:
     """How far outputs move when the results of each op move by up to what float32 is off in them.
 
     It finds what `float32_rounding` finds by luck only: choices between numbers that are nearly the same. Where they
