@@ -24,10 +24,13 @@ def new_table(
     text_columns: int = 1,
     **options: Instance,
 ) -> Table:
-    """A table whose first columns are texts, on the left, and all others numbers; ``options`` are those of rich."""
+    """A table whose first columns are texts, on the left, and all others numbers; ``options`` are those of rich.
+
+    Where a terminal is narrow, cells take several lines, and nothing of them is left out.
+    """
     view = Table(title=title, title_justify="left", **options)
     for index, column in enumerate(columns):
-        view.add_column(column, justify="left" if index < text_columns else "right", no_wrap=True)
+        view.add_column(column, justify="left" if index < text_columns else "right", overflow="fold")
     for row in rows:
         view.add_row(*row)
     return view
