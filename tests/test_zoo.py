@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.zoo.catalog import ZOO
 from benchmarks.zoo.entry import Entry, Integers, Numbers
 from benchmarks.zoo.page import write_page
-from benchmarks.zoo.stages import Stage, examine
+from benchmarks.zoo.stages import Stage, UnequalError, examine, require_near
 from benchmarks.zoo.suite import in_one_line, read_results, run, try_model
 
 IMPORTED = ("bert", "convnext", "efficientdet_bifpn", "resnet20_cifar10", "pointnet", "spatial_transformer", "yolov8")
@@ -73,6 +73,14 @@ def test_a_bad_model_ends_nothing_and_a_run_goes_on(tmp_path) -> None:
     assert read_results(path)["right"]["stage"] == "import"
     assert in_one_line(said[0]) == "[zoo] dies: import fails: its process ended with 3"
     assert in_one_line(said[-1]) == "[zoo] right: import done"
+
+
+@pytest.mark.parametrize(("found", "rounding"), [(0.002, 0.0), (0.02, 0.004), (float("nan"), 1.0)])
+def test_what_a_compilation_would_refuse_fails(found: float, rounding: float) -> None:
+    require_near(0.0005, 0.0)
+    require_near(0.02, 0.006)
+    with pytest.raises(UnequalError, match="it differs from PyTorch by"):
+        require_near(found, rounding)
 
 
 def test_a_model_has_so_much_time() -> None:

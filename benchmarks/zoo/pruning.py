@@ -42,7 +42,7 @@ from tersor.targets.codegen import relax_module  # noqa: F401  (likewise: it bri
 from .catalog import ZOO
 from .entry import Entry
 from .page import PAGE, write_page
-from .stages import THREADS, Record, Steps, Tensors, go_through, outputs_of, settle
+from .stages import THREADS, Record, Steps, Tensors, UnequalError, go_through, outputs_of, settle
 from .suite import PRUNED_RESULTS, RESULTS, TRAINED_RESULTS, in_one_line, read_results, run
 
 SHARE = 0.3  # that goes
@@ -57,10 +57,6 @@ class PruningStage(StrEnum):
     IMPORT = "import"
     PRUNE = "prune"
     COMPILE = "compile"
-
-
-class UnequalError(Exception):
-    """Two networks that should be one are not."""
 
 
 def examine_pruning(entry: Entry, stage: StrEnum, record: Callable[[Record], None]) -> None:

@@ -20,7 +20,7 @@ import tersor
 from benchmarks.harness import ExecutableRunner, Schedule, difference, measure
 from benchmarks.peers import Network, OnnxRuntime, Precision, Runner
 from benchmarks.tables import AGREEMENT
-from tersor import TersorError, from_torch
+from tersor import TersorError, checking, from_torch
 from tersor.frontend.errors import UnsupportedError
 from tersor.ir.foreign import Json
 from tersor.passes.numeric import own_rounding
@@ -77,6 +77,10 @@ def settle(module: nn.Module, entry: Entry) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     module.eval()
+
+
+class UnequalError(Exception):
+    """Two networks that should be one are not."""
 
 
 class UnusableEntry(Exception):
@@ -169,12 +173,18 @@ def compiled(module: nn.Module, entry: Entry, inputs: tuple[torch.Tensor, ...], 
     actual = ExecutableRunner(executable).run([tensor.numpy() for tensor in inputs])
     made.append(executable)
     found: Record = {"compile_seconds": seconds, "difference": difference(expected, actual)}
-    return found | (conditioning(module, inputs) if found["difference"] > TOLERANCE else {})
+    if not found["difference"] <= TOLERANCE:
+        found["rounding"] = own_rounding(from_torch(module, inputs), inputs)  # what it alone makes of these weights
+        require_near(found["difference"], found["rounding"])
+    return found
 
 
-def conditioning(module: nn.Module, inputs: Tensors) -> Record:
-    """What rounding alone makes of these weights."""
-    return {"rounding": own_rounding(from_torch(module, inputs), inputs)}
+def require_near(found: float, rounding: float) -> None:
+    """Raise `UnequalError` where ``tersor.compile`` with its comparison would refuse the network."""
+    if not found <= max(checking.TOLERANCE, checking.ROUNDING * rounding):
+        raise UnequalError(
+            f"it differs from PyTorch by {found:.3g} of the outputs' scale, rounding alone {rounding:.3g}"
+        )
 
 
 def timed(module: nn.Module, inputs: tuple[torch.Tensor, ...], executable: Executable) -> Record:
