@@ -99,12 +99,10 @@ def read_records(target: Cpu, log_dir: str | Path | None = None, *, shipped: boo
     LogError
         When a log cannot be read.
     """
-    nothing = Log((), (), Counter())
-    own = nothing if log_dir is None else read_log(log_dir, target.name)
+    own = _NOTHING if log_dir is None else read_log(log_dir, target.name)
     is_shipped = log_dir is not None and Path(log_dir).resolve() == shipped_log_dir().resolve()
-    return KnownRecords(
-        target, own, read_log(shipped_log_dir(), target.name) if shipped and not is_shipped else nothing
-    )
+    others = read_log(shipped_log_dir(), target.name) if shipped and not is_shipped else _NOTHING
+    return KnownRecords(target, own, others)
 
 
 class KnownRecords(Mapping[Workload, Record]):
