@@ -224,7 +224,7 @@ def _schedule(rounds: int) -> Schedule:
 
 def _show(key: str, title: str, studies: Sequence[Study], json: Path) -> None:
     if any(study.changes for study in studies):
-        console.print(changes_table(f"{title}: accuracy", studies))
+        console.print(changes_table(f"{title}: accuracy at once, with new statistics, and fine-tuned", studies))
     if any(study.programs for study in studies):
         console.print(programs_table(f"{title}: compiled, one picture, two threads", studies))
     save(json, key, studies)

@@ -26,8 +26,8 @@ from .training import THREADS
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-PROGRAMS = ("network", "program", "M mult-adds", "accuracy %", "points", "ms", "times faster")
-CHANGES = ("network", "what", "mult-adds", "raw %", "re-estimated %", "fine-tuned %", "tuning s")
+PROGRAMS = ("network", "program", "M macs", "right %", "points", "ms", "faster")
+CHANGES = ("network", "what", "macs", "raw %", "stats %", "tuned %", "s")  # statistics anew, tuning and its seconds
 
 
 def programs_table(title: str, studies: Sequence[Study]) -> Table:
