@@ -39,7 +39,7 @@ from .targets.runtime.ports import ports
 from .targets.tuning.driver import DEFAULT_LOG_DIR, check_measurable, load_records, tune_graph
 from .targets.tuning.observer import Observer
 from .targets.tuning.scheduler import Budget
-from .targets.tuning.tuned import Tuned, load_tuned, tuned_by
+from .targets.tuning.tuned import Tuned, read_records, tuned_by, tuned_from
 
 
 @dataclass(frozen=True)
@@ -250,10 +250,10 @@ def load_choices(target: Target, log_dir: Path | None) -> Tuned | None:
     """What records say about a processor's kernels; warns of what cannot be used of ``log_dir``."""
     if not isinstance(target, Cpu):
         return None
-    tuned = load_tuned(target, log_dir)
-    for note in tuned.notes:
+    records = read_records(target, log_dir)
+    for note in records.notes:
         _warn(note)
-    return tuned
+    return tuned_from(records, log_dir)
 
 
 @dataclass(frozen=True)

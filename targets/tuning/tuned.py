@@ -28,8 +28,6 @@ class Tuned:
     ----------
     records
         For each workload the record whose option is used.
-    notes
-        What a user should be told of the logs that they are from, in one line each.
     relative
         What decides where nothing was measured for a workload.
     """
@@ -37,11 +35,9 @@ class Tuned:
     def __init__(
         self,
         records: Mapping[Workload, Record],
-        notes: tuple[str, ...] = (),
         relative: RelativeRecords | None = None,
     ) -> None:
         self.records = records
-        self.notes = notes
         self._relative = relative
 
     def __call__(self, workload: Workload, options: Options) -> Option | None:
@@ -61,23 +57,24 @@ class Tuned:
 
 
 def load_tuned(target: Cpu, log_dir: str | Path | None = None, *, shipped: bool = True) -> Tuned:
-    """What the records of ``log_dir`` say, and those that ship with Tersor, see `read_records`.
-
-    For float32 workloads without any measurement, records of the target's relative decide (`Family.relatives`); tuning
-    does not learn from them.
-    """
-    return _with_relative(read_records(target, log_dir, shipped=shipped), log_dir, shipped=shipped)
+    """What the records of ``log_dir`` say, and those that ship with Tersor, see `read_records` and `tuned_from`."""
+    return tuned_from(read_records(target, log_dir, shipped=shipped), log_dir, shipped=shipped)
 
 
 def tuned_by(records: Iterable[Record], target: Cpu, log_dir: str | Path | None = None) -> Tuned:
-    """What the records that a tuning session ends with say, and those of the target's relative as in `load_tuned`."""
-    return _with_relative(KnownRecords(target, Log(tuple(records), (), Counter()), _NOTHING), log_dir, shipped=True)
+    """What the records that a tuning session ends with say."""
+    return tuned_from(KnownRecords(target, Log(tuple(records), (), Counter()), _NOTHING), log_dir)
 
 
-def _with_relative(records: KnownRecords, log_dir: str | Path | None, *, shipped: bool) -> Tuned:
+def tuned_from(records: KnownRecords, log_dir: str | Path | None = None, *, shipped: bool = True) -> Tuned:
+    """What records say.
+
+    For float32 workloads without any measurement, records of the target's relative decide (`Family.relatives`), those
+    of ``log_dir`` and those that ship; tuning does not learn from them.
+    """
     relative = relative_of(records.target)
     others = None if relative is None else RelativeRecords(records, read_records(relative, log_dir, shipped=shipped))
-    return Tuned(records, records.notes, others)
+    return Tuned(records, others)
 
 
 def read_records(target: Cpu, log_dir: str | Path | None = None, *, shipped: bool = True) -> KnownRecords:

@@ -374,8 +374,9 @@ def test_shipped_records_are_used(shipped):
     append(shipped, [*[record(1)] * 3, record(2, target=replace(ZNVER4, cores=1))])
     found = tuned.load_tuned(ZNVER4)
     assert found(WORKLOAD, OPTIONS) == OPTIONS[1]
-    assert found.notes == ()
-    known = tuned.read_records(ZNVER4).all_known()
+    records = tuned.read_records(ZNVER4)
+    assert records.notes == ()
+    known = records.all_known()
     assert known and all(one.is_shipped for one in known)
     other = Workload("conv2d", Conv2dSpec(1, 32, 14, 14, 65))
     assert found(other, Options(other, ZNVER4)) is None
@@ -403,7 +404,7 @@ def test_what_does_not_count_of_the_own_log_is_told(shipped, tmp_path):
     append(shipped, [record(2, target=replace(ZNVER4, cores=1))])
     append(tmp_path / "own", [record(1), record(2, target=replace(ZNVER4, cores=1))])
     path = write(tmp_path / "own", "broken")
-    notes = tuned.load_tuned(ZNVER4, tmp_path / "own").notes
+    notes = tuned.read_records(ZNVER4, tmp_path / "own").notes
     assert notes[0] == "ignored 1 record: made for 1 thread"
     assert notes[1].startswith(f"{path}:3: ")
 
